@@ -1,0 +1,56 @@
+# Everything runs in .venv, which the first target makes from constraints.txt.
+#
+#     make demo     install and run the demonstration
+#     make test     install and run every test
+#     make check    lint, types, docs and tests
+#
+# PYTHON picks the interpreter that makes .venv; PYTEST_ARGS goes to pytest (for example PYTEST_ARGS="-n 2 -k softmax").
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+export NO_MKDOCS_2_WARNING := 1
+
+.PHONY: demo test lint types docs check bench clean
+
+demo: $(STAMP)
+	$(BIN)/itergp demo
+
+test: $(STAMP)
+	$(BIN)/python -m pytest --doctest-modules itergp tests $(PYTEST_ARGS)
+
+lint: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(STAMP)
+	$(BIN)/mypy
+
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet --site-dir site
+
+check: lint types docs test
+
+$(VENV)/.installed-bench: $(STAMP)
+	@echo "Adding what the benchmarks compare with to $(VENV) ..."
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[bench]'
+	@touch $@
+
+bench: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks.foundation
+
+$(STAMP): pyproject.toml constraints.txt
+	@echo "Setting up $(VENV) (some minutes, once) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+# Leaves .venv, which is expensive; to start afresh, remove that folder too.
+clean:
+	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis itergp-demo.png
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -1,0 +1,215 @@
+"""``Likelihood``: what one observation says about its latent values.
+
+Every likelihood is a ``gpytorch.likelihoods.Likelihood`` and adds the local calculus that the solvers need.
+Throughout, ``f`` has shape ``(..., N, C)``: rows, then latent functions; leading dimensions are samples.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, ClassVar
+
+import gpytorch
+import torch
+from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from torch import Tensor
+from torch.distributions import Distribution
+
+from itergp.errors import InputError
+from itergp.likelihoods.quadrature import gauss_hermite, psd_root
+
+_NUM_NODES = 20
+_NUM_PAIRS = 16
+
+
+class Likelihood(gpytorch.likelihoods.Likelihood):
+    """Base class of the likelihoods: log-density, gradient, curvature and predictive distribution.
+
+    Attributes:
+        num_latents: Number C of latent functions per row.
+        log_concave: Whether ``log p(y | f)`` is concave in ``f``, which the certificate needs.
+        quadratic: Whether ``log p(y | f)`` is quadratic in ``f``; Laplace and variational posteriors then agree.
+        curvature: ``"hessian"`` when W is the negative Hessian, else the positive semi-definite stand-in
+            (``"fisher"``, ``"gauss-newton"`` or ``"absolute hessian"``).
+    """
+
+    num_latents: int = 1
+    log_concave: bool = True
+    quadratic: ClassVar[bool] = False
+    curvature: str = "hessian"
+
+    # ------------------------------------------------------------ the calculus
+    @abstractmethod
+    def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
+        """``log p(y_n | f_n)``, with all normalising constants.
+
+        Args:
+            f: Latent values ``(..., N, C)``.
+            targets: Validated targets ``(N,)``.
+
+        Returns:
+            ``(..., N)``.
+        """
+
+    @abstractmethod
+    def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of the log-density and curvature, its negative Hessian or a positive semi-definite stand-in.
+
+        Args:
+            f: Latent values ``(..., N, C)``.
+            targets: Validated targets ``(N,)``.
+
+        Returns:
+            g ``(..., N, C)`` and W ``(..., N, C, C)``.
+        """
+
+    @abstractmethod
+    def validate_targets(self, targets: Tensor) -> Tensor:
+        """Checks targets and returns them in the form the calculus uses.
+
+        Raises:
+            InputError: If a target is outside the support, saying which, and what to do.
+        """
+
+    @abstractmethod
+    def predictive(self, mean: Tensor, covariance: Tensor) -> Distribution:
+        """Distribution of observations, the latent marginals integrated out.
+
+        Args:
+            mean: Latent means ``(M, C)``.
+            covariance: Latent covariances between the C functions of one row ``(M, C, C)``; zeros give the plug-in
+                distribution.
+
+        Returns:
+            A distribution with batch shape ``(M,)``.
+        """
+
+    # ------------------------------------------------ GPyTorch's side of things
+    @abstractmethod
+    def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Distribution:
+        """Conditional distribution ``p(y | f)``; ``function_samples`` is ``(..., N)`` for C = 1, else ``(..., N, C)``."""
+
+    def marginal(self, function_dist: MultivariateNormal, *args: Any, **kwargs: Any) -> Distribution:
+        """Predictive distribution for a latent posterior: what ``likelihood(model(x))`` returns."""
+        return self.predictive(*latent_marginals(function_dist, self.num_latents))
+
+    def log_marginal(
+        self, observations: Tensor, function_dist: MultivariateNormal, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """``log E[p(y_n | f_n)]`` for each row, ``(N,)``."""
+        return self.marginal(function_dist).log_prob(observations)
+
+    def expected_log_prob(
+        self, observations: Tensor, function_dist: MultivariateNormal, *args: Any, **kwargs: Any
+    ) -> Tensor:
+        """``E[log p(y_n | f_n)]`` for each row, ``(N,)``."""
+        mean, covariance = latent_marginals(function_dist, self.num_latents)
+        nodes, weights = self.standard_nodes(mean)
+        offsets = node_offsets(psd_root(covariance), nodes)
+        return self.expected_log_density(mean, offsets, weights, self.validate_targets(observations))
+
+    # ------------------------------------------------------------ expectations
+    def expected_log_density(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+        """``E[log p(y_n | f_n)]`` for each row ``(N,)``, as a weighted sum over nodes.
+
+        Args:
+            mean: Latent means ``(N, C)``.
+            offsets: Distances of the nodes from the mean ``(S, N, C)``.
+            weights: Weights of the nodes ``(S,)``.
+            targets: Validated targets ``(N,)``.
+        """
+        total = torch.zeros_like(mean[:, 0])
+        for offset, weight in zip(offsets, weights, strict=True):
+            total = total + weight * self.log_density(mean + offset, targets)
+        return total
+
+    def expected_derivatives(
+        self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Expected gradient ``(N, C)`` and curvature ``(N, C, C)``; arguments as in ``expected_log_density``."""
+        gradient, curvature = torch.zeros_like(mean), mean.new_zeros(*mean.shape, mean.shape[-1])
+        for offset, weight in zip(offsets, weights, strict=True):
+            g, W = self.derivatives(mean + offset, targets)
+            gradient, curvature = gradient + weight * g, curvature + weight * W
+        return gradient, curvature
+
+    def standard_nodes(self, like: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+        """Standard normal nodes for expectations over a row's latent values.
+
+        20 Gauss-Hermite nodes, the same for every row, when C = 1; otherwise 16 antithetic pairs of fixed
+        pseudo-random samples, different for every row so that their errors average out.
+
+        Args:
+            like: Means ``(N, C)``, for shape, dtype and device.
+            seed: Seed of the samples.
+
+        Returns:
+            Nodes ``(S, N or 1, C)`` and weights ``(S,)``.
+        """
+        if like.shape[-1] == 1:
+            nodes, weights = gauss_hermite(_NUM_NODES, like=like)
+            return nodes[:, None, None], weights
+        generator = torch.Generator().manual_seed(seed)
+        half = torch.randn(_NUM_PAIRS, *like.shape, generator=generator, dtype=torch.float32).to(like)
+        return torch.cat([half, -half]), like.new_full((2 * _NUM_PAIRS,), 0.5 / _NUM_PAIRS)
+
+
+def node_offsets(root: Tensor, nodes: Tensor) -> Tensor:
+    """``root_n @ node_s`` ``(S, N, C)`` for roots ``(N, C, C)`` and nodes ``(S, N or 1, C)``."""
+    if root.shape[-1] == 1:
+        return nodes * root.squeeze(-1)
+    return torch.bmm(root, nodes.permute(1, 2, 0)).permute(2, 0, 1).contiguous()
+
+
+def latent_marginals(function_dist: MultivariateNormal, num_latents: int) -> tuple[Tensor, Tensor]:
+    """Per-row means ``(M, C)`` and covariances ``(M, C, C)`` of a GPyTorch latent distribution.
+
+    Raises:
+        InputError: If the distribution does not have ``num_latents`` functions.
+    """
+    mean = function_dist.mean
+    if isinstance(function_dist, MultitaskMultivariateNormal):
+        size = mean.shape[-1]
+        if hasattr(function_dist, "row_covariance"):  # our own posteriors know their marginals
+            return mean, function_dist.row_covariance()
+        covariance = function_dist.lazy_covariance_matrix
+        rows = torch.arange(mean.shape[-2], device=mean.device)[:, None, None]
+        index = torch.arange(size, device=mean.device)
+        first, second = (rows * size + index[None, :, None]), (rows * size + index[None, None, :])
+        first, second = torch.broadcast_tensors(first, second)
+        blocks = covariance[first.reshape(-1), second.reshape(-1)].reshape(first.shape)
+    else:
+        size = 1
+        mean, blocks = mean.unsqueeze(-1), function_dist.variance[..., None, None]
+    if size != num_latents:
+        raise InputError(
+            f"The likelihood needs a distribution over {num_latents} latent function(s) per row. Got {size}. Call the "
+            "model that was built with this likelihood."
+        )
+    return mean, blocks
+
+
+def require_integers(targets: Tensor, name: str, expected: str) -> Tensor:
+    """Targets as int64, or an error when they are not whole numbers."""
+    check_targets(targets, name)
+    if targets.is_floating_point():
+        rounded = targets.round()
+        if bool((rounded != targets).any()):
+            bad = targets[rounded != targets][0].item()
+            raise InputError(f"`train_targets` must be {expected} for {name}. Got the non-integer {bad}. Encode them.")
+        targets = rounded
+    return targets.to(torch.int64)
+
+
+def check_targets(targets: Tensor, name: str) -> None:
+    """Targets must be one finite number per row."""
+    if targets.dim() != 1:
+        raise InputError(
+            f"`train_targets` must have shape (N,) for {name}. Got {tuple(targets.shape)}. "
+            "Pass one target per row, for classes the label and not a one-hot row."
+        )
+    if targets.is_floating_point() and not bool(torch.isfinite(targets).all()):
+        count = int((~torch.isfinite(targets)).sum())
+        raise InputError(
+            f"`train_targets` must be finite. Got {count} NaN or infinite value(s). Drop or impute those rows."
+        )

@@ -1,0 +1,81 @@
+"""Class labels through the softmax."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical
+
+from itergp.errors import InputError
+from itergp.likelihoods.base import Likelihood, require_integers
+from itergp.likelihoods.predictive import CategoricalPredictive, expected_softmax
+
+
+class CategoricalLikelihood(Likelihood):
+    """Labels 0..C-1 with ``p(y = c | f) = softmax(f)_c``, one latent function per class; log-concave.
+
+    The curvature is the full ``diag(p) - p p^T`` (GPML eq. 3.38). Its null direction, a constant added to all C
+    functions, carries no information and needs no special treatment: no inverse of W is ever taken.
+
+    Args:
+        num_classes: Number of classes C, at least 2.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        if num_classes < 2:
+            raise InputError(f"`num_classes` must be at least 2. Got {num_classes}.")
+        self.num_classes = self.num_latents = int(num_classes)
+
+    def validate_targets(self, targets: Tensor) -> Tensor:
+        """Labels must be integers 0..C-1; returned as int64."""
+        labels = require_integers(targets, "CategoricalLikelihood", f"integers 0..{self.num_classes - 1}")
+        wrong = labels[(labels < 0) | (labels >= self.num_classes)].unique()
+        if wrong.numel() > 0:
+            shown = sorted(wrong.tolist())[:8]
+            raise InputError(
+                f"`train_targets` must be integers 0..C-1 for CategoricalLikelihood. Got values {shown} with "
+                f"num_classes={self.num_classes}. Re-encode the labels or pass a larger num_classes."
+            )
+        return labels
+
+    def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
+        """``f_y - logsumexp(f)``."""
+        index = targets.expand(f.shape[:-1]).unsqueeze(-1)
+        return f.gather(-1, index).squeeze(-1) - torch.logsumexp(f.mT.contiguous(), -2)
+
+    def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient ``onehot(y) - p`` and curvature ``diag(p) - p p^T``."""
+        probs = softmax(f)
+        gradient = -probs
+        index = targets.expand(f.shape[:-1]).unsqueeze(-1)
+        gradient = gradient.scatter_add(-1, index, torch.ones_like(probs[..., :1]))
+        curvature = -probs.unsqueeze(-1) * probs.unsqueeze(-2)
+        curvature.diagonal(dim1=-2, dim2=-1).add_(probs)
+        return gradient, curvature
+
+    def expected_derivatives(
+        self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Expected gradient and curvature, with ``E[p p^T]`` as one batched product over the nodes."""
+        probs = softmax(mean + offsets).movedim(0, 1)  # (N, S, C)
+        average = torch.matmul(weights, probs)
+        gradient = (-average).scatter_add(-1, targets.unsqueeze(-1), torch.ones_like(average[:, :1]))
+        curvature = torch.bmm((probs * -weights.unsqueeze(-1)).mT, probs)
+        curvature.diagonal(dim1=-2, dim2=-1).add_(average)
+        return gradient, curvature
+
+    def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Categorical:
+        """Conditional distribution at latent values ``(..., N, C)``."""
+        return Categorical(logits=function_samples, validate_args=False)
+
+    def predictive(self, mean: Tensor, covariance: Tensor) -> CategoricalPredictive:
+        """Integrated class probabilities by fixed-seed quasi-Monte Carlo, with their standard errors."""
+        return CategoricalPredictive(*expected_softmax(mean, covariance))
+
+
+def softmax(f: Tensor) -> Tensor:
+    """Softmax over the last, small dimension; ten times faster with the rows along contiguous memory."""
+    return torch.softmax(f.mT.contiguous(), -2).mT

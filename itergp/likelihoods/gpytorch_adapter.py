@@ -1,0 +1,267 @@
+"""GPyTorch's own likelihoods, taken as they are.
+
+``as_likelihood`` returns the calculus of any ``gpytorch.likelihoods.Likelihood``: closed forms where they are known,
+automatic differentiation otherwise. The wrapped module keeps its parameters; nothing is copied.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import gpytorch.likelihoods as gl
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from itergp.errors import InputError
+from itergp.likelihoods.base import Likelihood, check_targets
+from itergp.likelihoods.bernoulli import BernoulliLikelihood
+from itergp.likelihoods.categorical import CategoricalLikelihood
+from itergp.likelihoods.gaussian import GaussianLikelihood
+from itergp.likelihoods.poisson import PoissonLikelihood
+from itergp.likelihoods.predictive import (
+    CategoricalPredictive,
+    NormalPredictive,
+    QuadratureMixture,
+    expected_softmax,
+    poisson_mixture,
+)
+from itergp.likelihoods.quadrature import gauss_hermite, psd_root
+
+_PREDICTIVE_NODES = 64
+
+
+def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
+    """The calculus of a likelihood, ours or GPyTorch's.
+
+    Raises:
+        InputError: If it is not a likelihood, or one of several outputs.
+    """
+    if isinstance(likelihood, Likelihood):
+        return likelihood
+    if not isinstance(likelihood, gl.Likelihood) and not hasattr(likelihood, "forward"):
+        raise InputError(
+            "`likelihood` must be an itergp or GPyTorch likelihood. "
+            f"Got {type(likelihood).__name__}. Use for example itergp.likelihoods.BernoulliLikelihood()."
+        )
+    if isinstance(likelihood, (gl.LikelihoodList, gl.MultitaskGaussianLikelihood)):
+        raise InputError(
+            "`likelihood` must be one likelihood of one output per row. "
+            f"Got {type(likelihood).__name__}. Fit one model per output."
+        )
+    if type(likelihood) is gl.SoftmaxLikelihood and likelihood.mixing_weights is None:
+        return CategoricalLikelihood(likelihood.num_classes)
+    if type(likelihood) is gl.BernoulliLikelihood:
+        return BernoulliLikelihood(link="probit")
+    return _ADAPTERS.get(type(likelihood), AutomaticLikelihood)(likelihood)
+
+
+class AutomaticLikelihood(Likelihood):
+    """Any GPyTorch likelihood by automatic differentiation of its conditional distribution.
+
+    The curvature is the absolute value of the Hessian (its eigenvalues made positive); where it vanishes, the outer
+    product of the gradient replaces it. Concavity is not known, so there is no certificate.
+
+    Args:
+        wrapped: The GPyTorch likelihood.
+    """
+
+    log_concave = False
+    curvature = "absolute hessian"
+
+    def __init__(self, wrapped: gl.Likelihood) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+        latents = [getattr(wrapped, name, None) for name in ("num_latents", "num_features", "num_tasks")]
+        self.num_latents = next((int(n) for n in latents if n is not None), 1)
+
+    def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Distribution:
+        """The wrapped likelihood's conditional distribution."""
+        return self.wrapped.forward(function_samples, *args, **kwargs)
+
+    def _conditional(self, f: Tensor) -> Distribution:
+        return self.wrapped.forward(f.squeeze(-1) if self.num_latents == 1 else f)
+
+    def validate_targets(self, targets: Tensor) -> Tensor:
+        """Targets must be finite and in the support of the conditional distribution."""
+        name = type(self.wrapped).__name__
+        check_targets(targets, name)
+        dtype = next((p.dtype for p in self.wrapped.parameters()), torch.get_default_dtype())
+        with torch.no_grad():
+            conditional = self._conditional(targets.new_zeros(*targets.shape, self.num_latents, dtype=dtype))
+            support = getattr(conditional, "support", None)
+            inside = support.check(targets) if support is not None else torch.ones_like(targets, dtype=torch.bool)
+        if not bool(inside.all()):
+            bad = targets[~inside.expand(targets.shape)][0].item()
+            raise InputError(
+                f"`train_targets` must be in the support of {name} ({support}). Got {bad}. Re-encode them."
+            )
+        return targets
+
+    def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
+        """``log p(y | f)`` of the wrapped likelihood."""
+        return self._conditional(f).log_prob(targets)
+
+    def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient and positive semi-definite curvature by automatic differentiation."""
+        with torch.enable_grad():
+            point = f.detach().requires_grad_(True)
+            total = self.log_density(point, targets).sum()
+            (gradient,) = torch.autograd.grad(total, point, create_graph=True)
+            columns = [self._row(gradient[..., c].sum(), point) for c in range(self.num_latents)]
+        gradient = gradient.detach()
+        return gradient, _absolute(-torch.stack(columns, dim=-1), gradient)
+
+    @staticmethod
+    def _row(total: Tensor, point: Tensor) -> Tensor:
+        if not total.requires_grad:
+            return torch.zeros_like(point)
+        (row,) = torch.autograd.grad(total, point, retain_graph=True, allow_unused=True)
+        return torch.zeros_like(point) if row is None else row
+
+    def predictive(self, mean: Tensor, covariance: Tensor) -> Distribution:
+        """Mixture of the conditional distribution over 64 Gauss-Hermite nodes (C = 1) or 256 fixed samples."""
+        if self.num_latents == 1:
+            nodes, weights = gauss_hermite(_PREDICTIVE_NODES, like=mean)
+            return QuadratureMixture(
+                weights, self.wrapped.forward(mean + covariance[..., 0].clamp_min(0).sqrt() * nodes)
+            )
+        half = torch.randn(128, mean.shape[-1], generator=torch.Generator().manual_seed(0)).to(mean)
+        samples = mean.unsqueeze(1) + torch.matmul(torch.cat([half, -half]), psd_root(covariance).mT)
+        return QuadratureMixture(mean.new_full((256,), 1 / 256), self.wrapped.forward(samples))
+
+
+def _absolute(hessian: Tensor, gradient: Tensor) -> Tensor:
+    """Positive semi-definite stand-in for a batch of Hessians ``(..., C, C)``."""
+    hessian = torch.nan_to_num(hessian, nan=0.0)  # second derivatives of some densities underflow to 0/0 far out
+    if hessian.shape[-1] == 1:
+        curvature = hessian.abs()
+    else:
+        values, vectors = torch.linalg.eigh(0.5 * (hessian + hessian.mT))
+        curvature = (vectors * values.abs().unsqueeze(-2)) @ vectors.mT
+    flat = curvature.abs().amax((-1, -2), keepdim=True) < torch.finfo(hessian.dtype).tiny
+    return torch.where(flat, gradient.unsqueeze(-1) * gradient.unsqueeze(-2), curvature)
+
+
+class _MixedSoftmax(AutomaticLikelihood):
+    """Softmax of linear mixtures of the latent functions, ``softmax(M f)``; log-concave."""
+
+    log_concave, curvature = True, "hessian"
+
+    def _classes(self) -> tuple[CategoricalLikelihood, Tensor]:
+        return CategoricalLikelihood(self.wrapped.num_classes), self.wrapped.mixing_weights
+
+    def validate_targets(self, targets: Tensor) -> Tensor:
+        return self._classes()[0].validate_targets(targets)
+
+    def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
+        classes, mixing = self._classes()
+        return classes.log_density(f @ mixing.mT, targets)
+
+    def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        classes, mixing = self._classes()
+        g, W = classes.derivatives(f @ mixing.mT, targets)
+        return g @ mixing, mixing.mT @ W @ mixing
+
+    def predictive(self, mean: Tensor, covariance: Tensor) -> CategoricalPredictive:
+        _, mixing = self._classes()
+        return CategoricalPredictive(*expected_softmax(mean @ mixing.mT, mixing @ covariance @ mixing.mT))
+
+
+class _Gaussian(GaussianLikelihood):
+    """GPyTorch's Gaussian likelihood; the noise is the wrapped module's."""
+
+    def __init__(self, wrapped: gl.GaussianLikelihood) -> None:
+        super().__init__()
+        del self.raw_noise
+        self.wrapped = wrapped
+
+    @property  # type: ignore[misc] # set it on the wrapped likelihood
+    def noise(self) -> Tensor:
+        return self.wrapped.noise
+
+
+class _FixedNoise(_Gaussian):
+    """Known noise variance for every training row; as in GPyTorch, new rows get only the learned second noise."""
+
+    def _row_noise(self, like: Tensor) -> Tensor:
+        known = self.wrapped.noise_covar.noise.to(like.dtype)
+        second = torch.as_tensor(self.wrapped.second_noise, dtype=like.dtype, device=like.device)
+        return known + second if known.shape[-1] == like.shape[-1] else second.expand(like.shape[-1:])
+
+    def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
+        latent = f.squeeze(-1)
+        noise = self._row_noise(latent)
+        return -0.5 * ((targets.to(f.dtype) - latent).square() / noise + noise.log() + math.log(2.0 * math.pi))
+
+    def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        latent = f.squeeze(-1)
+        precision = self._row_noise(latent).reciprocal().expand(latent.shape)
+        return ((targets.to(f.dtype) - latent) * precision).unsqueeze(-1), precision[..., None, None]
+
+    def predictive(self, mean: Tensor, covariance: Tensor) -> NormalPredictive:
+        variance = covariance[..., 0, 0].clamp_min(0.0) + self._row_noise(mean[..., 0])
+        return NormalPredictive(mean[..., 0], variance.sqrt(), validate_args=False)
+
+
+class _SoftplusPoisson(AutomaticLikelihood):
+    """Counts with rate ``softplus(f)``; log-concave."""
+
+    log_concave, curvature = True, "hessian"
+
+    def validate_targets(self, targets: Tensor) -> Tensor:
+        return PoissonLikelihood().validate_targets(targets)
+
+    def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
+        latent, counts = f.squeeze(-1), targets.to(f.dtype)
+        rate = torch.nn.functional.softplus(latent)
+        log_rate = torch.where(latent < -20.0, latent, rate.clamp_min(1e-30).log())
+        return counts * log_rate - rate - torch.lgamma(counts + 1.0)
+
+    def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        counts, slope = targets.to(f.dtype).unsqueeze(-1), torch.sigmoid(f)
+        rate = torch.nn.functional.softplus(f)
+        relative = torch.where(f < -20.0, 1.0, slope / rate.clamp_min(1e-30))  # d log(rate) / df
+        gradient = counts * relative - slope
+        curvature = counts * relative * (relative - (1.0 - slope)) + slope * (1.0 - slope)
+        return gradient, curvature.clamp_min(0.0).unsqueeze(-1)
+
+    def predictive(self, mean: Tensor, covariance: Tensor) -> Distribution:
+        nodes, weights = gauss_hermite(_PREDICTIVE_NODES, like=mean)
+        f = mean + covariance[..., 0].clamp_min(0.0).sqrt() * nodes
+        return poisson_mixture(weights, torch.nn.functional.softplus(f))
+
+
+class _StudentT(AutomaticLikelihood):
+    """Heavy-tailed noise; not log-concave, so the curvature is the Fisher information."""
+
+    curvature = "fisher"
+
+    def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        dof, variance = self.wrapped.deg_free.to(f.dtype), self.wrapped.noise.to(f.dtype)
+        residual = targets.to(f.dtype).unsqueeze(-1) - f
+        gradient = (dof + 1.0) * residual / (dof * variance + residual.square())
+        fisher = (dof + 1.0) / ((dof + 3.0) * variance)
+        return gradient, fisher.expand(f.shape).unsqueeze(-1)
+
+
+class _Laplace(AutomaticLikelihood):
+    """Laplace noise; log-concave with a kink, so the curvature is the Fisher information."""
+
+    log_concave, curvature = True, "fisher"
+
+    def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self.wrapped.noise.to(f.dtype).sqrt()
+        gradient = torch.sign(targets.to(f.dtype).unsqueeze(-1) - f) / scale
+        return gradient, scale.square().reciprocal().expand(f.shape).unsqueeze(-1)
+
+
+_ADAPTERS: dict[type, Any] = {
+    gl.SoftmaxLikelihood: _MixedSoftmax,
+    gl.GaussianLikelihood: _Gaussian,
+    gl.FixedNoiseGaussianLikelihood: _FixedNoise,
+    gl.PoissonLikelihood: _SoftplusPoisson,
+    gl.StudentTLikelihood: _StudentT,
+    gl.LaplaceLikelihood: _Laplace,
+}

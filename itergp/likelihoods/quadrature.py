@@ -1,0 +1,45 @@
+"""Nodes and weights for expectations under Gaussian marginals of the latent functions.
+
+GPyTorch's own Gauss-Hermite nodes stay in float32 after ``.double()``; these are computed in float64 and cast.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@lru_cache(maxsize=16)
+def _hermite(num_nodes: int) -> tuple[np.ndarray, np.ndarray]:
+    nodes, weights = np.polynomial.hermite_e.hermegauss(num_nodes)
+    return nodes, weights / weights.sum()
+
+
+def gauss_hermite(num_nodes: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes ``(S,)`` and weights ``(S,)`` for a standard normal, in the dtype and on the device of ``like``.
+
+    >>> nodes, weights = gauss_hermite(20, like=torch.zeros((), dtype=torch.float64))
+    >>> round(float((weights * nodes**4).sum()), 6)  # E[z^4] = 3
+    3.0
+    """
+    nodes, weights = _hermite(num_nodes)
+    return like.new_tensor(nodes), like.new_tensor(weights)
+
+
+def psd_root(covariance: Tensor) -> Tensor:
+    """A root ``L`` with ``L L^T`` equal to a batch of small covariances ``(..., C, C)``, rounding lifted to PSD."""
+    if covariance.shape[-1] == 1:
+        return covariance.clamp_min(0.0).sqrt()
+    size = covariance.shape[-1]
+    eye = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
+    scale = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(covariance.dtype).tiny)
+    jitter = 100 * torch.finfo(covariance.dtype).eps
+    root, info = torch.linalg.cholesky_ex(covariance + (jitter * scale)[..., None, None] * eye)
+    if bool((info > 0).any()):
+        values, vectors = torch.linalg.eigh(covariance)
+        safe = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
+        root = torch.where((info > 0)[..., None, None], safe, root)
+    return root

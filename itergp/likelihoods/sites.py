@@ -1,0 +1,87 @@
+"""Sites: the local Gaussian view of the likelihood at the current latent values.
+
+A Laplace site takes log-density, gradient and curvature at a point; a variational site takes their expectations under
+the current Gaussian marginals (Opper & Archambeau 2009; Khan & Lin 2017). Solvers see no difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from itergp.likelihoods.base import Likelihood, node_offsets
+from itergp.likelihoods.quadrature import psd_root
+
+
+@dataclass(frozen=True)
+class LaplaceSite:
+    """Log-density, gradient and curvature at the latent values themselves.
+
+    Attributes:
+        likelihood: The likelihood.
+        targets: Its validated targets ``(N,)``.
+    """
+
+    likelihood: Likelihood
+    targets: Tensor
+    name: str = field(default="laplace", init=False)
+
+    @property
+    def log_concave(self) -> bool:
+        """Whether the objective is convex."""
+        return self.likelihood.log_concave
+
+    def log_density(self, f: Tensor) -> float:
+        """``sum_n log p(y_n | f_n)``, summed in float64. ``f`` is ``(N, C)``."""
+        return float(self.likelihood.log_density(f, self.targets).sum(dtype=torch.float64))
+
+    def derivatives(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient ``(N, C)`` and curvature ``(N, C, C)`` at ``f``."""
+        return self.likelihood.derivatives(f, self.targets)
+
+
+@dataclass(frozen=True)
+class VariationalSite:
+    """Expectations under ``f_n ~ N(mean_n, root_n root_n^T)`` with fixed roots, as functions of the mean.
+
+    With fixed nodes, the expected log-density is itself a smooth function of the mean, concave when the likelihood is
+    log-concave, so the solvers, the line search and the certificate apply to it unchanged.
+
+    Attributes:
+        likelihood: The likelihood.
+        targets: Its validated targets ``(N,)``.
+        offsets: ``root_n @ node_s`` ``(S, N, C)``: latent values are mean plus offset.
+        weights: Weights of the nodes ``(S,)``.
+    """
+
+    likelihood: Likelihood
+    targets: Tensor
+    offsets: Tensor
+    weights: Tensor
+    name: str = field(default="variational", init=False)
+
+    @classmethod
+    def from_covariance(cls, likelihood: Likelihood, targets: Tensor, covariance: Tensor) -> VariationalSite:
+        """The site for marginal covariances ``(N, C, C)``."""
+        nodes, weights = likelihood.standard_nodes(covariance[..., 0])
+        return cls(likelihood, targets, node_offsets(psd_root(covariance), nodes), weights)
+
+    @property
+    def log_concave(self) -> bool:
+        """Whether the objective is convex."""
+        return self.likelihood.log_concave
+
+    def log_density(self, f: Tensor) -> float:
+        """``sum_n E[log p(y_n | f_n)]``, summed in float64. ``f`` is the mean ``(N, C)``."""
+        return float(
+            self.likelihood.expected_log_density(f, self.offsets, self.weights, self.targets).sum(dtype=torch.float64)
+        )
+
+    def derivatives(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected gradient ``(N, C)`` and curvature ``(N, C, C)``."""
+        return self.likelihood.expected_derivatives(f, self.offsets, self.weights, self.targets)
+
+
+Site = LaplaceSite | VariationalSite

@@ -1,0 +1,6 @@
+"""What a user subclasses: GPyTorch-compatible models, and their posterior at any input."""
+
+from itergp.models.latent import LatentPosterior
+from itergp.models.nonconjugate_gp import NonConjugateGP
+
+__all__ = ["LatentPosterior", "NonConjugateGP"]

@@ -1,0 +1,98 @@
+"""The latent posterior at any inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from linear_operator.operators import (
+    BlockInterleavedLinearOperator,
+    ConstantMulLinearOperator,
+    IdentityLinearOperator,
+    KroneckerProductLinearOperator,
+    LinearOperator,
+    RootLinearOperator,
+    SumLinearOperator,
+)
+from torch import Tensor
+
+from itergp.operators import KernelOperator, Prior
+from itergp.solvers import Solution
+from itergp.solvers.precision import cross_multiply, marginal_covariance
+
+
+@dataclass(frozen=True)
+class LatentPosterior:
+    """Mean and low-rank covariance of the latent functions at M inputs.
+
+    Attributes:
+        prior: Prior there.
+        prior_variance: ``(M, C)``.
+        mean: Posterior mean ``(M, C)``.
+        whitened: Q ``(M, C, r)``: the covariance is the prior's minus ``Q Q^T``.
+    """
+
+    prior: Prior
+    prior_variance: Tensor
+    mean: Tensor
+    whitened: Tensor
+
+    @classmethod
+    def at(
+        cls, prior: Prior, operator: KernelOperator, solution: Solution, *, covariance: bool = True
+    ) -> LatentPosterior:
+        """The posterior where ``prior`` was evaluated; one product with the cross-kernel.
+
+        Args:
+            prior: Prior at the M inputs.
+            operator: Kernel operator of the training inputs.
+            solution: The posterior's weights and precision.
+            covariance: Whether Q is wanted; without it r = 0.
+        """
+        block = solution.representer_weights.unsqueeze(-1)
+        if covariance:
+            block = torch.cat([block, solution.precision.actions], -1)
+        products = cross_multiply(operator, prior.features, block)
+        whitened = products[..., 1:]
+        if covariance and solution.rank > 0:
+            whitened = solution.precision.whiten(whitened)
+        variance = operator.diagonal(prior.features).mT.expand(prior.mean.shape)
+        return cls(prior, variance, prior.mean + products[..., 0], whitened)
+
+    def row_covariance(self) -> Tensor:
+        """Covariances between the latent functions of each row, ``(M, C, C)``."""
+        return marginal_covariance(self.prior_variance, self.whitened)
+
+    def distribution(self) -> MultivariateNormal:
+        """As GPyTorch knows it: MultivariateNormal for C = 1, else an interleaved MultitaskMultivariateNormal.
+
+        The covariance stays lazy: prior minus a low-rank product.
+        """
+        size, latents = self.mean.shape
+        root = RootLinearOperator(self.whitened.reshape(size * latents, -1))
+        negative = ConstantMulLinearOperator(root, -torch.ones((), dtype=root.dtype, device=root.device))
+        covariance = SumLinearOperator(self._prior_covariance(latents), negative)
+        if latents == 1:
+            return MultivariateNormal(self.mean.squeeze(-1), covariance)
+        posterior = MultitaskMultivariateNormal(self.mean, covariance, interleaved=True)
+        posterior.row_covariance = self.row_covariance  # saves indexing the lazy covariance
+        return posterior
+
+    def _prior_covariance(self, latents: int) -> LinearOperator:
+        covariance = self.prior.covariance
+        if latents == 1:
+            return covariance.squeeze(0) if covariance.dim() == 3 else covariance
+        if self.prior.num_kernels == 1:
+            covariance = covariance.squeeze(0) if covariance.dim() == 3 else covariance
+            eye = IdentityLinearOperator(latents, dtype=self.mean.dtype, device=self.mean.device)
+            return KroneckerProductLinearOperator(covariance, eye)
+        return BlockInterleavedLinearOperator(covariance, block_dim=-3)
+
+
+def batches(num_rows: int, numbers_per_row: int, budget: int) -> Iterator[slice]:
+    """Slices of rows whose working arrays stay within a budget of bytes (float64 assumed)."""
+    step = int(max(1, min(num_rows, budget // (8 * max(1, numbers_per_row)))))
+    for start in range(0, num_rows, step):
+        yield slice(start, min(num_rows, start + step))

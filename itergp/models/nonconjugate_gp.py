@@ -1,0 +1,322 @@
+"""``NonConjugateGP``: what a user subclasses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import gpytorch
+import torch
+from gpytorch.distributions import MultivariateNormal
+from torch import Tensor
+from torch.distributions import Distribution
+
+from itergp.diagnostics.trace import TraceRecord
+from itergp.errors import InputError
+from itergp.likelihoods import Likelihood, as_likelihood
+from itergp.models.latent import LatentPosterior, batches
+from itergp.models.validation import as_inputs, as_targets, check_kernel, check_parameters, check_test_inputs
+from itergp.operators import KernelOperator, OperatorKind, Prior, default_memory_budget, make_operator
+from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton, solve
+from itergp.solvers.base import Solver
+
+
+class NonConjugateGP(gpytorch.models.GP):
+    """A Gaussian process with any likelihood, conditioned on all of its data.
+
+    Subclass it as GPyTorch's ``ExactGP`` or ``ApproximateGP``: set ``mean_module`` and ``covar_module``, and return their
+    ``MultivariateNormal`` from ``forward``. One kernel serves all latent functions, or a batch of C kernels one each.
+    In training mode the call returns the prior at the training inputs; in evaluation mode the latent posterior. The
+    posterior is found on demand and again whenever a hyperparameter or the data have changed.
+
+    Args:
+        train_inputs: ``(N, D)``, or a tuple of such for a ``forward`` of several arguments.
+        train_targets: ``(N,)``, as the likelihood wants them.
+        likelihood: One of ``itergp.likelihoods``, or any of GPyTorch's as it is.
+        solver: How the posterior is found; default ``SubspaceNewton()``.
+        approximation: ``"variational"`` (default) or ``"laplace"``.
+        operator: How kernel products are computed: ``"auto"``, ``"dense"``, ``"blocked"`` or ``"keops"``.
+        memory_budget: Bytes for cached kernel entries and batches; default a quarter of the free memory.
+
+    Raises:
+        InputError: If inputs and targets are not finite, do not fit each other, or do not fit the likelihood.
+
+    Example:
+        >>> import gpytorch, torch, itergp
+        >>> class Classifier(itergp.models.NonConjugateGP):
+        ...     def __init__(self, x, y, likelihood):
+        ...         super().__init__(x, y, likelihood)
+        ...         self.mean_module = gpytorch.means.ConstantMean()
+        ...         self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
+        ...     def forward(self, x):
+        ...         return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+        >>> x = torch.linspace(-2, 2, 40).unsqueeze(-1)
+        >>> model = Classifier(x, (x[:, 0] > 0).long(), itergp.likelihoods.BernoulliLikelihood()).eval()
+        >>> bool(model.predict(torch.tensor([[1.5]])).probs > 0.5)
+        True
+    """
+
+    _solution: Solution | None
+    _operator: KernelOperator | None
+    _fingerprint: list[Tensor] | None
+
+    def __init__(
+        self,
+        train_inputs: Tensor | tuple[Tensor, ...],
+        train_targets: Tensor,
+        likelihood: gpytorch.likelihoods.Likelihood,
+        *,
+        solver: Solver[Any] | None = None,
+        approximation: str = "variational",
+        operator: OperatorKind = "auto",
+        memory_budget: int | None = None,
+    ) -> None:
+        super().__init__()
+        if approximation not in APPROXIMATIONS:
+            raise InputError(f"`approximation` must be one of {APPROXIMATIONS}. Got {approximation!r}.")
+        calculus = as_likelihood(likelihood)
+        self.train_inputs = as_inputs(train_inputs, "train_inputs")
+        self.train_targets = as_targets(train_targets, self.train_inputs, calculus)
+        self.likelihood = likelihood
+        self.solver = SubspaceNewton() if solver is None else solver
+        self.approximation = approximation
+        self.operator_kind = operator
+        self.memory_budget = memory_budget
+        self._forget()
+
+    # ---------------------------------------------------------- the posterior
+    def condition(self, *, progress: bool = False, callback: Callable[[TraceRecord], None] | None = None) -> Solution:
+        """Finds the posterior at the current hyperparameters, warm-started from the last one.
+
+        Args:
+            progress: Draw passes, objective and certified gap while it runs.
+            callback: Called with every record of the trace.
+
+        Returns:
+            The solution, which predictions use from now on.
+
+        Raises:
+            InputError: If the prior does not fit the data, or the kernel is not positive semi-definite.
+            SolverError: If a NaN appears; the error carries the last good solution, and the model keeps what it had.
+        """
+        check_parameters(self, self.train_inputs)
+        fingerprint = self._parameters_now()
+        with torch.no_grad():
+            prior = self._prior(self.train_inputs)
+            operator = self._make_operator(prior)
+            if self._solution is not None and self._same(fingerprint) and self._operator is not None:
+                operator = self._operator
+            else:
+                check_kernel(operator)
+            solution = solve(
+                operator,
+                prior.mean.contiguous(),
+                self._calculus,
+                self.train_targets,
+                self.solver,
+                approximation=self.approximation,
+                warm_start=self._solution,
+                progress=progress,
+                callback=callback,
+            )
+        operator.release()
+        if solution.certificate is not None:
+            certificate = replace(solution.certificate, prior_variance=_PriorVariance(self, fingerprint))
+            solution = replace(solution, certificate=certificate)
+        self._solution, self._operator, self._fingerprint = solution, operator, fingerprint
+        return solution
+
+    @property
+    def solution(self) -> Solution:
+        """The posterior at the current hyperparameters; found now if they changed since it was last found."""
+        if self._solution is None or not self._same(self._parameters_now()):
+            return self.condition()
+        return self._solution
+
+    def predict(self, x: Tensor | tuple[Tensor, ...], *, covariance_scale: float = 1.0) -> Distribution:
+        """Predictive distribution of observations at new inputs, row by row.
+
+        Rows are processed in batches within the memory budget.
+
+        Args:
+            x: Inputs ``(M, D)``, or a tuple of such.
+            covariance_scale: Between 0 and 1: 1 integrates the posterior, 0 plugs in its mean. Statements about
+                computation-aware uncertainty hold at 1.
+
+        Returns:
+            A distribution with batch shape ``(M,)``: ``.probs`` for classes, ``.mean``, ``.variance``, ``.log_prob(y)`` and
+            ``.quantile(level)`` for counts and real values.
+
+        Raises:
+            InputError: If the inputs do not look like the training inputs.
+        """
+        if not 0.0 <= covariance_scale <= 1.0:
+            raise InputError(f"`covariance_scale` must be between 0 and 1. Got {covariance_scale}.")
+        inputs = self._test_inputs(x)
+        means, covariances = [], []
+        for rows in self._batches(inputs[0].shape[0]):
+            part = self._latent(tuple(t[rows] for t in inputs), covariance=covariance_scale > 0.0)
+            means.append(part.mean)
+            latents = part.mean.shape[1]
+            zeros = part.mean.new_zeros(*part.mean.shape, latents)
+            covariances.append(covariance_scale * part.row_covariance() if covariance_scale > 0.0 else zeros)
+        return self._calculus.predictive(torch.cat(means), torch.cat(covariances))
+
+    def latent_mean(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """Posterior mean of the latent functions ``(M, C)``, without the cost of a covariance."""
+        inputs = self._test_inputs(x)
+        rows = self._batches(inputs[0].shape[0])
+        return torch.cat([self._latent(tuple(t[i] for t in inputs), covariance=False).mean for i in rows])
+
+    # -------------------------------------------------------- GPyTorch's habits
+    def __call__(self, *args: Tensor, **kwargs: Any) -> MultivariateNormal:
+        """The prior at the training inputs in training mode, the latent posterior in evaluation mode."""
+        if self.training:
+            inputs = as_inputs(args, "inputs")
+            if len(inputs) != len(self.train_inputs) or not all(map(torch.equal, inputs, self.train_inputs)):
+                raise InputError(
+                    "In training mode the model must be called on its training inputs. Got others. "
+                    "Call model.eval() to predict."
+                )
+            return super().__call__(*inputs, **kwargs)
+        inputs = self._test_inputs(args)
+        if gpytorch.settings.prior_mode.on():
+            return super().__call__(*inputs, **kwargs)
+        return self._latent(inputs).distribution()
+
+    def forward(self, *args: Tensor, **kwargs: Any) -> MultivariateNormal:
+        """The prior; to be defined by the subclass."""
+        raise NotImplementedError(
+            "Define forward(self, x) in the subclass: return MultivariateNormal(mean, covariance)."
+        )
+
+    def set_train_data(
+        self,
+        inputs: Tensor | tuple[Tensor, ...] | None = None,
+        targets: Tensor | None = None,
+        strict: bool = True,
+    ) -> None:
+        """Replaces the training data; the posterior is found again on demand.
+
+        Args:
+            inputs: New inputs, or None to keep them.
+            targets: New targets, or None to keep them.
+            strict: Whether shapes, dtypes and devices must stay the same, as in GPyTorch.
+
+        Raises:
+            InputError: If the data are not valid, or differ in kind although ``strict``.
+        """
+        new_inputs = self.train_inputs if inputs is None else as_inputs(inputs, "inputs")
+        if strict and inputs is not None:
+            same = [
+                (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+                for a, b in zip(new_inputs, self.train_inputs, strict=False)
+            ]
+            if len(new_inputs) != len(self.train_inputs) or not all(same):
+                raise InputError(
+                    f"New inputs must have the shape, dtype and device of the old. Got {tuple(new_inputs[0].shape)} for "
+                    f"{tuple(self.train_inputs[0].shape)}. Pass strict=False to allow it."
+                )
+        old = self.train_targets if targets is None else targets
+        if strict and targets is not None and targets.shape != self.train_targets.shape:
+            raise InputError(
+                f"New targets must have the shape of the old. Got {tuple(targets.shape)} for "
+                f"{tuple(self.train_targets.shape)}. Pass strict=False to allow it."
+            )
+        new_targets = as_targets(old, new_inputs, self._calculus)
+        self.train_inputs, self.train_targets = new_inputs, new_targets
+        self._forget()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NonConjugateGP:
+        """Moves data and posterior along with the parameters."""
+        fingerprint_held = self._solution is not None and self._same(self._parameters_now())
+        result = super()._apply(fn, recurse=recurse)
+        self.train_inputs = tuple(fn(x) for x in self.train_inputs)
+        self.train_targets = fn(self.train_targets)
+        self._operator = None
+        if fingerprint_held and self._solution is not None:
+            solution = self._solution.to(self.train_inputs[0])
+            self._fingerprint = self._parameters_now()
+            if solution.certificate is not None:
+                bound = _PriorVariance(self, self._fingerprint)
+                solution = replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
+            self._solution = solution
+        else:
+            self._forget()
+        return result
+
+    def __getstate__(self) -> dict[str, Any]:
+        """State for pickle and deepcopy: without kernel caches and search space, which can be rebuilt."""
+        state = self.__dict__.copy()
+        if self._solution is not None:
+            state["_solution"] = self._solution.without_space()
+        state["_operator"] = None
+        return state
+
+    # ------------------------------------------------------------------ inside
+    @property
+    def _calculus(self) -> Likelihood:
+        return as_likelihood(self.likelihood)
+
+    def _prior(self, inputs: tuple[Tensor, ...]) -> Prior:
+        return Prior.from_forward(lambda *x: gpytorch.Module.__call__(self, *x), inputs, self._calculus.num_latents)
+
+    def _make_operator(self, prior: Prior) -> KernelOperator:
+        return make_operator(
+            prior.kernel,
+            prior.features.detach(),
+            num_kernels=prior.num_kernels,
+            kind=self.operator_kind,
+            memory_budget=self.memory_budget,
+        )
+
+    def _latent(self, inputs: tuple[Tensor, ...], *, covariance: bool = True) -> LatentPosterior:
+        solution = self.solution
+        if self._operator is None:
+            with torch.no_grad():
+                self._operator = self._make_operator(self._prior(self.train_inputs))
+        return LatentPosterior.at(self._prior(inputs), self._operator, solution, covariance=covariance)
+
+    def _test_inputs(self, x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        inputs = as_inputs(x, "inputs")
+        check_test_inputs(inputs, self.train_inputs)
+        return inputs
+
+    def _batches(self, num_rows: int):
+        solution = self.solution
+        size, latents = solution.representer_weights.shape
+        budget = self.memory_budget or default_memory_budget(self.train_inputs[0].device)
+        return batches(num_rows, latents * (2 * solution.rank + latents) + size // 64, budget // 4)
+
+    def _parameters_now(self) -> list[Tensor]:
+        return [t.detach().clone() for t in (*self.parameters(), *self.buffers())]
+
+    def _same(self, fingerprint: list[Tensor]) -> bool:
+        known = self._fingerprint
+        return (
+            known is not None
+            and len(known) == len(fingerprint)
+            and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(known, fingerprint, strict=True))
+        )
+
+    def _forget(self) -> None:
+        self._solution, self._operator, self._fingerprint = None, None, None
+
+
+class _PriorVariance:
+    """Prior variance at inputs, for a certificate; refuses once the hyperparameters it belongs to have changed."""
+
+    def __init__(self, model: NonConjugateGP, fingerprint: list[Tensor]) -> None:
+        self.model = model
+        self.fingerprint = fingerprint
+
+    def __call__(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
+        now = self.model._parameters_now()
+        if len(now) != len(self.fingerprint) or not all(map(torch.equal, now, self.fingerprint)):
+            raise InputError(
+                "The certificate belongs to hyperparameters that have since changed. Take it from model.solution again."
+            )
+        prior = self.model._prior(self.model._test_inputs(x))
+        operator = self.model._make_operator(prior)
+        return operator.diagonal().mT.expand(prior.mean.shape)

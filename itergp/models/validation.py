@@ -1,0 +1,159 @@
+"""Checks of inputs and targets before any heavy work."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor
+
+from itergp.errors import InputError, ItergpWarning
+from itergp.likelihoods import Likelihood
+from itergp.operators import KernelOperator
+
+_PROBE_ROWS = 64
+_CLASS_LIKELIHOODS = ("BernoulliLikelihood", "CategoricalLikelihood", "SoftmaxLikelihood")
+
+
+def as_inputs(inputs: Tensor | tuple[Tensor, ...], name: str) -> tuple[Tensor, ...]:
+    """Inputs as a tuple of finite floating-point matrices ``(N, D)``; vectors become one column.
+
+    Raises:
+        InputError: For anything else.
+    """
+    given = (inputs,) if torch.is_tensor(inputs) else tuple(inputs)
+    if not given or not all(torch.is_tensor(x) for x in given):
+        kinds = ", ".join(type(x).__name__ for x in given) or "nothing"
+        raise InputError(f"`{name}` must be a torch tensor or a tuple of them. Got {kinds}. Use torch.as_tensor(x).")
+    checked = tuple(x.unsqueeze(-1) if x.dim() == 1 else x for x in given)
+    for x in checked:
+        if x.dim() != 2:
+            raise InputError(
+                f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}. Reshape it."
+            )
+        if x.shape[0] == 0:
+            raise InputError(f"`{name}` must have at least one row. Got none. Check how the data were selected.")
+        if not x.is_floating_point():
+            raise InputError(f"`{name}` must be floating point. Got {x.dtype}. Call .float() or .double().")
+        if not bool(torch.isfinite(x).all()):
+            rows = int((~torch.isfinite(x)).any(-1).sum())
+            raise InputError(
+                f"`{name}` must be finite. Got NaN or infinite values in {rows} of {x.shape[0]} row(s). "
+                "Drop those rows or impute the values."
+            )
+        if x.dtype != checked[0].dtype or x.device != checked[0].device or x.shape[0] != checked[0].shape[0]:
+            raise InputError(
+                f"All of `{name}` must share rows, dtype and device. Got {_kind(checked[0])} and {_kind(x)}. Convert them."
+            )
+    return checked
+
+
+def as_targets(targets: Tensor, inputs: tuple[Tensor, ...], likelihood: Likelihood) -> Tensor:
+    """Targets in the form of the likelihood, one per row of the inputs.
+
+    Raises:
+        InputError: If their number, dtype, device or values do not fit.
+    """
+    if not torch.is_tensor(targets):
+        raise InputError(
+            f"`train_targets` must be a torch tensor. Got {type(targets).__name__}. Use torch.as_tensor(y)."
+        )
+    rows = inputs[0].shape[0]
+    if targets.dim() >= 1 and targets.shape[0] != rows:
+        raise InputError(
+            f"`train_inputs` and `train_targets` must have the same number of rows. Got {rows} and {targets.shape[0]}. "
+            "Select the same rows of both."
+        )
+    if targets.device != inputs[0].device:
+        raise InputError(
+            f"`train_inputs` and `train_targets` must be on one device. Got {inputs[0].device} and {targets.device}. "
+            "Move one with .to(device)."
+        )
+    if targets.is_floating_point() and targets.dtype != inputs[0].dtype:
+        raise InputError(
+            f"`train_inputs` and floating-point `train_targets` must share a dtype. Got {inputs[0].dtype} and "
+            f"{targets.dtype}. Convert one with .to(dtype)."
+        )
+    valid = likelihood.validate_targets(targets)
+    if not targets.is_floating_point() and valid.is_floating_point():
+        valid = valid.to(inputs[0].dtype)
+    if type(likelihood).__name__ in _CLASS_LIKELIHOODS and valid.unique().numel() == 1:
+        warnings.warn(
+            f"All {rows} targets are of one class ({valid[0].item():g}): the posterior will favour it everywhere. "
+            "Check the labels.",
+            ItergpWarning,
+            stacklevel=4,
+        )
+    return valid
+
+
+def check_test_inputs(inputs: tuple[Tensor, ...], train_inputs: tuple[Tensor, ...]) -> None:
+    """Test inputs must look like the training inputs.
+
+    Raises:
+        InputError: If their number, columns, dtype or device differ.
+    """
+    if len(inputs) != len(train_inputs):
+        raise InputError(f"The model takes {len(train_inputs)} input(s). Got {len(inputs)}. Pass what `forward` takes.")
+    for x, train in zip(inputs, train_inputs, strict=True):
+        if x.shape[-1] != train.shape[-1]:
+            raise InputError(
+                f"Inputs must have the {train.shape[-1]} column(s) of the training inputs. Got {x.shape[-1]}. "
+                "Select the same features in the same order."
+            )
+        if x.dtype != train.dtype or x.device != train.device:
+            raise InputError(
+                f"Inputs must have the dtype and device of the training inputs, {_kind(train)}. Got {_kind(x)}. "
+                "Convert them with .to(...)."
+            )
+
+
+def check_parameters(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """Hyperparameters must have the dtype and device of the inputs, and be finite.
+
+    Raises:
+        InputError: Naming the first parameter that does not.
+    """
+    for name, parameter in module.named_parameters():
+        if not parameter.is_floating_point():
+            continue
+        if parameter.dtype != inputs[0].dtype or parameter.device != inputs[0].device:
+            raise InputError(
+                f"Model and data must share dtype and device. Got parameter {name!r} {_kind(parameter)} and inputs "
+                f"{_kind(inputs[0])}. Call model.to(dtype=..., device=...) or convert the data."
+            )
+        if not bool(torch.isfinite(parameter).all()):
+            raise InputError(f"Hyperparameters must be finite. Got NaN or infinity in {name!r}. Reset it.")
+
+
+def check_kernel(operator: KernelOperator) -> None:
+    """The kernel must be finite and positive semi-definite on a sample of the training inputs.
+
+    Raises:
+        InputError: With the smallest eigenvalue found.
+    """
+    size = operator.num_rows
+    rows = torch.linspace(0, size - 1, min(size, _PROBE_ROWS), device=operator.device).long().unique()
+    probe = type(operator)(
+        operator.kernel,
+        operator.inputs[..., rows, :],
+        num_kernels=operator.num_kernels,
+        memory_budget=operator.memory_budget,
+    )
+    matrix = probe.dense().double()
+    if not bool(torch.isfinite(matrix).all()):
+        raise InputError(
+            "The kernel must be finite. Got NaN or infinite entries between training inputs. Check the lengthscale, the output "
+            "scale, and the scale of the inputs."
+        )
+    values = torch.linalg.eigvalsh(0.5 * (matrix + matrix.mT))
+    smallest, largest = float(values.min()), float(values.abs().max())
+    if smallest < -2e-3 * largest:
+        raise InputError(
+            f"The kernel must be positive semi-definite. Got eigenvalue {smallest:.3g} (largest {largest:.3g}) on "
+            f"{rows.numel()} training inputs. Use a valid covariance function; a distance or similarity is not one by itself."
+        )
+
+
+def _kind(tensor: Tensor) -> str:
+    return f"({tuple(tensor.shape)}, {tensor.dtype}, {tensor.device})"

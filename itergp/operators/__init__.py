@@ -1,0 +1,20 @@
+"""How the kernel matrix times a block of vectors is computed."""
+
+from itergp.operators.base import KernelCounts, KernelOperator
+from itergp.operators.blocked import BlockedOperator, DenseOperator
+from itergp.operators.choose import OperatorKind, make_operator
+from itergp.operators.keops import KeOpsOperator
+from itergp.operators.memory import default_memory_budget
+from itergp.operators.prior import Prior
+
+__all__ = [
+    "BlockedOperator",
+    "DenseOperator",
+    "KeOpsOperator",
+    "KernelCounts",
+    "KernelOperator",
+    "OperatorKind",
+    "Prior",
+    "default_memory_budget",
+    "make_operator",
+]

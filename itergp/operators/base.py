@@ -1,0 +1,197 @@
+"""``KernelOperator``: a kernel matrix as something that multiplies blocks of vectors."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from gpytorch.kernels import Kernel
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from itergp.operators.memory import default_memory_budget
+from itergp.operators.radial import RadialKernel, as_radial, evaluate_kernel
+
+# Elements of one evaluated block: small enough that its elementwise passes stay in the processor's cache.
+_CACHE_BLOCK_ROWS = 128
+_CACHE_BLOCK_COLUMNS = 2048
+
+
+@dataclass
+class KernelCounts:
+    """What an operator has done so far.
+
+    Attributes:
+        passes: Products with the training kernel matrix, whatever their number of columns.
+        columns: Columns multiplied, summed over those products.
+        entries: Kernel entries evaluated (a symmetric block counts once; cached entries are not counted again).
+        seconds: Time inside products.
+    """
+
+    passes: int = 0
+    columns: int = 0
+    entries: int = 0
+    seconds: float = 0.0
+
+    def copy(self) -> KernelCounts:
+        """A snapshot."""
+        return replace(self)
+
+
+class KernelOperator(ABC):
+    """The prior covariance at the training inputs, ``K = blockdiag(K_1..K_C)``, and across to other inputs.
+
+    One kernel may be shared by all latent functions (``num_kernels == 1``) or each may have its own. Products come
+    with a leading dimension ``C'`` = ``num_kernels``. When gradients are enabled and the kernel's parameters, the
+    inputs or the block require them, products are differentiable: blocks of rows are recomputed in the backward
+    pass instead of being stored, so memory stays at one block.
+
+    Args:
+        kernel: Any GPyTorch kernel.
+        inputs: Training inputs ``(N, D)``, or ``(C, N, D)`` when each kernel has its own.
+        num_kernels: ``C'``, 1 for a shared kernel.
+        memory_budget: Bytes for cached entries and blocks; default a quarter of the free memory.
+    """
+
+    def __init__(
+        self, kernel: Kernel, inputs: Tensor, *, num_kernels: int = 1, memory_budget: int | None = None
+    ) -> None:
+        self.kernel = kernel
+        self.inputs = inputs
+        self.num_kernels = num_kernels
+        self.memory_budget = default_memory_budget(inputs.device) if memory_budget is None else memory_budget
+        self.counts = KernelCounts()
+        self._radial_form: RadialKernel | None = as_radial(kernel, num_kernels)
+        self._centre = inputs.detach().reshape(-1, inputs.shape[-1]).mean(0)
+
+    # ------------------------------------------------------------------ shape
+    @property
+    def num_rows(self) -> int:
+        """Number of training rows ``N``."""
+        return self.inputs.shape[-2]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the products."""
+        return self.inputs.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the products."""
+        return self.inputs.device
+
+    # --------------------------------------------------------------- products
+    def matmul(self, block: Tensor) -> Tensor:
+        """``K_c`` times a block, for every kernel: one pass.
+
+        Args:
+            block: ``(N, k)`` to multiply by every kernel, or ``(C', N, k)``, one block per kernel.
+
+        Returns:
+            ``(C', N, k)``.
+        """
+        started = time.perf_counter()
+        if self._needs_grad(self.inputs, block):
+            product = self._cross_with_grad(self.inputs, self.inputs, block)
+            self.counts.entries += self.num_kernels * self.num_rows**2
+        else:
+            product = self._matmul(block.detach())
+        self.counts.passes += 1
+        self.counts.columns += block.shape[-1]
+        self.counts.seconds += time.perf_counter() - started
+        return product
+
+    def cross_matmul(self, inputs: Tensor, block: Tensor) -> Tensor:
+        """``k_c(inputs, X)`` times a block: the product that prediction needs.
+
+        Args:
+            inputs: ``(M, D)`` or ``(C, M, D)``.
+            block: ``(N, k)`` or ``(C', N, k)``.
+
+        Returns:
+            ``(C', M, k)``, differentiable in ``inputs``, the kernel's parameters and ``block`` when those require it.
+        """
+        if self._needs_grad(inputs, block):
+            return self._cross_with_grad(inputs, self.inputs, block)
+        return self._cross(inputs.detach(), block.detach())
+
+    def diagonal(self, inputs: Tensor | None = None) -> Tensor:
+        """Prior variances ``(C', M)`` at ``inputs`` (default: the training inputs); differentiable."""
+        inputs = self.inputs if inputs is None else inputs
+        diagonal = self.kernel(inputs, inputs, diag=True)
+        diagonal = diagonal if torch.is_tensor(diagonal) else diagonal.to_dense()
+        return diagonal.reshape(-1, inputs.shape[-2]).expand(self.num_kernels, -1)
+
+    def release(self) -> None:  # noqa: B027 - most operators keep nothing
+        """Frees cached kernel entries; the next pass evaluates them again."""
+
+    def dense(self) -> Tensor:
+        """The kernel matrices ``(C', N, N)``, for small N."""
+        features = self._features(self.inputs)
+        return torch.cat([self._block(features, i, features, slice(None)) for i in self._row_slices(self.num_rows)], -2)
+
+    def scaled_inputs(self) -> Tensor:
+        """Inputs ``(N, D)`` in which distance means what it means to the first kernel, for clustering rows."""
+        if self._radial_form is not None:
+            return self._radial_form.features(self.inputs.detach(), self._centre)[0]
+        inputs = self.inputs.detach()
+        inputs = inputs[0] if inputs.dim() == 3 else inputs
+        return (inputs - inputs.mean(0)) / inputs.std(0, correction=0).clamp_min(1e-12)
+
+    # -------------------------------------------------- what a subclass gives
+    @abstractmethod
+    def _matmul(self, block: Tensor) -> Tensor:
+        """``(C', N, k)`` without gradients."""
+
+    def _cross(self, inputs: Tensor, block: Tensor) -> Tensor:
+        """Blocked product with the cross-kernel, without gradients."""
+        rows, cols = self._features(inputs), self._features(self.inputs)
+        out = block.new_empty(self.num_kernels, inputs.shape[-2], block.shape[-1])
+        for i in self._row_slices(inputs.shape[-2]):
+            out[:, i] = self._block(rows, i, cols, slice(None)) @ block
+        return out
+
+    # ------------------------------------------------------------ block level
+    def _features(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What ``_block`` evaluates entries from: scaled inputs and squared norms, or the inputs themselves."""
+        if self._radial_form is None:
+            return inputs.detach(), None
+        features = self._radial_form.features(inputs.detach(), self._centre)
+        return features, features.square().sum(-1)
+
+    @torch.no_grad()
+    def _block(
+        self, rows: tuple[Tensor, Tensor | None], i: slice, cols: tuple[Tensor, Tensor | None], j: slice
+    ) -> Tensor:
+        """Entries for a slice of rows and a slice of columns, ``(C', b, m)``."""
+        first, second = rows[0][..., i, :], cols[0][..., j, :]
+        if self._radial_form is None or rows[1] is None or cols[1] is None:
+            return evaluate_kernel(self.kernel, first, second, self.num_kernels)
+        return self._radial_form.evaluate(first, rows[1][:, i, None], second, cols[1][:, None, j])
+
+    def _row_slices(self, num_rows: int) -> Iterator[slice]:
+        """Slices of rows such that a block of them against all training rows respects the memory budget."""
+        bytes_per_row = 4 * self.num_rows * self.num_kernels * self.inputs.element_size()
+        return slices(num_rows, max(1, min(256, self.memory_budget // max(1, bytes_per_row))))
+
+    # --------------------------------------------------------------- gradient
+    def _needs_grad(self, *tensors: Tensor) -> bool:
+        if not torch.is_grad_enabled():
+            return False
+        return any(t.requires_grad for t in tensors) or any(p.requires_grad for p in self.kernel.parameters())
+
+    def _cross_with_grad(self, rows: Tensor, cols: Tensor, block: Tensor) -> Tensor:
+        def product(part: Tensor) -> Tensor:
+            return evaluate_kernel(self.kernel, part, cols, self.num_kernels) @ block
+
+        parts = [rows[..., i, :] for i in self._row_slices(rows.shape[-2])]
+        return torch.cat([checkpoint(product, part, use_reentrant=False) for part in parts], dim=-2)
+
+
+def slices(size: int, step: int) -> Iterator[slice]:
+    """Consecutive slices of at most ``step`` that cover ``range(size)``."""
+    for start in range(0, size, step):
+        yield slice(start, min(size, start + step))

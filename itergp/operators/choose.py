@@ -1,0 +1,61 @@
+"""Which operator to use."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+from gpytorch.kernels import Kernel
+from torch import Tensor
+
+from itergp.errors import InputError
+from itergp.operators.base import KernelOperator
+from itergp.operators.blocked import BlockedOperator, DenseOperator
+from itergp.operators.keops import KeOpsOperator, keops_available
+from itergp.operators.memory import default_memory_budget
+from itergp.operators.radial import KeOpsMaternKernel, KeOpsRBFKernel, as_radial
+
+OperatorKind = Literal["auto", "dense", "blocked", "keops"]
+
+_KEOPS_MAX_DIMENSION = 64
+
+
+def make_operator(
+    kernel: Kernel,
+    inputs: Tensor,
+    *,
+    num_kernels: int = 1,
+    kind: OperatorKind = "auto",
+    memory_budget: int | None = None,
+) -> KernelOperator:
+    """Builds the operator for a kernel and its training inputs.
+
+    ``"auto"`` keeps the dense matrix when it fits the memory budget; otherwise it uses KeOps when the kernel is one of
+    GPyTorch's KeOps kernels, or on CUDA for at most 64 input dimensions; otherwise blocks.
+
+    Args:
+        kernel: Any GPyTorch kernel.
+        inputs: ``(N, D)`` or ``(C, N, D)``.
+        num_kernels: 1 for a shared kernel, otherwise C.
+        kind: ``"auto"``, ``"dense"``, ``"blocked"`` or ``"keops"``.
+        memory_budget: Bytes; default a quarter of the free memory.
+
+    Raises:
+        InputError: If ``kind`` is unknown, or KeOps is asked for where it cannot work.
+    """
+    if kind not in get_args(OperatorKind):
+        raise InputError(f"`operator` must be one of {get_args(OperatorKind)}. Got {kind!r}.")
+    budget = default_memory_budget(inputs.device) if memory_budget is None else memory_budget
+    if kind == "auto":
+        kind = _automatic(kernel, inputs, num_kernels, budget)
+    operators = {"dense": DenseOperator, "blocked": BlockedOperator, "keops": KeOpsOperator}
+    return operators[kind](kernel, inputs, num_kernels=num_kernels, memory_budget=budget)
+
+
+def _automatic(kernel: Kernel, inputs: Tensor, num_kernels: int, budget: int) -> OperatorKind:
+    if num_kernels * inputs.shape[-2] ** 2 * inputs.element_size() // 2 <= budget:
+        return "dense"
+    if not keops_available() or as_radial(kernel, num_kernels) is None:
+        return "blocked"
+    wanted = any(isinstance(k, (KeOpsMaternKernel, KeOpsRBFKernel)) for k in kernel.modules())
+    pays = inputs.device.type == "cuda" and inputs.shape[-1] <= _KEOPS_MAX_DIMENSION
+    return "keops" if wanted or pays else "blocked"

@@ -1,0 +1,122 @@
+"""Radial kernels: recognise a GPyTorch RBF or Matern kernel and evaluate its blocks in place.
+
+A stationary isotropic or ARD kernel is a function of the squared distance between inputs divided by the lengthscale.
+Knowing that, one matrix product and four in-place elementwise passes over a cache-sized block evaluate it; the general
+route through ``kernel(x1, x2).to_dense()`` makes several temporary copies.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import gpytorch
+import torch
+from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
+from torch import Tensor
+
+try:  # GPyTorch's KeOps kernels exist with and without pykeops installed
+    from gpytorch.kernels.keops import MaternKernel as KeOpsMaternKernel
+    from gpytorch.kernels.keops import RBFKernel as KeOpsRBFKernel
+except ImportError:  # pragma: no cover - very old GPyTorch
+    KeOpsMaternKernel, KeOpsRBFKernel = MaternKernel, RBFKernel
+
+_RBF = (RBFKernel, KeOpsRBFKernel)
+_MATERN = (MaternKernel, KeOpsMaternKernel)
+
+
+@dataclass(frozen=True)
+class RadialKernel:
+    """``k(x, x') = output_scale * profile(|(x - x') / lengthscale|)`` for each of ``C'`` kernels.
+
+    Args:
+        inputs_scale: Reciprocal lengthscales times the profile's constant, ``(C', 1, D)`` or ``(C', 1, 1)``.
+        output_scale: Output scales (variance units), ``(C',)``.
+        smoothness: Matern smoothness 0.5, 1.5 or 2.5, or infinity for the squared exponential.
+        active_dims: Indices of the input columns used, or None for all.
+    """
+
+    inputs_scale: Tensor
+    output_scale: Tensor
+    smoothness: float
+    active_dims: Tensor | None
+
+    def features(self, inputs: Tensor, centre: Tensor) -> Tensor:
+        """Scaled, centred inputs ``(C', M, D)`` whose plain distances enter the profile."""
+        inputs = inputs if inputs.dim() == 3 else inputs.unsqueeze(0)
+        if self.active_dims is not None:
+            inputs = inputs.index_select(-1, self.active_dims)
+            centre = centre.index_select(-1, self.active_dims)
+        return ((inputs - centre) * self.inputs_scale).contiguous()
+
+    def evaluate(self, rows: Tensor, row_norms: Tensor, cols: Tensor, col_norms: Tensor) -> Tensor:
+        """Kernel entries of one block.
+
+        Args:
+            rows: Features ``(C', b, D)``.
+            row_norms: Their squared norms ``(C', b, 1)``.
+            cols: Features ``(C', m, D)``.
+            col_norms: Their squared norms ``(C', 1, m)``.
+
+        Returns:
+            The block ``(C', b, m)``.
+        """
+        squared = torch.baddbmm(row_norms + col_norms, rows, cols.mT, alpha=-2.0).clamp_min_(0.0)
+        return self._profile(squared).mul_(self.output_scale[:, None, None])
+
+    def _profile(self, squared: Tensor) -> Tensor:
+        if self.smoothness == math.inf:
+            return squared.neg_().exp_()
+        distance = squared.sqrt_()
+        decay = torch.exp(-distance)
+        if self.smoothness == 0.5:
+            return decay
+        if self.smoothness == 1.5:
+            return distance.add_(1.0).mul_(decay)
+        return distance.mul(1.0 / 3.0).add_(1.0).mul_(distance).add_(1.0).mul_(decay)
+
+
+def as_radial(kernel: Kernel, num_kernels: int) -> RadialKernel | None:
+    """The radial form of a (scaled) RBF or Matern kernel, or None when the kernel is anything else.
+
+    Subclasses are not recognised: they may override ``forward``.
+
+    Args:
+        kernel: Any GPyTorch kernel.
+        num_kernels: Number of kernels ``C'`` in its batch, 1 when shared.
+    """
+    scale: Tensor | None = None
+    active_dims = None
+    while type(kernel) is ScaleKernel and kernel.active_dims is None:
+        outer = kernel.outputscale.detach()
+        scale = outer if scale is None else scale * outer
+        kernel = kernel.base_kernel
+    if type(kernel) not in (*_RBF, *_MATERN) or kernel.lengthscale is None:
+        return None
+    active_dims = kernel.active_dims
+    lengthscale = kernel.lengthscale.detach()
+    lengthscale = lengthscale.reshape(-1, 1, lengthscale.shape[-1])
+    if type(kernel) in _MATERN:
+        smoothness, constant = float(kernel.nu), math.sqrt(2.0 * kernel.nu)
+    else:
+        smoothness, constant = math.inf, math.sqrt(0.5)
+    if lengthscale.shape[0] not in (1, num_kernels):
+        return None
+    if scale is None:
+        scale = lengthscale.new_ones(1)
+    if scale.numel() not in (1, num_kernels):
+        return None
+    return RadialKernel(
+        inputs_scale=(constant / lengthscale).expand(num_kernels, -1, -1),
+        output_scale=scale.reshape(-1).expand(num_kernels),
+        smoothness=smoothness,
+        active_dims=active_dims,
+    )
+
+
+def evaluate_kernel(kernel: Kernel, first: Tensor, second: Tensor, num_kernels: int) -> Tensor:
+    """Dense entries ``(C', b, m)`` of any GPyTorch kernel, evaluated at once; differentiable if gradients are on."""
+    with gpytorch.settings.lazily_evaluate_kernels(False):
+        block = kernel(first, second)
+    dense = block if torch.is_tensor(block) else block.to_dense()
+    return dense if dense.dim() == 3 else dense.unsqueeze(0).expand(num_kernels, -1, -1)

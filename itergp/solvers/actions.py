@@ -1,0 +1,72 @@
+"""Which actions the covariance is conditioned on: the directions about which the data say most."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from itergp.solvers.newton import data_information
+from itergp.solvers.precision import Actions
+from itergp.solvers.search_space import SearchSpace
+
+_DENSE_LIMIT = 1200
+_OVERSAMPLING = 10
+_POWER_STEPS = 3
+
+
+def leading_actions(space: SearchSpace, curvature: Tensor, rank: int, seed: int = 0) -> Actions:
+    """Actions ``W T Z`` for the leading eigenvectors Z of the information ``T^T W T`` that the space holds.
+
+    The eigenvalues are signal-to-noise ratios: ``lambda / (1 + lambda)`` is the share of prior variance explained. When
+    more actions are asked for than the space has directions, single latent values, in a fixed random order, fill up.
+
+    Args:
+        space: The search space.
+        curvature: W ``(N, C, C)``.
+        rank: Number of actions wanted; fewer come back when directions are dependent or uninformative.
+        seed: Of the random order and of the randomised eigensolver.
+    """
+    size, latents = curvature.shape[:2]
+    rank = min(rank, size * latents)
+    if rank == 0:
+        return Actions.empty(curvature[..., 0])
+    available = latents * space.rank
+    directions = _latent_blocks(space, _leading(space, curvature, min(rank, available), seed))
+    if rank > available:
+        generator = torch.Generator().manual_seed(seed)
+        order = torch.randperm(size * latents, generator=generator)
+        order = order if rank == size * latents else order[: rank - available]
+        units = directions.new_zeros(size * latents, order.numel())
+        units[order, torch.arange(order.numel())] = 1.0
+        directions = torch.cat([directions, units.view(size, latents, -1)], -1)
+    return Actions.from_directions(directions, curvature)
+
+
+def _leading(space: SearchSpace, curvature: Tensor, rank: int, seed: int) -> Tensor:
+    """Leading eigenvectors ``(C, B, rank)`` of the information."""
+    latents, size = curvature.shape[-1], curvature.shape[-1] * space.rank
+    if size <= _DENSE_LIMIT:
+        values, vectors = torch.linalg.eigh(data_information(space, curvature))
+        vectors = vectors[:, values.argsort(descending=True)[:rank]]
+        return vectors.view(latents, space.rank, -1)
+    # Randomised subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4).
+    generator = torch.Generator().manual_seed(seed)
+    width = min(size, rank + _OVERSAMPLING)
+    block = torch.randn(size, width, generator=generator, dtype=torch.float64).to(space.gram)
+    for _ in range(_POWER_STEPS):
+        block = torch.linalg.qr(block).Q
+        applied = _apply_information(space, curvature, block.view(latents, space.rank, -1))
+        previous, block = block, applied.reshape(size, -1)
+    values, rotation = torch.linalg.eigh(previous.mT @ block)
+    vectors = previous @ rotation[:, values.argsort(descending=True)[:rank]]
+    return vectors.view(latents, space.rank, -1)
+
+
+def _latent_blocks(space: SearchSpace, coordinates: Tensor) -> Tensor:
+    """``T X`` ``(N, C, k)`` for coordinates ``(C, B, k)``."""
+    return torch.matmul(space.products, coordinates.to(space.products)).movedim(0, 1).contiguous()
+
+
+def _apply_information(space: SearchSpace, curvature: Tensor, coordinates: Tensor) -> Tensor:
+    weighted = torch.bmm(curvature, _latent_blocks(space, coordinates)).movedim(1, 0)
+    return torch.matmul(space.products.mT, weighted).double()

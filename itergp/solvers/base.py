@@ -1,0 +1,92 @@
+"""The solver protocol: immutable configuration, explicit state."""
+
+from __future__ import annotations
+
+from typing import Protocol, TypeVar
+
+from itergp.errors import InputError
+from itergp.solvers.posterior import Posterior
+from itergp.solvers.problem import Problem
+from itergp.solvers.solution import Solution
+from itergp.solvers.status import Status
+
+
+class State(Protocol):
+    """What changes while a solver runs, as far as the driver needs to know it."""
+
+    @property
+    def objective(self) -> float:
+        """``Psi``."""
+
+    @property
+    def norm_squared(self) -> float:
+        """Q at or above the squared distance to the mode, infinite before it is known."""
+
+    @property
+    def residual(self) -> float:
+        """Squared prior norm of the gradient before the last step."""
+
+    @property
+    def rank(self) -> int:
+        """Size of the search space."""
+
+    @property
+    def newton_steps(self) -> int:
+        """Newton steps inside the last step."""
+
+    @property
+    def step_length(self) -> float:
+        """Smallest step length of the last step."""
+
+    @property
+    def event(self) -> str:
+        """Something worth knowing about the last step, otherwise empty."""
+
+    @property
+    def finite(self) -> bool:
+        """Whether every number in the state is finite."""
+
+
+StateT = TypeVar("StateT", bound=State)
+
+
+class Solver(Protocol[StateT]):
+    """How a posterior is found. The driver calls ``init``, then ``step`` until ``status`` or a budget says stop."""
+
+    @property
+    def tolerance(self) -> float:
+        """Certified gap at which the solve has converged, in nats per row."""
+
+    @property
+    def time_limit(self) -> float | None:
+        """Seconds for all stages together."""
+
+    def init(self, problem: Problem, warm_start: Solution | None = None) -> StateT:
+        """The first state."""
+
+    def step(self, problem: Problem, state: StateT) -> StateT:
+        """The next state."""
+
+    def status(self, problem: Problem, state: StateT, passes: int) -> Status | None:
+        """Why the state is final, or None when it is not. ``passes`` counts the kernel passes of all stages."""
+
+    def finish(self, problem: Problem, state: StateT, *, final: bool) -> Posterior:
+        """The posterior at a state: weights and covariance. ``final`` is False when another stage follows."""
+
+
+def require_positive(name: str, value: float | None, *, integer: bool = False) -> None:
+    """Budgets must be positive.
+
+    Raises:
+        InputError: If ``value`` is given and not a positive number, or not whole where it must be.
+    """
+    if value is None:
+        return
+    if (
+        isinstance(value, bool)
+        or not isinstance(value, (int, float))
+        or not value > 0
+        or (integer and value != int(value))
+    ):
+        kind = "a positive whole number" if integer else "a positive number"
+        raise InputError(f"`{name}` must be {kind} or None. Got {value!r}. Leave it out for the default.")

@@ -1,0 +1,228 @@
+"""``DenseNewton``: the exact Newton iteration with dense matrices, for small problems and as the reference."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from itergp.errors import InputError
+from itergp.likelihoods import CategoricalLikelihood, LaplaceSite
+from itergp.solvers.base import require_positive
+from itergp.solvers.posterior import Posterior, prior_covariance
+from itergp.solvers.precision import LowRankPrecision, marginal_covariance
+from itergp.solvers.problem import Problem, inner
+from itergp.solvers.solution import Solution, is_finite
+from itergp.solvers.status import Reason, Status
+
+_DEFAULT_MAX_STEPS = 100
+_MAX_HALVINGS = 40
+_JOINT_LIMIT = 8000  # N C beyond which an (N C)^2 matrix is refused
+
+
+@dataclass(frozen=True)
+class DenseState:
+    """State of ``DenseNewton``; every array is float64."""
+
+    kernel: Tensor
+    weights: Tensor
+    latent_values: Tensor
+    gradient: Tensor
+    curvature: Tensor
+    objective: float
+    norm_squared: float
+    residual: float = float("inf")
+    newton_steps: int = 0
+    step_length: float = 1.0
+    event: str = ""
+
+    @property
+    def rank(self) -> int:
+        """Everything is searched: N."""
+        return self.weights.shape[0]
+
+    @property
+    def finite(self) -> bool:
+        """Whether the iterate is finite."""
+        return is_finite(self.latent_values, self.gradient, self.weights) and self.objective < float("inf")
+
+
+@dataclass(frozen=True)
+class DenseNewton:
+    """Newton's method with dense float64 matrices and a line search: GPML algorithms 3.1 and 3.3.
+
+    One latent function costs ``N^3`` per step. Several are solved jointly, ``(N C)^3``, up to N C = 8,000; beyond that
+    the softmax is solved by algorithm 3.3, ``(C + 1) N^3``, for the mode only (``covariance=False``).
+
+    Args:
+        tolerance: Gap to the mode at which to stop, in nats per row; default 1e-12.
+        max_steps: Newton steps per stage; default 100.
+        time_limit: Seconds for all stages together.
+        covariance: Whether to compute the exact posterior covariance; without it the prior's is returned.
+
+    Raises:
+        InputError: If the problem is too large for its matrices.
+    """
+
+    tolerance: float = 1e-12
+    max_steps: int | None = None
+    time_limit: float | None = None
+    covariance: bool = True
+
+    def __post_init__(self) -> None:
+        """Checks the budgets."""
+        require_positive("tolerance", self.tolerance)
+        require_positive("max_steps", self.max_steps, integer=True)
+        require_positive("time_limit", self.time_limit)
+
+    def init(self, problem: Problem, warm_start: Solution | None = None) -> DenseState:
+        """Starts at the prior mean or at an earlier solution's weights."""
+        joint = problem.num_rows * problem.num_latents
+        if joint > _JOINT_LIMIT and (self.covariance or not _is_softmax(problem)) and problem.num_latents > 1:
+            raise InputError(
+                f"DenseNewton solves at most N C = {_JOINT_LIMIT:,} latent values jointly. Got {joint:,}. Use SubspaceNewton, "
+                "or DenseNewton(covariance=False) for the Laplace mode of a softmax."
+            )
+        problem.operator.counts.passes += 1
+        kernel = problem.operator.dense().double()
+        weights = torch.zeros_like(problem.mean, dtype=torch.float64)
+        if warm_start is not None and warm_start.representer_weights.shape == weights.shape:
+            weights = warm_start.representer_weights.double()
+        return self._state(problem, kernel, weights)
+
+    @staticmethod
+    def _state(
+        problem: Problem,
+        kernel: Tensor,
+        weights: Tensor,
+        before: float = float("inf"),
+        newton_steps: int = 0,
+        step_length: float = 1.0,
+    ) -> DenseState:
+        f = problem.mean.double() + _apply(kernel, weights)
+        gradient, curvature = problem.site.derivatives(f)
+        residual = gradient - weights
+        q = max(inner(residual, _apply(kernel, residual)), 0.0)
+        objective = -problem.site.log_density(f) + 0.5 * inner(weights, f - problem.mean.double())
+        return DenseState(kernel, weights, f, gradient, curvature, objective, q, before, newton_steps, step_length)
+
+    def step(self, problem: Problem, state: DenseState) -> DenseState:
+        """One Newton step with backtracking on the objective."""
+        target = self._newton_weights(problem, state)
+        direction = target - state.weights
+        change = _apply(state.kernel, direction)
+        # Along V + a D the slope of Psi at a = 0 is <K D, V - g>.
+        slope = inner(change, state.weights - state.gradient)
+        length = 1.0
+        for _ in range(_MAX_HALVINGS):
+            weights = state.weights + length * direction
+            trial = self._state(problem, state.kernel, weights, state.norm_squared, 1, length)
+            if trial.objective <= state.objective + 1e-4 * length * slope:
+                return trial
+            length *= 0.5
+        return self._state(problem, state.kernel, state.weights, state.norm_squared, 1, 0.0)
+
+    @staticmethod
+    def _newton_weights(problem: Problem, state: DenseState) -> Tensor:
+        """V after a full Newton step: ``(K + W^+) V = f - m + W^+ g`` without the inverse of W."""
+        centred = state.latent_values - problem.mean.double()
+        b = torch.bmm(state.curvature, centred.unsqueeze(-1)).squeeze(-1) + state.gradient
+        if b.numel() > _JOINT_LIMIT and b.shape[1] > 1:
+            return _softmax_weights(state, b)
+        root = curvature_root(state.curvature)
+        factor = torch.linalg.cholesky(_joint(state.kernel, root))
+        half = torch.bmm(root.mT, _apply(state.kernel, b).unsqueeze(-1)).reshape(-1, 1)
+        solved = torch.cholesky_solve(half, factor).reshape(*b.shape, 1)
+        return b - torch.bmm(root, solved).squeeze(-1)
+
+    def status(self, problem: Problem, state: DenseState, passes: int) -> Status | None:
+        """Converged, or unable to go on."""
+        detail = f"gap {0.5 * state.norm_squared / problem.num_rows:.2g} nats per row"
+        if 0.5 * state.norm_squared <= self.tolerance * problem.num_rows:
+            return Status(Reason.CONVERGED, detail)
+        if state.step_length == 0.0 or (state.norm_squared >= state.residual and state.norm_squared < 1e-10):
+            return Status(Reason.PRECISION if state.norm_squared < 1e-6 else Reason.STALLED, detail)
+        return None
+
+    def finish(self, problem: Problem, state: DenseState, *, final: bool) -> Posterior:
+        """The exact posterior covariance at the iterate."""
+        if self.covariance:
+            size, latents = state.weights.shape
+            root = curvature_root(state.curvature)
+            rows = torch.arange(size)
+            actions = root.new_zeros(size, latents, size, latents)
+            actions[rows, :, rows, :] = root
+            actions = actions.reshape(size, latents, size * latents)
+            joint = _joint(state.kernel, root)
+            gram = joint - torch.eye(joint.shape[0], dtype=joint.dtype, device=joint.device)
+            precision = LowRankPrecision(actions, gram, torch.linalg.cholesky(joint))
+            if state.kernel.shape[0] == 1:
+                products = torch.einsum("nm,mcr->ncr", state.kernel[0], actions)
+            else:
+                products = torch.einsum("cnm,mcr->ncr", state.kernel, actions)
+            covariance = marginal_covariance(problem.prior_variance().double(), precision.whiten(products))
+        else:
+            result = prior_covariance(problem)
+            precision, covariance = result.precision, result.latent_covariance
+        like = problem.mean
+        return Posterior(
+            representer_weights=state.weights.to(like),
+            latent_values=state.latent_values.to(like),
+            latent_covariance=covariance.to(like),
+            precision=LowRankPrecision(precision.actions.to(like), precision.gram, precision.factor),
+            objective=state.objective,
+            norm_squared=state.norm_squared,
+        )
+
+
+def curvature_root(curvature: Tensor) -> Tensor:
+    """H ``(N, C, C)`` with ``H H^T = W``, for positive semi-definite W."""
+    if curvature.shape[-1] == 1:
+        return curvature.clamp_min(0.0).sqrt()
+    values, vectors = torch.linalg.eigh(curvature)
+    return vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
+
+
+def _apply(kernel: Tensor, block: Tensor) -> Tensor:
+    """``K V`` for V ``(N, C)``."""
+    if kernel.shape[0] == 1:
+        return kernel[0] @ block
+    return torch.bmm(kernel, block.mT.unsqueeze(-1)).squeeze(-1).mT
+
+
+def _joint(kernel: Tensor, root: Tensor) -> Tensor:
+    """``I + H^T K H`` ``(N C, N C)``, row-major."""
+    size, latents = root.shape[:2]
+    if kernel.shape[0] == 1:
+        inside = torch.einsum("nca,mcb->namb", root, root) * kernel[0][:, None, :, None]
+    else:
+        inside = torch.einsum("cnm,nca,mcb->namb", kernel, root, root)
+    joint = inside.reshape(size * latents, size * latents)
+    joint.diagonal().add_(1.0)
+    return joint
+
+
+def _is_softmax(problem: Problem) -> bool:
+    return isinstance(problem.likelihood, CategoricalLikelihood) and isinstance(problem.site, LaplaceSite)
+
+
+def _softmax_weights(state: DenseState, b: Tensor) -> Tensor:
+    """GPML algorithm 3.3, lines 4 to 13: a Newton step of the softmax in ``(C + 1)`` factorisations of N x N matrices."""
+    probs = torch.softmax(state.latent_values, -1)
+    size, latents = b.shape
+    total = b.new_zeros(size, size)
+    blocks = []
+    for c in range(latents):
+        kernel = state.kernel[min(c, state.kernel.shape[0] - 1)]
+        scale = probs[:, c].sqrt()
+        inside = scale[:, None] * kernel * scale
+        inside.diagonal().add_(1.0)
+        half = torch.linalg.solve_triangular(torch.linalg.cholesky(inside), torch.diag(scale), upper=False)
+        blocks.append(half.mT @ half)
+        total += blocks[-1]
+    factor = torch.linalg.cholesky(total)
+    prior = _apply(state.kernel, b)
+    middle = torch.stack([blocks[c] @ prior[:, c] for c in range(latents)], -1)
+    shared = torch.cholesky_solve(middle.sum(-1, keepdim=True), factor).squeeze(-1)
+    return b - middle + torch.stack([blocks[c] @ shared for c in range(latents)], -1)

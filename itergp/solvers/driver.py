@@ -1,0 +1,201 @@
+"""The driver: stages, loop, budgets, finite checks, progress. Solvers only step."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itergp.diagnostics.progress import SolveProgress
+from itergp.diagnostics.trace import Trace, TraceRecord
+from itergp.errors import InputError, SolverError
+from itergp.likelihoods import LaplaceSite, Likelihood, VariationalSite
+from itergp.operators import KernelOperator
+from itergp.solvers.base import Solver
+from itergp.solvers.posterior import Posterior
+from itergp.solvers.problem import Problem
+from itergp.solvers.solution import Certificate, Solution, is_finite
+from itergp.solvers.status import Reason, Status
+
+APPROXIMATIONS = ("variational", "laplace")
+
+# A variational solve begins at the Laplace mode, which only has to be near: its own stage finishes the job.
+_PRELIMINARY_FACTOR = 100.0
+
+
+def solve(
+    operator: KernelOperator,
+    mean: Tensor,
+    likelihood: Likelihood,
+    targets: Tensor,
+    solver: Solver,
+    *,
+    approximation: str = "variational",
+    rounds: int = 1,
+    warm_start: Solution | None = None,
+    progress: bool = False,
+    callback: Callable[[TraceRecord], None] | None = None,
+) -> Solution:
+    """Finds the posterior.
+
+    Args:
+        operator: Prior covariance at the training inputs.
+        mean: Prior mean ``(N, C)``.
+        likelihood: The likelihood.
+        targets: Its validated targets ``(N,)``.
+        solver: The solver.
+        approximation: ``"laplace"``, or ``"variational"``: the Laplace mode, then ``rounds`` rounds with expected
+            gradient and curvature under the current marginals.
+        rounds: Variational rounds.
+        warm_start: An earlier solution whose weights and search space are reused.
+        progress: Draw a progress bar.
+        callback: Called with every record of the trace.
+
+    Raises:
+        InputError: If the approximation is unknown.
+        SolverError: If a NaN or infinity appears; the error carries the last good solution.
+    """
+    if approximation not in APPROXIMATIONS:
+        raise InputError(f"`approximation` must be one of {APPROXIMATIONS}. Got {approximation!r}.")
+    problem = Problem(mean, operator, LaplaceSite(likelihood, targets))
+    variational = approximation == "variational" and not likelihood.quadratic
+    with torch.no_grad(), SolveProgress(solver.tolerance * problem.num_rows, enabled=progress) as bar:
+        run = _Run(solver, operator, bar, callback)
+        solution = run.stage(problem, warm_start, final=not variational)
+        for index in range(rounds if variational else 0):
+            if solution.status.reason in (Reason.INTERRUPTED, Reason.TIME):
+                break
+            site = VariationalSite.from_covariance(likelihood, targets, solution.latent_covariance)
+            solution = run.stage(problem.with_site(site), solution, final=index == rounds - 1)
+    return replace(solution, approximation=approximation) if likelihood.quadratic else solution
+
+
+def _with(solver: Any, **changes: Any) -> Any:
+    """A solver with other settings; solvers are frozen dataclasses."""
+    return replace(solver, **changes)
+
+
+@dataclass
+class _Run:
+    """One call of ``solve``: what is shared by its stages."""
+
+    solver: Solver[Any]
+    operator: KernelOperator
+    bar: SolveProgress
+    callback: Callable[[TraceRecord], None] | None
+    trace: Trace = field(default_factory=Trace)
+    started: float = field(default_factory=time.perf_counter)
+
+    def __post_init__(self) -> None:
+        self.counts = self.operator.counts.copy()
+
+    @property
+    def passes(self) -> int:
+        """Kernel passes of this run."""
+        return self.operator.counts.passes - self.counts.passes
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the run began."""
+        return time.perf_counter() - self.started
+
+    def stage(self, problem: Problem, warm_start: Solution | None, *, final: bool) -> Solution:
+        """Runs one site to its end."""
+        self.bar.stage(problem.site.name)
+        solver = self.solver
+        if not final:
+            solver = _with(solver, tolerance=_PRELIMINARY_FACTOR * solver.tolerance)
+        begun, in_kernel = time.perf_counter(), self.operator.counts.seconds
+        state = solver.init(problem, warm_start)
+        self._check(problem, state, None, warm_start)
+        status = None
+        try:
+            while status is None:
+                previous, state = state, solver.step(problem, state)
+                self._check(problem, state, previous, warm_start)
+                self._record(problem, state)
+                status = solver.status(problem, state, self.passes) or self._out_of_time()
+        except KeyboardInterrupt:
+            status = Status(Reason.INTERRUPTED)
+        self._spent("mode", begun, in_kernel)
+        begun, in_kernel = time.perf_counter(), self.operator.counts.seconds
+        posterior = solver.finish(problem, state, final=final)
+        solution = self._solution(problem, posterior, status)
+        self._spent("covariance", begun, in_kernel)
+        self.bar.finish(problem.site.name)
+        return replace(solution, seconds=self.seconds)
+
+    def _out_of_time(self) -> Status | None:
+        limit = self.solver.time_limit
+        return Status(Reason.TIME, f"{self.seconds:.1f} s") if limit is not None and self.seconds >= limit else None
+
+    def _spent(self, phase: str, begun: float, in_kernel: float) -> None:
+        kernel = self.operator.counts.seconds - in_kernel
+        self.trace.add_seconds("kernel", kernel)
+        self.trace.add_seconds(phase, time.perf_counter() - begun - kernel)
+
+    def _record(self, problem: Problem, state: Any) -> None:
+        record = TraceRecord(
+            stage=problem.site.name,
+            kernel_passes=self.passes,
+            seconds=self.seconds,
+            objective=state.objective,
+            objective_gap=0.5 * state.norm_squared if problem.site.log_concave else None,
+            residual=state.residual,
+            rank=state.rank,
+            newton_steps=state.newton_steps,
+            step_length=state.step_length,
+            event=state.event,
+        )
+        self.trace.records.append(record)
+        self.bar.update(record)
+        if self.callback is not None:
+            self.callback(record)
+
+    def _check(self, problem: Problem, state: Any, previous: Any, warm_start: Solution | None) -> None:
+        if state.finite:
+            return
+        last = warm_start
+        if previous is not None:
+            status = Status(Reason.STALLED, "a NaN or infinity appeared in the next step")
+            last = self._solution(problem, self._salvage(problem, previous), status)
+        raise SolverError(
+            f"The {problem.site.name} objective or its gradient became NaN or infinite after {self.passes} kernel passes. "
+            "It must stay finite. Check the kernel's hyperparameters and the scale of inputs and targets, or use float64; "
+            "the error's `solution` is the last good posterior.",
+            last,
+        )
+
+    def _salvage(self, problem: Problem, state: Any) -> Posterior:
+        cheap = _with(self.solver, covariance_rank=0) if hasattr(self.solver, "covariance_rank") else self.solver
+        return cheap.finish(problem, state, final=True)
+
+    def _solution(self, problem: Problem, posterior: Posterior, status: Status) -> Solution:
+        if not is_finite(posterior.representer_weights, posterior.latent_covariance, posterior.precision.factor):
+            raise SolverError(
+                "The posterior covariance became NaN or infinite. Check that the kernel is positive definite, or use float64."
+            )
+        certificate = Certificate(posterior.norm_squared) if problem.site.log_concave else None
+        return Solution(
+            representer_weights=posterior.representer_weights,
+            latent_values=posterior.latent_values,
+            latent_covariance=posterior.latent_covariance,
+            precision=posterior.precision,
+            objective=posterior.objective,
+            approximation=problem.site.name,
+            status=status,
+            certificate=certificate,
+            kernel_passes=self.passes,
+            kernel_entries=self.operator.counts.entries - self.counts.entries,
+            seconds=self.seconds,
+            trace=self.trace,
+            log_marginal_likelihood=posterior.log_marginal_likelihood(),
+            elbo=posterior.elbo(problem),
+            space=posterior.space,
+            coordinates=posterior.coordinates,
+            operator=self.operator,
+        )

@@ -1,0 +1,175 @@
+"""Newton's method on the objective within a search space: no kernel product is needed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from itergp.solvers.problem import Problem
+from itergp.solvers.search_space import SearchSpace
+
+_MAX_STEPS = 25
+_MAX_HALVINGS = 30
+_ARMIJO = 1e-4
+_DENSE_LIMIT = 500
+_CG_TOLERANCE = 0.05
+_CG_MAX_STEPS = 60
+
+
+@dataclass(frozen=True)
+class Iterate:
+    """A point of the search space: f = m + T U, V = S U.
+
+    Attributes:
+        coordinates: U ``(C, B)``, float64.
+        latent_values: f ``(N, C)``.
+        gradient: g ``(N, C)`` at f.
+        curvature: W ``(N, C, C)`` at f.
+        objective: Psi.
+        steps: Newton steps taken to get here.
+        step_length: Smallest step length among them; 0 when the last step did not decrease the objective.
+    """
+
+    coordinates: Tensor
+    latent_values: Tensor
+    gradient: Tensor
+    curvature: Tensor
+    objective: float
+    steps: int = 0
+    step_length: float = 1.0
+
+
+def evaluate(problem: Problem, space: SearchSpace, coordinates: Tensor) -> Iterate:
+    """The iterate at given coordinates."""
+    f = problem.mean + space.latent(coordinates)
+    gradient, curvature = problem.site.derivatives(f)
+    return Iterate(coordinates, f, gradient, curvature, _objective(problem, space, coordinates, f))
+
+
+def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: float) -> Iterate:
+    """Minimises ``Psi(m + T U)`` over U by Newton's method with backtracking.
+
+    Args:
+        problem: The problem.
+        space: The search space, at least as large as the start's coordinates.
+        start: Where to start; new directions get coordinate 0.
+        tolerance: Squared norm of the gradient within the space at which to stop.
+    """
+    pad = start.coordinates.new_zeros(start.coordinates.shape[0], space.rank - start.coordinates.shape[1])
+    U, f = torch.cat([start.coordinates, pad], -1), start.latent_values
+    objective, g, W = start.objective, start.gradient, start.curvature
+    shortest, steps = 1.0, 0
+    system = _NewtonSystem(space)
+    for _ in range(_MAX_STEPS):
+        slope = space.metric(U) - space.project(g)
+        if float(slope.square().sum()) <= tolerance:
+            break
+        direction = -system.solve(slope, W)
+        change = space.latent(direction)
+        found = _backtrack(problem, space, U, f, objective, direction, change, float((slope * direction).sum()))
+        if found is None:
+            shortest = 0.0
+            break
+        length, objective = found
+        shortest, steps = min(shortest, length), steps + 1
+        U, f = U + length * direction, f + length * change
+        g, W = problem.site.derivatives(f)
+    f = problem.mean + space.latent(U)  # without the drift of many small updates
+    g, W = problem.site.derivatives(f)
+    return Iterate(U, f, g, W, _objective(problem, space, U, f), steps, shortest)
+
+
+def _objective(problem: Problem, space: SearchSpace, U: Tensor, f: Tensor) -> float:
+    return 0.5 * float((U * space.metric(U)).sum()) - problem.site.log_density(f)
+
+
+def _backtrack(
+    problem: Problem,
+    space: SearchSpace,
+    U: Tensor,
+    f: Tensor,
+    objective: float,
+    direction: Tensor,
+    change: Tensor,
+    slope: float,
+) -> tuple[float, float] | None:
+    """Step length and objective of a sufficient decrease, or None."""
+    # Below this a change of the objective is rounding in the sum over rows.
+    resolution = 4.0 * torch.finfo(f.dtype).eps * f.shape[0] ** 0.5 * max(1.0, abs(objective) / f.shape[0] ** 0.5)
+    length = 1.0
+    for _ in range(_MAX_HALVINGS):
+        trial = _objective(problem, space, U + length * direction, f + length * change)
+        if trial <= objective + _ARMIJO * length * slope:
+            return length, trial
+        if -length * slope < resolution:
+            return None
+        length *= 0.5
+    return None
+
+
+class _NewtonSystem:
+    """``(S^T K S + T^T W T) X = B``: by Cholesky when small, otherwise by preconditioned conjugate gradients."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self._factors: Tensor | None = None
+
+    def solve(self, right: Tensor, curvature: Tensor) -> Tensor:
+        latents, rank = right.shape
+        if latents == 1 or latents * rank <= _DENSE_LIMIT:
+            matrix = data_information(self.space, curvature)
+            for c in range(latents):
+                block = slice(c * rank, (c + 1) * rank)
+                matrix[block, block] += self.space.gram[min(c, self.space.gram.shape[0] - 1)]
+            return torch.cholesky_solve(right.reshape(-1, 1), torch.linalg.cholesky(matrix)).reshape(latents, rank)
+        if self._factors is None:
+            diagonal = curvature.diagonal(dim1=-2, dim2=-1)
+            blocks = [weighted_gram(self.space, diagonal[:, c], c, c) for c in range(latents)]
+            self._factors = torch.linalg.cholesky(torch.stack(blocks) + self.space.gram)
+        return self._conjugate_gradients(right, curvature)
+
+    def _apply(self, X: Tensor, curvature: Tensor) -> Tensor:
+        change = torch.bmm(curvature, self.space.latent(X).unsqueeze(-1)).squeeze(-1)
+        return self.space.metric(X) + self.space.project(change)
+
+    def _precondition(self, X: Tensor) -> Tensor:
+        assert self._factors is not None
+        return torch.cholesky_solve(X.unsqueeze(-1), self._factors).squeeze(-1)
+
+    def _conjugate_gradients(self, right: Tensor, curvature: Tensor) -> Tensor:
+        X, residual = torch.zeros_like(right), right.clone()
+        z = self._precondition(residual)
+        p, rho = z, (residual * z).sum()
+        target = _CG_TOLERANCE**2 * rho
+        for _ in range(_CG_MAX_STEPS):
+            product = self._apply(p, curvature)
+            alpha = rho / (p * product).sum()
+            X, residual = X + alpha * p, residual - alpha * product
+            z = self._precondition(residual)
+            previous, rho = rho, (residual * z).sum()
+            if rho <= target:
+                break
+            p = z + (rho / previous) * p
+        return X
+
+
+def weighted_gram(space: SearchSpace, weights: Tensor, first: int, second: int) -> Tensor:
+    """``T_first^T diag(weights) T_second`` ``(B, B)``, float64."""
+    last = space.products.shape[0] - 1
+    left, right = space.products[min(first, last)], space.products[min(second, last)]
+    return ((left * weights.unsqueeze(-1)).mT @ right).double()
+
+
+def data_information(space: SearchSpace, curvature: Tensor) -> Tensor:
+    """``T^T W T`` ``(C B, C B)``, float64: the information of the data about the coordinates, class-major."""
+    latents, rank = curvature.shape[-1], space.rank
+    matrix = space.gram.new_empty(latents * rank, latents * rank)
+    for c in range(latents):
+        for d in range(c, latents):
+            block = weighted_gram(space, curvature[:, c, d], c, d)
+            rows, cols = slice(c * rank, (c + 1) * rank), slice(d * rank, (d + 1) * rank)
+            matrix[rows, cols] = block
+            matrix[cols, rows] = block.mT
+    return matrix

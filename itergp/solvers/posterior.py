@@ -1,0 +1,79 @@
+"""``Posterior``: what a solver hands to the driver at the end of a stage."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from itergp.likelihoods import VariationalSite
+from itergp.solvers.precision import Actions, LowRankPrecision, marginal_covariance
+from itergp.solvers.problem import Problem, inner
+from itergp.solvers.search_space import SearchSpace
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Mean and covariance at the end of a stage.
+
+    Attributes:
+        representer_weights: V ``(N, C)``.
+        latent_values: f ``(N, C)``.
+        latent_covariance: Marginal covariances at the training inputs ``(N, C, C)``.
+        precision: The low-rank precision.
+        objective: Psi.
+        norm_squared: q at or above the squared distance to the mode.
+        space: Search space for a warm start, or None.
+        coordinates: Of V in it, or None.
+    """
+
+    representer_weights: Tensor
+    latent_values: Tensor
+    latent_covariance: Tensor
+    precision: LowRankPrecision
+    objective: float
+    norm_squared: float
+    space: SearchSpace | None = None
+    coordinates: Tensor | None = None
+
+    def log_marginal_likelihood(self) -> float:
+        """GPML eq. 3.32 with the log-determinant within the actions."""
+        return -self.objective - 0.5 * self.precision.log_determinant()
+
+    def elbo(self, problem: Problem) -> float:
+        """``E_q[log p(y | f)] - KL(q || p)`` for ``q`` this posterior: a lower bound on ``log p(y)``."""
+        site = VariationalSite.from_covariance(problem.likelihood, problem.site.targets, self.latent_covariance)
+        quadratic = inner(self.representer_weights, self.latent_values - problem.mean)
+        return site.log_density(self.latent_values) - 0.5 * (quadratic + self.precision.kl_terms())
+
+
+@dataclass(frozen=True)
+class CovarianceResult:
+    """A covariance and what its kernel pass gave besides: ``precision``, marginals ``(N, C, C)``, ``K R`` ``(N, C)``."""
+
+    precision: LowRankPrecision
+    latent_covariance: Tensor
+    extra: Tensor | None
+
+
+def posterior_covariance(problem: Problem, actions: Actions, extra: Tensor | None = None) -> CovarianceResult:
+    """Conditions on actions in one kernel pass.
+
+    Args:
+        problem: The problem.
+        actions: A.
+        extra: A block ``(N, C)`` to multiply in the same pass.
+    """
+    products, extra_product = actions.products(problem.operator, extra)
+    precision = LowRankPrecision.from_products(actions, products)
+    whitened = precision.whiten(products)
+    return CovarianceResult(precision, marginal_covariance(problem.prior_variance(), whitened), extra_product)
+
+
+def prior_covariance(problem: Problem) -> CovarianceResult:
+    """No actions: the prior's covariance."""
+    actions = Actions.empty(problem.mean)
+    precision = LowRankPrecision.from_products(actions, actions.values)
+    covariance = torch.diag_embed(problem.prior_variance())
+    return CovarianceResult(precision, covariance, None)

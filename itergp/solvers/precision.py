@@ -1,0 +1,151 @@
+"""``LowRankPrecision``: the computation-aware posterior covariance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from itergp.operators import KernelOperator
+
+# A direction whose information is below this share of the largest is rounding error of the sums that made it.
+_DROP = {torch.float32: 1e-6, torch.float64: 1e-12}
+
+
+@dataclass(frozen=True)
+class Actions:
+    """Actions ``A = W Uhat`` scaled so that ``A^T W^+ A = Uhat^T W Uhat = I``.
+
+    Taking actions in the range of W needs no inverse of W: null directions of the curvature and saturated
+    probabilities drop out by themselves.
+
+    Attributes:
+        values: A ``(N, C, r)``.
+    """
+
+    values: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Number of actions r."""
+        return self.values.shape[-1]
+
+    @classmethod
+    def from_directions(cls, directions: Tensor, curvature: Tensor) -> Actions:
+        """Actions along given directions.
+
+        Args:
+            directions: Uhat ``(N, C, k)``.
+            curvature: W ``(N, C, C)``.
+
+        Returns:
+            At most k actions; dependent or uninformative directions are dropped, which can only widen the posterior.
+        """
+        products = torch.bmm(curvature, directions)
+        gram = (directions.flatten(0, 1).mT @ products.flatten(0, 1)).double()
+        # Information that is a difference of much larger terms is rounding: a null direction of the curvature.
+        spread = torch.einsum("nck,nc->k", directions.square(), curvature.diagonal(dim1=-2, dim2=-1)).double()
+        informative = gram.diagonal() > 100 * torch.finfo(directions.dtype).eps * spread
+        products, gram = products[..., informative], gram[informative][:, informative]
+        if gram.shape[0] == 0:
+            return cls(products)
+        scale = gram.diagonal().rsqrt()
+        values, vectors = torch.linalg.eigh(_symmetric(scale[:, None] * gram * scale))
+        keep = values > _DROP[directions.dtype] * values.max()
+        mix = scale[:, None] * vectors[:, keep] * values[keep].rsqrt()
+        return cls(products @ mix.to(products))
+
+    @classmethod
+    def empty(cls, like: Tensor) -> Actions:
+        """No actions: the posterior covariance is the prior's. ``like`` is ``(N, C)``."""
+        return cls(like.new_zeros(*like.shape, 0))
+
+    def products(self, operator: KernelOperator, extra: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """``K A`` ``(N, C, r)`` and, from the same pass, ``K R`` for an extra block R ``(N, C)``."""
+        block = self.values if extra is None else torch.cat([self.values, extra.unsqueeze(-1)], -1)
+        product = multiply(operator, block)
+        return (product, None) if extra is None else (product[..., :-1], product[..., -1])
+
+
+def multiply(operator: KernelOperator, block: Tensor) -> Tensor:
+    """``K`` times a block ``(N, C, k)``, latent function by latent function, in one pass."""
+    size, latents, width = block.shape
+    if operator.num_kernels == 1:
+        return operator.matmul(block.reshape(size, latents * width))[0].reshape(size, latents, width)
+    return operator.matmul(block.movedim(1, 0)).movedim(0, 1)
+
+
+def cross_multiply(operator: KernelOperator, inputs: Tensor, block: Tensor) -> Tensor:
+    """``k(inputs, X)`` times a block ``(N, C, k)``: ``(M, C, k)``."""
+    size, latents, width = block.shape
+    if operator.num_kernels == 1:
+        return operator.cross_matmul(inputs, block.reshape(size, latents * width))[0].unflatten(-1, (latents, width))
+    return operator.cross_matmul(inputs, block.movedim(1, 0)).movedim(0, 1)
+
+
+@dataclass(frozen=True)
+class LowRankPrecision:
+    """``covariance(x, x') = k(x, x') - k(x, X) A (I + A^T K A)^{-1} A^T k(X, x')``.
+
+    Never below the covariance of the exact computation, and shrinking as actions are added.
+
+    Attributes:
+        actions: A ``(N, C, r)``, with ``A^T W^+ A = I``.
+        gram: ``A^T K A`` ``(r, r)``, float64, positive semi-definite.
+        factor: Lower Cholesky factor of ``I + gram`` ``(r, r)``, float64.
+    """
+
+    actions: Tensor
+    gram: Tensor
+    factor: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Number of actions r."""
+        return self.actions.shape[-1]
+
+    @classmethod
+    def from_products(cls, actions: Actions, products: Tensor) -> LowRankPrecision:
+        """From the actions and ``K A``.
+
+        Rounding in the products can make the Gram matrix indefinite by about 1e-6 of its norm (float32). Eigenvalues are
+        lifted by that much: adding to the Gram matrix can only widen the covariance.
+        """
+        gram = _symmetric((actions.values.flatten(0, 1).mT @ products.flatten(0, 1)).double())
+        rounding = 4.0 * torch.finfo(products.dtype).eps * gram.diagonal().clamp_min(0.0)
+        gram = gram + torch.diag(rounding)
+        eye = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+        factor, info = torch.linalg.cholesky_ex(eye + gram)
+        if bool(info):
+            values, vectors = torch.linalg.eigh(gram)
+            gram = _symmetric(vectors * values.clamp_min(0.0) @ vectors.mT)
+            factor = torch.linalg.cholesky(eye + gram)
+        return cls(actions.values, gram, factor)
+
+    def whiten(self, products: Tensor) -> Tensor:
+        """``k A`` ``(M, C, r)`` to Q ``(M, C, r)`` with ``covariance = k(x, x') - Q Q'^T``."""
+        factor = self.factor.to(products.dtype)
+        rows = products.flatten(0, 1)
+        return torch.linalg.solve_triangular(factor.mT, rows, upper=True, left=False).reshape(products.shape)
+
+    def log_determinant(self) -> float:
+        """``log |I + W^{1/2} K W^{1/2}|`` within the actions; a lower bound on the full one."""
+        return 2.0 * float(self.factor.diagonal().log().sum())
+
+    def kl_terms(self) -> float:
+        """``log|I + B| - tr((I + B)^{-1} B)`` with ``B = A^T K A``: the covariance's share of twice the KL to the prior."""
+        trace = float(torch.cholesky_solve(self.gram, self.factor).diagonal().sum())
+        return self.log_determinant() - trace
+
+
+def marginal_covariance(prior_variance: Tensor, whitened: Tensor) -> Tensor:
+    """Per-row covariances ``(M, C, C)`` from prior variances ``(M, C)`` and Q ``(M, C, r)``; the diagonal is not negative."""
+    covariance = -torch.bmm(whitened, whitened.mT)
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    diagonal.copy_((diagonal + prior_variance).clamp_min(0.0))
+    return covariance
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    return 0.5 * (matrix + matrix.mT)

@@ -1,0 +1,58 @@
+"""``Problem``: everything a solver needs to know, and nothing of the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from itergp.likelihoods import Likelihood, Site
+from itergp.operators import KernelOperator
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Minimise ``Psi(f) = -log p(y | f) + 1/2 (f - m)^T K^{-1} (f - m)`` over ``f = m + K V``.
+
+    Attributes:
+        mean: Prior mean ``(N, C)``.
+        operator: The prior covariance ``K``.
+        site: Laplace or variational view of likelihood and targets.
+    """
+
+    mean: Tensor
+    operator: KernelOperator
+    site: Site
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return self.mean.shape[0]
+
+    @property
+    def num_latents(self) -> int:
+        """C."""
+        return self.mean.shape[1]
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The likelihood behind the site."""
+        return self.site.likelihood
+
+    def with_site(self, site: Site) -> Problem:
+        """The same problem seen through another site."""
+        return replace(self, site=site)
+
+    def objective(self, f: Tensor, weights: Tensor) -> float:
+        """``Psi`` at ``f = m + K V``, in float64; the quadratic term is ``<V, f - m> / 2``."""
+        return -self.site.log_density(f) + 0.5 * inner(weights, f - self.mean)
+
+    def prior_variance(self) -> Tensor:
+        """``k_c(x_n, x_n)`` at the training inputs, ``(N, C)``."""
+        return self.operator.diagonal().detach().mT.expand(self.num_rows, self.num_latents)
+
+
+def inner(first: Tensor, second: Tensor) -> float:
+    """Inner product accumulated in float64."""
+    return float((first * second).sum(dtype=torch.float64))

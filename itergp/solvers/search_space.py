@@ -1,0 +1,122 @@
+"""``SearchSpace``: directions S, their kernel products T = K S, kept orthonormal in the prior's geometry."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from itergp.operators import KernelOperator
+
+# A new direction whose squared prior norm falls below this share of the block's largest, once what the space already
+# holds is taken out, is rounding error.
+_DROP = {torch.float32: 1e-6, torch.float64: 1e-10}
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Search directions and their kernel products, whitened: ``S_c^T K_c S_c = I`` up to rounding.
+
+    With a shared kernel every direction serves all latent functions (``C' = 1``); otherwise each kernel has its own
+    whitening of the same directions.
+
+    Attributes:
+        directions: S ``(C', N, B)``.
+        products: T = K S ``(C', N, B)``.
+        gram: ``S^T T`` ``(C', B, B)``, float64: the identity up to rounding, and what is used in its place.
+    """
+
+    directions: Tensor
+    products: Tensor
+    gram: Tensor
+
+    @property
+    def rank(self) -> int:
+        """Number of directions B."""
+        return self.directions.shape[-1]
+
+    @classmethod
+    def empty(cls, operator: KernelOperator) -> SearchSpace:
+        """The space {0}."""
+        shape = (operator.num_kernels, operator.num_rows, 0)
+        zeros = torch.zeros(shape, dtype=operator.dtype, device=operator.device)
+        return cls(zeros, zeros, torch.zeros(shape[0], 0, 0, dtype=torch.float64, device=operator.device))
+
+    # ------------------------------------------------------------- coordinates
+    def latent(self, coordinates: Tensor) -> Tensor:
+        """``T U`` ``(N, C)`` for coordinates U ``(C, B)``."""
+        return self._combine(self.products, coordinates)
+
+    def weights(self, coordinates: Tensor) -> Tensor:
+        """``S U`` ``(N, C)``: representer weights for coordinates U ``(C, B)``."""
+        return self._combine(self.directions, coordinates)
+
+    def project(self, block: Tensor) -> Tensor:
+        """``T^T G`` as ``(C, B)``, float64, for a block G ``(N, C)``."""
+        if self.products.shape[0] == 1:
+            return (block.mT @ self.products[0]).double()
+        return torch.bmm(block.mT.unsqueeze(1), self.products).squeeze(1).double()
+
+    def metric(self, coordinates: Tensor) -> Tensor:
+        """``S^T K S U`` for coordinates U ``(C, B)``."""
+        if self.gram.shape[0] == 1:
+            return coordinates @ self.gram[0]
+        return torch.bmm(coordinates.unsqueeze(1), self.gram).squeeze(1)
+
+    @staticmethod
+    def _combine(basis: Tensor, coordinates: Tensor) -> Tensor:
+        coordinates = coordinates.to(basis.dtype)
+        if basis.shape[0] == 1:
+            return basis[0] @ coordinates.mT
+        return torch.bmm(basis, coordinates.unsqueeze(-1)).squeeze(-1).mT
+
+    # ------------------------------------------------------------------ growth
+    def extend(self, block: Tensor, operator: KernelOperator) -> tuple[SearchSpace, Tensor]:
+        """Adds the directions of a block in one pass over the kernel.
+
+        Args:
+            block: New directions D ``(N, b)``.
+            operator: The kernel.
+
+        Returns:
+            The larger space, and ``K D`` ``(C', N, b)``.
+        """
+        overlap = torch.matmul(self.products.mT, block)  # S^T K D
+        rest = block - torch.matmul(self.directions, overlap)
+        rest_products = operator.matmul(rest)
+        block_products = rest_products + torch.matmul(self.products, overlap)
+        # Twice is enough: the second projection removes what rounding left of the first.
+        again = torch.matmul(self.directions.mT, rest_products)
+        rest = rest - torch.matmul(self.directions, again)
+        rest_products = rest_products - torch.matmul(self.products, again)
+        original = (block * block_products).sum(-2, dtype=torch.float64)  # squared prior norms of D, (C', b)
+        mix = _whitening(torch.matmul(rest.mT, rest_products).double(), original, _DROP[block.dtype])
+        new, new_products = torch.matmul(rest, mix.to(rest)), torch.matmul(rest_products, mix.to(rest))
+        corner = torch.matmul(new.mT, new_products).double()
+        side = torch.matmul(self.directions.mT, new_products).double()
+        gram = torch.cat([torch.cat([self.gram, side], -1), torch.cat([side.mT, corner], -1)], -2)
+        padding = (mix.abs().sum(-2) == 0.0).to(corner)  # kernels that kept fewer directions than others
+        gram[:, self.rank :, self.rank :] += torch.diag_embed(padding)
+        grown = SearchSpace(
+            torch.cat([self.directions, new], -1), torch.cat([self.products, new_products], -1), 0.5 * (gram + gram.mT)
+        )
+        return grown, block_products
+
+    def compress(self, mix: Tensor) -> SearchSpace:
+        """The space spanned by ``S mix``, with ``mix`` ``(C', B, R)`` of orthonormal columns, float64."""
+        values = mix.to(self.directions.dtype)
+        return SearchSpace(
+            torch.matmul(self.directions, values), torch.matmul(self.products, values), mix.mT @ self.gram @ mix
+        )
+
+
+def _whitening(gram: Tensor, original: Tensor, drop: float) -> Tensor:
+    """Mixing matrices ``(C', b, k)`` with ``mix^T gram mix = I``; directions below rounding are dropped."""
+    values, vectors = torch.linalg.eigh(0.5 * (gram + gram.mT))
+    floor = drop * original.amax(-1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
+    keep = values > floor
+    inverse_root = torch.where(keep, values.clamp_min(torch.finfo(gram.dtype).tiny).rsqrt(), 0.0)
+    mix = vectors * inverse_root.unsqueeze(-2)
+    width = int(keep.sum(-1).max()) if keep.numel() else 0
+    return mix[..., mix.shape[-1] - width :]  # eigenvalues ascend, so the kept ones are last

@@ -1,0 +1,144 @@
+"""``Solution``: a posterior, how it was found, and how far it is from the exact one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from itergp.diagnostics.trace import Trace
+from itergp.errors import InputError
+from itergp.operators import KernelOperator
+from itergp.solvers.precision import LowRankPrecision
+from itergp.solvers.search_space import SearchSpace
+from itergp.solvers.status import Status
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """A guarantee on the distance to the exact mode, from strong convexity of the objective in the prior's norm.
+
+    Holds for log-concave likelihoods, up to rounding in the kernel products. For a variational solution the mode is
+    that of the expected objective at its fixed marginal covariances.
+
+    Attributes:
+        norm_squared: q, a bound on the squared distance to the mode in the prior's norm.
+        prior_variance: Prior variance at inputs ``x``, ``(M, C)``; set by the model.
+    """
+
+    norm_squared: float
+    prior_variance: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def objective_gap(self) -> float:
+        """Bound on ``Psi - min Psi``, in nats: q / 2."""
+        return 0.5 * self.norm_squared
+
+    def latent_error(self, x: Tensor) -> Tensor:
+        """Bound on ``|f(x) - f*(x)|`` for every latent function, ``(M, C)``: ``sqrt(k(x, x) q)``.
+
+        Args:
+            x: Inputs ``(M, D)``.
+
+        Raises:
+            InputError: If the solution does not belong to a model.
+        """
+        if self.prior_variance is None:
+            raise InputError(
+                "`latent_error` needs the model's prior variance, which this solution does not have. "
+                "Take the certificate from model.solution or model.condition()."
+            )
+        return (self.prior_variance(x) * max(self.norm_squared, 0.0)).sqrt()
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The posterior that a solver found.
+
+    The latent posterior mean is ``m(x) + k(x, X) V``, its covariance
+    ``k(x, x') - k(x, X) A (I + A^T K A)^{-1} A^T k(X, x')``.
+
+    Attributes:
+        representer_weights: V ``(N, C)``.
+        latent_values: Posterior mean at the training inputs, ``f = m + K V`` ``(N, C)``.
+        latent_covariance: Marginal posterior covariances at the training inputs ``(N, C, C)``.
+        precision: The low-rank precision.
+        objective: ``Psi`` at the solution, nats.
+        approximation: ``"laplace"`` or ``"variational"``.
+        status: Why the solve ended, and what to try.
+        certificate: Distance to the exact mode; None when the likelihood is not log-concave.
+        kernel_passes: Products with the kernel matrix, all stages together.
+        kernel_entries: Kernel entries evaluated.
+        seconds: Wall-clock time.
+        trace: What happened, step by step.
+        log_marginal_likelihood: Laplace estimate of ``log p(y)`` (GPML eq. 3.32) with the log-determinant taken within
+            the actions: at or above the dense Laplace value, equal at full rank. Exact for a Gaussian likelihood at
+            full rank.
+        elbo: A lower bound on ``log p(y)`` by the Gaussian posterior itself, expectations by the site's nodes.
+        space: Search space, for a warm start.
+        coordinates: Of V in that space ``(C, B)``.
+        operator: The kernel operator the space belongs to.
+    """
+
+    representer_weights: Tensor
+    latent_values: Tensor
+    latent_covariance: Tensor
+    precision: LowRankPrecision
+    objective: float
+    approximation: str
+    status: Status
+    certificate: Certificate | None
+    kernel_passes: int
+    kernel_entries: int
+    seconds: float
+    trace: Trace
+    log_marginal_likelihood: float
+    elbo: float
+    space: SearchSpace | None = None
+    coordinates: Tensor | None = None
+    operator: KernelOperator | None = None
+
+    @property
+    def rank(self) -> int:
+        """Number of actions that the covariance is conditioned on."""
+        return self.precision.rank
+
+    @property
+    def converged(self) -> bool:
+        """Whether the tolerance was met."""
+        return self.status.converged
+
+    def without_space(self) -> Solution:
+        """The posterior alone: no search space and no operator, as it is saved and moved between devices."""
+        return replace(self, space=None, coordinates=None, operator=None)
+
+    def to(self, like: Tensor) -> Solution:
+        """The posterior in the dtype and on the device of ``like``; the search space is left behind."""
+        precision = LowRankPrecision(
+            self.precision.actions.to(like),
+            self.precision.gram.to(like.device),
+            self.precision.factor.to(like.device),
+        )
+        return replace(
+            self.without_space(),
+            representer_weights=self.representer_weights.to(like),
+            latent_values=self.latent_values.to(like),
+            latent_covariance=self.latent_covariance.to(like),
+            precision=precision,
+        )
+
+    def __repr__(self) -> str:
+        """A short summary."""
+        gap = "none" if self.certificate is None else f"{self.certificate.objective_gap:.3g} nats"
+        size = tuple(self.representer_weights.shape)
+        return (
+            f"Solution({self.approximation}, {size[0]:,} rows x {size[1]} latent, {self.kernel_passes} kernel passes, "
+            f"rank {self.rank}, certified gap {gap}, {self.seconds:.2f} s: {self.status})"
+        )
+
+
+def is_finite(*tensors: Tensor) -> bool:
+    """Whether every element of every tensor is finite."""
+    return all(bool(torch.isfinite(t).all()) for t in tensors)

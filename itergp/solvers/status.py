@@ -1,0 +1,58 @@
+"""``Status``: how a solve ended, why, and what to try."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+
+class Reason(Enum):
+    """Why a solve ended. The value says what happened; ``remedy`` what to try."""
+
+    CONVERGED = "the certified gap to the mode is within the tolerance"
+    PASSES = "the budget of kernel passes was used up"
+    RANK = "the search space reached its maximum rank and stopped improving"
+    TIME = "the time limit was reached"
+    PRECISION = "floating-point precision was exhausted before the tolerance was met"
+    STALLED = "no step along the search space decreases the objective any more"
+    INTERRUPTED = "the solve was interrupted"
+
+    @property
+    def remedy(self) -> str:
+        """What to change for a closer answer; empty when nothing needs to change."""
+        return _REMEDIES[self]
+
+
+_REMEDIES = {
+    Reason.CONVERGED: "",
+    Reason.PASSES: "The posterior is valid, with wider uncertainty. Raise max_passes for a closer one.",
+    Reason.RANK: "Raise max_rank, or accept the gap that the certificate states.",
+    Reason.TIME: "The posterior is valid, with wider uncertainty. Raise time_limit for a closer one.",
+    Reason.PRECISION: "Use float64 inputs (model.double()), or accept the gap that the certificate states.",
+    Reason.STALLED: "Use float64 inputs (model.double()); for likelihoods that are not log-concave this may be a local mode.",
+    Reason.INTERRUPTED: "The posterior so far is valid. Condition again to go on; the search space is reused.",
+}
+
+
+@dataclass(frozen=True)
+class Status:
+    """How a solve ended.
+
+    Attributes:
+        reason: Why it ended.
+        detail: Figures behind the reason.
+    """
+
+    reason: Reason
+    detail: str = ""
+
+    @property
+    def converged(self) -> bool:
+        """Whether the tolerance was met."""
+        return self.reason is Reason.CONVERGED
+
+    def __str__(self) -> str:
+        """One sentence, with the remedy."""
+        detail = f" ({self.detail})" if self.detail else ""
+        remedy = f" {self.reason.remedy}" if self.reason.remedy else ""
+        return f"Stopped because {self.reason.value}{detail}.{remedy}"
