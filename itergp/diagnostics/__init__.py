@@ -1,6 +1,26 @@
 """Traces, progress, metrics and plots."""
 
+from itergp.diagnostics.metrics import (
+    Reliability,
+    accuracy,
+    expected_calibration_error,
+    negative_log_likelihood,
+    reliability,
+)
+from itergp.diagnostics.plots import plot_class_probabilities, plot_convergence, plot_reliability
 from itergp.diagnostics.progress import SolveProgress
 from itergp.diagnostics.trace import Trace, TraceRecord
 
-__all__ = ["SolveProgress", "Trace", "TraceRecord"]
+__all__ = [
+    "Reliability",
+    "SolveProgress",
+    "Trace",
+    "TraceRecord",
+    "accuracy",
+    "expected_calibration_error",
+    "negative_log_likelihood",
+    "plot_class_probabilities",
+    "plot_convergence",
+    "plot_reliability",
+    "reliability",
+]

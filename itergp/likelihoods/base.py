@@ -172,12 +172,8 @@ def latent_marginals(function_dist: MultivariateNormal, num_latents: int) -> tup
         size = mean.shape[-1]
         if hasattr(function_dist, "row_covariance"):  # our own posteriors know their marginals
             return mean, function_dist.row_covariance()
-        covariance = function_dist.lazy_covariance_matrix
-        rows = torch.arange(mean.shape[-2], device=mean.device)[:, None, None]
-        index = torch.arange(size, device=mean.device)
-        first, second = (rows * size + index[None, :, None]), (rows * size + index[None, None, :])
-        first, second = torch.broadcast_tensors(first, second)
-        blocks = covariance[first.reshape(-1), second.reshape(-1)].reshape(first.shape)
+        covariance = function_dist.covariance_matrix.unflatten(-1, (-1, size)).unflatten(-3, (-1, size))
+        blocks = covariance.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
     else:
         size = 1
         mean, blocks = mean.unsqueeze(-1), function_dist.variance[..., None, None]

@@ -121,7 +121,9 @@ class KernelOperator(ABC):
     def diagonal(self, inputs: Tensor | None = None) -> Tensor:
         """Prior variances ``(C', M)`` at ``inputs`` (default: the training inputs); differentiable."""
         inputs = self.inputs if inputs is None else inputs
-        diagonal = self.kernel(inputs, inputs, diag=True)
+        # A leading dimension keeps GPyTorch from taking the diagonal of (C', M) diagonals when C' = M.
+        batched = inputs if inputs.dim() == 3 else inputs.unsqueeze(0)
+        diagonal = self.kernel(batched, batched, diag=True)
         diagonal = diagonal if torch.is_tensor(diagonal) else diagonal.to_dense()
         return diagonal.reshape(-1, inputs.shape[-2]).expand(self.num_kernels, -1)
 
@@ -131,7 +133,12 @@ class KernelOperator(ABC):
     def dense(self) -> Tensor:
         """The kernel matrices ``(C', N, N)``, for small N."""
         features = self._features(self.inputs)
-        return torch.cat([self._block(features, i, features, slice(None)) for i in self._row_slices(self.num_rows)], -2)
+        rows = [self._block(features, i, features, slice(None)) for i in self._row_slices(self.num_rows)]
+        matrix = torch.cat(rows, -2)
+        matrix.diagonal(dim1=-2, dim2=-1).copy_(
+            self.diagonal().detach()
+        )  # exact, where a rounded distance would not be
+        return matrix
 
     def scaled_inputs(self) -> Tensor:
         """Inputs ``(N, D)`` in which distance means what it means to the first kernel, for clustering rows."""

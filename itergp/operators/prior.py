@@ -118,7 +118,8 @@ def _kernel_terms(covariance: LinearOperator, expected: str) -> list[_Term]:
 def _combine(terms: list[_Term]) -> tuple[Kernel, Tensor]:
     if len(terms) == 1 and terms[0].coefficient is None:
         return terms[0].kernel, terms[0].features
-    features = torch.cat([term.features for term in terms], dim=-1)
+    batch = torch.broadcast_shapes(*(term.features.shape[:-2] for term in terms))
+    features = torch.cat([term.features.expand(*batch, *term.features.shape[-2:]) for term in terms], dim=-1)
     return _SumOfTerms(terms), features
 
 

@@ -7,12 +7,14 @@ route through ``kernel(x1, x2).to_dense()`` makes several temporary copies.
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from dataclasses import dataclass
 
 import gpytorch
 import torch
-from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
+from gpytorch.kernels import AdditiveKernel, Kernel, MaternKernel, ProductKernel, RBFKernel, ScaleKernel
 from torch import Tensor
 
 try:  # GPyTorch's KeOps kernels exist with and without pykeops installed
@@ -117,6 +119,22 @@ def as_radial(kernel: Kernel, num_kernels: int) -> RadialKernel | None:
 def evaluate_kernel(kernel: Kernel, first: Tensor, second: Tensor, num_kernels: int) -> Tensor:
     """Dense entries ``(C', b, m)`` of any GPyTorch kernel, evaluated at once; differentiable if gradients are on."""
     with gpytorch.settings.lazily_evaluate_kernels(False):
-        block = kernel(first, second)
-    dense = block if torch.is_tensor(block) else block.to_dense()
+        dense = _entries(kernel, first, second)
     return dense if dense.dim() == 3 else dense.unsqueeze(0).expand(num_kernels, -1, -1)
+
+
+def _entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
+    """Dense entries, sums and products term by term.
+
+    GPyTorch adds a low-rank term, such as a linear kernel, to a dense one by way of the dense one's Cholesky factor, which
+    costs time and fails in float32.
+    """
+    if kernel.active_dims is None:
+        if type(kernel) is ScaleKernel:
+            return kernel.outputscale[..., None, None] * _entries(kernel.base_kernel, first, second)
+        if type(kernel) is AdditiveKernel:
+            return functools.reduce(operator.add, (_entries(k, first, second) for k in kernel.kernels))
+        if type(kernel) is ProductKernel:
+            return functools.reduce(operator.mul, (_entries(k, first, second) for k in kernel.kernels))
+    block = kernel(first, second)
+    return block if torch.is_tensor(block) else block.to_dense()

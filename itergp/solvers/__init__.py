@@ -1,7 +1,7 @@
 """How the posterior is found."""
 
 from itergp.solvers.dense_newton import DenseNewton
-from itergp.solvers.driver import APPROXIMATIONS, solve
+from itergp.solvers.driver import APPROXIMATIONS, solve, solve_problem
 from itergp.solvers.problem import Problem
 from itergp.solvers.solution import Certificate, Solution
 from itergp.solvers.status import Reason, Status
@@ -17,4 +17,5 @@ __all__ = [
     "Status",
     "SubspaceNewton",
     "solve",
+    "solve_problem",
 ]

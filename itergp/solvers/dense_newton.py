@@ -56,7 +56,7 @@ class DenseNewton:
     the softmax is solved by algorithm 3.3, ``(C + 1) N^3``, for the mode only (``covariance=False``).
 
     Args:
-        tolerance: Gap to the mode at which to stop, in nats per row; default 1e-12.
+        tolerance: Gap to the mode at which to stop, in nats per row; default 1e-16.
         max_steps: Newton steps per stage; default 100.
         time_limit: Seconds for all stages together.
         covariance: Whether to compute the exact posterior covariance; without it the prior's is returned.
@@ -65,7 +65,7 @@ class DenseNewton:
         InputError: If the problem is too large for its matrices.
     """
 
-    tolerance: float = 1e-12
+    tolerance: float = 1e-16
     max_steps: int | None = None
     time_limit: float | None = None
     covariance: bool = True

@@ -25,6 +25,7 @@ APPROXIMATIONS = ("variational", "laplace")
 
 # A variational solve begins at the Laplace mode, which only has to be near: its own stage finishes the job.
 _PRELIMINARY_FACTOR = 100.0
+_PASSES_OF_A_STAGE = 2
 
 
 def solve(
@@ -49,7 +50,8 @@ def solve(
         targets: Its validated targets ``(N,)``.
         solver: The solver.
         approximation: ``"laplace"``, or ``"variational"``: the Laplace mode, then ``rounds`` rounds with expected
-            gradient and curvature under the current marginals.
+            gradient and curvature under the current marginals. A budget of fewer than four kernel passes is too small for
+            two stages: the result is then the Laplace posterior, and says so.
         rounds: Variational rounds.
         warm_start: An earlier solution whose weights and search space are reused.
         progress: Draw a progress bar.
@@ -63,6 +65,9 @@ def solve(
         raise InputError(f"`approximation` must be one of {APPROXIMATIONS}. Got {approximation!r}.")
     problem = Problem(mean, operator, LaplaceSite(likelihood, targets))
     variational = approximation == "variational" and not likelihood.quadratic
+    limit = getattr(solver, "max_passes", None)
+    if limit is not None and limit < 2 * _PASSES_OF_A_STAGE:
+        variational = False  # not even one step and one covariance for each stage
     with torch.no_grad(), SolveProgress(solver.tolerance * problem.num_rows, enabled=progress) as bar:
         run = _Run(solver, operator, bar, callback)
         solution = run.stage(problem, warm_start, final=not variational)
@@ -72,6 +77,22 @@ def solve(
             site = VariationalSite.from_covariance(likelihood, targets, solution.latent_covariance)
             solution = run.stage(problem.with_site(site), solution, final=index == rounds - 1)
     return replace(solution, approximation=approximation) if likelihood.quadratic else solution
+
+
+def solve_problem(
+    problem: Problem, solver: Solver, *, warm_start: Solution | None = None, final: bool = True
+) -> Solution:
+    """Solves one problem, as one site sees it: a single stage of ``solve``.
+
+    Args:
+        problem: Prior and site.
+        solver: The solver.
+        warm_start: An earlier solution to start from.
+        final: False to stop as loosely as a stage that another follows.
+    """
+    with torch.no_grad():
+        run = _Run(solver, problem.operator, SolveProgress(1.0, enabled=False), None)
+        return run.stage(problem, warm_start, final=final)
 
 
 def _with(solver: Any, **changes: Any) -> Any:
@@ -91,6 +112,7 @@ class _Run:
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
+        self.limit: int | None = getattr(self.solver, "max_passes", None)
         self.counts = self.operator.counts.copy()
 
     @property
@@ -110,6 +132,8 @@ class _Run:
         if not final:
             solver = _with(solver, tolerance=_PRELIMINARY_FACTOR * solver.tolerance)
         begun, in_kernel = time.perf_counter(), self.operator.counts.seconds
+        # Passes kept for this stage's covariance, and for the stage that follows.
+        reserved = 1 if final else max(1 + _PASSES_OF_A_STAGE, (self.limit or 0) // 2)
         state = solver.init(problem, warm_start)
         self._check(problem, state, None, warm_start)
         status = None
@@ -118,12 +142,13 @@ class _Run:
                 previous, state = state, solver.step(problem, state)
                 self._check(problem, state, previous, warm_start)
                 self._record(problem, state)
-                status = solver.status(problem, state, self.passes) or self._out_of_time()
+                status = solver.status(problem, state, self.passes + reserved) or self._out_of_time()
         except KeyboardInterrupt:
             status = Status(Reason.INTERRUPTED)
         self._spent("mode", begun, in_kernel)
         begun, in_kernel = time.perf_counter(), self.operator.counts.seconds
-        posterior = solver.finish(problem, state, final=final)
+        affordable = self.limit is None or self.passes < self.limit
+        posterior = solver.finish(problem, state, final=final) if affordable else self._salvage(problem, state)
         solution = self._solution(problem, posterior, status)
         self._spent("covariance", begun, in_kernel)
         self.bar.finish(problem.site.name)

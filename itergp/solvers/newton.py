@@ -96,8 +96,7 @@ def _backtrack(
     slope: float,
 ) -> tuple[float, float] | None:
     """Step length and objective of a sufficient decrease, or None."""
-    # Below this a change of the objective is rounding in the sum over rows.
-    resolution = 4.0 * torch.finfo(f.dtype).eps * f.shape[0] ** 0.5 * max(1.0, abs(objective) / f.shape[0] ** 0.5)
+    resolution = problem.resolution(objective)
     length = 1.0
     for _ in range(_MAX_HALVINGS):
         trial = _objective(problem, space, U + length * direction, f + length * change)
@@ -123,12 +122,25 @@ class _NewtonSystem:
             for c in range(latents):
                 block = slice(c * rank, (c + 1) * rank)
                 matrix[block, block] += self.space.gram[min(c, self.space.gram.shape[0] - 1)]
-            return torch.cholesky_solve(right.reshape(-1, 1), torch.linalg.cholesky(matrix)).reshape(latents, rank)
+            return torch.cholesky_solve(right.reshape(-1, 1), self._cholesky(matrix)).reshape(latents, rank)
         if self._factors is None:
             diagonal = curvature.diagonal(dim1=-2, dim2=-1)
             blocks = [weighted_gram(self.space, diagonal[:, c], c, c) for c in range(latents)]
-            self._factors = torch.linalg.cholesky(torch.stack(blocks) + self.space.gram)
+            self._factors = self._cholesky(torch.stack(blocks) + self.space.gram)
         return self._conjugate_gradients(right, curvature)
+
+    def _cholesky(self, matrix: Tensor) -> Tensor:
+        """Cholesky factor; a diagonal is added as far as rounding in the products made the matrix indefinite.
+
+        That only shortens the Newton direction; the line search still guards it.
+        """
+        rounding = torch.finfo(self.space.products.dtype).eps * matrix.diagonal(dim1=-2, dim2=-1).amax(-1)
+        for factor in (0.0, 1.0, 1e2, 1e4):
+            shift = (factor * rounding)[..., None, None] * torch.eye(matrix.shape[-1]).to(matrix)
+            result, info = torch.linalg.cholesky_ex(matrix + shift)
+            if not bool(info.any()):
+                return result
+        return torch.linalg.cholesky(matrix + shift)
 
     def _apply(self, X: Tensor, curvature: Tensor) -> Tensor:
         change = torch.bmm(curvature, self.space.latent(X).unsqueeze(-1)).squeeze(-1)

@@ -150,9 +150,7 @@ class SubspaceNewton:
         iterate = minimise(problem, space, state.iterate, inner_tolerance)
         gain = state.objective - iterate.objective
         # Psi(new) - min Psi <= q / 2 - (Psi(old) - Psi(new)), and strong convexity turns the gap into a distance.
-        bound = max(norm_squared - 2.0 * max(gain, 0.0), 0.0)
-        if gain < 0.0:  # only rounding gets here: the line search accepts no increase
-            bound += -2.0 * gain
+        bound = max(norm_squared - 2.0 * gain, 0.0) + 2.0 * problem.resolution(iterate.objective)
         stuck = iterate.step_length == 0.0
         return replace(
             state,
@@ -233,7 +231,8 @@ class SubspaceNewton:
             actions = leading_actions(state.space, iterate.curvature, rank)
             result = posterior_covariance(problem, actions, residual)
             assert result.extra is not None
-            norm_squared = min(state.norm_squared, max(inner(residual, result.extra), 0.0))
+            renewed = max(inner(residual, result.extra), 0.0) + 2.0 * problem.resolution(iterate.objective)
+            norm_squared = min(state.norm_squared, renewed)
         return Posterior(
             representer_weights=state.weights,
             latent_values=iterate.latent_values,

@@ -1,0 +1,7 @@
+"""``python -m itergp``."""
+
+import sys
+
+from itergp.cli import main
+
+sys.exit(main())

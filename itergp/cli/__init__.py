@@ -1,0 +1,5 @@
+"""Command line."""
+
+from itergp.cli.main import main
+
+__all__ = ["main"]

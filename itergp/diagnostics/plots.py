@@ -1,0 +1,71 @@
+"""Plots. Each takes matplotlib axes and returns them; matplotlib is the ``plot`` extra."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from itergp.diagnostics.metrics import Reliability
+from itergp.diagnostics.trace import Trace
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BLUE, ORANGE, GREY = "#2a6f97", "#d1495b", "#8d99ae"
+
+
+def plot_reliability(axes: Axes, curves: dict[str, Reliability]) -> Axes:
+    """Accuracy against confidence, one line per method, with the share of rows in each bin as bars.
+
+    Args:
+        axes: Where to draw.
+        curves: Reliability by name of method.
+    """
+    axes.plot([0, 1], [0, 1], color="black", linewidth=0.8, linestyle=":", label="perfect")
+    for (name, curve), color in zip(curves.items(), (BLUE, ORANGE, GREY), strict=False):
+        share = (curve.counts / curve.counts.sum()).tolist()
+        bins = len(share)
+        edges = [(i + 0.5) / bins for i in range(bins)]
+        axes.bar(edges, share, width=0.92 / bins, color=color, alpha=0.15, linewidth=0)
+        seen = curve.counts > 0
+        label = f"{name} (calibration error {curve.expected_calibration_error:.3f})"
+        axes.plot(curve.confidence[seen], curve.accuracy[seen], marker="o", markersize=4, color=color, label=label)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy (bars: share of rows)")
+    axes.set_title("Reliability")
+    _legend_below(axes)
+    return axes
+
+
+def plot_convergence(axes: Axes, trace: Trace) -> Axes:
+    """Certified gap, and the objective above its final value, against kernel passes, by stage; in nats, logarithmic.
+
+    The gap bounds the distance of the objective from its minimum, so the upper line stays above the lower one.
+    """
+    stages = list(dict.fromkeys(record.stage for record in trace))
+    for stage, color in zip(stages, (GREY, BLUE), strict=False):
+        records = [record for record in trace if record.stage == stage]
+        final = records[-1].objective
+        gaps = [(r.kernel_passes, r.objective_gap) for r in records if r.objective_gap]
+        above = [(r.kernel_passes, r.objective - final) for r in records if r.objective > final]
+        if gaps:
+            axes.plot(*zip(*gaps, strict=True), color=color, marker="s", markersize=3, label=f"{stage}: certified gap")
+        if above:
+            label = f"{stage}: objective above its final value"
+            axes.plot(*zip(*above, strict=True), ":", color=color, marker="o", markersize=3, label=label)
+    axes.set(yscale="log", xlabel="kernel passes", ylabel="nats")
+    axes.xaxis.get_major_locator().set_params(integer=True)
+    _legend_below(axes)
+    axes.set_title("Convergence")
+    return axes
+
+
+def plot_class_probabilities(axes: Axes, probs: list[float], label: int) -> Axes:
+    """Bars of one row's class probabilities; the true class is blue, others grey."""
+    axes.bar(range(len(probs)), probs, color=[BLUE if c == label else GREY for c in range(len(probs))])
+    axes.set(ylim=(0, 1.05), yticks=[], xticks=range(len(probs)))
+    axes.tick_params(axis="x", labelsize=6, length=0, pad=1)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return axes
+
+
+def _legend_below(axes: Axes) -> None:
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=2, frameon=False, fontsize="small")

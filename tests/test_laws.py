@@ -1,0 +1,255 @@
+"""What must hold for every problem, against the dense reference."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import gpytorch
+import pytest
+import torch
+from helpers import CASES, TOLERANCE, SimpleGP, assert_close, make_batch_kernel, make_inputs, make_kernel, make_model
+from hypothesis import given
+from hypothesis import strategies as st
+
+from itergp.likelihoods import LaplaceSite, VariationalSite, as_likelihood
+from itergp.models import LatentPosterior
+from itergp.solvers import DenseNewton, Problem, SubspaceNewton, solve_problem
+
+NAMES = sorted(CASES)
+APPROXIMATIONS = ("laplace", "variational")
+EXACT = SubspaceNewton(tolerance=1e-16, covariance_rank=10_000, max_rank=10_000)
+
+
+def solved(model: SimpleGP, solver, approximation="laplace"):
+    """The model's solution by another solver, on a copy."""
+    twin = copy.deepcopy(model)
+    twin.solver, twin.approximation = solver, approximation
+    twin._forget()
+    return twin, twin.condition()
+
+
+def eigenvalues(matrices: torch.Tensor) -> torch.Tensor:
+    return torch.linalg.eigvalsh(matrices.double())
+
+
+def test_the_grid_is_not_empty():
+    assert len(NAMES) >= 5
+
+
+@pytest.mark.parametrize("approximation", APPROXIMATIONS)
+@pytest.mark.parametrize("kernel", [make_kernel, make_batch_kernel], ids=["shared", "one-per-class"])
+@pytest.mark.parametrize("name", NAMES)
+def test_full_rank_equals_the_dense_reference(name, kernel, approximation):
+    if kernel is make_batch_kernel and name != "categorical":
+        kernel = lambda: gpytorch.kernels.ScaleKernel(gpytorch.kernels.RQKernel())  # noqa: E731 - not radial either
+    model = make_model(name, kernel=kernel())
+    x = make_inputs(7, seed=5)
+    dense, exact = solved(model, DenseNewton(), approximation)
+    ours, solution = solved(model, EXACT, approximation)
+    with torch.no_grad():
+        expected, actual = dense(x), ours(x)
+        assert_close(actual.mean, expected.mean, "posterior")
+        assert_close(actual.covariance_matrix, expected.covariance_matrix, "posterior")
+    assert_close(solution.latent_values, exact.latent_values, "posterior")
+    assert_close(solution.latent_covariance, exact.latent_covariance, "posterior")
+    assert solution.objective == pytest.approx(exact.objective, rel=1e-6)
+    assert solution.log_marginal_likelihood == pytest.approx(exact.log_marginal_likelihood, rel=1e-6)
+    assert solution.elbo == pytest.approx(exact.elbo, rel=1e-6)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_float32_is_near_float64(name):
+    solver = SubspaceNewton(tolerance=1e-6, covariance_rank=10_000)  # which actions are kept may turn on rounding
+    wide = make_model(name, solver=solver)
+    narrow = make_model(name, dtype=torch.float32, solver=solver)
+    x = make_inputs(7, seed=5)
+    assert narrow.predict(x.float()).mean.dtype == torch.float32
+    assert_close(narrow(x.float()).mean, wide(x).mean, "posterior", dtype=torch.float32)
+    assert_close(narrow(x.float()).variance, wide(x).variance, "posterior", dtype=torch.float32)
+
+
+@given(
+    name=st.sampled_from(NAMES),
+    seed=st.integers(0, 10_000),
+    scale=st.floats(0.1, 300.0),
+    lengthscale=st.floats(0.05, 20.0),
+    passes=st.integers(1, 6),
+    approximation=st.sampled_from(APPROXIMATIONS),
+)
+def test_the_certificate_always_holds(name, seed, scale, lengthscale, passes, approximation):
+    case = CASES[name]
+    x, y = case.data(30, seed=seed)
+    solver = SubspaceNewton(max_passes=passes, tolerance=1e-12, covariance_rank=5)
+    model = SimpleGP(x, y, case.make(), kernel=make_kernel(lengthscale, scale), solver=solver).double().eval()
+    model.approximation = approximation
+    solution = model.condition()
+    dense = _exact_mode(model, solution)
+    assert solution.certificate is not None
+    slack = 1e-7 * (1.0 + abs(dense.objective))
+    assert solution.objective - dense.objective <= solution.certificate.objective_gap + slack
+    test_x = make_inputs(11, seed=seed + 1)
+    error = (model.latent_mean(test_x) - _latent_mean(model, dense, test_x)).abs()
+    assert bool((error <= solution.certificate.latent_error(test_x) + 1e-5 * (1.0 + scale)).all())
+
+
+def _exact_mode(model, solution):
+    """The exact mode of the objective that the last stage minimised."""
+    prior = model._prior(model.train_inputs)
+    calculus = as_likelihood(model.likelihood)
+    problem = Problem(prior.mean.detach(), model._make_operator(prior), LaplaceSite(calculus, model.train_targets))
+    if solution.approximation == "variational" and not calculus.quadratic:
+        first = solve_problem(problem, model.solver, final=False)  # deterministic: the same marginals again
+        site = VariationalSite.from_covariance(calculus, model.train_targets, first.latent_covariance)
+        problem = problem.with_site(site)
+    return solve_problem(problem, DenseNewton(covariance=False))
+
+
+def _latent_mean(model, solution, x):
+    with torch.no_grad():
+        operator = model._make_operator(model._prior(model.train_inputs))
+        return LatentPosterior.at(model._prior((x,)), operator, solution, covariance=False).mean
+
+
+@given(
+    name=st.sampled_from(NAMES),
+    seed=st.integers(0, 10_000),
+    scale=st.floats(0.1, 100.0),
+    ranks=st.lists(st.integers(1, 60), min_size=2, max_size=3, unique=True),
+    narrow=st.booleans(),
+)
+def test_the_variance_is_never_below_the_exact_one_and_never_grows_with_rank(name, seed, scale, ranks, narrow):
+    dtype = torch.float32 if narrow else torch.float64
+    case = CASES[name]
+    x, y = case.data(30, dtype=dtype, seed=seed)
+    test_x = make_inputs(9, dtype=dtype, seed=seed + 1)
+    model = SimpleGP(x, y, case.make(), kernel=make_kernel(1.0, scale)).to(dtype).eval()
+    tolerance = 1e-6 if narrow else 1e-13
+    dense, _ = solved(model, DenseNewton())
+    slack = scale * (2e-4 if narrow else 1e-6)
+    previous = None
+    for rank in sorted(ranks):
+        ours, solution = solved(model, SubspaceNewton(tolerance=tolerance, covariance_rank=rank, max_passes=12))
+        with torch.no_grad():
+            difference = ours(test_x).covariance_matrix - dense(test_x).covariance_matrix
+            assert float(eigenvalues(difference).min()) >= -slack
+            assert float((ours(test_x).variance - model.covar_module(test_x, diag=True).max()).max()) <= slack
+            if previous is not None:
+                assert float((ours(test_x).variance - previous).max()) <= slack
+            previous = ours(test_x).variance
+        assert solution.rank <= rank
+
+
+@given(
+    name=st.sampled_from(NAMES), seed=st.integers(0, 10_000), scale=st.floats(0.1, 1000.0), max_rank=st.integers(4, 80)
+)
+def test_the_objective_never_increases(name, seed, scale, max_rank):
+    case = CASES[name]
+    x, y = case.data(40, dtype=torch.float32, seed=seed)
+    solver = SubspaceNewton(max_rank=max_rank, tolerance=1e-7, max_passes=15)
+    model = SimpleGP(x, y, case.make(), kernel=make_kernel(0.7, scale), solver=solver).eval()
+    solution = model.condition()
+    for stage in ("laplace", "variational"):
+        objectives = [record.objective for record in solution.trace if record.stage == stage]
+        for before, after in itertools.pairwise(objectives):
+            assert after <= before + 1e-4 * (1.0 + abs(before))
+    assert max(record.rank for record in solution.trace) <= max(max_rank, 40)
+
+
+@pytest.mark.parametrize("kind", ["dense", "blocked"])
+@pytest.mark.parametrize("name", NAMES)
+def test_operators_give_the_same_posterior(name, kind):
+    x = make_inputs(7, seed=5)
+    reference = make_model(name)
+    other = make_model(name, operator=kind)
+    assert_close(other(x).mean, reference(x).mean, "posterior")
+    assert_close(other(x).variance, reference(x).variance, "posterior")
+
+
+def test_gaussian_likelihood_equals_exact_gp():
+    x, y = CASES["gaussian"].data(60)
+    test_x = make_inputs(9, seed=5)
+    likelihood = gpytorch.likelihoods.GaussianLikelihood().double()
+    likelihood.noise = 0.05
+
+    class Exact(gpytorch.models.ExactGP):
+        def __init__(self, kernel):
+            super().__init__(x, y, likelihood)
+            self.mean_module, self.covar_module = gpytorch.means.ConstantMean(), kernel
+
+        def forward(self, x):
+            return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+    kernel = make_kernel().double()
+    ours = SimpleGP(x, y, likelihood, kernel=kernel, solver=EXACT).double().eval()
+    exact = Exact(kernel).double()
+    objective = gpytorch.mlls.ExactMarginalLogLikelihood(likelihood, exact)
+    with torch.no_grad(), gpytorch.settings.fast_computations(False, False, False):
+        evidence = objective(exact(x), y) * len(y)
+        expected, actual = exact.eval()(test_x), ours(test_x)
+        assert_close(actual.mean, expected.mean, "posterior")
+        assert_close(actual.covariance_matrix, expected.covariance_matrix, "posterior")
+        assert_close(likelihood(actual).variance, likelihood(expected).variance, "posterior")
+        assert_close(ours.predict(test_x).variance, likelihood(expected).variance, "posterior")
+    assert ours.solution.log_marginal_likelihood == pytest.approx(float(evidence), rel=1e-9)
+    assert ours.solution.elbo == pytest.approx(float(evidence), rel=1e-9)
+
+
+def test_the_elbo_is_below_the_evidence_and_grows_with_rank():
+    model = make_model("gaussian", num_rows=60)
+    _, exact = solved(model, EXACT)
+    bounds = [solved(model, SubspaceNewton(covariance_rank=r, tolerance=1e-12))[1].elbo for r in (0, 1, 3, 10, 30, 60)]
+    assert bounds == sorted(bounds)
+    assert bounds[0] < bounds[-1] <= exact.log_marginal_likelihood + 1e-8
+    assert bounds[-1] == pytest.approx(exact.log_marginal_likelihood, rel=1e-8)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recycling_changes_cost_and_not_the_answer(name):
+    x = make_inputs(7, seed=5)
+    model = make_model(name, solver=EXACT)
+    first = model.condition()
+    again = model.condition()
+    assert again.kernel_passes < first.kernel_passes
+    assert_close(again.latent_values, first.latent_values, "posterior")
+    model.covar_module.outputscale = 5.0
+    warm = model.condition()
+    twin = copy.deepcopy(model)
+    twin._forget()
+    cold = twin.condition()
+    assert warm.kernel_passes <= cold.kernel_passes + 1
+    assert_close(model(x).mean, twin(x).mean, "posterior")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_compression_keeps_the_iterate_and_the_certificate(name):
+    model = make_model(name, num_rows=60, kernel=make_kernel(0.3))
+    dense, _ = solved(model, DenseNewton(covariance=False))
+    small = SubspaceNewton(max_rank=12, num_blocks=4, max_passes=25, tolerance=1e-9)
+    _, solution = solved(model, small)
+    assert max(record.rank for record in solution.trace) <= 12
+    assert any("compressed" in record.event for record in solution.trace)
+    assert solution.certificate is not None
+    gap = solution.objective - dense.solution.objective
+    assert -1e-8 <= gap <= solution.certificate.objective_gap + 1e-8
+    objectives = [record.objective for record in solution.trace]
+    assert objectives == sorted(objectives, reverse=True)
+
+
+def test_permuting_rows_or_classes_permutes_the_answer():
+    x, y = CASES["categorical"].data(40)
+    test_x = make_inputs(7, seed=5)
+    rows, classes = torch.randperm(40), torch.tensor([2, 0, 1])
+    solver = SubspaceNewton(tolerance=1e-11)
+
+    def probs(x, y):
+        model = SimpleGP(x, y, CASES["categorical"].make(), solver=solver, approximation="laplace").double().eval()
+        return torch.softmax(model.latent_mean(test_x), -1).detach()
+
+    reference = probs(x, y)
+    assert_close(probs(x[rows], y[rows]), reference, "posterior")
+    assert_close(probs(x, classes[y])[:, classes], reference, "posterior")
+
+
+def test_tolerances_cover_both_dtypes():
+    assert set(TOLERANCE) == {torch.float32, torch.float64}

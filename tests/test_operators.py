@@ -1,0 +1,600 @@
+"""Kernel products are the same whatever computes them."""
+
+from __future__ import annotations
+
+import copy
+
+import gpytorch
+import pytest
+import torch
+from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from gpytorch.kernels import (
+    AdditiveKernel,
+    Kernel,
+    LinearKernel,
+    MaternKernel,
+    PeriodicKernel,
+    PolynomialKernel,
+    ProductKernel,
+    RBFKernel,
+    RQKernel,
+    ScaleKernel,
+)
+from gpytorch.kernels import keops as keops_kernels
+from gpytorch.means import ConstantMean, LinearMean, ZeroMean
+from helpers import DTYPES, assert_close, keops_test, make_batch_kernel, make_inputs, make_kernel, needs_pykeops
+
+from itergp import InputError
+from itergp.operators import BlockedOperator, DenseOperator, KeOpsOperator, Prior, default_memory_budget, make_operator
+
+ROWS, COLUMNS = 333, 3  # not a multiple of any block size
+BATCH = torch.Size([3])
+
+
+class Doubled(RBFKernel):
+    """A subclass with a ``forward`` of its own: not the kernel it derives from."""
+
+    def forward(self, x1, x2, diag=False, **params):
+        return 2.0 * super().forward(x1, x2, diag=diag, **params)
+
+
+def _ard(kernel: Kernel) -> Kernel:
+    kernel.lengthscale = torch.tensor([[0.7, 1.3, 2.1]])
+    return kernel
+
+
+def _scaled(kernel: Kernel, scale: float = 3.0, **kwargs) -> ScaleKernel:
+    kernel = ScaleKernel(kernel, **kwargs)
+    kernel.outputscale = scale
+    return kernel
+
+
+def _batch_scale_only() -> Kernel:
+    kernel = ScaleKernel(MaternKernel(nu=2.5), batch_shape=BATCH)
+    kernel.outputscale = torch.tensor([0.5, 1.0, 2.0])
+    return kernel
+
+
+def _batch_nested() -> Kernel:
+    kernel = _scaled(make_batch_kernel())
+    kernel.base_kernel.base_kernel.lengthscale = torch.tensor([0.5, 1.0, 2.0]).reshape(3, 1, 1)
+    return kernel
+
+
+def _batch_rational_quadratic() -> Kernel:
+    kernel = RQKernel(batch_shape=BATCH)
+    kernel.lengthscale, kernel.alpha = (
+        torch.tensor([0.5, 1.0, 2.0]).reshape(3, 1, 1),
+        torch.tensor([[0.5], [1.0], [2.0]]),
+    )
+    return kernel
+
+
+def _batch_linear() -> Kernel:
+    kernel = LinearKernel(batch_shape=BATCH)
+    kernel.variance = torch.tensor([0.5, 1.0, 2.0]).reshape(3, 1, 1)
+    return kernel
+
+
+SHARED = {
+    "rbf": lambda: RBFKernel(),
+    "matern-1/2": lambda: MaternKernel(nu=0.5),
+    "matern-3/2": lambda: MaternKernel(nu=1.5),
+    "matern-5/2": lambda: MaternKernel(nu=2.5),
+    "rbf ard": lambda: _ard(RBFKernel(ard_num_dims=3)),
+    "matern ard": lambda: _ard(MaternKernel(nu=1.5, ard_num_dims=3)),
+    "scaled": lambda: _scaled(MaternKernel(nu=1.5)),
+    "scaled twice": lambda: _scaled(_scaled(_ard(RBFKernel(ard_num_dims=3)))),
+    "active dims": lambda: RBFKernel(active_dims=[0, 2]),
+    "active dims scaled": lambda: _scaled(MaternKernel(nu=2.5, active_dims=[2])),
+    "active dims ard": lambda: _scaled(MaternKernel(nu=0.5, ard_num_dims=2, active_dims=[2, 0])),
+    "scale with active dims": lambda: _scaled(RBFKernel(), active_dims=[1]),
+    "subclass": lambda: _scaled(Doubled()),
+    "rational quadratic": lambda: _scaled(RQKernel()),
+    "periodic": lambda: PeriodicKernel(),
+    "sum": lambda: _scaled(RBFKernel()) + LinearKernel(),
+    "sum scaled": lambda: _scaled(_scaled(RBFKernel()) + LinearKernel()),
+    "product of sums": lambda: ProductKernel(RBFKernel() + LinearKernel(), PeriodicKernel(active_dims=[1])),
+    "sum active dims": lambda: RBFKernel(active_dims=[0]) + MaternKernel(nu=0.5, active_dims=[1, 2]),
+    "product": lambda: ProductKernel(_scaled(RBFKernel()), PeriodicKernel()),
+    "linear": lambda: LinearKernel(),
+    "polynomial": lambda: PolynomialKernel(power=2),
+    "keops rbf": lambda: _scaled(keops_kernels.RBFKernel()),
+    "keops matern": lambda: keops_kernels.MaternKernel(nu=1.5),
+}
+BATCHES = {
+    "batch radial": make_batch_kernel,
+    "batch scale only": _batch_scale_only,
+    "batch nested": _batch_nested,
+    "batch rational quadratic": _batch_rational_quadratic,
+    "batch linear": _batch_linear,
+    "batch sum": lambda: make_batch_kernel() + _batch_linear(),
+}
+KERNELS = {**SHARED, **BATCHES}
+NEEDS_PYKEOPS = {"keops rbf", "keops matern"}
+SOME = ["matern ard", "active dims ard", "scaled twice", "sum active dims", "polynomial", "batch radial", "batch sum"]
+
+
+def _names(names) -> list:
+    return [pytest.param(n, marks=needs_pykeops) if n in NEEDS_PYKEOPS else n for n in names]
+
+
+def _num_kernels(name: str) -> int:
+    return 3 if name in BATCHES else 1
+
+
+def _reference(kernel: Kernel, rows: torch.Tensor, cols: torch.Tensor | None = None) -> torch.Tensor:
+    """Dense entries ``(C', M, N)`` from GPyTorch, in float64."""
+    with torch.no_grad():
+        return _entries(copy.deepcopy(kernel).double(), rows.double(), None if cols is None else cols.double())
+
+
+def _entries(kernel: Kernel, rows: torch.Tensor, cols: torch.Tensor | None = None) -> torch.Tensor:
+    """Dense entries ``(C', M, N)`` from GPyTorch, term by term: it cannot add every linear kernel to another."""
+    terms = kernel.kernels if isinstance(kernel, AdditiveKernel) else [kernel]
+    dense = sum(term(rows, cols).to_dense() for term in terms)
+    return dense if dense.dim() == 3 else dense.unsqueeze(0)
+
+
+def _make(name: str, kind: str, x: torch.Tensor, **kwargs):
+    kernel = KERNELS[name]().to(x.dtype)
+    return make_operator(kernel, x, num_kernels=_num_kernels(name), kind=kind, **kwargs)
+
+
+# -------------------------------------------------------------------- products
+@pytest.mark.parametrize("name", _names(KERNELS))
+@pytest.mark.parametrize("kind", ["dense", "blocked"])
+@torch.no_grad()
+def test_products_equal_gpytorch(name, kind, dtype):
+    x = make_inputs(ROWS, COLUMNS, dtype)
+    operator = _make(name, kind, x)
+    expected = _reference(operator.kernel, x)
+    assert expected.shape[0] == operator.num_kernels == _num_kernels(name)
+    assert_close(operator.dense(), expected)
+    for columns in (1, 4):
+        block = torch.randn(ROWS, columns, dtype=dtype)
+        assert_close(operator.matmul(block), expected @ block.double())
+    own_blocks = torch.randn(operator.num_kernels, ROWS, 2, dtype=dtype)
+    assert_close(operator.matmul(own_blocks), expected @ own_blocks.double())
+
+
+@pytest.mark.parametrize("name", _names(KERNELS))
+@torch.no_grad()
+def test_cross_products_and_diagonals_equal_gpytorch(name, dtype):
+    x, new = make_inputs(ROWS, COLUMNS, dtype), make_inputs(57, COLUMNS, dtype, seed=7)
+    operator = _make(name, "blocked", x, memory_budget=300_000)  # less than one row of blocks
+    expected = _reference(operator.kernel, new, x)
+    block = torch.randn(ROWS, 3, dtype=dtype)
+    assert_close(operator.cross_matmul(new, block), expected @ block.double())
+    own_blocks = torch.randn(operator.num_kernels, ROWS, 2, dtype=dtype)
+    assert_close(operator.cross_matmul(new, own_blocks), expected @ own_blocks.double())
+    assert_close(operator.diagonal(), _reference(operator.kernel, x).diagonal(dim1=-2, dim2=-1))
+    assert_close(operator.diagonal(new), _reference(operator.kernel, new).diagonal(dim1=-2, dim2=-1))
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 4])
+@pytest.mark.parametrize("name", ["rbf", "sum", "batch radial", "batch linear", "batch sum"])
+@torch.no_grad()
+def test_diagonal_at_as_few_inputs_as_kernels(name, rows):
+    # With as many inputs as kernels, the diagonals (C, M) look like a square matrix.
+    new = make_inputs(rows, COLUMNS)
+    operator = _make(name, "blocked", make_inputs(10, COLUMNS))
+    assert_close(operator.diagonal(new), _reference(operator.kernel, new).diagonal(dim1=-2, dim2=-1))
+
+
+@pytest.mark.parametrize("name", ["scaled", "rational quadratic", "batch radial"])
+@torch.no_grad()
+def test_more_rows_than_one_row_of_blocks(name):
+    # 128 + 2048 columns are one block on the diagonal and one beside it.
+    x = make_inputs(2_300, COLUMNS, torch.float32)
+    operator, block = _make(name, "blocked", x), torch.randn(2_300, 2)
+    some = torch.tensor([0, 127, 128, 1_000, 2_175, 2_176, 2_299])
+    assert_close(operator.matmul(block)[:, some], _reference(operator.kernel, x[some], x) @ block.double())
+
+
+@torch.no_grad()
+def test_own_inputs_for_every_kernel(dtype):
+    # Deep kernels may give every latent function its own features (C, N, D).
+    x = torch.stack([make_inputs(50, COLUMNS, dtype, seed=s) for s in range(3)])
+    new = torch.stack([make_inputs(7, COLUMNS, dtype, seed=s) for s in range(5, 8)])
+    for name in ("batch radial", "batch rational quadratic"):
+        operator = _make(name, "blocked", x)
+        block = torch.randn(50, 2, dtype=dtype)
+        assert_close(operator.matmul(block), _reference(operator.kernel, x) @ block.double())
+        assert_close(operator.cross_matmul(new, block), _reference(operator.kernel, new, x) @ block.double())
+        assert_close(operator.diagonal(new), _reference(operator.kernel, new).diagonal(dim1=-2, dim2=-1))
+
+
+@torch.no_grad()
+def test_dense_diagonal_is_exact_in_float32():
+    # A distance of rounding error instead of zero costs Matern-1/2 almost a percent on the diagonal.
+    x = 3.0 * make_inputs(ROWS, 5, torch.float32) + 10.0
+    for kind in ("dense", "blocked"):
+        operator = make_operator(MaternKernel(nu=0.5), x, kind=kind)
+        assert_close(operator.dense().diagonal(dim1=-2, dim2=-1), torch.ones(1, ROWS))
+        rest = torch.zeros(ROWS, 1)
+        rest[5] = 1.0
+        assert_close(operator.matmul(rest)[:, 5], torch.ones(1, 1))
+
+
+@torch.no_grad()
+def test_far_from_the_origin():
+    # Distances come from inner products: without centring, float32 loses them to cancellation.
+    x = make_inputs(ROWS, COLUMNS, torch.float32)
+    near, far = (make_operator(make_kernel(), z, kind="blocked") for z in (x, x + 1024.0))
+    block = torch.randn(ROWS, 1)
+    assert_close(far.matmul(block), near.matmul(block), "derivative")
+
+
+@pytest.mark.parametrize("kind", ["dense", "blocked"])
+@torch.no_grad()
+def test_a_smooth_kernel_plus_a_linear_one_in_float32(kind):
+    # GPyTorch factorises the smooth part on its own, which rounding has made indefinite.
+    x, block = torch.linspace(-2.0, 2.0, ROWS).unsqueeze(-1), torch.randn(ROWS, 1)
+    kernel = _scaled(RBFKernel(), 100.0) + LinearKernel()
+    assert_close(make_operator(kernel, x, kind=kind).matmul(block), _reference(kernel, x) @ block.double())
+
+
+@keops_test
+@pytest.mark.parametrize("name", ["matern ard", "active dims", "keops rbf", "batch radial"])
+@torch.no_grad()
+def test_keops_products_equal_gpytorch(name):
+    x, new = make_inputs(ROWS, COLUMNS, torch.float32), make_inputs(20, COLUMNS, torch.float32, seed=7)
+    operator = _make(name, "keops", x)
+    assert isinstance(operator, KeOpsOperator)
+    block = torch.randn(ROWS, 2)
+    assert_close(operator.matmul(block), _reference(operator.kernel, x) @ block.double())
+    assert_close(operator.cross_matmul(new, block), _reference(operator.kernel, new, x) @ block.double())
+    own_blocks = torch.randn(operator.num_kernels, ROWS, 2)
+    assert_close(operator.matmul(own_blocks), _reference(operator.kernel, x) @ own_blocks.double())
+    assert operator.counts.passes == 2
+    assert operator.counts.entries == 2 * operator.num_kernels * ROWS**2
+
+
+@keops_test
+@pytest.mark.parametrize("nu", [0.5, 2.5])
+def test_keops_matern_with_gradients(nu):
+    x, block = make_inputs(40, COLUMNS), torch.randn(40, 2, dtype=torch.float64)
+    kernel = keops_kernels.MaternKernel(nu=nu).double()
+    operator = make_operator(kernel, x, kind="keops")
+    with torch.no_grad():
+        product = operator.matmul(block)
+    assert_close(product, _reference(kernel, x) @ block)
+    product = operator.matmul(block)
+    expected = kernel(x).to_dense() @ block
+    assert_close(product[0], expected)
+    (gradient,) = torch.autograd.grad(product.square().sum(), [kernel.raw_lengthscale])
+    (wanted,) = torch.autograd.grad(expected.square().sum(), [kernel.raw_lengthscale])
+    assert_close(gradient, wanted, "derivative")
+
+
+# ---------------------------------------------------------------------- counts
+def _counted(operator) -> tuple[int, int, int]:
+    return operator.counts.passes, operator.counts.columns, operator.counts.entries
+
+
+@pytest.mark.parametrize("name", ["scaled", "rational quadratic", "batch radial"])
+@torch.no_grad()
+def test_symmetric_blocks_are_counted_once(name):
+    x, kernels = make_inputs(ROWS, COLUMNS), _num_kernels(name)
+    block = torch.randn(ROWS, 2, dtype=x.dtype)
+    # Three blocks of rows, 128 + 128 + 77, each with the square on the diagonal and what is to its right.
+    evaluated = kernels * (128**2 + 128 * 205 + 128**2 + 128 * 77 + 77**2)
+    assert evaluated < 0.75 * kernels * ROWS**2
+    blocked, dense = _make(name, "blocked", x), _make(name, "dense", x)
+    for operator in (blocked, dense):
+        operator.matmul(block)
+        assert _counted(operator) == (1, 2, evaluated)
+        operator.matmul(block[:, :1])
+    assert _counted(blocked) == (2, 3, 2 * evaluated)
+    assert _counted(dense) == (2, 3, evaluated)
+    dense.release()
+    assert_close(dense.matmul(block), blocked.matmul(block))
+    assert _counted(dense) == (3, 5, 2 * evaluated)
+    assert dense.counts.seconds > 0.0
+
+
+@torch.no_grad()
+def test_blocked_evaluates_little_more_than_half():
+    operator = make_operator(make_kernel(), make_inputs(2_000, COLUMNS, torch.float32), kind="blocked")
+    operator.matmul(torch.randn(2_000, 1))
+    assert operator.counts.entries < 0.54 * 2_000**2
+
+
+def test_a_pass_with_gradients_counts_every_entry():
+    operator = make_operator(make_kernel().double(), make_inputs(50), kind="dense")
+    operator.matmul(torch.randn(50, 2, dtype=torch.float64))
+    assert _counted(operator) == (1, 2, 50**2)
+
+
+@torch.no_grad()
+def test_counts_are_snapshots_and_cross_products_are_no_passes():
+    x = make_inputs(20)
+    operator = make_operator(make_kernel().double(), x, kind="blocked")
+    before = operator.counts.copy()
+    operator.cross_matmul(make_inputs(5, seed=3), torch.randn(20, 2, dtype=x.dtype))
+    assert operator.counts.passes == 0
+    operator.matmul(torch.randn(20, 1, dtype=x.dtype))
+    assert (before.passes, operator.counts.passes) == (0, 1)
+
+
+# ---------------------------------------------------------------------- choice
+@pytest.mark.parametrize("name", ["scaled", "batch radial"])
+def test_the_memory_budget_decides(name, dtype):
+    x = make_inputs(100, COLUMNS, dtype)
+    needed = _num_kernels(name) * 100**2 * x.element_size() // 2
+    assert type(_make(name, "auto", x, memory_budget=needed)) is DenseOperator
+    assert type(_make(name, "auto", x, memory_budget=needed - 1)) is BlockedOperator
+    assert type(_make(name, "auto", x)) is DenseOperator  # a quarter of the free memory
+
+
+@needs_pykeops
+def test_keops_kernels_choose_keops_when_memory_is_short():
+    x = make_inputs(100, COLUMNS)
+    assert type(_make("keops rbf", "auto", x, memory_budget=1_000)) is KeOpsOperator
+    assert type(_make("keops rbf", "auto", x)) is DenseOperator
+    assert type(_make("rbf", "auto", x, memory_budget=1_000)) is BlockedOperator  # does not pay on a CPU
+
+
+def test_default_memory_budget_is_part_of_what_is_free():
+    assert 2**20 < default_memory_budget(torch.device("cpu")) < 2**50
+
+
+def test_unknown_operator():
+    with pytest.raises(
+        InputError, match=r"`operator` must be one of \('auto', 'dense', 'blocked', 'keops'\)\. Got 'fast'"
+    ):
+        make_operator(make_kernel(), make_inputs(5), kind="fast")  # type: ignore[arg-type]
+
+
+@needs_pykeops
+@pytest.mark.parametrize("name", ["linear", "sum", "subclass", "rational quadratic"])
+def test_keops_refuses_kernels_it_does_not_know(name):
+    with pytest.raises(
+        InputError, match=r"needs a \(scaled\) RBF or Matern kernel\. Got .*Kernel\. Choose operator='blocked'"
+    ):
+        _make(name, "keops", make_inputs(5, COLUMNS))
+
+
+def test_keops_without_pykeops(monkeypatch):
+    monkeypatch.setattr("itergp.operators.keops.keops_available", lambda: False)
+    with pytest.raises(InputError, match=r"needs the package pykeops.*pip install itergp\[keops\]"):
+        _make("rbf", "keops", make_inputs(5, COLUMNS))
+
+
+# ------------------------------------------------------------------- gradients
+def _with_grad(name: str, x: torch.Tensor, **kwargs):
+    operator = _make(name, "blocked", x.clone().requires_grad_(True), **kwargs)
+    return operator, list(operator.kernel.parameters())
+
+
+@pytest.mark.parametrize("name", [*SOME, "matern-1/2", "rational quadratic", "linear"])
+def test_gradients_equal_the_dense_ones(name):
+    x, new = make_inputs(ROWS, COLUMNS), make_inputs(40, COLUMNS, seed=7).requires_grad_(True)
+    operator, parameters = _with_grad(name, x)
+    block = torch.randn(ROWS, 2, dtype=x.dtype, requires_grad=True)
+    weights = torch.randn(operator.num_kernels, ROWS, 2, dtype=x.dtype)
+
+    leaves = [*parameters, operator.inputs, block]
+    product, expected = operator.matmul(block), _entries(operator.kernel, operator.inputs) @ block
+    assert_close(product, expected, "derivative")
+    gradients = torch.autograd.grad((product * weights).sum(), leaves)
+    for actual, wanted in zip(gradients, torch.autograd.grad((expected * weights).sum(), leaves), strict=True):
+        assert_close(actual, wanted, "derivative")
+
+    leaves = [*parameters, new, operator.inputs, block]
+    product, expected = operator.cross_matmul(new, block), _entries(operator.kernel, new, operator.inputs) @ block
+    assert_close(product, expected)
+    gradients = torch.autograd.grad((product * weights[:, :40]).sum(), leaves)
+    for actual, wanted in zip(gradients, torch.autograd.grad((expected * weights[:, :40]).sum(), leaves), strict=True):
+        assert_close(actual, wanted, "derivative")
+
+
+@pytest.mark.parametrize("name", [*SOME, "matern-1/2", "rational quadratic"])
+def test_products_are_the_same_with_and_without_gradients(name, dtype):
+    operator, block = _make(name, "blocked", make_inputs(ROWS, COLUMNS, dtype)), torch.randn(ROWS, 2, dtype=dtype)
+    with torch.no_grad():
+        expected = operator.matmul(block)
+    assert_close(operator.matmul(block), expected, "derivative")
+
+
+@pytest.mark.parametrize("name", ["scaled", "batch radial"])
+def test_gradients_of_the_diagonal(name):
+    operator, parameters = _with_grad(name, make_inputs(20, COLUMNS))
+    dense = _entries(operator.kernel, operator.inputs).diagonal(dim1=-2, dim2=-1)
+    weights = torch.randn_like(dense)
+    gradients = torch.autograd.grad((operator.diagonal() * weights).sum(), parameters, allow_unused=True)
+    wanted = torch.autograd.grad((dense * weights).sum(), parameters, materialize_grads=True)
+    for actual, expected in zip(gradients, wanted, strict=True):
+        assert_close(torch.zeros_like(expected) if actual is None else actual, expected, "derivative")
+
+
+def test_gradients_do_not_depend_on_the_memory_budget():
+    x, block = make_inputs(ROWS, COLUMNS), torch.randn(ROWS, 1, dtype=torch.float64)
+    gradients = []
+    for budget in (10**9, 300_000, 1):
+        operator, parameters = _with_grad("matern ard", x, memory_budget=budget)
+        gradients.append(torch.autograd.grad(operator.matmul(block).square().sum(), parameters))
+    for other in gradients[1:]:
+        for actual, expected in zip(other, gradients[0], strict=True):
+            assert_close(actual, expected, "derivative")
+
+
+@pytest.mark.parametrize("name", ["scaled", "rational quadratic", "batch radial"])
+def test_the_graph_holds_no_kernel_matrix(name):
+    saved: list[int] = []
+
+    def pack(tensor):
+        saved.append(tensor.numel())
+        return tensor
+
+    rows = 600
+    operator, parameters = _with_grad(name, make_inputs(rows, COLUMNS))
+    block = torch.randn(rows, 2, dtype=torch.float64, requires_grad=True)
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        loss = operator.matmul(block).sum() + operator.cross_matmul(make_inputs(500, COLUMNS, seed=1), block).sum()
+    assert sum(saved) < rows**2 / 10
+    assert all(g is not None for g in torch.autograd.grad(loss, [*parameters, block]))
+
+
+def test_no_graph_without_need():
+    x, block = make_inputs(20), torch.randn(20, 1, dtype=torch.float64)
+    kernel = make_kernel().double()
+    with torch.no_grad():
+        assert not make_operator(kernel, x).matmul(block).requires_grad
+    assert make_operator(kernel, x).matmul(block).requires_grad
+    frozen = make_operator(kernel.requires_grad_(False), x)
+    assert not frozen.matmul(block).requires_grad
+    assert frozen.matmul(block.requires_grad_(True)).requires_grad
+
+
+# ----------------------------------------------------------------------- prior
+def _prior_of(covariance, mean=None, x=None, latents=1) -> tuple[Prior, torch.Tensor]:
+    x = make_inputs(12, COLUMNS) if x is None else x
+    mean = ZeroMean() if mean is None else mean
+    with torch.no_grad():
+        prior = Prior.from_forward(lambda z: MultivariateNormal(mean(z), covariance(z)), (x,), latents)
+    return prior, x
+
+
+def _dense_prior(prior: Prior) -> torch.Tensor:
+    operator = make_operator(prior.kernel, prior.features, num_kernels=prior.num_kernels)
+    assert_close(operator.diagonal(), operator.dense().diagonal(dim1=-2, dim2=-1))
+    return operator.dense()
+
+
+@pytest.mark.parametrize("name", [*SOME, "active dims", "active dims scaled", "scale with active dims", "product"])
+@torch.no_grad()
+def test_prior_of_one_kernel(name):
+    kernel = KERNELS[name]().double()
+    prior, x = _prior_of(kernel, latents=3)
+    assert prior.num_kernels == _num_kernels(name)
+    assert prior.mean.shape == (12, 3)
+    assert_close(_dense_prior(prior), _reference(kernel, x))
+    assert_close(prior.covariance.to_dense().reshape(-1, 12, 12), _reference(kernel, x))
+
+
+first, second = RBFKernel(active_dims=[0]).double(), _scaled(MaternKernel(nu=0.5)).double()
+batch = make_batch_kernel().double()
+COMBINATIONS = {
+    "sum": (lambda x: first(x) + second(x), lambda x: _reference(first, x) + _reference(second, x)),
+    "multiple": (lambda x: 2.5 * second(x), lambda x: 2.5 * _reference(second, x)),
+    "tensor multiple": (lambda x: torch.tensor(2.5) * second(x), lambda x: 2.5 * _reference(second, x)),
+    "multiple of active dims": (lambda x: 2.5 * first(x), lambda x: 2.5 * _reference(first, x)),
+    "quotient": (lambda x: second(x) / 4.0, lambda x: _reference(second, x) / 4.0),
+    "weighted sum": (
+        lambda x: 0.5 * (2.0 * first(x) + second(x)) + first(x),
+        lambda x: 2.0 * _reference(first, x) + 0.5 * _reference(second, x),
+    ),
+    "different columns": (
+        lambda x: second(x[:, :2]) + 3.0 * second(x[:, 1:]),
+        lambda x: _reference(second, x[:, :2]) + 3.0 * _reference(second, x[:, 1:]),
+    ),
+    "features": (
+        lambda x: second(torch.tanh(x @ torch.ones(COLUMNS, 5, dtype=x.dtype))),
+        lambda x: _reference(second, torch.tanh(x @ torch.ones(COLUMNS, 5, dtype=x.dtype))),
+    ),
+    "batch multiple": (lambda x: 2.0 * batch(x), lambda x: 2.0 * _reference(batch, x)),
+    "batch of multiples": (
+        lambda x: torch.tensor([1.0, 2.0, 3.0], dtype=x.dtype)[:, None, None] * batch(x),
+        lambda x: torch.tensor([1.0, 2.0, 3.0], dtype=x.dtype)[:, None, None] * _reference(batch, x),
+    ),
+    "batch sum": (lambda x: batch(x) + 2.0 * batch(x), lambda x: 3.0 * _reference(batch, x)),
+    "batch and shared": (lambda x: batch(x) + second(x), lambda x: _reference(batch, x) + _reference(second, x)),
+}
+
+
+@pytest.mark.parametrize("name", COMBINATIONS)
+@torch.no_grad()
+def test_prior_of_sums_and_multiples(name):
+    covariance, expected = COMBINATIONS[name]
+    prior, x = _prior_of(covariance, latents=3)
+    assert_close(_dense_prior(prior), expected(x))
+    assert prior.num_kernels == expected(x).shape[0]
+    few, _ = _prior_of(covariance, x=x[:3], latents=3)  # as many rows as kernels
+    assert_close(_dense_prior(few), expected(x[:3]))
+
+
+@torch.no_grad()
+def test_prior_means():
+    kernel, x = make_kernel().double(), make_inputs(12, COLUMNS)
+    shared = LinearMean(COLUMNS).double()
+    prior, _ = _prior_of(kernel, shared, x, latents=3)
+    assert_close(prior.mean, shared(x)[:, None].expand(12, 3))
+    own = LinearMean(COLUMNS, batch_shape=BATCH).double()
+    prior, _ = _prior_of(kernel, own, x, latents=3)  # batch of means, one kernel for all
+    assert prior.num_kernels == 1
+    assert_close(prior.mean, own(x).mT)
+    prior, _ = _prior_of(make_batch_kernel().double(), own, x, latents=3)
+    assert prior.num_kernels == 3
+    assert_close(prior.mean, own(x).mT)
+
+
+@torch.no_grad()
+def test_prior_of_several_arguments():
+    kernel, mean = make_kernel().double(), ConstantMean().double()
+    first, second = make_inputs(12, 2), make_inputs(12, 1, seed=4)
+    prior = Prior.from_forward(
+        lambda a, b: MultivariateNormal(mean(a), kernel(torch.cat([a, b], -1))), (first, second), 1
+    )
+    assert prior.features.shape == (12, 3)
+    assert_close(_dense_prior(prior), _reference(kernel, torch.cat([first, second], -1)))
+
+
+def test_prior_is_lazy_whatever_the_settings():
+    with gpytorch.settings.lazily_evaluate_kernels(False):
+        prior, x = _prior_of(make_kernel().double())
+    assert_close(_dense_prior(prior), _reference(make_kernel(), x))
+
+
+def _bad(forward, match: str, latents: int = 3) -> None:
+    start = r"forward must return a gpytorch MultivariateNormal over the 12 input rows, shared by all \d latent"
+    with pytest.raises(InputError, match=f"(?s){start}.*{match}"):
+        Prior.from_forward(forward, (make_inputs(12, COLUMNS),), latents)
+
+
+def test_prior_of_the_wrong_type():
+    kernel, mean = make_kernel().double(), ZeroMean()
+    _bad(lambda x: mean(x), r"Got Tensor\. Return MultivariateNormal\(mean, covariance\)")
+    _bad(lambda x: (mean(x), kernel(x)), r"Got tuple\.")
+    _bad(lambda x: None, r"Got NoneType\.")
+    _bad(
+        lambda x: MultivariateNormal(mean(x), kernel(x).to_dense()),
+        r"Got DenseLinearOperator, which cannot be evaluated at new inputs.*without calling \.to_dense\(\)",
+    )
+    _bad(lambda x: MultivariateNormal(mean(x), kernel(x).add_jitter(1e-3)), r"latent noise is not a kernel")
+    _bad(lambda x: MultivariateNormal(mean(x), kernel(x) * kernel(x)), r"cannot be evaluated at new inputs")
+
+
+def test_prior_of_the_wrong_shape():
+    kernel, five = make_kernel().double(), torch.Size([5])
+    _bad(
+        lambda x: MultivariateNormal(ZeroMean()(x[:7]), kernel(x[:7])),
+        r"Got a mean of shape \(7,\)\. Check that mean_module and covar_module use batch_shape",
+    )
+    _bad(lambda x: MultivariateNormal(ConstantMean(batch_shape=five)(x), kernel(x)), r"Got a mean of shape \(5, 12\)")
+    _bad(
+        lambda x: MultivariateNormal(ZeroMean()(x), make_batch_kernel(5).double()(x)),
+        r"Got a (mean|covariance) of shape \(5, 12",
+    )
+    _bad(lambda x: MultivariateNormal(ZeroMean()(x), make_batch_kernel(3).double()(x)), r"of shape \(3, 12", latents=1)
+    tasks = ConstantMean(batch_shape=torch.Size([2]))
+    _bad(
+        lambda x: MultitaskMultivariateNormal.from_batch_mvn(
+            MultivariateNormal(tasks(x), make_batch_kernel(2).double()(x))
+        ),
+        r"Got ",
+        latents=2,
+    )
+
+
+# ------------------------------------------------------------------- the grid
+def test_the_grid_covers_both_routes():
+    x = make_inputs(5, COLUMNS)
+    routes = {name: _make(name, "blocked", x)._radial_form is not None for name in set(KERNELS) - NEEDS_PYKEOPS}
+    assert routes["scaled twice"]
+    assert routes["active dims"]
+    assert routes["batch nested"]
+    assert not routes["subclass"]
+    assert not routes["linear"]
+    assert len(DTYPES) == 2

@@ -1,0 +1,238 @@
+"""Solvers, their parts, and how they end."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from helpers import CASES, SimpleGP, assert_close, make_batch_kernel, make_binary, make_inputs, make_kernel, make_model
+
+from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
+from itergp.operators import make_operator
+from itergp.solvers import DenseNewton, Reason, SubspaceNewton, dense_newton, solve
+from itergp.solvers.actions import leading_actions
+from itergp.solvers.directions import block_directions, class_directions, cluster_rows
+from itergp.solvers.search_space import SearchSpace
+
+
+# ------------------------------------------------------------- dense reference
+def test_dense_newton_agrees_with_scikit_learn():
+    process = pytest.importorskip("sklearn.gaussian_process")
+    x, y = make_binary(80)
+    theirs = process.GaussianProcessClassifier(
+        process.kernels.ConstantKernel(4.0) * process.kernels.Matern(1.0, nu=1.5), optimizer=None, max_iter_predict=500
+    ).fit(x.numpy(), y.numpy())
+    model = SimpleGP(x, y, BernoulliLikelihood(), kernel=make_kernel(), solver=DenseNewton(), approximation="laplace")
+    model = model.double().eval()
+    test_x = make_inputs(9, seed=5)
+    assert model.solution.log_marginal_likelihood == pytest.approx(
+        theirs.log_marginal_likelihood_value_, abs=1e-6
+    )  # where theirs stops
+    latent = model(test_x)
+    mean, variance = theirs.latent_mean_and_variance(test_x.numpy())
+    assert_close(latent.mean, torch.tensor(mean), "posterior")
+    assert_close(latent.variance, torch.tensor(variance), "posterior")
+    probs = torch.tensor(theirs.predict_proba(test_x.numpy())[:, 1])
+    assert float((model.predict(test_x).probs.detach() - probs).abs().max()) < 5e-4  # theirs is a five-term approximation
+
+
+@pytest.mark.parametrize("kernel", [make_kernel, make_batch_kernel])
+def test_algorithm_3_3_equals_the_joint_solve(kernel, monkeypatch):
+    model = make_model("categorical", kernel=kernel(), approximation="laplace", solver=DenseNewton())
+    joint = model.condition()
+    monkeypatch.setattr(dense_newton, "_JOINT_LIMIT", 10)
+    other = make_model(
+        "categorical", kernel=kernel(), approximation="laplace", solver=DenseNewton(covariance=False)
+    ).condition()
+    assert_close(other.latent_values, joint.latent_values, "derivative")
+
+
+def test_dense_newton_refuses_what_does_not_fit(monkeypatch):
+    monkeypatch.setattr(dense_newton, "_JOINT_LIMIT", 10)
+    with pytest.raises(ValueError, match=r"at most N C = 10 latent values jointly. Got 120"):
+        make_model("categorical", solver=DenseNewton()).condition()
+
+
+def test_dense_newton_finds_a_stationary_point_by_finite_differences():
+    model = make_model("categorical", approximation="laplace", solver=DenseNewton())
+    solution = model.condition()
+    prior = model._prior(model.train_inputs)
+    kernel = model.covar_module(model.train_inputs[0]).to_dense().detach()
+    likelihood = CategoricalLikelihood(3)
+
+    def objective(weights):
+        f = prior.mean.detach() + kernel @ weights
+        return float(-likelihood.log_density(f, model.train_targets).sum() + 0.5 * (weights * (kernel @ weights)).sum())
+
+    best = objective(solution.representer_weights)
+    assert best == pytest.approx(solution.objective, rel=1e-10)
+    for _ in range(5):
+        step = torch.randn_like(solution.representer_weights)
+        slope = (
+            objective(solution.representer_weights + 1e-5 * step)
+            - objective(solution.representer_weights - 1e-5 * step)
+        ) / 2e-5
+        assert abs(slope) < 1e-4
+        assert objective(solution.representer_weights + 1e-2 * step) > best
+
+
+# ---------------------------------------------------------------- search space
+@pytest.mark.parametrize("num_kernels", [1, 3])
+def test_search_space_stays_orthonormal_and_consistent(num_kernels, dtype):
+    x = make_inputs(50, dtype=dtype)
+    kernel = (make_kernel() if num_kernels == 1 else make_batch_kernel()).to(dtype)
+    operator = make_operator(kernel, x, num_kernels=num_kernels)
+    with torch.no_grad():
+        matrices = operator.dense()
+        space = SearchSpace.empty(operator)
+        for _ in range(4):
+            block = torch.randn(50, 5, dtype=dtype)
+            space, products = space.extend(block, operator)
+            assert_close(products, matrices @ block, "derivative")
+    assert operator.counts.passes == 4
+    assert space.rank == 20
+    assert_close(space.products, matrices @ space.directions, "posterior")
+    identity = torch.eye(20, dtype=torch.float64).expand(num_kernels, -1, -1)
+    assert_close(space.gram, identity, "posterior", dtype=dtype)
+    assert_close(space.directions.mT @ space.products, identity.to(dtype), "posterior")
+
+
+def test_search_space_drops_dependent_directions():
+    operator = make_operator(make_kernel().double(), make_inputs(30))
+    with torch.no_grad():
+        block = torch.randn(30, 3, dtype=torch.float64)
+        space, _ = SearchSpace.empty(operator).extend(torch.cat([block, block[:, :2] + block[:, 1:]], -1), operator)
+        assert space.rank == 3
+        again, _ = space.extend(block, operator)
+        assert again.rank == 3
+
+
+def test_class_directions_drop_the_null_direction():
+    residual = torch.randn(40, 4, dtype=torch.float64)
+    residual -= residual.mean(1, keepdim=True)
+    directions = class_directions(residual)
+    assert directions.shape == (40, 3)
+    assert_close(directions.mT @ directions, torch.eye(3, dtype=torch.float64), "derivative")
+    assert_close(directions @ (directions.mT @ residual), residual, "derivative")
+
+
+def test_row_clusters_are_even_and_local():
+    x = make_inputs(203)
+    labels = cluster_rows(make_operator(make_kernel().double(), x), 16)
+    counts = labels.bincount()
+    assert len(counts) == 16
+    assert int(counts.max() - counts.min()) <= 2
+    inside = torch.stack([x[labels == c].var(0).sum() for c in range(16)]).mean()
+    assert float(inside) < 0.25 * float(x.var(0).sum())
+    residual = torch.randn(203, 1, dtype=torch.float64)
+    blocks = block_directions(residual, labels, 16)
+    assert_close((blocks @ (blocks.mT @ residual)), residual, "derivative")
+
+
+def test_randomised_actions_are_as_informative_as_exact_ones(monkeypatch):
+    from itergp.solvers import actions as module
+
+    model = make_model("categorical", num_rows=80, solver=SubspaceNewton(tolerance=1e-8), approximation="laplace")
+    solution = model.condition()
+    _, curvature = CategoricalLikelihood(3).derivatives(solution.latent_values, model.train_targets)
+    with torch.no_grad():
+        exact = leading_actions(solution.space, curvature, 8)
+        monkeypatch.setattr(module, "_DENSE_LIMIT", 4)
+        randomised = leading_actions(solution.space, curvature, 8)
+    assert exact.rank == randomised.rank == 8
+    kernel = model.covar_module(model.train_inputs[0]).to_dense().detach()
+    traces = [
+        torch.linalg.eigvalsh(torch.einsum("ncr,nm,mcs->rs", a.values, kernel, a.values)).sum()
+        for a in (exact, randomised)
+    ]
+    assert float(traces[1] / traces[0]) > 0.98
+
+
+# ---------------------------------------------------------- how a solve ends
+def test_running_out_of_passes_is_a_valid_result():
+    model = make_model("categorical", num_rows=60, kernel=make_kernel(0.3, 50.0), solver=SubspaceNewton(max_passes=3))
+    solution = model.condition()
+    assert solution.status.reason is Reason.PASSES
+    assert "Raise max_passes" in str(solution.status)
+    assert bool(torch.isfinite(model.predict(make_inputs(5)).probs).all())
+    converged = make_model("categorical", num_rows=60, kernel=make_kernel(0.3, 50.0)).condition()
+    assert converged.status.reason is Reason.CONVERGED
+    assert converged.kernel_passes > solution.kernel_passes
+    assert solution.certificate.objective_gap > converged.certificate.objective_gap
+
+
+def test_the_time_limit_ends_the_solve():
+    solver = SubspaceNewton(time_limit=1e-9, tolerance=1e-12)
+    solution = make_model("categorical", kernel=make_kernel(0.1, 50.0), solver=solver).condition()
+    assert solution.status.reason is Reason.TIME
+    assert len(solution.trace) == 1
+
+
+def test_an_interrupt_returns_the_posterior_so_far():
+    model = make_model("categorical", solver=SubspaceNewton(tolerance=1e-12))
+
+    def stop(record):
+        if record.kernel_passes == 2:
+            raise KeyboardInterrupt
+
+    solution = model.condition(callback=stop)
+    assert solution.status.reason is Reason.INTERRUPTED
+    assert solution.kernel_passes == 3  # two steps and the covariance
+    assert solution.rank > 0
+    assert model.predict(make_inputs(5)).probs.shape == (5, 3)
+
+
+def test_float32_at_its_limit_says_so():
+    model = make_model("poisson", dtype=torch.float32, kernel=make_kernel(1.0, 10.0))
+    model.solver = SubspaceNewton(tolerance=1e-30)
+    solution = model.condition()
+    assert solution.status.reason in (Reason.PRECISION, Reason.STALLED)
+    assert "float64" in str(solution.status)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_the_trace_accounts_for_the_run(name):
+    model = make_model(name)
+    records = []
+    solution = model.condition(callback=records.append)
+    assert records == list(solution.trace)
+    assert solution.trace[-1].kernel_passes == solution.kernel_passes - 1
+    assert set(solution.trace.phase_seconds) == {"kernel", "mode", "covariance"}
+    assert sum(solution.trace.phase_seconds.values()) <= solution.seconds * 1.05
+    assert all(len(record) == 10 for record in solution.trace.to_dicts())
+    stages = {record.stage for record in records}
+    assert stages == ({"laplace"} if name == "gaussian" else {"laplace", "variational"})
+
+
+def test_rank_zero_leaves_the_prior_covariance():
+    model = make_model("bernoulli-logit", solver=SubspaceNewton(covariance_rank=0), approximation="laplace")
+    assert_close(model(make_inputs(5)).variance, model.covar_module(make_inputs(5), diag=True), "derivative")
+    assert model.solution.rank == 0
+
+
+def test_solve_refuses_an_unknown_approximation():
+    x, y = make_binary(10)
+    with pytest.raises(ValueError, match=r"`approximation` must be one of .* Got 'mcmc'"):
+        solve(
+            make_operator(make_kernel().double(), x),
+            torch.zeros(10, 1, dtype=torch.float64),
+            BernoulliLikelihood(),
+            y,
+            SubspaceNewton(),
+            approximation="mcmc",
+        )
+
+
+@pytest.mark.slow
+def test_twenty_thousand_rows_condition_in_float32():
+    generator = torch.Generator().manual_seed(0)
+    means = 1.5 * torch.randn(10, 3, generator=generator)
+    y = torch.randint(0, 10, (20_000,), generator=generator)
+    x = means[y] + 0.6 * torch.randn(20_000, 3, generator=generator)
+    model = SimpleGP(
+        x, y, CategoricalLikelihood(10), kernel=make_kernel(1.0, 10.0), solver=SubspaceNewton(max_passes=8)
+    )
+    solution = model.condition()
+    assert solution.kernel_passes <= 9
+    assert bool(torch.isfinite(solution.latent_values).all())
+    identity = torch.eye(solution.space.rank, dtype=torch.float64)
+    assert_close(solution.space.gram[0], identity, "posterior", dtype=torch.float32)
