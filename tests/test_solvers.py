@@ -32,7 +32,9 @@ def test_dense_newton_agrees_with_scikit_learn():
     assert_close(latent.mean, torch.tensor(mean), "posterior")
     assert_close(latent.variance, torch.tensor(variance), "posterior")
     probs = torch.tensor(theirs.predict_proba(test_x.numpy())[:, 1])
-    assert float((model.predict(test_x).probs.detach() - probs).abs().max()) < 5e-4  # theirs is a five-term approximation
+    assert (
+        float((model.predict(test_x).probs.detach() - probs).abs().max()) < 5e-4
+    )  # theirs is a five-term approximation
 
 
 @pytest.mark.parametrize("kernel", [make_kernel, make_batch_kernel])

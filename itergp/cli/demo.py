@@ -153,7 +153,7 @@ def draw(digits: Digits, probs: Tensor, rival: Tensor, solution: Solution, path:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise InputError("The figure needs matplotlib. Install it with `pip install itergp[plot]`.") from error
-    figure = Figure(figsize=(11, 8.2), layout="constrained")
+    figure: Any = Figure(figsize=(11, 8.2), layout="constrained")
     FigureCanvasAgg(figure)
     top, bottom = figure.subfigures(2, 1, height_ratios=(1.25, 1.0))
     _draw_digits(top, digits, probs)
@@ -177,7 +177,7 @@ def _draw_digits(figure: Any, digits: Digits, probs: Tensor) -> None:
     for row, (name, rows) in enumerate(groups):
         for column, index in enumerate(rows.tolist()):
             image, bars = grid[2 * row][column], grid[2 * row + 1][column]
-            image.imshow(digits.test_x[index].reshape(8, 8), cmap="gray_r", interpolation="nearest")
+            image.imshow(digits.test_x[index].reshape(8, 8).numpy(), cmap="gray_r", interpolation="nearest")
             image.set(xticks=[], yticks=[])
             image.spines[:].set_visible(False)
             label, said = int(digits.test_y[index]), int(probs[index].argmax())

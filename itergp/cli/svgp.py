@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 
 import gpytorch
 import torch
@@ -97,7 +98,9 @@ def svgp_probs(model: SVGP, likelihood: gpytorch.likelihoods.Likelihood, x: Tens
     """Class probabilities ``(M, C)``, integrated as accurately as our own."""
     with torch.no_grad():
         latent, calculus = model(x), as_likelihood(likelihood)
+        predictive: Any
         if calculus.num_latents == 1:
-            probs = calculus.predictive(latent.mean[:, None], latent.variance[:, None, None]).probs
-            return torch.stack([1.0 - probs, probs], -1)
-        return calculus.predictive(latent.mean, torch.diag_embed(latent.variance)).probs
+            predictive = calculus.predictive(latent.mean[:, None], latent.variance[:, None, None])
+            return torch.stack([1.0 - predictive.probs, predictive.probs], -1)
+        predictive = calculus.predictive(latent.mean, torch.diag_embed(latent.variance))
+        return predictive.probs

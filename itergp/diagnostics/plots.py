@@ -28,7 +28,8 @@ def plot_reliability(axes: Axes, curves: dict[str, Reliability]) -> Axes:
         axes.bar(edges, share, width=0.92 / bins, color=color, alpha=0.15, linewidth=0)
         seen = curve.counts > 0
         label = f"{name} (calibration error {curve.expected_calibration_error:.3f})"
-        axes.plot(curve.confidence[seen], curve.accuracy[seen], marker="o", markersize=4, color=color, label=label)
+        confidence, accuracy = curve.confidence[seen].tolist(), curve.accuracy[seen].tolist()
+        axes.plot(confidence, accuracy, marker="o", markersize=4, color=color, label=label)
     axes.set(xlim=(0, 1), ylim=(0, 1.02), xlabel="confidence", ylabel="accuracy (bars: share of rows)")
     axes.set_title("Reliability")
     _legend_below(axes)
@@ -52,7 +53,7 @@ def plot_convergence(axes: Axes, trace: Trace) -> Axes:
             label = f"{stage}: objective above its final value"
             axes.plot(*zip(*above, strict=True), ":", color=color, marker="o", markersize=3, label=label)
     axes.set(yscale="log", xlabel="kernel passes", ylabel="nats")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.locator_params(axis="x", integer=True)
     _legend_below(axes)
     axes.set_title("Convergence")
     return axes

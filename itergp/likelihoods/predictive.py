@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, MixtureSameFamily, Normal, Poisson
 
+from itergp.errors import InputError
 from itergp.likelihoods.quadrature import gauss_hermite, psd_root
 
 _ACCURACY = 5e-4
@@ -16,11 +17,17 @@ _MAX_POINTS = 4096
 _CHUNK = 2**20  # latent values evaluated at once: few enough to stay in cache
 
 
+def _check_level(level: float) -> None:
+    if not 0.0 < level < 1.0:
+        raise InputError(f"`level` must be between 0 and 1. Got {level}. Pass 0.9 for the 90 % quantile.")
+
+
 class BernoulliPredictive(Bernoulli):
     """Class probabilities of a binary label; ``probs`` is that of class 1."""
 
     def quantile(self, level: float) -> Tensor:
         """Smallest label whose cumulative probability reaches ``level``."""
+        _check_level(level)
         return (1.0 - self.probs < level).to(self.probs)
 
 
@@ -41,6 +48,7 @@ class NormalPredictive(Normal):
 
     def quantile(self, level: float) -> Tensor:
         """Quantile of the observations at ``level``."""
+        _check_level(level)
         return self.icdf(torch.as_tensor(level, dtype=self.loc.dtype, device=self.loc.device))
 
 
@@ -61,6 +69,7 @@ class QuadratureMixture(MixtureSameFamily):
 
         By bisection of the distribution function, or, for components without one, from 10,000 fixed-seed samples.
         """
+        _check_level(level)
         try:
             self.cdf(self.mean)
         except NotImplementedError:
@@ -91,15 +100,19 @@ class PoissonMixture(QuadratureMixture):
 
     def quantile(self, level: float) -> Tensor:
         """Smallest count whose cumulative probability reaches ``level``, by bisection."""
-        low = torch.full_like(self.mean, -1.0)
-        high = (self.mean + 2.0).ceil()
-        while bool((short := self.cdf(high) < level).any()):
+        _check_level(level)
+        # float64, and no finer than its resolution: counts of 1e30 are not told from their neighbours.
+        rates: Tensor = self.component_distribution.rate  # type: ignore[attr-defined]
+        wide = poisson_mixture(self.mixture_distribution.probs.double(), rates.double())
+        low = torch.full_like(wide.mean, -1.0)
+        high = (wide.mean + 2.0).ceil()
+        while bool((short := wide.cdf(high) < level).any()):
             high = torch.where(short, 2.0 * high, high)
-        while bool((high - low > 1.0).any()):
+        while bool((open_ := high - low > (1e-12 * high).clamp_min(1.0)).any()):
             middle = ((low + high) / 2.0).floor()
-            reached = self.cdf(middle) >= level
-            low, high = torch.where(reached, low, middle), torch.where(reached, middle, high)
-        return high
+            reached = wide.cdf(middle) >= level
+            low, high = torch.where(open_ & ~reached, middle, low), torch.where(open_ & reached, middle, high)
+        return high.to(self.mean)
 
 
 def poisson_mixture(weights: Tensor, rates: Tensor) -> PoissonMixture:

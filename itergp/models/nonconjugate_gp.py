@@ -185,7 +185,7 @@ class NonConjugateGP(gpytorch.models.GP):
             return super().__call__(*inputs, **kwargs)
         return self._latent(inputs).distribution()
 
-    def forward(self, *args: Tensor, **kwargs: Any) -> MultivariateNormal:
+    def forward(self, *args: Any, **kwargs: Any) -> MultivariateNormal:
         """The prior; to be defined by the subclass."""
         raise NotImplementedError(
             "Define forward(self, x) in the subclass: return MultivariateNormal(mean, covariance)."

@@ -218,8 +218,7 @@ def _softmax_weights(state: DenseState, b: Tensor) -> Tensor:
         scale = probs[:, c].sqrt()
         inside = scale[:, None] * kernel * scale
         inside.diagonal().add_(1.0)
-        half = torch.linalg.solve_triangular(torch.linalg.cholesky(inside), torch.diag(scale), upper=False)
-        blocks.append(half.mT @ half)
+        blocks.append(scale[:, None] * torch.cholesky_inverse(torch.linalg.cholesky(inside)) * scale)
         total += blocks[-1]
     factor = torch.linalg.cholesky(total)
     prior = _apply(state.kernel, b)

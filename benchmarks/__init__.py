@@ -1,0 +1,1 @@
+"""Benchmarks: real data, rivals in the same run, figures as they are."""
