@@ -9,7 +9,7 @@ import gpytorch
 import pytest
 import torch
 from helpers import CASES, TOLERANCE, SimpleGP, assert_close, make_batch_kernel, make_inputs, make_kernel, make_model
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from itergp.likelihoods import LaplaceSite, VariationalSite, as_likelihood
@@ -69,19 +69,25 @@ def test_float32_is_near_float64(name):
     assert_close(narrow(x.float()).variance, wide(x).variance, "posterior", dtype=torch.float32)
 
 
+@settings(max_examples=120)
 @given(
     name=st.sampled_from(NAMES),
     seed=st.integers(0, 10_000),
+    one_per_class=st.booleans(),
     scale=st.floats(0.1, 300.0),
     lengthscale=st.floats(0.05, 20.0),
     passes=st.integers(1, 6),
     approximation=st.sampled_from(APPROXIMATIONS),
 )
-def test_the_certificate_always_holds(name, seed, scale, lengthscale, passes, approximation):
+def test_the_certificate_always_holds(name, seed, one_per_class, scale, lengthscale, passes, approximation):
     case = CASES[name]
     x, y = case.data(30, seed=seed)
     solver = SubspaceNewton(max_passes=passes, tolerance=1e-12, covariance_rank=5)
-    model = SimpleGP(x, y, case.make(), kernel=make_kernel(lengthscale, scale), solver=solver).double().eval()
+    kernel = make_kernel(lengthscale, scale)
+    if one_per_class and name == "categorical":
+        kernel = make_batch_kernel()
+        kernel.outputscale = torch.tensor([scale, 1.0, 0.5 * scale])
+    model = SimpleGP(x, y, case.make(), kernel=kernel, solver=solver).double().eval()
     model.approximation = approximation
     solution = model.condition()
     dense = _exact_mode(model, solution)
@@ -111,6 +117,7 @@ def _latent_mean(model, solution, x):
         return LatentPosterior.at(model._prior((x,)), operator, solution, covariance=False).mean
 
 
+@settings(max_examples=60)
 @given(
     name=st.sampled_from(NAMES),
     seed=st.integers(0, 10_000),

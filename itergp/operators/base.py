@@ -131,7 +131,9 @@ class KernelOperator(ABC):
         """Frees cached kernel entries; the next pass evaluates them again."""
 
     def dense(self) -> Tensor:
-        """The kernel matrices ``(C', N, N)``, for small N."""
+        """The kernel matrices ``(C', N, N)``, for small N: one pass."""
+        self.counts.passes += 1
+        self.counts.entries += self.num_kernels * self.num_rows**2
         features = self._features(self.inputs)
         rows = [self._block(features, i, features, slice(None)) for i in self._row_slices(self.num_rows)]
         matrix = torch.cat(rows, -2)

@@ -84,7 +84,6 @@ class DenseNewton:
                 f"DenseNewton solves at most N C = {_JOINT_LIMIT:,} latent values jointly. Got {joint:,}. Use SubspaceNewton, "
                 "or DenseNewton(covariance=False) for the Laplace mode of a softmax."
             )
-        problem.operator.counts.passes += 1
         kernel = problem.operator.dense().double()
         weights = torch.zeros_like(problem.mean, dtype=torch.float64)
         if warm_start is not None and warm_start.representer_weights.shape == weights.shape:
@@ -140,7 +139,7 @@ class DenseNewton:
         """Converged, or unable to go on."""
         detail = f"gap {0.5 * state.norm_squared / problem.num_rows:.2g} nats per row"
         if 0.5 * state.norm_squared <= self.tolerance * problem.num_rows:
-            return Status(Reason.CONVERGED, detail)
+            return Status(Reason.CONVERGED if problem.site.log_concave else Reason.STATIONARY, detail)
         if state.step_length == 0.0 or (state.norm_squared >= state.residual and state.norm_squared < 1e-10):
             return Status(Reason.PRECISION if state.norm_squared < 1e-6 else Reason.STALLED, detail)
         return None

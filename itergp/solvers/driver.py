@@ -149,6 +149,12 @@ class _Run:
         begun, in_kernel = time.perf_counter(), self.operator.counts.seconds
         affordable = self.limit is None or self.passes < self.limit
         posterior = solver.finish(problem, state, final=final) if affordable else self._salvage(problem, state)
+        if not is_finite(posterior.latent_covariance, posterior.precision.factor):
+            raise SolverError(
+                "The posterior covariance must be finite. Got NaN or infinity. Check that the kernel is positive definite, or "
+                "use float64; the error's `solution` has the posterior mean with the prior's covariance.",
+                self._solution(problem, self._salvage(problem, state), status),
+            )
         solution = self._solution(problem, posterior, status)
         self._spent("covariance", begun, in_kernel)
         self.bar.finish(problem.site.name)
@@ -200,10 +206,6 @@ class _Run:
         return cheap.finish(problem, state, final=True)
 
     def _solution(self, problem: Problem, posterior: Posterior, status: Status) -> Solution:
-        if not is_finite(posterior.representer_weights, posterior.latent_covariance, posterior.precision.factor):
-            raise SolverError(
-                "The posterior covariance became NaN or infinite. Check that the kernel is positive definite, or use float64."
-            )
         certificate = Certificate(posterior.norm_squared) if problem.site.log_concave else None
         return Solution(
             representer_weights=posterior.representer_weights,

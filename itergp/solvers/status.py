@@ -10,6 +10,7 @@ class Reason(Enum):
     """Why a solve ended. The value says what happened; ``remedy`` what to try."""
 
     CONVERGED = "the certified gap to the mode is within the tolerance"
+    STATIONARY = "the gradient is within the tolerance; the likelihood is not log-concave, so no gap can be certified"
     PASSES = "the budget of kernel passes was used up"
     RANK = "the search space reached its maximum rank and stopped improving"
     TIME = "the time limit was reached"
@@ -25,6 +26,7 @@ class Reason(Enum):
 
 _REMEDIES = {
     Reason.CONVERGED: "",
+    Reason.STATIONARY: "",
     Reason.PASSES: "The posterior is valid, with wider uncertainty. Raise max_passes for a closer one.",
     Reason.RANK: "Raise max_rank, or accept the gap that the certificate states.",
     Reason.TIME: "The posterior is valid, with wider uncertainty. Raise time_limit for a closer one.",
@@ -49,7 +51,7 @@ class Status:
     @property
     def converged(self) -> bool:
         """Whether the tolerance was met."""
-        return self.reason is Reason.CONVERGED
+        return self.reason in (Reason.CONVERGED, Reason.STATIONARY)
 
     def __str__(self) -> str:
         """One sentence, with the remedy."""

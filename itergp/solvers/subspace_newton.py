@@ -150,7 +150,10 @@ class SubspaceNewton:
         iterate = minimise(problem, space, state.iterate, inner_tolerance)
         gain = state.objective - iterate.objective
         # Psi(new) - min Psi <= q / 2 - (Psi(old) - Psi(new)), and strong convexity turns the gap into a distance.
-        bound = max(norm_squared - 2.0 * gain, 0.0) + 2.0 * problem.resolution(iterate.objective)
+        # Without log-concavity neither holds: the gradient before the step is then all there is to judge by.
+        bound = norm_squared
+        if problem.site.log_concave:
+            bound = max(norm_squared - 2.0 * gain, 0.0) + 2.0 * problem.resolution(iterate.objective)
         stuck = iterate.step_length == 0.0
         return replace(
             state,
@@ -204,7 +207,7 @@ class SubspaceNewton:
         per_row = 0.5 * state.norm_squared / problem.num_rows
         detail = f"gap {per_row:.2g} nats per row, tolerance {self.tolerance:.2g}"
         if per_row <= self.tolerance:
-            return Status(Reason.CONVERGED, detail)
+            return Status(Reason.CONVERGED if problem.site.log_concave else Reason.STATIONARY, detail)
         if state.step_length == 0.0:
             return Status(Reason.STALLED, detail)
         if not state.grew and state.residual < float("inf"):
