@@ -97,7 +97,8 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         self, observations: Tensor, function_dist: MultivariateNormal, *args: Any, **kwargs: Any
     ) -> Tensor:
         """``log E[p(y_n | f_n)]`` for each row, ``(N,)``."""
-        return self.marginal(function_dist).log_prob(observations)
+        predictive = self.predictive(*latent_marginals(function_dist, self.num_latents))
+        return predictive.log_prob(self.validate_targets(observations))
 
     def expected_log_prob(
         self, observations: Tensor, function_dist: MultivariateNormal, *args: Any, **kwargs: Any
@@ -172,7 +173,11 @@ def latent_marginals(function_dist: MultivariateNormal, num_latents: int) -> tup
         size = mean.shape[-1]
         if hasattr(function_dist, "row_covariance"):  # our own posteriors know their marginals
             return mean, function_dist.row_covariance()
-        covariance = function_dist.covariance_matrix.unflatten(-1, (-1, size)).unflatten(-3, (-1, size))
+        covariance, shape = function_dist.covariance_matrix, mean.shape[-2:]
+        if not function_dist._interleaved:
+            order = torch.arange(covariance.shape[-1], device=mean.device).view(size, -1).mT.flatten()
+            covariance = covariance[..., order, :][..., order]
+        covariance = covariance.unflatten(-1, shape).unflatten(-3, shape)
         blocks = covariance.diagonal(dim1=-4, dim2=-2).movedim(-1, -3)
     else:
         size = 1

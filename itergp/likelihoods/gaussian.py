@@ -84,5 +84,5 @@ class GaussianLikelihood(Likelihood):
         self, function_dist: gpytorch.distributions.MultivariateNormal, *args: Any, **kwargs: Any
     ) -> gpytorch.distributions.MultivariateNormal:
         """The joint distribution of observations, as GPyTorch's likelihood of the same name gives it."""
-        covariance = function_dist.lazy_covariance_matrix.add_jitter(self.noise.to(function_dist.mean.dtype))
+        covariance = function_dist.lazy_covariance_matrix.add_diagonal(self.noise.to(function_dist.mean.dtype))
         return function_dist.__class__(function_dist.mean, covariance)

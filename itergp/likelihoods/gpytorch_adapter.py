@@ -23,9 +23,9 @@ from itergp.likelihoods.poisson import PoissonLikelihood
 from itergp.likelihoods.predictive import (
     CategoricalPredictive,
     NormalPredictive,
+    PoissonMixture,
     QuadratureMixture,
     expected_softmax,
-    poisson_mixture,
 )
 from itergp.likelihoods.quadrature import gauss_hermite, psd_root
 
@@ -101,7 +101,7 @@ class AutomaticLikelihood(Likelihood):
 
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         """``log p(y | f)`` of the wrapped likelihood."""
-        return self._conditional(f).log_prob(targets)
+        return self._conditional(f).log_prob(targets.to(f.dtype))
 
     def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient and positive semi-definite curvature by automatic differentiation."""
@@ -230,7 +230,7 @@ class _SoftplusPoisson(AutomaticLikelihood):
     def predictive(self, mean: Tensor, covariance: Tensor) -> Distribution:
         nodes, weights = gauss_hermite(_PREDICTIVE_NODES, like=mean)
         f = mean + covariance[..., 0].clamp_min(0.0).sqrt() * nodes
-        return poisson_mixture(weights, torch.nn.functional.softplus(f))
+        return PoissonMixture(weights, torch.nn.functional.softplus(f))
 
 
 class _StudentT(AutomaticLikelihood):

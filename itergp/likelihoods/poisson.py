@@ -10,7 +10,7 @@ from torch.distributions import Poisson
 
 from itergp.errors import InputError
 from itergp.likelihoods.base import Likelihood, require_integers
-from itergp.likelihoods.predictive import PoissonMixture, poisson_mixture
+from itergp.likelihoods.predictive import PoissonMixture
 from itergp.likelihoods.quadrature import gauss_hermite
 
 # exp(f) overflows float32 above 88: beyond this latent value the log-density is continued linearly, which keeps it
@@ -56,4 +56,5 @@ class PoissonLikelihood(Likelihood):
         """Mixture of Poisson distributions over 64 Gauss-Hermite nodes, with log-density, moments and quantiles."""
         nodes, weights = gauss_hermite(_PREDICTIVE_NODES, like=mean)
         scale = covariance[..., 0].clamp_min(0.0).sqrt()
-        return poisson_mixture(weights, (mean + scale * nodes).clamp_max(_MAX_LOG_RATE).exp())
+        rates = (mean + scale * nodes).clamp_max(_MAX_LOG_RATE).exp()
+        return PoissonMixture(weights, rates, (mean.squeeze(-1), scale.squeeze(-1)))

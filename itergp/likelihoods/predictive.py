@@ -14,6 +14,7 @@ from itergp.likelihoods.quadrature import gauss_hermite, psd_root
 _ACCURACY = 5e-4
 _REPLICATES = 8
 _MAX_POINTS = 4096
+_DRAWS = 256
 _CHUNK = 2**20  # latent values evaluated at once: few enough to stay in cache
 
 
@@ -24,6 +25,10 @@ def _check_level(level: float) -> None:
 
 class BernoulliPredictive(Bernoulli):
     """Class probabilities of a binary label; ``probs`` is that of class 1."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-probability of labels 0 and 1 of any dtype."""
+        return super().log_prob(value.to(self.probs))
 
     def quantile(self, level: float) -> Tensor:
         """Smallest label whose cumulative probability reaches ``level``."""
@@ -67,15 +72,13 @@ class QuadratureMixture(MixtureSameFamily):
     def quantile(self, level: float) -> Tensor:
         """Quantile of the observations at ``level``.
 
-        By bisection of the distribution function, or, for components without one, from 10,000 fixed-seed samples.
+        By bisection of the distribution function, or, for components without one, from 256 fixed-seed samples at every node.
         """
         _check_level(level)
         try:
             self.cdf(self.mean)
         except NotImplementedError:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                return self.sample(torch.Size([10_000])).quantile(level, dim=0)
+            return self._sampled_quantile(level)
         spread = self.variance.sqrt()
         low, high = self.mean - spread, self.mean + spread
         for _ in range(60):
@@ -87,23 +90,72 @@ class QuadratureMixture(MixtureSameFamily):
             low, high = torch.where(below, middle, low), torch.where(below, high, middle)
         return high
 
+    def _sampled_quantile(self, level: float) -> Tensor:
+        probs = self.mixture_distribution.probs
+        quantiles = []
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            for rows in torch.arange(probs.shape[0]).split(max(1, _CHUNK // probs.shape[1] // 16)):
+                draws = _select(self.component_distribution, rows.to(probs.device)).sample(torch.Size([_DRAWS]))
+                values, order = draws.movedim(1, 0).flatten(1).sort(-1)
+                weights = probs[rows].repeat(1, _DRAWS).gather(1, order) / _DRAWS
+                reached = (weights.cumsum(-1) < level).sum(-1, keepdim=True).clamp_max(values.shape[1] - 1)
+                quantiles.append(values.gather(1, reached).squeeze(-1))
+        return torch.cat(quantiles)
+
+
+def _select(distribution: Distribution, rows: Tensor) -> Distribution:
+    """The distribution of some rows of its batch."""
+    constraints = type(distribution).arg_constraints  # type: ignore[attr-defined]
+    names = [name for name in constraints if not (name == "logits" and "probs" in constraints)]
+    parameters = {name: getattr(distribution, name).expand(distribution.batch_shape)[rows] for name in names}
+    return type(distribution)(**parameters, validate_args=False)
+
 
 class PoissonMixture(QuadratureMixture):
-    """Counts whose rate is log-normal under the latent posterior."""
+    """Counts whose rate is random under the latent posterior.
+
+    Args:
+        weights: Node weights ``(S,)``.
+        rates: Rates at the nodes ``(M, S)``.
+        log_rate: Mean and standard deviation of a log-normal rate, each ``(M,)``, if that is what it is: where counts
+            are so large that the conditional distributions at neighbouring nodes do not overlap, the distribution
+            function is computed from these.
+    """
+
+    def __init__(self, weights: Tensor, rates: Tensor, log_rate: tuple[Tensor, Tensor] | None = None) -> None:
+        super().__init__(weights, Poisson(rates, validate_args=False))
+        self.log_rate = log_rate
 
     def cdf(self, value: Tensor) -> Tensor:
         """``P(y <= value)``, with ``value`` broadcast against ``(M,)``."""
         rates = self.component_distribution.rate  # type: ignore[attr-defined]
         counts = torch.as_tensor(value, dtype=rates.dtype, device=rates.device).floor().expand(self.batch_shape)
         below = torch.special.gammaincc(counts.clamp_min(0.0).unsqueeze(-1) + 1.0, rates)
-        return torch.where(counts < 0, 0.0, (self.mixture_distribution.probs * below).sum(-1))
+        cdf = torch.where(counts < 0, 0.0, (self.mixture_distribution.probs * below).sum(-1))
+        return cdf if self.log_rate is None else self._smooth_cdf(counts, cdf)
+
+    def _smooth_cdf(self, counts: Tensor, otherwise: Tensor) -> Tensor:
+        """``P(y <= k) = E[Phi((log G - mean) / s)]`` over ``G ~ Gamma(k + 1)``, cube root normal (Wilson & Hilferty 1931)."""
+        assert self.log_rate is not None
+        mean, scale = self.log_rate
+        shape = (counts + 1.0).clamp_min(1.0)
+        total = torch.zeros_like(mean)
+        nodes, weights = gauss_hermite(20, like=mean)
+        for node, weight in zip(nodes, weights, strict=True):
+            root = (1.0 - 1.0 / (9.0 * shape) + node / (3.0 * shape.sqrt())).clamp_min(1e-3)
+            total = total + weight * torch.special.ndtr(
+                (3.0 * root.log() + shape.log() - mean) / scale.clamp_min(1e-30)
+            )
+        return torch.where((shape > 50.0) & (scale * shape.sqrt() > 1.0), total, otherwise)
 
     def quantile(self, level: float) -> Tensor:
         """Smallest count whose cumulative probability reaches ``level``, by bisection."""
         _check_level(level)
         # float64, and no finer than its resolution: counts of 1e30 are not told from their neighbours.
         rates: Tensor = self.component_distribution.rate  # type: ignore[attr-defined]
-        wide = poisson_mixture(self.mixture_distribution.probs.double(), rates.double())
+        log_rate = None if self.log_rate is None else (self.log_rate[0].double(), self.log_rate[1].double())
+        wide = PoissonMixture(self.mixture_distribution.probs.double(), rates.double(), log_rate)
         low = torch.full_like(wide.mean, -1.0)
         high = (wide.mean + 2.0).ceil()
         while bool((short := wide.cdf(high) < level).any()):
@@ -113,11 +165,6 @@ class PoissonMixture(QuadratureMixture):
             reached = wide.cdf(middle) >= level
             low, high = torch.where(open_ & ~reached, middle, low), torch.where(open_ & reached, middle, high)
         return high.to(self.mean)
-
-
-def poisson_mixture(weights: Tensor, rates: Tensor) -> PoissonMixture:
-    """The Poisson mixture with node weights ``(S,)`` and rates ``(M, S)``."""
-    return PoissonMixture(weights, Poisson(rates, validate_args=False))
 
 
 def expected_sigmoid(mean: Tensor, variance: Tensor) -> Tensor:
