@@ -1,6 +1,6 @@
 """Probabilistic, iterative inference for non-conjugate Gaussian processes, as GPyTorch models."""
 
-from itergp import diagnostics, likelihoods, models, operators, solvers
+from itergp import diagnostics, likelihoods, models, objectives, operators, solvers
 from itergp._version import __version__
 from itergp.errors import InputError, ItergpWarning, SolverError
 
@@ -12,6 +12,7 @@ __all__ = [
     "diagnostics",
     "likelihoods",
     "models",
+    "objectives",
     "operators",
     "solvers",
 ]

@@ -51,7 +51,7 @@ class GaussianLikelihood(Likelihood):
         self._set_noise(value)
 
     def _set_noise(self, value: float | Tensor) -> None:
-        value = torch.as_tensor(value).to(self.raw_noise)
+        value = torch.as_tensor(value, dtype=self.raw_noise.dtype, device=self.raw_noise.device)
         self.initialize(raw_noise=self.raw_noise_constraint.inverse_transform(value))
 
     def validate_targets(self, targets: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -106,7 +107,7 @@ class QuadratureMixture(MixtureSameFamily):
 
 def _select(distribution: Distribution, rows: Tensor) -> Distribution:
     """The distribution of some rows of its batch."""
-    constraints = type(distribution).arg_constraints  # type: ignore[attr-defined]
+    constraints: Any = type(distribution).arg_constraints
     names = [name for name in constraints if not (name == "logits" and "probs" in constraints)]
     parameters = {name: getattr(distribution, name).expand(distribution.batch_shape)[rows] for name in names}
     return type(distribution)(**parameters, validate_args=False)

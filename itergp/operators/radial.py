@@ -127,7 +127,8 @@ def _entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
     """Dense entries, sums and products term by term.
 
     GPyTorch adds a low-rank term, such as a linear kernel, to a dense one by way of the dense one's Cholesky factor, which
-    costs time and fails in float32.
+    costs time and fails in float32. Its KeOps kernels, whose blocks are too small for KeOps, hold every difference of inputs
+    and cannot be recomputed in a backward pass: their ordinary namesakes give the same entries.
     """
     if kernel.active_dims is None:
         if type(kernel) is ScaleKernel:
@@ -136,5 +137,9 @@ def _entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
             return functools.reduce(operator.add, (_entries(k, first, second) for k in kernel.kernels))
         if type(kernel) is ProductKernel:
             return functools.reduce(operator.mul, (_entries(k, first, second) for k in kernel.kernels))
+        if type(kernel) is KeOpsRBFKernel:
+            return RBFKernel.forward(kernel, first, second)
+        if type(kernel) is KeOpsMaternKernel:
+            return MaternKernel.forward(kernel, first, second)
     block = kernel(first, second)
     return block if torch.is_tensor(block) else block.to_dense()

@@ -102,8 +102,8 @@ def _backtrack(
         trial = _objective(problem, space, U + length * direction, f + length * change)
         if trial <= objective + _ARMIJO * length * slope:
             return length, trial
-        if -length * slope < resolution:
-            return None
+        if -length * slope < resolution:  # too near for the objective to judge; Newton's step is right there
+            return (length, min(trial, objective)) if trial <= objective + resolution else None
         length *= 0.5
     return None
 
@@ -118,29 +118,15 @@ class _NewtonSystem:
     def solve(self, right: Tensor, curvature: Tensor) -> Tensor:
         latents, rank = right.shape
         if latents == 1 or latents * rank <= _DENSE_LIMIT:
-            matrix = data_information(self.space, curvature)
-            for c in range(latents):
-                block = slice(c * rank, (c + 1) * rank)
-                matrix[block, block] += self.space.gram[min(c, self.space.gram.shape[0] - 1)]
-            return torch.cholesky_solve(right.reshape(-1, 1), self._cholesky(matrix)).reshape(latents, rank)
+            matrix = newton_matrix(self.space, curvature)
+            return torch.cholesky_solve(
+                right.reshape(-1, 1), robust_cholesky(matrix, self.space.products.dtype)
+            ).reshape(latents, rank)
         if self._factors is None:
             diagonal = curvature.diagonal(dim1=-2, dim2=-1)
             blocks = [weighted_gram(self.space, diagonal[:, c], c, c) for c in range(latents)]
-            self._factors = self._cholesky(torch.stack(blocks) + self.space.gram)
+            self._factors = robust_cholesky(torch.stack(blocks) + self.space.gram, self.space.products.dtype)
         return self._conjugate_gradients(right, curvature)
-
-    def _cholesky(self, matrix: Tensor) -> Tensor:
-        """Cholesky factor; a diagonal is added as far as rounding in the products made the matrix indefinite.
-
-        That only shortens the Newton direction; the line search still guards it.
-        """
-        rounding = torch.finfo(self.space.products.dtype).eps * matrix.diagonal(dim1=-2, dim2=-1).amax(-1)
-        for factor in (0.0, 1.0, 1e2, 1e4):
-            shift = (factor * rounding)[..., None, None] * torch.eye(matrix.shape[-1]).to(matrix)
-            result, info = torch.linalg.cholesky_ex(matrix + shift)
-            if not bool(info.any()):
-                return result
-        return torch.linalg.cholesky(matrix + shift)
 
     def _apply(self, X: Tensor, curvature: Tensor) -> Tensor:
         change = torch.bmm(curvature, self.space.latent(X).unsqueeze(-1)).squeeze(-1)
@@ -185,3 +171,30 @@ def data_information(space: SearchSpace, curvature: Tensor) -> Tensor:
             matrix[rows, cols] = block
             matrix[cols, rows] = block.mT
     return matrix
+
+
+def newton_matrix(space: SearchSpace, curvature: Tensor) -> Tensor:
+    """``blockdiag(S^T K S) + T^T W T`` ``(C B, C B)``, float64, class-major."""
+    matrix = data_information(space, curvature)
+    for c in range(curvature.shape[-1]):
+        block = slice(c * space.rank, (c + 1) * space.rank)
+        matrix[block, block] += space.gram[min(c, space.gram.shape[0] - 1)]
+    return matrix
+
+
+def robust_cholesky(matrix: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cholesky factor; a diagonal is added as far as rounding made the matrix indefinite.
+
+    That only shortens a Newton direction, which the line search still guards.
+
+    Args:
+        matrix: ``(..., n, n)``, float64.
+        dtype: Of the products that made it.
+    """
+    rounding = torch.finfo(dtype).eps * matrix.diagonal(dim1=-2, dim2=-1).amax(-1)
+    for factor in (0.0, 1.0, 1e2, 1e4):
+        shift = (factor * rounding)[..., None, None] * torch.eye(matrix.shape[-1]).to(matrix)
+        result, info = torch.linalg.cholesky_ex(matrix + shift)
+        if not bool(info.any()):
+            return result
+    return torch.linalg.cholesky(matrix + shift)

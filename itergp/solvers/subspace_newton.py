@@ -210,7 +210,8 @@ class SubspaceNewton:
             return Status(Reason.CONVERGED if problem.site.log_concave else Reason.STATIONARY, detail)
         if state.step_length == 0.0:
             return Status(Reason.STALLED, detail)
-        if not state.grew and state.residual < float("inf"):
+        exhausted = 0.5 * state.residual <= 2.0 * problem.resolution(state.objective)
+        if exhausted or not state.grew:
             return Status(Reason.PRECISION, detail)
         if state.compressed and state.gain < 0.01 * self.tolerance * problem.num_rows:
             return Status(Reason.RANK, f"rank {state.rank}, {detail}")

@@ -1,0 +1,7 @@
+"""What hyperparameter learning maximises."""
+
+from itergp.objectives.elbo import ComputationAwareELBO
+from itergp.objectives.laplace_evidence import LaplaceEvidence
+from itergp.objectives.predictive_log_density import PredictiveLogDensity
+
+__all__ = ["ComputationAwareELBO", "LaplaceEvidence", "PredictiveLogDensity"]

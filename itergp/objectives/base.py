@@ -1,0 +1,100 @@
+"""GPyTorch's conventions for objectives: a value per row, priors and added losses included."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+import gpytorch
+import torch
+from gpytorch.distributions import MultivariateNormal
+from gpytorch.mlls import MarginalLogLikelihood
+from torch import Tensor
+
+from itergp.errors import InputError
+from itergp.likelihoods import Likelihood, as_likelihood
+from itergp.models import NonConjugateGP
+from itergp.operators import KernelOperator, Prior, make_operator
+
+
+class Objective(MarginalLogLikelihood):
+    """Base class: ``-objective(model(train_x), train_y)`` is a loss for any torch optimiser.
+
+    Args:
+        likelihood: The model's likelihood.
+        model: The model.
+
+    Raises:
+        InputError: If the model is not a ``NonConjugateGP`` with this likelihood.
+    """
+
+    def __init__(self, likelihood: gpytorch.likelihoods.Likelihood, model: NonConjugateGP) -> None:
+        if not isinstance(model, NonConjugateGP) or model.likelihood is not likelihood:
+            raise InputError(
+                f"`model` must be a NonConjugateGP with this likelihood. Got {type(model).__name__}. "
+                "Pass the likelihood that the model was made with."
+            )
+        super().__init__(likelihood, model)
+
+    def forward(self, function_dist: MultivariateNormal, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The objective per training row, with log-densities of priors and added losses.
+
+        Args:
+            function_dist: The prior at the training inputs: the model called on them in training mode.
+            target: The training targets.
+            *args: Ignored; GPyTorch passes them to the likelihood.
+            **kwargs: Ignored.
+
+        Raises:
+            InputError: If the arguments are not those of the whole training set.
+        """
+        model: NonConjugateGP = self.model
+        rows = model.train_targets.shape[0]
+        if not isinstance(function_dist, MultivariateNormal) or function_dist.loc.shape[-1] != rows:
+            raise InputError(
+                f"The objective needs the prior at all {rows} training inputs. Got another distribution. "
+                "Call it as objective(model(*model.train_inputs), model.train_targets) with model.train()."
+            )
+        if target.shape != model.train_targets.shape or not bool(
+            (target.to(model.train_targets) == model.train_targets).all()
+        ):
+            raise InputError(
+                "The objective needs the model's own training targets. Got others. Pass model.train_targets, or change them "
+                "with model.set_train_data."
+            )
+        likelihood = as_likelihood(self.likelihood)
+        prior = Prior.from_forward(lambda *_: function_dist, model.train_inputs, likelihood.num_latents)
+        value = self.evidence(prior, likelihood, model.train_targets)
+        for loss in model.added_loss_terms():
+            value = value + loss.loss().sum()
+        for _, module, density, closure, _ in model.named_priors():
+            value = value + density.log_prob(closure(module)).sum()
+        return value / rows
+
+    @abstractmethod
+    def evidence(self, prior: Prior, likelihood: Likelihood, targets: Tensor) -> Tensor:
+        """The bound or estimate of ``log p(y | hyperparameters)``, a scalar with gradients."""
+
+
+def differentiable(prior: Prior, model: NonConjugateGP) -> KernelOperator:
+    """A kernel operator whose products have gradients for hyperparameters and features; nothing of size N x N is stored."""
+    return make_operator(
+        prior.kernel,
+        prior.features,
+        num_kernels=prior.num_kernels,
+        kind="blocked",
+        memory_budget=model.memory_budget,
+    )
+
+
+def symmetric(matrix: Tensor) -> Tensor:
+    """The symmetric part in float64."""
+    matrix = matrix.double()
+    return 0.5 * (matrix + matrix.mT)
+
+
+def cholesky_of_identity_plus(gram: Tensor, dtype: torch.dtype) -> Tensor:
+    """Lower Cholesky factor of ``I + gram``; ``dtype`` is that of the products which made the matrix, and of its rounding."""
+    eye = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
+    rounding = 4.0 * torch.finfo(dtype).eps * gram.detach().diagonal().clamp_min(0.0)
+    return torch.linalg.cholesky(eye + gram + torch.diag(rounding))

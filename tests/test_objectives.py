@@ -1,0 +1,281 @@
+"""Objectives for hyperparameters: values against exact evidences, gradients against finite differences."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import gpytorch
+import gpytorch.likelihoods as gl
+import pytest
+import torch
+from helpers import (
+    CASES,
+    SimpleGP,
+    make_batch_kernel,
+    make_binary,
+    make_classes,
+    make_inputs,
+    make_kernel,
+    make_model,
+    make_reals,
+)
+
+from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
+from itergp.objectives import ComputationAwareELBO, LaplaceEvidence, PredictiveLogDensity
+from itergp.solvers import DenseNewton, SubspaceNewton
+
+
+def gradients(model, objective, step: float = 1e-5):
+    """Pairs of the objective's gradient and its finite difference, for every element of every parameter."""
+    model.train()
+    call = lambda: objective(model(*model.train_inputs), model.train_targets)  # noqa: E731
+    model.zero_grad()
+    call().backward()
+    pairs = []
+    for parameter in model.parameters():
+        if parameter.grad is None:
+            continue
+        for index in range(parameter.numel()):
+            flat = parameter.data.view(-1)
+            flat[index] += step
+            above = call().item()
+            flat[index] -= 2 * step
+            below = call().item()
+            flat[index] += step
+            pairs.append((parameter.grad.view(-1)[index].item(), (above - below) / (2 * step)))
+    assert pairs
+    return pairs
+
+
+def check_gradients(model, objective, step: float = 1e-5, rel: float = 1e-5):
+    for analytic, numeric in gradients(model, objective, step):
+        assert analytic == pytest.approx(numeric, rel=rel, abs=1e-2 * rel)
+
+
+def adapted(name: str) -> SimpleGP:
+    """A model with one of GPyTorch's likelihoods."""
+    if name == "student-t":
+        return SimpleGP(*make_reals(40), gl.StudentTLikelihood().double()).double()
+    if name == "mixed-softmax":
+        return SimpleGP(*make_classes(40), gl.SoftmaxLikelihood(num_features=2, num_classes=3).double()).double()
+    return SimpleGP(*make_classes(40), CategoricalLikelihood(3), kernel=make_batch_kernel()).double()
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("objective", [LaplaceEvidence, ComputationAwareELBO])
+def test_gradients_equal_finite_differences(name, objective):
+    model = make_model(name, solver=SubspaceNewton(covariance_rank=8))
+    options = {"condition_every": 10_000} if objective is ComputationAwareELBO else {}
+    check_gradients(model, objective(model.likelihood, model, **options))
+
+
+@pytest.mark.parametrize("name", ["student-t", "mixed-softmax", "one-kernel-per-class"])
+def test_gradients_of_the_laplace_evidence_for_other_likelihoods(name):
+    model = adapted(name)
+    check_gradients(model, LaplaceEvidence(model.likelihood, model))
+
+
+def test_the_laplace_evidence_agrees_with_scikit_learn():
+    process = pytest.importorskip("sklearn.gaussian_process")
+    x, y = make_binary(60)
+    theirs = process.GaussianProcessClassifier(
+        process.kernels.ConstantKernel(4.0) * process.kernels.Matern(1.3, nu=1.5), optimizer=None, max_iter_predict=1000
+    ).fit(x.numpy(), y.numpy())
+    theta = theirs.kernel_.theta
+    expected, slope = theirs.log_marginal_likelihood(theta, eval_gradient=True)
+    model = SimpleGP(x, y, BernoulliLikelihood(), kernel=make_kernel(), mean=gpytorch.means.ZeroMean()).double().train()
+    model.covar_module.outputscale, model.covar_module.base_kernel.lengthscale = 4.0, 1.3
+    value = LaplaceEvidence(model.likelihood, model)(model(x), model.train_targets) * len(y)
+    assert value.item() == pytest.approx(expected, abs=1e-6)
+    # Theirs are derivatives with respect to logarithms.
+    scale, lengthscale = model.covar_module.outputscale, model.covar_module.base_kernel.lengthscale
+    raw = [model.covar_module.raw_outputscale, model.covar_module.base_kernel.raw_lengthscale]
+    ours = torch.autograd.grad(value, raw)
+    chain = [torch.autograd.grad(v.log().sum(), r)[0] for v, r in zip((scale, lengthscale), raw, strict=True)]
+    for gradient, log_slope, reference in zip(ours, chain, slope, strict=True):
+        assert (gradient / log_slope).item() == pytest.approx(reference, abs=1e-6)
+
+
+def test_both_equal_the_exact_evidence_for_a_gaussian_likelihood():
+    x, y = make_reals(50)
+    likelihood = gl.GaussianLikelihood().double()
+    likelihood.noise = 0.1
+    model = (
+        SimpleGP(x, y, likelihood, solver=SubspaceNewton(covariance_rank=50, max_rank=50, tolerance=1e-14))
+        .double()
+        .train()
+    )
+    with torch.no_grad():
+        prior = model(x)
+        exact = likelihood(prior).log_prob(y).item() / 50
+        assert LaplaceEvidence(likelihood, model)(prior, y).item() == pytest.approx(exact, rel=1e-9)
+        assert ComputationAwareELBO(likelihood, model)(prior, y).item() == pytest.approx(exact, rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["bernoulli-logit", "poisson", "categorical"])
+def test_the_elbo_is_below_the_evidence_and_grows_with_rank(name):
+    """The evidence by importance sampling from the Laplace posterior, with its standard error."""
+    case = CASES[name]
+    x, y = case.data(12)
+    model = SimpleGP(x, y, case.make(), kernel=make_kernel(1.0, 1.5)).double()
+    evidence, error = _sampled_evidence(model)
+    bounds = []
+    for rank in (1, 3, 10, 40):
+        model.solver = SubspaceNewton(covariance_rank=rank, tolerance=1e-10)
+        model._forget()
+        model.train()
+        bounds.append(ComputationAwareELBO(model.likelihood, model)(model(x), model.train_targets).item() * 12)
+        model._forget()
+    assert all(after >= before - 0.02 for before, after in itertools.pairwise(bounds))
+    assert bounds[0] < bounds[-1] <= evidence + 4.0 * error
+    assert bounds[-1] > evidence - 0.5  # and not far below
+
+
+def _sampled_evidence(model, samples: int = 100_000):
+    from itergp.likelihoods import as_likelihood
+
+    model.solver, model.approximation = DenseNewton(), "laplace"
+    solution = model.eval().condition()
+    latents = solution.latent_values.shape[1]
+    with torch.no_grad():
+        matrix = model.covar_module(model.train_inputs[0]).to_dense()
+        prior = torch.kron(matrix, torch.eye(latents, dtype=matrix.dtype))
+        posterior = model(model.train_inputs[0]).covariance_matrix
+        root = torch.linalg.cholesky(posterior + 1e-9 * torch.eye(len(posterior)))
+        widened = 1.2 * root  # heavier than the target in every direction
+        noise = torch.randn(samples, len(posterior), dtype=matrix.dtype)
+        f = solution.latent_values.reshape(-1) + noise @ widened.mT
+        fit = as_likelihood(model.likelihood).log_density(f.unflatten(-1, (-1, latents)), model.train_targets).sum(-1)
+        normal = torch.distributions.MultivariateNormal
+        log_prior = normal(torch.zeros(len(prior), dtype=matrix.dtype), prior + 1e-9 * torch.eye(len(prior))).log_prob(
+            f
+        )
+        log_q = normal(solution.latent_values.reshape(-1), scale_tril=widened).log_prob(f)
+        ratio = fit + log_prior - log_q
+    evidence = torch.logsumexp(ratio, 0) - math.log(samples)
+    error = (ratio - evidence).exp().std() / math.sqrt(samples)
+    return float(evidence), float(error)
+
+
+def test_learning_recovers_the_lengthscale_of_the_exact_evidence():
+    """On a grid of lengthscales the bound's best is next to the Laplace evidence's best."""
+    x, y = make_binary(150)
+    lengthscales = torch.logspace(-1, 1, 9)
+    best = []
+    for objective in (LaplaceEvidence, ComputationAwareELBO):
+        values = []
+        for lengthscale in lengthscales:
+            model = SimpleGP(x, y, BernoulliLikelihood(), kernel=make_kernel(float(lengthscale), 4.0)).double().train()
+            model.solver = SubspaceNewton(covariance_rank=100)
+            with torch.no_grad():
+                values.append(objective(model.likelihood, model)(model(x), model.train_targets).item())
+        best.append(max(range(len(values)), key=values.__getitem__))
+    assert abs(best[0] - best[1]) <= 1
+
+
+def test_the_cadence_of_conditioning_is_kept():
+    model = make_model("bernoulli-logit").train()
+    objective = ComputationAwareELBO(model.likelihood, model, condition_every=3)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    solutions = []
+    for _ in range(6):
+        optimizer.zero_grad()
+        (-objective(model(*model.train_inputs), model.train_targets)).backward()
+        solutions.append(model._solution)
+        optimizer.step()
+    assert len({id(solution) for solution in solutions}) == 2
+
+
+def test_a_deep_kernel_learns_its_network():
+    x, y = make_classes(60, num_columns=4)
+
+    class Deep(SimpleGP):
+        def __init__(self):
+            super().__init__(x, y, CategoricalLikelihood(3))
+            self.network = torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 2))
+
+        def forward(self, x):
+            return super().forward(self.network(x))
+
+    model = Deep().double().train()
+    objective = ComputationAwareELBO(model.likelihood, model)
+    optimizer = torch.optim.Adam(model.parameters(), lr=0.05)
+    values = []
+    for _ in range(8):
+        optimizer.zero_grad()
+        loss = -objective(model(x), model.train_targets)
+        loss.backward()
+        assert all(bool(p.grad.abs().sum() > 0) for p in model.network.parameters())
+        optimizer.step()
+        values.append(-loss.item())
+    assert values[-1] > values[0]
+    assert model.eval().predict(make_inputs(5, 4)).probs.shape == (5, 3)
+
+
+def test_priors_are_included_per_row():
+    model = make_model("bernoulli-logit").train()
+    objective = LaplaceEvidence(model.likelihood, model)
+    plain = objective(model(*model.train_inputs), model.train_targets)
+    prior = gpytorch.priors.GammaPrior(3.0, 6.0)
+    model.covar_module.base_kernel.register_prior("lengthscale_prior", prior, "lengthscale")
+    with_prior = objective(model(*model.train_inputs), model.train_targets)
+    expected = prior.log_prob(model.covar_module.base_kernel.lengthscale).sum() / 40
+    assert (with_prior - plain).item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_bad_use_is_refused():
+    model, other = make_model("bernoulli-logit").train(), make_model("gaussian")
+    with pytest.raises(ValueError, match="must be a NonConjugateGP with this likelihood"):
+        LaplaceEvidence(other.likelihood, model)
+    objective = ComputationAwareELBO(model.likelihood, model)
+    with pytest.raises(ValueError, match="needs the prior at all 40 training inputs"):
+        objective(model.eval()(make_inputs(5)), model.train_targets)
+    with pytest.raises(ValueError, match="own training targets"):
+        objective(model.train()(*model.train_inputs), 1 - model.train_targets)
+    with pytest.raises(ValueError, match="`condition_every` must be at least 1"):
+        ComputationAwareELBO(model.likelihood, model, condition_every=0)
+    beta = SimpleGP(make_inputs(20), torch.rand(20, dtype=torch.float64), gl.BetaLikelihood().double()).double().train()
+    with pytest.raises(ValueError, match=r"curvature has a closed form\. Got BetaLikelihood"):
+        LaplaceEvidence(beta.likelihood, beta)(beta(*beta.train_inputs), beta.train_targets)
+
+
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_gradients_of_the_predictive_log_density(name):
+    model = make_model(name)
+    objective = PredictiveLogDensity(model.likelihood, model, renew_every=None, tolerance=1e-22)
+    check_gradients(model, objective)
+
+
+def test_gradients_of_the_predictive_log_density_with_one_kernel_per_class():
+    model = adapted("one-kernel-per-class")
+    check_gradients(model, PredictiveLogDensity(model.likelihood, model, renew_every=None, tolerance=1e-22), rel=1e-4)
+    model = adapted("mixed-softmax")
+    check_gradients(model, PredictiveLogDensity(model.likelihood, model, renew_every=None, tolerance=1e-22), rel=1e-4)
+
+
+def test_the_predictive_log_density_is_that_of_the_held_out_rows():
+    x, y = make_binary(60)
+    model = SimpleGP(x, y, BernoulliLikelihood()).double().train()
+    objective = PredictiveLogDensity(model.likelihood, model, holdout=0.5, renew_every=None, tolerance=1e-12)
+    value = objective(model(x), model.train_targets).item()
+    train, held_out = objective._split
+    assert len(train) == len(held_out) == 30
+    assert set(train.tolist()) | set(held_out.tolist()) == set(range(60))
+    other = SimpleGP(x[train], y[train], BernoulliLikelihood(), kernel=model.covar_module, solver=DenseNewton())
+    other.approximation, other.mean_module = "laplace", model.mean_module
+    probs = other.double().eval().predict(x[held_out], covariance_scale=0.0)
+    assert value == pytest.approx(probs.log_prob(y[held_out].double()).mean().item(), rel=1e-6)
+
+
+def test_splits_are_renewed_and_repeatable():
+    model = make_model("bernoulli-logit").train()
+    splits = []
+    for _ in range(2):
+        objective = PredictiveLogDensity(model.likelihood, model, num_rows=20, renew_every=2, seed=3)
+        for _ in range(4):
+            objective(model(*model.train_inputs), model.train_targets)
+            splits.append(objective._split[1].tolist())
+    assert splits[0] == splits[1] != splits[2] == splits[3]
+    assert splits[:4] == splits[4:]
+    assert len(splits[0]) == 5
