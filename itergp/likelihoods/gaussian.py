@@ -37,7 +37,7 @@ class GaussianLikelihood(Likelihood):
         self.register_parameter("raw_noise", torch.nn.Parameter(torch.zeros(1)))
         self.register_constraint("raw_noise", noise_constraint or GreaterThan(1e-4))
         if noise_prior is not None:
-            self.register_prior("noise_prior", noise_prior, lambda m: m.noise, lambda m, v: m._set_noise(v))
+            self.register_prior("noise_prior", noise_prior, _get_noise, _set_noise)  # not lambdas: they must pickle
         if noise is not None:
             self.noise = noise
 
@@ -86,3 +86,11 @@ class GaussianLikelihood(Likelihood):
         """The joint distribution of observations, as GPyTorch's likelihood of the same name gives it."""
         covariance = function_dist.lazy_covariance_matrix.add_diagonal(self.noise.to(function_dist.mean.dtype))
         return function_dist.__class__(function_dist.mean, covariance)
+
+
+def _get_noise(likelihood: GaussianLikelihood) -> Tensor:
+    return likelihood.noise
+
+
+def _set_noise(likelihood: GaussianLikelihood, value: float | Tensor) -> None:
+    likelihood._set_noise(value)

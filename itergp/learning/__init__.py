@@ -1,0 +1,5 @@
+"""Learning hyperparameters."""
+
+from itergp.learning.fit import FitRecord, FitResult, fit
+
+__all__ = ["FitRecord", "FitResult", "fit"]
