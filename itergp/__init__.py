@@ -1,8 +1,9 @@
 """Probabilistic, iterative inference for non-conjugate Gaussian processes, as GPyTorch models."""
 
-from itergp import diagnostics, likelihoods, models, objectives, operators, solvers
+from itergp import diagnostics, learning, likelihoods, models, objectives, operators, solvers
 from itergp._version import __version__
 from itergp.errors import InputError, ItergpWarning, SolverError
+from itergp.learning import fit
 
 __all__ = [
     "InputError",
@@ -10,6 +11,8 @@ __all__ = [
     "SolverError",
     "__version__",
     "diagnostics",
+    "fit",
+    "learning",
     "likelihoods",
     "models",
     "objectives",

@@ -7,6 +7,8 @@ import torch
 from helpers import DTYPES
 from hypothesis import HealthCheck, settings
 
+torch.set_warn_always(True)  # warnings are errors, and must not depend on which test comes first
+
 settings.register_profile(
     "itergp",
     deadline=None,

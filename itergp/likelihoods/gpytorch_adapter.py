@@ -40,7 +40,7 @@ def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
     """
     if isinstance(likelihood, Likelihood):
         return likelihood
-    if not isinstance(likelihood, gl.Likelihood) and not hasattr(likelihood, "forward"):
+    if isinstance(likelihood, type) or not (isinstance(likelihood, gl.Likelihood) or hasattr(likelihood, "forward")):
         raise InputError(
             "`likelihood` must be an itergp or GPyTorch likelihood. "
             f"Got {type(likelihood).__name__}. Use for example itergp.likelihoods.BernoulliLikelihood()."

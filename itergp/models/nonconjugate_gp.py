@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import gpytorch
 import torch
@@ -19,7 +19,7 @@ from itergp.models.latent import LatentPosterior, batches
 from itergp.models.validation import as_inputs, as_targets, check_kernel, check_parameters, check_test_inputs
 from itergp.operators import KernelOperator, OperatorKind, Prior, default_memory_budget, make_operator
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton, solve
-from itergp.solvers.base import Solver
+from itergp.solvers.base import Solver, require_positive
 
 
 class NonConjugateGP(gpytorch.models.GP):
@@ -75,6 +75,9 @@ class NonConjugateGP(gpytorch.models.GP):
         super().__init__()
         if approximation not in APPROXIMATIONS:
             raise InputError(f"`approximation` must be one of {APPROXIMATIONS}. Got {approximation!r}.")
+        if operator not in get_args(OperatorKind):
+            raise InputError(f"`operator` must be one of {get_args(OperatorKind)}. Got {operator!r}.")
+        require_positive("memory_budget", memory_budget, integer=True)
         calculus = as_likelihood(likelihood)
         self.train_inputs = as_inputs(train_inputs, "train_inputs")
         self.train_targets = as_targets(train_targets, self.train_inputs, calculus)

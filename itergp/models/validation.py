@@ -12,7 +12,7 @@ from itergp.likelihoods import Likelihood
 from itergp.operators import KernelOperator
 
 _PROBE_ROWS = 64
-_CLASS_LIKELIHOODS = ("BernoulliLikelihood", "CategoricalLikelihood", "SoftmaxLikelihood")
+_CLASS_LIKELIHOODS = ("BernoulliLikelihood", "CategoricalLikelihood", "_MixedSoftmax")
 
 
 def as_inputs(inputs: Tensor | tuple[Tensor, ...], name: str) -> tuple[Tensor, ...]:
@@ -21,9 +21,10 @@ def as_inputs(inputs: Tensor | tuple[Tensor, ...], name: str) -> tuple[Tensor, .
     Raises:
         InputError: For anything else.
     """
-    given = (inputs,) if torch.is_tensor(inputs) else tuple(inputs)
+    given = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     if not given or not all(torch.is_tensor(x) for x in given):
-        kinds = ", ".join(type(x).__name__ for x in given) or "nothing"
+        kinds = ", ".join(sorted({type(x).__name__ for x in given})) or "nothing"
+        kinds = f"a list of {kinds}" if isinstance(inputs, list) else kinds
         raise InputError(f"`{name}` must be a torch tensor or a tuple of them. Got {kinds}. Use torch.as_tensor(x).")
     checked = tuple(x.unsqueeze(-1) if x.dim() == 1 else x for x in given)
     for x in checked:
@@ -35,15 +36,15 @@ def as_inputs(inputs: Tensor | tuple[Tensor, ...], name: str) -> tuple[Tensor, .
             raise InputError(f"`{name}` must have at least one row. Got none. Check how the data were selected.")
         if not x.is_floating_point():
             raise InputError(f"`{name}` must be floating point. Got {x.dtype}. Call .float() or .double().")
+        if x.dtype != checked[0].dtype or x.device != checked[0].device or x.shape[0] != checked[0].shape[0]:
+            raise InputError(
+                f"All of `{name}` must share rows, dtype and device. Got {_kind(checked[0])} and {_kind(x)}. Convert them."
+            )
         if not bool(torch.isfinite(x).all()):
             rows = int((~torch.isfinite(x)).any(-1).sum())
             raise InputError(
                 f"`{name}` must be finite. Got NaN or infinite values in {rows} of {x.shape[0]} row(s). "
                 "Drop those rows or impute the values."
-            )
-        if x.dtype != checked[0].dtype or x.device != checked[0].device or x.shape[0] != checked[0].shape[0]:
-            raise InputError(
-                f"All of `{name}` must share rows, dtype and device. Got {_kind(checked[0])} and {_kind(x)}. Convert them."
             )
     return checked
 

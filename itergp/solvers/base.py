@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from typing import Protocol, TypeVar
 
 from itergp.errors import InputError
@@ -82,11 +83,7 @@ def require_positive(name: str, value: float | None, *, integer: bool = False) -
     """
     if value is None:
         return
-    if (
-        isinstance(value, bool)
-        or not isinstance(value, (int, float))
-        or not value > 0
-        or (integer and value != int(value))
-    ):
+    wanted = numbers.Integral if integer else numbers.Real
+    if isinstance(value, bool) or not isinstance(value, wanted) or not value > 0:
         kind = "a positive whole number" if integer else "a positive number"
         raise InputError(f"`{name}` must be {kind} or None. Got {value!r}. Leave it out for the default.")

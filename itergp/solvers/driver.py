@@ -139,7 +139,7 @@ class _Run:
         status = None
         try:
             while status is None:
-                previous, state = state, solver.step(problem, state)
+                previous, state = state, self._step(solver, problem, state)
                 self._check(problem, state, previous, warm_start)
                 self._record(problem, state)
                 status = solver.status(problem, state, self.passes + reserved) or self._out_of_time()
@@ -155,10 +155,26 @@ class _Run:
                 "use float64; the error's `solution` has the posterior mean with the prior's covariance.",
                 self._solution(problem, self._salvage(problem, state), status),
             )
+        per_row = 0.5 * posterior.norm_squared / problem.num_rows
+        if status.reason is Reason.PRECISION and problem.site.log_concave and per_row <= solver.tolerance:
+            # The space could not grow because it held everything, and the covariance's pass renewed the certificate.
+            status = Status(Reason.CONVERGED, f"gap {per_row:.2g} nats per row, tolerance {solver.tolerance:.2g}")
         solution = self._solution(problem, posterior, status)
         self._spent("covariance", begun, in_kernel)
         self.bar.finish(problem.site.name)
         return replace(solution, seconds=self.seconds)
+
+    def _step(self, solver: Solver[Any], problem: Problem, state: Any) -> Any:
+        try:
+            return solver.step(problem, state)
+        except torch.linalg.LinAlgError as error:
+            status = Status(Reason.STALLED, "a matrix of the next step could not be factorised")
+            raise SolverError(
+                f"A matrix of the {problem.site.name} step must be finite and positive definite. Got one that is not after "
+                f"{self.passes} kernel passes. Check that the kernel is positive definite, its hyperparameters and the scale of "
+                "inputs and targets, or use float64; the error's `solution` is the last good posterior.",
+                self._solution(problem, self._salvage(problem, state), status),
+            ) from error
 
     def _out_of_time(self) -> Status | None:
         limit = self.solver.time_limit
@@ -202,7 +218,9 @@ class _Run:
         )
 
     def _salvage(self, problem: Problem, state: Any) -> Posterior:
-        cheap = _with(self.solver, covariance_rank=0) if hasattr(self.solver, "covariance_rank") else self.solver
+        # The covariance is what costs passes, and what a bad curvature would spoil.
+        without = {"covariance_rank": 0, "covariance": False}
+        cheap = _with(self.solver, **{name: value for name, value in without.items() if hasattr(self.solver, name)})
         return cheap.finish(problem, state, final=True)
 
     def _solution(self, problem: Problem, posterior: Posterior, status: Status) -> Solution:

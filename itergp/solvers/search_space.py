@@ -113,6 +113,8 @@ class SearchSpace:
 
 def _whitening(gram: Tensor, original: Tensor, drop: float) -> Tensor:
     """Mixing matrices ``(C', b, k)`` with ``mix^T gram mix = I``; directions below rounding are dropped."""
+    if gram.shape[-1] == 0:  # the residual was exactly zero
+        return gram
     values, vectors = torch.linalg.eigh(0.5 * (gram + gram.mT))
     floor = drop * original.amax(-1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
     keep = values > floor
