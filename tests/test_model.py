@@ -830,6 +830,19 @@ def test_very_few_rows(name, rows, dtype):
         assert_close(model(x[:rows]).mean, exact, "posterior")
 
 
+@pytest.mark.parametrize("solver", [SubspaceNewton(), DenseNewton()], ids=["subspace", "dense"])
+@pytest.mark.parametrize("likelihood", [PoissonLikelihood, GaussianLikelihood])
+def test_targets_that_the_prior_mean_explains(likelihood, solver, dtype):
+    # The gradient at the start is exactly zero: there is no first direction, and still something to condition on.
+    x = make_inputs(12, dtype=dtype)
+    y = torch.ones(12, dtype=dtype) if likelihood is PoissonLikelihood else torch.zeros(12, dtype=dtype)
+    model = SimpleGP(x, y, likelihood(), solver=solver, approximation="laplace").to(dtype).eval()
+    assert model.solution.converged
+    posterior = model(x)
+    assert not bool(posterior.mean.any())
+    assert bool((posterior.variance < 2.0).all())
+
+
 def test_one_column_without_its_dimension():
     x, y = make_binary(40, 1)
     flat = SimpleGP(x[:, 0], y, BernoulliLikelihood()).double().eval()

@@ -1,5 +1,5 @@
 """Learning hyperparameters."""
 
-from itergp.learning.fit import FitRecord, FitResult, fit
+from itergp.learning.fitting import FitRecord, FitResult, fit
 
 __all__ = ["FitRecord", "FitResult", "fit"]

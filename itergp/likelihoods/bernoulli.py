@@ -21,7 +21,7 @@ class BernoulliLikelihood(Likelihood):
         link: ``"logit"``, ``1 / (1 + exp(-f))`` (GPML eq. 3.9-3.15), or ``"probit"``, the normal distribution
             function (GPML eq. 3.16), which GPyTorch's likelihood of the same name uses.
 
-    Example:
+    Examples:
         >>> likelihood = BernoulliLikelihood()
         >>> g, W = likelihood.derivatives(torch.zeros(1, 1), torch.tensor([1.0]))
         >>> float(g), float(W)

@@ -41,9 +41,10 @@ def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
     if isinstance(likelihood, Likelihood):
         return likelihood
     if isinstance(likelihood, type) or not (isinstance(likelihood, gl.Likelihood) or hasattr(likelihood, "forward")):
+        got = f"the class {likelihood.__name__}" if isinstance(likelihood, type) else type(likelihood).__name__
         raise InputError(
             "`likelihood` must be an itergp or GPyTorch likelihood. "
-            f"Got {type(likelihood).__name__}. Use for example itergp.likelihoods.BernoulliLikelihood()."
+            f"Got {got}. Use for example itergp.likelihoods.BernoulliLikelihood()."
         )
     if isinstance(likelihood, (gl.LikelihoodList, gl.MultitaskGaussianLikelihood)):
         raise InputError(

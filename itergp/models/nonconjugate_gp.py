@@ -42,7 +42,7 @@ class NonConjugateGP(gpytorch.models.GP):
     Raises:
         InputError: If inputs and targets are not finite, do not fit each other, or do not fit the likelihood.
 
-    Example:
+    Examples:
         >>> import gpytorch, torch, itergp
         >>> class Classifier(itergp.models.NonConjugateGP):
         ...     def __init__(self, x, y, likelihood):

@@ -32,7 +32,7 @@ class ComputationAwareELBO(Objective):
         model: The model.
         condition_every: Evaluations for which one conditioning serves; default 1. In between the bound is still a true one.
 
-    Example:
+    Examples:
         >>> import gpytorch, torch, itergp
         >>> class Classifier(itergp.models.NonConjugateGP):
         ...     def __init__(self, x, y, likelihood):

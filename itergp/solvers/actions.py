@@ -31,7 +31,10 @@ def leading_actions(space: SearchSpace, curvature: Tensor, rank: int, seed: int 
     if rank == 0:
         return Actions.empty(curvature[..., 0])
     available = latents * space.rank
-    directions = _latent_blocks(space, _leading(space, curvature, min(rank, available), seed))
+    if available == 0:
+        directions = curvature.new_zeros(size, latents, 0)
+    else:
+        directions = _latent_blocks(space, _leading(space, curvature, min(rank, available), seed))
     if rank > available:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(size * latents, generator=generator)

@@ -45,7 +45,8 @@ class DenseState:
     @property
     def finite(self) -> bool:
         """Whether the iterate is finite."""
-        return is_finite(self.latent_values, self.gradient, self.weights) and self.objective < float("inf")
+        arrays = self.latent_values, self.gradient, self.curvature, self.weights
+        return is_finite(*arrays) and self.objective < float("inf")
 
 
 @dataclass(frozen=True)

@@ -151,8 +151,8 @@ class _Run:
         posterior = solver.finish(problem, state, final=final) if affordable else self._salvage(problem, state)
         if not is_finite(posterior.latent_covariance, posterior.precision.factor):
             raise SolverError(
-                "The posterior covariance must be finite. Got NaN or infinity. Check that the kernel is positive definite, or "
-                "use float64; the error's `solution` has the posterior mean with the prior's covariance.",
+                "The posterior covariance must be finite. Got NaN or infinity. Check that the kernel is positive definite, "
+                "or use float64; the error's `solution` has the posterior mean with the prior's covariance.",
                 self._solution(problem, self._salvage(problem, state), status),
             )
         per_row = 0.5 * posterior.norm_squared / problem.num_rows
@@ -170,9 +170,9 @@ class _Run:
         except torch.linalg.LinAlgError as error:
             status = Status(Reason.STALLED, "a matrix of the next step could not be factorised")
             raise SolverError(
-                f"A matrix of the {problem.site.name} step must be finite and positive definite. Got one that is not after "
-                f"{self.passes} kernel passes. Check that the kernel is positive definite, its hyperparameters and the scale of "
-                "inputs and targets, or use float64; the error's `solution` is the last good posterior.",
+                f"A matrix of the {problem.site.name} step must be positive definite and finite. Got one that is not "
+                f"after {self.passes} kernel passes. Check that the kernel is positive definite, its hyperparameters "
+                "and the scale of inputs and targets, or use float64; the error's `solution` is the last good posterior.",
                 self._solution(problem, self._salvage(problem, state), status),
             ) from error
 
@@ -211,9 +211,9 @@ class _Run:
             status = Status(Reason.STALLED, "a NaN or infinity appeared in the next step")
             last = self._solution(problem, self._salvage(problem, previous), status)
         raise SolverError(
-            f"The {problem.site.name} objective or its gradient became NaN or infinite after {self.passes} kernel passes. "
-            "It must stay finite. Check the kernel's hyperparameters and the scale of inputs and targets, or use float64; "
-            "the error's `solution` is the last good posterior.",
+            f"The {problem.site.name} objective or one of its derivatives became NaN or infinite after {self.passes} kernel "
+            "passes. They must stay finite. Check the kernel's hyperparameters and the scale of inputs and targets, or use "
+            "float64; the error's `solution` is the last good posterior.",
             last,
         )
 

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from itergp.operators import KernelOperator
 
-# A new direction whose squared prior norm falls below this share of the block's largest, once what the space already
-# holds is taken out, is rounding error.
+# A new direction that keeps less than this share of its squared prior norm (times the width of the block), once what the
+# space and the block already hold is taken out, is rounding error.
 _DROP = {torch.float32: 1e-6, torch.float64: 1e-10}
 
 
@@ -86,13 +86,17 @@ class SearchSpace:
         rest = block - torch.matmul(self.directions, overlap)
         rest_products = operator.matmul(rest)
         block_products = rest_products + torch.matmul(self.products, overlap)
-        # Twice is enough: the second projection removes what rounding left of the first.
-        again = torch.matmul(self.directions.mT, rest_products)
-        rest = rest - torch.matmul(self.directions, again)
-        rest_products = rest_products - torch.matmul(self.products, again)
-        original = (block * block_products).sum(-2, dtype=torch.float64)  # squared prior norms of D, (C', b)
-        mix = _whitening(torch.matmul(rest.mT, rest_products).double(), original, _DROP[block.dtype])
+        rest, rest_products = self._take_out(rest, rest_products)
+        # Columns of unit prior norm, so that one threshold for rounding serves directions of every size.
+        original = (block * block_products).sum(-2, dtype=torch.float64).amax(0)
+        scale = original.clamp_min(torch.finfo(rest.dtype).tiny).rsqrt().to(rest)
+        rest, rest_products = rest * scale, rest_products * scale
+        mix = _whitening(torch.matmul(rest.mT, rest_products).double(), _DROP[block.dtype] * block.shape[-1])
         new, new_products = torch.matmul(rest, mix.to(rest)), torch.matmul(rest_products, mix.to(rest))
+        # A direction that was little more than rounding is not of unit norm once projected again: weed it out.
+        new, new_products = self._take_out(new, new_products)
+        mix = _whitening(torch.matmul(new.mT, new_products).double(), 0.5)
+        new, new_products = torch.matmul(new, mix.to(rest)), torch.matmul(new_products, mix.to(rest))
         corner = torch.matmul(new.mT, new_products).double()
         side = torch.matmul(self.directions.mT, new_products).double()
         gram = torch.cat([torch.cat([self.gram, side], -1), torch.cat([side.mT, corner], -1)], -2)
@@ -103,6 +107,11 @@ class SearchSpace:
         )
         return grown, block_products
 
+    def _take_out(self, block: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
+        """A block ``(C', N, b)`` and its products, less their projections on the space."""
+        overlap = torch.matmul(self.directions.mT, products)
+        return block - torch.matmul(self.directions, overlap), products - torch.matmul(self.products, overlap)
+
     def compress(self, mix: Tensor) -> SearchSpace:
         """The space spanned by ``S mix``, with ``mix`` ``(C', B, R)`` of orthonormal columns, float64."""
         values = mix.to(self.directions.dtype)
@@ -111,12 +120,11 @@ class SearchSpace:
         )
 
 
-def _whitening(gram: Tensor, original: Tensor, drop: float) -> Tensor:
-    """Mixing matrices ``(C', b, k)`` with ``mix^T gram mix = I``; directions below rounding are dropped."""
+def _whitening(gram: Tensor, floor: float) -> Tensor:
+    """Mixing matrices ``(C', b, k)`` with ``mix^T gram mix = I``; directions with eigenvalues below the floor are dropped."""
     if gram.shape[-1] == 0:  # the residual was exactly zero
         return gram
     values, vectors = torch.linalg.eigh(0.5 * (gram + gram.mT))
-    floor = drop * original.amax(-1, keepdim=True).clamp_min(torch.finfo(gram.dtype).tiny)
     keep = values > floor
     inverse_root = torch.where(keep, values.clamp_min(torch.finfo(gram.dtype).tiny).rsqrt(), 0.0)
     mix = vectors * inverse_root.unsqueeze(-2)

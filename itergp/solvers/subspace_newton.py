@@ -65,9 +65,8 @@ class SubspaceState:
     @property
     def finite(self) -> bool:
         """Whether the iterate is finite."""
-        return is_finite(self.iterate.latent_values, self.iterate.gradient, self.weights) and self.objective < float(
-            "inf"
-        )
+        at = self.iterate
+        return is_finite(at.latent_values, at.gradient, at.curvature, self.weights) and self.objective < float("inf")
 
 
 @dataclass(frozen=True)
