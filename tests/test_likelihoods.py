@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import gpytorch
 import gpytorch.likelihoods as gl
-import mpmath
 import numpy as np
 import pytest
 import scipy.integrate
@@ -394,6 +393,7 @@ def test_extreme_probit(dtype, f, label):
 @pytest.mark.parametrize("margin", [-1e3, -300.0, -50.0, -15.0, -12.1, -11.9, -5.0, -1.0, 0.0, 1.0, 5.0, 9.0, 13.0])
 @pytest.mark.parametrize("label", [0.0, 1.0])
 def test_probit_in_the_tails(margin, label, dtype):
+    mpmath = pytest.importorskip("mpmath")  # comes with torch
     sign = 2.0 * label - 1.0
     density, g, W = _compute(BernoulliLikelihood("probit"), [[sign * margin]], torch.tensor([label]), dtype)
     with mpmath.workdps(60):

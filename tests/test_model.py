@@ -262,6 +262,7 @@ def test_changing_the_dtype(name):
     double = copy.deepcopy(single).double()
     assert double.solution.representer_weights.dtype == torch.float64
     assert double.train_inputs[0].dtype == torch.float64
+    assert double.train_targets.dtype == (torch.int64 if name == "categorical" else torch.float64)
     assert double.solution.seconds == seconds  # moved, not found again
     for one, other in zip(_predictions(double), before, strict=True):
         assert one.dtype == torch.float64

@@ -11,6 +11,7 @@ from itergp.operators import KernelOperator
 
 # A new direction that keeps less than this share of its squared prior norm (times the width of the block), once what the
 # space and the block already hold is taken out, is rounding error.
+_RESOLUTION = 32.0
 _DROP = {torch.float32: 1e-6, torch.float64: 1e-10}
 
 
@@ -97,10 +98,12 @@ class SearchSpace:
         new, new_products = self._take_out(new, new_products)
         mix = _whitening(torch.matmul(new.mT, new_products).double(), 0.5)
         new, new_products = torch.matmul(new, mix.to(rest)), torch.matmul(new_products, mix.to(rest))
+        resolved = self._resolved(new)
+        new, new_products = torch.matmul(new, resolved), torch.matmul(new_products, resolved)
         corner = torch.matmul(new.mT, new_products).double()
         side = torch.matmul(self.directions.mT, new_products).double()
         gram = torch.cat([torch.cat([self.gram, side], -1), torch.cat([side.mT, corner], -1)], -2)
-        padding = (mix.abs().sum(-2) == 0.0).to(corner)  # kernels that kept fewer directions than others
+        padding = (new.abs().amax(-2) == 0.0).to(corner)  # kernels that kept fewer directions than others
         gram[:, self.rank :, self.rank :] += torch.diag_embed(padding)
         grown = SearchSpace(
             torch.cat([self.directions, new], -1), torch.cat([self.products, new_products], -1), 0.5 * (gram + gram.mT)
@@ -111,6 +114,21 @@ class SearchSpace:
         """A block ``(C', N, b)`` and its products, less their projections on the space."""
         overlap = torch.matmul(self.directions.mT, products)
         return block - torch.matmul(self.directions, overlap), products - torch.matmul(self.products, overlap)
+
+    def _resolved(self, block: Tensor) -> Tensor:
+        """Mixing of new directions of unit prior norm that leaves out those whose kernel products are rounding error.
+
+        A product ``K s`` is wrong by about ``eps |K| |s|``. With ``s^T K s = 1`` that spoils s once ``|s|^2 |K|`` comes near
+        ``1 / eps``: the kernel's eigenvalues in that direction are below what the dtype resolves.
+        """
+        values, vectors = torch.linalg.eigh(torch.matmul(block.mT, block).double())
+        seen = torch.cat([self.directions.square().sum(-2).double(), values], -1)
+        largest = torch.where(seen > 0.0, seen.reciprocal(), 0.0).amax(-1, keepdim=True)  # of the Rayleigh quotients
+        keep = (values > 0.0) & (values * largest * _RESOLUTION * torch.finfo(block.dtype).eps <= 1.0)
+        width = int(keep.sum(-1).max()) if keep.numel() else 0
+        order = (~keep).to(torch.int8).argsort(dim=-1, stable=True)[..., :width]  # the kept ones first
+        mix = (vectors * keep.unsqueeze(-2)).gather(-1, order.unsqueeze(-2).expand(*vectors.shape[:-1], width))
+        return mix.to(block)
 
     def compress(self, mix: Tensor) -> SearchSpace:
         """The space spanned by ``S mix``, with ``mix`` ``(C', B, R)`` of orthonormal columns, float64."""
