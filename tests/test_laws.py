@@ -54,7 +54,10 @@ def test_full_rank_equals_the_dense_reference(name, kernel, approximation):
     assert_close(solution.latent_values, exact.latent_values, "posterior")
     assert_close(solution.latent_covariance, exact.latent_covariance, "posterior")
     assert solution.objective == pytest.approx(exact.objective, rel=1e-6)
-    assert solution.log_marginal_likelihood == pytest.approx(exact.log_marginal_likelihood, rel=1e-6)
+    if approximation == "laplace" or name == "gaussian":
+        assert solution.log_marginal_likelihood == pytest.approx(exact.log_marginal_likelihood, rel=1e-6)
+    else:
+        assert solution.log_marginal_likelihood is exact.log_marginal_likelihood is None
     assert solution.elbo == pytest.approx(exact.elbo, rel=1e-6)
 
 
@@ -148,7 +151,7 @@ def test_the_variance_is_never_below_the_exact_one_and_never_grows_with_rank(nam
 
 
 @given(
-    name=st.sampled_from(NAMES), seed=st.integers(0, 10_000), scale=st.floats(0.1, 1000.0), max_rank=st.integers(4, 80)
+    name=st.sampled_from(NAMES), seed=st.integers(0, 10_000), scale=st.floats(0.1, 1000.0), max_rank=st.integers(6, 80)
 )
 def test_the_objective_never_increases(name, seed, scale, max_rank):
     case = CASES[name]
@@ -160,7 +163,7 @@ def test_the_objective_never_increases(name, seed, scale, max_rank):
         objectives = [record.objective for record in solution.trace if record.stage == stage]
         for before, after in itertools.pairwise(objectives):
             assert after <= before + 1e-4 * (1.0 + abs(before))
-    assert max(record.rank for record in solution.trace) <= max(max_rank, 40)
+    assert max(record.rank for record in solution.trace) <= max(max_rank, 40 if max_rank >= 40 else 0)
 
 
 @pytest.mark.parametrize("kind", ["dense", "blocked"])

@@ -55,11 +55,12 @@ class SolveProgress:
         """Shows one step."""
         measure = record.residual / 2 if record.objective_gap is None else record.objective_gap
         start = self._start.setdefault(record.stage, max(record.residual / 2, measure, self._tolerance * 1.001))
-        done = math.log(start / max(measure, self._tolerance)) / math.log(start / self._tolerance)
+        known = math.isfinite(start) and math.isfinite(measure)
+        done = math.log(start / max(measure, self._tolerance)) / math.log(start / self._tolerance) if known else 0.0
         gap = "-" if record.objective_gap is None else f"{record.objective_gap:.2e}"
         self._progress.update(
             self._tasks[record.stage],  # type: ignore[arg-type]
-            completed=min(1.0, done),
+            completed=min(1.0, max(0.0, done)),
             passes=record.kernel_passes,
             objective=f"{record.objective:,.2f}",
             gap=gap,

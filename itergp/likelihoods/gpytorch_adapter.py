@@ -40,7 +40,7 @@ def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
     """
     if isinstance(likelihood, Likelihood):
         return likelihood
-    if isinstance(likelihood, type) or not (isinstance(likelihood, gl.Likelihood) or hasattr(likelihood, "forward")):
+    if not isinstance(likelihood, gl.Likelihood):
         got = f"the class {likelihood.__name__}" if isinstance(likelihood, type) else type(likelihood).__name__
         raise InputError(
             "`likelihood` must be an itergp or GPyTorch likelihood. "
@@ -101,7 +101,8 @@ class AutomaticLikelihood(Likelihood):
         return targets
 
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
-        """``log p(y | f)`` of the wrapped likelihood."""
+        """``log p(y | f)`` of the wrapped likelihood, in the dtype of its parameters."""
+        f = f.to(next((p.dtype for p in self.wrapped.parameters()), f.dtype))
         return self._conditional(f).log_prob(targets.to(f.dtype))
 
     def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
@@ -150,23 +151,23 @@ class _MixedSoftmax(AutomaticLikelihood):
 
     log_concave, curvature = True, "hessian"
 
-    def _classes(self) -> tuple[CategoricalLikelihood, Tensor]:
-        return CategoricalLikelihood(self.wrapped.num_classes), self.wrapped.mixing_weights
+    def _classes(self, f: Tensor) -> tuple[CategoricalLikelihood, Tensor]:
+        return CategoricalLikelihood(self.wrapped.num_classes), self.wrapped.mixing_weights.to(f.dtype)
 
     def validate_targets(self, targets: Tensor) -> Tensor:
-        return self._classes()[0].validate_targets(targets)
+        return CategoricalLikelihood(self.wrapped.num_classes).validate_targets(targets)
 
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
-        classes, mixing = self._classes()
+        classes, mixing = self._classes(f)
         return classes.log_density(f @ mixing.mT, targets)
 
     def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        classes, mixing = self._classes()
+        classes, mixing = self._classes(f)
         g, W = classes.derivatives(f @ mixing.mT, targets)
         return g @ mixing, mixing.mT @ W @ mixing
 
     def predictive(self, mean: Tensor, covariance: Tensor) -> CategoricalPredictive:
-        _, mixing = self._classes()
+        _, mixing = self._classes(mean)
         return CategoricalPredictive(*expected_softmax(mean @ mixing.mT, mixing @ covariance @ mixing.mT))
 
 

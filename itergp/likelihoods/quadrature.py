@@ -32,7 +32,7 @@ def gauss_hermite(num_nodes: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
 def psd_root(covariance: Tensor) -> Tensor:
     """A root ``L`` with ``L L^T`` equal to a batch of small covariances ``(..., C, C)``, rounding lifted to PSD."""
     if covariance.shape[-1] == 1:
-        return covariance.clamp_min(0.0).sqrt()
+        return covariance.clamp_min(torch.finfo(covariance.dtype).tiny).sqrt()  # with a derivative at zero
     size = covariance.shape[-1]
     eye = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
     scale = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(covariance.dtype).tiny)

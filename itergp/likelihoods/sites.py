@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from itergp.likelihoods.base import Likelihood, node_offsets
@@ -35,7 +34,7 @@ class LaplaceSite:
 
     def log_density(self, f: Tensor) -> float:
         """``sum_n log p(y_n | f_n)``, summed in float64. ``f`` is ``(N, C)``."""
-        return float(self.likelihood.log_density(f, self.targets).sum(dtype=torch.float64))
+        return float(self.likelihood.log_density(f.double(), self.targets).sum())
 
     def derivatives(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient ``(N, C)`` and curvature ``(N, C, C)`` at ``f``."""
@@ -63,9 +62,11 @@ class VariationalSite:
     name: str = field(default="variational", init=False)
 
     @classmethod
-    def from_covariance(cls, likelihood: Likelihood, targets: Tensor, covariance: Tensor) -> VariationalSite:
-        """The site for marginal covariances ``(N, C, C)``."""
-        nodes, weights = likelihood.standard_nodes(covariance[..., 0])
+    def from_covariance(
+        cls, likelihood: Likelihood, targets: Tensor, covariance: Tensor, seed: int = 0
+    ) -> VariationalSite:
+        """The site for marginal covariances ``(N, C, C)``; the seed is that of the samples for C > 1."""
+        nodes, weights = likelihood.standard_nodes(covariance[..., 0], seed)
         return cls(likelihood, targets, node_offsets(psd_root(covariance), nodes), weights)
 
     @property
@@ -75,9 +76,8 @@ class VariationalSite:
 
     def log_density(self, f: Tensor) -> float:
         """``sum_n E[log p(y_n | f_n)]``, summed in float64. ``f`` is the mean ``(N, C)``."""
-        return float(
-            self.likelihood.expected_log_density(f, self.offsets, self.weights, self.targets).sum(dtype=torch.float64)
-        )
+        weights = self.weights.double()
+        return float(self.likelihood.expected_log_density(f.double(), self.offsets, weights, self.targets).sum())
 
     def derivatives(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """Expected gradient ``(N, C)`` and curvature ``(N, C, C)``."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import replace
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import gpytorch
@@ -19,7 +21,7 @@ from itergp.models.latent import LatentPosterior, batches
 from itergp.models.validation import as_inputs, as_targets, check_kernel, check_parameters, check_test_inputs
 from itergp.operators import KernelOperator, OperatorKind, Prior, default_memory_budget, make_operator
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton, solve
-from itergp.solvers.base import Solver, require_positive
+from itergp.solvers.base import Solver, require_positive, require_solver
 
 
 class NonConjugateGP(gpytorch.models.GP):
@@ -28,7 +30,8 @@ class NonConjugateGP(gpytorch.models.GP):
     Subclass it as GPyTorch's ``ExactGP`` or ``ApproximateGP``: set ``mean_module`` and ``covar_module``, and return their
     ``MultivariateNormal`` from ``forward``. One kernel serves all latent functions, or a batch of C kernels one each.
     In training mode the call returns the prior at the training inputs; in evaluation mode the latent posterior. The
-    posterior is found on demand and again whenever a hyperparameter or the data have changed.
+    posterior is found on demand and again whenever a hyperparameter, the data, the likelihood or the solver have changed.
+    Predictions have derivatives in the inputs, not in hyperparameters: learn those by ``itergp.objectives``.
 
     Args:
         train_inputs: ``(N, D)``, or a tuple of such for a ``forward`` of several arguments.
@@ -59,7 +62,7 @@ class NonConjugateGP(gpytorch.models.GP):
 
     _solution: Solution | None
     _operator: KernelOperator | None
-    _fingerprint: list[Tensor] | None
+    _fingerprint: _Fingerprint | None
 
     def __init__(
         self,
@@ -77,6 +80,7 @@ class NonConjugateGP(gpytorch.models.GP):
             raise InputError(f"`approximation` must be one of {APPROXIMATIONS}. Got {approximation!r}.")
         if operator not in get_args(OperatorKind):
             raise InputError(f"`operator` must be one of {get_args(OperatorKind)}. Got {operator!r}.")
+        require_solver(SubspaceNewton() if solver is None else solver)
         require_positive("memory_budget", memory_budget, integer=True)
         calculus = as_likelihood(likelihood)
         self.train_inputs = as_inputs(train_inputs, "train_inputs")
@@ -104,9 +108,9 @@ class NonConjugateGP(gpytorch.models.GP):
             SolverError: If a NaN appears; the error carries the last good solution, and the model keeps what it had.
         """
         check_parameters(self, self.train_inputs)
-        fingerprint = self._parameters_now()
         with torch.no_grad():
             prior = self._prior(self.train_inputs)
+            fingerprint = self._state_now()  # forward may have updated buffers
             operator = self._make_operator(prior)
             if self._solution is not None and self._same(fingerprint) and self._operator is not None:
                 operator = self._operator
@@ -133,7 +137,7 @@ class NonConjugateGP(gpytorch.models.GP):
     @property
     def solution(self) -> Solution:
         """The posterior at the current hyperparameters; found now if they changed since it was last found."""
-        if self._solution is None or not self._same(self._parameters_now()):
+        if self._solution is None or not self._same(self._state_now()):
             return self.condition()
         return self._solution
 
@@ -232,15 +236,16 @@ class NonConjugateGP(gpytorch.models.GP):
         self._forget()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NonConjugateGP:
-        """Moves data and posterior along with the parameters."""
-        fingerprint_held = self._solution is not None and self._same(self._parameters_now())
+        """Moves data and posterior along with the parameters; another dtype asks for another posterior."""
+        fingerprint_held = self._solution is not None and self._same(self._state_now())
         result = super()._apply(fn, recurse=recurse)
         self.train_inputs = tuple(fn(x) for x in self.train_inputs)
         self.train_targets = fn(self.train_targets)
         self._operator = None
-        if fingerprint_held and self._solution is not None:
+        same_dtype = self._solution is None or self._solution.representer_weights.dtype == self.train_inputs[0].dtype
+        if fingerprint_held and self._solution is not None and same_dtype:
             solution = self._solution.to(self.train_inputs[0])
-            self._fingerprint = self._parameters_now()
+            self._fingerprint = self._state_now()
             if solution.certificate is not None:
                 bound = _PriorVariance(self, self._fingerprint)
                 solution = replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
@@ -266,8 +271,11 @@ class NonConjugateGP(gpytorch.models.GP):
         return Prior.from_forward(lambda *x: gpytorch.Module.__call__(self, *x), inputs, self._calculus.num_latents)
 
     def _make_operator(self, prior: Prior) -> KernelOperator:
+        """The operator of a snapshot of the kernel, so that it stays what the posterior was found with."""
+        with torch.no_grad():
+            kernel = copy.deepcopy(prior.kernel).requires_grad_(False)
         return make_operator(
-            prior.kernel,
+            kernel,
             prior.features.detach(),
             num_kernels=prior.num_kernels,
             kind=self.operator_kind,
@@ -279,7 +287,9 @@ class NonConjugateGP(gpytorch.models.GP):
         if self._operator is None:
             with torch.no_grad():
                 self._operator = self._make_operator(self._prior(self.train_inputs))
-        return LatentPosterior.at(self._prior(inputs), self._operator, solution, covariance=covariance)
+        # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
+        with torch.set_grad_enabled(torch.is_grad_enabled() and any(x.requires_grad for x in inputs)), _frozen(self):
+            return LatentPosterior.at(self._prior(inputs), self._operator, solution, covariance=covariance)
 
     def _test_inputs(self, x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         inputs = as_inputs(x, "inputs")
@@ -292,34 +302,68 @@ class NonConjugateGP(gpytorch.models.GP):
         budget = self.memory_budget or default_memory_budget(self.train_inputs[0].device)
         return batches(num_rows, latents * (2 * solution.rank + latents) + size // 64, budget // 4)
 
-    def _parameters_now(self) -> list[Tensor]:
-        return [t.detach().clone() for t in (*self.parameters(), *self.buffers())]
+    def _state_now(self) -> _Fingerprint:
+        """Everything the posterior depends on, to tell whether it is still current."""
+        noise = getattr(self.likelihood, "noise", None)  # fixed noise is neither a parameter nor a buffer
+        tensors = [*self.parameters(), *self.buffers(), *([noise] if torch.is_tensor(noise) else [])]
+        data = [
+            (tuple(t.shape), float(t.double().sum()), float(t.double().square().sum()))
+            for t in (*self.train_inputs, self.train_targets)
+        ]
+        settings = (self.likelihood, self.solver, self.approximation, self.operator_kind)
+        return _Fingerprint([t.detach().clone() for t in tensors], data, settings)
 
-    def _same(self, fingerprint: list[Tensor]) -> bool:
-        known = self._fingerprint
-        return (
-            known is not None
-            and len(known) == len(fingerprint)
-            and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(known, fingerprint, strict=True))
-        )
+    def _same(self, fingerprint: _Fingerprint) -> bool:
+        return self._fingerprint is not None and self._fingerprint.equals(fingerprint)
 
     def _forget(self) -> None:
         self._solution, self._operator, self._fingerprint = None, None, None
 
 
+@contextmanager
+def _frozen(module: torch.nn.Module) -> Iterator[None]:
+    """Parameters that do not require gradients for a while."""
+    free = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for parameter in free:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in free:
+            parameter.requires_grad_(True)
+
+
+@dataclass(frozen=True)
+class _Fingerprint:
+    """What a posterior depends on: hyperparameters by value, data by checksum, settings."""
+
+    tensors: list[Tensor]
+    data: list[tuple[tuple[int, ...], float, float]]
+    settings: tuple[Any, ...]
+
+    def equals(self, other: _Fingerprint) -> bool:
+        """Whether nothing has changed."""
+        return (
+            self.data == other.data
+            and len(self.tensors) == len(other.tensors)
+            and all(a is b or a == b for a, b in zip(self.settings, other.settings, strict=True))
+            and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(self.tensors, other.tensors, strict=True))
+        )
+
+
 class _PriorVariance:
     """Prior variance at inputs, for a certificate; refuses once the hyperparameters it belongs to have changed."""
 
-    def __init__(self, model: NonConjugateGP, fingerprint: list[Tensor]) -> None:
+    def __init__(self, model: NonConjugateGP, fingerprint: _Fingerprint) -> None:
         self.model = model
         self.fingerprint = fingerprint
 
     def __call__(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
-        now = self.model._parameters_now()
-        if len(now) != len(self.fingerprint) or not all(map(torch.equal, now, self.fingerprint)):
+        if not self.model._state_now().equals(self.fingerprint):
             raise InputError(
-                "The certificate belongs to hyperparameters that have since changed. Take it from model.solution again."
+                "The certificate belongs to hyperparameters or data that have since changed. "
+                "Take it from model.solution again."
             )
-        prior = self.model._prior(self.model._test_inputs(x))
-        operator = self.model._make_operator(prior)
-        return operator.diagonal().mT.expand(prior.mean.shape)
+        with torch.no_grad():
+            prior = self.model._prior(self.model._test_inputs(x))
+            return self.model._make_operator(prior).diagonal().mT.expand(prior.mean.shape)

@@ -36,6 +36,8 @@ def as_inputs(inputs: Tensor | tuple[Tensor, ...], name: str) -> tuple[Tensor, .
             raise InputError(f"`{name}` must have at least one row. Got none. Check how the data were selected.")
         if not x.is_floating_point():
             raise InputError(f"`{name}` must be floating point. Got {x.dtype}. Call .float() or .double().")
+        if x.dtype not in (torch.float32, torch.float64):
+            raise InputError(f"`{name}` must be float32 or float64. Got {x.dtype}. Call .float().")
         if x.dtype != checked[0].dtype or x.device != checked[0].device or x.shape[0] != checked[0].shape[0]:
             raise InputError(
                 f"All of `{name}` must share rows, dtype and device. Got {_kind(checked[0])} and {_kind(x)}. Convert them."

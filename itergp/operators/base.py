@@ -18,6 +18,8 @@ from itergp.operators.radial import RadialKernel, as_radial, evaluate_kernel
 # Elements of one evaluated block: small enough that its elementwise passes stay in the processor's cache.
 _CACHE_BLOCK_ROWS = 128
 _CACHE_BLOCK_COLUMNS = 2048
+# Largest error of a squared distance, in squared lengthscales, that is left to the data's dtype.
+_CANCELLATION = 1e-4
 
 
 @dataclass
@@ -137,9 +139,8 @@ class KernelOperator(ABC):
         features = self._features(self.inputs)
         rows = [self._block(features, i, features, slice(None)) for i in self._row_slices(self.num_rows)]
         matrix = torch.cat(rows, -2)
-        matrix.diagonal(dim1=-2, dim2=-1).copy_(
-            self.diagonal().detach()
-        )  # exact, where a rounded distance would not be
+        # Exact, where a rounded distance would not be.
+        matrix.diagonal(dim1=-2, dim2=-1).copy_(self.diagonal().detach())
         return matrix
 
     def scaled_inputs(self) -> Tensor:
@@ -169,7 +170,12 @@ class KernelOperator(ABC):
         if self._radial_form is None:
             return inputs.detach(), None
         features = self._radial_form.features(inputs.detach(), self._centre)
-        return features, features.square().sum(-1)
+        norms = features.square().sum(-1)
+        if float(norms.max()) * torch.finfo(norms.dtype).eps > _CANCELLATION:
+            # Inputs many lengthscales apart: squared distances from products would lose the digits of near neighbours.
+            features = features.double()
+            norms = features.square().sum(-1)
+        return features, norms
 
     @torch.no_grad()
     def _block(

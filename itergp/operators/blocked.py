@@ -35,7 +35,9 @@ class BlockedOperator(KernelOperator):
         for i in slices(self.num_rows, _CACHE_BLOCK_ROWS):
             for j in (i, *(slice(i.stop + k.start, i.stop + k.stop) for k in slices(self.num_rows - i.stop, columns))):
                 entries = self._block(features, i, features, j)
-                if j.start == i.start:  # exact, where a distance of rounding error would not be
+                if j.start == i.start:
+                    # Exact, where a rounded distance would not be; what a kernel's forward returned may be its own.
+                    entries = entries if self._radial_form is not None else entries.clone()
                     entries.diagonal(dim1=-2, dim2=-1).copy_(diagonal[:, i])
                 self.counts.entries += entries.numel()
                 yield i, j, entries

@@ -63,7 +63,10 @@ class RadialKernel:
         Returns:
             The block ``(C', b, m)``.
         """
+        if rows.dtype != cols.dtype:
+            rows, row_norms, cols, col_norms = (t.double() for t in (rows, row_norms, cols, col_norms))
         squared = torch.baddbmm(row_norms + col_norms, rows, cols.mT, alpha=-2.0).clamp_min_(0.0)
+        squared = squared.to(self.output_scale.dtype)
         return self._profile(squared).mul_(self.output_scale[:, None, None])
 
     def _profile(self, squared: Tensor) -> Tensor:

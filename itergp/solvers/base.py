@@ -62,6 +62,20 @@ class Solver(Protocol[StateT]):
     def time_limit(self) -> float | None:
         """Seconds for all stages together."""
 
+    @property
+    def max_passes(self) -> int | None:
+        """Kernel passes for all stages together, or None."""
+
+    @property
+    def gives_covariance(self) -> bool:
+        """Whether ``finish`` conditions a covariance, or leaves the prior's."""
+
+    def loosened(self, factor: float) -> Solver[StateT]:
+        """The same solver with a tolerance larger by a factor, for a stage that another follows."""
+
+    def without_covariance(self) -> Solver[StateT]:
+        """The same solver with ``gives_covariance`` False."""
+
     def init(self, problem: Problem, warm_start: Solution | None = None) -> StateT:
         """The first state."""
 
@@ -73,6 +87,19 @@ class Solver(Protocol[StateT]):
 
     def finish(self, problem: Problem, state: StateT, *, final: bool) -> Posterior:
         """The posterior at a state: weights and covariance. ``final`` is False when another stage follows."""
+
+
+def require_solver(solver: object) -> None:
+    """A solver must be an instance with the protocol's methods.
+
+    Raises:
+        InputError: If it is a class, a name or anything else.
+    """
+    if isinstance(solver, type) or not all(hasattr(solver, name) for name in ("init", "step", "status", "finish")):
+        got = f"the class {solver.__name__}" if isinstance(solver, type) else repr(solver)
+        raise InputError(
+            f"`solver` must be a solver. Got {got}. Pass an instance, for example SubspaceNewton(max_passes=20)."
+        )
 
 
 def require_positive(name: str, value: float | None, *, integer: bool = False) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ class DenseState:
     residual: float = float("inf")
     newton_steps: int = 0
     step_length: float = 1.0
+    steps: int = 0
+    polished: bool = False
     event: str = ""
 
     @property
@@ -49,7 +52,7 @@ class DenseState:
         return is_finite(*arrays) and self.objective < float("inf")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DenseNewton:
     """Newton's method with dense float64 matrices and a line search: GPML algorithms 3.1 and 3.3.
 
@@ -77,6 +80,24 @@ class DenseNewton:
         require_positive("max_steps", self.max_steps, integer=True)
         require_positive("time_limit", self.time_limit)
 
+    @property
+    def max_passes(self) -> None:
+        """The kernel is evaluated once."""
+        return None
+
+    @property
+    def gives_covariance(self) -> bool:
+        """Whether the covariance is computed."""
+        return self.covariance
+
+    def loosened(self, factor: float) -> DenseNewton:
+        """The same solver with a larger tolerance."""
+        return replace(self, tolerance=factor * self.tolerance)
+
+    def without_covariance(self) -> DenseNewton:
+        """The same solver for the mean alone."""
+        return replace(self, covariance=False)
+
     def init(self, problem: Problem, warm_start: Solution | None = None) -> DenseState:
         """Starts at the prior mean or at an earlier solution's weights."""
         joint = problem.num_rows * problem.num_latents
@@ -92,36 +113,41 @@ class DenseNewton:
         return self._state(problem, kernel, weights)
 
     @staticmethod
-    def _state(
-        problem: Problem,
-        kernel: Tensor,
-        weights: Tensor,
-        before: float = float("inf"),
-        newton_steps: int = 0,
-        step_length: float = 1.0,
-    ) -> DenseState:
+    def _state(problem: Problem, kernel: Tensor, weights: Tensor) -> DenseState:
         f = problem.mean.double() + _apply(kernel, weights)
         gradient, curvature = problem.site.derivatives(f)
         residual = gradient - weights
         q = max(inner(residual, _apply(kernel, residual)), 0.0)
         objective = -problem.site.log_density(f) + 0.5 * inner(weights, f - problem.mean.double())
-        return DenseState(kernel, weights, f, gradient, curvature, objective, q, before, newton_steps, step_length)
+        return DenseState(kernel, weights, f, gradient, curvature, objective, q)
 
     def step(self, problem: Problem, state: DenseState) -> DenseState:
         """One Newton step with backtracking on the objective."""
         target = self._newton_weights(problem, state)
         direction = target - state.weights
-        change = _apply(state.kernel, direction)
         # Along V + a D the slope of Psi at a = 0 is <K D, V - g>.
-        slope = inner(change, state.weights - state.gradient)
+        slope = inner(_apply(state.kernel, direction), state.weights - state.gradient)
+        polishing = -slope < problem.resolution(state.latent_values, state.gradient, state.objective)
         length = 1.0
         for _ in range(_MAX_HALVINGS):
-            weights = state.weights + length * direction
-            trial = self._state(problem, state.kernel, weights, state.norm_squared, 1, length)
-            if trial.objective <= state.objective + 1e-4 * length * slope:
-                return trial
+            trial = self._state(problem, state.kernel, state.weights + length * direction)
+            # Too near for the objective to judge, Newton's step is right; but only once.
+            accepted = polishing or trial.objective <= state.objective + 1e-4 * length * slope
+            if accepted or math.isnan(trial.objective):  # a NaN is for the driver to report
+                return self._follow(state, trial, length, polished=polishing)
             length *= 0.5
-        return self._state(problem, state.kernel, state.weights, state.norm_squared, 1, 0.0)
+        return self._follow(state, state, 0.0, polished=True)
+
+    @staticmethod
+    def _follow(state: DenseState, trial: DenseState, length: float, *, polished: bool) -> DenseState:
+        return replace(
+            trial,
+            residual=state.norm_squared,
+            newton_steps=1,
+            step_length=length,
+            steps=state.steps + 1,
+            polished=polished,
+        )
 
     @staticmethod
     def _newton_weights(problem: Problem, state: DenseState) -> Tensor:
@@ -141,8 +167,10 @@ class DenseNewton:
         detail = f"gap {0.5 * state.norm_squared / problem.num_rows:.2g} nats per row"
         if 0.5 * state.norm_squared <= self.tolerance * problem.num_rows:
             return Status(Reason.CONVERGED if problem.site.log_concave else Reason.STATIONARY, detail)
-        if state.step_length == 0.0 or (state.norm_squared >= state.residual and state.norm_squared < 1e-10):
-            return Status(Reason.PRECISION if state.norm_squared < 1e-6 else Reason.STALLED, detail)
+        if state.polished:
+            return Status(Reason.PRECISION, detail)
+        if state.steps >= (self.max_steps or _DEFAULT_MAX_STEPS):
+            return Status(Reason.STEPS, detail)
         return None
 
     def finish(self, problem: Problem, state: DenseState, *, final: bool) -> Posterior:

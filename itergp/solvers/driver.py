@@ -50,8 +50,8 @@ def solve(
         targets: Its validated targets ``(N,)``.
         solver: The solver.
         approximation: ``"laplace"``, or ``"variational"``: the Laplace mode, then ``rounds`` rounds with expected
-            gradient and curvature under the current marginals. A budget of fewer than four kernel passes is too small for
-            two stages: the result is then the Laplace posterior, and says so.
+            gradient and curvature under the current marginals. A budget of fewer than four kernel passes, or a solver that
+            gives no covariance, cannot do that: the result is then the Laplace posterior, and says so.
         rounds: Variational rounds.
         warm_start: An earlier solution whose weights and search space are reused.
         progress: Draw a progress bar.
@@ -65,9 +65,9 @@ def solve(
         raise InputError(f"`approximation` must be one of {APPROXIMATIONS}. Got {approximation!r}.")
     problem = Problem(mean, operator, LaplaceSite(likelihood, targets))
     variational = approximation == "variational" and not likelihood.quadratic
-    limit = getattr(solver, "max_passes", None)
-    if limit is not None and limit < 2 * _PASSES_OF_A_STAGE:
-        variational = False  # not even one step and one covariance for each stage
+    # A variational site needs a covariance, and passes for one step and one covariance in each stage.
+    too_few = solver.max_passes is not None and solver.max_passes < 2 * _PASSES_OF_A_STAGE
+    variational = variational and solver.gives_covariance and not too_few
     with torch.no_grad(), SolveProgress(solver.tolerance * problem.num_rows, enabled=progress) as bar:
         run = _Run(solver, operator, bar, callback)
         solution = run.stage(problem, warm_start, final=not variational)
@@ -95,11 +95,6 @@ def solve_problem(
         return run.stage(problem, warm_start, final=final)
 
 
-def _with(solver: Any, **changes: Any) -> Any:
-    """A solver with other settings; solvers are frozen dataclasses."""
-    return replace(solver, **changes)
-
-
 @dataclass
 class _Run:
     """One call of ``solve``: what is shared by its stages."""
@@ -112,7 +107,7 @@ class _Run:
     started: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.limit: int | None = getattr(self.solver, "max_passes", None)
+        self.limit = self.solver.max_passes
         self.counts = self.operator.counts.copy()
 
     @property
@@ -130,7 +125,7 @@ class _Run:
         self.bar.stage(problem.site.name)
         solver = self.solver
         if not final:
-            solver = _with(solver, tolerance=_PRELIMINARY_FACTOR * solver.tolerance)
+            solver = solver.loosened(_PRELIMINARY_FACTOR)
         begun, in_kernel = time.perf_counter(), self.operator.counts.seconds
         # Passes kept for this stage's covariance, and for the stage that follows.
         reserved = 1 if final else max(1 + _PASSES_OF_A_STAGE, (self.limit or 0) // 2)
@@ -153,7 +148,7 @@ class _Run:
             raise SolverError(
                 "The posterior covariance must be finite. Got NaN or infinity. Check that the kernel is positive definite, "
                 "or use float64; the error's `solution` has the posterior mean with the prior's covariance.",
-                self._solution(problem, self._salvage(problem, state), status),
+                self._solution(problem, self._salvage(problem, state), Status(Reason.FAILED, "in the covariance")),
             )
         per_row = 0.5 * posterior.norm_squared / problem.num_rows
         if status.reason is Reason.PRECISION and problem.site.log_concave and per_row <= solver.tolerance:
@@ -168,7 +163,7 @@ class _Run:
         try:
             return solver.step(problem, state)
         except torch.linalg.LinAlgError as error:
-            status = Status(Reason.STALLED, "a matrix of the next step could not be factorised")
+            status = Status(Reason.FAILED, "a matrix could not be factorised")
             raise SolverError(
                 f"A matrix of the {problem.site.name} step must be positive definite and finite. Got one that is not "
                 f"after {self.passes} kernel passes. Check that the kernel is positive definite, its hyperparameters "
@@ -208,7 +203,7 @@ class _Run:
             return
         last = warm_start
         if previous is not None:
-            status = Status(Reason.STALLED, "a NaN or infinity appeared in the next step")
+            status = Status(Reason.FAILED, "a NaN or infinity appeared")
             last = self._solution(problem, self._salvage(problem, previous), status)
         raise SolverError(
             f"The {problem.site.name} objective or one of its derivatives became NaN or infinite after {self.passes} kernel "
@@ -219,12 +214,11 @@ class _Run:
 
     def _salvage(self, problem: Problem, state: Any) -> Posterior:
         # The covariance is what costs passes, and what a bad curvature would spoil.
-        without = {"covariance_rank": 0, "covariance": False}
-        cheap = _with(self.solver, **{name: value for name, value in without.items() if hasattr(self.solver, name)})
-        return cheap.finish(problem, state, final=True)
+        return self.solver.without_covariance().finish(problem, state, final=True)
 
     def _solution(self, problem: Problem, posterior: Posterior, status: Status) -> Solution:
         certificate = Certificate(posterior.norm_squared) if problem.site.log_concave else None
+        laplace = isinstance(problem.site, LaplaceSite)
         return Solution(
             representer_weights=posterior.representer_weights,
             latent_values=posterior.latent_values,
@@ -238,7 +232,7 @@ class _Run:
             kernel_entries=self.operator.counts.entries - self.counts.entries,
             seconds=self.seconds,
             trace=self.trace,
-            log_marginal_likelihood=posterior.log_marginal_likelihood(),
+            log_marginal_likelihood=posterior.log_marginal_likelihood() if laplace else None,
             elbo=posterior.elbo(problem),
             space=posterior.space,
             coordinates=posterior.coordinates,

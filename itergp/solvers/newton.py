@@ -68,7 +68,9 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
             break
         direction = -system.solve(slope, W)
         change = space.latent(direction)
-        found = _backtrack(problem, space, U, f, objective, direction, change, float((slope * direction).sum()))
+        expected = float((slope * direction).sum())
+        resolution = problem.resolution(f, g, objective)
+        found = _backtrack(problem, space, U, f, objective, direction, change, expected, resolution)
         if found is None:
             shortest = 0.0
             break
@@ -94,16 +96,16 @@ def _backtrack(
     direction: Tensor,
     change: Tensor,
     slope: float,
+    resolution: float,
 ) -> tuple[float, float] | None:
     """Step length and objective of a sufficient decrease, or None."""
-    resolution = problem.resolution(objective)
     length = 1.0
     for _ in range(_MAX_HALVINGS):
         trial = _objective(problem, space, U + length * direction, f + length * change)
         if trial <= objective + _ARMIJO * length * slope:
             return length, trial
         if -length * slope < resolution:  # too near for the objective to judge; Newton's step is right there
-            return (length, min(trial, objective)) if trial <= objective + resolution else None
+            return (length, trial) if trial <= objective + resolution else None
         length *= 0.5
     return None
 

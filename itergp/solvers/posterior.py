@@ -12,6 +12,8 @@ from itergp.solvers.precision import Actions, LowRankPrecision, marginal_covaria
 from itergp.solvers.problem import Problem, inner
 from itergp.solvers.search_space import SearchSpace
 
+_ELBO_SEED = 1
+
 
 @dataclass(frozen=True)
 class Posterior:
@@ -42,8 +44,12 @@ class Posterior:
         return -self.objective - 0.5 * self.precision.log_determinant()
 
     def elbo(self, problem: Problem) -> float:
-        """``E_q[log p(y | f)] - KL(q || p)`` for ``q`` this posterior: a lower bound on ``log p(y)``."""
-        site = VariationalSite.from_covariance(problem.likelihood, problem.site.targets, self.latent_covariance)
+        """``E_q[log p(y | f)] - KL(q || p)`` for ``q`` this posterior: a lower bound on ``log p(y)``.
+
+        Quadrature for C = 1; for several latent functions an estimate by fixed samples, others than those of the site.
+        """
+        targets, covariance = problem.site.targets, self.latent_covariance
+        site = VariationalSite.from_covariance(problem.likelihood, targets, covariance, seed=_ELBO_SEED)
         quadratic = inner(self.representer_weights, self.latent_values - problem.mean)
         return site.log_density(self.latent_values) - 0.5 * (quadratic + self.precision.kl_terms())
 

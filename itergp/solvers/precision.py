@@ -119,7 +119,8 @@ class LowRankPrecision:
         factor, info = torch.linalg.cholesky_ex(eye + gram)
         if bool(info):
             values, vectors = torch.linalg.eigh(gram)
-            gram = _symmetric(vectors * values.clamp_min(0.0) @ vectors.mT)
+            floor = 100.0 * values.shape[0] * torch.finfo(values.dtype).eps * values.max().clamp_min(0.0)
+            gram = _symmetric(vectors * values.clamp_min(float(floor)) @ vectors.mT)
             factor = torch.linalg.cholesky(eye + gram)
         return cls(actions.values, gram, factor)
 

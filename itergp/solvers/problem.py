@@ -48,9 +48,10 @@ class Problem:
         """``Psi`` at ``f = m + K V``, in float64; the quadratic term is ``<V, f - m> / 2``."""
         return -self.site.log_density(f) + 0.5 * inner(weights, f - self.mean)
 
-    def resolution(self, objective: float) -> float:
-        """Changes of the objective below this are rounding in the data's dtype, in nats."""
-        return 4.0 * torch.finfo(self.mean.dtype).eps * max(1.0, abs(objective))
+    def resolution(self, f: Tensor, gradient: Tensor, objective: float) -> float:
+        """Changes of the objective below this are rounding, in nats: of f in its dtype, and of the float64 sum over rows."""
+        of_latent = torch.finfo(f.dtype).eps * float((f * gradient).double().norm())
+        return 4.0 * (of_latent + torch.finfo(torch.float64).eps * max(1.0, abs(objective)))
 
     def prior_variance(self) -> Tensor:
         """``k_c(x_n, x_n)`` at the training inputs, ``(N, C)``."""

@@ -77,7 +77,7 @@ class SearchSpace:
         """Adds the directions of a block in one pass over the kernel.
 
         Args:
-            block: New directions D ``(N, b)``.
+            block: New directions D ``(N, b)``, or one block per kernel ``(C', N, b)``.
             operator: The kernel.
 
         Returns:
@@ -121,6 +121,8 @@ class SearchSpace:
         A product ``K s`` is wrong by about ``eps |K| |s|``. With ``s^T K s = 1`` that spoils s once ``|s|^2 |K|`` comes near
         ``1 / eps``: the kernel's eigenvalues in that direction are below what the dtype resolves.
         """
+        if block.shape[-1] == 0:  # the residual was exactly zero, or nothing in it was new
+            return block.new_zeros(block.shape[0], 0, 0)
         values, vectors = torch.linalg.eigh(torch.matmul(block.mT, block).double())
         seen = torch.cat([self.directions.square().sum(-2).double(), values], -1)
         largest = torch.where(seen > 0.0, seen.reciprocal(), 0.0).amax(-1, keepdim=True)  # of the Rayleigh quotients

@@ -73,10 +73,11 @@ class Solution:
         kernel_entries: Kernel entries evaluated.
         seconds: Wall-clock time.
         trace: What happened, step by step.
-        log_marginal_likelihood: Laplace estimate of ``log p(y)`` (GPML eq. 3.32) with the log-determinant taken within
-            the actions: at or above the dense Laplace value, equal at full rank. Exact for a Gaussian likelihood at
-            full rank.
-        elbo: A lower bound on ``log p(y)`` by the Gaussian posterior itself, expectations by the site's nodes.
+        log_marginal_likelihood: Laplace estimate of ``log p(y)`` (GPML eq. 3.32) at the returned mean, with the
+            log-determinant taken within the actions: the dense Laplace value at convergence and full rank, and exact for a
+            Gaussian likelihood. None for a variational solution, whose ``elbo`` takes its place.
+        elbo: A lower bound on ``log p(y)`` by the Gaussian posterior itself: by quadrature for C = 1, an estimate by fixed
+            samples for several latent functions.
         space: Search space, for a warm start.
         coordinates: Of V in that space ``(C, B)``.
         operator: The kernel operator the space belongs to.
@@ -94,7 +95,7 @@ class Solution:
     kernel_entries: int
     seconds: float
     trace: Trace
-    log_marginal_likelihood: float
+    log_marginal_likelihood: float | None
     elbo: float
     space: SearchSpace | None = None
     coordinates: Tensor | None = None

@@ -13,6 +13,8 @@ class Reason(Enum):
     STATIONARY = "the gradient is within the tolerance; the likelihood is not log-concave, so no gap can be certified"
     PASSES = "the budget of kernel passes was used up"
     RANK = "the search space reached its maximum rank and stopped improving"
+    STEPS = "the budget of Newton steps was used up"
+    FAILED = "the next step was not finite; this is the last good state"
     TIME = "the time limit was reached"
     PRECISION = "floating-point precision was exhausted before the tolerance was met"
     STALLED = "no step along the search space decreases the objective any more"
@@ -27,9 +29,11 @@ class Reason(Enum):
 _REMEDIES = {
     Reason.CONVERGED: "",
     Reason.STATIONARY: "",
-    Reason.PASSES: "The posterior is valid, with wider uncertainty. Raise max_passes for a closer one.",
+    Reason.PASSES: "The posterior is valid and the certificate says how far it is. Raise max_passes for a closer one.",
     Reason.RANK: "Raise max_rank, or accept the gap that the certificate states.",
-    Reason.TIME: "The posterior is valid, with wider uncertainty. Raise time_limit for a closer one.",
+    Reason.STEPS: "Raise max_steps.",
+    Reason.FAILED: "Check the kernel's hyperparameters and the scale of inputs and targets, or use float64.",
+    Reason.TIME: "The posterior is valid and the certificate says how far it is. Raise time_limit for a closer one.",
     Reason.PRECISION: "Use float64 inputs (model.double()), or accept the gap that the certificate states.",
     Reason.STALLED: "Use float64 inputs (model.double()); for likelihoods that are not log-concave this may be a local mode.",
     Reason.INTERRUPTED: "The posterior so far is valid. Condition again to go on; the search space is reused.",

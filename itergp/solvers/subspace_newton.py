@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from itergp.errors import InputError
 from itergp.solvers.actions import leading_actions
 from itergp.solvers.base import require_positive
 from itergp.solvers.directions import block_directions, class_directions, cluster_rows
@@ -18,6 +19,8 @@ from itergp.solvers.solution import Solution, is_finite
 from itergp.solvers.status import Reason, Status
 
 _DEFAULT_MAX_PASSES = 60
+_DEFAULT_TOLERANCE = 1e-4
+_RECYCLING_PASSES = 6  # a smaller budget is better spent on new directions
 _DEFAULT_MAX_RANK = 1024
 _DEFAULT_COVARIANCE_RANK = 128
 _DEFAULT_COVARIANCE_COLUMNS = 1280  # r C columns go through the covariance's kernel pass
@@ -69,7 +72,7 @@ class SubspaceState:
         return is_finite(at.latent_values, at.gradient, at.curvature, self.weights) and self.objective < float("inf")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class SubspaceNewton:
     """Newton's method on the objective restricted to ``f = m + K S U``, the space S growing by the functional gradient.
 
@@ -101,12 +104,15 @@ class SubspaceNewton:
     max_passes: int | None = None
     max_rank: int | None = None
     covariance_rank: int | None = None
-    tolerance: float = 1e-4
+    tolerance: float = _DEFAULT_TOLERANCE
     time_limit: float | None = None
     num_blocks: int = _BLOCKS
 
     def __post_init__(self) -> None:
-        """Checks the budgets."""
+        """Fills in defaults given as None, and checks the budgets."""
+        for name, default in (("tolerance", _DEFAULT_TOLERANCE), ("num_blocks", _BLOCKS)):
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, default)
         require_positive("max_passes", self.max_passes, integer=True)
         require_positive("max_rank", self.max_rank, integer=True)
         require_positive("tolerance", self.tolerance)
@@ -115,27 +121,52 @@ class SubspaceNewton:
         if self.covariance_rank != 0:
             require_positive("covariance_rank", self.covariance_rank, integer=True)
 
+    @property
+    def gives_covariance(self) -> bool:
+        """Whether a covariance is conditioned."""
+        return self.covariance_rank != 0
+
+    def loosened(self, factor: float) -> SubspaceNewton:
+        """The same solver with a larger tolerance."""
+        return replace(self, tolerance=factor * self.tolerance)
+
+    def without_covariance(self) -> SubspaceNewton:
+        """The same solver for the mean alone."""
+        return replace(self, covariance_rank=0)
+
     # ------------------------------------------------------------------- start
     def init(self, problem: Problem, warm_start: Solution | None = None) -> SubspaceState:
         """Starts at the prior mean, or from an earlier solution's weights and search space."""
-        labels = cluster_rows(problem.operator, self.num_blocks) if problem.num_latents == 1 else None
+        latents = problem.num_latents
+        limit = self.max_rank or _DEFAULT_MAX_RANK
+        if limit < 2 * latents:
+            raise InputError(
+                f"`max_rank` must be at least twice the number of latent functions, {2 * latents}. Got {limit}. Raise it."
+            )
+        labels = cluster_rows(problem.operator, min(self.num_blocks, limit // 2)) if latents == 1 else None
         space, coordinates = self._recycle(problem, warm_start)
         iterate = evaluate(problem, space, coordinates)
         return SubspaceState(space, iterate, space.weights(coordinates), labels)
 
-    @staticmethod
-    def _recycle(problem: Problem, earlier: Solution | None) -> tuple[SearchSpace, Tensor]:
+    def _recycle(self, problem: Problem, earlier: Solution | None) -> tuple[SearchSpace, Tensor]:
         empty = SearchSpace.empty(problem.operator)
         nothing = torch.zeros(problem.num_latents, 0, dtype=torch.float64, device=problem.mean.device)
         if earlier is None or earlier.representer_weights.shape != problem.mean.shape:
             return empty, nothing
         if earlier.operator is problem.operator and earlier.space is not None and earlier.coordinates is not None:
             return earlier.space, earlier.coordinates
+        if self.max_passes is not None and self.max_passes < _RECYCLING_PASSES:
+            return empty, nothing
         # Another kernel: the directions are worth keeping, their products are not. One pass renews them.
         weights = earlier.representer_weights.to(problem.mean)
-        old = [] if earlier.space is None else list(earlier.space.directions.to(problem.mean))
-        space, _ = empty.extend(torch.cat([weights, *old], -1), problem.operator)
-        return space, torch.linalg.solve(space.gram, space.project(weights).unsqueeze(-1)).squeeze(-1)
+        kernels = problem.operator.num_kernels
+        block = weights.unsqueeze(0) if kernels == 1 else weights.mT.unsqueeze(-1)
+        if earlier.space is not None and earlier.space.directions.shape[0] == kernels:
+            room = (self.max_rank or _DEFAULT_MAX_RANK) // 2
+            block = torch.cat([block, earlier.space.directions.to(problem.mean)[..., :room]], -1)
+        space, _ = empty.extend(block, problem.operator)
+        gram = space.gram.expand(problem.num_latents, -1, -1)
+        return space, torch.linalg.solve(gram, space.project(weights).unsqueeze(-1)).squeeze(-1)
 
     # -------------------------------------------------------------------- step
     def step(self, problem: Problem, state: SubspaceState) -> SubspaceState:
@@ -145,14 +176,17 @@ class SubspaceNewton:
         state = self._make_room(state, directions.shape[-1])
         space, products = state.space.extend(directions, problem.operator)
         norm_squared = self._norm_squared(residual, directions, products)
-        inner_tolerance = max(_INNER_SHARE * norm_squared, 0.02 * self.tolerance * problem.num_rows)
+        grew = space.rank > state.space.rank
+        # A space that cannot grow is searched to the end.
+        share = _INNER_SHARE if grew else 0.0
+        inner_tolerance = max(share * norm_squared, 0.02 * self.tolerance * problem.num_rows)
         iterate = minimise(problem, space, state.iterate, inner_tolerance)
         gain = state.objective - iterate.objective
         # Psi(new) - min Psi <= q / 2 - (Psi(old) - Psi(new)), and strong convexity turns the gap into a distance.
         # Without log-concavity neither holds: the gradient before the step is then all there is to judge by.
         bound = norm_squared
         if problem.site.log_concave:
-            bound = max(norm_squared - 2.0 * gain, 0.0) + 2.0 * problem.resolution(iterate.objective)
+            bound = max(norm_squared - 2.0 * gain, 0.0) + 2.0 * _resolution(problem, iterate)
         stuck = iterate.step_length == 0.0
         return replace(
             state,
@@ -161,7 +195,7 @@ class SubspaceNewton:
             weights=space.weights(iterate.coordinates),
             norm_squared=bound,
             residual=norm_squared,
-            grew=space.rank > state.space.rank,
+            grew=grew,
             gain=gain,
             event="no step decreases the objective" if stuck else state.event,
         )
@@ -181,12 +215,11 @@ class SubspaceNewton:
 
     def _make_room(self, state: SubspaceState, width: int) -> SubspaceState:
         """Drops the least informative directions when the block would exceed the maximum rank; the iterate stays."""
-        limit = min(self.max_rank or _DEFAULT_MAX_RANK, state.weights.shape[0])
+        limit = self.max_rank or _DEFAULT_MAX_RANK
         space, iterate = state.space, state.iterate
-        latents = iterate.coordinates.shape[0]
-        if space.rank + width <= limit or space.rank <= width + latents:
+        if space.rank + width <= limit or limit >= state.weights.shape[0]:  # more than N directions are dependent
             return replace(state, event="")
-        keep = max(limit - width, latents)
+        keep = limit - width
         mix = compression(space, iterate, keep)
         if space.gram.shape[0] == 1:
             coordinates = iterate.coordinates @ mix[0]
@@ -209,8 +242,8 @@ class SubspaceNewton:
             return Status(Reason.CONVERGED if problem.site.log_concave else Reason.STATIONARY, detail)
         if state.step_length == 0.0:
             return Status(Reason.STALLED, detail)
-        exhausted = 0.5 * state.residual <= 2.0 * problem.resolution(state.objective)
-        if exhausted or not state.grew:
+        exhausted = 0.5 * state.residual <= 2.0 * _resolution(problem, state.iterate)
+        if exhausted or (not state.grew and state.gain <= 0.01 * self.tolerance * problem.num_rows):
             return Status(Reason.PRECISION, detail)
         if state.compressed and state.gain < 0.01 * self.tolerance * problem.num_rows:
             return Status(Reason.RANK, f"rank {state.rank}, {detail}")
@@ -234,7 +267,7 @@ class SubspaceNewton:
             actions = leading_actions(state.space, iterate.curvature, rank)
             result = posterior_covariance(problem, actions, residual)
             assert result.extra is not None
-            renewed = max(inner(residual, result.extra), 0.0) + 2.0 * problem.resolution(iterate.objective)
+            renewed = max(inner(residual, result.extra), 0.0) + 2.0 * _resolution(problem, iterate)
             norm_squared = min(state.norm_squared, renewed)
         return Posterior(
             representer_weights=state.weights,
@@ -246,6 +279,10 @@ class SubspaceNewton:
             space=state.space,
             coordinates=iterate.coordinates,
         )
+
+
+def _resolution(problem: Problem, iterate: Iterate) -> float:
+    return problem.resolution(iterate.latent_values, iterate.gradient, iterate.objective)
 
 
 def compression(space: SearchSpace, iterate: Iterate, keep: int) -> Tensor:
