@@ -263,3 +263,29 @@ def test_permuting_rows_or_classes_permutes_the_answer():
 
 def test_tolerances_cover_both_dtypes():
     assert set(TOLERANCE) == {torch.float32, torch.float64}
+
+
+@given(
+    name=st.sampled_from(NAMES),
+    seed=st.integers(0, 10_000),
+    scale=st.floats(0.5, 200.0),
+    passes=st.integers(2, 5),
+    rank=st.integers(1, 60),
+)
+def test_stopped_early_the_variance_is_not_below_the_exact_one_at_its_own_curvature(name, seed, scale, passes, rank):
+    case = CASES[name]
+    x, y = case.data(25, seed=seed)
+    solver = SubspaceNewton(max_passes=passes, covariance_rank=rank, tolerance=1e-12)
+    model = SimpleGP(x, y, case.make(), kernel=make_kernel(0.5, scale), solver=solver).double().eval()
+    model.approximation = "laplace"
+    solution = model.condition()
+    assert solution.kernel_passes <= passes
+    likelihood = as_likelihood(model.likelihood)
+    with torch.no_grad():
+        _, curvature = likelihood.derivatives(solution.latent_values, model.train_targets)
+        matrix = model.covar_module(x).to_dense()
+        latents = curvature.shape[-1]
+        prior = torch.kron(matrix, torch.eye(latents, dtype=matrix.dtype))
+        exact = torch.linalg.inv(torch.eye(len(prior)) + prior @ torch.block_diag(*curvature)) @ prior
+        blocks = exact.unflatten(0, (-1, latents)).unflatten(-1, (-1, latents)).diagonal(dim1=0, dim2=2).movedim(-1, 0)
+        assert float(eigenvalues(solution.latent_covariance - blocks).min()) >= -1e-6 * scale

@@ -18,9 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit code: 0 when all went well.
     """
-    parser = argparse.ArgumentParser(
-        prog="itergp", description="Fast Gaussian processes for classes, counts and grades."
-    )
+    parser = argparse.ArgumentParser(prog="itergp", description="Fast Gaussian processes for classes and counts.")
     parser.add_argument("--version", action="version", version=f"itergp {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     demo.add_parser(commands)

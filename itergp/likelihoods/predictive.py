@@ -178,7 +178,7 @@ def expected_sigmoid(mean: Tensor, variance: Tensor) -> Tensor:
         mean: Latent means, any shape.
         variance: Latent variances, same shape.
     """
-    mean64, scale = mean.double(), variance.double().clamp_min(0.0).sqrt()
+    mean64, scale = mean.double(), variance.double().clamp_min(1e-300).sqrt()  # with a derivative at zero
     nodes, weights = gauss_hermite(32, like=mean64)
     total_small, total_large = torch.zeros_like(mean64), torch.zeros_like(mean64)
     for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):

@@ -88,7 +88,7 @@ def cross_multiply(operator: KernelOperator, inputs: Tensor, block: Tensor) -> T
 class LowRankPrecision:
     """``covariance(x, x') = k(x, x') - k(x, X) A (I + A^T K A)^{-1} A^T k(X, x')``.
 
-    Never below the covariance of the exact computation, and shrinking as actions are added.
+    Never below the covariance of the exact computation for the same curvature, and shrinking as actions are added.
 
     Attributes:
         actions: A ``(N, C, r)``, with ``A^T W^+ A = I``.

@@ -11,7 +11,7 @@ from itergp.operators import KernelOperator
 
 # A new direction that keeps less than this share of its squared prior norm (times the width of the block), once what the
 # space and the block already hold is taken out, is rounding error.
-_RESOLUTION = 32.0
+_RESOLUTION = 4.0
 _DROP = {torch.float32: 1e-6, torch.float64: 1e-10}
 
 

@@ -20,8 +20,8 @@ from itergp.solvers.status import Status
 class Certificate:
     """A guarantee on the distance to the exact mode, from strong convexity of the objective in the prior's norm.
 
-    Holds for log-concave likelihoods, up to rounding in the kernel products. For a variational solution the mode is
-    that of the expected objective at its fixed marginal covariances.
+    Holds for log-concave likelihoods and for the kernel matrix as evaluated in the dtype of the data. For a variational
+    solution the mode is that of the expected objective at its fixed marginal covariances.
 
     Attributes:
         norm_squared: q, a bound on the squared distance to the mode in the prior's norm.
