@@ -15,6 +15,7 @@ STAMP := $(VENV)/.installed
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
+export KEOPS_VERBOSE := 0
 
 .PHONY: demo test lint types docs check bench clean
 

@@ -128,7 +128,8 @@ class _Run:
             solver = solver.loosened(_PRELIMINARY_FACTOR)
         begun, in_kernel = time.perf_counter(), self.operator.counts.seconds
         # Passes kept for this stage's covariance, and for the stage that follows.
-        reserved = 1 if final else max(1 + _PASSES_OF_A_STAGE, (self.limit or 0) // 2)
+        own = int(solver.gives_covariance)
+        reserved = own if final else max(own + _PASSES_OF_A_STAGE, (self.limit or 0) // 2)
         state = solver.init(problem, warm_start)
         self._check(problem, state, None, warm_start)
         status = None
