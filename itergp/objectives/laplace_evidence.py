@@ -11,6 +11,7 @@ from itergp.objectives.base import Objective
 from itergp.operators import Prior, make_operator
 from itergp.operators.radial import evaluate_kernel
 from itergp.solvers import DenseNewton, Problem, solve_problem
+from itergp.solvers.dense_newton import apply_kernels
 
 _LIMIT = 8000
 
@@ -48,7 +49,7 @@ class LaplaceEvidence(Objective):
         # Psi is stationary in f at the mode, so only its explicit dependence on the hyperparameters counts.
         fit = likelihood.log_density(mode, targets).sum()
         centred = (weights * (mode - mean)).sum()
-        quadratic = centred - 0.5 * (weights * _apply(kernel, weights)).sum()
+        quadratic = centred - 0.5 * (weights * apply_kernels(kernel, weights)).sum()
         moving = _moving_mode(kernel, mean, mode, likelihood, targets)
         _, curvature = likelihood.derivatives(moving, targets)
         joint = _joint(kernel, curvature)
@@ -75,16 +76,9 @@ def _moving_mode(kernel: Tensor, mean: Tensor, mode: Tensor, likelihood: Likelih
         ]
     hessian = -torch.stack([torch.zeros_like(mode) if row is None else row for row in rows], -1)
     gradient, _ = likelihood.derivatives(mode, targets)  # differentiable in the likelihood's parameters
-    defect = mean + _apply(kernel, gradient) - mode  # zero in value
+    defect = mean + apply_kernels(kernel, gradient) - mode  # zero in value
     system = _joint(kernel.detach(), hessian)
     return mode + torch.linalg.solve(system, defect.reshape(-1)).reshape(mode.shape)
-
-
-def _apply(kernel: Tensor, block: Tensor) -> Tensor:
-    """``K V`` for V ``(N, C)`` and kernels ``(C', N, N)``."""
-    if kernel.shape[0] == 1:
-        return kernel[0] @ block
-    return torch.bmm(kernel, block.mT.unsqueeze(-1)).squeeze(-1).mT
 
 
 def _joint(kernel: Tensor, curvature: Tensor) -> Tensor:

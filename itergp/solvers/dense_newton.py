@@ -114,10 +114,10 @@ class DenseNewton:
 
     @staticmethod
     def _state(problem: Problem, kernel: Tensor, weights: Tensor) -> DenseState:
-        f = problem.mean.double() + _apply(kernel, weights)
+        f = problem.mean.double() + apply_kernels(kernel, weights)
         gradient, curvature = problem.site.derivatives(f)
         residual = gradient - weights
-        q = max(inner(residual, _apply(kernel, residual)), 0.0)
+        q = max(inner(residual, apply_kernels(kernel, residual)), 0.0)
         objective = -problem.site.log_density(f) + 0.5 * inner(weights, f - problem.mean.double())
         return DenseState(kernel, weights, f, gradient, curvature, objective, q)
 
@@ -126,7 +126,7 @@ class DenseNewton:
         target = self._newton_weights(problem, state)
         direction = target - state.weights
         # Along V + a D the slope of Psi at a = 0 is <K D, V - g>.
-        slope = inner(_apply(state.kernel, direction), state.weights - state.gradient)
+        slope = inner(apply_kernels(state.kernel, direction), state.weights - state.gradient)
         polishing = -slope < problem.resolution(state.latent_values, state.gradient, state.objective)
         length = 1.0
         for _ in range(_MAX_HALVINGS):
@@ -158,7 +158,7 @@ class DenseNewton:
             return _softmax_weights(state, b)
         root = curvature_root(state.curvature)
         factor = torch.linalg.cholesky(_joint(state.kernel, root))
-        half = torch.bmm(root.mT, _apply(state.kernel, b).unsqueeze(-1)).reshape(-1, 1)
+        half = torch.bmm(root.mT, apply_kernels(state.kernel, b).unsqueeze(-1)).reshape(-1, 1)
         solved = torch.cholesky_solve(half, factor).reshape(*b.shape, 1)
         return b - torch.bmm(root, solved).squeeze(-1)
 
@@ -212,7 +212,7 @@ def curvature_root(curvature: Tensor) -> Tensor:
     return vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
 
 
-def _apply(kernel: Tensor, block: Tensor) -> Tensor:
+def apply_kernels(kernel: Tensor, block: Tensor) -> Tensor:
     """``K V`` for V ``(N, C)``."""
     if kernel.shape[0] == 1:
         return kernel[0] @ block
@@ -249,7 +249,7 @@ def _softmax_weights(state: DenseState, b: Tensor) -> Tensor:
         blocks.append(scale[:, None] * torch.cholesky_inverse(torch.linalg.cholesky(inside)) * scale)
         total += blocks[-1]
     factor = torch.linalg.cholesky(total)
-    prior = _apply(state.kernel, b)
+    prior = apply_kernels(state.kernel, b)
     middle = torch.stack([blocks[c] @ prior[:, c] for c in range(latents)], -1)
     shared = torch.cholesky_solve(middle.sum(-1, keepdim=True), factor).squeeze(-1)
     return b - middle + torch.stack([blocks[c] @ shared for c in range(latents)], -1)
