@@ -614,3 +614,13 @@ def test_targets_and_classes_that_differ():
         InputError, match=r"all 5 latent function\(s\) or with batch shape \(5,\)\. Got .* of shape \(4, 12"
     ):
         model.condition()
+
+
+def test_forward_that_returns_nothing():
+    class Nothing(SimpleGP):
+        def forward(self, x):
+            super().forward(x)
+
+    x, y = make_binary(20)
+    with pytest.raises(InputError, match=r"forward must return a gpytorch MultivariateNormal .* Got NoneType"):
+        Nothing(x, y, BernoulliLikelihood()).double().eval().condition()

@@ -268,7 +268,7 @@ class NonConjugateGP(gpytorch.models.GP):
         return as_likelihood(self.likelihood)
 
     def _prior(self, inputs: tuple[Tensor, ...]) -> Prior:
-        return Prior.from_forward(lambda *x: gpytorch.Module.__call__(self, *x), inputs, self._calculus.num_latents)
+        return Prior.from_forward(self.forward, inputs, self._calculus.num_latents)
 
     def _make_operator(self, prior: Prior) -> KernelOperator:
         """The operator of a snapshot of the kernel, so that it stays what the posterior was found with."""
