@@ -15,7 +15,7 @@ from torch import Tensor
 
 from itergp.errors import InputError, ItergpWarning
 from itergp.learning.parameters import FreeParameter, free_parameters, initialise
-from itergp.likelihoods import AutomaticLikelihood, as_likelihood
+from itergp.likelihoods import as_likelihood
 from itergp.models import NonConjugateGP
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective
@@ -95,7 +95,6 @@ def fit(
         InputError: If the model has nothing to learn, or the objective is unknown.
     """
     started = time.perf_counter()
-    calculus = as_likelihood(model.likelihood)
     initialised = []
     if initialise_kernel:
         with torch.no_grad():
@@ -107,9 +106,7 @@ def fit(
         raise InputError(
             "`fit` needs parameters to learn. Got none that require gradients. Use model.condition() instead."
         )
-    goal = _objective(
-        objective, model, seed, allowed=type(calculus) is not AutomaticLikelihood and calculus.curvature == "hessian"
-    )
+    goal = _objective(objective, model, seed)
     model.train()
     learner = _Learner(model, goal, free, max_iterations, learning_rate, time_limit, started, callback)
     with _bar(progress) as bar:
@@ -123,14 +120,14 @@ def fit(
     return FitResult(solution, learner.records, reason, seconds, initialised)
 
 
-def _objective(objective: str | Objective, model: NonConjugateGP, seed: int, *, allowed: bool) -> Objective:
+def _objective(objective: str | Objective, model: NonConjugateGP, seed: int) -> Objective:
     if isinstance(objective, Objective):
         return objective
-    if objective == "elbo" or (objective == "auto" and not allowed):
+    likelihood = as_likelihood(model.likelihood)
+    if objective == "elbo" or (objective == "auto" and not PredictiveLogDensity.supports(likelihood)):
         return ComputationAwareELBO(model.likelihood, model)
     if objective in ("auto", "predictive"):
-        latents = as_likelihood(model.likelihood).num_latents
-        rows = max(500, min(3000, _SUBSET_VALUES // latents))
+        rows = max(500, min(3000, _SUBSET_VALUES // likelihood.num_latents))
         return PredictiveLogDensity(model.likelihood, model, num_rows=rows, renew_every=5, tolerance=1e-3, seed=seed)
     raise InputError(f"`objective` must be 'auto', 'predictive', 'elbo' or an objective. Got {objective!r}.")
 

@@ -60,9 +60,14 @@ class PredictiveLogDensity(Objective):
         self._split: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
         self._solution: Solution | None = None
 
+    @staticmethod
+    def supports(likelihood: Likelihood) -> bool:
+        """Whether the curvature is the Hessian in closed form, which the adjoint needs."""
+        return likelihood.curvature == "hessian" and type(likelihood) is not AutomaticLikelihood
+
     def evidence(self, prior: Prior, likelihood: Likelihood, targets: Tensor) -> Tensor:
         """Mean held-out log-density times N, so that a value per row comes out as for every objective."""
-        if likelihood.curvature != "hessian" or type(likelihood) is AutomaticLikelihood:
+        if not self.supports(likelihood):
             raise InputError(
                 "PredictiveLogDensity needs a likelihood whose curvature is its Hessian in closed form. Got "
                 f"{type(likelihood).__name__}. Use ComputationAwareELBO."
