@@ -106,10 +106,10 @@ def _exact_mode(model, solution):
     """The exact mode of the objective that the last stage minimised."""
     prior = model._prior(model.train_inputs)
     calculus = as_likelihood(model.likelihood)
-    problem = Problem(prior.mean.detach(), model._make_operator(prior), LaplaceSite(calculus, model.train_targets))
+    problem = Problem(prior.mean.detach(), model._make_operator(prior), LaplaceSite(model.observations))
     if solution.approximation == "variational" and not calculus.quadratic:
         first = solve_problem(problem, model.solver, final=False)  # deterministic: the same marginals again
-        site = VariationalSite.from_covariance(calculus, model.train_targets, first.latent_covariance)
+        site = VariationalSite.from_covariance(model.observations, first.latent_covariance)
         problem = problem.with_site(site)
     return solve_problem(problem, DenseNewton(covariance=False))
 

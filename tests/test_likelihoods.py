@@ -28,6 +28,7 @@ from itergp.likelihoods import (
     GaussianLikelihood,
     LaplaceSite,
     Likelihood,
+    Observations,
     PoissonLikelihood,
     VariationalSite,
     as_likelihood,
@@ -517,11 +518,11 @@ def test_nodes_are_standard_normal(dtype):
 def test_sites(name):
     likelihood, targets = _calculus(name)
     f, size = _latents(name), likelihood.num_latents
-    laplace = LaplaceSite(likelihood, targets)
+    laplace = LaplaceSite(Observations(likelihood, targets))
     assert laplace.log_density(f) == pytest.approx(float(likelihood.log_density(f, targets).sum()), rel=1e-12)
     root = torch.randn(ROWS, size, size, dtype=torch.float64)
     for covariance in (root @ root.mT, torch.zeros_like(root)):
-        site = VariationalSite.from_covariance(likelihood, targets, covariance)
+        site = VariationalSite.from_covariance(Observations(likelihood, targets), covariance)
         nodes, weights = likelihood.standard_nodes(f)
         spread = (site.offsets.movedim(0, -1) * site.weights) @ site.offsets.movedim(0, -2)
         reference = (nodes.expand(-1, ROWS, size).movedim(0, -1) * weights) @ nodes.expand(-1, ROWS, size).movedim(
@@ -924,7 +925,7 @@ BAD_TARGETS = [
     ("bernoulli-logit", [0, 1, 2], r"must be labels 0 or 1 for BernoulliLikelihood\. Got values \[2\]\. Re-encode"),
     ("bernoulli-probit", [-1, 1, 1], r"must be labels 0 or 1 for BernoulliLikelihood\. Got values \[-1\]"),
     ("bernoulli-logit", [0.0, 0.5, 1.0], r"must be labels 0 or 1 .* Got the non-integer 0\.5"),
-    ("bernoulli-logit", [0.0, NAN, 1.0], r"must be finite\. Got 1 NaN or infinite value\(s\)\. Drop or impute"),
+    ("bernoulli-logit", [0.0, NAN, 1.0], r"must be finite\. Got 1 NaN or infinite value\(s\)\. Drop those rows"),
     ("gpytorch-bernoulli", [0, 1, 3], r"must be labels 0 or 1 .* Got values \[3\]"),
     (
         "categorical",

@@ -917,3 +917,74 @@ def test_posterior_does_not_follow_later_changes():
         model(x)
     assert torch.equal(posterior.mean, mean)
     assert torch.equal(posterior.variance, variance)
+
+
+# -------------------------------------------------------------- weights and missing targets
+@pytest.mark.parametrize("approximation", ["laplace", "variational"])
+@pytest.mark.parametrize("name", list(CASES))
+def test_a_row_of_weight_two_counts_as_two_rows(name, approximation):
+    if name == "categorical" and approximation == "variational":
+        pytest.skip("its samples differ from row to row")
+    case = CASES[name]
+    x, y = case.data(20, dtype=torch.float64)
+    weight = torch.ones(20, dtype=torch.float64)
+    weight[:5] = 2.0
+    kwargs = {"solver": DenseNewton(), "approximation": approximation}
+    one = SimpleGP(x, y, case.make(), sample_weight=weight, **kwargs).double().eval()
+    two = SimpleGP(torch.cat([x, x[:5]]), torch.cat([y, y[:5]]), case.make(), **kwargs).double().eval()
+    test = make_inputs(6, seed=3)
+    assert_close(one(test).mean, two(test).mean, "posterior")
+    assert_close(one(test).variance, two(test).variance, "posterior")
+
+
+@pytest.mark.parametrize("missing", [float("nan"), -1])
+@pytest.mark.parametrize("name", list(CASES))
+def test_missing_targets_carry_no_information(name, missing):
+    case = CASES[name]
+    if missing == -1 and not name.startswith(("bernoulli", "categorical")):
+        pytest.skip("only labels have a number that says missing")
+    x, y = case.data(24, dtype=torch.float64)
+    holes = y.double() if missing != -1 else y.clone()
+    holes[[3, 4, 17]] = missing
+    kept = torch.tensor([i not in (3, 4, 17) for i in range(24)])
+    kwargs = {"solver": DenseNewton(), "approximation": "laplace"}
+    part = SimpleGP(x, holes, case.make(), missing_targets=True, **kwargs).double().eval()
+    rest = SimpleGP(x[kept], y[kept], case.make(), **kwargs).double().eval()
+    assert_close(part(x).mean, rest(x).mean, "posterior")
+    assert_close(part(x).variance, rest(x).variance, "posterior")
+    with pytest.raises(InputError, match=r"`train_targets` must be"):
+        SimpleGP(x, holes, case.make())
+
+
+def test_weights_move_with_the_model_and_with_new_targets():
+    x, y = CASES["bernoulli-logit"].data(12, dtype=torch.float32)
+    weight = torch.linspace(0.0, 2.0, 12)
+    model = SimpleGP(x, y, CASES["bernoulli-logit"].make(), sample_weight=weight).eval()
+    before = model(x).mean
+    assert model.double().sample_weight.dtype == torch.float64
+    model.set_train_data(targets=1 - y)
+    assert model.sample_weight is None
+    model.set_train_data(targets=y, sample_weight=weight)
+    assert_close(model(x.double()).mean, before, "posterior", dtype=torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("weight", "message"),
+    [
+        (torch.ones(3), r"`sample_weight` must be a tensor of shape \(12,\), one weight per row. Got \(3,\)"),
+        ([1.0] * 12, r"`sample_weight` must be a tensor of shape \(12,\).* Got list"),
+        (-torch.ones(12), r"`sample_weight` must be finite and not negative"),
+        (torch.zeros(12), r"positive somewhere"),
+        (torch.full((12,), float("nan")), r"`sample_weight` must be finite"),
+    ],
+)
+def test_bad_weights(weight, message):
+    x, y = CASES["bernoulli-logit"].data(12, dtype=torch.float32)
+    with pytest.raises(InputError, match=message):
+        SimpleGP(x, y, CASES["bernoulli-logit"].make(), sample_weight=weight)
+
+
+def test_all_targets_missing():
+    x = make_inputs(5)
+    with pytest.raises(InputError, match=r"At least one target must be observed"):
+        SimpleGP(x, torch.full((5,), -1), CASES["bernoulli-logit"].make(), missing_targets=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from helpers import CASES, SimpleGP, assert_close, make_batch_kernel, make_binary, make_inputs, make_kernel, make_model
 
-from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
+from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Observations
 from itergp.operators import make_operator
 from itergp.solvers import DenseNewton, Reason, SubspaceNewton, dense_newton, solve
 from itergp.solvers.actions import leading_actions
@@ -221,8 +221,7 @@ def test_solve_refuses_an_unknown_approximation():
         solve(
             make_operator(make_kernel().double(), x),
             torch.zeros(10, 1, dtype=torch.float64),
-            BernoulliLikelihood(),
-            y,
+            Observations(BernoulliLikelihood(), y),
             SubspaceNewton(),
             approximation="mcmc",
         )

@@ -5,6 +5,7 @@ from itergp.likelihoods.bernoulli import BernoulliLikelihood
 from itergp.likelihoods.categorical import CategoricalLikelihood
 from itergp.likelihoods.gaussian import GaussianLikelihood
 from itergp.likelihoods.gpytorch_adapter import AutomaticLikelihood, as_likelihood
+from itergp.likelihoods.observations import Observations
 from itergp.likelihoods.poisson import PoissonLikelihood
 from itergp.likelihoods.sites import LaplaceSite, Site, VariationalSite
 
@@ -15,6 +16,7 @@ __all__ = [
     "GaussianLikelihood",
     "LaplaceSite",
     "Likelihood",
+    "Observations",
     "PoissonLikelihood",
     "Site",
     "VariationalSite",

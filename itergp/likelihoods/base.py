@@ -31,11 +31,13 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         quadratic: Whether ``log p(y | f)`` is quadratic in ``f``; Laplace and variational posteriors then agree.
         curvature: ``"hessian"`` when W is the negative Hessian, else the positive semi-definite stand-in
             (``"fisher"``, ``"gauss-newton"`` or ``"absolute hessian"``).
+        exchangeable: Whether rows share one density, so that any subset of them can be looked at alone.
     """
 
     num_latents: int = 1
     log_concave: bool = True
     quadratic: ClassVar[bool] = False
+    exchangeable: ClassVar[bool] = True
     curvature: str = "hessian"
 
     # ------------------------------------------------------------ the calculus
@@ -70,6 +72,15 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         Raises:
             InputError: If a target is outside the support, saying which, and what to do.
         """
+
+    def missing(self, targets: Tensor) -> Tensor:
+        """Which rows say "not observed" ``(N,)``: NaN; likelihoods of labels add -1.
+
+        Args:
+            targets: Targets as the user gave them.
+        """
+        gone = targets.isnan() if targets.is_floating_point() else torch.zeros_like(targets, dtype=torch.bool)
+        return gone.flatten(1).any(1) if targets.dim() > 1 else gone
 
     @abstractmethod
     def predictive(self, mean: Tensor, covariance: Tensor) -> Distribution:
@@ -212,5 +223,6 @@ def check_targets(targets: Tensor, name: str) -> None:
     if targets.is_floating_point() and not bool(torch.isfinite(targets).all()):
         count = int((~torch.isfinite(targets)).sum())
         raise InputError(
-            f"`train_targets` must be finite. Got {count} NaN or infinite value(s). Drop or impute those rows."
+            f"`train_targets` must be finite. Got {count} NaN or infinite value(s). Drop those rows, "
+            "or pass missing_targets=True to the model to keep NaN rows without information."
         )

@@ -45,6 +45,10 @@ class BernoulliLikelihood(Likelihood):
             )
         return labels.to(targets.dtype if targets.is_floating_point() else torch.get_default_dtype())
 
+    def missing(self, targets: Tensor) -> Tensor:
+        """Labels NaN or -1."""
+        return super().missing(targets) | (targets == -1)
+
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         """``log p(y | f)``, accurate in both tails."""
         margin = _sign(targets, f) * f.squeeze(-1)

@@ -41,6 +41,10 @@ class CategoricalLikelihood(Likelihood):
             )
         return labels
 
+    def missing(self, targets: Tensor) -> Tensor:
+        """Labels NaN or -1."""
+        return super().missing(targets) | (targets == -1)
+
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         """``f_y - logsumexp(f)``."""
         index = targets.expand(f.shape[:-1]).unsqueeze(-1)

@@ -157,6 +157,9 @@ class _MixedSoftmax(AutomaticLikelihood):
     def validate_targets(self, targets: Tensor) -> Tensor:
         return CategoricalLikelihood(self.wrapped.num_classes).validate_targets(targets)
 
+    def missing(self, targets: Tensor) -> Tensor:
+        return CategoricalLikelihood(self.wrapped.num_classes).missing(targets)
+
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         classes, mixing = self._classes(f)
         return classes.log_density(f @ mixing.mT, targets)
@@ -186,6 +189,8 @@ class _Gaussian(GaussianLikelihood):
 
 class _FixedNoise(_Gaussian):
     """Known noise variance for every training row; as in GPyTorch, new rows get only the learned second noise."""
+
+    exchangeable = False
 
     def _row_noise(self, like: Tensor) -> Tensor:
         known = self.wrapped.noise_covar.noise.to(like.dtype)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from itergp.likelihoods.base import Likelihood, node_offsets
+from itergp.likelihoods.observations import Observations
 from itergp.likelihoods.quadrature import psd_root
 
 
@@ -19,13 +20,16 @@ class LaplaceSite:
     """Log-density, gradient and curvature at the latent values themselves.
 
     Attributes:
-        likelihood: The likelihood.
-        targets: Its validated targets ``(N,)``.
+        observations: What was observed.
     """
 
-    likelihood: Likelihood
-    targets: Tensor
+    observations: Observations
     name: str = field(default="laplace", init=False)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The likelihood."""
+        return self.observations.likelihood
 
     @property
     def log_concave(self) -> bool:
@@ -34,11 +38,11 @@ class LaplaceSite:
 
     def log_density(self, f: Tensor) -> float:
         """``sum_n log p(y_n | f_n)``, summed in float64. ``f`` is ``(N, C)``."""
-        return float(self.likelihood.log_density(f.double(), self.targets).sum())
+        return float(self.observations.log_density(f.double()).sum())
 
     def derivatives(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient ``(N, C)`` and curvature ``(N, C, C)`` at ``f``."""
-        return self.likelihood.derivatives(f, self.targets)
+        return self.observations.derivatives(f)
 
 
 @dataclass(frozen=True)
@@ -49,25 +53,26 @@ class VariationalSite:
     log-concave, so the solvers, the line search and the certificate apply to it unchanged.
 
     Attributes:
-        likelihood: The likelihood.
-        targets: Its validated targets ``(N,)``.
+        observations: What was observed.
         offsets: ``root_n @ node_s`` ``(S, N, C)``: latent values are mean plus offset.
         weights: Weights of the nodes ``(S,)``.
     """
 
-    likelihood: Likelihood
-    targets: Tensor
+    observations: Observations
     offsets: Tensor
     weights: Tensor
     name: str = field(default="variational", init=False)
 
     @classmethod
-    def from_covariance(
-        cls, likelihood: Likelihood, targets: Tensor, covariance: Tensor, seed: int = 0
-    ) -> VariationalSite:
+    def from_covariance(cls, observations: Observations, covariance: Tensor, seed: int = 0) -> VariationalSite:
         """The site for marginal covariances ``(N, C, C)``; the seed is that of the samples for C > 1."""
-        nodes, weights = likelihood.standard_nodes(covariance[..., 0], seed)
-        return cls(likelihood, targets, node_offsets(psd_root(covariance), nodes), weights)
+        nodes, weights = observations.likelihood.standard_nodes(covariance[..., 0], seed)
+        return cls(observations, node_offsets(psd_root(covariance), nodes), weights)
+
+    @property
+    def likelihood(self) -> Likelihood:
+        """The likelihood."""
+        return self.observations.likelihood
 
     @property
     def log_concave(self) -> bool:
@@ -77,11 +82,11 @@ class VariationalSite:
     def log_density(self, f: Tensor) -> float:
         """``sum_n E[log p(y_n | f_n)]``, summed in float64. ``f`` is the mean ``(N, C)``."""
         weights = self.weights.double()
-        return float(self.likelihood.expected_log_density(f.double(), self.offsets, weights, self.targets).sum())
+        return float(self.observations.expected_log_density(f.double(), self.offsets, weights).sum())
 
     def derivatives(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """Expected gradient ``(N, C)`` and curvature ``(N, C, C)``."""
-        return self.likelihood.expected_derivatives(f, self.offsets, self.weights, self.targets)
+        return self.observations.expected_derivatives(f, self.offsets, self.weights)
 
 
 Site = LaplaceSite | VariationalSite

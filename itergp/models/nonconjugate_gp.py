@@ -16,9 +16,9 @@ from torch.distributions import Distribution
 
 from itergp.diagnostics.trace import TraceRecord
 from itergp.errors import InputError
-from itergp.likelihoods import Likelihood, as_likelihood
+from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.latent import LatentPosterior, batches
-from itergp.models.validation import as_inputs, as_targets, check_kernel, check_parameters, check_test_inputs
+from itergp.models.validation import as_inputs, as_observations, check_kernel, check_parameters, check_test_inputs
 from itergp.operators import KernelOperator, OperatorKind, Prior, default_memory_budget, make_operator
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton, solve
 from itergp.solvers.base import Solver, require_positive, require_solver
@@ -41,6 +41,9 @@ class NonConjugateGP(gpytorch.models.GP):
         approximation: ``"variational"`` (default) or ``"laplace"``.
         operator: How kernel products are computed: ``"auto"``, ``"dense"``, ``"blocked"`` or ``"keops"``.
         memory_budget: Bytes for cached kernel entries and batches; default a quarter of the free memory.
+        sample_weight: Weights ``(N,)`` that multiply the rows' log-densities; default 1.
+        missing_targets: Whether targets may be missing (NaN, or -1 for labels): such rows carry no information, but are
+            part of the model.
 
     Raises:
         InputError: If inputs and targets are not finite, do not fit each other, or do not fit the likelihood.
@@ -60,6 +63,8 @@ class NonConjugateGP(gpytorch.models.GP):
         True
     """
 
+    train_targets: Tensor
+    sample_weight: Tensor | None
     _solution: Solution | None
     _operator: KernelOperator | None
     _fingerprint: _Fingerprint | None
@@ -74,6 +79,8 @@ class NonConjugateGP(gpytorch.models.GP):
         approximation: str = "variational",
         operator: OperatorKind = "auto",
         memory_budget: int | None = None,
+        sample_weight: Tensor | None = None,
+        missing_targets: bool = False,
     ) -> None:
         super().__init__()
         if approximation not in APPROXIMATIONS:
@@ -84,7 +91,10 @@ class NonConjugateGP(gpytorch.models.GP):
         require_positive("memory_budget", memory_budget, integer=True)
         calculus = as_likelihood(likelihood)
         self.train_inputs = as_inputs(train_inputs, "train_inputs")
-        self.train_targets = as_targets(train_targets, self.train_inputs, calculus)
+        self.missing_targets = missing_targets
+        self._set_observations(
+            as_observations(train_targets, self.train_inputs, calculus, sample_weight, missing_targets)
+        )
         self.likelihood = likelihood
         self.solver = SubspaceNewton() if solver is None else solver
         self.approximation = approximation
@@ -119,8 +129,7 @@ class NonConjugateGP(gpytorch.models.GP):
             solution = solve(
                 operator,
                 prior.mean.contiguous(),
-                self._calculus,
-                self.train_targets,
+                self.observations,
                 self.solver,
                 approximation=self.approximation,
                 warm_start=self._solution,
@@ -203,12 +212,15 @@ class NonConjugateGP(gpytorch.models.GP):
         inputs: Tensor | tuple[Tensor, ...] | None = None,
         targets: Tensor | None = None,
         strict: bool = True,
+        *,
+        sample_weight: Tensor | None = None,
     ) -> None:
         """Replaces the training data; the posterior is found again on demand.
 
         Args:
             inputs: New inputs, or None to keep them.
-            targets: New targets, or None to keep them.
+            targets: New targets, or None to keep them with their weights.
+            sample_weight: Weights of the new targets; default 1.
             strict: Whether shapes, dtypes and devices must stay the same, as in GPyTorch.
 
         Raises:
@@ -231,8 +243,11 @@ class NonConjugateGP(gpytorch.models.GP):
                 f"New targets must have the shape of the old. Got {tuple(targets.shape)} for "
                 f"{tuple(self.train_targets.shape)}. Pass strict=False to allow it."
             )
-        new_targets = as_targets(old, new_inputs, self._calculus)
-        self.train_inputs, self.train_targets = new_inputs, new_targets
+        kept = targets is None and sample_weight is None
+        weight = self.sample_weight if kept else sample_weight
+        observations = as_observations(old, new_inputs, self._calculus, weight, self.missing_targets)
+        self.train_inputs = new_inputs
+        self._set_observations(observations)
         self._forget()
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NonConjugateGP:
@@ -241,6 +256,7 @@ class NonConjugateGP(gpytorch.models.GP):
         result = super()._apply(fn, recurse=recurse)
         self.train_inputs = tuple(fn(x) for x in self.train_inputs)
         self.train_targets = fn(self.train_targets)
+        self.sample_weight = None if self.sample_weight is None else fn(self.sample_weight)
         self._operator = None
         same_dtype = self._solution is None or self._solution.representer_weights.dtype == self.train_inputs[0].dtype
         if fingerprint_held and self._solution is not None and same_dtype:
@@ -263,6 +279,14 @@ class NonConjugateGP(gpytorch.models.GP):
         return state
 
     # ------------------------------------------------------------------ inside
+    @property
+    def observations(self) -> Observations:
+        """Targets, their weights and the likelihood."""
+        return Observations(self._calculus, self.train_targets, self.sample_weight)
+
+    def _set_observations(self, observations: Observations) -> None:
+        self.train_targets, self.sample_weight = observations.targets, observations.sample_weight
+
     @property
     def _calculus(self) -> Likelihood:
         return as_likelihood(self.likelihood)
@@ -308,7 +332,8 @@ class NonConjugateGP(gpytorch.models.GP):
         tensors = [*self.parameters(), *self.buffers(), *([noise] if torch.is_tensor(noise) else [])]
         data = [
             (tuple(t.shape), float(t.double().sum()), float(t.double().square().sum()))
-            for t in (*self.train_inputs, self.train_targets)
+            for t in (*self.train_inputs, self.train_targets, self.sample_weight)
+            if t is not None
         ]
         settings = (self.likelihood, self.solver, self.approximation, self.operator_kind)
         return _Fingerprint([t.detach().clone() for t in tensors], data, settings)

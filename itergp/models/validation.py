@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError, ItergpWarning
-from itergp.likelihoods import Likelihood
+from itergp.likelihoods import Likelihood, Observations
 from itergp.operators import KernelOperator
 
 _PROBE_ROWS = 64
@@ -51,12 +51,52 @@ def as_inputs(inputs: Tensor | tuple[Tensor, ...], name: str) -> tuple[Tensor, .
     return checked
 
 
-def as_targets(targets: Tensor, inputs: tuple[Tensor, ...], likelihood: Likelihood) -> Tensor:
-    """Targets in the form of the likelihood, one per row of the inputs.
+def as_observations(
+    targets: Tensor,
+    inputs: tuple[Tensor, ...],
+    likelihood: Likelihood,
+    sample_weight: Tensor | None,
+    missing_targets: bool,
+) -> Observations:
+    """Targets in the form of the likelihood, one per row of the inputs, with their weights.
+
+    Missing targets get weight 0 and the value of a row that was observed.
 
     Raises:
         InputError: If their number, dtype, device or values do not fit.
     """
+    _check_targets(targets, inputs)
+    weight = None if sample_weight is None else _as_weight(sample_weight, inputs[0])
+    missing = likelihood.missing(targets)
+    if not missing_targets or not bool(missing.any()):
+        return Observations(likelihood, _valid_targets(targets, inputs[0], likelihood), weight)
+    if bool(missing.all()):
+        raise InputError(
+            "At least one target must be observed. Got none: all are missing. Check how targets were read."
+        )
+    observed = _valid_targets(targets[~missing], inputs[0], likelihood)
+    filled = observed[:1].expand(targets.shape[0], *observed.shape[1:]).clone()
+    filled[~missing] = observed
+    weight = torch.ones_like(inputs[0][:, 0]) if weight is None else weight
+    return Observations(likelihood, filled, weight * (~missing).to(weight))
+
+
+def _as_weight(sample_weight: Tensor, inputs: Tensor) -> Tensor:
+    if not torch.is_tensor(sample_weight) or sample_weight.shape != inputs.shape[:1]:
+        got = tuple(sample_weight.shape) if torch.is_tensor(sample_weight) else type(sample_weight).__name__
+        raise InputError(
+            f"`sample_weight` must be a tensor of shape ({inputs.shape[0]},), one weight per row. Got {got}."
+        )
+    weight = sample_weight.to(inputs)
+    if not bool((torch.isfinite(weight) & (weight >= 0)).all()) or not bool((weight > 0).any()):
+        raise InputError(
+            "`sample_weight` must be finite and not negative, and positive somewhere. Got "
+            f"values from {float(weight.min()):.3g} to {float(weight.max()):.3g}. Drop or correct those rows."
+        )
+    return weight
+
+
+def _check_targets(targets: Tensor, inputs: tuple[Tensor, ...]) -> None:
     if not torch.is_tensor(targets):
         raise InputError(
             f"`train_targets` must be a torch tensor. Got {type(targets).__name__}. Use torch.as_tensor(y)."
@@ -77,15 +117,18 @@ def as_targets(targets: Tensor, inputs: tuple[Tensor, ...], likelihood: Likeliho
             f"`train_inputs` and floating-point `train_targets` must share a dtype. Got {inputs[0].dtype} and "
             f"{targets.dtype}. Convert one with .to(dtype)."
         )
+
+
+def _valid_targets(targets: Tensor, inputs: Tensor, likelihood: Likelihood) -> Tensor:
     valid = likelihood.validate_targets(targets)
     if not targets.is_floating_point() and valid.is_floating_point():
-        valid = valid.to(inputs[0].dtype)
+        valid = valid.to(inputs.dtype)
     if type(likelihood).__name__ in _CLASS_LIKELIHOODS and valid.unique().numel() == 1:
         warnings.warn(
-            f"All {rows} targets are of one class ({valid[0].item():g}): the posterior will favour it everywhere. "
+            f"All {valid.shape[0]} targets are of one class ({valid[0].item():g}): the posterior will favour it everywhere. "
             "Check the labels.",
             ItergpWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return valid
 

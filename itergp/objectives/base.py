@@ -12,7 +12,7 @@ from gpytorch.mlls import MarginalLogLikelihood
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.likelihoods import Likelihood, as_likelihood
+from itergp.likelihoods import Observations
 from itergp.models import NonConjugateGP
 from itergp.operators import KernelOperator, Prior, make_operator
 
@@ -62,9 +62,9 @@ class Objective(MarginalLogLikelihood):
                 "The objective needs the model's own training targets. Got others. Pass model.train_targets, or change them "
                 "with model.set_train_data."
             )
-        likelihood = as_likelihood(self.likelihood)
-        prior = Prior.from_forward(lambda *_: function_dist, model.train_inputs, likelihood.num_latents)
-        value = self.evidence(prior, likelihood, model.train_targets)
+        observations = model.observations
+        prior = Prior.from_forward(lambda *_: function_dist, model.train_inputs, observations.likelihood.num_latents)
+        value = self.evidence(prior, observations)
         for loss in model.added_loss_terms():
             value = value + loss.loss().sum()
         for _, module, density, closure, _ in model.named_priors():
@@ -72,7 +72,7 @@ class Objective(MarginalLogLikelihood):
         return value / rows
 
     @abstractmethod
-    def evidence(self, prior: Prior, likelihood: Likelihood, targets: Tensor) -> Tensor:
+    def evidence(self, prior: Prior, observations: Observations) -> Tensor:
         """The bound or estimate of ``log p(y | hyperparameters)``, a scalar with gradients."""
 
 

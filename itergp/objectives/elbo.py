@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.likelihoods import Likelihood
+from itergp.likelihoods import Observations
 from itergp.likelihoods.base import node_offsets
 from itergp.likelihoods.quadrature import psd_root
 from itergp.models import NonConjugateGP
@@ -71,7 +71,7 @@ class ComputationAwareELBO(Objective):
         self._weights: Tensor | None = None
         self._actions: Tensor | None = None
 
-    def evidence(self, prior: Prior, likelihood: Likelihood, targets: Tensor) -> Tensor:
+    def evidence(self, prior: Prior, observations: Observations) -> Tensor:
         """``E_q[log p(y | f)] - KL(q || p)``."""
         weights, actions = self._posterior()
         operator = differentiable(prior, self.model)
@@ -85,9 +85,9 @@ class ComputationAwareELBO(Objective):
         covariance = marginal_covariance(variance, rows.reshape(products.shape))
         floor = torch.finfo(mean.dtype).eps * variance.detach()  # the root of a zero variance has no derivative
         covariance = covariance + torch.diag_embed(floor)
-        nodes, node_weights = likelihood.standard_nodes(mean.detach(), seed=_SEED)
+        nodes, node_weights = observations.likelihood.standard_nodes(mean.detach(), seed=_SEED)
         offsets = node_offsets(psd_root(covariance), nodes)
-        fit = likelihood.expected_log_density(mean, offsets, node_weights, targets).sum(dtype=torch.float64)
+        fit = observations.expected_log_density(mean, offsets, node_weights).sum(dtype=torch.float64)
         trace = torch.cholesky_solve(gram, factor).diagonal().sum()
         quadratic = (weights * smooth).sum(dtype=torch.float64)
         kl = 0.5 * (quadratic + 2.0 * factor.diagonal().log().sum() - trace)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.likelihoods import AutomaticLikelihood, LaplaceSite, Likelihood
+from itergp.likelihoods import AutomaticLikelihood, LaplaceSite, Observations
 from itergp.objectives.base import Objective
 from itergp.operators import Prior, make_operator
 from itergp.operators.radial import evaluate_kernel
@@ -30,7 +30,7 @@ class LaplaceEvidence(Objective):
         InputError: If the problem is too large, or the likelihood is differentiated automatically.
     """
 
-    def evidence(self, prior: Prior, likelihood: Likelihood, targets: Tensor) -> Tensor:
+    def evidence(self, prior: Prior, observations: Observations) -> Tensor:
         """The Laplace evidence as a differentiable scalar."""
         size, latents = prior.mean.shape
         if size * latents > _LIMIT:
@@ -38,44 +38,44 @@ class LaplaceEvidence(Objective):
                 f"LaplaceEvidence works with at most N C = {_LIMIT:,} latent values. Got {size * latents:,}. "
                 "Use ComputationAwareELBO, or a subset of the rows."
             )
-        if type(likelihood) is AutomaticLikelihood:
+        if type(likelihood := observations.likelihood) is AutomaticLikelihood:
             raise InputError(
                 "LaplaceEvidence needs a likelihood whose curvature has a closed form. Got "
                 f"{type(likelihood.wrapped).__name__}. Use ComputationAwareELBO."
             )
         kernel = evaluate_kernel(prior.kernel, prior.features, prior.features, prior.num_kernels).double()
         mean = prior.mean.double()
-        mode, weights = _mode(prior, likelihood, targets)
+        mode, weights = _mode(prior, observations)
         # Psi is stationary in f at the mode, so only its explicit dependence on the hyperparameters counts.
-        fit = likelihood.log_density(mode, targets).sum()
+        fit = observations.log_density(mode).sum()
         centred = (weights * (mode - mean)).sum()
         quadratic = centred - 0.5 * (weights * apply_kernels(kernel, weights)).sum()
-        moving = _moving_mode(kernel, mean, mode, likelihood, targets)
-        _, curvature = likelihood.derivatives(moving, targets)
+        moving = _moving_mode(kernel, mean, mode, observations)
+        _, curvature = observations.derivatives(moving)
         joint = _joint(kernel, curvature)
         return fit - quadratic - 0.5 * torch.linalg.slogdet(joint).logabsdet
 
 
-def _mode(prior: Prior, likelihood: Likelihood, targets: Tensor) -> tuple[Tensor, Tensor]:
+def _mode(prior: Prior, observations: Observations) -> tuple[Tensor, Tensor]:
     """The mode and its representer weights, float64, without gradients."""
     with torch.no_grad():
         operator = make_operator(prior.kernel, prior.features.detach(), num_kernels=prior.num_kernels, kind="blocked")
-        problem = Problem(prior.mean.detach(), operator, LaplaceSite(likelihood, targets))
+        problem = Problem(prior.mean.detach(), operator, LaplaceSite(observations))
         solution = solve_problem(problem, DenseNewton(covariance=False))
     return solution.latent_values.double(), solution.representer_weights.double()
 
 
-def _moving_mode(kernel: Tensor, mean: Tensor, mode: Tensor, likelihood: Likelihood, targets: Tensor) -> Tensor:
+def _moving_mode(kernel: Tensor, mean: Tensor, mode: Tensor, observations: Observations) -> Tensor:
     """The mode as a function of the hyperparameters: its value, with the derivative of ``f = m + K g(f)``."""
     with torch.enable_grad():
         point = mode.detach().requires_grad_(True)
-        gradient, _ = likelihood.derivatives(point, targets)
+        gradient, _ = observations.derivatives(point)
         rows = [
             torch.autograd.grad(gradient[:, c].sum(), point, retain_graph=True, allow_unused=True)[0]
             for c in range(mode.shape[1])
         ]
     hessian = -torch.stack([torch.zeros_like(mode) if row is None else row for row in rows], -1)
-    gradient, _ = likelihood.derivatives(mode, targets)  # differentiable in the likelihood's parameters
+    gradient, _ = observations.derivatives(mode)  # differentiable in the likelihood's parameters
     defect = mean + apply_kernels(kernel, gradient) - mode  # zero in value
     system = _joint(kernel.detach(), hessian)
     return mode + torch.linalg.solve(system, defect.reshape(-1)).reshape(mode.shape)

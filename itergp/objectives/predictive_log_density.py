@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.likelihoods import AutomaticLikelihood, LaplaceSite, Likelihood
+from itergp.likelihoods import AutomaticLikelihood, LaplaceSite, Likelihood, Observations
 from itergp.models import NonConjugateGP
 from itergp.objectives.adjoint import solve_adjoint
 from itergp.objectives.base import Objective
@@ -62,38 +62,43 @@ class PredictiveLogDensity(Objective):
 
     @staticmethod
     def supports(likelihood: Likelihood) -> bool:
-        """Whether the curvature is the Hessian in closed form, which the adjoint needs."""
-        return likelihood.curvature == "hessian" and type(likelihood) is not AutomaticLikelihood
+        """Whether rows can be held out and the curvature is the Hessian in closed form, which the adjoint needs."""
+        closed = likelihood.curvature == "hessian" and type(likelihood) is not AutomaticLikelihood
+        return closed and likelihood.exchangeable
 
-    def evidence(self, prior: Prior, likelihood: Likelihood, targets: Tensor) -> Tensor:
+    def evidence(self, prior: Prior, observations: Observations) -> Tensor:
         """Mean held-out log-density times N, so that a value per row comes out as for every objective."""
-        if not self.supports(likelihood):
+        if not self.supports(likelihood := observations.likelihood):
             raise InputError(
                 "PredictiveLogDensity needs a likelihood whose curvature is its Hessian in closed form. Got "
                 f"{type(likelihood).__name__}. Use ComputationAwareELBO."
             )
-        train, held_out = self._rows(targets)
+        train, held_out = self._rows(observations)
         part, validation = _take(prior, train), _take(prior, held_out)
+        seen, unseen = observations.take(train), observations.take(held_out)
         operator = self._operator(part, kind="auto", detached=True)
-        solution = self._mode(part, operator, likelihood, targets[train])
+        solution = self._mode(part, operator, seen)
         weights = solution.representer_weights
-        value, gradient = self._held_out(validation, operator, likelihood, targets[held_out], weights)
-        adjoint, weighted = self._adjoint(validation, operator, likelihood, targets[train], solution, gradient)
+        value, gradient = self._held_out(validation, operator, unseen, weights)
+        adjoint, weighted = self._adjoint(validation, operator, seen, solution, gradient)
         smooth = self._operator(part, kind="blocked", detached=False)
         moved_validation = validation.mean + cross_multiply(smooth, validation.features, weights.unsqueeze(-1))[..., 0]
         moved = part.mean + multiply(smooth, weights.unsqueeze(-1))[..., 0]
-        implicit, _ = likelihood.derivatives(solution.latent_values, targets[train])
+        implicit, _ = seen.derivatives(solution.latent_values)
         surrogate = (gradient * moved_validation).sum() - (weighted * moved).sum() + (adjoint * implicit).sum()
         # The value is that of the log-density; the surrogate only carries the gradient.
         total = value + (surrogate - surrogate.detach())
-        return total * (targets.shape[0] / held_out.numel())
+        return total * (observations.num_rows / unseen.total_weight)
 
     # ------------------------------------------------------------------ inside
-    def _rows(self, targets: Tensor) -> tuple[Tensor, Tensor]:
+    def _rows(self, observations: Observations) -> tuple[Tensor, Tensor]:
         fresh = self.renew_every is not None and self._evaluations % self.renew_every == 0
         if fresh or self._evaluations == 0:
             generator = torch.Generator().manual_seed(self.seed + self._evaluations)
-            order = torch.randperm(targets.shape[0], generator=generator)[: self.num_rows].to(targets.device)
+            order = torch.randperm(observations.num_rows, generator=generator).to(observations.targets.device)
+            if observations.sample_weight is not None:  # rows without information have nothing to say here
+                order = order[observations.sample_weight[order] > 0]
+            order = order[: self.num_rows]
             count = max(1, min(order.numel() - 1, round(self.holdout * order.numel())))
             self._split, self._solution = (order[count:], order[:count]), None
         self._evaluations += 1
@@ -109,34 +114,33 @@ class PredictiveLogDensity(Objective):
             memory_budget=self.model.memory_budget,
         )
 
-    def _mode(self, prior: Prior, operator: KernelOperator, likelihood: Likelihood, targets: Tensor) -> Solution:
+    def _mode(self, prior: Prior, operator: KernelOperator, observations: Observations) -> Solution:
         solver = SubspaceNewton(covariance_rank=0, tolerance=self.tolerance)
-        problem = Problem(prior.mean.detach().contiguous(), operator, LaplaceSite(likelihood, targets))
+        problem = Problem(prior.mean.detach().contiguous(), operator, LaplaceSite(observations))
         solution = self._solution = solve_problem(problem, solver, warm_start=self._solution)
         return solution
 
     @staticmethod
     def _held_out(
-        prior: Prior, operator: KernelOperator, likelihood: Likelihood, targets: Tensor, weights: Tensor
+        prior: Prior, operator: KernelOperator, observations: Observations, weights: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Log-density, differentiable in the likelihood's parameters, and its gradient r ``(M, C)``."""
         with torch.no_grad():
             f = prior.mean + cross_multiply(operator, prior.features, weights.unsqueeze(-1))[..., 0]
-            gradient, _ = likelihood.derivatives(f, targets)
-        return likelihood.log_density(f, targets).sum(dtype=torch.float64), gradient
+            gradient, _ = observations.derivatives(f)
+        return observations.log_density(f).sum(dtype=torch.float64), gradient
 
     def _adjoint(
         self,
         validation: Prior,
         operator: KernelOperator,
-        likelihood: Likelihood,
-        targets: Tensor,
+        observations: Observations,
         solution: Solution,
         gradient: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Lambda and ``W lambda`` ``(N, C)`` with ``(I + K W) lambda = K_v^T r``."""
         with torch.no_grad():
-            _, curvature = likelihood.derivatives(solution.latent_values, targets)
+            _, curvature = observations.derivatives(solution.latent_values)
             across = self._operator(validation, kind="blocked", detached=True)
             right = cross_multiply(across, operator.inputs, gradient.unsqueeze(-1))[..., 0]
             assert solution.space is not None

@@ -13,7 +13,7 @@ from torch import Tensor
 from itergp.diagnostics.progress import SolveProgress
 from itergp.diagnostics.trace import Trace, TraceRecord
 from itergp.errors import InputError, SolverError
-from itergp.likelihoods import LaplaceSite, Likelihood, VariationalSite
+from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
 from itergp.operators import KernelOperator
 from itergp.solvers.base import Solver
 from itergp.solvers.posterior import Posterior
@@ -31,8 +31,7 @@ _PASSES_OF_A_STAGE = 2
 def solve(
     operator: KernelOperator,
     mean: Tensor,
-    likelihood: Likelihood,
-    targets: Tensor,
+    observations: Observations,
     solver: Solver,
     *,
     approximation: str = "variational",
@@ -46,8 +45,7 @@ def solve(
     Args:
         operator: Prior covariance at the training inputs.
         mean: Prior mean ``(N, C)``.
-        likelihood: The likelihood.
-        targets: Its validated targets ``(N,)``.
+        observations: Targets, weights and likelihood.
         solver: The solver.
         approximation: ``"laplace"``, or ``"variational"``: the Laplace mode, then ``rounds`` rounds with expected
             gradient and curvature under the current marginals. A budget of fewer than four kernel passes, or a solver that
@@ -63,8 +61,8 @@ def solve(
     """
     if approximation not in APPROXIMATIONS:
         raise InputError(f"`approximation` must be one of {APPROXIMATIONS}. Got {approximation!r}.")
-    problem = Problem(mean, operator, LaplaceSite(likelihood, targets))
-    variational = approximation == "variational" and not likelihood.quadratic
+    problem = Problem(mean, operator, LaplaceSite(observations))
+    variational = approximation == "variational" and not observations.likelihood.quadratic
     # A variational site needs a covariance, and passes for one step and one covariance in each stage.
     too_few = solver.max_passes is not None and solver.max_passes < 2 * _PASSES_OF_A_STAGE
     variational = variational and solver.gives_covariance and not too_few
@@ -74,9 +72,9 @@ def solve(
         for index in range(rounds if variational else 0):
             if solution.status.reason in (Reason.INTERRUPTED, Reason.TIME):
                 break
-            site = VariationalSite.from_covariance(likelihood, targets, solution.latent_covariance)
+            site = VariationalSite.from_covariance(observations, solution.latent_covariance)
             solution = run.stage(problem.with_site(site), solution, final=index == rounds - 1)
-    return replace(solution, approximation=approximation) if likelihood.quadratic else solution
+    return replace(solution, approximation=approximation) if observations.likelihood.quadratic else solution
 
 
 def solve_problem(

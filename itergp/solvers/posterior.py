@@ -48,8 +48,7 @@ class Posterior:
 
         Quadrature for C = 1; for several latent functions an estimate by fixed samples, others than those of the site.
         """
-        targets, covariance = problem.site.targets, self.latent_covariance
-        site = VariationalSite.from_covariance(problem.likelihood, targets, covariance, seed=_ELBO_SEED)
+        site = VariationalSite.from_covariance(problem.site.observations, self.latent_covariance, seed=_ELBO_SEED)
         quadratic = inner(self.representer_weights, self.latent_values - problem.mean)
         return site.log_density(self.latent_values) - 0.5 * (quadratic + self.precision.kl_terms())
 

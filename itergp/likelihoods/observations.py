@@ -1,0 +1,65 @@
+"""``Observations``: targets, their weights, and the likelihood that relates them to latent values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from itergp.likelihoods.base import Likelihood
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What was observed at N rows: ``sum_n w_n log p(y_n | f_n)`` and its derivatives.
+
+    A row of weight 0 says nothing about its latent values: gradient and curvature vanish there. That is how missing
+    targets are treated.
+
+    Attributes:
+        likelihood: The likelihood.
+        targets: Validated targets, N rows.
+        sample_weight: Weights of the rows ``(N,)``, or None when all are 1.
+    """
+
+    likelihood: Likelihood
+    targets: Tensor
+    sample_weight: Tensor | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """N."""
+        return self.targets.shape[0]
+
+    @property
+    def total_weight(self) -> float:
+        """Sum of the weights; N when all are 1."""
+        return float(self.num_rows) if self.sample_weight is None else float(self.sample_weight.double().sum())
+
+    def take(self, rows: Tensor) -> Observations:
+        """The observations of some rows."""
+        weight = None if self.sample_weight is None else self.sample_weight[rows]
+        return replace(self, targets=self.targets[rows], sample_weight=weight)
+
+    def log_density(self, f: Tensor) -> Tensor:
+        """``w_n log p(y_n | f_n)`` ``(..., N)`` at latent values ``(..., N, C)``."""
+        return self._weigh(self.likelihood.log_density(f, self.targets))
+
+    def derivatives(self, f: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient ``(..., N, C)`` and curvature ``(..., N, C, C)`` at ``f``."""
+        gradient, curvature = self.likelihood.derivatives(f, self.targets)
+        return self._weigh(gradient, 1), self._weigh(curvature, 2)
+
+    def expected_log_density(self, mean: Tensor, offsets: Tensor, node_weights: Tensor) -> Tensor:
+        """``w_n E[log p(y_n | f_n)]`` ``(N,)``; arguments as in ``Likelihood.expected_log_density``."""
+        return self._weigh(self.likelihood.expected_log_density(mean, offsets, node_weights, self.targets))
+
+    def expected_derivatives(self, mean: Tensor, offsets: Tensor, node_weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Expected gradient ``(N, C)`` and curvature ``(N, C, C)``, weighted."""
+        gradient, curvature = self.likelihood.expected_derivatives(mean, offsets, node_weights, self.targets)
+        return self._weigh(gradient, 1), self._weigh(curvature, 2)
+
+    def _weigh(self, values: Tensor, trailing: int = 0) -> Tensor:
+        if self.sample_weight is None:
+            return values
+        return values * self.sample_weight.to(values.dtype)[(..., *(None,) * trailing)]
