@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import gpytorch
 import pytest
@@ -26,6 +27,8 @@ from helpers import DTYPES, assert_close, keops_test, make_batch_kernel, make_in
 
 from itergp import InputError
 from itergp.operators import BlockedOperator, DenseOperator, KeOpsOperator, Prior, default_memory_budget, make_operator
+from itergp.operators import radial_product as radial_product_module
+from itergp.operators.radial_product import radial_product
 
 ROWS, COLUMNS = 333, 3  # not a multiple of any block size
 BATCH = torch.Size([3])
@@ -603,3 +606,51 @@ def test_the_grid_covers_both_routes():
     assert not routes["subclass"]
     assert not routes["linear"]
     assert len(DTYPES) == 2
+
+
+# ------------------------------------------------------------------ fused products of radial kernels
+@pytest.mark.parametrize("symmetric", [True, False])
+@pytest.mark.parametrize("kernels", [1, 2])
+@pytest.mark.parametrize("smoothness", [0.5, 1.5, 2.5, math.inf])
+def test_radial_products_and_their_derivatives(smoothness, kernels, symmetric, monkeypatch):
+    """Against the dense formula, with blocks so small that every kind of block occurs."""
+    monkeypatch.setattr(radial_product_module, "_ROWS", 4)
+    monkeypatch.setattr(radial_product_module, "_COLUMNS", 6)
+    rows = make_inputs(14 if symmetric else 9, seed=1).expand(kernels, -1, -1).clone().requires_grad_(True)
+    cols = rows if symmetric else make_inputs(14).expand(kernels, -1, -1).clone().requires_grad_(True)
+    scale = torch.linspace(0.5, 2.0, kernels, dtype=torch.float64).requires_grad_(True)
+    block = make_inputs(14 * kernels, 3, seed=2).view(kernels, 14, 3).requires_grad_(True)
+    product = radial_product(rows, cols, scale, block, smoothness, symmetric=symmetric)
+    apart = (rows.unsqueeze(2) - cols.unsqueeze(1)).square().sum(-1)
+    distance = torch.where(apart > 0, apart.clamp_min(1e-300).sqrt(), apart)
+    profile = {
+        0.5: torch.exp(-distance),
+        1.5: (1 + distance) * torch.exp(-distance),
+        2.5: (1 + distance + distance.square() / 3) * torch.exp(-distance),
+        math.inf: torch.exp(-apart),
+    }[smoothness]
+    expected = scale[:, None, None] * profile @ block
+    assert_close(product, expected)
+    probe = make_inputs(product.numel(), 1, seed=3).view_as(product)
+    wanted = torch.autograd.grad((expected * probe).sum(), [rows, cols, scale, block][symmetric:])
+    got = torch.autograd.grad((product * probe).sum(), [rows, cols, scale, block][symmetric:])
+    for actual, oracle in zip(got, wanted, strict=True):
+        assert_close(actual, oracle)
+
+
+def test_differentiable_products_of_far_inputs_keep_their_digits():
+    """Inputs thousands of lengthscales apart, in float32: distances of neighbours must not cancel."""
+    near = make_inputs(30, dtype=torch.float64)
+    x = torch.cat([near, near + 3000.0])
+    kernel = make_kernel(lengthscale=0.5)
+    block = make_inputs(60, 2, seed=1)
+    results = {}
+    for dtype in (torch.float32, torch.float64):
+        kernel = kernel.to(dtype)
+        operator = make_operator(kernel, x.to(dtype), kind="blocked")
+        product = operator.matmul(block.to(dtype))
+        (slope,) = torch.autograd.grad(product.square().sum(), kernel.base_kernel.raw_lengthscale)
+        results[dtype] = product.detach(), slope
+    # float32 inputs near 3,000 are themselves rounded to 1e-4
+    assert_close(results[torch.float32][0], results[torch.float64][0], "derivative")
+    assert_close(results[torch.float32][1], results[torch.float64][1], "derivative")

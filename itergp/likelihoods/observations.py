@@ -59,6 +59,10 @@ class Observations:
         gradient, curvature = self.likelihood.expected_derivatives(mean, offsets, node_weights, self.targets)
         return self._weigh(gradient, 1), self._weigh(curvature, 2)
 
+    def predictive_log_density(self, mean: Tensor, covariance: Tensor) -> Tensor:
+        """``w_n log E[p(y_n | f_n)]`` ``(N,)`` for latent marginals ``(N, C)`` and ``(N, C, C)``."""
+        return self._weigh(self.likelihood.predictive(mean, covariance).log_prob(self.targets))
+
     def _weigh(self, values: Tensor, trailing: int = 0) -> Tensor:
         if self.sample_weight is None:
             return values

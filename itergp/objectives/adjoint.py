@@ -1,4 +1,4 @@
-"""The adjoint equation ``(I + K W) lambda = q``, by conjugate gradients preconditioned with the search space."""
+"""The adjoint equation ``(I + K W) lambda = q``: how a mode moves."""
 
 from __future__ import annotations
 
@@ -7,22 +7,73 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from itergp.likelihoods import AutomaticLikelihood, Observations
 from itergp.operators import KernelOperator
 from itergp.solvers.newton import newton_matrix, robust_cholesky, weighted_gram
 from itergp.solvers.precision import multiply
 from itergp.solvers.search_space import SearchSpace
 
 _MAX_STEPS = 200
+_MAX_INDEFINITE_STEPS = 1000
 _DENSE_LIMIT = 1500
 
 
+def linearise(
+    observations: Observations, f: Tensor, offsets: Tensor | None, node_weights: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Gradient of the (expected) log-density at fixed ``f`` and its exact negative Hessian there.
+
+    Args:
+        observations: What was observed.
+        f: Latent values ``(N, C)``.
+        offsets: Offsets of the nodes ``(S, N, C)``, or None for the log-density at ``f`` itself.
+        node_weights: Their weights ``(S,)``.
+
+    Returns:
+        g ``(N, C)``, differentiable in the offsets and in the likelihood's parameters, and ``-d2 log p`` ``(N, C, C)``,
+        without gradients, indefinite where the log-density is not concave.
+    """
+    f = f.detach()
+    likelihood = observations.likelihood
+    if likelihood.curvature == "hessian" and type(likelihood) is not AutomaticLikelihood:
+        if offsets is None:
+            gradient, hessian = observations.derivatives(f)
+        else:
+            gradient, hessian = observations.expected_derivatives(f, offsets, node_weights)
+        return gradient, hessian.detach()
+    with torch.enable_grad():
+        point = f.requires_grad_(True)
+        if offsets is None:
+            value = observations.log_density(point)
+        else:
+            value = observations.expected_log_density(point, offsets, node_weights)
+        (gradient,) = torch.autograd.grad(value.sum(), point, create_graph=True)
+        columns = []
+        for c in range(f.shape[1]):
+            total = gradient[:, c].sum()
+            column = None
+            if total.requires_grad:
+                (column,) = torch.autograd.grad(total, point, retain_graph=True, allow_unused=True)
+            columns.append(torch.zeros_like(f) if column is None else column)
+    hessian = -torch.stack(columns, -1).detach()
+    return gradient, 0.5 * (hessian + hessian.mT)
+
+
 def solve_adjoint(
-    operator: KernelOperator, space: SearchSpace, curvature: Tensor, right: Tensor, tolerance: float
+    operator: KernelOperator,
+    space: SearchSpace,
+    curvature: Tensor,
+    right: Tensor,
+    tolerance: float,
+    *,
+    definite: bool = True,
 ) -> Tensor:
     """``W lambda`` for ``(I + K W) lambda = q``.
 
     With ``W = H^2`` the symmetric system ``(I + H K H) z = H q`` gives ``W lambda = H z``. Within the space
     ``K ~ T T^T``, so that ``(I + H T T^T H)^{-1}`` is a good preconditioner, and a small solve by Woodbury's identity.
+    An indefinite W has no such root; ``I + W K`` is then still self-adjoint, and at a mode positive, in the inner product of
+    K, in which conjugate gradients solve ``(I + W K) w = W q`` without a preconditioner.
 
     Args:
         operator: K.
@@ -30,21 +81,21 @@ def solve_adjoint(
         curvature: W ``(N, C, C)``.
         right: q ``(N, C)``.
         tolerance: Relative residual at which to stop.
+        definite: Whether W is positive semi-definite.
 
     Returns:
         ``(N, C)``.
     """
+    if not definite:
+        return _solve_indefinite(operator, curvature, right, tolerance)
     root = _symmetric_root(curvature)
     precondition = _preconditioner(space, root)
 
-    def weigh(block: Tensor) -> Tensor:
-        return torch.bmm(root, block.unsqueeze(-1)).squeeze(-1)
-
     def apply(z: Tensor) -> Tensor:
-        return z + weigh(multiply(operator, weigh(z).unsqueeze(-1))[..., 0])
+        return z + _weigh(root, multiply(operator, _weigh(root, z).unsqueeze(-1))[..., 0])
 
     z = torch.zeros_like(right)
-    residual = weigh(right)
+    residual = _weigh(root, right)
     size = residual.norm()
     direction = preconditioned = precondition(residual)
     rho = (residual * preconditioned).sum()
@@ -57,7 +108,34 @@ def solve_adjoint(
         preconditioned = precondition(residual)
         previous, rho = rho, (residual * preconditioned).sum()
         direction = preconditioned + (rho / previous) * direction
-    return weigh(z)
+    return _weigh(root, z)
+
+
+def _solve_indefinite(operator: KernelOperator, curvature: Tensor, right: Tensor, tolerance: float) -> Tensor:
+    """Conjugate gradients for ``(I + W K) w = W q`` in the inner product of K; one kernel pass per step."""
+    w, residual = torch.zeros_like(right), _weigh(curvature, right)
+    residual_product = multiply(operator, residual.unsqueeze(-1))[..., 0]
+    direction, product = residual, residual_product  # p and K p
+    rho = start = (residual * residual_product).sum()
+    for _ in range(_MAX_INDEFINITE_STEPS):
+        if not rho > tolerance**2 * start:
+            break
+        applied = direction + _weigh(curvature, product)
+        curved = (product * applied).sum()
+        if not curved > 0.0:  # not a mode in this direction
+            break
+        step = rho / curved
+        w, residual = w + step * direction, residual - step * applied
+        residual_product = multiply(operator, residual.unsqueeze(-1))[..., 0]
+        previous, rho = rho, (residual * residual_product).sum()
+        direction = residual + (rho / previous) * direction
+        product = residual_product + (rho / previous) * product
+    return w
+
+
+def _weigh(blocks: Tensor, vector: Tensor) -> Tensor:
+    """Blocks ``(N, C, C)`` times a vector ``(N, C)``."""
+    return torch.bmm(blocks, vector.unsqueeze(-1)).squeeze(-1)
 
 
 def _symmetric_root(curvature: Tensor) -> Tensor:

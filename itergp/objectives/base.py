@@ -15,6 +15,7 @@ from itergp.errors import InputError
 from itergp.likelihoods import Observations
 from itergp.models import NonConjugateGP
 from itergp.operators import KernelOperator, Prior, make_operator
+from itergp.solvers.precision import marginal_covariance, multiply
 
 
 class Objective(MarginalLogLikelihood):
@@ -85,6 +86,43 @@ def differentiable(prior: Prior, model: NonConjugateGP) -> KernelOperator:
         kind="blocked",
         memory_budget=model.memory_budget,
     )
+
+
+class DifferentiableCovariance:
+    """``K - K A (I + A^T K A)^{-1} A^T K`` for fixed actions A, as a function of the hyperparameters: one pass.
+
+    Attributes:
+        actions: A ``(N, C, r)``.
+        products: ``K A`` ``(N, C, r)``.
+        gram: ``A^T K A`` ``(r, r)``, float64.
+        factor: Lower Cholesky factor of ``I + gram``.
+        smooth: ``K V`` ``(N, C)`` from the same pass, for the weights V given.
+    """
+
+    def __init__(self, operator: KernelOperator, actions: Tensor, weights: Tensor) -> None:
+        products = multiply(operator, torch.cat([actions, weights.unsqueeze(-1)], -1))
+        self.actions, self.products, self.smooth = actions, products[..., :-1], products[..., -1]
+        self.gram = symmetric(actions.flatten(0, 1).mT @ self.products.flatten(0, 1))
+        self.factor = cholesky_of_identity_plus(self.gram, self.products.dtype)
+
+    def marginal(self, variance: Tensor, products: Tensor) -> Tensor:
+        """Per-row covariances ``(M, C, C)``.
+
+        Args:
+            variance: Prior variances ``(C', M)``.
+            products: ``k(x, X) A`` ``(M, C, r)``.
+        """
+        rows, latents = products.shape[:2]
+        flat = products.flatten(0, 1)
+        whitened = torch.linalg.solve_triangular(self.factor.mT.to(flat), flat, upper=True, left=False)
+        prior = variance.mT.expand(rows, latents)
+        floor = torch.finfo(flat.dtype).eps * prior.detach()  # the root of a zero variance has no derivative
+        return marginal_covariance(prior, whitened.reshape(products.shape)) + torch.diag_embed(floor)
+
+    def kl_terms(self) -> Tensor:
+        """``log|I + B| - tr((I + B)^{-1} B)`` with ``B = A^T K A``: the covariance's share of twice the KL to the prior."""
+        trace = torch.cholesky_solve(self.gram, self.factor).diagonal().sum()
+        return 2.0 * self.factor.diagonal().log().sum() - trace
 
 
 def symmetric(matrix: Tensor) -> Tensor:

@@ -11,9 +11,8 @@ from itergp.likelihoods import Observations
 from itergp.likelihoods.base import node_offsets
 from itergp.likelihoods.quadrature import psd_root
 from itergp.models import NonConjugateGP
-from itergp.objectives.base import Objective, cholesky_of_identity_plus, differentiable, symmetric
+from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable
 from itergp.operators import Prior
-from itergp.solvers.precision import marginal_covariance, multiply
 
 _SEED = 1  # other samples than those the posterior mean was found with
 
@@ -75,23 +74,13 @@ class ComputationAwareELBO(Objective):
         """``E_q[log p(y | f)] - KL(q || p)``."""
         weights, actions = self._posterior()
         operator = differentiable(prior, self.model)
-        products = multiply(operator, torch.cat([weights.unsqueeze(-1), actions], -1))
-        smooth, products = products[..., 0], products[..., 1:]
-        mean = prior.mean + smooth
-        gram = symmetric(actions.flatten(0, 1).mT @ products.flatten(0, 1))
-        factor = cholesky_of_identity_plus(gram, products.dtype)
-        rows = torch.linalg.solve_triangular(factor.mT.to(products), products.flatten(0, 1), upper=True, left=False)
-        variance = operator.diagonal().mT.expand(mean.shape)
-        covariance = marginal_covariance(variance, rows.reshape(products.shape))
-        floor = torch.finfo(mean.dtype).eps * variance.detach()  # the root of a zero variance has no derivative
-        covariance = covariance + torch.diag_embed(floor)
+        covariance = DifferentiableCovariance(operator, actions, weights)
+        mean = prior.mean + covariance.smooth
         nodes, node_weights = observations.likelihood.standard_nodes(mean.detach(), seed=_SEED)
-        offsets = node_offsets(psd_root(covariance), nodes)
+        offsets = node_offsets(psd_root(covariance.marginal(operator.diagonal(), covariance.products)), nodes)
         fit = observations.expected_log_density(mean, offsets, node_weights).sum(dtype=torch.float64)
-        trace = torch.cholesky_solve(gram, factor).diagonal().sum()
-        quadratic = (weights * smooth).sum(dtype=torch.float64)
-        kl = 0.5 * (quadratic + 2.0 * factor.diagonal().log().sum() - trace)
-        return fit - kl
+        quadratic = (weights * covariance.smooth).sum(dtype=torch.float64)
+        return fit - 0.5 * (quadratic + covariance.kl_terms())
 
     def _posterior(self) -> tuple[Tensor, Tensor]:
         """Weights V and actions A, found again at the cadence that was asked for."""

@@ -2,42 +2,60 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import gpytorch
 import torch
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.likelihoods import AutomaticLikelihood, LaplaceSite, Likelihood, Observations
+from itergp.likelihoods import LaplaceSite, Likelihood, Observations, VariationalSite
+from itergp.likelihoods.base import node_offsets
+from itergp.likelihoods.quadrature import psd_root
 from itergp.models import NonConjugateGP
-from itergp.objectives.adjoint import solve_adjoint
-from itergp.objectives.base import Objective
+from itergp.objectives.adjoint import linearise, solve_adjoint
+from itergp.objectives.base import DifferentiableCovariance, Objective
 from itergp.operators import KernelOperator, Prior, make_operator
 from itergp.solvers import Problem, Solution, SubspaceNewton, solve_problem
 from itergp.solvers.precision import cross_multiply, multiply
 
+PREDICTIVES = ("plug-in", "variational")
+
 
 class PredictiveLogDensity(Objective):
-    """Mean log-density of held-out rows, plugged in at the mode of the other rows.
+    """Mean log-density of held-out rows given the other rows.
 
     Tunes what predictions need and, unlike a bound on the evidence, does not prefer smooth kernels when the rank is small.
-    Let V solve ``V = g(m + K V)`` on the training part and ``f_v = m_v + K_v V`` on the validation part, r the gradient of
-    their log-density, ``(I + K W) lambda = K_v^T r``. Then, for any hyperparameter,
+    With the plug-in predictive, V solves ``V = g(m + K V)`` on the training part and ``f_v = m_v + K_v V`` on the held-out
+    part. Let r be the gradient of the held-out log-density at ``f_v`` and ``(I + K W) lambda = K_v^T r``. Then, for any
+    hyperparameter,
 
         dL = <r, dm_v + dK_v V> - <W lambda, dm + dK V> + <lambda, dg> + d(log-density),
 
-    derivatives of two products with ``N x C`` arrays. Gradients are exact as far as mode and adjoint are solved.
+    derivatives of two products with ``N x C`` arrays. The variational predictive integrates the latent posterior: g and W
+    are expectations under the marginals of ``K - K A (I + A^T K A)^{-1} A^T K``, whose actions A are chosen anew with every
+    split and held fixed in between, so that the derivative of the covariance is exact too. Gradients are exact as far as
+    mode and adjoint are solved, for every likelihood whose rows are exchangeable.
 
     Cost of one evaluation with gradient: the passes of a mode (warm-started), about as many for the adjoint, and two
-    differentiated products; all over the rows of one split.
+    differentiated products, of ``C`` columns (plug-in) or ``C (rank + 1)`` (variational); all over the rows of one split.
 
     Args:
-        likelihood: The model's likelihood, log-concave or with a closed-form curvature equal to its Hessian.
+        likelihood: The model's likelihood.
         model: The model.
+        predictive: ``"plug-in"``, the density at the mode, or ``"variational"``, integrated over the latent posterior.
         holdout: Share of the rows that is held out in each split.
+        num_folds: Instead of one random part, hold out each of this many parts in turn, in every evaluation.
         num_rows: Rows drawn for each split; default all.
         renew_every: Evaluations that share a split before a fresh one is drawn; default 10, None keeps one split.
+        rank: Actions that the variational predictive's covariance is conditioned on.
         tolerance: Of mode and adjoint, relative to the objective; default 1e-4.
+        warm_start: Whether the mode starts from that of the last evaluation. Without it a value does not depend, not even
+            within the tolerance, on the evaluations before it.
         seed: Of the splits.
+
+    Raises:
+        InputError: If an argument is out of its range, or the likelihood's rows are not exchangeable.
     """
 
     def __init__(
@@ -45,64 +63,92 @@ class PredictiveLogDensity(Objective):
         likelihood: gpytorch.likelihoods.Likelihood,
         model: NonConjugateGP,
         *,
+        predictive: str = "plug-in",
         holdout: float = 0.25,
+        num_folds: int | None = None,
         num_rows: int | None = None,
         renew_every: int | None = 10,
+        rank: int = 64,
         tolerance: float = 1e-4,
+        warm_start: bool = True,
         seed: int = 0,
     ) -> None:
         super().__init__(likelihood, model)
+        if predictive not in PREDICTIVES:
+            raise InputError(f"`predictive` must be one of {PREDICTIVES}. Got {predictive!r}.")
         if not 0.0 < holdout < 1.0:
             raise InputError(f"`holdout` must be between 0 and 1. Got {holdout}. It is the share of rows to hold out.")
-        self.holdout, self.num_rows, self.renew_every = holdout, num_rows, renew_every
-        self.tolerance, self.seed = tolerance, seed
+        rows = model.train_targets.shape[0]
+        if num_folds is not None and not 2 <= num_folds <= rows:
+            raise InputError(f"`num_folds` must be between 2 and the number of rows, {rows}. Got {num_folds}.")
+        if not self.supports(model.observations.likelihood):
+            raise InputError(
+                "PredictiveLogDensity needs a likelihood whose rows are exchangeable, so that some can be held out. Got "
+                f"{type(likelihood).__name__}. Use ComputationAwareELBO."
+            )
+        self.predictive, self.holdout, self.num_folds = predictive, holdout, num_folds
+        self.num_rows, self.renew_every, self.rank = num_rows, renew_every, rank
+        self.tolerance, self.warm_start, self.seed = tolerance, warm_start, seed
         self._evaluations = 0
-        self._split: tuple[Tensor, Tensor] = (torch.empty(0), torch.empty(0))
-        self._solution: Solution | None = None
+        self._splits: list[_Split] = []
 
     @staticmethod
     def supports(likelihood: Likelihood) -> bool:
-        """Whether rows can be held out and the curvature is the Hessian in closed form, which the adjoint needs."""
-        closed = likelihood.curvature == "hessian" and type(likelihood) is not AutomaticLikelihood
-        return closed and likelihood.exchangeable
+        """Whether rows can be held out."""
+        return likelihood.exchangeable
 
     def evidence(self, prior: Prior, observations: Observations) -> Tensor:
         """Mean held-out log-density times N, so that a value per row comes out as for every objective."""
-        if not self.supports(likelihood := observations.likelihood):
-            raise InputError(
-                "PredictiveLogDensity needs a likelihood whose curvature is its Hessian in closed form. Got "
-                f"{type(likelihood).__name__}. Use ComputationAwareELBO."
-            )
-        train, held_out = self._rows(observations)
-        part, validation = _take(prior, train), _take(prior, held_out)
-        seen, unseen = observations.take(train), observations.take(held_out)
-        operator = self._operator(part, kind="auto", detached=True)
-        solution = self._mode(part, operator, seen)
-        weights = solution.representer_weights
-        value, gradient = self._held_out(validation, operator, unseen, weights)
-        adjoint, weighted = self._adjoint(validation, operator, seen, solution, gradient)
-        smooth = self._operator(part, kind="blocked", detached=False)
-        moved_validation = validation.mean + cross_multiply(smooth, validation.features, weights.unsqueeze(-1))[..., 0]
-        moved = part.mean + multiply(smooth, weights.unsqueeze(-1))[..., 0]
-        implicit, _ = seen.derivatives(solution.latent_values)
-        surrogate = (gradient * moved_validation).sum() - (weighted * moved).sum() + (adjoint * implicit).sum()
-        # The value is that of the log-density; the surrogate only carries the gradient.
-        total = value + (surrogate - surrogate.detach())
-        return total * (observations.num_rows / unseen.total_weight)
+        if not self._splits or (self.renew_every is not None and self._evaluations % self.renew_every == 0):
+            self._splits = self._draw(observations)
+        self._evaluations += 1
+        total = torch.stack([self._held_out(prior, observations, split) for split in self._splits]).sum()
+        weight = sum(observations.take(split.held_out).total_weight for split in self._splits)
+        return total * (observations.num_rows / weight)
 
     # ------------------------------------------------------------------ inside
-    def _rows(self, observations: Observations) -> tuple[Tensor, Tensor]:
-        fresh = self.renew_every is not None and self._evaluations % self.renew_every == 0
-        if fresh or self._evaluations == 0:
-            generator = torch.Generator().manual_seed(self.seed + self._evaluations)
-            order = torch.randperm(observations.num_rows, generator=generator).to(observations.targets.device)
-            if observations.sample_weight is not None:  # rows without information have nothing to say here
-                order = order[observations.sample_weight[order] > 0]
-            order = order[: self.num_rows]
-            count = max(1, min(order.numel() - 1, round(self.holdout * order.numel())))
-            self._split, self._solution = (order[count:], order[:count]), None
-        self._evaluations += 1
-        return self._split
+    def _draw(self, observations: Observations) -> list[_Split]:
+        generator = torch.Generator().manual_seed(self.seed + self._evaluations)
+        order = torch.randperm(observations.num_rows, generator=generator).to(observations.targets.device)
+        if observations.sample_weight is not None:  # rows without information have nothing to say here
+            order = order[observations.sample_weight[order] > 0]
+        order = order[: self.num_rows]
+        if order.numel() < 2:
+            raise InputError(
+                f"Holding rows out needs at least two rows. Got {order.numel()}. Use ComputationAwareELBO."
+            )
+        if self.num_folds is not None:
+            folds = order.tensor_split(min(self.num_folds, order.numel()))
+            return [_Split(torch.cat([*folds[:k], *folds[k + 1 :]]), fold) for k, fold in enumerate(folds)]
+        count = max(1, min(order.numel() - 1, round(self.holdout * order.numel())))
+        return [_Split(order[count:], order[:count])]
+
+    def _held_out(self, prior: Prior, observations: Observations, split: _Split) -> Tensor:
+        """Summed held-out log-density of one split, with its gradient."""
+        part, validation = _take(prior, split.train), _take(prior, split.held_out)
+        seen, unseen = observations.take(split.train), observations.take(split.held_out)
+        operator = self._operator(part, kind="auto", detached=True)
+        smooth = self._operator(part, kind="blocked", detached=False)
+        covariance = self._covariance(part, operator, smooth, seen, split)
+        offsets, nodes = self._offsets(part, smooth, covariance, seen)
+        site = LaplaceSite(seen) if offsets is None else VariationalSite(seen, offsets.detach(), nodes)
+        solution = self._mode(Problem(part.mean.detach().contiguous(), operator, site), split)
+        weights = solution.representer_weights
+        value, gradient = self._density(validation, operator, smooth, covariance, unseen, weights)
+        implicit, hessian = linearise(seen, solution.latent_values, offsets, nodes)
+        with torch.no_grad():
+            across = self._operator(validation, kind="blocked", detached=True)
+            right = cross_multiply(across, operator.inputs, gradient.unsqueeze(-1))[..., 0]
+            assert solution.space is not None
+            tolerance = 0.1 * self.tolerance
+            definite = seen.likelihood.curvature == "hessian"
+            weighted = solve_adjoint(operator, solution.space, hessian, right, tolerance, definite=definite)
+            adjoint = right - multiply(operator, weighted.unsqueeze(-1))[..., 0]
+        moved_validation = validation.mean + cross_multiply(smooth, validation.features, weights.unsqueeze(-1))[..., 0]
+        moved = part.mean + multiply(smooth, weights.unsqueeze(-1))[..., 0]
+        surrogate = (gradient * moved_validation).sum() - (weighted * moved).sum() + (adjoint * implicit).sum()
+        # The value is that of the log-density; the surrogate only carries the gradient.
+        return value + (surrogate - surrogate.detach())
 
     def _operator(self, prior: Prior, *, kind: str, detached: bool) -> KernelOperator:
         features = prior.features.detach() if detached else prior.features
@@ -114,38 +160,69 @@ class PredictiveLogDensity(Objective):
             memory_budget=self.model.memory_budget,
         )
 
-    def _mode(self, prior: Prior, operator: KernelOperator, observations: Observations) -> Solution:
+    def _mode(self, problem: Problem, split: _Split) -> Solution:
         solver = SubspaceNewton(covariance_rank=0, tolerance=self.tolerance)
-        problem = Problem(prior.mean.detach().contiguous(), operator, LaplaceSite(observations))
-        solution = self._solution = solve_problem(problem, solver, warm_start=self._solution)
+        solution = solve_problem(problem, solver, warm_start=split.warm if self.warm_start else None)
+        # Its weights are worth keeping. A recycled space costs more than the passes it saves at these sizes.
+        split.warm = solution.without_space()
         return solution
 
-    @staticmethod
-    def _held_out(
-        prior: Prior, operator: KernelOperator, observations: Observations, weights: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Log-density, differentiable in the likelihood's parameters, and its gradient r ``(M, C)``."""
-        with torch.no_grad():
-            f = prior.mean + cross_multiply(operator, prior.features, weights.unsqueeze(-1))[..., 0]
-            gradient, _ = observations.derivatives(f)
-        return observations.log_density(f).sum(dtype=torch.float64), gradient
+    def _covariance(
+        self, part: Prior, operator: KernelOperator, smooth: KernelOperator, seen: Observations, split: _Split
+    ) -> DifferentiableCovariance | None:
+        """The latent covariance as a function of the hyperparameters, or None for the plug-in predictive."""
+        if self.predictive == "plug-in":
+            return None
+        if split.actions is None:
+            problem = Problem(part.mean.detach().contiguous(), operator, LaplaceSite(seen))
+            solution = solve_problem(problem, SubspaceNewton(covariance_rank=self.rank, tolerance=self.tolerance))
+            split.actions, split.warm = solution.precision.actions, solution.without_space()
+        return DifferentiableCovariance(smooth, split.actions, part.mean.new_zeros(part.mean.shape))
 
-    def _adjoint(
-        self,
+    @staticmethod
+    def _offsets(
+        part: Prior, smooth: KernelOperator, covariance: DifferentiableCovariance | None, seen: Observations
+    ) -> tuple[Tensor | None, Tensor]:
+        """Offsets of the nodes ``(S, N, C)`` at the training rows, differentiable, and their weights ``(S,)``."""
+        if covariance is None:
+            return None, part.mean.new_ones(1)
+        nodes, node_weights = seen.likelihood.standard_nodes(part.mean.detach())
+        marginal = covariance.marginal(smooth.diagonal(), covariance.products)
+        return node_offsets(psd_root(marginal), nodes), node_weights
+
+    @staticmethod
+    def _density(
         validation: Prior,
         operator: KernelOperator,
-        observations: Observations,
-        solution: Solution,
-        gradient: Tensor,
+        smooth: KernelOperator,
+        covariance: DifferentiableCovariance | None,
+        unseen: Observations,
+        weights: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """Lambda and ``W lambda`` ``(N, C)`` with ``(I + K W) lambda = K_v^T r``."""
+        """Summed log-density, differentiable but for the mean, and its gradient r ``(M, C)`` in the mean."""
         with torch.no_grad():
-            _, curvature = observations.derivatives(solution.latent_values)
-            across = self._operator(validation, kind="blocked", detached=True)
-            right = cross_multiply(across, operator.inputs, gradient.unsqueeze(-1))[..., 0]
-            assert solution.space is not None
-            weighted = solve_adjoint(operator, solution.space, curvature, right, 0.1 * self.tolerance)
-            return right - multiply(operator, weighted.unsqueeze(-1))[..., 0], weighted
+            f = validation.mean + cross_multiply(operator, validation.features, weights.unsqueeze(-1))[..., 0]
+        with torch.enable_grad():
+            mean = f.detach().requires_grad_(True)
+            if covariance is None:
+                value = unseen.log_density(mean)
+            else:
+                products = cross_multiply(smooth, validation.features, covariance.actions)
+                marginal = covariance.marginal(smooth.diagonal(validation.features), products)
+                value = unseen.predictive_log_density(mean, marginal)
+            value = value.sum(dtype=torch.float64)
+            (gradient,) = torch.autograd.grad(value, mean, retain_graph=True)
+        return value, gradient
+
+
+@dataclass
+class _Split:
+    """Rows to learn from and rows held out, and what is kept between evaluations."""
+
+    train: Tensor
+    held_out: Tensor
+    warm: Solution | None = None
+    actions: Tensor | None = None
 
 
 def _take(prior: Prior, rows: Tensor) -> Prior:

@@ -13,13 +13,11 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from itergp.operators.memory import default_memory_budget
-from itergp.operators.radial import RadialKernel, as_radial, evaluate_kernel
+from itergp.operators.radial import as_radial, cancels, evaluate_kernel
 
 # Elements of one evaluated block: small enough that its elementwise passes stay in the processor's cache.
 _CACHE_BLOCK_ROWS = 128
 _CACHE_BLOCK_COLUMNS = 2048
-# Largest error of a squared distance, in squared lengthscales, that is left to the data's dtype.
-_CANCELLATION = 1e-4
 
 
 @dataclass
@@ -66,7 +64,8 @@ class KernelOperator(ABC):
         self.num_kernels = num_kernels
         self.memory_budget = default_memory_budget(inputs.device) if memory_budget is None else memory_budget
         self.counts = KernelCounts()
-        self._radial_form: RadialKernel | None = as_radial(kernel, num_kernels)
+        radial = as_radial(kernel, num_kernels)
+        self._radial_form = None if radial is None else radial.detached()
         self._centre = inputs.detach().reshape(-1, inputs.shape[-1]).mean(0)
 
     # ------------------------------------------------------------------ shape
@@ -171,7 +170,7 @@ class KernelOperator(ABC):
             return inputs.detach(), None
         features = self._radial_form.features(inputs.detach(), self._centre)
         norms = features.square().sum(-1)
-        if float(norms.max()) * torch.finfo(norms.dtype).eps > _CANCELLATION:
+        if cancels(float(norms.max()), norms.dtype):
             # Inputs many lengthscales apart: squared distances from products would lose the digits of near neighbours.
             features = features.double()
             norms = features.square().sum(-1)
@@ -199,6 +198,14 @@ class KernelOperator(ABC):
         return any(t.requires_grad for t in tensors) or any(p.requires_grad for p in self.kernel.parameters())
 
     def _cross_with_grad(self, rows: Tensor, cols: Tensor, block: Tensor) -> Tensor:
+        radial = as_radial(self.kernel, self.num_kernels)
+        if radial is not None:
+            columns = radial.features(cols, self._centre)
+            symmetric = rows is cols
+            return radial.product(
+                columns if symmetric else radial.features(rows, self._centre), columns, block, symmetric=symmetric
+            )
+
         def product(part: Tensor) -> Tensor:
             return evaluate_kernel(self.kernel, part, cols, self.num_kernels) @ block
 

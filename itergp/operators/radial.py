@@ -10,12 +10,14 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gpytorch
 import torch
 from gpytorch.kernels import AdditiveKernel, Kernel, MaternKernel, ProductKernel, RBFKernel, ScaleKernel
 from torch import Tensor
+
+from itergp.operators.radial_product import radial_product
 
 try:  # GPyTorch's KeOps kernels exist with and without pykeops installed
     from gpytorch.kernels.keops import MaternKernel as KeOpsMaternKernel
@@ -25,6 +27,8 @@ except ImportError:  # pragma: no cover - very old GPyTorch
 
 _RBF = (RBFKernel, KeOpsRBFKernel)
 _MATERN = (MaternKernel, KeOpsMaternKernel)
+# Largest error of a squared distance, in squared lengthscales, that is left to the data's dtype.
+_CANCELLATION = 1e-4
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,10 @@ class RadialKernel:
     output_scale: Tensor
     smoothness: float
     active_dims: Tensor | None
+
+    def detached(self) -> RadialKernel:
+        """The same kernel without the derivatives of its hyperparameters."""
+        return replace(self, inputs_scale=self.inputs_scale.detach(), output_scale=self.output_scale.detach())
 
     def features(self, inputs: Tensor, centre: Tensor) -> Tensor:
         """Scaled, centred inputs ``(C', M, D)`` whose plain distances enter the profile."""
@@ -69,6 +77,18 @@ class RadialKernel:
         squared = squared.to(self.output_scale.dtype)
         return self._profile(squared).mul_(self.output_scale[:, None, None])
 
+    def product(self, rows: Tensor, cols: Tensor, block: Tensor, *, symmetric: bool) -> Tensor:
+        """The kernel at features ``(C', M, D)`` and ``(C', N, D)`` times a block ``(C', N, k)``, with derivatives.
+
+        Inputs many lengthscales apart are handled in float64, where distances from products keep the digits of neighbours.
+        """
+        largest = max(float(x.detach().square().sum(-1).max()) for x in (rows, cols))
+        dtype = torch.float64 if cancels(largest, rows.dtype) else rows.dtype
+        columns = block.expand(rows.shape[0], *block.shape[-2:])
+        return radial_product(
+            rows.to(dtype), cols.to(dtype), self.output_scale, columns, self.smoothness, symmetric=symmetric
+        )
+
     def _profile(self, squared: Tensor) -> Tensor:
         if self.smoothness == math.inf:
             return squared.neg_().exp_()
@@ -81,10 +101,15 @@ class RadialKernel:
         return distance.mul(1.0 / 3.0).add_(1.0).mul_(distance).add_(1.0).mul_(decay)
 
 
+def cancels(largest: float, dtype: torch.dtype) -> bool:
+    """Whether squared distances from products of features of this squared norm lose the digits of near neighbours."""
+    return largest * torch.finfo(dtype).eps > _CANCELLATION
+
+
 def as_radial(kernel: Kernel, num_kernels: int) -> RadialKernel | None:
     """The radial form of a (scaled) RBF or Matern kernel, or None when the kernel is anything else.
 
-    Subclasses are not recognised: they may override ``forward``.
+    Subclasses are not recognised: they may override ``forward``. The form has the derivatives of the hyperparameters.
 
     Args:
         kernel: Any GPyTorch kernel.
@@ -93,13 +118,13 @@ def as_radial(kernel: Kernel, num_kernels: int) -> RadialKernel | None:
     scale: Tensor | None = None
     active_dims = None
     while type(kernel) is ScaleKernel and kernel.active_dims is None:
-        outer = kernel.outputscale.detach()
+        outer = kernel.outputscale
         scale = outer if scale is None else scale * outer
         kernel = kernel.base_kernel
     if type(kernel) not in (*_RBF, *_MATERN) or kernel.lengthscale is None:
         return None
     active_dims = kernel.active_dims
-    lengthscale = kernel.lengthscale.detach()
+    lengthscale = kernel.lengthscale
     lengthscale = lengthscale.reshape(-1, 1, lengthscale.shape[-1])
     if type(kernel) in _MATERN:
         smoothness, constant = float(kernel.nu), math.sqrt(2.0 * kernel.nu)
