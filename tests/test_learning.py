@@ -40,7 +40,7 @@ def test_learning_improves_held_out_density(name, objective):
     assert result.solution is model.solution
     assert len(result.records) == 25
     assert result.reason == "all iterations were taken"
-    assert set(result.seconds) == {"learn", "condition"}
+    assert set(result.seconds) == {"learn", "calibrate", "condition"}
     assert not model.training
 
 
@@ -118,7 +118,7 @@ def test_a_nan_keeps_the_last_good_parameters():
             return super().evidence(*arguments) * (float("nan") if Broken.calls > 3 else 1.0)
 
     with pytest.warns(
-        itergp.ItergpWarning, match="became NaN or infinite in step 3; the last good parameters are kept"
+        itergp.ItergpWarning, match="became NaN or infinite in evaluation 3; the last good parameters are kept"
     ):
         result = fit(model, objective=Broken(model.likelihood, model), max_iterations=10)
     assert result.reason == "the objective became NaN or infinite"

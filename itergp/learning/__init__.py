@@ -1,5 +1,7 @@
 """Learning hyperparameters."""
 
-from itergp.learning.fitting import FitRecord, FitResult, fit
+from itergp.learning.calibration import Calibration, calibrate_predictions
+from itergp.learning.fitting import FitResult, fit
+from itergp.learning.learner import FitRecord
 
-__all__ = ["FitRecord", "FitResult", "fit"]
+__all__ = ["Calibration", "FitRecord", "FitResult", "calibrate_predictions", "fit"]

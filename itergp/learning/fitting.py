@@ -1,12 +1,12 @@
-"""``fit``: learn hyperparameters, then condition on all rows."""
+"""``fit``: learn hyperparameters, choose the predictive distribution, then condition on all rows."""
 
 from __future__ import annotations
 
-import math
 import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -14,33 +14,20 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from itergp.errors import InputError, ItergpWarning
+from itergp.learning.calibration import Calibration, calibrate_predictions
+from itergp.learning.learner import FitRecord, Learner, Stage, Stop, require_optimizer
 from itergp.learning.parameters import FreeParameter, free_parameters, initialise
-from itergp.likelihoods import as_likelihood
 from itergp.models import NonConjugateGP
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective
 from itergp.solvers import Solution
+from itergp.solvers.base import require_positive
 
-_SUBSET_VALUES = 20_000  # latent values (rows times functions) of the rows that the held-out objective draws
-_AVERAGED_SHARE = 0.25
+_SUBSET_ROWS = 1000
+_SUBSET_SHARE = 0.6  # of the iterations
+_REFINEMENT_RATE = 0.5  # of the learning rate
+_CALIBRATION_VALUES = 20_000  # latent values
 _COLLAPSED, _DIVERGED = 1e-3, 1e5
-
-
-@dataclass(frozen=True)
-class FitRecord:
-    """One step of the optimiser.
-
-    Attributes:
-        iteration: Number of the step, from 0.
-        seconds: Since the start.
-        objective: Value per row before the step; higher is better.
-        parameters: The optimiser's variables by name: logarithms of positive parameters.
-    """
-
-    iteration: int
-    seconds: float
-    objective: float
-    parameters: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -51,8 +38,9 @@ class FitResult:
         solution: The posterior of all rows at the learned hyperparameters.
         records: The trajectory.
         reason: Why learning stopped.
-        seconds: Time by stage: ``"learn"`` and ``"condition"``.
+        seconds: Time by stage: of learning, ``"calibrate"`` and ``"condition"``.
         initialised: Names of hyperparameters that were at their default and got a starting value from the data.
+        calibration: The predictive distribution chosen on held-out rows, or None.
     """
 
     solution: Solution
@@ -60,157 +48,167 @@ class FitResult:
     reason: str
     seconds: dict[str, float]
     initialised: list[str]
+    calibration: Calibration | None
 
 
 def fit(
     model: NonConjugateGP,
     *,
     objective: str | Objective = "auto",
+    optimizer: str = "adam",
     max_iterations: int = 50,
     learning_rate: float = 0.2,
+    max_rows: int | None = 3000,
+    num_restarts: int = 0,
+    calibrate: bool = True,
     time_limit: float | None = None,
     initialise_kernel: bool = True,
     seed: int = 0,
     progress: bool = False,
     callback: Callable[[FitRecord], None] | None = None,
 ) -> FitResult:
-    """Learns every trainable parameter of a model with Adam, then conditions on all rows.
+    """Learns every trainable parameter of a model, chooses its predictive distribution, then conditions on all rows.
 
-    Positive parameters move by their logarithm; the learning rate falls to zero along a cosine, and the last quarter of the
-    trajectory is averaged. A NaN ends learning with a warning and the last good parameters. Ctrl-C ends it with those so far.
+    The held-out objective is maximised in two stages: on random subsets of 1,000 rows, then on random subsets of
+    ``max_rows``. Positive parameters move by their logarithm; with Adam the learning rate falls to zero along a cosine, a
+    stage ends early when the parameters have settled, and the last quarter of its trajectory is averaged. A NaN ends
+    learning with a warning and the last good parameters. Ctrl-C ends it with those so far.
 
     Args:
         model: The model; afterwards in evaluation mode, conditioned.
         objective: ``"predictive"``, the density of held-out rows on random subsets; ``"elbo"``, the bound on all rows;
             ``"auto"``, the former where the likelihood allows it; or an objective of the model.
-        max_iterations: Steps of the optimiser.
+        optimizer: ``"adam"``, or ``"lbfgs"`` on one fixed split per stage.
+        max_iterations: Steps of the optimiser, all stages together.
         learning_rate: Of Adam, at the start: relative change per step of a positive parameter.
+        max_rows: Rows in a subset of the last stage; None for all.
+        num_restarts: How often the first stage starts again from random parameters; the best on a common split goes on.
+        calibrate: Whether to choose between the Laplace and the variational posterior, and the share of its covariance that
+            predictions integrate, on held-out rows; the choice becomes the model's ``approximation`` and
+            ``covariance_scale``, and ``model.predict(x, covariance_scale=1.0)`` still integrates the posterior itself.
         time_limit: Seconds of learning.
         initialise_kernel: Whether lengthscales and output scales still at GPyTorch's default get a start from the data.
-        seed: Of the random splits. Equal seeds give equal results.
+        seed: Of the random splits and restarts. Equal seeds give equal results.
         progress: Draw a progress bar.
         callback: Called with every record.
 
     Raises:
-        InputError: If the model has nothing to learn, or the objective is unknown.
+        InputError: If the model has nothing to learn, or an argument is out of its range.
     """
+    require_optimizer(optimizer)
+    for name, number in (("max_iterations", max_iterations), ("max_rows", max_rows)):
+        require_positive(name, number, integer=True)
+    require_positive("learning_rate", learning_rate)
+    require_positive("time_limit", time_limit)
+    if num_restarts < 0:
+        raise InputError(f"`num_restarts` must be 0 or more. Got {num_restarts}. Leave it out for none.")
     started = time.perf_counter()
-    initialised = []
-    if initialise_kernel:
-        with torch.no_grad():
-            prior = model._prior(model.train_inputs)
-            features = prior.features if prior.features.dim() == 2 else prior.features[0]
-            initialised = initialise(prior.kernel, features)
+    initialised = _initialise(model) if initialise_kernel else []
     free = free_parameters(model)
     if not free:
         raise InputError(
             "`fit` needs parameters to learn. Got none that require gradients. Use model.condition() instead."
         )
-    goal = _objective(objective, model, seed)
+    stages = _stages(objective, model, optimizer, max_iterations, learning_rate, max_rows, seed)
+    deadline = None if time_limit is None else started + time_limit
     model.train()
-    learner = _Learner(model, goal, free, max_iterations, learning_rate, time_limit, started, callback)
     with _bar(progress) as bar:
-        reason = learner.run(bar)
-    learner.write_average()
+        learner = Learner(model, free, optimizer, deadline, started, callback, bar)
+        reason = _run(learner, stages, num_restarts, seed)
     _warn_of_extremes(free)
-    learned = time.perf_counter()
     model.eval()
+    seconds = {"learn": time.perf_counter() - started}
+    calibration = None
+    if calibrate and model.observations.likelihood.exchangeable and model.train_targets.shape[0] > 1:
+        begun = time.perf_counter()
+        rows = max(2000, min(4000, _CALIBRATION_VALUES // model.observations.likelihood.num_latents))
+        calibration = calibrate_predictions(model, num_rows=rows, seed=seed)
+        model.approximation, model.covariance_scale = calibration.approximation, calibration.covariance_scale
+        seconds["calibrate"] = time.perf_counter() - begun
+    begun = time.perf_counter()
     solution = model.condition(progress=progress)
-    seconds = {"learn": learned - started, "condition": time.perf_counter() - learned}
-    return FitResult(solution, learner.records, reason, seconds, initialised)
+    seconds["condition"] = time.perf_counter() - begun
+    return FitResult(solution, learner.records, reason.value, seconds, initialised, calibration)
 
 
-def _objective(objective: str | Objective, model: NonConjugateGP, seed: int) -> Objective:
+def _initialise(model: NonConjugateGP) -> list[str]:
+    with torch.no_grad():
+        prior = model._prior(model.train_inputs)
+        features = prior.features if prior.features.dim() == 2 else prior.features[0]
+        return initialise(prior.kernel, features)
+
+
+def _stages(
+    objective: str | Objective,
+    model: NonConjugateGP,
+    optimizer: str,
+    max_iterations: int,
+    learning_rate: float,
+    max_rows: int | None,
+    seed: int,
+) -> list[Stage]:
     if isinstance(objective, Objective):
-        return objective
-    likelihood = as_likelihood(model.likelihood)
+        return [Stage("learn", objective, max_iterations, learning_rate)]
+    likelihood = model.observations.likelihood
     if objective == "elbo" or (objective == "auto" and not PredictiveLogDensity.supports(likelihood)):
-        return ComputationAwareELBO(model.likelihood, model)
-    if objective in ("auto", "predictive"):
-        rows = max(500, min(3000, _SUBSET_VALUES // likelihood.num_latents))
-        return PredictiveLogDensity(model.likelihood, model, num_rows=rows, renew_every=5, tolerance=1e-3, seed=seed)
-    raise InputError(f"`objective` must be 'auto', 'predictive', 'elbo' or an objective. Got {objective!r}.")
+        return [Stage("learn", ComputationAwareELBO(model.likelihood, model), max_iterations, learning_rate)]
+    if objective not in ("auto", "predictive"):
+        raise InputError(f"`objective` must be 'auto', 'predictive', 'elbo' or an objective. Got {objective!r}.")
+    options: dict[str, Any] = {"renew_every": 5, "tolerance": 1e-3, "seed": seed}
+    if optimizer == "lbfgs":  # a line search compares values: one split, and no trace of earlier evaluations in them
+        options |= {"renew_every": None, "tolerance": 1e-6, "warm_start": False}
+    total = model.train_targets.shape[0]
+    last = total if max_rows is None else min(total, max_rows)
+    if last <= _SUBSET_ROWS or max_iterations < 2:
+        held_out = PredictiveLogDensity(model.likelihood, model, num_rows=last, **options)
+        return [Stage("learn", held_out, max_iterations, learning_rate)]
+    share = max(1, round(_SUBSET_SHARE * max_iterations))
+    subset = PredictiveLogDensity(model.likelihood, model, num_rows=_SUBSET_ROWS, **options)
+    options["seed"] = seed + 1
+    refined = PredictiveLogDensity(model.likelihood, model, num_rows=last, **options)
+    return [
+        Stage("subset", subset, share, learning_rate),
+        Stage("refinement", refined, max(1, max_iterations - share), _REFINEMENT_RATE * learning_rate),
+    ]
 
 
-@dataclass
-class _Learner:
-    """The optimiser's loop and what it remembers."""
+def _run(learner: Learner, stages: list[Stage], num_restarts: int, seed: int) -> Stop:
+    """Runs the stages, the first from several starts; returns why learning stopped."""
+    start = learner.variables()
+    generator = torch.Generator().manual_seed(seed)
+    candidates = []
+    first, *others = stages
+    reason = Stop.ITERATIONS
+    for attempt in range(1 + num_restarts):
+        if attempt > 0:
+            learner.restore([v + torch.randn(v.shape, generator=generator).to(v) for v in start])
+        reason = learner.run(first)
+        if num_restarts == 0 or reason.ends_learning:
+            break
+        candidates.append((learner.evaluate(_common(first.objective, seed)), learner.variables()))
+    if candidates:
+        finite = [c for c in candidates if torch.isfinite(torch.tensor(c[0]))]
+        if finite:
+            learner.restore(max(finite, key=lambda c: c[0])[1])
+    for stage in others:
+        if reason.ends_learning:
+            break
+        reason = learner.run(stage)
+    return reason
 
-    model: NonConjugateGP
-    objective: Objective
-    free: list[FreeParameter]
-    max_iterations: int
-    learning_rate: float
-    time_limit: float | None
-    started: float
-    callback: Callable[[FitRecord], None] | None
-    records: list[FitRecord] = field(default_factory=list)
-    history: list[list[Tensor]] = field(default_factory=list)
 
-    def run(self, bar: Progress) -> str:
-        """Steps until a budget ends; returns why."""
-        task = bar.add_task("learning", total=self.max_iterations, value="-")
-        optimizer = torch.optim.Adam([p.variable for p in self.free], lr=self.learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, self.max_iterations)
-        try:
-            for iteration in range(self.max_iterations):
-                value = self._evaluate()
-                if not math.isfinite(value) or not self._gradients_finite():
-                    return self._give_up(iteration)
-                self.history.append([p.variable.detach().clone() for p in self.free])
-                self._record(iteration, value)
-                bar.update(task, advance=1, value=f"{value:.4f}")
-                optimizer.step()
-                schedule.step()
-                for parameter in self.free:
-                    parameter.write()
-                if self.time_limit is not None and time.perf_counter() - self.started >= self.time_limit:
-                    return "the time limit was reached"
-        except KeyboardInterrupt:
-            return "learning was interrupted"
-        return "all iterations were taken"
-
-    def _evaluate(self) -> float:
-        self.model.zero_grad(set_to_none=True)
-        value = self.objective(self.model(*self.model.train_inputs), self.model.train_targets)
-        (-value).backward()
-        for parameter in self.free:
-            parameter.read_gradient()
-        return float(value.detach())
-
-    def _gradients_finite(self) -> bool:
-        return all(p.variable.grad is None or bool(torch.isfinite(p.variable.grad).all()) for p in self.free)
-
-    def _give_up(self, iteration: int) -> str:
-        warnings.warn(
-            f"The objective or its gradient became NaN or infinite in step {iteration}; the last good parameters are kept. "
-            "Lower learning_rate, use float64, or put a prior on the output scale.",
-            ItergpWarning,
-            stacklevel=4,
-        )
-        return "the objective became NaN or infinite"
-
-    def _record(self, iteration: int, value: float) -> None:
-        names = {p.name: p.variable.detach().reshape(-1).tolist() for p in self.free if p.variable.numel() <= 64}
-        record = FitRecord(iteration, time.perf_counter() - self.started, value, names)
-        self.records.append(record)
-        if self.callback is not None:
-            self.callback(record)
-
-    def write_average(self) -> None:
-        """Sets the parameters to the mean of the last quarter of the trajectory."""
-        tail = self.history[-max(1, round(_AVERAGED_SHARE * len(self.history))) :]
-        if not tail:
-            return
-        with torch.no_grad():
-            for parameter, values in zip(self.free, zip(*tail, strict=True), strict=True):
-                parameter.variable.copy_(torch.stack(values).mean(0))
-                parameter.write()
+def _common(objective: Objective, seed: int) -> Objective:
+    """The objective by which starts are compared: the same split for all."""
+    if not isinstance(objective, PredictiveLogDensity):
+        return objective
+    return PredictiveLogDensity(
+        objective.likelihood, objective.model, num_rows=objective.num_rows, tolerance=objective.tolerance, seed=seed + 2
+    )
 
 
 def _warn_of_extremes(free: list[FreeParameter]) -> None:
     for parameter in free:
-        value = parameter.variable.detach().exp()
+        value: Tensor = parameter.variable.detach().exp()
         if parameter.name.endswith("raw_lengthscale") and bool((value < _COLLAPSED).any()):
             problem, remedy = "collapsed", "standardise the inputs, or put a prior on the lengthscale"
         elif parameter.name.endswith("raw_outputscale") and bool((value > _DIVERGED).any()):

@@ -95,6 +95,16 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             A distribution with batch shape ``(M,)``.
         """
 
+    def predictive_log_density(self, mean: Tensor, covariance: Tensor, targets: Tensor) -> Tensor:
+        """``log E[p(y_n | f_n)]`` for each row ``(N,)``, as accurate as averages over many rows need it.
+
+        Args:
+            mean: Latent means ``(N, C)``.
+            covariance: Latent covariances ``(N, C, C)``.
+            targets: Validated targets.
+        """
+        return self.predictive(mean, covariance).log_prob(targets)
+
     # ------------------------------------------------ GPyTorch's side of things
     @abstractmethod
     def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Distribution:

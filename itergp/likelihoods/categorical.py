@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -78,6 +79,12 @@ class CategoricalLikelihood(Likelihood):
     def predictive(self, mean: Tensor, covariance: Tensor) -> CategoricalPredictive:
         """Integrated class probabilities by fixed-seed quasi-Monte Carlo, with their standard errors."""
         return CategoricalPredictive(*expected_softmax(mean, covariance))
+
+    def predictive_log_density(self, mean: Tensor, covariance: Tensor, targets: Tensor) -> Tensor:
+        """Log of the integrated probability of the label, from 256 quasi-random points for every row."""
+        probs, _ = expected_softmax(mean, covariance, accuracy=math.inf)
+        tiny = torch.finfo(probs.dtype).tiny
+        return probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).clamp_min(tiny).log()
 
 
 def softmax(f: Tensor) -> Tensor:

@@ -61,7 +61,7 @@ class Observations:
 
     def predictive_log_density(self, mean: Tensor, covariance: Tensor) -> Tensor:
         """``w_n log E[p(y_n | f_n)]`` ``(N,)`` for latent marginals ``(N, C)`` and ``(N, C, C)``."""
-        return self._weigh(self.likelihood.predictive(mean, covariance).log_prob(self.targets))
+        return self._weigh(self.likelihood.predictive_log_density(mean, covariance, self.targets))
 
     def _weigh(self, values: Tensor, trailing: int = 0) -> Tensor:
         if self.sample_weight is None:

@@ -191,16 +191,19 @@ def expected_sigmoid(mean: Tensor, variance: Tensor) -> Tensor:
     return torch.where(scale < 1.0, total_small, total_large.clamp(0.0, 1.0)).to(mean)
 
 
-def expected_softmax(mean: Tensor, covariance: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+def expected_softmax(
+    mean: Tensor, covariance: Tensor, seed: int = 0, accuracy: float = _ACCURACY
+) -> tuple[Tensor, Tensor]:
     """``E[softmax(f)]`` for ``f ~ N(mean, covariance)`` by randomised quasi-Monte Carlo.
 
     Eight independently scrambled Sobol sequences are doubled in length until the standard error between them is below
-    3e-4 for every probability, or each has 8,192 points.
+    the accuracy for every probability, or each has 8,192 points.
 
     Args:
         mean: ``(M, C)``.
         covariance: ``(M, C, C)``.
         seed: Seed of the scrambling; equal seeds give equal results.
+        accuracy: Wanted standard error of every probability; infinity for 256 points in all.
 
     Returns:
         Probabilities ``(M, C)`` and their standard errors ``(M, C)``.
@@ -219,7 +222,7 @@ def expected_softmax(mean: Tensor, covariance: Tensor, seed: int = 0) -> tuple[T
             errors[rows] = means.std(0) / math.sqrt(_REPLICATES)
         if points >= _MAX_POINTS:
             break
-        todo = todo[(errors[todo] > _ACCURACY).any(-1)]
+        todo = todo[(errors[todo] > accuracy).any(-1)]
         points *= 2
     return probs / probs.sum(-1, keepdim=True), errors
 

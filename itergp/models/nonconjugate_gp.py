@@ -33,6 +33,9 @@ class NonConjugateGP(gpytorch.models.GP):
     posterior is found on demand and again whenever a hyperparameter, the data, the likelihood or the solver have changed.
     Predictions have derivatives in the inputs, not in hyperparameters: learn those by ``itergp.objectives``.
 
+    Attributes:
+        covariance_scale: Share of the latent covariance that ``predict`` integrates by default; 1 is the posterior itself.
+
     Args:
         train_inputs: ``(N, D)``, or a tuple of such for a ``forward`` of several arguments.
         train_targets: ``(N,)``, as the likelihood wants them.
@@ -98,6 +101,7 @@ class NonConjugateGP(gpytorch.models.GP):
         self.likelihood = likelihood
         self.solver = SubspaceNewton() if solver is None else solver
         self.approximation = approximation
+        self.covariance_scale = 1.0
         self.operator_kind = operator
         self.memory_budget = memory_budget
         self._forget()
@@ -150,14 +154,15 @@ class NonConjugateGP(gpytorch.models.GP):
             return self.condition()
         return self._solution
 
-    def predict(self, x: Tensor | tuple[Tensor, ...], *, covariance_scale: float = 1.0) -> Distribution:
+    def predict(self, x: Tensor | tuple[Tensor, ...], *, covariance_scale: float | None = None) -> Distribution:
         """Predictive distribution of observations at new inputs, row by row.
 
         Rows are processed in batches within the memory budget.
 
         Args:
             x: Inputs ``(M, D)``, or a tuple of such.
-            covariance_scale: Between 0 and 1: 1 integrates the posterior, 0 plugs in its mean. Statements about
+            covariance_scale: Between 0 and 1: 1 integrates the posterior, 0 plugs in its mean. Default: the model's
+                ``covariance_scale``, which is 1 unless ``itergp.fit`` chose another on held-out rows. Statements about
                 computation-aware uncertainty hold at 1.
 
         Returns:
@@ -167,6 +172,8 @@ class NonConjugateGP(gpytorch.models.GP):
         Raises:
             InputError: If the inputs do not look like the training inputs.
         """
+        if covariance_scale is None:
+            covariance_scale = self.covariance_scale
         if not 0.0 <= covariance_scale <= 1.0:
             raise InputError(f"`covariance_scale` must be between 0 and 1. Got {covariance_scale}.")
         inputs = self._test_inputs(x)

@@ -125,7 +125,7 @@ class PredictiveLogDensity(Objective):
 
     def _held_out(self, prior: Prior, observations: Observations, split: _Split) -> Tensor:
         """Summed held-out log-density of one split, with its gradient."""
-        part, validation = _take(prior, split.train), _take(prior, split.held_out)
+        part, validation = prior.take(split.train), prior.take(split.held_out)
         seen, unseen = observations.take(split.train), observations.take(split.held_out)
         operator = self._operator(part, kind="auto", detached=True)
         smooth = self._operator(part, kind="blocked", detached=False)
@@ -223,14 +223,3 @@ class _Split:
     held_out: Tensor
     warm: Solution | None = None
     actions: Tensor | None = None
-
-
-def _take(prior: Prior, rows: Tensor) -> Prior:
-    """The prior at some of its rows."""
-    return Prior(
-        mean=prior.mean[rows],
-        kernel=prior.kernel,
-        features=prior.features[..., rows, :],
-        num_kernels=prior.num_kernels,
-        covariance=prior.covariance,
-    )

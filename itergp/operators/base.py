@@ -200,11 +200,7 @@ class KernelOperator(ABC):
     def _cross_with_grad(self, rows: Tensor, cols: Tensor, block: Tensor) -> Tensor:
         radial = as_radial(self.kernel, self.num_kernels)
         if radial is not None:
-            columns = radial.features(cols, self._centre)
-            symmetric = rows is cols
-            return radial.product(
-                columns if symmetric else radial.features(rows, self._centre), columns, block, symmetric=symmetric
-            )
+            return radial.product(cols, None if rows is cols else rows, self._centre, block)
 
         def product(part: Tensor) -> Tensor:
             return evaluate_kernel(self.kernel, part, cols, self.num_kernels) @ block

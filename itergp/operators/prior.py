@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gpytorch
 import torch
@@ -39,6 +39,10 @@ class Prior:
     features: Tensor
     num_kernels: int
     covariance: LinearOperator
+
+    def take(self, rows: Tensor) -> Prior:
+        """Mean, kernel and features at some of the rows; the lazy covariance stays that of all."""
+        return replace(self, mean=self.mean[rows], features=self.features[..., rows, :])
 
     @classmethod
     def from_forward(

@@ -77,16 +77,31 @@ class RadialKernel:
         squared = squared.to(self.output_scale.dtype)
         return self._profile(squared).mul_(self.output_scale[:, None, None])
 
-    def product(self, rows: Tensor, cols: Tensor, block: Tensor, *, symmetric: bool) -> Tensor:
-        """The kernel at features ``(C', M, D)`` and ``(C', N, D)`` times a block ``(C', N, k)``, with derivatives.
+    def product(self, inputs: Tensor, others: Tensor | None, centre: Tensor, block: Tensor) -> Tensor:
+        """``k(others, inputs)`` times a block ``(C', N, k)`` or ``(N, k)``, with derivatives in everything.
 
         Inputs many lengthscales apart are handled in float64, where distances from products keep the digits of neighbours.
+
+        Args:
+            inputs: ``(N, D)`` or ``(C', N, D)``.
+            others: ``(M, D)`` or ``(C', M, D)``; None for the inputs themselves.
+            centre: Point near the middle of the inputs ``(D,)``.
+            block: What is multiplied.
         """
+        form, stretch = self, None
+        if self.inputs_scale.shape[-1] == 1:  # one lengthscale moves every distance by the same factor
+            stretch = (self.inputs_scale / self.inputs_scale.detach()).reshape(-1)
+            form = replace(self, inputs_scale=self.inputs_scale.detach())
+        cols = form.features(inputs, centre)
+        rows = cols if others is None else form.features(others, centre)
         largest = max(float(x.detach().square().sum(-1).max()) for x in (rows, cols))
-        dtype = torch.float64 if cancels(largest, rows.dtype) else rows.dtype
+        if cancels(largest, rows.dtype):
+            cols = cols.double()
+            rows = cols if others is None else rows.double()
         columns = block.expand(rows.shape[0], *block.shape[-2:])
+        symmetric = others is None
         return radial_product(
-            rows.to(dtype), cols.to(dtype), self.output_scale, columns, self.smoothness, symmetric=symmetric
+            rows, cols, self.output_scale, columns, self.smoothness, symmetric=symmetric, stretch=stretch
         )
 
     def _profile(self, squared: Tensor) -> Tensor:

@@ -1,0 +1,250 @@
+"""The optimiser's loop: stages of an objective, budgets, what is remembered."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+import torch
+from rich.progress import Progress, TaskID
+from torch import Tensor
+
+from itergp.errors import InputError, ItergpWarning
+from itergp.learning.parameters import FreeParameter
+from itergp.models import NonConjugateGP
+from itergp.objectives.base import Objective
+
+OPTIMIZERS = ("adam", "lbfgs")
+_AVERAGED_SHARE = 0.25
+_SETTLED = 0.01  # largest move of a variable, between means over a window, that counts as none
+_WINDOW = 5
+
+
+class Stop(Enum):
+    """Why a stage of learning ended."""
+
+    ITERATIONS = "all iterations were taken"
+    SETTLED = "the parameters settled"
+    CONVERGED = "the objective stopped improving"
+    TIME = "the time limit was reached"
+    INTERRUPTED = "learning was interrupted"
+    NOT_FINITE = "the objective became NaN or infinite"
+
+    @property
+    def ends_learning(self) -> bool:
+        """Whether no other stage follows."""
+        return self in (Stop.TIME, Stop.INTERRUPTED)
+
+
+@dataclass(frozen=True)
+class FitRecord:
+    """One evaluation of the objective.
+
+    Attributes:
+        stage: Name of the stage.
+        iteration: Number of the evaluation, from 0, over all stages.
+        seconds: Since the start.
+        objective: Value per row; higher is better. Values of different splits or stages are not comparable.
+        parameters: The optimiser's variables by name: logarithms of positive parameters.
+    """
+
+    stage: str
+    iteration: int
+    seconds: float
+    objective: float
+    parameters: dict[str, list[float]]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of learning.
+
+    Attributes:
+        name: Its name in records.
+        objective: What it maximises.
+        iterations: Steps of Adam, or of L-BFGS, at most.
+        learning_rate: Of Adam, at the start of the stage.
+    """
+
+    name: str
+    objective: Objective
+    iterations: int
+    learning_rate: float
+
+
+@dataclass
+class Learner:
+    """Moves the free parameters of a model up an objective.
+
+    Attributes:
+        model: The model, in training mode.
+        free: Its parameters.
+        optimizer: ``"adam"`` or ``"lbfgs"``.
+        deadline: When to end, by ``time.perf_counter``; None for never.
+        started: When ``fit`` began.
+        callback: Called with every record.
+        bar: Progress bar.
+    """
+
+    model: NonConjugateGP
+    free: list[FreeParameter]
+    optimizer: str
+    deadline: float | None
+    started: float
+    callback: Callable[[FitRecord], None] | None
+    bar: Progress
+    records: list[FitRecord] = field(default_factory=list)
+    good: list[Tensor] = field(default_factory=list)  # the last variables with a finite value and gradient
+    evaluations: int = 0
+
+    def run(self, stage: Stage) -> Stop:
+        """Runs a stage and says why it ended; the parameters are then the mean of its tail (Adam) or its best (L-BFGS)."""
+        task = self.bar.add_task(stage.name, total=stage.iterations, value="-")
+        history: list[list[Tensor]] = []
+        try:
+            run = self._adam if self.optimizer == "adam" else self._lbfgs
+            reason = run(stage, history, task)
+        except _NotFinite:
+            reason = self._give_up()
+        except _OutOfTime:
+            reason = Stop.TIME
+        except KeyboardInterrupt:
+            reason = Stop.INTERRUPTED
+        if history:
+            self.restore([torch.stack(values).mean(0) for values in zip(*history, strict=True)])
+        elif self.good:
+            self.restore(self.good)
+        self.bar.update(task, completed=stage.iterations)
+        return reason
+
+    # -------------------------------------------------------------- optimisers
+    def _adam(self, stage: Stage, history: list[list[Tensor]], task: TaskID) -> Stop:
+        optimizer = torch.optim.Adam([p.variable for p in self.free], lr=stage.learning_rate)
+        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, stage.iterations)
+        visited: list[list[Tensor]] = []
+        for _ in range(stage.iterations):
+            value = self._evaluate(stage)
+            self.bar.update(task, advance=1, value=f"{value:.4f}")
+            visited.append(self.good)
+            history[:] = visited[-max(1, round(_AVERAGED_SHARE * len(visited))) :]
+            self._check_time()
+            if _settled(visited):
+                return Stop.SETTLED
+            optimizer.step()
+            schedule.step()
+            self._write()
+        return Stop.ITERATIONS
+
+    def _lbfgs(self, stage: Stage, history: list[list[Tensor]], task: TaskID) -> Stop:
+        optimizer = torch.optim.LBFGS(
+            [p.variable for p in self.free],
+            lr=1.0,
+            max_iter=stage.iterations,
+            max_eval=3 * stage.iterations,
+            tolerance_grad=1e-5,
+            tolerance_change=1e-6,
+            history_size=20,
+            line_search_fn="strong_wolfe",
+        )
+        best = -math.inf
+
+        def closure() -> Tensor:
+            nonlocal best
+            self._write()
+            value = self._evaluate(stage)
+            self.bar.update(task, advance=1, value=f"{value:.4f}")
+            if value > best:
+                best, history[:] = value, [self.good]
+            self._check_time()
+            return torch.tensor(-value)
+
+        optimizer.step(closure)
+        self._write()
+        state = optimizer.state[optimizer._params[0]]
+        return Stop.ITERATIONS if state["n_iter"] >= stage.iterations else Stop.CONVERGED
+
+    # ------------------------------------------------------------------ inside
+    def evaluate(self, objective: Objective) -> float:
+        """The objective per row; the variables get the gradient of its negative."""
+        self.model.zero_grad(set_to_none=True)
+        value = objective(self.model(*self.model.train_inputs), self.model.train_targets)
+        (-value).backward()
+        for parameter in self.free:
+            parameter.read_gradient()
+        return float(value.detach())
+
+    def _evaluate(self, stage: Stage) -> float:
+        value = self.evaluate(stage.objective)
+        gradients = [p.variable.grad for p in self.free if p.variable.grad is not None]
+        if not math.isfinite(value) or not all(bool(torch.isfinite(g).all()) for g in gradients):
+            raise _NotFinite
+        self.good = self.variables()
+        names = {p.name: p.variable.detach().reshape(-1).tolist() for p in self.free if p.variable.numel() <= 64}
+        record = FitRecord(stage.name, self.evaluations, time.perf_counter() - self.started, value, names)
+        self.evaluations += 1
+        self.records.append(record)
+        if self.callback is not None:
+            self.callback(record)
+        return value
+
+    def variables(self) -> list[Tensor]:
+        """A copy of the optimiser's variables."""
+        return [p.variable.detach().clone() for p in self.free]
+
+    def restore(self, values: list[Tensor]) -> None:
+        """Sets variables and parameters."""
+        with torch.no_grad():
+            for parameter, value in zip(self.free, values, strict=True):
+                parameter.variable.copy_(value)
+        self._write()
+
+    def _write(self) -> None:
+        for parameter in self.free:
+            parameter.write()
+
+    def _check_time(self) -> None:
+        if self.deadline is not None and time.perf_counter() >= self.deadline:
+            raise _OutOfTime
+
+    def _give_up(self) -> Stop:
+        warnings.warn(
+            f"The objective or its gradient became NaN or infinite in evaluation {self.evaluations}; the last good parameters "
+            "are kept. Lower learning_rate, use float64, or put a prior on the output scale.",
+            ItergpWarning,
+            stacklevel=4,
+        )
+        return Stop.NOT_FINITE
+
+
+class _NotFinite(Exception):
+    """The objective or its gradient is NaN or infinite."""
+
+
+class _OutOfTime(Exception):
+    """The time limit was reached."""
+
+
+def _settled(visited: list[list[Tensor]]) -> bool:
+    """Whether no variable moved between the means over the last two windows."""
+    if len(visited) < 2 * _WINDOW:
+        return False
+    last, before = visited[-_WINDOW:], visited[-2 * _WINDOW : -_WINDOW]
+    moves = [
+        (torch.stack(a).mean(0) - torch.stack(b).mean(0)).abs().max()
+        for a, b in zip(zip(*last, strict=True), zip(*before, strict=True), strict=True)
+    ]
+    return max(float(move) for move in moves) < _SETTLED
+
+
+def require_optimizer(name: str) -> None:
+    """The optimiser must be known.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if name not in OPTIMIZERS:
+        raise InputError(f"`optimizer` must be one of {OPTIMIZERS}. Got {name!r}.")
