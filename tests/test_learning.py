@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+import copy
+
 import gpytorch
 import pytest
 import torch
-from helpers import CASES, SimpleGP, make_binary, make_inputs, make_kernel
+from helpers import (
+    CASES,
+    SimpleGP,
+    assert_close,
+    make_batch_kernel,
+    make_binary,
+    make_classes,
+    make_inputs,
+    make_kernel,
+)
 
 import itergp
-from itergp.learning import fit
+from itergp.learning import calibrate_predictions, fit
+from itergp.learning.calibration import SCALES
 from itergp.learning.parameters import free_parameters, initialise
-from itergp.likelihoods import BernoulliLikelihood
-from itergp.objectives import ComputationAwareELBO, LaplaceEvidence
+from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
+from itergp.objectives import ComputationAwareELBO, LaplaceEvidence, PredictiveLogDensity
 
 
 def default_kernel() -> gpytorch.kernels.ScaleKernel:
@@ -45,7 +57,7 @@ def test_learning_improves_held_out_density(name, objective):
 
 
 def test_equal_seeds_give_equal_results():
-    results = [itergp.fit(binary(), max_iterations=6, seed=seed) for seed in (3, 3, 4)]
+    results = [itergp.fit(binary(), objective="predictive", max_iterations=6, seed=seed) for seed in (3, 3, 4)]
     trajectories = [[record.objective for record in result.records] for result in results]
     assert trajectories[0] == trajectories[1] != trajectories[2]
     assert torch.equal(results[0].solution.representer_weights, results[1].solution.representer_weights)
@@ -140,7 +152,7 @@ def test_separable_classes_warn_of_a_diverging_scale():
     x = make_inputs(60, dtype=torch.float32)
     model = SimpleGP(x, (x[:, 0] > 0).long(), BernoulliLikelihood(), kernel=make_kernel(3.0, 9e4))
     with pytest.warns(itergp.ItergpWarning, match="raw_outputscale diverged, as it does when classes are separable"):
-        fit(model, max_iterations=8)
+        fit(model, objective="predictive", max_iterations=8)
 
 
 def test_ard_finds_the_relevant_input():
@@ -153,3 +165,220 @@ def test_ard_finds_the_relevant_input():
     assert int(lengthscales.argmin()) == 1
     others = lengthscales[[0, 2, 3]]
     assert float(others.min()) > 2.0 * float(lengthscales[1])
+
+
+# ---------------------------------------------------------------------------- optimisers and stages
+def test_stages_and_their_rows():
+    x, y = make_binary(1400, dtype=torch.float32)
+    model = SimpleGP(x, y, BernoulliLikelihood(), kernel=default_kernel())
+    result = fit(model, max_iterations=10, max_rows=1200)
+    assert [record.stage for record in result.records] == ["subset"] * 6 + ["refinement"] * 4
+    assert [record.iteration for record in result.records] == list(range(10))
+    seconds = [record.seconds for record in result.records]
+    assert seconds == sorted(seconds)
+    assert {record.stage for record in fit(binary(), max_iterations=3).records} == {"learn"}
+
+
+@pytest.mark.parametrize("objective", ["predictive", "elbo", LaplaceEvidence])
+def test_lbfgs_reaches_what_adam_reaches(objective):
+    values = {}
+    for optimizer, iterations in (("adam", 60), ("lbfgs", 30)):
+        model = binary(100, kernel=make_kernel(4.0, 1.0)).double()
+        model.set_train_data(make_binary(100)[0], model.train_targets.double(), strict=False)
+        goal = objective if isinstance(objective, str) else objective(model.likelihood, model)
+        result = fit(
+            model, objective=goal, optimizer=optimizer, max_iterations=iterations, calibrate=False, learning_rate=0.3
+        )
+        if objective == "predictive":  # the split that L-BFGS sees
+            mll = PredictiveLogDensity(model.likelihood, model, renew_every=None, tolerance=1e-6, warm_start=False)
+        else:
+            mll = LaplaceEvidence(model.likelihood, model)
+        model.train()
+        values[optimizer] = mll(model(*model.train_inputs), model.train_targets).item()
+        model.eval()
+        assert result.records[-1].objective > result.records[0].objective
+    assert values["lbfgs"] > values["adam"] - 0.01
+
+
+def test_restarts_leave_a_bad_start_behind():
+    models = [binary(150, kernel=make_kernel(40.0, 1e-4)) for _ in range(2)]
+    options = {"objective": "predictive", "max_iterations": 12, "calibrate": False, "learning_rate": 0.1}
+    alone, best = fit(models[0], **options), fit(models[1], num_restarts=3, **options)
+    assert len(best.records) == 4 * len(alone.records)
+    common = [PredictiveLogDensity(m.likelihood, m.train(), seed=2) for m in models]
+    values = [mll(m(*m.train_inputs), m.train_targets).item() for mll, m in zip(common, models, strict=True)]
+    assert values[1] > values[0]
+
+
+def test_settled_parameters_end_a_stage():
+    model = binary(80, kernel=make_kernel(1.0, 4.0))
+    result = fit(model, objective="elbo", learning_rate=1e-5, max_iterations=40)
+    assert result.reason == "the parameters settled"
+    assert len(result.records) == 10
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"optimizer": "sgd"}, r"`optimizer` must be one of \('adam', 'lbfgs'\)\. Got 'sgd'"),
+        ({"max_iterations": 0}, r"`max_iterations` must be a positive whole number"),
+        ({"learning_rate": -0.1}, r"`learning_rate` must be a positive number"),
+        ({"max_rows": 2.5}, r"`max_rows` must be a positive whole number"),
+        ({"num_restarts": -1}, r"`num_restarts` must be 0 or more\. Got -1"),
+        ({"time_limit": 0}, r"`time_limit` must be a positive number"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(itergp.InputError, match=message):
+        fit(binary(), **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"predictive": "mcmc"}, r"`predictive` must be one of \('plug-in', 'variational'\)\. Got 'mcmc'"),
+        ({"holdout": 1.0}, r"`holdout` must be between 0 and 1\. Got 1\.0"),
+        ({"num_folds": 1}, r"`num_folds` must be between 2 and the number of rows, 200\. Got 1"),
+    ],
+)
+def test_bad_options_of_the_predictive_objective(options, message):
+    model = binary()
+    with pytest.raises(itergp.InputError, match=message):
+        PredictiveLogDensity(model.likelihood, model, **options)
+
+
+def test_fixed_noise_rows_cannot_be_held_out():
+    x, y = CASES["gaussian"].data(40, dtype=torch.float32)
+    likelihood = gpytorch.likelihoods.FixedNoiseGaussianLikelihood(torch.linspace(0.1, 0.4, 40))
+    model = SimpleGP(x, y, likelihood)
+    with pytest.raises(itergp.InputError, match=r"rows are exchangeable.*Use ComputationAwareELBO"):
+        PredictiveLogDensity(likelihood, model)
+    result = fit(model, max_iterations=4)
+    assert result.calibration is None
+    assert result.records[-1].objective > result.records[0].objective
+
+
+def test_an_interruption_keeps_what_was_learned():
+    def interrupt(record):
+        if record.iteration == 4:
+            raise KeyboardInterrupt
+
+    model = binary(150, kernel=make_kernel(0.05, 0.1))
+    result = fit(model, objective="predictive", max_iterations=50, callback=interrupt)
+    assert result.reason == "learning was interrupted"
+    assert len(result.records) == 5
+    assert float(model.covar_module.base_kernel.lengthscale.detach()) != pytest.approx(0.05, rel=0.01)
+    assert result.solution is model.solution
+
+
+# ---------------------------------------------------------------------------- what can be learned
+class Deep(SimpleGP):
+    """A kernel on what a network makes of the inputs, and a linear mean."""
+
+    def __init__(self, x, y, likelihood):
+        super().__init__(x, y, likelihood, mean=gpytorch.means.LinearMean(2), kernel=default_kernel())
+        torch.manual_seed(0)
+        self.network = torch.nn.Sequential(torch.nn.Linear(x.shape[1], 8), torch.nn.Tanh(), torch.nn.Linear(8, 2))
+
+    def forward(self, x):
+        features = self.network(x)
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(features), self.covar_module(features))
+
+
+def _composite() -> gpytorch.kernels.Kernel:
+    first = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel(active_dims=(0,)))
+    second = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=2.5, active_dims=(1,)))
+    return first + second + gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel() * gpytorch.kernels.LinearKernel())
+
+
+def _learnable(kind: str) -> SimpleGP:
+    x, y = CASES["gaussian" if kind == "noise" else "categorical"].data(120, dtype=torch.float32)
+    if kind == "deep":
+        return Deep(x, y, CategoricalLikelihood(3))
+    if kind == "class-specific kernels":
+        return SimpleGP(x, y, CategoricalLikelihood(3), kernel=make_batch_kernel())
+    if kind == "sums and products":
+        return SimpleGP(x, y, CategoricalLikelihood(3), kernel=_composite())
+    return SimpleGP(x, y, GaussianLikelihood(noise=1.0), kernel=default_kernel())
+
+
+@pytest.mark.parametrize("objective", ["predictive", "elbo"])
+@pytest.mark.parametrize("kind", ["deep", "class-specific kernels", "sums and products", "noise"])
+def test_every_parameter_moves(kind, objective):
+    model = _learnable(kind)
+    start = {name: p.detach().clone() for name, p in model.named_parameters()}
+    result = fit(model, objective=objective, max_iterations=8, initialise_kernel=False, calibrate=False)
+    still = [name for name, p in model.named_parameters() if torch.equal(p, start[name])]
+    assert not still
+    assert result.records[-1].objective > result.records[0].objective - (0.2 if objective == "predictive" else 0.0)
+
+
+def test_a_prior_holds_a_parameter_back():
+    scales = []
+    for prior in (None, gpytorch.priors.LogNormalPrior(0.0, 0.05)):
+        kernel = make_kernel(1.0, 1.0)
+        if prior is not None:
+            kernel.register_prior("scale_prior", prior, "outputscale")
+        fit(binary(200, kernel=kernel), objective="elbo", max_iterations=30)
+        scales.append(float(kernel.outputscale.detach()))
+    assert abs(scales[1] - 1.0) < 0.2 < abs(scales[0] - 1.0)
+
+
+def test_botorch_fits_the_model():
+    botorch = pytest.importorskip("botorch.fit")
+    for objective in (LaplaceEvidence, ComputationAwareELBO):
+        x, y = make_binary(60)
+        model = SimpleGP(x, y, BernoulliLikelihood(), kernel=make_kernel(5.0, 1.0)).double().train()
+        mll = objective(model.likelihood, model)
+        before = mll(model(x), model.train_targets).item()
+        botorch.fit_gpytorch_mll(mll)
+        model.train()
+        assert mll(model(x), model.train_targets).item() > before + 0.01
+        slopes = torch.autograd.grad(mll(model(x), model.train_targets), list(model.covar_module.parameters()))
+        assert all(abs(float(slope)) < 5e-3 for slope in slopes)
+
+
+# ---------------------------------------------------------------------------- calibration
+def test_calibration_finds_the_posterior_where_it_is_true():
+    """Labels drawn from the model itself: integrating the posterior is then right, and plugging in overconfident."""
+    generator = torch.Generator().manual_seed(0)
+    x = make_inputs(900, 6, dtype=torch.float32)
+    kernel = make_kernel(1.0, 100.0)
+    root = torch.linalg.cholesky(kernel(x).to_dense().detach().double() + 1e-6 * torch.eye(900))
+    f = root @ torch.randn(900, generator=generator, dtype=torch.float64)
+    y = (torch.rand(900, generator=generator) < torch.sigmoid(f)).long()
+    model = SimpleGP(x, y, BernoulliLikelihood(), kernel=kernel)
+    calibration = calibrate_predictions(model, num_rows=900)
+    assert calibration.num_held_out == 900
+    assert calibration.covariance_scale > 0.0
+    densities = calibration.log_densities
+    assert densities["variational", 1.0] > densities["variational", 0.0] + 0.01
+    assert densities["variational", 1.0] > densities["laplace", 0.0]
+    assert calibration.expected_calibration_error < 0.05
+
+
+def test_the_calibrated_and_the_uncalibrated_predictive():
+    x, y = make_classes(900, dtype=torch.float32)
+    model = SimpleGP(x[:600], y[:600], CategoricalLikelihood(3), kernel=default_kernel())
+    result = fit(model, max_iterations=10)
+    calibration = result.calibration
+    assert (model.approximation, model.covariance_scale) == (calibration.approximation, calibration.covariance_scale)
+    assert set(calibration.log_densities) == {(a, s) for a in ("laplace", "variational") for s in SCALES}
+    with torch.no_grad():
+        chosen = model.predict(x[600:])
+        same = model.predict(x[600:], covariance_scale=calibration.covariance_scale)
+        assert torch.equal(chosen.probs, same.probs)
+        latent = model(x[600:])  # the posterior itself
+        whole = model.predict(x[600:], covariance_scale=1.0)
+        assert_close(model.likelihood(latent).probs, whole.probs, dtype=torch.float32)
+    again = copy.deepcopy(model)
+    assert again.covariance_scale == model.covariance_scale
+
+
+def test_few_rows_are_each_held_out_once_and_weights_count():
+    model = binary(90)
+    assert calibrate_predictions(model, num_rows=4000).num_held_out == 90
+    x, y = make_binary(90, dtype=torch.float32)
+    weight = (torch.arange(90) % 3 > 0).float()
+    weighted = SimpleGP(x, y, BernoulliLikelihood(), sample_weight=weight)
+    assert calibrate_predictions(weighted, num_rows=4000).num_held_out == 60

@@ -18,7 +18,7 @@ class SVGP(gpytorch.models.ApproximateGP):
 
     Args:
         inducing: Initial inducing inputs ``(M, D)``.
-        kernel: Kernel shared by all latent functions; its hyperparameters are not learned here.
+        kernel: Kernel shared by all latent functions.
         num_latents: C.
     """
 
@@ -29,7 +29,7 @@ class SVGP(gpytorch.models.ApproximateGP):
         if num_latents > 1:
             strategy = gpytorch.variational.IndependentMultitaskVariationalStrategy(strategy, num_tasks=num_latents)
         super().__init__(strategy)
-        self.mean_module = gpytorch.means.ZeroMean()
+        self.mean_module = gpytorch.means.ConstantMean()
         self.covar_module = kernel
 
     def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
@@ -46,11 +46,12 @@ def fit_svgp(
     num_inducing: int,
     seconds: float,
     learning_rate: float = 0.01,
+    learn_kernel: bool = False,
     batch_size: int = 256,
     seed: int = 0,
     callback: Callable[[SVGP, float], bool] | None = None,
 ) -> tuple[SVGP, int]:
-    """Trains an SVGP with Adam for a given time, hyperparameters fixed.
+    """Trains an SVGP with Adam for a given time.
 
     Args:
         kernel: The kernel, with its hyperparameters; copied by the caller if it must not be touched.
@@ -60,6 +61,7 @@ def fit_svgp(
         num_inducing: Inducing inputs, started at random training inputs.
         seconds: Training time; what the callback takes is not counted.
         learning_rate: Adam's.
+        learn_kernel: Whether kernel and mean are learned too.
         batch_size: Rows per step.
         seed: Of the inducing inputs and minibatches.
         callback: Called about 20 times with the model and the time used; returns True to stop.
@@ -70,8 +72,8 @@ def fit_svgp(
     generator = torch.Generator().manual_seed(seed)
     inducing = x[torch.randperm(x.shape[0], generator=generator)[:num_inducing]].clone()
     model = SVGP(inducing, kernel, as_likelihood(likelihood).num_latents).to(x)
-    for parameter in kernel.parameters():
-        parameter.requires_grad_(False)
+    for module in (kernel, model.mean_module):
+        module.requires_grad_(learn_kernel)
     objective = gpytorch.mlls.VariationalELBO(likelihood, model, num_data=x.shape[0])
     optimizer = torch.optim.Adam([p for p in model.parameters() if p.requires_grad], lr=learning_rate)
     model.train()

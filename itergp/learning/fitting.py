@@ -14,7 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from itergp.errors import InputError, ItergpWarning
-from itergp.learning.calibration import Calibration, calibrate_predictions
+from itergp.learning.calibration import PLUG_IN, POSTERIOR, Calibration, calibrate_predictions
 from itergp.learning.learner import FitRecord, Learner, Stage, Stop, require_optimizer
 from itergp.learning.parameters import FreeParameter, free_parameters, initialise
 from itergp.models import NonConjugateGP
@@ -23,8 +23,10 @@ from itergp.objectives.base import Objective
 from itergp.solvers import Solution
 from itergp.solvers.base import require_positive
 
+_FEW_ROWS = 500  # up to here the bound on the evidence of all rows beats the density of some of them
 _SUBSET_ROWS = 1000
 _SUBSET_SHARE = 0.6  # of the iterations
+_SPREAD = 1.5  # standard deviation of the random starts, in the optimiser's variables
 _REFINEMENT_RATE = 0.5  # of the learning rate
 _CALIBRATION_VALUES = 20_000  # latent values
 _COLLAPSED, _DIVERGED = 1e-3, 1e5
@@ -77,7 +79,7 @@ def fit(
     Args:
         model: The model; afterwards in evaluation mode, conditioned.
         objective: ``"predictive"``, the density of held-out rows on random subsets; ``"elbo"``, the bound on all rows;
-            ``"auto"``, the former where the likelihood allows it; or an objective of the model.
+            ``"auto"``, the former beyond 500 rows where the likelihood allows it; or an objective of the model.
         optimizer: ``"adam"``, or ``"lbfgs"`` on one fixed split per stage.
         max_iterations: Steps of the optimiser, all stages together.
         learning_rate: Of Adam, at the start: relative change per step of a positive parameter.
@@ -122,7 +124,8 @@ def fit(
     if calibrate and model.observations.likelihood.exchangeable and model.train_targets.shape[0] > 1:
         begun = time.perf_counter()
         rows = max(2000, min(4000, _CALIBRATION_VALUES // model.observations.likelihood.num_latents))
-        calibration = calibrate_predictions(model, num_rows=rows, seed=seed)
+        tuned_for = PLUG_IN if getattr(stages[-1].objective, "predictive", None) == "plug-in" else POSTERIOR
+        calibration = calibrate_predictions(model, num_rows=rows, reference=tuned_for, seed=seed)
         model.approximation, model.covariance_scale = calibration.approximation, calibration.covariance_scale
         seconds["calibrate"] = time.perf_counter() - begun
     begun = time.perf_counter()
@@ -150,11 +153,15 @@ def _stages(
     if isinstance(objective, Objective):
         return [Stage("learn", objective, max_iterations, learning_rate)]
     likelihood = model.observations.likelihood
-    if objective == "elbo" or (objective == "auto" and not PredictiveLogDensity.supports(likelihood)):
+    few = model.train_targets.shape[0] <= _FEW_ROWS or not PredictiveLogDensity.supports(likelihood)
+    if objective == "elbo" or (objective == "auto" and few):
         return [Stage("learn", ComputationAwareELBO(model.likelihood, model), max_iterations, learning_rate)]
     if objective not in ("auto", "predictive"):
         raise InputError(f"`objective` must be 'auto', 'predictive', 'elbo' or an objective. Got {objective!r}.")
-    options: dict[str, Any] = {"renew_every": 5, "tolerance": 1e-3, "seed": seed}
+    # A noise or dispersion to learn would stand in for the latent variance that plugging in leaves out.
+    integrate = any(parameter.requires_grad for parameter in likelihood.parameters())
+    options: dict[str, Any] = {"predictive": "variational" if integrate else "plug-in"}
+    options |= {"renew_every": 5, "tolerance": 1e-3, "seed": seed}
     if optimizer == "lbfgs":  # a line search compares values: one split, and no trace of earlier evaluations in them
         options |= {"renew_every": None, "tolerance": 1e-6, "warm_start": False}
     total = model.train_targets.shape[0]
@@ -181,7 +188,7 @@ def _run(learner: Learner, stages: list[Stage], num_restarts: int, seed: int) ->
     reason = Stop.ITERATIONS
     for attempt in range(1 + num_restarts):
         if attempt > 0:
-            learner.restore([v + torch.randn(v.shape, generator=generator).to(v) for v in start])
+            learner.restore([v + _SPREAD * torch.randn(v.shape, generator=generator).to(v) for v in start])
         reason = learner.run(first)
         if num_restarts == 0 or reason.ends_learning:
             break

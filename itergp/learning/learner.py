@@ -9,6 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
+import numpy as np
+import scipy.optimize
 import torch
 from rich.progress import Progress, TaskID
 from torch import Tensor
@@ -22,6 +24,7 @@ OPTIMIZERS = ("adam", "lbfgs")
 _AVERAGED_SHARE = 0.25
 _SETTLED = 0.01  # largest move of a variable, between means over a window, that counts as none
 _WINDOW = 5
+_FARTHEST = 7.0  # farthest move of a variable by L-BFGS: a factor of 1,100 for a positive parameter
 
 
 class Stop(Enum):
@@ -140,32 +143,38 @@ class Learner:
         return Stop.ITERATIONS
 
     def _lbfgs(self, stage: Stage, history: list[list[Tensor]], task: TaskID) -> Stop:
-        optimizer = torch.optim.LBFGS(
-            [p.variable for p in self.free],
-            lr=1.0,
-            max_iter=stage.iterations,
-            max_eval=3 * stage.iterations,
-            tolerance_grad=1e-5,
-            tolerance_change=1e-6,
-            history_size=20,
-            line_search_fn="strong_wolfe",
-        )
         best = -math.inf
 
-        def closure() -> Tensor:
+        def closure(flat: np.ndarray) -> tuple[float, np.ndarray]:
             nonlocal best
-            self._write()
+            self.restore(self._unflatten(flat))
             value = self._evaluate(stage)
-            self.bar.update(task, advance=1, value=f"{value:.4f}")
+            self.bar.update(task, value=f"{value:.4f}")
             if value > best:
                 best, history[:] = value, [self.good]
             self._check_time()
-            return torch.tensor(-value)
+            slopes = [
+                p.variable.new_zeros(p.variable.shape) if p.variable.grad is None else p.variable.grad
+                for p in self.free
+            ]
+            return -value, _flatten(slopes)
 
-        optimizer.step(closure)
-        self._write()
-        state = optimizer.state[optimizer._params[0]]
-        return Stop.ITERATIONS if state["n_iter"] >= stage.iterations else Stop.CONVERGED
+        start = _flatten(self.variables())
+        result = scipy.optimize.minimize(
+            closure,
+            start,
+            jac=True,
+            method="L-BFGS-B",
+            bounds=[(x - _FARTHEST, x + _FARTHEST) for x in start],  # the first steps of a line search know no scale
+            options={"maxiter": stage.iterations},
+            callback=lambda _: self.bar.update(task, advance=1),
+        )
+        return Stop.ITERATIONS if result.nit >= stage.iterations else Stop.CONVERGED
+
+    def _unflatten(self, flat: np.ndarray) -> list[Tensor]:
+        sizes = [p.variable.numel() for p in self.free]
+        parts = torch.as_tensor(flat).split(sizes)
+        return [part.view_as(p.variable).to(p.variable) for part, p in zip(parts, self.free, strict=True)]
 
     # ------------------------------------------------------------------ inside
     def evaluate(self, objective: Objective) -> float:
@@ -226,6 +235,10 @@ class _NotFinite(Exception):
 
 class _OutOfTime(Exception):
     """The time limit was reached."""
+
+
+def _flatten(tensors: list[Tensor]) -> np.ndarray:
+    return torch.cat([t.detach().double().cpu().reshape(-1) for t in tensors]).numpy()
 
 
 def _settled(visited: list[list[Tensor]]) -> bool:
