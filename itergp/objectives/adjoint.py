@@ -9,7 +9,7 @@ from torch import Tensor
 
 from itergp.likelihoods import AutomaticLikelihood, Observations
 from itergp.operators import KernelOperator
-from itergp.solvers.newton import newton_matrix, robust_cholesky, weighted_gram
+from itergp.solvers.newton import apply_blocks, newton_matrix, robust_cholesky, weighted_gram
 from itergp.solvers.precision import multiply
 from itergp.solvers.search_space import SearchSpace
 
@@ -92,10 +92,10 @@ def solve_adjoint(
     precondition = _preconditioner(space, root)
 
     def apply(z: Tensor) -> Tensor:
-        return z + _weigh(root, multiply(operator, _weigh(root, z).unsqueeze(-1))[..., 0])
+        return z + apply_blocks(root, multiply(operator, apply_blocks(root, z).unsqueeze(-1))[..., 0])
 
     z = torch.zeros_like(right)
-    residual = _weigh(root, right)
+    residual = apply_blocks(root, right)
     size = residual.norm()
     direction = preconditioned = precondition(residual)
     rho = (residual * preconditioned).sum()
@@ -108,19 +108,19 @@ def solve_adjoint(
         preconditioned = precondition(residual)
         previous, rho = rho, (residual * preconditioned).sum()
         direction = preconditioned + (rho / previous) * direction
-    return _weigh(root, z)
+    return apply_blocks(root, z)
 
 
 def _solve_indefinite(operator: KernelOperator, curvature: Tensor, right: Tensor, tolerance: float) -> Tensor:
     """Conjugate gradients for ``(I + W K) w = W q`` in the inner product of K; one kernel pass per step."""
-    w, residual = torch.zeros_like(right), _weigh(curvature, right)
+    w, residual = torch.zeros_like(right), apply_blocks(curvature, right)
     residual_product = multiply(operator, residual.unsqueeze(-1))[..., 0]
     direction, product = residual, residual_product  # p and K p
     rho = start = (residual * residual_product).sum()
     for _ in range(_MAX_INDEFINITE_STEPS):
         if not rho > tolerance**2 * start:
             break
-        applied = direction + _weigh(curvature, product)
+        applied = direction + apply_blocks(curvature, product)
         curved = (product * applied).sum()
         if not curved > 0.0:  # not a mode in this direction
             break
@@ -131,11 +131,6 @@ def _solve_indefinite(operator: KernelOperator, curvature: Tensor, right: Tensor
         direction = residual + (rho / previous) * direction
         product = residual_product + (rho / previous) * product
     return w
-
-
-def _weigh(blocks: Tensor, vector: Tensor) -> Tensor:
-    """Blocks ``(N, C, C)`` times a vector ``(N, C)``."""
-    return torch.bmm(blocks, vector.unsqueeze(-1)).squeeze(-1)
 
 
 def _symmetric_root(curvature: Tensor) -> Tensor:
@@ -153,9 +148,9 @@ def _preconditioner(space: SearchSpace, root: Tensor) -> Callable[[Tensor], Tens
         factor = robust_cholesky(newton_matrix(space, root @ root), dtype)
 
         def exact(z: Tensor) -> Tensor:
-            inside = space.project(torch.bmm(root, z.unsqueeze(-1)).squeeze(-1))
+            inside = space.project(apply_blocks(root, z))
             solved = torch.cholesky_solve(inside.reshape(-1, 1), factor).reshape(inside.shape)
-            return z - torch.bmm(root, space.latent(solved).unsqueeze(-1)).squeeze(-1)
+            return z - apply_blocks(root, space.latent(solved))
 
         return exact
     diagonal = root.diagonal(dim1=-2, dim2=-1)

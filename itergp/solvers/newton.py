@@ -16,6 +16,7 @@ _ARMIJO = 1e-4
 _DENSE_LIMIT = 500
 _CG_TOLERANCE = 0.05
 _CG_MAX_STEPS = 60
+_WIDE = 16
 
 
 @dataclass(frozen=True)
@@ -131,7 +132,7 @@ class _NewtonSystem:
         return self._conjugate_gradients(right, curvature)
 
     def _apply(self, X: Tensor, curvature: Tensor) -> Tensor:
-        change = torch.bmm(curvature, self.space.latent(X).unsqueeze(-1)).squeeze(-1)
+        change = apply_blocks(curvature, self.space.latent(X))
         return self.space.metric(X) + self.space.project(change)
 
     def _precondition(self, X: Tensor) -> Tensor:
@@ -153,6 +154,13 @@ class _NewtonSystem:
                 break
             p = z + (rho / previous) * p
         return X
+
+
+def apply_blocks(blocks: Tensor, vector: Tensor) -> Tensor:
+    """Symmetric blocks ``(N, C, C)`` times a vector ``(N, C)``, the way round that is fastest for their size."""
+    if blocks.shape[-1] < _WIDE:
+        return torch.bmm(blocks, vector.unsqueeze(-1)).squeeze(-1)
+    return torch.bmm(vector.unsqueeze(1), blocks).squeeze(1)
 
 
 def weighted_gram(space: SearchSpace, weights: Tensor, first: int, second: int) -> Tensor:
