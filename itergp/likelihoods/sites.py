@@ -86,7 +86,7 @@ class VariationalSite:
 
     def derivatives(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """Expected gradient ``(N, C)`` and curvature ``(N, C, C)``."""
-        return self.observations.expected_derivatives(f, self.offsets, self.weights)
+        return self.observations.expected_derivatives(f, self.offsets, self.weights.to(f))
 
 
 Site = LaplaceSite | VariationalSite

@@ -1,7 +1,12 @@
 """How the posterior is found."""
 
+from itergp.solvers import policies
+from itergp.solvers.action_buffer import ActionBuffer
 from itergp.solvers.dense_newton import DenseNewton
 from itergp.solvers.driver import APPROXIMATIONS, solve, solve_problem
+from itergp.solvers.iter_gp import IterGP, LinearSolution
+from itergp.solvers.iter_ncgp import IterNCGP
+from itergp.solvers.noise import Noise
 from itergp.solvers.problem import Problem
 from itergp.solvers.solution import Certificate, Solution
 from itergp.solvers.status import Reason, Status
@@ -9,13 +14,19 @@ from itergp.solvers.subspace_newton import SubspaceNewton
 
 __all__ = [
     "APPROXIMATIONS",
+    "ActionBuffer",
     "Certificate",
     "DenseNewton",
+    "IterGP",
+    "IterNCGP",
+    "LinearSolution",
+    "Noise",
     "Problem",
     "Reason",
     "Solution",
     "Status",
     "SubspaceNewton",
+    "policies",
     "solve",
     "solve_problem",
 ]

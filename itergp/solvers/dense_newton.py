@@ -201,6 +201,7 @@ class DenseNewton:
             precision=LowRankPrecision(precision.actions.to(like), precision.gram, precision.factor),
             objective=state.objective,
             norm_squared=state.norm_squared,
+            curvature=state.curvature.to(like),
         )
 
 

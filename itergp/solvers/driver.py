@@ -236,4 +236,6 @@ class _Run:
             space=posterior.space,
             coordinates=posterior.coordinates,
             operator=self.operator,
+            curvature=posterior.curvature,
+            actions=posterior.actions,
         )

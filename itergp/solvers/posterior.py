@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from itergp.likelihoods import VariationalSite
+from itergp.solvers.action_buffer import ActionBuffer
 from itergp.solvers.precision import Actions, LowRankPrecision, marginal_covariance
 from itergp.solvers.problem import Problem, inner
 from itergp.solvers.search_space import SearchSpace
@@ -28,6 +29,8 @@ class Posterior:
         norm_squared: q at or above the squared distance to the mode.
         space: Search space for a warm start, or None.
         coordinates: Of V in it, or None.
+        curvature: W ``(N, C, C)`` that the covariance belongs to, or None.
+        actions: Actions and their kernel products for a warm start, or None.
     """
 
     representer_weights: Tensor
@@ -38,6 +41,8 @@ class Posterior:
     norm_squared: float
     space: SearchSpace | None = None
     coordinates: Tensor | None = None
+    curvature: Tensor | None = None
+    actions: ActionBuffer | None = None
 
     def log_marginal_likelihood(self) -> float:
         """GPML eq. 3.32 with the log-determinant within the actions."""

@@ -107,13 +107,18 @@ class LowRankPrecision:
 
     @classmethod
     def from_products(cls, actions: Actions, products: Tensor) -> LowRankPrecision:
-        """From the actions and ``K A``.
+        """From the actions and ``K A``."""
+        gram = _symmetric((actions.values.flatten(0, 1).mT @ products.flatten(0, 1)).double())
+        return cls.from_gram(actions.values, gram)
+
+    @classmethod
+    def from_gram(cls, actions: Tensor, gram: Tensor) -> LowRankPrecision:
+        """From the actions A ``(N, C, r)`` and ``A^T K A``, float64.
 
         Rounding in the products can make the Gram matrix indefinite by about 1e-6 of its norm (float32). Eigenvalues are
         lifted by that much: adding to the Gram matrix can only widen the covariance.
         """
-        gram = _symmetric((actions.values.flatten(0, 1).mT @ products.flatten(0, 1)).double())
-        rounding = 4.0 * torch.finfo(products.dtype).eps * gram.diagonal().clamp_min(0.0)
+        rounding = 4.0 * torch.finfo(actions.dtype).eps * gram.diagonal().clamp_min(0.0)
         gram = gram + torch.diag(rounding)
         eye = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
         factor, info = torch.linalg.cholesky_ex(eye + gram)
@@ -122,7 +127,7 @@ class LowRankPrecision:
             floor = 100.0 * values.shape[0] * torch.finfo(values.dtype).eps * values.max().clamp_min(0.0)
             gram = _symmetric(vectors * values.clamp_min(float(floor)) @ vectors.mT)
             factor = torch.linalg.cholesky(eye + gram)
-        return cls(actions.values, gram, factor)
+        return cls(actions, gram, factor)
 
     def whiten(self, products: Tensor) -> Tensor:
         """``k A`` ``(M, C, r)`` to Q ``(M, C, r)`` with ``covariance = k(x, x') - Q Q'^T``."""

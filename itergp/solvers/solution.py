@@ -11,6 +11,7 @@ from torch import Tensor
 from itergp.diagnostics.trace import Trace
 from itergp.errors import InputError
 from itergp.operators import KernelOperator
+from itergp.solvers.action_buffer import ActionBuffer
 from itergp.solvers.precision import LowRankPrecision
 from itergp.solvers.search_space import SearchSpace
 from itergp.solvers.status import Status
@@ -81,6 +82,8 @@ class Solution:
         space: Search space, for a warm start.
         coordinates: Of V in that space ``(C, B)``.
         operator: The kernel operator the space belongs to.
+        curvature: W ``(N, C, C)`` that the covariance belongs to; None if the solver does not say.
+        actions: Actions and their kernel products, for a warm start of ``IterNCGP``.
     """
 
     representer_weights: Tensor
@@ -100,6 +103,8 @@ class Solution:
     space: SearchSpace | None = None
     coordinates: Tensor | None = None
     operator: KernelOperator | None = None
+    curvature: Tensor | None = None
+    actions: ActionBuffer | None = None
 
     @property
     def rank(self) -> int:
@@ -113,7 +118,7 @@ class Solution:
 
     def without_space(self) -> Solution:
         """The posterior alone: no search space and no operator, as it is saved and moved between devices."""
-        return replace(self, space=None, coordinates=None, operator=None)
+        return replace(self, space=None, coordinates=None, operator=None, actions=None)
 
     def to(self, like: Tensor) -> Solution:
         """The posterior in the dtype and on the device of ``like``; the search space is left behind."""
@@ -128,6 +133,7 @@ class Solution:
             latent_values=self.latent_values.to(like),
             latent_covariance=self.latent_covariance.to(like),
             precision=precision,
+            curvature=None if self.curvature is None else self.curvature.to(like),
         )
 
     def __repr__(self) -> str:

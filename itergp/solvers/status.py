@@ -18,6 +18,8 @@ class Reason(Enum):
     TIME = "the time limit was reached"
     PRECISION = "floating-point precision was exhausted before the tolerance was met"
     STALLED = "no step along the search space decreases the objective any more"
+    POLICY = "the policy has no more actions to propose"
+    DIVERGED = "full Newton steps diverged; this is the best state before"
     INTERRUPTED = "the solve was interrupted"
 
     @property
@@ -36,6 +38,8 @@ _REMEDIES = {
     Reason.TIME: "The posterior is valid and the certificate says how far it is. Raise time_limit for a closer one.",
     Reason.PRECISION: "Use float64 inputs (model.double()), or accept the gap that the certificate states.",
     Reason.STALLED: "Use float64 inputs (model.double()); for likelihoods that are not log-concave this may be a local mode.",
+    Reason.POLICY: "Raise the number of actions of the policy, or follow it by CG() with Scheduled.",
+    Reason.DIVERGED: 'Use step="backtracking", or SubspaceNewton.',
     Reason.INTERRUPTED: "The posterior so far is valid. Condition again to go on; the search space is reused.",
 }
 

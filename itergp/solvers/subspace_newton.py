@@ -278,6 +278,7 @@ class SubspaceNewton:
             norm_squared=norm_squared,
             space=state.space,
             coordinates=iterate.coordinates,
+            curvature=iterate.curvature,
         )
 
 

@@ -1,0 +1,109 @@
+"""State of ``IterNCGP``, and how its linear systems are set up."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from itergp.solvers.action_buffer import ActionBuffer
+from itergp.solvers.linear_belief import LinearBelief
+from itergp.solvers.newton_iterate import NewtonIterate, pseudo_targets
+from itergp.solvers.noise import Noise
+from itergp.solvers.precision import multiply
+from itergp.solvers.problem import Problem
+from itergp.solvers.solution import Solution
+
+
+@dataclass(frozen=True)
+class IterNCGPState:
+    """State of ``IterNCGP``: the iterate, and the linear system that is being solved there.
+
+    The belief's arrays grow in place, so that only the latest state can be continued; iterates are never changed.
+    """
+
+    belief: LinearBelief
+    iterate: NewtonIterate
+    best: NewtonIterate
+    reference: float
+    memory: dict[Any, Any]
+    newton_step: int = 0
+    inner_step: int = 0
+    index: int = 0
+    norm_squared: float = float("inf")
+    residual: float = float("inf")
+    gain: float = float("inf")
+    step_length: float = 1.0
+    newton_steps: int = 0
+    above: int = 0
+    idle: int = 0
+    exhausted: bool = False
+    certify: bool = False
+    current: bool = False
+    stale: bool = False
+    diverged: bool = False
+    event: str = ""
+
+    @property
+    def objective(self) -> float:
+        """Psi at the iterate."""
+        return self.iterate.objective
+
+    @property
+    def rank(self) -> int:
+        """Number of actions."""
+        return self.belief.rank
+
+    @property
+    def finite(self) -> bool:
+        """Whether the iterate is finite."""
+        return self.iterate.finite
+
+
+def linear_system(
+    problem: Problem,
+    iterate: NewtonIterate,
+    buffer: ActionBuffer,
+    *,
+    hold_weights: bool,
+    room: int | None,
+    compression: str,
+    reorthogonalise: bool,
+) -> LinearBelief:
+    """The Newton system at an iterate, given the actions that the buffer holds: no kernel product.
+
+    Args:
+        problem: The problem.
+        iterate: Where the likelihood is expanded.
+        buffer: Recycled actions; emptied before if there are to be none.
+        hold_weights: Whether the iterate's weights become an action, so that the new solution is no worse than the iterate.
+        room: Most actions to keep; the rest is compressed away.
+        compression: How, see ``LinearBelief.compress``.
+        reorthogonalise: Whether actions are made orthogonal.
+    """
+    noise = Noise.from_curvature(iterate.curvature, problem.mean.dtype)
+    right = pseudo_targets(problem, iterate, noise.apply(iterate.gradient))
+    belief = LinearBelief(buffer, noise, right.to(problem.mean), reorthogonalise)
+    if room is not None:
+        belief.compress(max(1, room - int(hold_weights)), compression)
+    if hold_weights and bool(iterate.weights.any()):
+        size = iterate.weights.double().norm().to(iterate.weights)
+        smooth = iterate.latent_values - problem.mean  # K V, known
+        belief.observe_known((iterate.weights / size).unsqueeze(-1), (smooth / size).unsqueeze(-1))
+    return belief
+
+
+def recycled_buffer(problem: Problem, earlier: Solution | None, limit: int | None) -> ActionBuffer:
+    """Actions of an earlier solution: with their products when the kernel is the same, else renewed in one pass."""
+    buffer = ActionBuffer(problem.mean, limit)
+    if earlier is None or earlier.actions is None or earlier.actions.actions.shape[:2] != problem.mean.shape:
+        return buffer
+    held = earlier.actions
+    if earlier.operator is problem.operator and held.limit == limit:
+        return held
+    room = held.rank if limit is None else min(held.rank, limit)
+    block = held.actions[..., held.rank - room :].to(problem.mean)
+    if room:
+        same = earlier.operator is problem.operator
+        products = held.products[..., held.rank - room :] if same else multiply(problem.operator, block)
+        buffer.append(block, products)
+    return buffer

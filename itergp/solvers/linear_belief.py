@@ -1,0 +1,243 @@
+"""``LinearBelief``: what some actions say about the solution of ``(K + W^+) v = b``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from itergp.operators import KernelOperator
+from itergp.solvers.action_buffer import ActionBuffer
+from itergp.solvers.kernel_blocks import multiply_rows
+from itergp.solvers.noise import Noise, blockwise
+from itergp.solvers.policies.base import Proposal, RowBlock
+from itergp.solvers.precision import LowRankPrecision, multiply
+
+# Squared length of what is new in a unit action below which it is taken for rounding.
+_DEPENDENT = {torch.float32: 1e-8, torch.float64: 1e-18}
+_DROP = 1e-13
+
+
+@dataclass
+class LinearBelief:
+    """Belief about v given the actions of a buffer: ``v = C b`` with ``C = S (S^T (K + W^+) S)^{-1} S^T``.
+
+    This is the posterior of IterGP (Wenger et al. 2022, algorithm 1): its recursion ``d = s - C z``, ``C += d d^T / eta``
+    adds a row to the Cholesky factor of the small matrix. Only the small matrices are kept besides the buffer.
+
+    Args:
+        buffer: S and T; earlier actions in it are used from the start, at no kernel product (the "virtual solver run" of
+            arXiv 2310.20285).
+        noise: ``W^+``.
+        right: b ``(N, C)``.
+        reorthogonalise: Whether new actions are made orthogonal to the old ones, which changes rounding and not the result.
+
+    Attributes:
+        factor: Lower Cholesky factor of ``S^T (K + W^+) S`` ``(R, R)``, float64.
+        white: ``factor^{-1} S^T b`` ``(R, 1)``.
+        noise_gram: ``S^T W^+ S`` ``(R, R)``, float64.
+    """
+
+    buffer: ActionBuffer
+    noise: Noise
+    right: Tensor
+    reorthogonalise: bool = True
+    factor: Tensor = field(init=False)
+    white: Tensor = field(init=False)
+    noise_gram: Tensor = field(init=False)
+    _residual: Tensor | None = field(init=False, default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        """Conditions on what the buffer holds."""
+        self.noise_gram = self.buffer.noise_gram(self.noise)
+        self._solve()
+
+    def _solve(self) -> None:
+        self._residual = None
+        self.factor = _cholesky(self.buffer.gram + self.noise_gram, self.right.dtype)
+        self.white = _forward(self.factor, self.buffer.overlap(self.right))
+
+    # -------------------------------------------------------------- what is known
+    @property
+    def rank(self) -> int:
+        """Number of actions."""
+        return self.buffer.rank
+
+    def coefficients(self) -> Tensor:
+        """c ``(R, 1)`` with ``v = S c``, float64."""
+        return torch.linalg.solve_triangular(self.factor.mT, self.white, upper=True)
+
+    def weights(self) -> Tensor:
+        """``v = C b`` ``(N, C)``."""
+        return self.buffer.combine(self.coefficients()).squeeze(-1)
+
+    def latent(self) -> Tensor:
+        """``K v`` ``(N, C)``, without a kernel product."""
+        return self.buffer.combine_products(self.coefficients()).squeeze(-1)
+
+    def residual(self) -> Tensor:
+        """``b - (K + W^+) v`` ``(N, C)`` on the range of W, float64, without a kernel product."""
+        if self._residual is None:
+            rest = self.right.double()
+            if self.rank:
+                rest = rest - self.latent().double() - self.noise.apply(self.weights())
+            self._residual = self.noise.project(rest)
+        return self._residual
+
+    def gradient(self) -> Tensor:
+        """``W (b - (K + W^+) v)`` ``(N, C)``, in the data's dtype."""
+        return blockwise(self.noise.curvature.double(), self.residual()).to(self.right)
+
+    def variance(self, prior_variance: Tensor) -> Tensor:
+        """``diag(K - K C K)`` ``(N, C)`` at the training inputs."""
+        variance = prior_variance.clone()
+        root = torch.linalg.solve_triangular(self.factor, torch.eye(self.rank).to(self.factor), upper=False).mT
+        for rows, part in self.buffer.marginals(root):
+            variance[rows] -= part.square().sum(-1)
+        return variance.clamp_min(0.0)
+
+    # -------------------------------------------------------------------- learning
+    def observe(self, operator: KernelOperator, proposal: Proposal, room: int | None = None) -> int:
+        """Conditions on new actions: one kernel pass, or only some kernel columns for a ``RowBlock``.
+
+        Args:
+            operator: K.
+            proposal: Actions ``(N, C, k)``, or actions of a few rows.
+            room: Most actions to add.
+
+        Returns:
+            How many independent actions were added.
+        """
+        if isinstance(proposal, RowBlock):
+            values = _unit(self.noise.project(proposal.values.to(self.right), proposal.rows))
+            block = self.right.new_zeros(*self.right.shape, values.shape[-1])
+            block[proposal.rows] = values
+            return self.observe_known(block, multiply_rows(operator, proposal.rows, values), room)
+        block = _unit(self.noise.project(proposal.to(self.right)))
+        if self.reorthogonalise:
+            block, _ = self._orthonormal(block, None)
+        block = block if room is None else block[..., :room]
+        return self._append(block, multiply(operator, block)) if block.shape[-1] else 0
+
+    def observe_known(self, block: Tensor, products: Tensor, room: int | None = None) -> int:
+        """Conditions on actions ``(N, C, k)`` in the range of W whose kernel products are known."""
+        if self.reorthogonalise:
+            block, known = self._orthonormal(block, products)
+            assert known is not None
+            products = known
+        block, products = (block, products) if room is None else (block[..., :room], products[..., :room])
+        return self._append(block, products) if block.shape[-1] else 0
+
+    def _orthonormal(self, block: Tensor, products: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Unit columns orthogonal to S and each other, dependent ones left out; Gram-Schmidt, twice."""
+        floor = _DEPENDENT[block.dtype]
+        for _ in range(2):
+            overlap = self.buffer.overlap(block)
+            block = block - self.buffer.combine(overlap)
+            products = None if products is None else products - self.buffer.combine_products(overlap)
+            flat = block.flatten(0, 1).double()
+            values, vectors = torch.linalg.eigh(flat.mT @ flat)
+            keep = values > floor
+            mix = (vectors[:, keep] * values[keep].rsqrt()).to(block)
+            block = block @ mix
+            products = None if products is None else products @ mix
+            floor = 0.5  # what was little more than rounding is not of unit length once projected again
+        return block, products
+
+    def _append(self, block: Tensor, products: Tensor) -> int:
+        self._residual = None
+        rank, width = self.rank, block.shape[-1]
+        self.buffer.append(block, products)
+        noisy = self.noise.apply(block)
+        old = slice(0, rank)
+        side = self.buffer.overlap(noisy)[old]
+        corner = block.flatten(0, 1).mT.double() @ noisy.flatten(0, 1)
+        grown = torch.cat([torch.cat([self.noise_gram, side], 1), torch.cat([side.mT, corner], 1)])
+        self.noise_gram = 0.5 * (grown + grown.mT)
+        system = self.buffer.gram + self.noise_gram
+        below = _forward(self.factor, system[old, rank:])  # the recursion's z^T d = s^T Khat s - |below|^2
+        scale = system[rank:, rank:].diagonal().max()
+        last = _cholesky(system[rank:, rank:] - below.mT @ below, block.dtype, scale)
+        empty = self.factor.new_zeros(rank, width)
+        self.factor = torch.cat([torch.cat([self.factor, empty], 1), torch.cat([below.mT, last], 1)])
+        projected = block.flatten(0, 1).mT.double() @ self.right.reshape(-1, 1).double()
+        self.white = torch.cat([self.white, _forward(last, projected - below.mT @ self.white)])
+        return width
+
+    # ------------------------------------------------------------------ compression
+    def compress(self, keep: int, how: str = "published") -> None:
+        """Keeps the span of ``keep`` directions of S, in place, and no more memory.
+
+        Args:
+            keep: R.
+            how: ``"published"``: the eigenvectors of ``S^T (K + W^+) S`` with the largest eigenvalues (arXiv 2310.20285):
+                of all R-dimensional subspaces, the one with the largest trace, and the best approximation of that matrix
+                in Frobenius norm. ``"informative"``: the directions with the largest signal-to-noise ratio, the
+                eigenvectors of ``S^T K S`` relative to ``S^T W^+ S``: those that explain most prior variance.
+        """
+        if keep >= self.rank:
+            return
+        if how == "published":
+            _, vectors = torch.linalg.eigh(self.buffer.gram + self.noise_gram)
+            mix = vectors[:, self.rank - keep :]
+        else:
+            root = _whitening(self.noise_gram)
+            _, vectors = torch.linalg.eigh(root.mT @ self.buffer.gram @ root)
+            mix = torch.linalg.qr((root @ vectors)[:, -keep:]).Q  # stays orthonormal if S was
+        self.buffer.replace(mix)
+        gram = mix.mT @ self.noise_gram @ mix
+        self.noise_gram = 0.5 * (gram + gram.mT)
+        self._solve()
+
+    # ------------------------------------------------------------------------ result
+    def precision(self) -> tuple[LowRankPrecision, Tensor]:
+        """C as the posterior's precision, and the mixing ``(R, r)`` of S that gives its actions."""
+        mix = _whitening(self.noise_gram)
+        gram = mix.mT @ self.buffer.gram @ mix
+        actions = self.buffer.combine(mix)
+        return LowRankPrecision.from_gram(actions, 0.5 * (gram + gram.mT)), mix
+
+    def marginal_covariance(self, precision: LowRankPrecision, mix: Tensor, prior_variance: Tensor) -> Tensor:
+        """Covariances between the latent functions of each row ``(N, C, C)``, chunk by chunk."""
+        covariance = torch.diag_embed(prior_variance.clone())
+        eye = torch.eye(precision.rank).to(precision.factor)
+        root = mix @ torch.linalg.solve_triangular(precision.factor, eye, upper=False).mT
+        for rows, part in self.buffer.marginals(root):
+            covariance[rows] -= torch.bmm(part, part.mT)
+        diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+        diagonal.copy_(diagonal.clamp_min(0.0))
+        return covariance
+
+
+def _unit(block: Tensor) -> Tensor:
+    """Columns of unit length; zero columns are left out."""
+    norms = block.flatten(0, 1).double().norm(dim=0)
+    keep = norms > 0.0
+    return block[..., keep] / norms[keep].to(block)
+
+
+def _forward(factor: Tensor, right: Tensor) -> Tensor:
+    return torch.linalg.solve_triangular(factor, right, upper=False)
+
+
+def _whitening(gram: Tensor) -> Tensor:
+    """Mixing with ``mix^T gram mix = I``; directions that are rounding are dropped, which can only widen a posterior."""
+    if gram.shape[0] == 0:
+        return gram
+    scale = gram.diagonal().clamp_min(torch.finfo(gram.dtype).tiny).rsqrt()
+    values, vectors = torch.linalg.eigh(scale[:, None] * gram * scale)
+    keep = values > _DROP * values.max()
+    return scale[:, None] * vectors[:, keep] * values[keep].rsqrt()
+
+
+def _cholesky(matrix: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
+    """Cholesky factor; the diagonal is raised by the products' rounding where needed, which can only widen a posterior."""
+    if matrix.shape[0] == 0:
+        return matrix
+    rounding = torch.finfo(dtype).eps * (matrix.diagonal().max() if scale is None else scale)
+    for lift in (0.0, 1.0, 1e1, 1e2, 1e3, 1e4):
+        factor, info = torch.linalg.cholesky_ex(matrix + lift * rounding * torch.eye(matrix.shape[0]).to(matrix))
+        if not bool(info):
+            return factor
+    return torch.linalg.cholesky(matrix)  # raises, and the driver says what it means
