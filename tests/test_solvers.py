@@ -10,7 +10,8 @@ from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Obser
 from itergp.operators import make_operator
 from itergp.solvers import DenseNewton, Reason, SubspaceNewton, dense_newton, solve
 from itergp.solvers.actions import leading_actions
-from itergp.solvers.directions import block_directions, class_directions, cluster_rows
+from itergp.solvers.policies.block_gradient import cluster_rows
+from itergp.solvers.policies.directions import shared_directions
 from itergp.solvers.search_space import SearchSpace
 
 
@@ -112,10 +113,10 @@ def test_search_space_drops_dependent_directions():
         assert again.rank == 3
 
 
-def test_class_directions_drop_the_null_direction():
+def test_shared_directions_drop_the_null_direction():
     residual = torch.randn(40, 4, dtype=torch.float64)
     residual -= residual.mean(1, keepdim=True)
-    directions = class_directions(residual)
+    directions = shared_directions(torch.diag_embed(residual), residual)
     assert directions.shape == (40, 3)
     assert_close(directions.mT @ directions, torch.eye(3, dtype=torch.float64), "derivative")
     assert_close(directions @ (directions.mT @ residual), residual, "derivative")
@@ -123,14 +124,14 @@ def test_class_directions_drop_the_null_direction():
 
 def test_row_clusters_are_even_and_local():
     x = make_inputs(203)
-    labels = cluster_rows(make_operator(make_kernel().double(), x), 16)
+    labels = cluster_rows(make_operator(make_kernel().double(), x).scaled_inputs(), 16)
     counts = labels.bincount()
     assert len(counts) == 16
     assert int(counts.max() - counts.min()) <= 2
     inside = torch.stack([x[labels == c].var(0).sum() for c in range(16)]).mean()
     assert float(inside) < 0.25 * float(x.var(0).sum())
     residual = torch.randn(203, 1, dtype=torch.float64)
-    blocks = block_directions(residual, labels, 16)
+    blocks = shared_directions(residual.unsqueeze(-1) * torch.nn.functional.one_hot(labels).unsqueeze(1), residual)
     assert_close((blocks @ (blocks.mT @ residual)), residual, "derivative")
 
 

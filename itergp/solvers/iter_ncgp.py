@@ -66,11 +66,12 @@ class IterNCGP:
         InputError: If a setting is not valid.
 
     Differs from the paper (arXiv 2310.20285): (1) the linear solver's recursion is kept as a Cholesky factor, see ``IterGP``;
-    (2) eigenvalues of W that are zero up to rounding are lifted before they are inverted, see ``Noise.from_curvature``, and actions are
-    projected away from directions in which all rows have infinite noise; (3) the cap on the rank holds within a Newton step too;
-    (4) the covariance of the result belongs to the curvature at the returned mean, one more virtual solver run and no product;
-    (5) the last kernel pass certifies the result; (6) with ``step="backtracking"`` the current weights are an action of every
-    Newton step, at no product, so that the step is one of descent even after compression.
+    (2) eigenvalues of W that are zero up to rounding are lifted before they are inverted, see ``Noise.from_curvature``,
+    and actions are projected away from directions in which a row has infinite noise; (3) the cap on the rank holds within
+    a Newton step too; (4) the covariance of the result belongs to the curvature at the returned mean, one more virtual
+    solver run and no product; (5) the last kernel pass certifies the result; (6) with ``step="backtracking"`` the current
+    weights are an action of every Newton step, at no product, so that the step is one of descent even after compression;
+    (7) a result whose objective is above that of the prior mean is replaced by the best iterate.
 
     Examples:
         >>> from itergp.solvers import IterNCGP

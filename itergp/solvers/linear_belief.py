@@ -65,7 +65,7 @@ class LinearBelief:
         return self.buffer.rank
 
     def coefficients(self) -> Tensor:
-        """c ``(R, 1)`` with ``v = S c``, float64."""
+        """Coefficients ``(R, 1)`` of v in S, float64."""
         return torch.linalg.solve_triangular(self.factor.mT, self.white, upper=True)
 
     def weights(self) -> Tensor:

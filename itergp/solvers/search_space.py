@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -73,19 +74,22 @@ class SearchSpace:
         return torch.bmm(basis, coordinates.unsqueeze(-1)).squeeze(-1).mT
 
     # ------------------------------------------------------------------ growth
-    def extend(self, block: Tensor, operator: KernelOperator) -> tuple[SearchSpace, Tensor]:
+    def extend(
+        self, block: Tensor, operator: KernelOperator, multiply: Callable[[Tensor], Tensor] | None = None
+    ) -> tuple[SearchSpace, Tensor]:
         """Adds the directions of a block in one pass over the kernel.
 
         Args:
             block: New directions D ``(N, b)``, or one block per kernel ``(C', N, b)``.
             operator: The kernel.
+            multiply: Its product, if something else is multiplied along.
 
         Returns:
             The larger space, and ``K D`` ``(C', N, b)``.
         """
         overlap = torch.matmul(self.products.mT, block)  # S^T K D
         rest = block - torch.matmul(self.directions, overlap)
-        rest_products = operator.matmul(rest)
+        rest_products = operator.matmul(rest) if multiply is None else multiply(rest)
         block_products = rest_products + torch.matmul(self.products, overlap)
         rest, rest_products = self._take_out(rest, rest_products)
         # Columns of unit prior norm, so that one threshold for rounding serves directions of every size.
@@ -109,6 +113,19 @@ class SearchSpace:
             torch.cat([self.directions, new], -1), torch.cat([self.products, new_products], -1), 0.5 * (gram + gram.mT)
         )
         return grown, block_products
+
+    def extend_with(self, block: Tensor, extra: Tensor, operator: KernelOperator) -> tuple[SearchSpace, Tensor]:
+        """``extend`` by D, and in the same pass ``K R`` ``(N, C)`` for a block R ``(N, C)`` that does not join the space."""
+        own = extra.unsqueeze(0) if operator.num_kernels == 1 else extra.mT.unsqueeze(-1)  # (C', N, k)
+        found = []
+
+        def multiply(rest: Tensor) -> Tensor:
+            products = operator.matmul(torch.cat([rest, own], -1))
+            found.append(products[..., rest.shape[-1] :])
+            return products[..., : rest.shape[-1]]
+
+        space, _ = self.extend(block, operator, multiply)
+        return space, found[0][0] if operator.num_kernels == 1 else found[0].squeeze(-1).mT
 
     def _take_out(self, block: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
         """A block ``(C', N, b)`` and its products, less their projections on the space."""

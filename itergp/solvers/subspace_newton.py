@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +11,10 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.solvers.actions import leading_actions
 from itergp.solvers.base import require_positive
-from itergp.solvers.directions import block_directions, class_directions, cluster_rows
 from itergp.solvers.newton import Iterate, evaluate, minimise, weighted_gram
+from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, View
+from itergp.solvers.policies.directions import holds, shared_directions
+from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.posterior import Posterior, posterior_covariance, prior_covariance
 from itergp.solvers.problem import Problem, inner
 from itergp.solvers.search_space import SearchSpace
@@ -37,7 +40,9 @@ class SubspaceState:
     space: SearchSpace
     iterate: Iterate
     weights: Tensor
-    labels: Tensor | None
+    memory: dict[Any, Any]
+    steps: int = 0
+    exhausted: bool = False
     norm_squared: float = float("inf")
     residual: float = float("inf")
     grew: bool = True
@@ -91,7 +96,10 @@ class SubspaceNewton:
             128, fewer (down to 32) beyond 10 latent functions. 0 leaves the prior's covariance.
         tolerance: Certified gap to the mode at which to stop, in nats per row; default 1e-4.
         time_limit: Seconds for all stages together; default none.
-        num_blocks: Clusters of rows when C = 1; default 32.
+        num_blocks: Clusters of rows when C = 1 and there is no policy; default 32.
+        policy: Proposes the directions of a pass, see ``itergp.solvers.policies``. Every column of every latent function
+            serves all latent functions. Default ``ClassGradient()``, or ``BlockGradient(num_blocks)`` when C = 1. The
+            gradient is multiplied in the same pass in any case, for the certificate.
 
     Raises:
         InputError: If a budget is not positive.
@@ -107,6 +115,7 @@ class SubspaceNewton:
     tolerance: float = _DEFAULT_TOLERANCE
     time_limit: float | None = None
     num_blocks: int = _BLOCKS
+    policy: Policy | None = None
 
     def __post_init__(self) -> None:
         """Fills in defaults given as None, and checks the budgets."""
@@ -118,6 +127,8 @@ class SubspaceNewton:
         require_positive("tolerance", self.tolerance)
         require_positive("time_limit", self.time_limit)
         require_positive("num_blocks", self.num_blocks, integer=True)
+        if self.policy is not None:
+            require_policy(self.policy)
         if self.covariance_rank != 0:
             require_positive("covariance_rank", self.covariance_rank, integer=True)
 
@@ -143,10 +154,9 @@ class SubspaceNewton:
             raise InputError(
                 f"`max_rank` must be at least twice the number of latent functions, {2 * latents}. Got {limit}. Raise it."
             )
-        labels = cluster_rows(problem.operator, min(self.num_blocks, limit // 2)) if latents == 1 else None
         space, coordinates = self._recycle(problem, warm_start)
         iterate = evaluate(problem, space, coordinates)
-        return SubspaceState(space, iterate, space.weights(coordinates), labels)
+        return SubspaceState(space, iterate, space.weights(coordinates), {})
 
     def _recycle(self, problem: Problem, earlier: Solution | None) -> tuple[SearchSpace, Tensor]:
         empty = SearchSpace.empty(problem.operator)
@@ -172,10 +182,14 @@ class SubspaceNewton:
     def step(self, problem: Problem, state: SubspaceState) -> SubspaceState:
         """One kernel pass: grow the space by the gradient at the iterate, then minimise within it."""
         residual = state.iterate.gradient - state.weights
-        directions = self._directions(residual, state)
+        directions = self._directions(problem, residual, state)
         state = self._make_room(state, directions.shape[-1])
-        space, products = state.space.extend(directions, problem.operator)
-        norm_squared = self._norm_squared(residual, directions, products)
+        if holds(directions, residual):
+            space, products = state.space.extend(directions, problem.operator)
+            norm_squared = self._norm_squared(residual, directions, products)
+        else:
+            space, extra = state.space.extend_with(directions, residual, problem.operator)
+            norm_squared = max(inner(residual, extra), 0.0)
         grew = space.rank > state.space.rank
         # A space that cannot grow is searched to the end.
         share = _INNER_SHARE if grew else 0.0
@@ -195,15 +209,33 @@ class SubspaceNewton:
             weights=space.weights(iterate.coordinates),
             norm_squared=bound,
             residual=norm_squared,
+            steps=state.steps + 1,
+            exhausted=directions.shape[-1] == 0,
             grew=grew,
             gain=gain,
             event="no step decreases the objective" if stuck else state.event,
         )
 
-    def _directions(self, residual: Tensor, state: SubspaceState) -> Tensor:
-        if state.labels is None:
-            return class_directions(residual)
-        return block_directions(residual, state.labels, int(state.labels.max()) + 1)
+    def _directions(self, problem: Problem, residual: Tensor, state: SubspaceState) -> Tensor:
+        limit = (self.max_rank or _DEFAULT_MAX_RANK) // 2
+        policy = self.policy
+        if policy is None:
+            several = problem.num_latents > 1
+            policy = ClassGradient() if several else BlockGradient(num_blocks=min(self.num_blocks, limit))
+        seen = View(
+            gradient=residual,
+            curvature=state.iterate.curvature,
+            weights=state.weights,
+            latent_values=state.iterate.latent_values,
+            operator=problem.operator,
+            index=state.steps,
+            step=state.steps,
+            memory=state.memory,
+        )
+        proposal = policy.propose(seen)
+        if proposal is None:
+            return residual.new_zeros(residual.shape[0], 0)
+        return shared_directions(proposal, residual)[:, :limit]
 
     @staticmethod
     def _norm_squared(residual: Tensor, directions: Tensor, products: Tensor) -> float:
@@ -242,6 +274,8 @@ class SubspaceNewton:
             return Status(Reason.CONVERGED if problem.site.log_concave else Reason.STATIONARY, detail)
         if state.step_length == 0.0:
             return Status(Reason.STALLED, detail)
+        if state.exhausted and self.policy is not None:
+            return Status(Reason.POLICY, detail)
         exhausted = 0.5 * state.residual <= 2.0 * _resolution(problem, state.iterate)
         if exhausted or (not state.grew and state.gain <= 0.01 * self.tolerance * problem.num_rows):
             return Status(Reason.PRECISION, detail)

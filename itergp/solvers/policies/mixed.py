@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.solvers.base import require_positive
 from itergp.solvers.policies.base import Policy, Proposal, RowBlock, View
 
 
@@ -56,12 +57,15 @@ class Scheduled:
     def __post_init__(self) -> None:
         """Makes tuples of what was given, and checks them."""
         phases = tuple(tuple(phase) for phase in self.phases)
-        if not phases or any(len(phase) != 2 or (phase[1] is None) != (i == len(phases) - 1) and phase[1] is None
-                             for i, phase in enumerate(phases)):  # fmt: skip
+        valid = all(len(phase) == 2 for phase in phases) and all(phase[1] is not None for phase in phases[:-1])
+        if not valid:
             raise InputError(
-                f"`phases` must be pairs (policy, number of proposals), with None for the last number at most. Got {phases!r}."
+                "`phases` must be pairs (policy, number of proposals); only the last number may be None. "
+                f"Got {self.phases!r}."
             )
-        require_policies(tuple(phase[0] for phase in phases))
+        require_policies(tuple(phase[0] for phase in phases))  # type: ignore[misc]
+        for phase in phases:
+            require_positive("number of proposals", phase[1], integer=True)  # type: ignore[arg-type]
         object.__setattr__(self, "phases", phases)
 
     def propose(self, view: View) -> Proposal | None:

@@ -1,0 +1,40 @@
+"""Actions as directions that all latent functions share, for solvers that search a common space."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from itergp.solvers.policies.base import Proposal, RowBlock
+
+_DROP = 1e-10
+
+
+def shared_directions(proposal: Proposal, like: Tensor) -> Tensor:
+    """The columns of all latent functions of a proposal: an orthonormal basis ``(N, k)`` of their span.
+
+    Args:
+        proposal: Actions ``(N, C, k)`` or of a few rows.
+        like: Any tensor ``(N, C)``, for shape and dtype.
+    """
+    if isinstance(proposal, RowBlock):
+        block = like.new_zeros(like.shape[0], proposal.values.shape[1] * proposal.values.shape[2])
+        block[proposal.rows] = proposal.values.flatten(1).to(like)
+    else:
+        block = proposal.flatten(1).to(like)
+    block = block[:, block.abs().amax(0) > 0.0]
+    if isinstance(proposal, RowBlock) and block.shape[1] > block.shape[0]:
+        block = block.unique(dim=1)
+    norms = block.double().square().sum(0)
+    gram = (block.mT @ block).double()
+    if block.shape[1] and bool((gram - torch.diag(norms)).abs().amax() == 0.0):  # clusters of rows do not overlap
+        return block * norms.rsqrt().to(block)
+    values, vectors = torch.linalg.eigh(gram)
+    keep = values > _DROP * values.max() if values.numel() else values > 0.0
+    return block @ (vectors[:, keep] * values[keep].rsqrt()).to(block)
+
+
+def holds(directions: Tensor, block: Tensor) -> bool:
+    """Whether orthonormal directions ``(N, k)`` span a block ``(N, C)`` up to what ``shared_directions`` drops."""
+    rest = block - directions @ (directions.mT @ block)
+    return float(rest.double().norm()) <= 1e-4 * float(block.double().norm())
