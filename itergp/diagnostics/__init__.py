@@ -10,6 +10,7 @@ from itergp.diagnostics.metrics import (
 from itergp.diagnostics.plots import plot_class_probabilities, plot_convergence, plot_reliability
 from itergp.diagnostics.progress import SolveProgress
 from itergp.diagnostics.trace import Trace, TraceRecord
+from itergp.diagnostics.uncertainty_plot import plot_uncertainty
 
 __all__ = [
     "Reliability",
@@ -22,5 +23,6 @@ __all__ = [
     "plot_class_probabilities",
     "plot_convergence",
     "plot_reliability",
+    "plot_uncertainty",
     "reliability",
 ]

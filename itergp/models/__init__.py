@@ -2,5 +2,6 @@
 
 from itergp.models.latent import LatentPosterior
 from itergp.models.nonconjugate_gp import NonConjugateGP
+from itergp.models.uncertainty import UncertaintyDecomposition
 
-__all__ = ["LatentPosterior", "NonConjugateGP"]
+__all__ = ["LatentPosterior", "NonConjugateGP", "UncertaintyDecomposition"]

@@ -66,14 +66,15 @@ class IterGP:
         max_iterations: Most proposals; default as many as there are unknowns.
         max_rank: Most actions; default none.
         tolerance: Relative residual ``|b - (K + noise) v| / |b|`` at which to stop; default 1e-6.
-        reorthogonalise: Make actions orthogonal to earlier ones before they are multiplied. That does not change their span;
-            it keeps the small matrices well-conditioned, most of all in float32. Default True.
+        reorthogonalise: Make actions orthogonal to earlier ones before they are multiplied. That does not change their
+            span; it keeps the small matrices well-conditioned, most of all in float32. Default True.
 
     Raises:
         InputError: If a setting is not valid.
 
     Differs from the paper: (1) the recursion for C is kept as a Cholesky factor of ``S^T (K + noise) S``, which is the same in
-    exact arithmetic and needs no third ``(N, C, R)`` array; (2) actions can be blocks; (3) actions are reorthogonalised by default.
+    exact arithmetic and needs no third ``(N, C, R)`` array; (2) actions can be blocks; (3) actions are reorthogonalised
+    unless told otherwise.
 
     Examples:
         >>> import gpytorch, torch

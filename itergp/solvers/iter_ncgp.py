@@ -39,10 +39,10 @@ class IterNCGP:
     A step from f solves ``(K + W^+) v = f - m + W^+ g`` by actions of a policy (``IterGP``). Kernel products are kept from one
     Newton step to the next (recycling: only ``W^+`` has changed), and the number of actions can be capped (compression).
 
-    Cost: one kernel pass per proposal of the policy (none for unit vectors, which cost one kernel column per row), one more
-    whenever the iteration seems to have converged, which certifies it or shows that it has not and is not wasted: the gradient
-    that it multiplies becomes an action. Memory while it runs: two ``(N, C, R)`` arrays. The result holds its covariance's actions
-    besides.
+    Cost: one kernel pass per proposal of the policy (none for unit vectors, which cost one kernel column per row), and one
+    more whenever the iteration seems to have converged: it certifies that, or shows that it is not so and is not wasted,
+    because the gradient that it multiplies becomes an action. Memory while it runs: two ``(N, C, R)`` arrays. The result
+    holds its covariance's actions besides.
 
     Args:
         policy: Proposes actions; default ``CG()``.
@@ -51,7 +51,8 @@ class IterNCGP:
             leave room for its own. Default none.
         compression: Which directions are kept then: ``"published"``, the largest eigenvalues of ``S^T (K + W^+) S``, or
             ``"informative"``, the largest signal-to-noise ratios.
-        iterations: Most proposals per Newton step: a number, or a sequence whose last number repeats; None for no limit. Default 5.
+        iterations: Most proposals per Newton step: a number, or a sequence whose last number repeats; None for no limit.
+            Default 5.
         inner_tolerance: Relative residual at which a linear solve ends before; default 0.01.
         step: ``"full"``, as published, or ``"backtracking"``: as far as the objective decreases. Full steps diverge when
             probabilities saturate, as they do with large output scales.

@@ -1,0 +1,142 @@
+"""How much of the posterior variance is due to the data, and how much to unfinished computation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from itergp.operators import KernelOperator
+from itergp.solvers.dense_newton import curvature_root
+from itergp.solvers.kernel_blocks import kernel_columns
+from itergp.solvers.precision import LowRankPrecision, cross_multiply, multiply
+
+_COLUMNS = 64  # that share one kernel pass
+_DEPENDENT = 1e-10
+_SEED = 0
+
+
+@dataclass(frozen=True)
+class UncertaintyDecomposition:
+    """Posterior variance of the latent functions at M inputs, in two parts: ``combined = mathematical + computational``.
+
+    The mathematical part is that of the exact computation with all data, for the curvature at the posterior mean. The rest is
+    computational: it vanishes as the solver goes on (Wenger et al. 2022, eq. 3).
+
+    Attributes:
+        combined: Variance of the posterior ``(M, C)``: what the model reports.
+        mathematical: Variance that no computation removes ``(M, C)``; when not ``exact``, an upper bound on it.
+        computational: The difference ``(M, C)``; when not ``exact``, a lower bound.
+        slack: The exact mathematical variance is at most this much below ``mathematical`` ``(M, C)``; zero when ``exact``.
+        exact: Whether a dense computation was possible.
+    """
+
+    combined: Tensor
+    mathematical: Tensor
+    computational: Tensor
+    slack: Tensor
+    exact: bool
+
+    @classmethod
+    def of(cls, combined: Tensor, mathematical: Tensor, slack: Tensor | None = None) -> UncertaintyDecomposition:
+        """From the combined variance and the mathematical one, or its upper bound and slack."""
+        mathematical = torch.minimum(mathematical.clamp_min(0.0), combined)
+        exact = slack is None
+        slack = torch.zeros_like(combined) if slack is None else torch.minimum(slack, mathematical)
+        return cls(combined, mathematical, combined - mathematical, slack, exact)
+
+
+def exact_variance(operator: KernelOperator, curvature: Tensor, points: Tensor) -> Tensor:
+    """``k - k (K + W^+)^{-1} k`` at points ``(m, D)``: ``(m, C)``, float64, by dense matrices of size N C.
+
+    Args:
+        operator: K.
+        curvature: W ``(N, C, C)``.
+        points: Kernel inputs.
+    """
+    root = curvature_root(curvature.double())
+    size, latents = root.shape[:2]
+    kernel = operator.dense().double()
+    if kernel.shape[0] == 1:
+        inside = torch.einsum("nca,mcb->namb", root, root) * kernel[0][:, None, :, None]
+    else:
+        inside = torch.einsum("cnm,nca,mcb->namb", kernel, root, root)
+    matrix = inside.reshape(size * latents, size * latents)
+    matrix.diagonal().add_(1.0)
+    factor = torch.linalg.cholesky(matrix)
+    cross = kernel_columns(operator, points).double()  # (C', N, m)
+    explained = []
+    for c in range(latents):
+        half = (root[:, c, :, None] * cross[min(c, cross.shape[0] - 1)][:, None, :]).flatten(0, 1)
+        explained.append(torch.linalg.solve_triangular(factor, half, upper=False).square().sum(0))
+    return _prior(operator, points, latents).double() - torch.stack(explained, -1)
+
+
+def bounded_variance(operator: KernelOperator, curvature: Tensor, points: Tensor, passes: int) -> tuple[Tensor, Tensor]:
+    """An upper bound on the exact variance at points, and how far it can be above it: both ``(m, C)``.
+
+    Conditions on actions ``A = W U`` with U in the block Krylov space of ``K W`` from random combinations of the kernel columns
+    ``k(X, x)``: the directions that tell most about these very points. Writing ``b = k(X, x)`` and r for the residual of the
+    Galerkin solution, ``b^T (K + W^+)^{-1} b`` exceeds what the actions explain by ``r^T (K + W^+)^{-1} r <= r^T W r``.
+
+    Args:
+        operator: K.
+        curvature: W ``(N, C, C)``.
+        points: Kernel inputs ``(m, D)``.
+        passes: Kernel passes to spend.
+    """
+    latents = curvature.shape[-1]
+    cross = kernel_columns(operator, points)  # (C', N, m)
+    directions, actions, products = _krylov(operator, curvature, cross, passes)
+    gram = actions.flatten(0, 1).mT.double() @ products.flatten(0, 1).double()
+    precision = LowRankPrecision.from_gram(actions, 0.5 * (gram + gram.mT))
+    applied = products + directions  # (K + W^+) A
+    upper, slack = [], []
+    for c in range(latents):
+        column = cross[min(c, cross.shape[0] - 1)]
+        inner = actions[:, c].mT.double() @ column.double()  # A^T b
+        upper.append(torch.linalg.solve_triangular(precision.factor, inner, upper=False).square().sum(0))
+        rest = -(applied @ torch.cholesky_solve(inner, precision.factor).to(applied))
+        rest[:, c] += column
+        slack.append((rest * torch.bmm(curvature.to(rest), rest)).sum((0, 1)).double())
+    return _prior(operator, points, latents).double() - torch.stack(upper, -1), torch.stack(slack, -1)
+
+
+def _krylov(operator: KernelOperator, curvature: Tensor, cross: Tensor, passes: int) -> tuple[Tensor, Tensor, Tensor]:
+    """U, ``A = W U`` and ``K A`` ``(N, C, r)`` with ``U^T W U = I``."""
+    size, latents = curvature.shape[:2]
+    generator = torch.Generator().manual_seed(_SEED)
+    width = max(1, min(cross.shape[-1], _COLUMNS // latents))
+    mix = torch.randn(latents, cross.shape[-1], width, generator=generator, dtype=torch.float64).to(cross)
+    block = torch.einsum("cnm,cmk->nck", cross.expand(latents, -1, -1), mix)
+    block = torch.einsum("nck,cd->nckd", block, torch.eye(latents).to(block)).flatten(2)
+    directions = actions = products = cross.new_zeros(size, latents, 0)
+    for _ in range(passes):
+        for _ in range(2):
+            block = block - directions @ (actions.flatten(0, 1).mT @ block.flatten(0, 1))
+            weighed = torch.bmm(curvature, block)
+            values, vectors = torch.linalg.eigh((block.flatten(0, 1).mT @ weighed.flatten(0, 1)).double())
+            keep = values > _DEPENDENT * values.max().clamp_min(torch.finfo(values.dtype).tiny)
+            block = block @ (vectors[:, keep] * values[keep].rsqrt()).to(block)
+        if block.shape[-1] == 0 or directions.shape[-1] + block.shape[-1] > size * latents:
+            break
+        weighed = torch.bmm(curvature, block)
+        product = multiply(operator, weighed)
+        directions = torch.cat([directions, block], -1)
+        actions, products = torch.cat([actions, weighed], -1), torch.cat([products, product], -1)
+        block = product
+    return directions, actions, products
+
+
+def posterior_variance(operator: KernelOperator, precision: LowRankPrecision, points: Tensor) -> Tensor:
+    """Variance that a posterior reports at points: ``(m, C)``."""
+    prior = _prior(operator, points, precision.actions.shape[1])
+    if precision.rank == 0:
+        return prior
+    whitened = precision.whiten(cross_multiply(operator, points, precision.actions))
+    return (prior - whitened.square().sum(-1)).clamp_min(0.0)
+
+
+def _prior(operator: KernelOperator, points: Tensor, latents: int) -> Tensor:
+    return operator.diagonal(points).detach().mT.expand(points.shape[-2], latents)
