@@ -150,7 +150,8 @@ class _Run:
                 self._solution(problem, self._salvage(problem, state), Status(Reason.FAILED, "in the covariance")),
             )
         per_row = 0.5 * posterior.norm_squared / problem.num_rows
-        if status.reason is Reason.PRECISION and problem.site.log_concave and per_row <= solver.tolerance:
+        exhausted = status.reason in (Reason.PRECISION, Reason.POLICY)
+        if exhausted and problem.site.log_concave and per_row <= solver.tolerance:
             # The space could not grow because it held everything, and the covariance's pass renewed the certificate.
             status = Status(Reason.CONVERGED, f"gap {per_row:.2g} nats per row, tolerance {solver.tolerance:.2g}")
         solution = self._solution(problem, posterior, status)
