@@ -72,7 +72,7 @@ class IterNCGP:
     a Newton step too; (4) the covariance of the result belongs to the curvature at the returned mean, one more virtual
     solver run and no product; (5) the last kernel pass certifies the result; (6) with ``step="backtracking"`` the current
     weights are an action of every Newton step, at no product, so that the step is one of descent even after compression;
-    (7) a result whose objective is above that of the prior mean is replaced by the best iterate.
+    (7) full steps that diverge are stopped, and the result is the iterate with the lowest objective.
 
     Examples:
         >>> from itergp.solvers import IterNCGP
@@ -309,7 +309,7 @@ class IterNCGP:
         if not state.diverged and self.covariance and state.inner_step > 0:
             updated = self._updated(problem, state)
             state = replace(state, diverged=True) if updated.diverged else updated
-        if state.diverged or state.objective > state.reference:
+        if state.diverged:
             state = replace(state, iterate=state.best, norm_squared=float("inf"), current=False)
         iterate, buffer = state.iterate, state.belief.buffer
         if not self.covariance:
