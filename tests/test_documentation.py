@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -34,6 +36,7 @@ def test_code_runs(page, capsys, tmp_path, monkeypatch):
     if page.name == "README.md":
         pytest.importorskip("sklearn")
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "page", types.ModuleType("page"))  # dataclasses look for their module
     x, y = make_binary(60, dtype=torch.float32)
     model = SimpleGP(x, y, BernoulliLikelihood(), kernel=make_kernel()).eval()
     names = {"__name__": "page", "model": model}  # pages that show a detail start from a fitted model

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 from itergp.errors import InputError
 from itergp.solvers.base import require_positive
 from itergp.solvers.iter_gp import view
-from itergp.solvers.iter_ncgp_state import IterNCGPState, linear_system, recycled_buffer
+from itergp.solvers.iter_ncgp_state import IterNCGPState, add_weights, linear_system, recycled_buffer
 from itergp.solvers.newton_iterate import NewtonIterate, backtracking_step, full_step, recomputed, zero
 from itergp.solvers.policies import CG, Policy
 from itergp.solvers.policies.mixed import require_policy
@@ -141,6 +141,11 @@ class IterNCGP:
         """The same solver for the mean alone."""
         return self._with(covariance=False)
 
+    @property
+    def _sparse(self) -> bool:
+        """Whether the policy looks at a few rows at a time: the weights, which involve many, then come last."""
+        return getattr(self.policy, "sparse", False)
+
     # ------------------------------------------------------------------- start
     def init(self, problem: Problem, warm_start: Solution | None = None) -> IterNCGPState:
         """Starts at the prior mean, or from an earlier solution's weights and actions."""
@@ -168,7 +173,7 @@ class IterNCGP:
             problem,
             iterate,
             buffer,
-            hold_weights=self.step_rule == "backtracking",
+            hold_weights=self.step_rule == "backtracking" and not self._sparse,
             room=room,
             compression=self.compression,
             reorthogonalise=self.reorthogonalise,
@@ -223,6 +228,8 @@ class IterNCGP:
     def _updated(self, problem: Problem, state: IterNCGPState) -> IterNCGPState:
         """The Newton update: a new iterate. Its linear system is set up by the next step, if there is one."""
         belief, old = state.belief, state.iterate
+        if self.step_rule == "backtracking" and self._sparse:
+            add_weights(problem, old, belief)
         move = full_step if self.step_rule == "full" else backtracking_step
         new, length = move(problem, old, belief.weights(), belief.latent())
         if not new.finite:

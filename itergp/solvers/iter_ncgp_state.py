@@ -85,11 +85,20 @@ def linear_system(
     belief = LinearBelief(buffer, noise, right.to(problem.mean), reorthogonalise)
     if room is not None:
         belief.compress(max(1, room - int(hold_weights)), compression)
-    if hold_weights and bool(iterate.weights.any()):
-        size = iterate.weights.double().norm().to(iterate.weights)
-        smooth = iterate.latent_values - problem.mean  # K V, known
-        belief.observe_known((iterate.weights / size).unsqueeze(-1), (smooth / size).unsqueeze(-1))
+    if hold_weights:
+        add_weights(problem, iterate, belief)
     return belief
+
+
+def add_weights(problem: Problem, iterate: NewtonIterate, belief: LinearBelief) -> None:
+    """The iterate's weights as an action, whose kernel product ``f - m`` is known."""
+    if not bool(iterate.weights.any()):
+        return
+    size = iterate.weights.double().norm().to(iterate.weights)
+    smooth = iterate.latent_values - problem.mean
+    rows = iterate.weights.any(-1).nonzero().squeeze(-1)
+    held = None if rows.numel() == problem.num_rows else rows
+    belief.observe_known((iterate.weights / size).unsqueeze(-1), (smooth / size).unsqueeze(-1), rows=held)
 
 
 def recycled_buffer(problem: Problem, earlier: Solution | None, limit: int | None) -> ActionBuffer:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from itergp.operators import KernelOperator
-from itergp.solvers.action_buffer import ActionBuffer
+from itergp.solvers.action_buffer import ActionBuffer, inner_product
 from itergp.solvers.kernel_blocks import multiply_rows
 from itergp.solvers.noise import Noise, blockwise
 from itergp.solvers.policies.base import Proposal, RowBlock
@@ -111,48 +111,63 @@ class LinearBelief:
         """
         if isinstance(proposal, RowBlock):
             values = _unit(self.noise.project(proposal.values.to(self.right), proposal.rows))
+            values = _orthonormal(values) if self.reorthogonalise else values
             block = self.right.new_zeros(*self.right.shape, values.shape[-1])
             block[proposal.rows] = values
-            return self.observe_known(block, multiply_rows(operator, proposal.rows, values), room)
+            products = multiply_rows(operator, proposal.rows, values)
+            return self.observe_known(block, products, room, proposal.rows)
         block = _unit(self.noise.project(proposal.to(self.right)))
         if self.reorthogonalise:
             block, _ = self._orthonormal(block, None)
         block = block if room is None else block[..., :room]
         return self._append(block, multiply(operator, block)) if block.shape[-1] else 0
 
-    def observe_known(self, block: Tensor, products: Tensor, room: int | None = None) -> int:
-        """Conditions on actions ``(N, C, k)`` in the range of W whose kernel products are known."""
-        if self.reorthogonalise:
-            block, known = self._orthonormal(block, products)
-            assert known is not None
-            products = known
-        block, products = (block, products) if room is None else (block[..., :room], products[..., :room])
-        return self._append(block, products) if block.shape[-1] else 0
+    def observe_known(
+        self, block: Tensor, products: Tensor, room: int | None = None, rows: Tensor | None = None
+    ) -> int:
+        """Conditions on actions ``(N, C, k)`` in the range of W whose kernel products are known.
 
-    def _orthonormal(self, block: Tensor, products: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Unit columns orthogonal to S and each other, dependent ones left out; Gram-Schmidt, twice."""
+        Args:
+            block: The actions.
+            products: K times them.
+            room: Most actions to add.
+            rows: Where the actions are not zero; None for everywhere.
+        """
+        if self.reorthogonalise:
+            if rows is not None and bool(self.buffer.overlap(block).any()):
+                rows = self.buffer.with_rows(rows)
+            block, mixed = self._orthonormal(block, products, rows is not None and block.shape[-1] > 1)
+            assert mixed is not None
+            products = mixed
+        block, products = (block, products) if room is None else (block[..., :room], products[..., :room])
+        return self._append(block, products, rows) if block.shape[-1] else 0
+
+    def _orthonormal(self, block: Tensor, products: Tensor | None, known: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Unit columns orthogonal to S and each other, dependent ones left out; Gram-Schmidt, twice.
+
+        ``known`` says that the columns are orthonormal among themselves.
+        """
         floor = _DEPENDENT[block.dtype]
         for _ in range(2):
             overlap = self.buffer.overlap(block)
+            if known and not bool(overlap.any()):  # orthonormal already, and of other rows than all before
+                return block, products
             block = block - self.buffer.combine(overlap)
             products = None if products is None else products - self.buffer.combine_products(overlap)
-            flat = block.flatten(0, 1).double()
-            values, vectors = torch.linalg.eigh(flat.mT @ flat)
-            keep = values > floor
-            mix = (vectors[:, keep] * values[keep].rsqrt()).to(block)
+            mix = _orthonormal_mix(block, floor)
             block = block @ mix
             products = None if products is None else products @ mix
             floor = 0.5  # what was little more than rounding is not of unit length once projected again
         return block, products
 
-    def _append(self, block: Tensor, products: Tensor) -> int:
+    def _append(self, block: Tensor, products: Tensor, rows: Tensor | None = None) -> int:
         self._residual = None
         rank, width = self.rank, block.shape[-1]
-        self.buffer.append(block, products)
+        self.buffer.append(block, products, rows)
         noisy = self.noise.apply(block)
         old = slice(0, rank)
         side = self.buffer.overlap(noisy)[old]
-        corner = block.flatten(0, 1).mT.double() @ noisy.flatten(0, 1)
+        corner = inner_product(block, noisy, rows)
         grown = torch.cat([torch.cat([self.noise_gram, side], 1), torch.cat([side.mT, corner], 1)])
         self.noise_gram = 0.5 * (grown + grown.mT)
         system = self.buffer.gram + self.noise_gram
@@ -161,7 +176,7 @@ class LinearBelief:
         last = _cholesky(system[rank:, rank:] - below.mT @ below, block.dtype, scale)
         empty = self.factor.new_zeros(rank, width)
         self.factor = torch.cat([torch.cat([self.factor, empty], 1), torch.cat([below.mT, last], 1)])
-        projected = block.flatten(0, 1).mT.double() @ self.right.reshape(-1, 1).double()
+        projected = inner_product(block, self.right.unsqueeze(-1), rows)
         self.white = torch.cat([self.white, _forward(last, projected - below.mT @ self.white)])
         return width
 
@@ -215,6 +230,21 @@ def _unit(block: Tensor) -> Tensor:
     norms = block.flatten(0, 1).double().norm(dim=0)
     keep = norms > 0.0
     return block[..., keep] / norms[keep].to(block)
+
+
+def _orthonormal_mix(block: Tensor, floor: float) -> Tensor:
+    """Mixing that makes columns orthonormal; those whose squared length is below the floor are left out."""
+    flat = block.flatten(0, 1).double()
+    values, vectors = torch.linalg.eigh(flat.mT @ flat)
+    keep = values > floor
+    return (vectors[:, keep] * values[keep].rsqrt()).to(block)
+
+
+def _orthonormal(block: Tensor) -> Tensor:
+    """Columns made orthonormal, dependent ones left out; in two rounds, as in ``LinearBelief``."""
+    for floor in (_DEPENDENT[block.dtype], 0.5) if block.shape[-1] > 1 else ():
+        block = block @ _orthonormal_mix(block, floor)
+    return block
 
 
 def _forward(factor: Tensor, right: Tensor) -> Tensor:

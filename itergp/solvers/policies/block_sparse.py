@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,6 +24,8 @@ class BlockSparse:
     """
 
     num_blocks: int = 32
+
+    sparse: ClassVar[bool] = True  # proposes a ``RowBlock``
 
     def __post_init__(self) -> None:
         """Checks the settings."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -36,6 +36,8 @@ class UnitVectors:
     order: Order = "given"
     rows: int = 1
     seed: int = 0
+
+    sparse: ClassVar[bool] = True  # proposes a ``RowBlock``
 
     def __post_init__(self) -> None:
         """Checks the settings."""
