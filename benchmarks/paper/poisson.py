@@ -132,7 +132,7 @@ def _prior(panel: Any, x: Tensor, y: Tensor, grid: Tensor, name: str) -> None:
 def _step(panel: Any, x: Tensor, grid: Tensor, model: CountGP, start: Tensor) -> None:
     """The regression problem of the last Newton step, and the posterior after its actions."""
     plot_uncertainty(panel, grid, model.latent_mean(grid), model.decompose_uncertainty(grid))
-    site = LaplaceSite(model.likelihood, model.train_targets)
+    site = LaplaceSite(model.observations)
     gradient, curvature = site.derivatives(start)
     targets, deviation = start + gradient / curvature[..., 0], curvature[..., 0].rsqrt()
     panel.errorbar(

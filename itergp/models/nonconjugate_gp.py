@@ -18,12 +18,7 @@ from itergp.diagnostics.trace import TraceRecord
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.latent import LatentPosterior, batches
-from itergp.models.uncertainty import (
-    UncertaintyDecomposition,
-    bounded_variance,
-    exact_variance,
-    posterior_variance,
-)
+from itergp.models.uncertainty import UncertaintyDecomposition, decompose
 from itergp.models.validation import as_inputs, as_observations, check_kernel, check_parameters, check_test_inputs
 from itergp.operators import KernelOperator, OperatorKind, Prior, default_memory_budget, make_operator
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton, solve
@@ -213,24 +208,12 @@ class NonConjugateGP(gpytorch.models.GP):
         """
         require_positive("passes", passes, integer=True)
         inputs, solution = self._test_inputs(x), self.solution
-        if solution.curvature is None:
-            raise InputError(
-                f"`decompose_uncertainty` needs the curvature of the solution. Got none from {self.solver!r}. "
-                "Use SubspaceNewton, IterNCGP or DenseNewton."
-            )
         if self._operator is None:
             with torch.no_grad():
                 self._operator = self._make_operator(self._prior(self.train_inputs))
         with torch.no_grad():
             points = self._prior(inputs).features
-            combined = posterior_variance(self._operator, solution.precision, points)
-            if solution.curvature[..., 0].numel() <= dense_limit:
-                exact = exact_variance(self._operator, solution.curvature, points)
-                return UncertaintyDecomposition.of(combined, exact.to(combined))
-            upper, slack = bounded_variance(self._operator, solution.curvature, points, passes)
-            self._operator.release()
-            slack = slack - (upper - combined.double()).clamp_min(0.0)  # the lower end stays where it is
-            return UncertaintyDecomposition.of(combined, upper.to(combined), slack.clamp_min(0.0).to(combined))
+        return decompose(self._operator, solution, points, passes=passes, dense_limit=dense_limit)
 
     # -------------------------------------------------------- GPyTorch's habits
     def __call__(self, *args: Tensor, **kwargs: Any) -> MultivariateNormal:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from itergp.errors import InputError
 from itergp.operators import KernelOperator
+from itergp.solvers import Solution
 from itergp.solvers.dense_newton import curvature_root
 from itergp.solvers.kernel_blocks import kernel_columns
 from itergp.solvers.precision import LowRankPrecision, cross_multiply, multiply
@@ -45,6 +47,30 @@ class UncertaintyDecomposition:
         exact = slack is None
         slack = torch.zeros_like(combined) if slack is None else torch.minimum(slack, mathematical)
         return cls(combined, mathematical, combined - mathematical, slack, exact)
+
+
+@torch.no_grad()
+def decompose(
+    operator: KernelOperator, solution: Solution, points: Tensor, *, passes: int, dense_limit: int
+) -> UncertaintyDecomposition:
+    """The decomposition for a solution at kernel inputs ``points``; see ``NonConjugateGP.decompose_uncertainty``.
+
+    Raises:
+        InputError: If the solution does not say which curvature its covariance belongs to.
+    """
+    curvature = solution.curvature
+    if curvature is None:
+        raise InputError(
+            "The parts of uncertainty need the curvature that the covariance belongs to. Got a solution without it. "
+            "Use SubspaceNewton, IterNCGP or DenseNewton, or let the solver give Posterior its curvature."
+        )
+    combined = posterior_variance(operator, solution.precision, points)
+    if curvature[..., 0].numel() <= dense_limit:
+        return UncertaintyDecomposition.of(combined, exact_variance(operator, curvature, points).to(combined))
+    upper, slack = bounded_variance(operator, curvature, points, passes)
+    operator.release()
+    slack = slack - (upper - combined.double()).clamp_min(0.0)  # the lower end stays where it is
+    return UncertaintyDecomposition.of(combined, upper.to(combined), slack.clamp_min(0.0).to(combined))
 
 
 def exact_variance(operator: KernelOperator, curvature: Tensor, points: Tensor) -> Tensor:

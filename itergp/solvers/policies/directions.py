@@ -25,10 +25,9 @@ def shared_directions(proposal: Proposal, like: Tensor) -> Tensor:
     block = block[:, block.abs().amax(0) > 0.0]
     if isinstance(proposal, RowBlock) and block.shape[1] > block.shape[0]:
         block = block.unique(dim=1)
-    norms = block.double().square().sum(0)
+    if block.shape[1] and int((block != 0.0).sum(1).max()) <= 1:  # clusters of rows: orthogonal, whatever their size
+        return block / block.double().norm(dim=0).to(block)
     gram = (block.mT @ block).double()
-    if block.shape[1] and bool((gram - torch.diag(norms)).abs().amax() == 0.0):  # clusters of rows do not overlap
-        return block * norms.rsqrt().to(block)
     values, vectors = torch.linalg.eigh(gram)
     keep = values > _DROP * values.max() if values.numel() else values > 0.0
     return block @ (vectors[:, keep] * values[keep].rsqrt()).to(block)
