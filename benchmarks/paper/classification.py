@@ -58,7 +58,7 @@ def methods(
             "method": f"SubspaceNewton, {passes} products",
             **_conditioned(data, lengthscale, scale, SubspaceNewton(max_passes=passes), data),
         }
-    for rows in (50, 100) if options.quick else (100, 200):
+    for rows in (25, 50) if options.quick else (50, 100):
         policy = policies.UnitVectors(order="random", rows=rows // 4, seed=seed)
         solver = IterNCGP(policy=policy, iterations=4, max_steps=5, recycle=False, step="backtracking", max_passes=20)
         yield {
