@@ -7,7 +7,7 @@ from itergp.diagnostics.metrics import (
     negative_log_likelihood,
     reliability,
 )
-from itergp.diagnostics.plots import plot_class_probabilities, plot_convergence, plot_reliability
+from itergp.diagnostics.plots import plot_class_probabilities, plot_convergence, plot_reliability, plot_trajectory
 from itergp.diagnostics.progress import SolveProgress
 from itergp.diagnostics.trace import Trace, TraceRecord
 from itergp.diagnostics.uncertainty_plot import plot_uncertainty
@@ -23,6 +23,7 @@ __all__ = [
     "plot_class_probabilities",
     "plot_convergence",
     "plot_reliability",
+    "plot_trajectory",
     "plot_uncertainty",
     "reliability",
 ]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from itergp.diagnostics.metrics import Reliability
@@ -9,6 +11,8 @@ from itergp.diagnostics.trace import Trace
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+
+    from itergp.learning import FitRecord
 
 BLUE, ORANGE, GREY = "#2a6f97", "#d1495b", "#8d99ae"
 
@@ -56,6 +60,29 @@ def plot_convergence(axes: Axes, trace: Trace) -> Axes:
     axes.locator_params(axis="x", integer=True)
     _legend_below(axes)
     axes.set_title("Convergence")
+    return axes
+
+
+def plot_trajectory(axes: Axes, records: Sequence[FitRecord], *, legend: bool = True) -> Axes:
+    """Hyperparameters during learning, one line per element: positive ones on a logarithmic scale, as the optimiser moves them.
+
+    Args:
+        axes: Where to draw.
+        records: ``FitResult.records``.
+        legend: Whether to name the lines.
+    """
+    names = [f"{name}[{i}]" if len(v) > 1 else name for name, v in records[0].parameters.items() for i in range(len(v))]
+    values = [[x for v in record.parameters.values() for x in v] for record in records]
+    steps = [record.iteration for record in records]
+    for name, line in zip(names, zip(*values, strict=True), strict=True):
+        style = "-" if "lengthscale" in name else "--"
+        axes.plot(steps, line, style, linewidth=1.2, label=name.replace("raw_", "").rsplit(".", 1)[-1])
+    for before, after in itertools.pairwise(records):
+        if before.stage != after.stage:
+            axes.axvline(after.iteration - 0.5, color=GREY, linewidth=0.8, linestyle=":")
+    axes.set(xlabel="evaluation", ylabel="logarithm (means: value)")
+    if legend:
+        _legend_below(axes)
     return axes
 
 

@@ -25,9 +25,9 @@ from itergp.solvers.base import require_positive
 
 _FEW_ROWS = 500  # up to here the bound on the evidence of all rows beats the density of some of them
 _SUBSET_ROWS = 1000
-_SUBSET_SHARE = 0.6  # of the iterations
+_SUBSET_SHARE = 0.4  # of the iterations
 _SPREAD = 1.5  # standard deviation of the random starts, in the optimiser's variables
-_REFINEMENT_RATE = 0.5  # of the learning rate
+_REFINEMENT_RATE = 0.7  # of the learning rate
 _CALIBRATION_VALUES = 20_000  # latent values
 _COLLAPSED, _DIVERGED = 1e-3, 1e5
 
