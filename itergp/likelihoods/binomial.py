@@ -49,7 +49,7 @@ class BinomialLikelihood(SingleLatentLikelihood):
     def predictive(
         self, mean: Tensor, covariance: Tensor, *, num_trials: float | Tensor | None = None
     ) -> QuadratureMixture:
-        """Mixture of binomial distributions over 64 Gauss-Hermite nodes.
+        """Mixture of binomial distributions over quadrature nodes.
 
         Args:
             mean: Latent means ``(M, 1)``.

@@ -10,8 +10,7 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.likelihoods.distributions import Poisson
 from itergp.likelihoods.mixtures import PoissonMixture, QuadratureMixture
-from itergp.likelihoods.quadrature import gauss_hermite, psd_root
-from itergp.likelihoods.single_latent import PREDICTIVE_NODES, SingleLatentLikelihood
+from itergp.likelihoods.single_latent import SingleLatentLikelihood
 from itergp.likelihoods.special import MAX_EXPONENT, continued_exp
 from itergp.likelihoods.targets import as_floats, check_columns, require_counts, require_inside
 
@@ -39,7 +38,7 @@ class CountLikelihood(SingleLatentLikelihood):
     def predictive(
         self, mean: Tensor, covariance: Tensor, *, exposure: float | Tensor | None = None
     ) -> QuadratureMixture:
-        """Mixture over 64 Gauss-Hermite nodes, with log-density, distribution function, moments and quantiles.
+        """Mixture over quadrature nodes, with log-density, distribution function, moments and quantiles.
 
         Args:
             mean: Latent means ``(M, 1)``.
@@ -98,10 +97,10 @@ class PoissonLikelihood(CountLikelihood):
         return Poisson(exposure * rate, validate_args=False)
 
     def _integrate(self, mean: Tensor, covariance: Tensor, *second: Tensor) -> PoissonMixture:
-        nodes, weights = gauss_hermite(PREDICTIVE_NODES, like=mean)
-        scale = psd_root(covariance)[..., 0]
-        rates = self._conditional(mean + scale * nodes, *(s.unsqueeze(-1) for s in second)).rate
-        log_rate = (mean.squeeze(-1) + second[0].log(), scale.squeeze(-1)) if self.link == "log" else None
+        latent, weights = self._nodes(mean, covariance, *second)
+        rates = self._conditional(latent, *(column.unsqueeze(-1) for column in second)).rate
+        scale = covariance[..., 0, 0].clamp_min(0.0).sqrt()
+        log_rate = (mean.squeeze(-1) + second[0].log(), scale) if self.link == "log" else None
         return PoissonMixture(weights, rates, log_rate)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 
 import torch
 from gpytorch.constraints import GreaterThan, Interval, Positive
@@ -11,11 +12,13 @@ from torch import Tensor
 from torch.distributions import Laplace
 
 from itergp.likelihoods.distributions import StudentT
+from itergp.likelihoods.mixtures import NormalScaleMixture
 from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.single_latent import SingleLatentLikelihood
 from itergp.likelihoods.targets import as_floats, check_targets
 
 _SMALLEST = 1e-3
+_NODES = 200
 
 
 class _RealLikelihood(SingleLatentLikelihood):
@@ -23,6 +26,15 @@ class _RealLikelihood(SingleLatentLikelihood):
         """Targets must be finite; returned as floats."""
         check_targets(targets, type(self).__name__)
         return as_floats(targets)
+
+    @abstractmethod
+    def _noise_nodes(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Weights ``(S,)`` and variances ``(S,)`` of the Gaussians that the noise is a mixture of; its own variance."""
+
+    def predictive(self, mean: Tensor, covariance: Tensor) -> NormalScaleMixture:
+        """Mixture of Gaussians over the variance of the noise, in closed form over the latent value."""
+        weights, noise, total = (value.to(mean.dtype) for value in self._noise_nodes())
+        return NormalScaleMixture(weights, noise, mean[..., 0], covariance[..., 0, 0], total)
 
 
 class StudentTLikelihood(_RealLikelihood):
@@ -74,6 +86,13 @@ class StudentTLikelihood(_RealLikelihood):
         dof, noise = self.deg_free.to(latent.dtype), self.noise.to(latent.dtype)
         return StudentT(dof, latent, noise.sqrt(), validate_args=False)
 
+    def _noise_nodes(self) -> tuple[Tensor, Tensor, Tensor]:
+        half, noise = 0.5 * self.deg_free.double(), self.noise.double()  # precisions are Gamma(half, half) / noise
+        reach = float(36.0 / half.detach() + 6.0 / half.detach().sqrt())
+        log_precision = torch.linspace(-reach, math.log1p(reach) + min(reach, 3.0), _NODES, device=half.device).double()
+        log_weights = half * (log_precision - log_precision.exp())
+        return torch.softmax(log_weights, 0), noise * torch.exp(-log_precision), noise * half / (half - 1.0)
+
 
 class LaplaceLikelihood(_RealLikelihood):
     """``y = f + noise`` with two-sided exponential noise: the latent function is a median.
@@ -112,6 +131,11 @@ class LaplaceLikelihood(_RealLikelihood):
 
     def _conditional(self, latent: Tensor, *second: Tensor) -> Laplace:
         return Laplace(latent, self.noise.to(latent.dtype).sqrt(), validate_args=False)
+
+    def _noise_nodes(self) -> tuple[Tensor, Tensor, Tensor]:
+        variance = 2.0 * self.noise.double()  # variances are exponential with this mean
+        log_ratio = torch.linspace(-40.0, 4.0, _NODES, device=variance.device).double()
+        return torch.softmax(log_ratio - log_ratio.exp(), 0), variance * log_ratio.exp(), variance
 
     def expected_log_density(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
         """``E[log p(y_n | f_n)]`` in closed form; of the nodes only the variance counts."""

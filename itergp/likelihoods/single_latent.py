@@ -13,9 +13,12 @@ from torch.distributions import Distribution
 from itergp.errors import InputError
 from itergp.likelihoods.base import Likelihood, latent_marginals
 from itergp.likelihoods.mixtures import CountMixture, QuadratureMixture
-from itergp.likelihoods.quadrature import gauss_hermite, psd_root
+from itergp.likelihoods.quadrature import psd_root, trapezoid
 
-PREDICTIVE_NODES = 64
+_SPACING = 0.25  # of the nodes of a prediction, in standard deviations of the latent value
+_WIDTHS = 1.25  # largest spacing in widths of the likelihood: the rule's error is then 1e-5
+_MAX_NODES = 2_048
+_MAX_VALUES = 2**25
 
 
 class SingleLatentLikelihood(Likelihood):
@@ -72,13 +75,26 @@ class SingleLatentLikelihood(Likelihood):
         return self._conditional(function_samples, self._second(function_samples, second))
 
     def predictive(self, mean: Tensor, covariance: Tensor) -> QuadratureMixture:
-        """Mixture of the conditional distribution over 64 Gauss-Hermite nodes."""
+        """Mixture of the conditional distribution over equidistant nodes, 97 or as many more as narrow ones need."""
         return self._integrate(mean, covariance)
 
     def _integrate(self, mean: Tensor, covariance: Tensor, *second: Tensor) -> QuadratureMixture:
-        nodes, weights = gauss_hermite(PREDICTIVE_NODES, like=mean)
-        components = self._conditional(mean + psd_root(covariance)[..., 0] * nodes, *(s.unsqueeze(-1) for s in second))
+        latent, weights = self._nodes(mean, covariance, *second)
+        components = self._conditional(latent, *(column.unsqueeze(-1) for column in second))
         return (CountMixture if self.counts else QuadratureMixture)(weights, components)
+
+    def _nodes(self, mean: Tensor, covariance: Tensor, *second: Tensor) -> tuple[Tensor, Tensor]:
+        """Latent values ``(M, S)`` and weights ``(S,)``, as dense as the narrowest likelihood asks for and memory allows."""
+        scale = psd_root(covariance)[..., 0]
+        with torch.no_grad():
+            centre = mean[..., 0]
+            columns = second if second or self.second_column is None else (torch.ones_like(centre),)
+            _, curvature = self._derivatives(centre, self._conditional(centre, *second).mean, *columns)
+            widths = float((scale[..., 0] * curvature.clamp_min(0.0).sqrt()).nan_to_num(posinf=0.0).max())
+        most = min(_MAX_NODES, max(1, _MAX_VALUES // mean.shape[0]))
+        spacing = max(min(_SPACING, _WIDTHS / max(widths, 1e-6)), 24.0 / most)
+        nodes, weights = trapezoid(min(spacing, _SPACING), like=mean)
+        return mean + scale * nodes, weights
 
     def _second(self, like: Tensor, value: Any) -> Tensor:
         """The second column for new rows ``(M,)``: a number for all, or one per row."""
@@ -97,10 +113,12 @@ class SingleLatentLikelihood(Likelihood):
     def log_marginal(
         self, observations: Tensor, function_dist: MultivariateNormal, *args: Any, **kwargs: Any
     ) -> Tensor:
-        """``log E[p(y_n | f_n)]`` for each row ``(N,)``, over 64 Gauss-Hermite nodes; targets as for training."""
-        mean, covariance = latent_marginals(function_dist, self.num_latents)
-        nodes, weights = gauss_hermite(PREDICTIVE_NODES, like=mean)
-        f = mean + psd_root(covariance)[..., 0] * nodes.view(-1, 1, 1)
+        """``log E[p(y_n | f_n)]`` for each row ``(N,)``; targets as for training, with their second column."""
+        if self.second_column is None:
+            return super().log_marginal(observations, function_dist, *args, **kwargs)
         targets = self.validate_targets(observations)
-        log_weights = weights.clamp_min(torch.finfo(weights.dtype).tiny).log()
-        return torch.logsumexp(self.log_density(f, targets) + log_weights.unsqueeze(-1), 0)
+        mean, covariance = latent_marginals(function_dist, self.num_latents)
+        y, second = self._columns(targets, mean)
+        latent, weights = self._nodes(mean, covariance, *((second,) if self.predictive_options else ()))
+        density = self._log_density(latent, y.unsqueeze(-1), second.unsqueeze(-1))
+        return torch.logsumexp(density + weights.clamp_min(torch.finfo(weights.dtype).tiny).log(), -1)

@@ -86,6 +86,7 @@ class ExponentialLikelihood(_SurvivalLikelihood):
     observed, 0 right-censored.
 
     Examples:
+        >>> import torch
         >>> likelihood = ExponentialLikelihood()
         >>> y = likelihood.validate_targets(torch.tensor([[2.0, 1.0], [2.0, 0.0]]))  # an event, and none until 2
         >>> likelihood.log_density(torch.zeros(2, 1), y).tolist()
