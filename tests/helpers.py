@@ -311,7 +311,8 @@ CASES: dict[str, Case] = {
         _drawn(lambda: ZeroInflatedPoissonLikelihood(inflation=0.3), 0.5),
         _zero_inflated,
         "count",
-        **FISHER,
+        curvature="complete-data",
+        log_concave=False,
     ),
     "gaussian": Case(
         lambda: GaussianLikelihood(noise=0.1),

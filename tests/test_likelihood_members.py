@@ -40,6 +40,7 @@ from itergp.likelihoods import (
     OrdinalLikelihood,
     PoissonLikelihood,
     WeibullLikelihood,
+    ZeroInflatedPoissonLikelihood,
 )
 from itergp.likelihoods.distributions import (
     Beta,
@@ -273,6 +274,27 @@ def test_zero_inflated_counts():
     draws = distribution.sample(torch.Size([40_000]))
     error = (distribution.variance / 40_000).sqrt()
     assert bool(((draws.mean(0) - distribution.mean).abs() < 4.0 * error).all())
+
+
+@torch.no_grad()
+def test_complete_data_information_of_inflated_counts():
+    # Louis 1982: what is missing is the variance of the complete-data score, here that of a zero's kind.
+    likelihood = ZeroInflatedPoissonLikelihood(inflation=0.3).double()
+    f, step = torch.linspace(-4.0, 4.0, 33, dtype=torch.float64).unsqueeze(-1), 1e-4
+    for count in (0.0, 1.0, 7.0):
+        y = torch.full((33,), count, dtype=torch.float64)
+        hessian = (likelihood.derivatives(f - step, y)[0] - likelihood.derivatives(f + step, y)[0])[:, 0] / (2.0 * step)
+        rate = f[:, 0].exp()
+        genuine = 0.7 * torch.exp(-rate) / (0.3 + 0.7 * torch.exp(-rate))
+        missing = rate.square() * genuine * (1.0 - genuine) if count == 0.0 else torch.zeros_like(rate)
+        assert_close(likelihood.derivatives(f, y)[1][:, 0, 0], hessian + missing, "derivative")
+
+
+def test_inflation_starts_at_the_excess_of_zeros():
+    likelihood, y = ZeroInflatedPoissonLikelihood(), torch.tensor([0.0] * 60 + [4.0] * 40)
+    assert likelihood.initialise(y) == ["likelihood.inflation"]
+    assert float(likelihood.inflation.detach()) == pytest.approx(0.6 - math.exp(-1.6), rel=1e-5)
+    assert likelihood.initialise(y) == []
 
 
 # ------------------------------------------------------------------ predictions

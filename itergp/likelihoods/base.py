@@ -30,7 +30,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         log_concave: Whether ``log p(y | f)`` is concave in ``f``, which the certificate needs.
         quadratic: Whether ``log p(y | f)`` is quadratic in ``f``; Laplace and variational posteriors then agree.
         curvature: ``"hessian"`` when W is the negative Hessian, else the positive semi-definite stand-in
-            (``"fisher"``, ``"gauss-newton"`` or ``"absolute hessian"``).
+            (``"fisher"``, ``"gauss-newton"``, ``"complete-data"`` or ``"absolute hessian"``).
         exchangeable: Whether rows share one density, so that any subset of them can be looked at alone.
         predictive_options: Keywords of ``predictive`` that say something about new rows, such as their exposure.
     """

@@ -64,18 +64,21 @@ class NegativeBinomialLikelihood(CountLikelihood):
 class ZeroInflatedPoissonLikelihood(CountLikelihood):
     """Zero with probability ``inflation``, otherwise a Poisson count of rate ``exposure * exp(f)``.
 
-    Not log-concave: a zero may be structural, whatever the rate. The curvature is the Fisher information. Targets are counts
-    ``(N,)``, or ``(N, 2)`` with the exposure of each row in the second column. ``mean`` of the predictive distribution
-    includes the structural zeros.
+    Not log-concave: a zero may be structural, whatever the rate. The curvature is the complete-data information given the
+    count, that is, the rate times the probability that the count is not a structural zero: an upper bound of the negative
+    Hessian (Louis 1982), exact for counts above 0. It needs half the Newton steps of the Fisher information, which expects
+    zeros where there are none. Targets are counts ``(N,)``, or ``(N, 2)`` with the exposure of each row in the second
+    column. ``mean`` of the predictive distribution includes the structural zeros.
 
     Args:
-        inflation: Initial probability of a structural zero; default 0.5.
+        inflation: Initial probability of a structural zero; default 0.5, for which ``itergp.fit`` puts the share of zeros that
+            a Poisson distribution of the same mean does not explain.
         inflation_prior: Prior over it.
         inflation_constraint: Constraint on it; default between 1e-6 and 0.9999.
     """
 
     log_concave = False
-    curvature = "fisher"
+    curvature = "complete-data"
     inflation = ConstrainedParameter()
     """Probability of a structural zero ``(1,)``."""
 
@@ -88,6 +91,16 @@ class ZeroInflatedPoissonLikelihood(CountLikelihood):
         super().__init__()
         type(self).inflation.register(self, inflation_constraint or Interval(1e-6, 0.9999), inflation_prior, inflation)
 
+    def initialise(self, targets: Tensor) -> list[str]:
+        """Inflation from the share of zeros beyond that of a Poisson distribution, if still at its default."""
+        if bool(self.raw_inflation.any()) or not self.raw_inflation.requires_grad:
+            return []
+        counts = targets if targets.dim() == 1 else targets[:, 0]
+        excess = (counts == 0).double().mean() - torch.exp(-counts.double().mean())
+        lower, upper = self.raw_inflation_constraint.lower_bound, self.raw_inflation_constraint.upper_bound
+        self.inflation = excess.clamp(0.01, 0.9).to(lower).clamp(lower * 1.01, upper * 0.99)
+        return ["likelihood.inflation"]
+
     def _log_density(self, latent: Tensor, y: Tensor, *second: Tensor) -> Tensor:
         inflation, rate = self.inflation.to(latent.dtype), second[0] * continued_exp(latent)[0]
         log_rate = latent + second[0].log()
@@ -99,8 +112,7 @@ class ZeroInflatedPoissonLikelihood(CountLikelihood):
         # Probability that a zero is a count and not structural.
         genuine = torch.sigmoid(torch.log1p(-inflation) - inflation.log() - rate)
         gradient = torch.where(y == 0, -rate * genuine, y - rate)
-        fisher = (1.0 - inflation) * rate * (1.0 - rate * torch.exp(-rate) * (1.0 - genuine))
-        return gradient, fisher
+        return gradient, torch.where(y == 0, rate * genuine, rate)
 
     def _conditional(self, latent: Tensor, *second: Tensor) -> ZeroInflatedPoisson:
         rate = second[0] * latent.clamp_max(MAX_EXPONENT).exp()
