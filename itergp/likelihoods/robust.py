@@ -36,6 +36,10 @@ class _RealLikelihood(SingleLatentLikelihood):
         weights, noise, total = (value.to(mean.dtype) for value in self._noise_nodes())
         return NormalScaleMixture(weights, noise, mean[..., 0], covariance[..., 0, 0], total)
 
+    def predictive_log_density(self, mean: Tensor, covariance: Tensor, targets: Tensor) -> Tensor:
+        """``log E[p(y_n | f_n)]`` for each row ``(N,)``, by the same mixture."""
+        return self.predictive(mean, covariance).log_prob(targets)
+
 
 class StudentTLikelihood(_RealLikelihood):
     """``y = f + noise`` with Student-t noise: real targets of which some may be far off.
@@ -89,7 +93,8 @@ class StudentTLikelihood(_RealLikelihood):
     def _noise_nodes(self) -> tuple[Tensor, Tensor, Tensor]:
         half, noise = 0.5 * self.deg_free.double(), self.noise.double()  # precisions are Gamma(half, half) / noise
         reach = float(36.0 / half.detach() + 6.0 / half.detach().sqrt())
-        log_precision = torch.linspace(-reach, math.log1p(reach) + min(reach, 3.0), _NODES, device=half.device).double()
+        upper = math.log1p(reach) + min(reach, 3.0)
+        log_precision = torch.linspace(-reach, upper, _NODES, dtype=torch.float64, device=half.device)
         log_weights = half * (log_precision - log_precision.exp())
         return torch.softmax(log_weights, 0), noise * torch.exp(-log_precision), noise * half / (half - 1.0)
 
@@ -134,7 +139,7 @@ class LaplaceLikelihood(_RealLikelihood):
 
     def _noise_nodes(self) -> tuple[Tensor, Tensor, Tensor]:
         variance = 2.0 * self.noise.double()  # variances are exponential with this mean
-        log_ratio = torch.linspace(-40.0, 4.0, _NODES, device=variance.device).double()
+        log_ratio = torch.linspace(-40.0, 4.0, _NODES, dtype=torch.float64, device=variance.device)
         return torch.softmax(log_ratio - log_ratio.exp(), 0), variance * log_ratio.exp(), variance
 
     def expected_log_density(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:

@@ -114,11 +114,12 @@ class SingleLatentLikelihood(Likelihood):
         self, observations: Tensor, function_dist: MultivariateNormal, *args: Any, **kwargs: Any
     ) -> Tensor:
         """``log E[p(y_n | f_n)]`` for each row ``(N,)``; targets as for training, with their second column."""
-        if self.second_column is None:
-            return super().log_marginal(observations, function_dist, *args, **kwargs)
-        targets = self.validate_targets(observations)
         mean, covariance = latent_marginals(function_dist, self.num_latents)
-        y, second = self._columns(targets, mean)
-        latent, weights = self._nodes(mean, covariance, *((second,) if self.predictive_options else ()))
-        density = self._log_density(latent, y.unsqueeze(-1), second.unsqueeze(-1))
+        return self.predictive_log_density(mean, covariance, self.validate_targets(observations))
+
+    def predictive_log_density(self, mean: Tensor, covariance: Tensor, targets: Tensor) -> Tensor:
+        """``log E[p(y_n | f_n)]`` for each row ``(N,)``, the second column of the targets taken into account."""
+        y, *second = self._columns(targets, mean)
+        latent, weights = self._nodes(mean, covariance, *(second if self.predictive_options else ()))
+        density = self._log_density(latent, y.unsqueeze(-1), *(column.unsqueeze(-1) for column in second))
         return torch.logsumexp(density + weights.clamp_min(torch.finfo(weights.dtype).tiny).log(), -1)
