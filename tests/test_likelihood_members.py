@@ -132,6 +132,19 @@ def test_gradients_are_differences_of_the_log_density(name, seed, limit):
             assert bool((error.abs() <= 1e-5 * (1.0 + (above - below).abs() / step) + 20.0 * rounding).all())
 
 
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("extreme", [-500.0, -50.0, -5.0, 5.0, 50.0, 500.0])
+def test_two_derivatives_by_autograd_are_finite(name, extreme, dtype):
+    # Objectives differentiate the log-density twice where the curvature is not the Hessian.
+    likelihood, y = targets_of(name, 16, dtype)
+    f = torch.full((16, likelihood.num_latents), extreme, dtype=dtype, requires_grad=True)
+    (gradient,) = torch.autograd.grad(likelihood.log_density(f, y).sum(), f, create_graph=True)
+    assert bool(torch.isfinite(gradient).all())
+    inputs = [f, *likelihood.parameters()]
+    second = torch.autograd.grad(gradient.sum(), inputs, allow_unused=True, materialize_grads=True)
+    assert all(bool(torch.isfinite(value).all()) for value in second)
+
+
 @new
 def test_float32_in_the_tails_is_near_float64(name):
     likelihood, y = targets_of(name, 16, torch.float32)

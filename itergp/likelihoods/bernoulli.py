@@ -113,8 +113,10 @@ def _probit_curvature(margin: Tensor, ratio: Tensor) -> Tensor:
 def _cloglog_log_density(latent: Tensor, targets: Tensor) -> Tensor:
     """``-exp(f)`` for 0 and ``log(1 - exp(-exp(f)))`` for 1."""
     rate, _ = continued_exp(latent)
-    small = rate.clamp(torch.finfo(rate.dtype).tiny, 1.0)
-    rare = latent.clamp_max(0.0) + torch.log(-torch.expm1(-small) / small)
+    u, square = rate.clamp_max(0.05), rate.clamp_max(0.05).square()
+    series = -0.5 * u + square / 24.0 * (1.0 - square / 120.0 * (1.0 - square / 63.0))  # of log((1 - exp(-u)) / u)
+    some = rate.clamp(0.05, 1.0)
+    rare = latent.clamp_max(0.0) + torch.where(rate < 0.05, series, torch.log(-torch.expm1(-some) / some))
     seen = torch.where(rate < 1.0, rare, torch.log1p(-torch.exp(-rate.clamp_min(0.5))))
     return torch.where(targets > 0.5, seen, -rate)
 

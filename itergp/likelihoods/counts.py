@@ -105,7 +105,9 @@ class ZeroInflatedPoissonLikelihood(CountLikelihood):
         inflation, rate = self.inflation.to(latent.dtype), second[0] * continued_exp(latent)[0]
         log_rate = latent + second[0].log()
         counted = torch.log1p(-inflation) + y * log_rate - rate - torch.lgamma(y + 1.0)
-        return torch.where(y == 0, torch.logaddexp(inflation.log(), counted), counted)
+        # Not logaddexp, whose second derivative by torch is NaN far out.
+        zero = inflation.log() + torch.nn.functional.softplus(counted - inflation.log())
+        return torch.where(y == 0, zero, counted)
 
     def _derivatives(self, latent: Tensor, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor]:
         inflation, rate = self.inflation.to(latent.dtype), second[0] * continued_exp(latent)[1]
