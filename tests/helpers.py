@@ -8,16 +8,32 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import gpytorch
+import numpy as np
 import pytest
+import scipy.special
+import scipy.stats as sps
 import torch
+from scipy.special import expit
 from torch import Tensor
 
 from itergp.likelihoods import (
     BernoulliLikelihood,
+    BetaLikelihood,
+    BinomialLikelihood,
     CategoricalLikelihood,
+    ExponentialLikelihood,
+    GammaLikelihood,
     GaussianLikelihood,
+    HeteroscedasticGaussianLikelihood,
+    LaplaceLikelihood,
     Likelihood,
+    LogNormalLikelihood,
+    NegativeBinomialLikelihood,
+    OrdinalLikelihood,
     PoissonLikelihood,
+    StudentTLikelihood,
+    WeibullLikelihood,
+    ZeroInflatedPoissonLikelihood,
 )
 from itergp.models import NonConjugateGP
 
@@ -111,26 +127,241 @@ def make_reals(num_rows: int, num_columns: int = 2, dtype: torch.dtype = torch.f
     return x, (_signal(x) + 0.3 * noise).to(dtype)
 
 
+def _drawn(make: Callable[[], Likelihood], scale: float = 1.0):
+    """A data maker: targets drawn from the likelihood itself, at a smooth function of the inputs."""
+
+    def data(num_rows: int, num_columns: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0):
+        x = make_inputs(num_rows, num_columns, dtype, seed)
+        likelihood = make().double()
+        latents = [scale * _signal(x, 2.0 * c) / (1.0 + c) for c in range(likelihood.num_latents)]
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            torch.manual_seed(seed + 1)
+            y = likelihood(latents[0] if len(latents) == 1 else torch.stack(latents, -1)).sample()
+        return x, y.to(dtype) if y.is_floating_point() else y
+
+    return data
+
+
+def make_binomial(num_rows: int, num_columns: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0):
+    """Inputs and successes among 1 to 8 trials ``(N, 2)``."""
+    x = make_inputs(num_rows, num_columns, dtype, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    trials = torch.arange(num_rows) % 8 + 1
+    y = torch.binomial(trials.double(), torch.sigmoid(_signal(x)), generator=generator)
+    return x, torch.stack([y, trials.double()], -1).to(dtype)
+
+
+def make_exposed(num_rows: int, num_columns: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0):
+    """Inputs, and counts with an exposure between a half and two ``(N, 2)``."""
+    x = make_inputs(num_rows, num_columns, dtype, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    exposure = 0.5 + 0.25 * (torch.arange(num_rows) % 7).double()
+    y = torch.poisson(exposure * (0.5 * _signal(x)).exp(), generator=generator)
+    return x, torch.stack([y, exposure], -1).to(dtype)
+
+
+def make_survival(num_rows: int, num_columns: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0):
+    """Inputs, and times with event indicators ``(N, 2)``; about a third is censored."""
+    x = make_inputs(num_rows, num_columns, dtype, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    uniform = torch.rand(2, num_rows, generator=generator, dtype=torch.float64)
+    time, end = (0.5 * _signal(x)).exp() * (-uniform[0].log()).sqrt(), 3.0 * uniform[1] + 0.01
+    return x, torch.stack([torch.minimum(time, end), (time <= end).double()], -1).to(dtype)
+
+
+def _cdf_density(cdf: Callable, cutpoints: list[float]):
+    """Log-probabilities of levels, each from the side on which its two terms are small."""
+
+    def density(f: np.ndarray, y: np.ndarray) -> np.ndarray:
+        bounds = np.array([-np.inf, *cutpoints, np.inf])
+        upper, lower = bounds[y.astype(int) + 1] - f[:, 0], bounds[y.astype(int)] - f[:, 0]
+        return np.log(np.where(lower > 0, cdf(-lower) - cdf(-upper), cdf(upper) - cdf(lower)))
+
+    return density
+
+
+def _labels_of(log_cdf: Callable):
+    return lambda f, y: log_cdf((2.0 * y - 1.0) * f[:, 0])
+
+
+def _binomial(f: np.ndarray, y: np.ndarray) -> np.ndarray:
+    ways = np.log(scipy.special.comb(y[:, 1], y[:, 0]))
+    failures = y[:, 1] - y[:, 0]
+    return ways + y[:, 0] * scipy.special.log_expit(f[:, 0]) + failures * scipy.special.log_expit(-f[:, 0])
+
+
+def _zero_inflated(f: np.ndarray, y: np.ndarray) -> np.ndarray:
+    counted = np.log(0.7) + sps.poisson(np.exp(f[:, 0])).logpmf(y)
+    return np.where(y == 0, np.logaddexp(np.log(0.3), counted), counted)
+
+
+def _censored(shape: float):
+    def density(f: np.ndarray, y: np.ndarray) -> np.ndarray:
+        times = sps.weibull_min(shape, scale=np.exp(f[:, 0]))
+        return np.where(y[:, 1] == 1.0, times.logpdf(y[:, 0]), times.logsf(y[:, 0]))
+
+    return density
+
+
+def _elementwise(distribution: Callable):
+    """The log-density of a SciPy distribution made from the latent values."""
+
+    def density(f: np.ndarray, y: np.ndarray) -> np.ndarray:
+        frozen = distribution(f[:, 0] if f.shape[1] == 1 else f)
+        return frozen.logpmf(y) if hasattr(frozen.dist, "logpmf") else frozen.logpdf(y)
+
+    return density
+
+
 @dataclass(frozen=True)
 class Case:
-    """A likelihood with data that fit it.
+    """A likelihood with data that fit it, and what is known about it.
 
     Attributes:
         make: Makes the likelihood.
         data: Makes inputs and targets from a number of rows and keywords ``dtype`` and ``seed``.
+        density: SciPy's log-density of targets ``y`` at latent values ``f`` ``(N, C)``.
+        curvature: What W is.
+        log_concave: Whether there is a certificate.
+        quadratic: Whether the log-density is quadratic.
+        num_latents: C.
+        regular: Whether the mode is one and smooth, so that every solver finds it to full accuracy.
+        observed: What an observation is: ``"label"``, ``"level"``, ``"count"``, ``"real"``, ``"positive"`` or ``"share"``.
     """
 
     make: Callable[[], Likelihood]
     data: Callable[..., tuple[Tensor, Tensor]]
+    density: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    observed: str
+    curvature: str = "hessian"
+    log_concave: bool = True
+    quadratic: bool = False
+    num_latents: int = 1
+    regular: bool = True
 
 
+def _member(make: Callable[[], Likelihood], observed: str, distribution: Callable, scale: float = 1.0, **known) -> Case:
+    return Case(make, _drawn(make, scale), _elementwise(distribution), observed, **known)
+
+
+FISHER = {"curvature": "fisher", "log_concave": False}
+CUTPOINTS = [-1.0, 0.2, 1.5]
+
+# Every likelihood of the package is a row here, and every test of likelihoods runs over the rows.
 CASES: dict[str, Case] = {
-    "bernoulli-logit": Case(BernoulliLikelihood, make_binary),
-    "bernoulli-probit": Case(lambda: BernoulliLikelihood(link="probit"), make_binary),
-    "categorical": Case(lambda: CategoricalLikelihood(3), make_classes),
-    "poisson": Case(PoissonLikelihood, make_counts),
-    "gaussian": Case(lambda: GaussianLikelihood(noise=0.1), make_reals),
+    "bernoulli-logit": Case(BernoulliLikelihood, make_binary, _labels_of(scipy.special.log_expit), "label"),
+    "bernoulli-probit": Case(
+        lambda: BernoulliLikelihood("probit"),
+        make_binary,
+        _labels_of(scipy.special.log_ndtr),
+        "label",
+    ),
+    "bernoulli-cloglog": Case(
+        lambda: BernoulliLikelihood("cloglog"),
+        make_binary,
+        lambda f, y: np.where(y == 1, np.log(-np.expm1(-np.exp(f[:, 0]))), -np.exp(f[:, 0])),
+        "label",
+    ),
+    "categorical": Case(
+        lambda: CategoricalLikelihood(3),
+        make_classes,
+        lambda f, y: scipy.special.log_softmax(f, -1)[np.arange(len(y)), y.astype(int)],
+        "label",
+        num_latents=3,
+    ),
+    "binomial": Case(
+        BinomialLikelihood,
+        make_binomial,
+        _binomial,
+        "count",
+    ),
+    "ordinal-logit": Case(
+        lambda: OrdinalLikelihood(4, cutpoints=torch.tensor(CUTPOINTS)),
+        _drawn(lambda: OrdinalLikelihood(4)),
+        _cdf_density(expit, CUTPOINTS),
+        "level",
+    ),
+    "ordinal-probit": Case(
+        lambda: OrdinalLikelihood(4, "probit", cutpoints=torch.tensor(CUTPOINTS)),
+        _drawn(lambda: OrdinalLikelihood(4, "probit")),
+        _cdf_density(sps.norm.cdf, CUTPOINTS),
+        "level",
+    ),
+    "poisson": Case(PoissonLikelihood, make_counts, _elementwise(lambda f: sps.poisson(np.exp(f))), "count"),
+    "poisson-exposure": Case(
+        PoissonLikelihood,
+        make_exposed,
+        lambda f, y: sps.poisson(y[:, 1] * np.exp(f[:, 0])).logpmf(y[:, 0]),
+        "count",
+    ),
+    "poisson-softplus": Case(
+        lambda: PoissonLikelihood("softplus"),
+        make_exposed,
+        lambda f, y: sps.poisson(y[:, 1] * np.log1p(np.exp(f[:, 0]))).logpmf(y[:, 0]),
+        "count",
+    ),
+    "negative-binomial": _member(
+        lambda: NegativeBinomialLikelihood(dispersion=0.5),
+        "count",
+        lambda f: sps.nbinom(2.0, 2.0 / (2.0 + np.exp(f))),
+        scale=0.5,
+    ),
+    "zero-inflated-poisson": Case(
+        lambda: ZeroInflatedPoissonLikelihood(inflation=0.3),
+        _drawn(lambda: ZeroInflatedPoissonLikelihood(inflation=0.3), 0.5),
+        _zero_inflated,
+        "count",
+        curvature="complete-data",
+        log_concave=False,
+    ),
+    "gaussian": Case(
+        lambda: GaussianLikelihood(noise=0.1),
+        make_reals,
+        _elementwise(lambda f: sps.norm(f, 0.1**0.5)),
+        "real",
+        quadratic=True,
+    ),
+    "heteroscedastic": _member(
+        HeteroscedasticGaussianLikelihood,
+        "real",
+        lambda f: sps.norm(f[:, 0], np.exp(0.5 * f[:, 1])),
+        num_latents=2,
+        regular=False,
+        **FISHER,
+    ),
+    "student-t": _member(
+        lambda: StudentTLikelihood(noise=0.1, deg_free=4.0), "real", lambda f: sps.t(4.0, f, 0.1**0.5), **FISHER
+    ),
+    "laplace": _member(
+        lambda: LaplaceLikelihood(noise=0.1),
+        "real",
+        lambda f: sps.laplace(f, 0.1**0.5),
+        curvature="fisher",
+        regular=False,
+    ),
+    "gamma": _member(
+        lambda: GammaLikelihood(shape=3.0), "positive", lambda f: sps.gamma(3.0, scale=np.exp(f) / 3.0), scale=0.5
+    ),
+    "log-normal": _member(
+        lambda: LogNormalLikelihood(noise=0.1),
+        "positive",
+        lambda f: sps.lognorm(0.1**0.5, scale=np.exp(f)),
+        scale=0.5,
+        quadratic=True,
+    ),
+    "beta": _member(
+        lambda: BetaLikelihood(precision=5.0),
+        "share",
+        lambda f: sps.beta(5.0 * expit(f), 5.0 * expit(-f)),
+        scale=0.3,
+        **FISHER,
+    ),
+    "weibull": Case(lambda: WeibullLikelihood(shape=2.0), make_survival, _censored(2.0), "positive"),
+    "exponential": Case(ExponentialLikelihood, make_survival, _censored(1.0), "positive"),
 }
+REGULAR = tuple(name for name, case in CASES.items() if case.regular)
+# Those that tests of something else than likelihoods run over.
+CORE = ("bernoulli-logit", "bernoulli-probit", "categorical", "poisson", "gaussian")
 
 
 # ----------------------------------------------------------------------- model

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from helpers import CASES, SimpleGP, assert_close, make_batch_kernel, make_binary, make_inputs, make_kernel, make_model
+from helpers import CORE, SimpleGP, assert_close, make_batch_kernel, make_binary, make_inputs, make_kernel, make_model
 
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Observations
 from itergp.operators import make_operator
@@ -196,7 +196,7 @@ def test_float32_at_its_limit_says_so():
     assert "float64" in str(solution.status)
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", sorted(CORE))
 def test_the_trace_accounts_for_the_run(name):
     model = make_model(name)
     records = []

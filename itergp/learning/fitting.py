@@ -89,7 +89,7 @@ def fit(
             predictions integrate, on held-out rows; the choice becomes the model's ``approximation`` and
             ``covariance_scale``, and ``model.predict(x, covariance_scale=1.0)`` still integrates the posterior itself.
         time_limit: Seconds of learning.
-        initialise_kernel: Whether lengthscales and output scales still at GPyTorch's default get a start from the data.
+        initialise_kernel: Whether lengthscales, output scales and cutpoints still at their default get a start from the data.
         seed: Of the random splits and restarts. Equal seeds give equal results.
         progress: Draw a progress bar.
         callback: Called with every record.
@@ -138,7 +138,11 @@ def _initialise(model: NonConjugateGP) -> list[str]:
     with torch.no_grad():
         prior = model._prior(model.train_inputs)
         features = prior.features if prior.features.dim() == 2 else prior.features[0]
-        return initialise(prior.kernel, features)
+        observations = model.observations
+        seen = observations.targets
+        if observations.sample_weight is not None:
+            seen = seen[observations.sample_weight > 0]
+        return initialise(prior.kernel, features) + observations.likelihood.initialise(seen)
 
 
 def _stages(

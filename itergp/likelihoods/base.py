@@ -30,8 +30,9 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         log_concave: Whether ``log p(y | f)`` is concave in ``f``, which the certificate needs.
         quadratic: Whether ``log p(y | f)`` is quadratic in ``f``; Laplace and variational posteriors then agree.
         curvature: ``"hessian"`` when W is the negative Hessian, else the positive semi-definite stand-in
-            (``"fisher"``, ``"gauss-newton"`` or ``"absolute hessian"``).
+            (``"fisher"``, ``"gauss-newton"``, ``"complete-data"`` or ``"absolute hessian"``).
         exchangeable: Whether rows share one density, so that any subset of them can be looked at alone.
+        predictive_options: Keywords of ``predictive`` that say something about new rows, such as their exposure.
     """
 
     num_latents: int = 1
@@ -39,6 +40,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     quadratic: ClassVar[bool] = False
     exchangeable: ClassVar[bool] = True
     curvature: str = "hessian"
+    predictive_options: ClassVar[tuple[str, ...]] = ()
 
     # ------------------------------------------------------------ the calculus
     @abstractmethod
@@ -47,7 +49,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
 
         Args:
             f: Latent values ``(..., N, C)``.
-            targets: Validated targets ``(N,)``.
+            targets: Validated targets, N rows.
 
         Returns:
             ``(..., N)``.
@@ -74,13 +76,17 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         """
 
     def missing(self, targets: Tensor) -> Tensor:
-        """Which rows say "not observed" ``(N,)``: NaN; likelihoods of labels add -1.
+        """Which rows say "not observed" ``(N,)``: NaN in any column; likelihoods of labels add -1.
 
         Args:
             targets: Targets as the user gave them.
         """
         gone = targets.isnan() if targets.is_floating_point() else torch.zeros_like(targets, dtype=torch.bool)
         return gone.flatten(1).any(1) if targets.dim() > 1 else gone
+
+    def initialise(self, targets: Tensor) -> list[str]:
+        """Sets parameters that are still at their default from validated targets; returns the names of what was set."""
+        return []
 
     @abstractmethod
     def predictive(self, mean: Tensor, covariance: Tensor) -> Distribution:
@@ -112,7 +118,8 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
 
     def marginal(self, function_dist: MultivariateNormal, *args: Any, **kwargs: Any) -> Distribution:
         """Predictive distribution for a latent posterior: what ``likelihood(model(x))`` returns."""
-        return self.predictive(*latent_marginals(function_dist, self.num_latents))
+        options = {name: kwargs[name] for name in self.predictive_options if name in kwargs}
+        return self.predictive(*latent_marginals(function_dist, self.num_latents), **options)
 
     def log_marginal(
         self, observations: Tensor, function_dist: MultivariateNormal, *args: Any, **kwargs: Any
@@ -209,30 +216,3 @@ def latent_marginals(function_dist: MultivariateNormal, num_latents: int) -> tup
             "model that was built with this likelihood."
         )
     return mean, blocks
-
-
-def require_integers(targets: Tensor, name: str, expected: str) -> Tensor:
-    """Targets as int64, or an error when they are not whole numbers."""
-    check_targets(targets, name)
-    if targets.is_floating_point():
-        rounded = targets.round()
-        if bool((rounded != targets).any()):
-            bad = targets[rounded != targets][0].item()
-            raise InputError(f"`train_targets` must be {expected} for {name}. Got the non-integer {bad}. Encode them.")
-        targets = rounded
-    return targets.to(torch.int64)
-
-
-def check_targets(targets: Tensor, name: str) -> None:
-    """Targets must be one finite number per row."""
-    if targets.dim() != 1:
-        raise InputError(
-            f"`train_targets` must have shape (N,) for {name}. Got {tuple(targets.shape)}. "
-            "Pass one target per row, for classes the label and not a one-hot row."
-        )
-    if targets.is_floating_point() and not bool(torch.isfinite(targets).all()):
-        count = int((~torch.isfinite(targets)).sum())
-        raise InputError(
-            f"`train_targets` must be finite. Got {count} NaN or infinite value(s). Drop those rows, "
-            "or pass missing_targets=True to the model to keep NaN rows without information."
-        )

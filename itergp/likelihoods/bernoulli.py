@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli
 
 from itergp.errors import InputError
-from itergp.likelihoods.base import Likelihood, require_integers
-from itergp.likelihoods.predictive import BernoulliPredictive, expected_sigmoid
+from itergp.likelihoods.base import Likelihood
+from itergp.likelihoods.integrals import expected_cloglog, expected_sigmoid
+from itergp.likelihoods.predictive import BernoulliPredictive
+from itergp.likelihoods.special import MAX_EXPONENT, continued_exp, inverse_mills
+from itergp.likelihoods.targets import require_integers
+
+Link = Literal["logit", "probit", "cloglog"]
 
 
 class BernoulliLikelihood(Likelihood):
     r"""Binary labels 0 and 1 with ``p(y = 1 | f) = link^{-1}(f)``; log-concave, closed-form Hessian.
 
     Args:
-        link: ``"logit"``, ``1 / (1 + exp(-f))`` (GPML eq. 3.9-3.15), or ``"probit"``, the normal distribution
-            function (GPML eq. 3.16), which GPyTorch's likelihood of the same name uses.
+        link: ``"logit"``, ``1 / (1 + exp(-f))`` (GPML eq. 3.9-3.15); ``"probit"``, the normal distribution function (GPML
+            eq. 3.16), which GPyTorch's likelihood of the same name uses; or ``"cloglog"``, ``1 - exp(-exp(f))``, the
+            complementary log-log of events that are seen if at least one of a Poisson number happens.
 
     Examples:
         >>> likelihood = BernoulliLikelihood()
@@ -28,10 +33,10 @@ class BernoulliLikelihood(Likelihood):
         (0.5, 0.25)
     """
 
-    def __init__(self, link: Literal["logit", "probit"] = "logit") -> None:
+    def __init__(self, link: Link = "logit") -> None:
         super().__init__()
-        if link not in ("logit", "probit"):
-            raise InputError(f"`link` must be 'logit' or 'probit'. Got {link!r}.")
+        if link not in get_args(Link):
+            raise InputError(f"`link` must be 'logit', 'probit' or 'cloglog'. Got {link!r}. Choose one of these.")
         self.link = link
 
     def validate_targets(self, targets: Tensor) -> Tensor:
@@ -51,18 +56,23 @@ class BernoulliLikelihood(Likelihood):
 
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         """``log p(y | f)``, accurate in both tails."""
+        if self.link == "cloglog":
+            return _cloglog_log_density(f.squeeze(-1), targets)
         margin = _sign(targets, f) * f.squeeze(-1)
         return torch.nn.functional.logsigmoid(margin) if self.link == "logit" else torch.special.log_ndtr(margin)
 
     def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient and negative Hessian (GPML eq. 3.15 and 3.16)."""
+        if self.link == "cloglog":
+            gradient, curvature = _cloglog_derivatives(f.squeeze(-1), targets)
+            return gradient.unsqueeze(-1), curvature[..., None, None]
         sign = _sign(targets, f)
         margin = sign * f.squeeze(-1)
         if self.link == "logit":
             miss = torch.sigmoid(-margin)
             gradient, curvature = sign * miss, miss * torch.sigmoid(margin)
         else:
-            ratio = _inverse_mills(margin)
+            ratio = inverse_mills(margin)
             gradient, curvature = sign * ratio, _probit_curvature(margin, ratio)
         return gradient.unsqueeze(-1), curvature[..., None, None]
 
@@ -70,13 +80,18 @@ class BernoulliLikelihood(Likelihood):
         """Conditional distribution at latent values ``(..., N)``."""
         if self.link == "logit":
             return Bernoulli(logits=function_samples, validate_args=False)
-        return Bernoulli(probs=torch.special.ndtr(function_samples), validate_args=False)
+        if self.link == "probit":
+            return Bernoulli(probs=torch.special.ndtr(function_samples), validate_args=False)
+        probs = -torch.expm1(-function_samples.clamp_max(MAX_EXPONENT).exp())
+        return Bernoulli(probs=probs, validate_args=False)
 
     def predictive(self, mean: Tensor, covariance: Tensor) -> BernoulliPredictive:
-        """Integrated class probabilities: closed form for probit, quadrature to 1e-6 for logit."""
+        """Integrated class probabilities: closed form for probit, quadrature to 1e-6 for the others."""
         centre, variance = mean[..., 0], covariance[..., 0, 0]
         if self.link == "logit":
             probs = expected_sigmoid(centre, variance)
+        elif self.link == "cloglog":
+            probs = expected_cloglog(centre, variance)
         else:
             probs = torch.special.ndtr(centre / (1.0 + variance).sqrt())
         return BernoulliPredictive(probs=probs, validate_args=False)
@@ -86,15 +101,6 @@ def _sign(targets: Tensor, f: Tensor) -> Tensor:
     return (2.0 * targets - 1.0).to(f.dtype)
 
 
-def _inverse_mills(margin: Tensor) -> Tensor:
-    """``N(z) / Phi(z)``, through the scaled complementary error function so that neither tail overflows."""
-    root_half, root_two_over_pi = math.sqrt(0.5), math.sqrt(2.0 / math.pi)
-    lower = root_two_over_pi / torch.special.erfcx(-root_half * margin.clamp_max(0.0))
-    positive = margin.clamp_min(0.0)
-    upper = torch.exp(-0.5 * positive.square()) / (math.sqrt(2.0 * math.pi) * torch.special.ndtr(positive))
-    return torch.where(margin > 0.0, upper, lower)
-
-
 def _probit_curvature(margin: Tensor, ratio: Tensor) -> Tensor:
     """``ratio (ratio + z)``, which tends to 1 as z -> -inf; there the difference cancels and a series replaces it."""
     inverse_square = margin.clamp_max(-1.0).square().reciprocal()
@@ -102,3 +108,26 @@ def _probit_curvature(margin: Tensor, ratio: Tensor) -> Tensor:
     tail = 1.0 - inverse_square * (1.0 - inverse_square * (6.0 - 50.0 * inverse_square))
     cut = -12.0 if margin.dtype == torch.float32 else -1e3
     return torch.where(margin < cut, tail, ratio * (ratio + margin)).clamp_min(0.0)
+
+
+def _cloglog_log_density(latent: Tensor, targets: Tensor) -> Tensor:
+    """``-exp(f)`` for 0 and ``log(1 - exp(-exp(f)))`` for 1."""
+    rate, _ = continued_exp(latent)
+    u, square = rate.clamp_max(0.05), rate.clamp_max(0.05).square()
+    series = -0.5 * u + square / 24.0 * (1.0 - square / 120.0 * (1.0 - square / 63.0))  # of log((1 - exp(-u)) / u)
+    some = rate.clamp(0.05, 1.0)
+    rare = latent.clamp_max(0.0) + torch.where(rate < 0.05, series, torch.log(-torch.expm1(-some) / some))
+    seen = torch.where(rate < 1.0, rare, torch.log1p(-torch.exp(-rate.clamp_min(0.5))))
+    return torch.where(targets > 0.5, seen, -rate)
+
+
+def _cloglog_derivatives(latent: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """For 0 minus and plus the rate u; for 1 ``g = u / (exp(u) - 1)`` and ``W = g (u / (1 - exp(-u)) - 1)``."""
+    rate = continued_exp(latent)[1]
+    u = rate.clamp_min(torch.finfo(rate.dtype).tiny)
+    chance = -torch.expm1(-u)
+    gradient = u * torch.exp(-u) / chance
+    series = u * (0.5 + u / 12.0 * (1.0 - u.square() / 60.0))  # where the difference cancels
+    curvature = gradient * torch.where(u < 0.1, series, u / chance - 1.0)
+    seen = targets > 0.5
+    return torch.where(seen, gradient, -rate), torch.where(seen, curvature, rate)

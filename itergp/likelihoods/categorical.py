@@ -10,8 +10,10 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 from itergp.errors import InputError
-from itergp.likelihoods.base import Likelihood, require_integers
-from itergp.likelihoods.predictive import CategoricalPredictive, expected_softmax
+from itergp.likelihoods.base import Likelihood
+from itergp.likelihoods.integrals import expected_softmax
+from itergp.likelihoods.predictive import CategoricalPredictive
+from itergp.likelihoods.targets import require_labels
 
 
 class CategoricalLikelihood(Likelihood):
@@ -32,15 +34,7 @@ class CategoricalLikelihood(Likelihood):
 
     def validate_targets(self, targets: Tensor) -> Tensor:
         """Labels must be integers 0..C-1; returned as int64."""
-        labels = require_integers(targets, "CategoricalLikelihood", f"integers 0..{self.num_classes - 1}")
-        wrong = labels[(labels < 0) | (labels >= self.num_classes)].unique()
-        if wrong.numel() > 0:
-            shown = sorted(wrong.tolist())[:8]
-            raise InputError(
-                f"`train_targets` must be integers 0..C-1 for CategoricalLikelihood. Got values {shown} with "
-                f"num_classes={self.num_classes}. Re-encode the labels or pass a larger num_classes."
-            )
-        return labels
+        return require_labels(targets, "CategoricalLikelihood", self.num_classes, "num_classes")
 
     def missing(self, targets: Tensor) -> Tensor:
         """Labels NaN or -1."""

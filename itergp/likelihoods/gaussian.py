@@ -6,14 +6,15 @@ import math
 from typing import Any
 
 import gpytorch
-import torch
 from gpytorch.constraints import GreaterThan, Interval
 from gpytorch.priors import Prior
 from torch import Tensor
 from torch.distributions import Normal
 
-from itergp.likelihoods.base import Likelihood, check_targets
+from itergp.likelihoods.base import Likelihood
+from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.predictive import NormalPredictive
+from itergp.likelihoods.targets import as_floats, check_targets
 
 
 class GaussianLikelihood(Likelihood):
@@ -26,6 +27,8 @@ class GaussianLikelihood(Likelihood):
     """
 
     quadratic = True
+    noise = ConstrainedParameter()
+    """Noise variance ``(1,)``."""
 
     def __init__(
         self,
@@ -34,30 +37,12 @@ class GaussianLikelihood(Likelihood):
         noise_constraint: Interval | None = None,
     ) -> None:
         super().__init__()
-        self.register_parameter("raw_noise", torch.nn.Parameter(torch.zeros(1)))
-        self.register_constraint("raw_noise", noise_constraint or GreaterThan(1e-4))
-        if noise_prior is not None:
-            self.register_prior("noise_prior", noise_prior, _get_noise, _set_noise)  # not lambdas: they must pickle
-        if noise is not None:
-            self.noise = noise
-
-    @property
-    def noise(self) -> Tensor:
-        """Noise variance, ``(1,)``."""
-        return self.raw_noise_constraint.transform(self.raw_noise)
-
-    @noise.setter
-    def noise(self, value: float | Tensor) -> None:
-        self._set_noise(value)
-
-    def _set_noise(self, value: float | Tensor) -> None:
-        value = torch.as_tensor(value, dtype=self.raw_noise.dtype, device=self.raw_noise.device)
-        self.initialize(raw_noise=self.raw_noise_constraint.inverse_transform(value))
+        type(self).noise.register(self, noise_constraint or GreaterThan(1e-4), noise_prior, noise)
 
     def validate_targets(self, targets: Tensor) -> Tensor:
         """Targets must be finite; returned as floats."""
         check_targets(targets, "GaussianLikelihood")
-        return targets if targets.is_floating_point() else targets.to(torch.get_default_dtype())
+        return as_floats(targets)
 
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         """``log N(y; f, noise)``."""
@@ -86,11 +71,3 @@ class GaussianLikelihood(Likelihood):
         """The joint distribution of observations, as GPyTorch's likelihood of the same name gives it."""
         covariance = function_dist.lazy_covariance_matrix.add_diagonal(self.noise.to(function_dist.mean.dtype))
         return function_dist.__class__(function_dist.mean, covariance)
-
-
-def _get_noise(likelihood: GaussianLikelihood) -> Tensor:
-    return likelihood.noise
-
-
-def _set_noise(likelihood: GaussianLikelihood, value: float | Tensor) -> None:
-    likelihood._set_noise(value)

@@ -15,19 +15,18 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from itergp.errors import InputError
-from itergp.likelihoods.base import Likelihood, check_targets
+from itergp.likelihoods.base import Likelihood
 from itergp.likelihoods.bernoulli import BernoulliLikelihood
 from itergp.likelihoods.categorical import CategoricalLikelihood
 from itergp.likelihoods.gaussian import GaussianLikelihood
+from itergp.likelihoods.integrals import expected_softmax
+from itergp.likelihoods.mixtures import QuadratureMixture
+from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.poisson import PoissonLikelihood
-from itergp.likelihoods.predictive import (
-    CategoricalPredictive,
-    NormalPredictive,
-    PoissonMixture,
-    QuadratureMixture,
-    expected_softmax,
-)
+from itergp.likelihoods.predictive import CategoricalPredictive, NormalPredictive
 from itergp.likelihoods.quadrature import gauss_hermite, psd_root
+from itergp.likelihoods.robust import LaplaceLikelihood, StudentTLikelihood
+from itergp.likelihoods.targets import check_targets
 
 _PREDICTIVE_NODES = 64
 
@@ -55,6 +54,8 @@ def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
         return CategoricalLikelihood(likelihood.num_classes)
     if type(likelihood) is gl.BernoulliLikelihood:
         return BernoulliLikelihood(link="probit")
+    if type(likelihood) is gl.PoissonLikelihood:
+        return PoissonLikelihood(link="softplus")
     return _ADAPTERS.get(type(likelihood), AutomaticLikelihood)(likelihood)
 
 
@@ -174,17 +175,24 @@ class _MixedSoftmax(AutomaticLikelihood):
         return CategoricalPredictive(*expected_softmax(mean @ mixing.mT, mixing @ covariance @ mixing.mT))
 
 
+class _Wrapped(ConstrainedParameter):
+    """A parameter that is read and set on the wrapped likelihood."""
+
+    def __get__(self, module: Any, owner: type) -> Any:
+        return self if module is None else getattr(module.wrapped, self.name)
+
+    def __set__(self, module: Any, value: float | Tensor) -> None:
+        setattr(module.wrapped, self.name, value)
+
+
 class _Gaussian(GaussianLikelihood):
     """GPyTorch's Gaussian likelihood; the noise is the wrapped module's."""
 
-    def __init__(self, wrapped: gl.GaussianLikelihood) -> None:
-        super().__init__()
-        del self.raw_noise
-        self.wrapped = wrapped
+    noise = _Wrapped()
 
-    @property  # type: ignore[misc] # set it on the wrapped likelihood
-    def noise(self) -> Tensor:
-        return self.wrapped.noise
+    def __init__(self, wrapped: gl.GaussianLikelihood) -> None:
+        Likelihood.__init__(self)  # no parameters of its own
+        self.wrapped = wrapped
 
 
 class _FixedNoise(_Gaussian):
@@ -212,63 +220,31 @@ class _FixedNoise(_Gaussian):
         return NormalPredictive(mean[..., 0], variance.sqrt(), validate_args=False)
 
 
-class _SoftplusPoisson(AutomaticLikelihood):
-    """Counts with rate ``softplus(f)``; log-concave."""
+class _StudentT(StudentTLikelihood):
+    """GPyTorch's Student-t likelihood; the parameters are the wrapped module's."""
 
-    log_concave, curvature = True, "hessian"
+    noise = _Wrapped()
+    deg_free = _Wrapped()
 
-    def validate_targets(self, targets: Tensor) -> Tensor:
-        return PoissonLikelihood().validate_targets(targets)
-
-    def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
-        latent, counts = f.squeeze(-1), targets.to(f.dtype)
-        rate = torch.nn.functional.softplus(latent)
-        log_rate = torch.where(latent < -20.0, latent, rate.clamp_min(1e-30).log())
-        return counts * log_rate - rate - torch.lgamma(counts + 1.0)
-
-    def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        counts, slope = targets.to(f.dtype).unsqueeze(-1), torch.sigmoid(f)
-        rate = torch.nn.functional.softplus(f)
-        relative = torch.where(f < -20.0, 1.0, slope / rate.clamp_min(1e-30))  # d log(rate) / df
-        gradient = counts * relative - slope
-        curvature = counts * relative * (relative - (1.0 - slope)) + slope * (1.0 - slope)
-        return gradient, curvature.clamp_min(0.0).unsqueeze(-1)
-
-    def predictive(self, mean: Tensor, covariance: Tensor) -> Distribution:
-        nodes, weights = gauss_hermite(_PREDICTIVE_NODES, like=mean)
-        f = mean + covariance[..., 0].clamp_min(0.0).sqrt() * nodes
-        return PoissonMixture(weights, torch.nn.functional.softplus(f))
+    def __init__(self, wrapped: gl.StudentTLikelihood) -> None:
+        Likelihood.__init__(self)
+        self.wrapped = wrapped
 
 
-class _StudentT(AutomaticLikelihood):
-    """Heavy-tailed noise; not log-concave, so the curvature is the Fisher information."""
+class _Laplace(LaplaceLikelihood):
+    """GPyTorch's Laplace likelihood; the noise is the wrapped module's."""
 
-    curvature = "fisher"
+    noise = _Wrapped()
 
-    def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        dof, variance = self.wrapped.deg_free.to(f.dtype), self.wrapped.noise.to(f.dtype)
-        residual = targets.to(f.dtype).unsqueeze(-1) - f
-        gradient = (dof + 1.0) * residual / (dof * variance + residual.square())
-        fisher = (dof + 1.0) / ((dof + 3.0) * variance)
-        return gradient, fisher.expand(f.shape).unsqueeze(-1)
-
-
-class _Laplace(AutomaticLikelihood):
-    """Laplace noise; log-concave with a kink, so the curvature is the Fisher information."""
-
-    log_concave, curvature = True, "fisher"
-
-    def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        scale = self.wrapped.noise.to(f.dtype).sqrt()
-        gradient = torch.sign(targets.to(f.dtype).unsqueeze(-1) - f) / scale
-        return gradient, scale.square().reciprocal().expand(f.shape).unsqueeze(-1)
+    def __init__(self, wrapped: gl.LaplaceLikelihood) -> None:
+        Likelihood.__init__(self)
+        self.wrapped = wrapped
 
 
 _ADAPTERS: dict[type, Any] = {
     gl.SoftmaxLikelihood: _MixedSoftmax,
     gl.GaussianLikelihood: _Gaussian,
     gl.FixedNoiseGaussianLikelihood: _FixedNoise,
-    gl.PoissonLikelihood: _SoftplusPoisson,
     gl.StudentTLikelihood: _StudentT,
     gl.LaplaceLikelihood: _Laplace,
 }

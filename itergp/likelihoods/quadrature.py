@@ -5,6 +5,7 @@ GPyTorch's own Gauss-Hermite nodes stay in float32 after ``.double()``; these ar
 
 from __future__ import annotations
 
+import math
 from functools import lru_cache
 
 import numpy as np
@@ -27,6 +28,21 @@ def gauss_hermite(num_nodes: int, *, like: Tensor) -> tuple[Tensor, Tensor]:
     """
     nodes, weights = _hermite(num_nodes)
     return like.new_tensor(nodes), like.new_tensor(weights)
+
+
+def trapezoid(spacing: float, *, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Equidistant nodes ``(S,)`` to 12 standard deviations and weights ``(S,)`` for a standard normal.
+
+    As accurate as Gauss-Hermite for smooth integrands, and for narrow ones once they are wider than the spacing.
+
+    Args:
+        spacing: Distance between nodes in standard deviations.
+        like: For dtype and device.
+    """
+    half = math.ceil(12.0 / spacing)
+    nodes = torch.arange(-half, half + 1, dtype=torch.float64) * spacing
+    weights = torch.exp(-0.5 * nodes.square())
+    return nodes.to(like), (weights / weights.sum()).to(like)
 
 
 def psd_root(covariance: Tensor) -> Tensor:

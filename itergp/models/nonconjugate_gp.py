@@ -155,7 +155,9 @@ class NonConjugateGP(gpytorch.models.GP):
             return self.condition()
         return self._solution
 
-    def predict(self, x: Tensor | tuple[Tensor, ...], *, covariance_scale: float | None = None) -> Distribution:
+    def predict(
+        self, x: Tensor | tuple[Tensor, ...], *, covariance_scale: float | None = None, **observation: Any
+    ) -> Distribution:
         """Predictive distribution of observations at new inputs, row by row.
 
         Rows are processed in batches within the memory budget.
@@ -165,16 +167,24 @@ class NonConjugateGP(gpytorch.models.GP):
             covariance_scale: Between 0 and 1: 1 integrates the posterior, 0 plugs in its mean. Default: the model's
                 ``covariance_scale``, which is 1 unless ``itergp.fit`` chose another on held-out rows. Statements about
                 computation-aware uncertainty hold at 1.
+            **observation: What the likelihood wants to know about new rows, a number or ``(M,)``: ``exposure`` of counts,
+                ``num_trials`` of a binomial; default 1.
 
         Returns:
             A distribution with batch shape ``(M,)``: ``.probs`` for classes, ``.mean``, ``.variance``, ``.log_prob(y)`` and
             ``.quantile(level)`` for counts and real values.
 
         Raises:
-            InputError: If the inputs do not look like the training inputs.
+            InputError: If the inputs do not look like the training inputs, or the likelihood does not know a keyword.
         """
         if covariance_scale is None:
             covariance_scale = self.covariance_scale
+        if unknown := sorted(set(observation) - set(self._calculus.predictive_options)):
+            known = self._calculus.predictive_options or "none"
+            raise InputError(
+                f"Keywords of `predict` must be those of the likelihood: {known} for {type(self._calculus).__name__}. "
+                f"Got {unknown}. Leave them out."
+            )
         if not 0.0 <= covariance_scale <= 1.0:
             raise InputError(f"`covariance_scale` must be between 0 and 1. Got {covariance_scale}.")
         inputs = self._test_inputs(x)
@@ -185,7 +195,7 @@ class NonConjugateGP(gpytorch.models.GP):
             latents = part.mean.shape[1]
             zeros = part.mean.new_zeros(*part.mean.shape, latents)
             covariances.append(covariance_scale * part.row_covariance() if covariance_scale > 0.0 else zeros)
-        return self._calculus.predictive(torch.cat(means), torch.cat(covariances))
+        return self._calculus.predictive(torch.cat(means), torch.cat(covariances), **observation)
 
     def latent_mean(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
         """Posterior mean of the latent functions ``(M, C)``, without the cost of a covariance."""

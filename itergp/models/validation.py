@@ -12,7 +12,7 @@ from itergp.likelihoods import Likelihood, Observations
 from itergp.operators import KernelOperator
 
 _PROBE_ROWS = 64
-_CLASS_LIKELIHOODS = ("BernoulliLikelihood", "CategoricalLikelihood", "_MixedSoftmax")
+_CLASS_LIKELIHOODS = ("BernoulliLikelihood", "CategoricalLikelihood", "OrdinalLikelihood", "_MixedSoftmax")
 
 
 def as_inputs(inputs: Tensor | tuple[Tensor, ...], name: str) -> tuple[Tensor, ...]:
