@@ -1,4 +1,9 @@
-"""scikit-learn estimators: Gaussian processes for classes, counts, grades and real values, on arrays and data frames."""
+"""scikit-learn estimators: Gaussian processes for classes, counts and real values, on arrays and data frames."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
 
 try:
     import sklearn as _sklearn  # noqa: F401 - only to say what is missing
@@ -9,5 +14,25 @@ except ImportError as error:
 
 from itergp.sklearn.classifiers import GPClassifier
 from itergp.sklearn.regressors import GPCountRegressor, GPRegressor
+from itergp.sklearn.saving import load_estimator
 
-__all__ = ["GPClassifier", "GPCountRegressor", "GPRegressor"]
+__all__ = ["GPClassifier", "GPCountRegressor", "GPRegressor", "load"]
+
+_ESTIMATORS = {cls.__name__: cls for cls in (GPClassifier, GPCountRegressor, GPRegressor)}
+
+
+def load(path: str | os.PathLike[str], *, kernel: Any = None, device: Any = None) -> Any:
+    """Reads any estimator that its ``save`` wrote.
+
+    Args:
+        path: The file.
+        kernel: The kernel, if it was not one by name.
+        device: Where to; default where it was.
+
+    Returns:
+        The fitted estimator, whose predictions are those of the saved one.
+
+    Raises:
+        InputError: If the file is missing, damaged, from a newer version, or holds something else.
+    """
+    return load_estimator(path, _ESTIMATORS, kernel=kernel, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import warnings
 from abc import abstractmethod
 from typing import Any
@@ -23,6 +24,7 @@ from itergp.likelihoods import Likelihood
 from itergp.sklearn.checks import as_column, check_inputs, check_rows, check_size, check_weights, list_columns
 from itergp.sklearn.kernels import make_kernel
 from itergp.sklearn.model import EstimatorGP, as_device, as_dtype
+from itergp.sklearn.saving import load_estimator, save_estimator
 from itergp.sklearn.scaling import Scaling
 
 Array = NDArray[np.float64]
@@ -30,8 +32,9 @@ Array = NDArray[np.float64]
 # With fewer rows, all of them and the bound on the evidence teach more than held-out rows do. Measured: with one latent
 # function better up to 500 rows at least, with several no better and several times slower.
 _BOUND_ROWS, _BOUND_ROWS_SEVERAL = 500, 50
-# The package has one optimiser so far; scikit-learn's name for its own is taken to mean "learn".
-_OPTIMIZERS = ("adam", "fmin_l_bfgs_b")
+# Held-out rows choose the predictive distribution of classifiers from this number on; of fewer they choose by luck.
+_CALIBRATION_ROWS = 500
+_OPTIMIZERS = {"adam": "adam", "lbfgs": "lbfgs", "fmin_l_bfgs_b": "lbfgs"}  # the last is scikit-learn's name
 
 
 class GPEstimator(BaseEstimator):
@@ -50,6 +53,13 @@ class GPEstimator(BaseEstimator):
     random_state: Any
     verbose: bool
     kernel_passes_: int
+    log_marginal_likelihood_value_: float
+    model_: EstimatorGP
+    result_: FitResult | None
+    n_features_in_: int
+    feature_names_in_: NDArray[Any]
+    classes_: NDArray[Any]
+    _scaling: Scaling
     _outputscale = 1.0  # where learning starts: standardised targets, logarithms of rates
 
     # ------------------------------------------------- what an estimator says
@@ -114,7 +124,7 @@ class GPEstimator(BaseEstimator):
     def _check_settings(self) -> None:
         if self.optimizer is not None and self.optimizer not in _OPTIMIZERS:
             raise InputError(
-                f"`optimizer` must be 'adam', or None to keep the hyperparameters. Got {self.optimizer!r}. "
+                f"`optimizer` must be 'adam' or 'lbfgs', or None to keep the hyperparameters. Got {self.optimizer!r}. "
                 "Choose one of these."
             )
         known = set(inspect.signature(learning.fit).parameters) - {"model"}
@@ -143,32 +153,44 @@ class GPEstimator(BaseEstimator):
     # ------------------------------------------------------------------ model
     def _build(self, x: Array, y: Array, weights: Array) -> EstimatorGP:
         dtype, device = as_dtype(self.dtype, len(x)), as_device(self.device)
-        varying = np.average((x - np.average(x, axis=0, weights=weights)) ** 2, axis=0, weights=weights)
-        count = self._num_kernels()
-        kernel = make_kernel(
-            self.kernel,
-            x.shape[1],
-            ard=self.ard,
-            spread=float(np.sqrt(2.0 * varying.sum())),
-            outputscale=self._outputscale,
-            batch_shape=torch.Size([count] if count > 1 else []),
-        )
-        likelihood = self._make_likelihood().to(dtype)
         inputs, targets, weight = self._tensors(x, y, weights, dtype, device)
-        model = EstimatorGP(
-            inputs,
-            targets,
-            likelihood,
-            mean=self._make_mean(y, weights),
-            kernel=kernel,
-            solver=self.solver,
-            approximation=self.approximation,
-            sample_weight=weight,
-        )
-        model = model.to(device=device, dtype=dtype)
+        around = x - np.average(x, axis=0, weights=weights)
+        spread = float(np.sqrt(2.0 * np.average(around**2, axis=0, weights=weights).sum()))
+        model = self._skeleton(inputs, targets, weight, mean=self._make_mean(y, weights), spread=spread)
         if getattr(self, "warm_start", False) and hasattr(self, "model_"):
             _take_hyperparameters(model, self.model_)
         return model
+
+    def _skeleton(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        weight: Tensor | None = None,
+        *,
+        mean: gpytorch.means.Mean | None = None,
+        spread: float = 1.0,
+    ) -> EstimatorGP:
+        """The model for the estimator's arguments; hyperparameters are the starting values."""
+        count = self._num_kernels()
+        kernel = make_kernel(
+            self.kernel,
+            inputs.shape[1],
+            ard=self.ard,
+            spread=spread,
+            outputscale=self._outputscale,
+            batch_shape=torch.Size([count] if count > 1 else []),
+        )
+        model = EstimatorGP(
+            inputs,
+            targets,
+            self._make_likelihood().to(inputs.dtype),
+            mean=self._make_mean(np.zeros(1), np.ones(1)) if mean is None else mean,
+            kernel=kernel,
+            solver=self.solver,
+            approximation="variational" if self.approximation == "auto" else self.approximation,
+            sample_weight=weight,
+        )
+        return model.to(device=as_device(self.device), dtype=inputs.dtype)
 
     def _tensors(
         self,
@@ -185,18 +207,22 @@ class GPEstimator(BaseEstimator):
         return torch.as_tensor(x, **kind), torch.as_tensor(self._model_targets(y), **kind), weight
 
     def _learn(self, num_rows: int) -> FitResult | None:
-        several = self.model_.observations.likelihood.num_latents > 1
-        options = {
-            "max_iterations": self.max_iterations,
-            "objective": "elbo" if num_rows < (_BOUND_ROWS_SEVERAL if several else _BOUND_ROWS) else "auto",
-            "seed": int(check_random_state(self.random_state).randint(2**31 - 1)),
-            "progress": bool(self.verbose),
-        }
         if self.optimizer is not None:
-            return learning.fit(self.model_, **(options | (self.fit_options or {})))
+            return learning.fit(self.model_, **(self._learning_options(num_rows) | (self.fit_options or {})))
         self.model_.eval()
         self.model_.condition(progress=bool(self.verbose))
         return None
+
+    def _learning_options(self, num_rows: int) -> dict[str, Any]:
+        several = self.model_.observations.likelihood.num_latents > 1
+        return {
+            "optimizer": _OPTIMIZERS[str(self.optimizer)],
+            "max_iterations": self.max_iterations,
+            "objective": "elbo" if num_rows < (_BOUND_ROWS_SEVERAL if several else _BOUND_ROWS) else "auto",
+            "calibrate": self.approximation == "auto" and num_rows >= _CALIBRATION_ROWS,
+            "seed": int(check_random_state(self.random_state).randint(2**31 - 1)),
+            "progress": bool(self.verbose),
+        }
 
     def _conclude(self, *, first: bool) -> None:
         solution = self.model_.solution
@@ -229,6 +255,40 @@ class GPEstimator(BaseEstimator):
         with torch.no_grad():
             latent = self.model_(inputs)
             return as_numpy(latent.mean), as_numpy(latent.variance)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the fitted estimator to one file, complete with labels, names of columns, scaling, model and posterior.
+
+        The file is safetensors with JSON, and holds no code; ``itergp.sklearn.load(path)`` reads it.
+
+        Args:
+            path: Where to.
+
+        Raises:
+            InputError: If the file cannot be written, or an argument cannot be expressed as JSON.
+        """
+        check_is_fitted(self)
+        save_estimator(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, kernel: Any = None, device: Any = None) -> Any:
+        """Reads what ``save`` wrote.
+
+        Args:
+            path: The file.
+            kernel: The kernel, if it was not one by name.
+            device: Where to; default where it was.
+
+        Returns:
+            The fitted estimator, whose predictions are those of the saved one.
+
+        Raises:
+            InputError: If the file is missing, damaged, from a newer version, or holds something else.
+        """
+        return load_estimator(path, {cls.__name__: cls}, kernel=kernel, device=device)
+
+    def _scalings(self) -> dict[str, Scaling]:
+        return {"inputs": self._scaling}
 
     @property
     def kernel_(self) -> gpytorch.kernels.Kernel:

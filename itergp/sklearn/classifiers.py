@@ -94,7 +94,8 @@ class _ClassProbabilities(ClassifierMixin, GPEstimator):
         Args:
             X: Inputs ``(M, D)``.
         """
-        return self.classes_[self.predict_proba(X).argmax(-1)]
+        best = self.predict_proba(X).argmax(-1)
+        return self.classes_[best]
 
 
 class GPClassifier(_ClassProbabilities):
@@ -110,8 +111,9 @@ class GPClassifier(_ClassProbabilities):
         ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero.
         link: ``"logit"`` or ``"probit"``, for two classes.
-        approximation: ``"variational"`` or ``"laplace"``.
-        optimizer: ``"adam"``, or None to keep hyperparameters at what the kernel says.
+        approximation: ``"variational"``, ``"laplace"``, or ``"auto"``: variational, or what held-out rows prefer, together with
+            the share of the covariance that is integrated, when there are 500 rows or more.
+        optimizer: ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``.
@@ -121,7 +123,7 @@ class GPClassifier(_ClassProbabilities):
         random_state: Seed of the optimiser's random splits; equal seeds give equal results.
         verbose: Show progress.
         warm_start: Whether ``fit`` starts from the hyperparameters of the fit before.
-        n_restarts_optimizer: More than 0 needs an ``itergp.fit`` with restarts.
+        n_restarts_optimizer: How often learning starts again from random hyperparameters; the best counts.
         max_iter_predict: No effect; here for ``GaussianProcessClassifier``'s sake, as are the next three.
         copy_X_train: No effect.
         multi_class: No effect: all classes are modelled jointly.
@@ -136,7 +138,7 @@ class GPClassifier(_ClassProbabilities):
         result_: The ``FitResult``; None with ``optimizer=None``.
         kernel_: The kernel as learned.
         kernel_passes_: Products with the kernel matrix that conditioning took, over ``fit`` and every ``partial_fit``.
-        log_marginal_likelihood_value_: The evidence lower bound (ELBO), or with ``approximation="laplace"`` the Laplace
+        log_marginal_likelihood_value_: The evidence lower bound (ELBO), or where the approximation is Laplace's, its
             estimate of the log marginal likelihood, in nats, for all rows.
 
     Raises:
@@ -159,7 +161,7 @@ class GPClassifier(_ClassProbabilities):
         ard: bool | None = None,
         standardize: bool = True,
         link: str = "logit",
-        approximation: str = "variational",
+        approximation: str = "auto",
         optimizer: str | None = "adam",
         max_iterations: int = 50,
         fit_options: dict[str, Any] | None = None,
@@ -229,6 +231,9 @@ class GPClassifier(_ClassProbabilities):
             return self._append(X, y, sample_weight)
         self._known_classes = None if classes is None else np.unique(classes)
         return self._fit(X, y, sample_weight)
+
+    def _learning_options(self, num_rows: int) -> dict[str, Any]:
+        return super()._learning_options(num_rows) | {"num_restarts": self.n_restarts_optimizer}
 
     @property
     def n_classes_(self) -> int:

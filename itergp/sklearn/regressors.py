@@ -106,7 +106,7 @@ class GPRegressor(_Regressor):
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero.
         normalize_y: Bring targets to mean 0 and deviation 1.
         approximation: ``"variational"`` or ``"laplace"``; the same for Gaussian noise.
-        optimizer: ``"adam"``, or None to keep hyperparameters at what the kernel says.
+        optimizer: ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``.
@@ -186,6 +186,9 @@ class GPRegressor(_Regressor):
     def _unit(self) -> float:
         return float(self._target_scaling.scale[0])
 
+    def _scalings(self) -> dict[str, Scaling]:
+        return super()._scalings() | {"targets": self._target_scaling}
+
     def _make_likelihood(self) -> Likelihood:
         return choose(NOISES, self.noise, "noise")
 
@@ -223,7 +226,7 @@ class GPCountRegressor(_Regressor):
         ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero.
         approximation: ``"variational"`` or ``"laplace"``.
-        optimizer: ``"adam"``, or None to keep hyperparameters at what the kernel says.
+        optimizer: ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``.
