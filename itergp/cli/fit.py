@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from itergp.cli.tables import read_table, require, require_columns, require_estimators
+from itergp.cli.tables import read_table, require_columns, require_estimators
 from itergp.errors import InputError
 
 # task -> name of the estimator
 TASKS = {
     "classification": "GPClassifier",
     "counts": "GPCountRegressor",
+    "ordinal": "GPOrdinalClassifier",
     "regression": "GPRegressor",
 }
 _MAX_CLASSES = 20
@@ -30,6 +31,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("data", type=Path, help="CSV or Parquet file with one row per observation")
     parser.add_argument("--target", required=True, help="column to predict")
     parser.add_argument("--task", choices=("auto", *TASKS), default="auto", help="default: by the target's values")
+    parser.add_argument("--levels", nargs="+", metavar="LABEL", help="labels of --task ordinal, lowest first")
     parser.add_argument("--features", nargs="+", metavar="COLUMN", help="columns to predict from; default all others")
     parser.add_argument("--drop", nargs="+", metavar="COLUMN", default=[], help="columns to leave out")
     parser.add_argument("--weights", metavar="COLUMN", help="column of sample weights")
@@ -103,7 +105,9 @@ def _columns(table: Any, options: argparse.Namespace) -> tuple[Any, Any, Any]:
             f"Columns to predict from must be numbers. Got text or dates in {', '.join(map(repr, text[:5]))}. "
             f"Encode them, or leave them out with --drop {' '.join(text[:5])}."
         )
-    return X.astype("float64"), table[options.target], None if options.weights is None else table[options.weights]
+    y = table[options.target]
+    y = y.astype(str) if options.levels is not None else y
+    return X.astype("float64"), y, None if options.weights is None else table[options.weights]
 
 
 def _estimator(estimators: Any, task: str, options: argparse.Namespace) -> Any:
@@ -114,6 +118,12 @@ def _estimator(estimators: Any, task: str, options: argparse.Namespace) -> Any:
         "random_state": options.seed,
         "verbose": not options.quiet,
     }
+    if options.levels is not None:
+        if task != "ordinal":
+            raise InputError(
+                f"`--levels` must be left out for {task}. Got {options.levels}. It belongs to --task ordinal."
+            )
+        arguments["levels"] = options.levels
     if options.noise is not None:
         names = {"regression": "noise", "counts": "distribution"}
         if task not in names:
@@ -141,12 +151,12 @@ def _classes(estimator: Any) -> str:
 
 
 def _scores(estimator: Any, task: str, X: Any, y: Any, weights: Any) -> list[tuple[str, float]]:
-    metrics = require("sklearn.metrics", "Scoring", "sklearn")
-    if task == "classification":
+    if hasattr(estimator, "classes_"):
         known = np.isin(y, estimator.classes_)
         X, y, weights = X[known], y[known], None if weights is None else weights[known]
-        loss = metrics.log_loss(y, estimator.predict_proba(X), sample_weight=weights, labels=estimator.classes_)
-        return [("accuracy", estimator.score(X, y, weights)), ("log loss", loss)]
+        chosen = estimator.predict_proba(X)[np.arange(len(y)), np.searchsorted(estimator.classes_, y)]
+        loss = -np.average(np.log(chosen), weights=weights)
+        return [("accuracy", estimator.score(X, y, weights)), ("log loss", float(loss))]
     low, high = estimator.predict_quantiles(X, (0.05, 0.95)).T
     inside = float(np.mean((y.to_numpy() >= low) & (y.to_numpy() <= high)))
     name = "R^2" if task == "regression" else "share of deviance explained"

@@ -1,4 +1,4 @@
-"""scikit-learn estimators: Gaussian processes for classes, counts and real values, on arrays and data frames."""
+"""scikit-learn estimators: Gaussian processes for classes, grades, counts and real values, on arrays and data frames."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ except ImportError as error:
     ) from error
 
 from itergp.sklearn.classifiers import GPClassifier
-from itergp.sklearn.regressors import GPCountRegressor, GPRegressor
+from itergp.sklearn.counts import GPCountRegressor
+from itergp.sklearn.ordinal import GPOrdinalClassifier
+from itergp.sklearn.regressors import GPRegressor
 from itergp.sklearn.saving import load_estimator
 
-__all__ = ["GPClassifier", "GPCountRegressor", "GPRegressor", "load"]
+__all__ = ["GPClassifier", "GPCountRegressor", "GPOrdinalClassifier", "GPRegressor", "load"]
 
-_ESTIMATORS = {cls.__name__: cls for cls in (GPClassifier, GPCountRegressor, GPRegressor)}
+_ESTIMATORS = {cls.__name__: cls for cls in (GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor)}
 
 
 def load(path: str | os.PathLike[str], *, kernel: Any = None, device: Any = None) -> Any:

@@ -23,15 +23,12 @@ from itergp.learning import FitResult
 from itergp.likelihoods import Likelihood
 from itergp.sklearn.checks import as_column, check_inputs, check_rows, check_size, check_weights, list_columns
 from itergp.sklearn.kernels import make_kernel
-from itergp.sklearn.model import EstimatorGP, as_device, as_dtype
+from itergp.sklearn.model import EstimatorGP, as_device, as_dtype, as_numpy, take_hyperparameters
 from itergp.sklearn.saving import load_estimator, save_estimator
 from itergp.sklearn.scaling import Scaling
 
 Array = NDArray[np.float64]
 
-# With fewer rows, all of them and the bound on the evidence teach more than held-out rows do. Measured: with one latent
-# function better up to 500 rows at least, with several no better and several times slower.
-_BOUND_ROWS, _BOUND_ROWS_SEVERAL = 500, 50
 # Held-out rows choose the predictive distribution of classifiers from this number on; of fewer they choose by luck.
 _CALIBRATION_ROWS = 500
 _OPTIMIZERS = {"adam": "adam", "lbfgs": "lbfgs", "fmin_l_bfgs_b": "lbfgs"}  # the last is scikit-learn's name
@@ -59,6 +56,7 @@ class GPEstimator(BaseEstimator):
     n_features_in_: int
     feature_names_in_: NDArray[Any]
     classes_: NDArray[Any]
+    levels_: NDArray[Any]
     _scaling: Scaling
     _outputscale = 1.0  # where learning starts: standardised targets, logarithms of rates
 
@@ -158,7 +156,7 @@ class GPEstimator(BaseEstimator):
         spread = float(np.sqrt(2.0 * np.average(around**2, axis=0, weights=weights).sum()))
         model = self._skeleton(inputs, targets, weight, mean=self._make_mean(y, weights), spread=spread)
         if getattr(self, "warm_start", False) and hasattr(self, "model_"):
-            _take_hyperparameters(model, self.model_)
+            take_hyperparameters(model, self.model_)
         return model
 
     def _skeleton(
@@ -209,16 +207,16 @@ class GPEstimator(BaseEstimator):
     def _learn(self, num_rows: int) -> FitResult | None:
         if self.optimizer is not None:
             return learning.fit(self.model_, **(self._learning_options(num_rows) | (self.fit_options or {})))
+        observations = self.model_.observations
+        observations.likelihood.initialise(observations.targets)
         self.model_.eval()
         self.model_.condition(progress=bool(self.verbose))
         return None
 
     def _learning_options(self, num_rows: int) -> dict[str, Any]:
-        several = self.model_.observations.likelihood.num_latents > 1
         return {
             "optimizer": _OPTIMIZERS[str(self.optimizer)],
             "max_iterations": self.max_iterations,
-            "objective": "elbo" if num_rows < (_BOUND_ROWS_SEVERAL if several else _BOUND_ROWS) else "auto",
             "calibrate": self.approximation == "auto" and num_rows >= _CALIBRATION_ROWS,
             "seed": int(check_random_state(self.random_state).randint(2**31 - 1)),
             "progress": bool(self.verbose),
@@ -299,14 +297,3 @@ class GPEstimator(BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         """Whether there is a model."""
         return hasattr(self, "model_")
-
-
-def _take_hyperparameters(model: EstimatorGP, other: EstimatorGP) -> None:
-    state = other.state_dict()
-    if all(name in state and state[name].shape == value.shape for name, value in model.state_dict().items()):
-        model.load_state_dict(state)
-
-
-def as_numpy(tensor: Tensor) -> Array:
-    """A float64 array on the CPU."""
-    return tensor.detach().cpu().double().numpy()

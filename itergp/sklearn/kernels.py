@@ -108,7 +108,7 @@ def translate(kernel: theirs.Kernel) -> Kernel:
         return _fix(made, "raw_alpha", kernel.hyperparameter_alpha)
     if isinstance(kernel, theirs.ConstantKernel):
         made = gpytorch.kernels.ConstantKernel()
-        made.constant = kernel.constant_value
+        made.constant = torch.tensor(kernel.constant_value)
         return _fix(made, "raw_constant", kernel.hyperparameter_constant_value)
     if isinstance(kernel, theirs.DotProduct):
         made = LinearKernel()

@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import gpytorch
+import numpy as np
 import torch
 from gpytorch.distributions import MultivariateNormal
+from numpy.typing import NDArray
 from torch import Tensor
 
 from itergp.errors import InputError
@@ -37,10 +39,10 @@ class EstimatorGP(NonConjugateGP):
         return MultivariateNormal(self.mean_module(x), self.covar_module(x))
 
 
-def constant_mean(value: float = 0.0, batch_shape: tuple[int, ...] = ()) -> gpytorch.means.ConstantMean:
-    """A learnable constant mean that starts at a value."""
-    mean = gpytorch.means.ConstantMean(batch_shape=torch.Size(batch_shape))
-    mean.constant = value
+def constant_mean(*values: float) -> gpytorch.means.ConstantMean:
+    """A learnable constant mean that starts at a value, or one per latent function."""
+    mean = gpytorch.means.ConstantMean(batch_shape=torch.Size([len(values)] if len(values) > 1 else []))
+    mean.constant = torch.tensor(values if len(values) > 1 else values[0])
     return mean
 
 
@@ -71,3 +73,15 @@ def as_device(device: Any) -> torch.device:
             f"`device` must be a device that torch can use. Got {device!r}. Pass 'cpu', or install a torch with CUDA."
         ) from error
     return wanted
+
+
+def take_hyperparameters(model: EstimatorGP, other: EstimatorGP) -> None:
+    """Those of another model, if it has the same."""
+    state = other.state_dict()
+    if all(name in state and state[name].shape == value.shape for name, value in model.state_dict().items()):
+        model.load_state_dict(state)
+
+
+def as_numpy(tensor: Tensor) -> NDArray[np.float64]:
+    """A float64 array on the CPU."""
+    return tensor.detach().cpu().double().numpy()

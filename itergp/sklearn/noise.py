@@ -6,38 +6,55 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import gpytorch.likelihoods as gl
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.likelihoods import GaussianLikelihood, PoissonLikelihood
+from itergp.likelihoods import (
+    GaussianLikelihood,
+    HeteroscedasticGaussianLikelihood,
+    LaplaceLikelihood,
+    NegativeBinomialLikelihood,
+    PoissonLikelihood,
+    StudentTLikelihood,
+    ZeroInflatedPoissonLikelihood,
+)
 
-_NOISE = 0.1  # of standardised targets, to begin with
+NOISE = 0.1  # variance of the noise of standardised targets, to begin with
 
 
-def _with_noise(make: Callable[[], Any]) -> Any:
-    likelihood = make()
-    likelihood.noise = _NOISE
-    return likelihood
-
-
-class RateLikelihood(PoissonLikelihood):
-    """Poisson counts, or rates: non-negative numbers, whole or not, whose weights are then exposures."""
+class _Rates:
+    """Takes rates besides counts: the formulas hold for numbers that are not whole, and the estimator has checked them."""
 
     def validate_targets(self, targets: Tensor) -> Tensor:
-        """The estimator has checked them."""
+        """Targets as they are."""
         return targets
+
+
+class RatePoisson(_Rates, PoissonLikelihood):
+    """Poisson counts, or rates whose weights are exposures."""
+
+
+class RateNegativeBinomial(_Rates, NegativeBinomialLikelihood):
+    """Overdispersed counts, or rates."""
+
+
+class RateZeroInflatedPoisson(_Rates, ZeroInflatedPoissonLikelihood):
+    """Counts with more zeros than a Poisson distribution has, or rates."""
 
 
 # name -> likelihood of standardised targets
 NOISES: dict[str, Callable[[], Any]] = {
-    "gaussian": partial(GaussianLikelihood, noise=_NOISE),
-    "student_t": partial(_with_noise, gl.StudentTLikelihood),
+    "gaussian": partial(GaussianLikelihood, noise=NOISE),
+    "student_t": partial(StudentTLikelihood, noise=NOISE),
+    "laplace": partial(LaplaceLikelihood, noise=NOISE),
+    "heteroscedastic": HeteroscedasticGaussianLikelihood,
 }
 
 # name -> likelihood of counts
 COUNTS: dict[str, Callable[[], Any]] = {
-    "poisson": RateLikelihood,
+    "poisson": RatePoisson,
+    "negative_binomial": RateNegativeBinomial,
+    "zero_inflated_poisson": partial(RateZeroInflatedPoisson, inflation=0.1),
 }
 
 

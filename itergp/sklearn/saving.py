@@ -40,6 +40,7 @@ def save_estimator(estimator: GPEstimator, path: str | os.PathLike[str]) -> None
         "n_features_in": estimator.n_features_in_,
         "feature_names_in": None if names is None else [str(name) for name in names],
         "classes": _pack_labels(estimator.classes_) if hasattr(estimator, "classes_") else None,
+        "levels": _pack_labels(estimator.levels_) if hasattr(estimator, "levels_") else None,
         "kernel_passes": estimator.kernel_passes_,
         "evidence": estimator.log_marginal_likelihood_value_,
     }
@@ -82,8 +83,9 @@ def _restore(estimator: GPEstimator, tensors: dict[str, Tensor], about: dict[str
     estimator.n_features_in_ = described["n_features_in"]
     if described["feature_names_in"] is not None:
         estimator.feature_names_in_ = np.array(described["feature_names_in"], dtype=object)
-    if described["classes"] is not None:
-        estimator.classes_ = _unpack_labels(described["classes"])
+    for name in ("classes", "levels"):
+        if described[name] is not None:
+            setattr(estimator, f"{name}_", _unpack_labels(described[name]))
     for kind in ("inputs", "targets"):
         fields = [field.name for field in dataclasses.fields(Scaling)]
         if f"{_SCALING}{kind}.{fields[0]}" in tensors:
