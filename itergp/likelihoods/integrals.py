@@ -122,6 +122,9 @@ def _principal_root(covariance: Tensor) -> Tensor:
     root = root - root.mean(-2, keepdim=True)
     with torch.no_grad():  # any fixed rotation is valid, so none needs a derivative
         _, rotation = torch.linalg.eigh(root.mT @ root)
+        # A row's result must not turn on the signs that rounding gives the vectors.
+        largest = rotation.gather(-2, rotation.abs().argmax(-2, keepdim=True))
+        rotation = rotation * torch.where(largest < 0.0, -1.0, 1.0)
     return (root @ rotation.flip(-1))[..., :-1]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +18,9 @@ from torch.distributions import Distribution
 from itergp.diagnostics.trace import TraceRecord
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
+from itergp.models.appending import append_rows
 from itergp.models.latent import LatentPosterior, batches
+from itergp.models.saving import load_model, save_model
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
 from itergp.models.validation import as_inputs, as_observations, check_kernel, check_parameters, check_test_inputs
 from itergp.operators import KernelOperator, OperatorKind, Prior, default_memory_budget, make_operator
@@ -290,6 +293,54 @@ class NonConjugateGP(gpytorch.models.GP):
         self._set_observations(observations)
         self._forget()
 
+    def append_train_data(
+        self, inputs: Tensor | tuple[Tensor, ...], targets: Tensor, *, sample_weight: Tensor | None = None
+    ) -> None:
+        """Adds rows to the training data; hyperparameters stay, and the next posterior starts from the present one.
+
+        Args:
+            inputs: Inputs of the new rows ``(M, D)``, or a tuple of such.
+            targets: Their targets.
+            sample_weight: Their weights ``(M,)``; default 1.
+
+        Raises:
+            InputError: If the rows do not look like the training data.
+        """
+        append_rows(self, inputs, targets, sample_weight)
+
+    # ------------------------------------------------------------------ saving
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes parameters, training data and, if it is current, the posterior to one safetensors file.
+
+        The file holds arrays and JSON, no code: reading it executes nothing. An existing file is replaced in one step, so that
+        an interrupted save leaves the old one.
+
+        Args:
+            path: Where to.
+
+        Raises:
+            InputError: If the file cannot be written.
+        """
+        save_model(self, path)
+
+    def load(self, path: str | os.PathLike[str]) -> NonConjugateGP:
+        """Restores what ``save`` wrote, into a model built the same way; predictions are the saved model's.
+
+        Parameters, training data, dtype and posterior are replaced; the device and the solver stay.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            InputError: If the file is missing, damaged, of another program or from a newer version, or if class, kernel
+                or likelihood differ; the model is then unchanged.
+        """
+        load_model(self, path)
+        return self
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NonConjugateGP:
         """Moves data and posterior along with the parameters; another dtype asks for another posterior."""
         fingerprint_held = self._solution is not None and self._same(self._state_now())
@@ -300,12 +351,7 @@ class NonConjugateGP(gpytorch.models.GP):
         self._operator = None
         same_dtype = self._solution is None or self._solution.representer_weights.dtype == self.train_inputs[0].dtype
         if fingerprint_held and self._solution is not None and same_dtype:
-            solution = self._solution.to(self.train_inputs[0])
-            self._fingerprint = self._state_now()
-            if solution.certificate is not None:
-                bound = _PriorVariance(self, self._fingerprint)
-                solution = replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
-            self._solution = solution
+            self._adopt(self._solution.to(self.train_inputs[0]))
         else:
             self._forget()
         return result
@@ -380,6 +426,31 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _same(self, fingerprint: _Fingerprint) -> bool:
         return self._fingerprint is not None and self._fingerprint.equals(fingerprint)
+
+    def _current_solution(self) -> Solution | None:
+        """The posterior if it is known and up to date."""
+        return self._solution if self._same(self._state_now()) else None
+
+    def _restore(
+        self,
+        inputs: tuple[Tensor, ...],
+        targets: Tensor,
+        sample_weight: Tensor | None,
+        solution: Solution | None,
+    ) -> None:
+        """Replaces data and posterior by ones that belong together."""
+        self.train_inputs, self.train_targets, self.sample_weight = inputs, targets, sample_weight
+        self._forget()
+        if solution is not None:
+            self._adopt(solution)
+
+    def _adopt(self, solution: Solution) -> None:
+        """Takes a solution as that of the present state."""
+        self._fingerprint = self._state_now()
+        if solution.certificate is not None:
+            bound = _PriorVariance(self, self._fingerprint)
+            solution = replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
+        self._solution = solution
 
     def _forget(self) -> None:
         self._solution, self._operator, self._fingerprint = None, None, None

@@ -65,7 +65,7 @@ def as_observations(
     Raises:
         InputError: If their number, dtype, device or values do not fit.
     """
-    _check_targets(targets, inputs)
+    check_target_tensor(targets, inputs)
     weight = None if sample_weight is None else _as_weight(sample_weight, inputs[0])
     missing = likelihood.missing(targets)
     if not missing_targets or not bool(missing.any()):
@@ -96,7 +96,12 @@ def _as_weight(sample_weight: Tensor, inputs: Tensor) -> Tensor:
     return weight
 
 
-def _check_targets(targets: Tensor, inputs: tuple[Tensor, ...]) -> None:
+def check_target_tensor(targets: Tensor, inputs: tuple[Tensor, ...]) -> None:
+    """Targets must be a tensor with the rows, device and dtype of the inputs.
+
+    Raises:
+        InputError: If they are not.
+    """
     if not torch.is_tensor(targets):
         raise InputError(
             f"`train_targets` must be a torch tensor. Got {type(targets).__name__}. Use torch.as_tensor(y)."

@@ -1,0 +1,59 @@
+"""``itergp predict``: predictions of a saved model for the rows of a table."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from itergp.cli.tables import read_table, require, require_columns, require_estimators, write_table
+
+_QUANTILES = (0.05, 0.5, 0.95)
+
+
+def add_parser(commands: Any) -> None:
+    """Adds the command to the command line."""
+    parser: argparse.ArgumentParser = commands.add_parser("predict", help="predict the rows of a table")
+    parser.add_argument("model", type=Path, help="file that `itergp fit --save` or an estimator's save() wrote")
+    parser.add_argument("data", type=Path, help="CSV or Parquet file with the columns that the model learned from")
+    parser.add_argument("--output", type=Path, help="CSV or Parquet file to write; default CSV on standard output")
+    parser.add_argument(
+        "--quantiles", nargs="+", type=float, default=_QUANTILES, metavar="Q", help="of counts and real values"
+    )
+    parser.add_argument("--with-inputs", action="store_true", help="also write the columns of the data")
+    parser.add_argument("--device", help="cpu or cuda")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Loads, predicts, writes."""
+    estimators = require_estimators()
+    estimator = estimators.load(options.model, device=options.device)
+    table = read_table(options.data)
+    names = getattr(estimator, "feature_names_in_", None)
+    if names is not None:
+        require_columns(table, list(names), "the model")
+    predictions = predict(estimator, table if names is None else table[list(names)], options.quantiles)
+    if options.with_inputs:
+        pandas = require("pandas", "Reading tables", "tables")
+        predictions = pandas.concat([table.reset_index(drop=True), predictions], axis=1)
+    if options.output is None:
+        predictions.to_csv(sys.stdout, index=False)
+    else:
+        write_table(predictions, options.output)
+        print(f"{len(predictions):,} predictions written to {options.output}.", file=sys.stderr)
+    return 0
+
+
+def predict(estimator: Any, X: Any, quantiles: tuple[float, ...]) -> Any:
+    """Predictions as a data frame: class and probabilities, or mean, standard deviation and quantiles."""
+    pandas = require("pandas", "Reading tables", "tables")
+    if hasattr(estimator, "classes_"):
+        probs = estimator.predict_proba(X)
+        columns = {"prediction": estimator.classes_[probs.argmax(-1)]}
+        return pandas.DataFrame(columns | {f"probability_{c}": probs[:, i] for i, c in enumerate(estimator.classes_)})
+    mean, deviation = estimator.predict(X, return_std=True)
+    levels = estimator.predict_quantiles(X, quantiles)
+    columns = {"prediction": mean, "std": deviation}
+    return pandas.DataFrame(columns | {f"quantile_{q:g}": levels[:, i] for i, q in enumerate(quantiles)})

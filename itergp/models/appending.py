@@ -1,0 +1,61 @@
+"""More rows for a model that has a posterior."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from itergp.models.validation import as_inputs, as_observations, check_target_tensor, check_test_inputs
+from itergp.solvers import Solution
+
+if TYPE_CHECKING:
+    from itergp.models.nonconjugate_gp import NonConjugateGP
+
+
+def append_rows(
+    model: NonConjugateGP, inputs: Tensor | tuple[Tensor, ...], targets: Tensor, sample_weight: Tensor | None
+) -> None:
+    """Appends rows to the training data; see ``NonConjugateGP.append_train_data``."""
+    new = as_inputs(inputs, "inputs")
+    check_test_inputs(new, model.train_inputs)
+    check_target_tensor(targets, new)
+    together = tuple(torch.cat(pair) for pair in zip(model.train_inputs, new, strict=True))
+    weight = None
+    if model.sample_weight is not None or sample_weight is not None:
+        ones = [x.new_ones(x.shape[0]) for x in (model.train_inputs[0], new[0])]
+        given = (model.sample_weight, sample_weight)
+        parts = [one if w is None else torch.as_tensor(w).to(one) for w, one in zip(given, ones, strict=True)]
+        weight = torch.cat(parts)
+    observations = as_observations(
+        torch.cat([model.train_targets, targets]), together, model._calculus, weight, model.missing_targets
+    )
+    earlier = model._solution
+    model._restore(together, observations.targets, observations.sample_weight, None)
+    # Not current, since it lacks a fingerprint; but the next solve starts from it.
+    model._solution = None if earlier is None else _with_rows(earlier, new[0].shape[0])
+
+
+def _with_rows(solution: Solution, count: int) -> Solution:
+    """The same function as a start for more rows: their representer weights are zero."""
+
+    def pad(tensor: Tensor, dim: int = 0) -> Tensor:
+        shape = list(tensor.shape)
+        shape[dim] = count
+        return torch.cat([tensor, tensor.new_zeros(shape)], dim)
+
+    space = solution.space
+    if space is not None:  # products are for the old rows; the solver renews them for another operator
+        space = replace(space, directions=pad(space.directions, 1), products=pad(space.products, 1))
+    return replace(
+        solution,
+        representer_weights=pad(solution.representer_weights),
+        latent_values=pad(solution.latent_values),
+        latent_covariance=pad(solution.latent_covariance),
+        precision=replace(solution.precision, actions=pad(solution.precision.actions)),
+        certificate=None,
+        space=space,
+        operator=None,
+    )

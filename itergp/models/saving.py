@@ -1,0 +1,156 @@
+"""What a saved model holds: parameters, data and posterior, so that predictions need no second conditioning."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+import gpytorch
+import torch
+from gpytorch.likelihoods.noise_models import FixedGaussianNoise
+from torch import Tensor
+
+from itergp.diagnostics.trace import Trace, TraceRecord
+from itergp.errors import InputError
+from itergp.models.files import read_file, write_file
+from itergp.solvers import Certificate, Reason, Solution, Status
+from itergp.solvers.precision import LowRankPrecision
+
+if TYPE_CHECKING:
+    from itergp.models.nonconjugate_gp import NonConjugateGP
+
+_STATE, _DATA, _POSTERIOR = "state.", "data.", "posterior."
+_ARRAYS = ("representer_weights", "latent_values", "latent_covariance")
+_SCALARS = (
+    "objective",
+    "approximation",
+    "kernel_passes",
+    "kernel_entries",
+    "seconds",
+    "log_marginal_likelihood",
+    "elbo",
+)
+# Settings of a model that are neither arrays nor given by how it is built; those it does not have are left out.
+_SETTINGS = ("approximation", "missing_targets", "covariance_scale")
+
+
+def save_model(model: NonConjugateGP, path: str | os.PathLike[str]) -> None:
+    """Writes a model to one file; see ``NonConjugateGP.save``."""
+    tensors, about = pack(model)
+    write_file(path, tensors, {"kind": "model", **about})
+
+
+def load_model(model: NonConjugateGP, path: str | os.PathLike[str]) -> None:
+    """Restores a model from a file; see ``NonConjugateGP.load``."""
+    tensors, about = read_file(path)
+    if about.get("kind") != "model":
+        raise InputError(
+            f"`path` must be a file that model.save wrote. Got {str(path)!r}, which an estimator wrote. "
+            "Read it with itergp.sklearn.load(path)."
+        )
+    unpack(model, tensors, about)
+
+
+def pack(model: NonConjugateGP) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A model as arrays by name and what JSON can express."""
+    state = model.state_dict()
+    for name, value in state.items():
+        if not torch.is_tensor(value):
+            raise InputError(
+                f"A model's state must be tensors to be saved. Got {type(value).__name__} in {name!r}. "
+                "Pickle the model, or register a buffer instead."
+            )
+    tensors = {_STATE + name: value for name, value in state.items()}
+    tensors |= {f"{_DATA}input.{i}": x for i, x in enumerate(model.train_inputs)}
+    tensors[f"{_DATA}targets"] = model.train_targets
+    noise = _fixed_noise(model)
+    if noise is not None:
+        tensors[f"{_DATA}noise"] = noise.noise
+    if model.sample_weight is not None:
+        tensors[f"{_DATA}sample_weight"] = model.sample_weight
+    about: dict[str, Any] = {
+        "class": type(model).__qualname__,
+        "likelihood": type(model.likelihood).__qualname__,
+        "settings": {name: getattr(model, name) for name in _SETTINGS if hasattr(model, name)},
+        "libraries": {"torch": str(torch.__version__), "gpytorch": gpytorch.__version__},
+    }
+    solution = model._current_solution()
+    if solution is not None:
+        arrays, about["posterior"] = _pack_solution(solution)
+        tensors |= arrays
+    return tensors, about
+
+
+def unpack(model: NonConjugateGP, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
+    """Gives a model the parameters, data and posterior of another; the model is left as it was if they do not fit.
+
+    Raises:
+        InputError: If the model was built differently.
+    """
+    state = {name.removeprefix(_STATE): value for name, value in tensors.items() if name.startswith(_STATE)}
+    _check_fit(model, state, about)
+    inputs = [tensors[f"{_DATA}input.{i}"] for i in range(sum(name.startswith(f"{_DATA}input.") for name in tensors))]
+    device = model.train_inputs[0].device
+    model.to(dtype=inputs[0].dtype)
+    model.load_state_dict(state)
+    for name, value in about["settings"].items():
+        setattr(model, name, value)
+    noise, weight = _fixed_noise(model), tensors.get(f"{_DATA}sample_weight")
+    if noise is not None:
+        noise.noise = tensors[f"{_DATA}noise"].to(device)
+    model._restore(
+        tuple(x.to(device) for x in inputs),
+        tensors[f"{_DATA}targets"].to(device),
+        None if weight is None else weight.to(device),
+        _unpack_solution(tensors, about["posterior"], device) if "posterior" in about else None,
+    )
+
+
+def _check_fit(model: NonConjugateGP, state: dict[str, Tensor], about: dict[str, Any]) -> None:
+    own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    theirs = {name: tuple(value.shape) for name, value in state.items()}
+    for name in sorted(own.keys() | theirs.keys()):
+        if own.get(name) != theirs.get(name):
+            raise InputError(
+                f"The model must be built as the saved one was, a {about['class']} with {about['likelihood']}. Got "
+                f"{name!r} of shape {own.get(name, 'none')} where the file has {theirs.get(name, 'none')}. "
+                "Use the same class, kernel and likelihood."
+            )
+    likelihood = type(model.likelihood).__qualname__
+    if likelihood != about["likelihood"]:
+        raise InputError(
+            f"The model must have the saved one's likelihood, {about['likelihood']}. Got {likelihood}. "
+            "Build the model with the same likelihood."
+        )
+
+
+def _fixed_noise(model: NonConjugateGP) -> FixedGaussianNoise | None:
+    """Known noise variances of the rows, which GPyTorch keeps neither as parameters nor as buffers."""
+    noise = getattr(model.likelihood, "noise_covar", None)
+    return noise if isinstance(noise, FixedGaussianNoise) else None
+
+
+def _pack_solution(solution: Solution) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    arrays = {_POSTERIOR + name: getattr(solution, name) for name in _ARRAYS}
+    precision = solution.precision
+    for name in ("actions", "gram", "factor"):
+        arrays[f"{_POSTERIOR}precision.{name}"] = getattr(precision, name)
+    about = {name: getattr(solution, name) for name in _SCALARS}
+    about["status"] = {"reason": solution.status.reason.name, "detail": solution.status.detail}
+    about["norm_squared"] = None if solution.certificate is None else solution.certificate.norm_squared
+    about["trace"] = {"records": solution.trace.to_dicts(), "phase_seconds": solution.trace.phase_seconds}
+    return arrays, about
+
+
+def _unpack_solution(tensors: dict[str, Tensor], about: dict[str, Any], device: torch.device) -> Solution:
+    arrays: dict[str, Any] = {name: tensors[_POSTERIOR + name].to(device) for name in _ARRAYS}
+    precision = [tensors[f"{_POSTERIOR}precision.{name}"].to(device) for name in ("actions", "gram", "factor")]
+    trace = about["trace"]
+    return Solution(
+        **arrays,
+        **{name: about[name] for name in _SCALARS},
+        precision=LowRankPrecision(*precision),
+        status=Status(Reason[about["status"]["reason"]], about["status"]["detail"]),
+        certificate=None if about["norm_squared"] is None else Certificate(about["norm_squared"]),
+        trace=Trace([TraceRecord(**record) for record in trace["records"]], trace["phase_seconds"]),
+    )

@@ -1,0 +1,299 @@
+"""What the estimators share: from data to a conditioned model, and new rows later."""
+
+from __future__ import annotations
+
+import inspect
+import os
+import warnings
+from abc import abstractmethod
+from typing import Any
+
+import gpytorch
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from itergp import learning
+from itergp.errors import InputError, ItergpWarning
+from itergp.learning import FitResult
+from itergp.likelihoods import Likelihood
+from itergp.sklearn.checks import as_column, check_inputs, check_rows, check_size, check_weights, list_columns
+from itergp.sklearn.kernels import make_kernel
+from itergp.sklearn.model import EstimatorGP, as_device, as_dtype, as_numpy, take_hyperparameters
+from itergp.sklearn.saving import load_estimator, save_estimator
+from itergp.sklearn.scaling import Scaling
+
+Array = NDArray[np.float64]
+
+# Held-out rows choose the predictive distribution of classifiers from this number on; of fewer they choose by luck.
+_CALIBRATION_ROWS = 500
+_OPTIMIZERS = {"adam": "adam", "lbfgs": "lbfgs", "fmin_l_bfgs_b": "lbfgs"}  # the last is scikit-learn's name
+
+
+class GPEstimator(BaseEstimator):
+    """Base class of the estimators; see those for arguments and attributes."""
+
+    kernel: Any
+    ard: bool | None
+    standardize: bool
+    approximation: str
+    optimizer: str | None
+    max_iterations: int
+    fit_options: dict[str, Any] | None
+    solver: Any
+    device: Any
+    dtype: str
+    random_state: Any
+    verbose: bool
+    kernel_passes_: int
+    log_marginal_likelihood_value_: float
+    model_: EstimatorGP
+    result_: FitResult | None
+    n_features_in_: int
+    feature_names_in_: NDArray[Any]
+    classes_: NDArray[Any]
+    levels_: NDArray[Any]
+    _scaling: Scaling
+    _outputscale = 1.0  # where learning starts: standardised targets, logarithms of rates
+
+    # ------------------------------------------------- what an estimator says
+    @abstractmethod
+    def _encode(self, y: NDArray[Any], *, first: bool) -> Array:
+        """Checked targets as numbers for the likelihood; ``first`` when the training data define what they may be."""
+
+    @abstractmethod
+    def _make_likelihood(self) -> Likelihood:
+        """The likelihood."""
+
+    def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
+        """Prior mean for encoded targets."""
+        return gpytorch.means.ZeroMean()
+
+    def _row_weights(self, y: Array, weights: Array, *, first: bool) -> Array:
+        """Weights of rows with those of their classes."""
+        return weights
+
+    def _learn_targets(self, y: Array, weights: Array) -> None:
+        """Looks at the training targets before they are encoded for the model, for example to standardise them."""
+
+    def _model_targets(self, y: Array) -> Array:
+        """Encoded targets in the units of the model."""
+        return y
+
+    def _num_kernels(self) -> int:
+        """How many latent functions get a kernel by name of their own; 1 shares one."""
+        return 1
+
+    # ------------------------------------------------------------------- data
+    def _fit(self, X: Any, y: Any, sample_weight: Any) -> Any:
+        values, targets, weights = self._rows(X, y, sample_weight, first=True)
+        self._check_settings()
+        used = weights > 0.0  # a row of weight zero is no row
+        values, targets, weights = values[used], targets[used], weights[used]
+        self._scaling = Scaling.learn(values, weights) if self.standardize else Scaling.nothing(values)
+        self._warn_of_constants()
+        self._learn_targets(targets, weights)
+        self.model_ = self._build(self._scaled(values), targets, weights)
+        self.result_ = self._learn(len(values))
+        self._conclude(first=True)
+        return self
+
+    def _append(self, X: Any, y: Any, sample_weight: Any) -> Any:
+        values, targets, weights = self._rows(X, y, sample_weight, first=False)
+        used = weights > 0.0
+        x, y, w = self._tensors(self._scaled(values[used]), targets[used], weights[used])
+        self.model_.append_train_data(x, y, sample_weight=w)
+        self.model_.condition(progress=bool(self.verbose))
+        self._conclude(first=False)
+        return self
+
+    def _rows(self, X: Any, y: Any, sample_weight: Any, *, first: bool) -> tuple[Array, Array, Array]:
+        column = as_column(self, y)
+        values = check_inputs(self, X, reset=first)
+        check_rows(values, column)
+        weights = check_weights(values, sample_weight)
+        targets = self._encode(column, first=first)
+        return values, targets, self._row_weights(targets, weights, first=first)
+
+    def _check_settings(self) -> None:
+        if self.optimizer is not None and self.optimizer not in _OPTIMIZERS:
+            raise InputError(
+                f"`optimizer` must be 'adam' or 'lbfgs', or None to keep the hyperparameters. Got {self.optimizer!r}. "
+                "Choose one of these."
+            )
+        known = set(inspect.signature(learning.fit).parameters) - {"model"}
+        unknown = sorted(set(self.fit_options or {}) - known)
+        if unknown:
+            raise InputError(
+                f"`fit_options` must be keywords of itergp.fit: {sorted(known)}. Got {unknown}. Correct or drop them."
+            )
+
+    def _scaled(self, values: Array) -> Array:
+        scaled = self._scaling.transform(values)
+        check_size(scaled, getattr(self, "feature_names_in_", None))
+        return scaled
+
+    def _warn_of_constants(self) -> None:
+        constant = np.flatnonzero(self._scaling.constant)
+        if len(constant):
+            columns = list_columns(constant, getattr(self, "feature_names_in_", None))
+            warnings.warn(
+                f"Columns of `X` should vary. Got one value only in {len(constant)} of {len(self._scaling.constant)}: "
+                f"{columns}. They say nothing and count as zero; drop them.",
+                ItergpWarning,
+                stacklevel=4,
+            )
+
+    # ------------------------------------------------------------------ model
+    def _build(self, x: Array, y: Array, weights: Array) -> EstimatorGP:
+        dtype, device = as_dtype(self.dtype, len(x)), as_device(self.device)
+        inputs, targets, weight = self._tensors(x, y, weights, dtype, device)
+        around = x - np.average(x, axis=0, weights=weights)
+        spread = float(np.sqrt(2.0 * np.average(around**2, axis=0, weights=weights).sum()))
+        model = self._skeleton(inputs, targets, weight, mean=self._make_mean(y, weights), spread=spread)
+        if getattr(self, "warm_start", False) and hasattr(self, "model_"):
+            take_hyperparameters(model, self.model_)
+        return model
+
+    def _skeleton(
+        self,
+        inputs: Tensor,
+        targets: Tensor,
+        weight: Tensor | None = None,
+        *,
+        mean: gpytorch.means.Mean | None = None,
+        spread: float = 1.0,
+    ) -> EstimatorGP:
+        """The model for the estimator's arguments; hyperparameters are the starting values."""
+        count = self._num_kernels()
+        kernel = make_kernel(
+            self.kernel,
+            inputs.shape[1],
+            ard=self.ard,
+            spread=spread,
+            outputscale=self._outputscale,
+            batch_shape=torch.Size([count] if count > 1 else []),
+        )
+        model = EstimatorGP(
+            inputs,
+            targets,
+            self._make_likelihood().to(inputs.dtype),
+            mean=self._make_mean(np.zeros(1), np.ones(1)) if mean is None else mean,
+            kernel=kernel,
+            solver=self.solver,
+            approximation="variational" if self.approximation == "auto" else self.approximation,
+            sample_weight=weight,
+        )
+        return model.to(device=as_device(self.device), dtype=inputs.dtype)
+
+    def _tensors(
+        self,
+        x: Array,
+        y: Array,
+        weights: Array,
+        dtype: torch.dtype | None = None,
+        device: torch.device | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        if dtype is None:
+            dtype, device = self.model_.train_inputs[0].dtype, self.model_.train_inputs[0].device
+        kind: dict[str, Any] = {"dtype": dtype, "device": device}
+        weight = None if bool((weights == 1.0).all()) else torch.as_tensor(weights, **kind)
+        return torch.as_tensor(x, **kind), torch.as_tensor(self._model_targets(y), **kind), weight
+
+    def _learn(self, num_rows: int) -> FitResult | None:
+        if self.optimizer is not None:
+            return learning.fit(self.model_, **(self._learning_options(num_rows) | (self.fit_options or {})))
+        observations = self.model_.observations
+        observations.likelihood.initialise(observations.targets)
+        self.model_.eval()
+        self.model_.condition(progress=bool(self.verbose))
+        return None
+
+    def _learning_options(self, num_rows: int) -> dict[str, Any]:
+        return {
+            "optimizer": _OPTIMIZERS[str(self.optimizer)],
+            "max_iterations": self.max_iterations,
+            "calibrate": self.approximation == "auto" and num_rows >= _CALIBRATION_ROWS,
+            "seed": int(check_random_state(self.random_state).randint(2**31 - 1)),
+            "progress": bool(self.verbose),
+        }
+
+    def _conclude(self, *, first: bool) -> None:
+        solution = self.model_.solution
+        self.kernel_passes_ = solution.kernel_passes + (0 if first else self.kernel_passes_)
+        evidence = solution.log_marginal_likelihood
+        self.log_marginal_likelihood_value_ = float(solution.elbo if evidence is None else evidence)
+
+    # ------------------------------------------------------------ predictions
+    def _new_inputs(self, X: Any) -> Tensor:
+        check_is_fitted(self)
+        like = self.model_.train_inputs[0]
+        scaled = self._scaled(check_inputs(self, X, reset=False))
+        return torch.as_tensor(scaled, dtype=like.dtype, device=like.device)
+
+    def _predictive(self, X: Any) -> Any:
+        inputs = self._new_inputs(X)
+        with torch.no_grad():
+            return self.model_.predict(inputs)
+
+    def latent_mean_and_variance(self, X: Any) -> tuple[Array, Array]:
+        """Posterior mean and variance of the latent functions.
+
+        Args:
+            X: Inputs ``(M, D)``.
+
+        Returns:
+            Two arrays ``(M,)``, or ``(M, C)`` for several latent functions.
+        """
+        inputs = self._new_inputs(X)
+        with torch.no_grad():
+            latent = self.model_(inputs)
+            return as_numpy(latent.mean), as_numpy(latent.variance)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the fitted estimator to one file, complete with labels, names of columns, scaling, model and posterior.
+
+        The file is safetensors with JSON, and holds no code; ``itergp.sklearn.load(path)`` reads it.
+
+        Args:
+            path: Where to.
+
+        Raises:
+            InputError: If the file cannot be written, or an argument cannot be expressed as JSON.
+        """
+        check_is_fitted(self)
+        save_estimator(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, kernel: Any = None, device: Any = None) -> Any:
+        """Reads what ``save`` wrote.
+
+        Args:
+            path: The file.
+            kernel: The kernel, if it was not one by name.
+            device: Where to; default where it was.
+
+        Returns:
+            The fitted estimator, whose predictions are those of the saved one.
+
+        Raises:
+            InputError: If the file is missing, damaged, from a newer version, or holds something else.
+        """
+        return load_estimator(path, {cls.__name__: cls}, kernel=kernel, device=device)
+
+    def _scalings(self) -> dict[str, Scaling]:
+        return {"inputs": self._scaling}
+
+    @property
+    def kernel_(self) -> gpytorch.kernels.Kernel:
+        """The kernel with its learned hyperparameters; lengthscales are those of standardised columns."""
+        check_is_fitted(self)
+        return self.model_.covar_module
+
+    def __sklearn_is_fitted__(self) -> bool:
+        """Whether there is a model."""
+        return hasattr(self, "model_")

@@ -1,0 +1,146 @@
+"""Kernels by name, as GPyTorch modules, or as scikit-learn's objects."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+from collections.abc import Callable
+from typing import Any
+
+import gpytorch
+import torch
+from gpytorch.kernels import Kernel, LinearKernel, MaternKernel, RBFKernel, RQKernel, ScaleKernel
+from sklearn.gaussian_process import kernels as theirs
+
+from itergp.errors import InputError
+
+DEFAULT_KERNEL = "matern32"
+_MAX_ARD_COLUMNS = 100
+
+# name -> the kernel, given keywords ard_num_dims and batch_shape
+KERNELS: dict[str, Callable[..., Kernel]] = {
+    "matern12": lambda **options: MaternKernel(nu=0.5, **options),
+    "matern32": lambda **options: MaternKernel(nu=1.5, **options),
+    "matern52": lambda **options: MaternKernel(nu=2.5, **options),
+    "rbf": RBFKernel,
+    "rational_quadratic": RQKernel,
+    "linear": LinearKernel,
+}
+
+
+def make_kernel(
+    kernel: Any,
+    num_columns: int,
+    *,
+    ard: bool | None,
+    spread: float,
+    outputscale: float,
+    batch_shape: torch.Size | None = None,
+) -> Kernel:
+    """A new kernel module.
+
+    Args:
+        kernel: Its name, a GPyTorch kernel (copied), a scikit-learn kernel (translated), or None for the default.
+        num_columns: D.
+        ard: One lengthscale per column, for kernels by name; None for up to 100 columns.
+        spread: Root mean square distance between rows; lengthscales of kernels by name start at half of it.
+        outputscale: Where the output scale of kernels by name starts.
+        batch_shape: ``[C]`` for a kernel by name per latent function.
+
+    Raises:
+        InputError: If the name is unknown, or the kernel does not fit the columns.
+    """
+    if kernel is None:
+        kernel = DEFAULT_KERNEL
+    if isinstance(kernel, Kernel):
+        _check_columns(kernel, num_columns)
+        return copy.deepcopy(kernel)
+    if isinstance(kernel, theirs.Kernel):
+        translated = translate(kernel)
+        _check_columns(translated, num_columns)
+        return translated
+    made = _by_name(kernel, num_columns, ard, batch_shape or torch.Size([]))
+    made.outputscale = outputscale
+    if made.base_kernel.has_lengthscale:
+        made.base_kernel.lengthscale = max(0.5 * spread, 1e-6)
+    return made
+
+
+def _by_name(name: Any, num_columns: int, ard: bool | None, batch_shape: torch.Size) -> ScaleKernel:
+    if not isinstance(name, str) or name.lower() not in KERNELS:
+        close = difflib.get_close_matches(str(name).lower(), KERNELS, n=1, cutoff=0.4)
+        hint = f"Did you mean {close[0]!r}?" if close else "Choose one of these."
+        raise InputError(
+            f"`kernel` must be one of {', '.join(map(repr, KERNELS))}, or a GPyTorch kernel. Got {name!r}. {hint}"
+        )
+    ard = num_columns <= _MAX_ARD_COLUMNS if ard is None else ard
+    base = KERNELS[name.lower()](ard_num_dims=num_columns if ard else None, batch_shape=batch_shape)
+    return ScaleKernel(base, batch_shape=batch_shape)
+
+
+def _check_columns(kernel: Kernel, num_columns: int) -> None:
+    for module in kernel.modules():
+        wanted = getattr(module, "ard_num_dims", None)
+        if wanted is not None and module.active_dims is None and wanted != num_columns:
+            raise InputError(
+                f"The kernel must have as many lengthscales as `X` has columns, {num_columns}. Got "
+                f"{type(module).__name__} with {wanted}. Set ard_num_dims={num_columns}, or active_dims."
+            )
+
+
+def translate(kernel: theirs.Kernel) -> Kernel:
+    """A scikit-learn kernel as GPyTorch's, with its values; what is "fixed" there does not learn here.
+
+    Raises:
+        InputError: If GPyTorch has no such kernel.
+    """
+    if isinstance(kernel, theirs.Product):
+        return _product(kernel)
+    if isinstance(kernel, theirs.Sum):
+        return translate(kernel.k1) + translate(kernel.k2)
+    if isinstance(kernel, theirs.RBF) and not isinstance(kernel, theirs.Matern):
+        return _stationary(RBFKernel(ard_num_dims=_ard(kernel)), kernel)
+    if isinstance(kernel, theirs.Matern) and kernel.nu in (0.5, 1.5, 2.5):
+        return _stationary(MaternKernel(nu=kernel.nu, ard_num_dims=_ard(kernel)), kernel)
+    if isinstance(kernel, theirs.RationalQuadratic):
+        made = _stationary(RQKernel(), kernel)
+        made.alpha = kernel.alpha
+        return _fix(made, "raw_alpha", kernel.hyperparameter_alpha)
+    if isinstance(kernel, theirs.ConstantKernel):
+        made = gpytorch.kernels.ConstantKernel()
+        made.constant = torch.tensor(kernel.constant_value)
+        return _fix(made, "raw_constant", kernel.hyperparameter_constant_value)
+    if isinstance(kernel, theirs.DotProduct):
+        made = LinearKernel()
+        made.variance = 1.0
+        made.raw_variance.requires_grad_(False)
+        constant = theirs.ConstantKernel(kernel.sigma_0**2, kernel.sigma_0_bounds)
+        return made + translate(constant)
+    remedy = "Leave it out: noise belongs to the likelihood." if isinstance(kernel, theirs.WhiteKernel) else ""
+    raise InputError(
+        "`kernel` must be made of RBF, Matern (nu 0.5, 1.5, 2.5), RationalQuadratic, ConstantKernel and DotProduct. "
+        f"Got {kernel}. {remedy or 'Pass a GPyTorch kernel instead.'}"
+    )
+
+
+def _product(kernel: theirs.Product) -> Kernel:
+    for constant, other in ((kernel.k1, kernel.k2), (kernel.k2, kernel.k1)):
+        if isinstance(constant, theirs.ConstantKernel):
+            made = ScaleKernel(translate(other))
+            made.outputscale = constant.constant_value
+            return _fix(made, "raw_outputscale", constant.hyperparameter_constant_value)
+    return translate(kernel.k1) * translate(kernel.k2)
+
+
+def _ard(kernel: Any) -> int | None:
+    return len(kernel.length_scale) if kernel.anisotropic else None
+
+
+def _stationary(made: Kernel, kernel: Any) -> Kernel:
+    made.lengthscale = torch.as_tensor(kernel.length_scale)
+    return _fix(made, "raw_lengthscale", kernel.hyperparameter_length_scale)
+
+
+def _fix(made: Kernel, name: str, hyperparameter: Any) -> Kernel:
+    getattr(made, name).requires_grad_(not hyperparameter.fixed)
+    return made

@@ -1,0 +1,136 @@
+"""Labels of classes, their weights, and probabilities."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.base import ClassifierMixin
+from sklearn.utils.class_weight import compute_class_weight
+from sklearn.utils.multiclass import type_of_target
+
+from itergp.errors import InputError, ItergpWarning
+from itergp.sklearn.base import Array, GPEstimator
+from itergp.sklearn.model import as_numpy
+
+
+class LabelEstimator(ClassifierMixin, GPEstimator):
+    """What classifiers share: labels, their weights, probabilities."""
+
+    class_weight: Any
+    classes_: NDArray[Any]
+    _outputscale = 10.0  # sure probabilities need large latent values
+
+    @property
+    def _coded(self) -> NDArray[Any]:
+        """Labels in the order in which the likelihood numbers them."""
+        return self.classes_
+
+    def _row_weights(self, y: Array, weights: Array, *, first: bool) -> Array:
+        if self.class_weight is None:
+            return weights
+        if (isinstance(self.class_weight, str) and self.class_weight != "balanced") or not isinstance(
+            self.class_weight, (str, Mapping)
+        ):
+            raise InputError(
+                f"`class_weight` must be a dictionary of classes and weights, 'balanced' or None. Got {self.class_weight!r}. "
+                "Choose one of these."
+            )
+        if isinstance(self.class_weight, str):
+            if not first:
+                raise InputError(
+                    "`class_weight` must be a dictionary or None with partial_fit. Got 'balanced', which needs all rows. "
+                    "Compute the weights and pass them."
+                )
+            present = np.unique(y)
+            factors = np.ones(len(self._coded))
+            factors[present.astype(int)] = compute_class_weight("balanced", classes=present, y=y)
+        else:
+            factors = np.array([self.class_weight.get(label, 1.0) for label in self._coded.tolist()], dtype=np.float64)
+        return weights * factors[y.astype(int)]
+
+    def _index(self, y: NDArray[Any]) -> Array:
+        """Numbers of labels."""
+        order = np.argsort(self._coded, kind="stable")
+        ranked = self._coded[order]
+        try:
+            where = np.searchsorted(ranked, y).clip(max=len(ranked) - 1)
+            unknown = ranked[where] != y
+        except TypeError:
+            where, unknown = np.zeros(len(y), dtype=int), np.ones(len(y), dtype=bool)
+        if np.any(unknown):
+            raise InputError(
+                f"Labels must be among the classes {show_labels(self.classes_)} that {type(self).__name__} knows. Got "
+                f"{show_labels(np.unique(y[unknown]))}. Correct them, or fit again with all classes."
+            )
+        return order[where].astype(np.float64)
+
+    def predict_proba(self, X: Any) -> Array:
+        """Probabilities of the classes, latent uncertainty integrated out.
+
+        Args:
+            X: Inputs ``(M, D)``.
+
+        Returns:
+            ``(M, C)``, columns in the order of ``classes_``.
+        """
+        probs = as_numpy(self._predictive(X).probs)
+        if probs.ndim == 1:
+            return np.stack([1.0 - probs, probs], -1)
+        return probs / probs.sum(-1, keepdims=True)
+
+    def predict_log_proba(self, X: Any) -> Array:
+        """Logarithms of ``predict_proba``, ``(M, C)``."""
+        with np.errstate(divide="ignore"):
+            return np.log(self.predict_proba(X))
+
+    def predict(self, X: Any) -> NDArray[Any]:
+        """The most probable class of every row ``(M,)``.
+
+        Args:
+            X: Inputs ``(M, D)``.
+        """
+        best = self.predict_proba(X).argmax(-1)
+        return self.classes_[best]
+
+
+def check_labels(y: NDArray[Any]) -> None:
+    """Labels must be discrete and present.
+
+    Raises:
+        InputError: If they are real numbers, or some are missing.
+    """
+    missing = np.array([value is None or value != value for value in y.tolist()])
+    infinite = np.isinf(y) if y.dtype.kind == "f" else np.zeros(len(y), dtype=bool)
+    if missing.any() or infinite.any():
+        raise InputError(
+            f"`y` must have a label for every row. Got NaN, None or infinity in {int((missing | infinite).sum())} of {len(y)}. "
+            "Drop those rows."
+        )
+    kinds = {type(value) for value in y.tolist()} if y.dtype.kind == "O" else set()
+    if str in kinds and len(kinds) > 1:
+        raise InputError("`y` must be labels of one kind. Got text and numbers mixed. Convert them: y.astype(str).")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about many classes
+        kind = type_of_target(y)
+    if kind not in ("binary", "multiclass"):
+        shown = y[y != np.floor(y)][0] if y.dtype.kind == "f" else y[0]
+        raise InputError(
+            f"`y` must be class labels. Unknown label type: {kind}, for example {shown}. Use GPRegressor for real values, "
+            "or bin them."
+        )
+    if len(np.unique(y)) > 100 and len(np.unique(y)) > len(y) / 2:
+        warnings.warn(
+            f"`y` should be class labels. Got {len(np.unique(y))} different ones in {len(y)} rows. Use GPCountRegressor or "
+            "GPRegressor if they are numbers.",
+            ItergpWarning,
+            stacklevel=5,
+        )
+
+
+def show_labels(labels: NDArray[Any]) -> str:
+    """The first labels, for messages."""
+    return "[" + ", ".join(map(repr, labels.tolist()[:8])) + (", ...]" if len(labels) > 8 else "]")

@@ -1,0 +1,71 @@
+"""Names of noises and count distributions, and the likelihoods they stand for: to add one, add a line."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from torch import Tensor
+
+from itergp.errors import InputError
+from itergp.likelihoods import (
+    GaussianLikelihood,
+    HeteroscedasticGaussianLikelihood,
+    LaplaceLikelihood,
+    NegativeBinomialLikelihood,
+    PoissonLikelihood,
+    StudentTLikelihood,
+    ZeroInflatedPoissonLikelihood,
+)
+
+NOISE = 0.1  # variance of the noise of standardised targets, to begin with
+
+
+class _Rates:
+    """Takes rates besides counts: the formulas hold for numbers that are not whole, and the estimator has checked them."""
+
+    def validate_targets(self, targets: Tensor) -> Tensor:
+        """Targets as they are."""
+        return targets
+
+
+class RatePoisson(_Rates, PoissonLikelihood):
+    """Poisson counts, or rates whose weights are exposures."""
+
+
+class RateNegativeBinomial(_Rates, NegativeBinomialLikelihood):
+    """Overdispersed counts, or rates."""
+
+
+class RateZeroInflatedPoisson(_Rates, ZeroInflatedPoissonLikelihood):
+    """Counts with more zeros than a Poisson distribution has, or rates."""
+
+
+# name -> likelihood of standardised targets
+NOISES: dict[str, Callable[[], Any]] = {
+    "gaussian": partial(GaussianLikelihood, noise=NOISE),
+    "student_t": partial(StudentTLikelihood, noise=NOISE),
+    "laplace": partial(LaplaceLikelihood, noise=NOISE),
+    "heteroscedastic": HeteroscedasticGaussianLikelihood,
+}
+
+# name -> likelihood of counts
+COUNTS: dict[str, Callable[[], Any]] = {
+    "poisson": RatePoisson,
+    "negative_binomial": RateNegativeBinomial,
+    "zero_inflated_poisson": partial(RateZeroInflatedPoisson, inflation=0.1),
+}
+
+
+def choose(table: Mapping[str, Callable[[], Any]], name: Any, argument: str) -> Any:
+    """A new likelihood by name.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    if not isinstance(name, str) or name not in table:
+        raise InputError(
+            f"`{argument}` must be one of {', '.join(map(repr, table))}. Got {name!r}. Choose one of these."
+        )
+    return table[name]()

@@ -1,0 +1,188 @@
+"""Ordered levels."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from itergp.errors import InputError, ItergpWarning
+from itergp.likelihoods import Likelihood, OrdinalLikelihood
+from itergp.sklearn.base import Array
+from itergp.sklearn.labels import LabelEstimator, check_labels, show_labels
+from itergp.sklearn.model import as_numpy
+
+
+class GPOrdinalClassifier(LabelEstimator):
+    """Gaussian process for ordered levels, such as grades or ratings: one latent function, cut at learned points.
+
+    Args:
+        levels: The labels in increasing order. None: numbers by size, an ordered pandas Categorical by its order.
+        kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a
+            GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated.
+        ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
+        standardize: Bring columns to mean 0 and deviation 1; constant ones become zero.
+        link: ``"logit"`` or ``"probit"``.
+        approximation: ``"variational"``, ``"laplace"``, or ``"auto"``: variational, or what held-out rows prefer, together with
+            the share of the covariance that is integrated, when there are 500 rows or more.
+        optimizer: ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
+        max_iterations: Steps of the optimiser.
+        fit_options: Further keywords of ``itergp.fit``.
+        solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``.
+        class_weight: Weights by level, ``"balanced"``, or None.
+        device: ``"cpu"`` or ``"cuda"``.
+        dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 rows.
+        random_state: Seed of the optimiser's random splits; equal seeds give equal results.
+        verbose: Show progress.
+
+    Attributes:
+        levels_: The labels in increasing order.
+        classes_: The labels sorted as scikit-learn sorts them, which is the order of the columns of ``predict_proba``.
+        n_features_in_: Number of columns.
+        feature_names_in_: Their names, if ``X`` was a data frame.
+        model_: The ``NonConjugateGP``, for everything else; its likelihood has the cutpoints.
+        result_: The ``FitResult``; None with ``optimizer=None``.
+        kernel_: The kernel as learned.
+        kernel_passes_: Products with the kernel matrix that conditioning took, over ``fit`` and every ``partial_fit``.
+        log_marginal_likelihood_value_: The evidence lower bound (ELBO), or where the approximation is Laplace's, its
+            estimate of the log marginal likelihood, in nats, for all rows.
+
+    Raises:
+        InputError: If data or arguments cannot be used.
+
+    Examples:
+        >>> import numpy as np
+        >>> X = np.linspace(0.0, 3.0, 60)[:, None]
+        >>> grades = np.array(["poor", "fair", "good"])[X[:, 0].astype(int).clip(max=2)]
+        >>> classifier = GPOrdinalClassifier(levels=["poor", "fair", "good"], max_iterations=10).fit(X, grades)
+        >>> classifier.predict([[0.2], [2.8]]).tolist()
+        ['poor', 'good']
+    """
+
+    levels_: NDArray[Any]
+
+    def __init__(
+        self,
+        levels: Sequence[Any] | None = None,
+        *,
+        kernel: Any = None,
+        ard: bool | None = None,
+        standardize: bool = True,
+        link: str = "logit",
+        approximation: str = "auto",
+        optimizer: str | None = "adam",
+        max_iterations: int = 50,
+        fit_options: dict[str, Any] | None = None,
+        solver: Any = None,
+        class_weight: Any = None,
+        device: Any = None,
+        dtype: str = "auto",
+        random_state: Any = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.levels = levels
+        self.kernel = kernel
+        self.ard = ard
+        self.standardize = standardize
+        self.link = link
+        self.approximation = approximation
+        self.optimizer = optimizer
+        self.max_iterations = max_iterations
+        self.fit_options = fit_options
+        self.solver = solver
+        self.class_weight = class_weight
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GPOrdinalClassifier:
+        """Learns hyperparameters and cutpoints, then finds the posterior of all rows.
+
+        Args:
+            X: Inputs ``(N, D)``, an array or a data frame of numbers.
+            y: Levels ``(N,)``.
+            sample_weight: Weights ``(N,)`` of the rows' log-densities; a weight of 2 is a row twice.
+
+        Returns:
+            The estimator.
+        """
+        kind = getattr(y, "dtype", None)
+        ordered = getattr(kind, "ordered", False)
+        self._known_levels: Any = list(kind.categories) if self.levels is None and ordered else self.levels  # type: ignore[union-attr]
+        return self._fit(X, y, sample_weight)
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> GPOrdinalClassifier:
+        """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
+
+        The first call is ``fit``.
+
+        Args:
+            X: New rows ``(M, D)``.
+            y: Their levels ``(M,)``.
+            classes: All levels in increasing order, in the first call; default ``levels``, or those of ``y``.
+            sample_weight: Weights ``(M,)``.
+
+        Returns:
+            The estimator.
+        """
+        if self.__sklearn_is_fitted__():
+            return self._append(X, y, sample_weight)
+        self._known_levels = classes if self.levels is None else self.levels
+        return self._fit(X, y, sample_weight)
+
+    def predict_quantiles(self, X: Any, quantiles: Sequence[float] = (0.05, 0.5, 0.95)) -> NDArray[Any]:
+        """Quantiles of the level: the lowest whose cumulative probability reaches each of Q numbers.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            quantiles: Q numbers between 0 and 1.
+
+        Returns:
+            Labels ``(M, Q)``.
+        """
+        predictive = self._predictive(X)
+        with torch.no_grad():
+            index = np.stack([as_numpy(predictive.quantile(float(level))) for level in quantiles], -1)
+        return self.levels_[index.astype(int)]
+
+    def predict_proba(self, X: Any) -> Array:
+        """Probabilities of the labels, latent uncertainty integrated out.
+
+        Args:
+            X: Inputs ``(M, D)``.
+
+        Returns:
+            ``(M, K)``, columns in the order of ``classes_``.
+        """
+        return super().predict_proba(X)[:, np.argsort(self.levels_, kind="stable")]
+
+    @property
+    def _coded(self) -> NDArray[Any]:
+        return self.levels_
+
+    def _encode(self, y: NDArray[Any], *, first: bool) -> Array:
+        check_labels(y)
+        if first:
+            self.levels_ = np.unique(y) if self._known_levels is None else np.asarray(self._known_levels)
+            self.classes_ = np.unique(self.levels_)
+            if len(self.classes_) < max(2, len(self.levels_)):
+                raise InputError(
+                    f"`y` must have at least two different levels for {type(self).__name__}. Got one class only or one twice, "
+                    f"{show_labels(self.levels_)}. Check `levels` and how the rows were selected."
+                )
+            if self._known_levels is None and self.levels_.dtype.kind not in "iufb":
+                warnings.warn(
+                    f"`levels` should say the order of the labels. Got text without it: {show_labels(self.levels_)} is taken "
+                    "to increase. Pass levels=[lowest, ..., highest].",
+                    ItergpWarning,
+                    stacklevel=5,
+                )
+        return self._index(y)
+
+    def _make_likelihood(self) -> Likelihood:
+        return OrdinalLikelihood(len(self.levels_), link=self.link)  # type: ignore[arg-type] # which checks it

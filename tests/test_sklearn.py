@@ -1,0 +1,476 @@
+"""The estimators do what scikit-learn asks of estimators, and agree with the models they stand for."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+import subprocess
+import sys
+
+import gpytorch
+import joblib
+import numpy as np
+import pandas
+import pytest
+import torch
+from sklearn.base import clone, is_classifier
+from sklearn.calibration import CalibratedClassifierCV
+from sklearn.datasets import load_iris
+from sklearn.gaussian_process import GaussianProcessClassifier, kernels
+from sklearn.metrics import log_loss
+from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import PolynomialFeatures
+from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_dense_data, parametrize_with_checks
+
+from itergp import InputError, ItergpWarning
+from itergp.sklearn import GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor, load
+from itergp.sklearn.kernels import KERNELS, translate
+from itergp.sklearn.noise import COUNTS, NOISES
+from itergp.solvers import DenseNewton, SubspaceNewton
+
+ESTIMATORS = (GPClassifier, GPOrdinalClassifier, GPRegressor, GPCountRegressor)
+each = pytest.mark.parametrize("make", ESTIMATORS)
+
+
+def make_table(num_rows: int = 80, seed: int = 0):
+    """Inputs of very different scales, and a signal."""
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(num_rows, 3)) * [1.0, 1e4, 1e-5] + [0.0, 1e6, 1.0]
+    signal = np.sin(2.0 * X[:, 0]) + (X[:, 1] - 1e6) / 1e4
+    return X, signal + 0.2 * rng.normal(size=num_rows), rng
+
+
+def make_data(make, num_rows: int = 80, seed: int = 0):
+    """Inputs and targets that fit an estimator."""
+    X, signal, rng = make_table(num_rows, seed)
+    if make is GPClassifier:
+        return X, np.array(["low", "medium", "top"])[np.digitize(signal, [-0.5, 0.5])]
+    if make is GPOrdinalClassifier:
+        return X, np.digitize(signal, [-1.0, 0.0, 1.0]) + 1
+    return (X, 50.0 + 10.0 * signal) if make is GPRegressor else (X, rng.poisson(np.exp(0.7 * signal + 1.0)))
+
+
+def outputs(estimator, X):
+    """Everything an estimator predicts."""
+    if is_classifier(estimator):
+        return [estimator.predict_proba(X)]
+    return [*estimator.predict(X, return_std=True), estimator.predict_quantiles(X)]
+
+
+def assert_same(one, other, X):
+    for left, right in zip(outputs(one, X), outputs(other, X), strict=True):
+        np.testing.assert_array_equal(left, right)
+
+
+# ------------------------------------------------------- scikit-learn's checks
+def _explained(estimator):
+    return {
+        "check_sample_weight_equivalence_on_dense_data": "learning compares hyperparameters only to so many digits, and the "
+        "variational posterior of several classes draws nodes row by row; exact with both out of the way, see below"
+    }
+
+
+@parametrize_with_checks([make(max_iterations=2) for make in ESTIMATORS], expected_failed_checks=_explained)
+@pytest.mark.filterwarnings("ignore::itergp.ItergpWarning", "ignore:X has feature names:UserWarning")
+@pytest.mark.slow
+def test_scikit_learns_checks(estimator, check):
+    check(estimator)
+
+
+# Not the ordinal one, whose cutpoints start from the frequencies of rows.
+@pytest.mark.parametrize("make", [GPClassifier, GPRegressor, GPCountRegressor])
+@pytest.mark.filterwarnings("ignore::itergp.ItergpWarning")
+def test_weights_are_repetitions(make):
+    exact = make(optimizer=None, approximation="laplace", solver=SubspaceNewton(tolerance=1e-14))
+    check_sample_weight_equivalence_on_dense_data(make.__name__, exact)
+
+
+# ------------------------------------------------------------------- the model
+@each
+def test_predictions_are_those_of_the_model(make):
+    X, y = make_data(make)
+    estimator = make(max_iterations=3).fit(X, y)
+    new = torch.as_tensor((X[:5] - X.mean(0)) / X.std(0))
+    with torch.no_grad():
+        predicted, latent = estimator.model_.predict(new), estimator.model_(new)
+    mean, variance = estimator.latent_mean_and_variance(X[:5])
+    if make is GPRegressor:
+        expected = predicted.mean.numpy() * y.std() + y.mean()
+        np.testing.assert_allclose(estimator.predict(X[:5]), expected)
+        np.testing.assert_allclose(mean, expected)
+        np.testing.assert_allclose(variance, latent.variance.numpy() * y.var())
+        return
+    np.testing.assert_allclose(mean, latent.mean.numpy())
+    np.testing.assert_allclose(variance, latent.variance.numpy())
+    if make is GPCountRegressor:
+        np.testing.assert_allclose(estimator.predict(X[:5]), predicted.mean.numpy())
+    else:
+        np.testing.assert_allclose(estimator.predict_proba(X[:5]), predicted.probs.numpy())
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_the_laplace_approximation_is_scikit_learns(seed):
+    X, signal, _ = make_table(60, seed)
+    X, y = X[:, :2] / [1.0, 1e4] - [0.0, 1e2], signal > 0
+    kernel = 4.0 * kernels.RBF(1.3)
+    theirs = GaussianProcessClassifier(kernel, optimizer=None).fit(X, y)
+    ours = GPClassifier(
+        kernel, optimizer=None, approximation="laplace", standardize=False, solver=DenseNewton(), dtype="float64"
+    ).fit(X, y)
+    ours.model_.mean_module.constant = 0.0  # theirs has no mean
+    np.testing.assert_allclose(ours.predict_proba(X), theirs.predict_proba(X), atol=1e-3)
+    evidence = ours.model_.condition().log_marginal_likelihood
+    assert evidence == pytest.approx(theirs.log_marginal_likelihood_value_, rel=1e-6)
+
+
+def test_one_import_is_all_that_changes():
+    X, y = load_iris(return_X_y=True)
+    arguments = [
+        {},
+        {"kernel": 1.0 * kernels.RBF(1.0), "random_state": 0},
+        {"kernel": kernels.ConstantKernel(2.0) * kernels.Matern(nu=2.5), "optimizer": None, "copy_X_train": False},
+        {
+            "n_restarts_optimizer": 1,
+            "max_iter_predict": 20,
+            "warm_start": True,
+            "multi_class": "one_vs_rest",
+            "n_jobs": 1,
+        },
+    ]
+    for given in arguments:
+        theirs = GaussianProcessClassifier(**given)
+        ours = GPClassifier(**given, max_iterations=2)
+        assert set(theirs.get_params()) - set(ours.get_params()) == set()
+        ours.fit(X[::3], y[::3])
+        assert ours.score(X, y) > 0.9
+        assert ours.n_classes_ == 3
+        assert ours.kernel_ is ours.model_.covar_module
+
+
+def test_what_the_evidence_is():
+    X, y = make_data(GPRegressor)
+    regressor = GPRegressor(max_iterations=2, solver=DenseNewton()).fit(X, y)
+    with torch.no_grad():
+        prior = regressor.model_.likelihood.marginal(regressor.model_.train()(*regressor.model_.train_inputs))
+        expected = prior.log_prob(regressor.model_.train_targets) - len(y) * np.log(y.std())
+    assert regressor.log_marginal_likelihood_value_ == pytest.approx(float(expected), rel=1e-8)
+    for approximation, name in (("laplace", "log_marginal_likelihood"), ("variational", "elbo")):
+        classifier = GPClassifier(approximation=approximation, max_iterations=2).fit(X, y > 50)
+        assert classifier.log_marginal_likelihood_value_ == getattr(classifier.model_.solution, name)
+
+
+@pytest.mark.parametrize("name", NOISES)
+def test_every_noise_recovers_a_function(name):
+    rng = np.random.default_rng(0)
+    X = np.linspace(0.0, 6.0, 120)[:, None]
+    truth = 100.0 + 20.0 * np.sin(X[:, 0])
+    y = truth + rng.normal(size=120)
+    if name in ("student_t", "laplace"):
+        y[::15] += 200.0
+    regressor = GPRegressor(name, max_iterations=15).fit(X, y)
+    mean, _ = regressor.latent_mean_and_variance(X)
+    mean = mean[:, 0] if name == "heteroscedastic" else mean
+    assert np.sqrt(np.mean((mean - truth) ** 2)) < 4.0
+    assert np.all(np.diff(regressor.predict_quantiles(X), axis=1) > 0.0)
+
+
+def test_noise_that_varies_is_seen():
+    rng = np.random.default_rng(0)
+    X = rng.uniform(0.0, 1.0, size=(200, 1))
+    y = 1000.0 + (1.0 + 9.0 * (X[:, 0] > 0.5)) * rng.normal(size=200)
+    _, std = GPRegressor("heteroscedastic", max_iterations=20).fit(X, y).predict([[0.2], [0.8]], return_std=True)
+    assert std[1] > 3.0 * std[0]
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_every_count_distribution_recovers_a_rate(name):
+    rng = np.random.default_rng(0)
+    X = np.linspace(0.0, 6.0, 200)[:, None]
+    rate = 10.0 + 8.0 * np.sin(X[:, 0])
+    regressor = GPCountRegressor(name, max_iterations=15).fit(X, rng.poisson(rate))
+    assert np.mean(np.abs(regressor.predict(X) - rate) / rate) < 0.25
+    assert regressor.score(X, rng.poisson(rate)) > 0.4
+
+
+def test_exposures_as_weights():
+    rng = np.random.default_rng(0)
+    X, exposure = np.linspace(0.0, 1.0, 60)[:, None], rng.integers(1, 5, 60)
+    events = rng.poisson(3.0 * exposure)
+    split = np.repeat(np.arange(60), exposure)  # each row as `exposure` rows with a share of the events
+    options = {"optimizer": None, "solver": DenseNewton()}
+    rates = GPCountRegressor(**options).fit(X, events / exposure, sample_weight=exposure)
+    whole = GPCountRegressor(**options).fit(X[split], (events / exposure)[split])
+    np.testing.assert_allclose(rates.predict(X), whole.predict(X), rtol=1e-6)
+
+
+# ----------------------------------------------------------------------- labels
+LABELS = {
+    "text": np.array(["no", "yes"]),
+    "objects": np.array(["no", "yes"], dtype=object),
+    "booleans": np.array([False, True]),
+    "from 1": np.array([1, 2]),
+    "floats": np.array([1.0, 2.0]),
+    "negative": np.array([-1, 1]),
+    "three of 1..C": np.array([1, 2, 3]),
+    "large": np.array([2**40, 2**62]),
+    "small type": np.array([3, 200], dtype=np.uint8),
+}
+
+
+@pytest.mark.parametrize("kind", LABELS)
+@pytest.mark.parametrize("make", [GPClassifier, GPOrdinalClassifier])
+@pytest.mark.filterwarnings("ignore:`levels` should say")
+def test_labels_of_any_kind(make, kind):
+    labels = LABELS[kind]
+    X, signal, _ = make_table(60)
+    index = np.digitize(signal, [-0.5, 0.5])[: len(X)] % len(labels)
+    estimator = make(max_iterations=2).fit(X, labels[index])
+    np.testing.assert_array_equal(estimator.classes_, labels)
+    assert estimator.classes_.dtype == labels.dtype
+    predicted = estimator.predict(X)
+    assert predicted.dtype == labels.dtype
+    assert np.mean(predicted == labels[index]) > 0.6
+    coded = make(max_iterations=2).fit(X, index)
+    np.testing.assert_array_equal(coded.predict_proba(X), estimator.predict_proba(X))
+
+
+def test_levels_have_an_order_and_columns_that_of_scikit_learn():
+    X, y = make_data(GPOrdinalClassifier)
+    names = np.array(["poor", "fair", "good", "excellent"])
+    estimator = GPOrdinalClassifier(levels=names, max_iterations=5).fit(X, names[y - 1])
+    assert estimator.levels_.tolist() == names.tolist()
+    assert estimator.classes_.tolist() == sorted(names)
+    numbered = GPOrdinalClassifier(max_iterations=5).fit(X, y)
+    for level, name in enumerate(names):
+        column = estimator.predict_proba(X)[:, estimator.classes_.tolist().index(name)]
+        np.testing.assert_array_equal(column, numbered.predict_proba(X)[:, level])
+    np.testing.assert_array_equal(estimator.predict_quantiles(X), names[numbered.predict_quantiles(X) - 1])
+    own = log_loss(names[y - 1], estimator.predict_proba(X), labels=estimator.classes_)
+    assert own == pytest.approx(log_loss(y, numbered.predict_proba(X)))
+
+
+def test_an_ordered_categorical_brings_its_order():
+    X, y = make_data(GPOrdinalClassifier)
+    names = ["poor", "fair", "good", "excellent"]
+    column = pandas.Series(pandas.Categorical.from_codes(y - 1, names, ordered=True))
+    assert GPOrdinalClassifier(max_iterations=2).fit(X, column).levels_.tolist() == names
+
+
+def test_class_weights():
+    X, y = make_data(GPClassifier)
+    plain = GPClassifier(max_iterations=2).fit(X, y)
+    heavy = GPClassifier(max_iterations=2, class_weight={"top": 50.0}).fit(X, y)
+    assert heavy.predict_proba(X)[:, 2].mean() > plain.predict_proba(X)[:, 2].mean() + 0.05
+    counts = np.array([np.sum(y == label) for label in plain.classes_])
+    by_hand = GPClassifier(max_iterations=2).fit(
+        X, y, sample_weight=(len(y) / 3 / counts)[np.searchsorted(plain.classes_, y)]
+    )
+    balanced = GPClassifier(max_iterations=2, class_weight="balanced").fit(X, y)
+    np.testing.assert_allclose(balanced.predict_proba(X), by_hand.predict_proba(X), rtol=1e-6)
+
+
+# ------------------------------------------------------------------- new rows
+@each
+def test_new_rows(make):
+    X, y = make_data(make, 120)
+    solver = SubspaceNewton(tolerance=1e-10, covariance_rank=400)
+    estimator = make(optimizer=None, approximation="laplace", solver=solver).fit(X[:100], y[:100])
+    kept = {name: value.clone() for name, value in estimator.model_.state_dict().items()}
+    before = estimator.kernel_passes_
+    estimator.partial_fit(X[100:], y[100:])
+    assert estimator.kernel_passes_ > before
+    assert estimator.model_.train_inputs[0].shape[0] == 120
+    assert all(torch.equal(value, kept[name]) for name, value in estimator.model_.state_dict().items())
+    # The same as conditioning on all rows at these hyperparameters.
+    whole = copy.deepcopy(estimator)
+    whole.model_.set_train_data(*whole.model_.train_inputs, whole.model_.train_targets)
+    for left, right in zip(outputs(estimator, X), outputs(whole, X), strict=True):
+        np.testing.assert_allclose(left, right, rtol=1e-3, atol=1e-4)
+
+
+def test_the_first_partial_fit_is_fit_and_may_name_all_classes():
+    X, y = make_data(GPClassifier)
+    known = y != "top"
+    classifier = GPClassifier(max_iterations=2).partial_fit(X[known], y[known], classes=["top", "low", "medium"])
+    assert classifier.classes_.tolist() == ["low", "medium", "top"]
+    before = classifier.predict_proba(X[~known])[:, 2]
+    classifier.partial_fit(X[~known], y[~known])
+    assert np.all(classifier.predict_proba(X[~known])[:, 2] > before)
+    assert_same(GPRegressor(max_iterations=2).partial_fit(X, X[:, 0]), GPRegressor(max_iterations=2).fit(X, X[:, 0]), X)
+
+
+def test_a_warm_start_goes_on_from_the_last_hyperparameters():
+    X, y = make_data(GPClassifier)
+    classifier = GPClassifier(max_iterations=3, warm_start=True, fit_options={"objective": "elbo"}).fit(X, y)
+    first = classifier.result_.records[0].objective
+    last = classifier.result_.records[-1].objective
+    assert classifier.fit(X, y).result_.records[0].objective > 0.5 * (first + last)
+
+
+# ----------------------------------------------------------------- composition
+@each
+def test_copies_and_files(make, tmp_path):
+    X, y = make_data(make)
+    estimator = make(max_iterations=2, solver=SubspaceNewton(tolerance=1e-3)).fit(X, y)
+    path = tmp_path / "estimator.safetensors"
+    estimator.save(path)
+    joblib.dump(estimator, tmp_path / "estimator.joblib")
+    copies = (
+        load(path),
+        make.load(path),
+        pickle.loads(pickle.dumps(estimator)),
+        joblib.load(tmp_path / "estimator.joblib"),
+        copy.deepcopy(estimator),
+    )
+    for other in copies:
+        assert type(other) is make
+        assert_same(other, estimator, X)
+        assert other.log_marginal_likelihood_value_ == estimator.log_marginal_likelihood_value_
+        assert repr(other.get_params()) == repr(estimator.get_params())
+    reloaded = load(path).partial_fit(X[:5], y[:5])  # it is alive
+    assert reloaded.model_.train_inputs[0].shape[0] == 85
+    assert not hasattr(clone(estimator), "model_")
+
+
+def test_files_keep_names_labels_and_weights(tmp_path):
+    X, y = make_data(GPClassifier)
+    frame = pandas.DataFrame(X, columns=["a", "b", "c"])
+    estimator = GPClassifier(max_iterations=2, class_weight={"top": 3.0}, random_state=np.random.RandomState(0)).fit(
+        frame, y
+    )
+    estimator.save(tmp_path / "e")
+    other = load(tmp_path / "e")
+    assert other.feature_names_in_.tolist() == ["a", "b", "c"]
+    assert other.classes_.dtype == estimator.classes_.dtype
+    assert other.get_params()["class_weight"] == {"top": 3.0}
+    assert_same(other, estimator, frame)
+
+
+def test_a_kernel_of_your_own_is_passed_again(tmp_path):
+    X, y = make_data(GPRegressor)
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel() + gpytorch.kernels.LinearKernel())
+    estimator = GPRegressor(kernel=kernel, max_iterations=2).fit(X, y)
+    assert estimator.kernel_ is not kernel  # copied: fitting leaves arguments alone
+    assert not bool(kernel.raw_outputscale.any())
+    estimator.save(tmp_path / "e")
+    with pytest.raises(InputError, match=r"`kernel` must be passed for a model .*Build the same kernel and call load"):
+        load(tmp_path / "e")
+    assert_same(load(tmp_path / "e", kernel=kernel), estimator, X)
+
+
+def test_files_of_another_kind(tmp_path):
+    X, y = make_data(GPRegressor)
+    estimator = GPRegressor(max_iterations=2).fit(X, y)
+    estimator.save(tmp_path / "e")
+    estimator.model_.save(tmp_path / "m")
+    with pytest.raises(
+        InputError, match=r"that an estimator wrote\. Got .*, which model\.save wrote\. Build the model"
+    ):
+        load(tmp_path / "m")
+    with pytest.raises(InputError, match=r"must hold one of GPClassifier\. Got .* with a GPRegressor\. Load it with"):
+        GPClassifier.load(tmp_path / "e")
+    with pytest.raises(InputError, match=r"which an estimator wrote\. Read it with itergp\.sklearn\.load"):
+        estimator.model_.load(tmp_path / "e")
+    estimator.set_params(fit_options={"callback": print})
+    with pytest.raises(InputError, match=r"Got `fit_options` with .*Pickle the estimator instead"):
+        estimator.save(tmp_path / "e")
+
+
+@pytest.mark.slow
+def test_pipelines_searches_and_calibration():
+    X, y = make_data(GPClassifier, 90)
+    pipeline = make_pipeline(PolynomialFeatures(2, include_bias=False), GPClassifier(max_iterations=2))
+    assert cross_val_score(pipeline, X, y, cv=2, scoring="neg_log_loss").min() > -1.2
+    grid = {"kernel": ["rbf", "matern32"], "max_iterations": [1, 2]}
+    search = GridSearchCV(GPClassifier(), grid, cv=2, n_jobs=2).fit(X, y)
+    assert set(search.best_params_) == {"kernel", "max_iterations"}
+    calibrated = CalibratedClassifierCV(GPClassifier(max_iterations=2), cv=2).fit(X, y)
+    np.testing.assert_allclose(calibrated.predict_proba(X).sum(1), 1.0)
+
+
+@each
+def test_equal_seeds_give_equal_results(make):
+    X, y = make_data(make)
+    assert_same(make(max_iterations=3, random_state=4).fit(X, y), make(max_iterations=3, random_state=4).fit(X, y), X)
+    state = np.random.RandomState
+    options = {"max_iterations": 3, "fit_options": {"objective": "predictive"}}
+    one, other = (make(random_state=state(seed), **options).fit(X, y) for seed in (1, 2))
+    assert any(np.any(a != b) for a, b in zip(outputs(one, X), outputs(other, X), strict=True))
+
+
+@pytest.mark.parametrize("name", KERNELS)
+def test_kernels_by_name(name):
+    X, y = make_data(GPRegressor)
+    regressor = GPRegressor(kernel=name, max_iterations=5).fit(X, y)
+    assert regressor.score(X, y) > 0.5
+    assert GPRegressor(kernel=name, ard=False, max_iterations=1).fit(X, y).score(X, y) > 0.5
+
+
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        kernels.RBF(0.7),
+        2.5 * kernels.RBF([0.7, 1.0, 2.0]),
+        kernels.Matern(0.8, nu=0.5) * kernels.ConstantKernel(3.0),
+        kernels.Matern(0.8, nu=1.5) + kernels.ConstantKernel(0.5),
+        kernels.RationalQuadratic(0.9, alpha=1.7),
+        kernels.RBF(1.0) * kernels.Matern(2.0, nu=2.5),
+        kernels.DotProduct(0.5),
+        kernels.ConstantKernel(2.0),
+    ],
+    ids=str,
+)
+def test_scikit_learns_kernels_mean_the_same_here(kernel):
+    X = np.random.default_rng(0).normal(size=(6, 3))
+    ours = translate(kernel).double()
+    np.testing.assert_allclose(ours(torch.as_tensor(X)).to_dense().detach().numpy(), kernel(X), rtol=1e-5, atol=1e-6)
+
+
+def test_fixed_hyperparameters_stay():
+    X, y = make_data(GPRegressor)
+    kernel = kernels.ConstantKernel(2.0, "fixed") * kernels.RBF(0.7)
+    regressor = GPRegressor(kernel=kernel, max_iterations=3).fit(X, y)
+    assert regressor.kernel_.outputscale.item() == pytest.approx(2.0)
+    assert regressor.kernel_.base_kernel.lengthscale.item() != pytest.approx(0.7)
+
+
+def test_scale_does_not_matter():
+    X, y = make_data(GPClassifier)
+    plain = GPClassifier(max_iterations=2, dtype="float64").fit(X, y)
+    for factor in (1e-300, 1e-9, 1e300):
+        moved = GPClassifier(max_iterations=2, dtype="float64").fit(X * factor, y)
+        np.testing.assert_allclose(moved.predict_proba(X * factor), plain.predict_proba(X), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("rows", [2, 3, 5, 12])
+@each
+@pytest.mark.filterwarnings("ignore::itergp.ItergpWarning")
+def test_few_rows_work(make, rows):
+    X, y = make_data(make, 40)
+    y = y.copy()
+    if make in (GPClassifier, GPOrdinalClassifier):
+        y[:2] = np.unique(y)[:2]
+    estimator = make(max_iterations=5).fit(X[:rows], y[:rows])
+    assert all(np.all(np.isfinite(values)) for values in outputs(estimator, X))
+
+
+def test_the_package_imports_without_what_is_optional():
+    code = (
+        "import sys, itergp, itergp.cli; assert not {'sklearn', 'pandas', 'matplotlib'} & set(sys.modules), sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    blocked = "import sys; sys.modules['sklearn'] = None; import itergp.sklearn"
+    done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, check=False)
+    assert done.stderr.strip().splitlines()[-1] == (
+        "ImportError: `itergp.sklearn` needs scikit-learn. It is not installed. Install it with `pip install itergp[sklearn]`."
+    )
+
+
+def test_constant_columns_become_zero_and_are_reported():
+    X, y = make_data(GPClassifier)
+    wide = np.column_stack([X, np.full(len(X), 7.3)])
+    with pytest.warns(ItergpWarning, match=r"should vary\. Got one value only in 1 of 4: 3\. They say nothing"):
+        classifier = GPClassifier(max_iterations=2).fit(wide, y)
+    assert not bool(classifier.model_.train_inputs[0][:, 3].any())
+    assert np.all(np.isfinite(classifier.predict_proba(wide)))
