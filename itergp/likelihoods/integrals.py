@@ -124,7 +124,7 @@ def _principal_root(covariance: Tensor) -> Tensor:
         _, rotation = torch.linalg.eigh(root.mT @ root)
         # A row's result must not turn on the signs that rounding gives the vectors.
         largest = rotation.gather(-2, rotation.abs().argmax(-2, keepdim=True))
-        rotation = rotation * torch.where(largest < 0.0, -1.0, 1.0)
+        rotation = rotation * torch.where(largest < 0.0, -1.0, 1.0).to(rotation)
     return (root @ rotation.flip(-1))[..., :-1]
 
 
