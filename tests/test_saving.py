@@ -29,7 +29,7 @@ from helpers import (
 from itergp import InputError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
 from itergp.models import files
-from itergp.solvers import DenseNewton
+from itergp.solvers import DenseNewton, IterNCGP, SubspaceNewton
 
 cases = pytest.mark.parametrize("name", CASES)
 
@@ -132,12 +132,18 @@ def test_a_stale_posterior_is_not_saved(tmp_path):
     _assert_same_model(other, fresh, make_inputs(5, seed=3))
 
 
-def test_the_dense_posterior_is_saved(tmp_path):
-    model = make_model("categorical", solver=DenseNewton())
+@pytest.mark.parametrize("solver", [SubspaceNewton(), DenseNewton(), IterNCGP()], ids=lambda s: type(s).__name__)
+def test_the_posterior_of_every_solver_is_saved_and_grows(solver, tmp_path):
+    model, x = make_model("categorical", solver=solver), make_inputs(5, seed=3)
     model.condition()
     model.save(tmp_path / "model.safetensors")
-    other = make_model("categorical", solver=DenseNewton()).load(tmp_path / "model.safetensors")
-    _assert_same_model(other, model, make_inputs(5, seed=3))
+    other = make_model("categorical", solver=solver).load(tmp_path / "model.safetensors")
+    _assert_same_model(other, model, x)
+    one, two = model.decompose_uncertainty(x), other.decompose_uncertainty(x)
+    assert torch.equal(one.computational, two.computational)
+    for loaded_or_not in (model, other):
+        loaded_or_not.append_train_data(x, model.train_targets[:5])
+        assert loaded_or_not.solution.representer_weights.shape == (45, 3)
 
 
 # ------------------------------------------------------------------- the file
