@@ -27,7 +27,7 @@ from itergp import InputError, ItergpWarning
 from itergp.sklearn import GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor, load
 from itergp.sklearn.kernels import KERNELS, translate
 from itergp.sklearn.noise import COUNTS, NOISES
-from itergp.solvers import DenseNewton, SubspaceNewton
+from itergp.solvers import DenseNewton, IterNCGP, SubspaceNewton
 
 ESTIMATORS = (GPClassifier, GPOrdinalClassifier, GPRegressor, GPCountRegressor)
 each = pytest.mark.parametrize("make", ESTIMATORS)
@@ -372,9 +372,9 @@ def test_files_of_another_kind(tmp_path):
         GPClassifier.load(tmp_path / "e")
     with pytest.raises(InputError, match=r"which an estimator wrote\. Read it with itergp\.sklearn\.load"):
         estimator.model_.load(tmp_path / "e")
-    estimator.set_params(fit_options={"callback": print})
-    with pytest.raises(InputError, match=r"Got `fit_options` with .*Pickle the estimator instead"):
-        estimator.save(tmp_path / "e")
+    for name, value in (("fit_options", {"callback": [].append}), ("solver", IterNCGP())):  # its policy is an object
+        with pytest.raises(InputError, match=rf"Got `{name}` with .*Pickle the estimator instead"):
+            GPRegressor(max_iterations=2, **{name: value}).fit(X, y).save(tmp_path / "e")
 
 
 @pytest.mark.slow

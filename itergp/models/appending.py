@@ -58,4 +58,6 @@ def _with_rows(solution: Solution, count: int) -> Solution:
         certificate=None,
         space=space,
         operator=None,
+        curvature=None,
+        actions=None,
     )

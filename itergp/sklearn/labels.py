@@ -63,7 +63,7 @@ class LabelEstimator(ClassifierMixin, GPEstimator):
             where, unknown = np.zeros(len(y), dtype=int), np.ones(len(y), dtype=bool)
         if np.any(unknown):
             raise InputError(
-                f"Labels must be among the classes {show_labels(self.classes_)} that {type(self).__name__} knows. Got "
+                f"Labels must be among the classes {show_labels(self._coded)} that {type(self).__name__} knows. Got "
                 f"{show_labels(np.unique(y[unknown]))}. Correct them, or fit again with all classes."
             )
         return order[where].astype(np.float64)

@@ -108,8 +108,9 @@ def _as_json(name: str, value: Any) -> Any:
         return None
     if name == "device" and value is not None:
         return str(value)
-    if name == "solver" and value is not None and type(value).__name__ in solvers.__all__:
-        return {"solver": type(value).__name__, "settings": _as_json("settings", dataclasses.asdict(value))}
+    if name == "solver" and dataclasses.is_dataclass(value) and type(value).__name__ in solvers.__all__:
+        settings = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {"solver": type(value).__name__, "settings": _as_json("solver", settings)}
     if name == "class_weight" and isinstance(value, Mapping):
         labels = np.array(list(value))
         return {"labels": _pack_labels(labels), "weights": [float(weight) for weight in value.values()]}

@@ -1,0 +1,289 @@
+"""From a table to a saved model to predictions on the command line; what goes wrong is one sentence and an exit code."""
+
+from __future__ import annotations
+
+import io
+import re
+import sys
+import warnings
+
+import numpy as np
+import pandas
+import pytest
+from helpers import make_model
+
+from itergp import SolverError
+from itergp.cli import main
+from itergp.cli.fit import TASKS, guess_task
+from itergp.sklearn import load
+
+QUICK = ["--quiet", "--max-iterations", "3"]
+
+
+def make_table(target: str, num_rows: int = 60) -> pandas.DataFrame:
+    rng = np.random.default_rng(0)
+    table = pandas.DataFrame({"age": rng.uniform(20, 80, num_rows), "height": rng.normal(1.7, 0.1, num_rows)})
+    signal = np.sin(table["age"] / 10.0)
+    columns = {
+        "class": np.where(signal > 0, "yes", "no"),
+        "grade": np.array(["poor", "fair", "good"])[np.digitize(signal, [-0.4, 0.4])],
+        "count": rng.poisson(20.0 * np.exp(signal)),
+        "value": 100.0 + 10.0 * signal + rng.normal(size=num_rows),
+    }
+    return table.assign(**{target: columns[target]})
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A folder with one table per target."""
+    for target in ("class", "grade", "count", "value"):
+        make_table(target).to_csv(tmp_path / f"{target}.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+CASES = {
+    "class": (["--target", "class"], "GPClassifier", ["prediction", "probability_no", "probability_yes"]),
+    "grade": (
+        ["--target", "grade", "--task", "ordinal", "--levels", "poor", "fair", "good"],
+        "GPOrdinalClassifier",
+        ["prediction", "probability_fair", "probability_good", "probability_poor"],
+    ),
+    "count": (
+        ["--target", "count", "--noise", "negative_binomial"],
+        "GPCountRegressor",
+        ["prediction", "std", "quantile_0.05", "quantile_0.5", "quantile_0.95"],
+    ),
+    "value": (
+        ["--target", "value", "--noise", "student_t", "--kernel", "rbf"],
+        "GPRegressor",
+        ["prediction", "std", "quantile_0.05", "quantile_0.5", "quantile_0.95"],
+    ),
+}
+
+
+@pytest.mark.parametrize("target", CASES)
+def test_fit_predict_and_info(target, folder, capsys):
+    words, estimator, columns = CASES[target]
+    assert main(["fit", f"{target}.csv", *words, *QUICK, "--save", "m.safetensors"]) == 0
+    said, progress = capsys.readouterr()
+    assert progress == ""
+    assert f"{estimator}: " in said
+    assert "on 12 held-out rows: " in said
+    assert "Now conditioned on all 60 rows" in said
+    assert ("The task was guessed" in said) == ("--task" not in words)
+
+    assert main(["predict", "m.safetensors", f"{target}.csv"]) == 0
+    printed = pandas.read_csv(io.StringIO(capsys.readouterr().out))
+    assert list(printed.columns) == columns
+    assert main(["predict", "m.safetensors", f"{target}.csv", "--output", "out.csv", "--with-inputs"]) == 0
+    assert "60 predictions written to out.csv." in capsys.readouterr().err
+    written = pandas.read_csv("out.csv")
+    assert list(written.columns) == ["age", "height", target, *columns]
+    pandas.testing.assert_frame_equal(written[columns], printed)
+    model = load("m.safetensors")
+    expected = model.predict(make_table(target)[["age", "height"]])
+    if expected.dtype.kind == "f":  # the table's memory layout is not the frame's
+        np.testing.assert_allclose(written["prediction"], expected, rtol=1e-12)
+    else:
+        np.testing.assert_array_equal(written["prediction"].astype(expected.dtype), expected)
+
+    assert main(["info", "m.safetensors"]) == 0
+    facts = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
+    assert facts["kind"].strip() == estimator
+    assert facts["training rows"].strip() == "60"
+    assert facts["columns"].strip() == "2 (age, height)"
+    assert facts["posterior"].strip().startswith("variational, rank ")
+    assert "file format 1" in facts["written by"]
+
+
+def test_options(folder, capsys):
+    make_table("value").assign(name="x", w=1.0, other=0.5).to_csv("more.csv", index=False)
+    words = ["fit", "more.csv", "--target", "value", "--drop", "name", "other", "--weights", "w", "--test-size", "0"]
+    assert main([*words, *QUICK, "--save", "m"]) == 0
+    assert "held-out" not in capsys.readouterr().out
+    assert load("m").feature_names_in_.tolist() == ["age", "height"]
+    assert main(["fit", "more.csv", "--target", "value", "--features", "height", *QUICK, "--save", "m"]) == 0
+    assert load("m").feature_names_in_.tolist() == ["height"]
+    capsys.readouterr()
+    assert main(["predict", "m", "more.csv", "--quantiles", "0.25", "0.75"]) == 0
+    assert capsys.readouterr().out.startswith("prediction,std,quantile_0.25,quantile_0.75\n")
+
+
+def test_progress_goes_to_standard_error(folder, capsys):
+    assert main(["fit", "value.csv", "--target", "value", "--max-iterations", "2"]) == 0
+    said, progress = capsys.readouterr()
+    assert "objective" in progress
+    assert "objective" not in said
+
+
+def test_info_of_a_model_that_is_not_an_estimators(folder, capsys):
+    model = make_model("bernoulli-logit")
+    model.save("m")
+    assert main(["info", "m"]) == 0
+    assert "none: it is found on the first prediction" in capsys.readouterr().out
+    model.condition()
+    model.save("m")
+    assert main(["info", "m"]) == 0
+    said = capsys.readouterr().out
+    assert "model of class SimpleGP" in said
+    assert "nats per row" in said
+
+
+@pytest.mark.parametrize(
+    ("values", "task"),
+    [
+        (["a", "b"], "classification"),
+        ([True, False], "classification"),
+        ([1, 2, 3], "classification"),
+        ([0.0, 1.0], "classification"),
+        (range(30), "counts"),
+        (range(-15, 15), "regression"),
+        ([0.5, 1.5], "regression"),
+    ],
+)
+def test_the_task_is_guessed(values, task):
+    assert guess_task(pandas.Series(list(values))) == task
+    assert task in TASKS
+
+
+def test_parquet(folder, capsys):
+    pytest.importorskip("pyarrow")
+    make_table("value").to_parquet("value.parquet")
+    assert main(["fit", "value.parquet", "--target", "value", *QUICK, "--save", "m"]) == 0
+    assert main(["predict", "m", "value.parquet", "--output", "out.parquet"]) == 0
+    assert main(["predict", "m", "value.csv", "--output", "out.csv"]) == 0
+    pandas.testing.assert_frame_equal(pandas.read_parquet("out.parquet"), pandas.read_csv("out.csv"), rtol=1e-9)
+
+
+# ---------------------------------------------------------------------- errors
+FIT = ["fit", "class.csv", "--target", "class", *QUICK]
+ERRORS = {
+    "no file": (["fit", "no.csv", "--target", "y"], 2, "The data must be a file. Got 'no.csv', which is none. Check"),
+    "no target": (["fit", "class.csv", "--target", "klass"], 2, "Got none of that name. Did you mean 'class'?"),
+    "no feature": ([*FIT, "--features", "weight"], 2, "The data must have the column(s) 'weight' for the features."),
+    "no weights": (
+        [*FIT, "--weights", "w"],
+        2,
+        "the column(s) 'w' for the weights. Got none of that name. It has 'age', ",
+    ),
+    "no features left": (
+        [*FIT, "--drop", "age", "height"],
+        2,
+        "must have columns to predict from. Got the target alone",
+    ),
+    "text": (["fit", "class.csv", "--target", "age", *QUICK], 2, "Got text or dates in 'class'. Encode them, or leave"),
+    "a kernel": ([*FIT, "--kernel", "RFB"], 2, "Got 'RFB'. Did you mean 'rbf'?"),
+    "noise of classes": ([*FIT, "--noise", "gaussian"], 2, "`--noise` must be left out for classification."),
+    "levels of classes": ([*FIT, "--levels", "no", "yes"], 2, "`--levels` must be left out for classification."),
+    "an unknown level": (
+        ["fit", "grade.csv", "--target", "grade", "--task", "ordinal", "--levels", "poor", "good", *QUICK],
+        2,
+        "Labels must be among the classes ['poor', 'good']",
+    ),
+    "all held out": ([*FIT, "--test-size", "1"], 2, "`--test-size` must be at least 0 and below 1. Got 1.0."),
+    "regression of text": (
+        ["fit", "class.csv", "--target", "class", "--task", "regression"],
+        2,
+        "`y` must be numbers.",
+    ),
+    "a device": ([*FIT, "--device", "cuda:9"], 2, "`device` must be a device that torch can use. Got 'cuda:9'."),
+    "no folder to save to": ([*FIT, "--save", "no/m"], 2, "`path` must be a file that can be written. Got 'no/m'"),
+    "an empty table": (
+        ["fit", "header.csv", "--target", "class"],
+        2,
+        "must have rows. Got 'header.csv' with a header only",
+    ),
+    "an empty file": (["fit", "empty.csv", "--target", "class"], 2, "cannot be read as one (No columns to parse from"),
+    "no text file": (["fit", "binary.csv", "--target", "class"], 2, "cannot be read as one ("),
+    "no model": (["predict", "no.m", "class.csv"], 2, "Got 'no.m', which is not a file. Check the name."),
+    "no model's info": (["info", "no.m"], 2, "Got 'no.m', which is not a file. Check the name."),
+    "a table as a model": (["predict", "class.csv", "class.csv"], 2, "which is damaged or of another kind"),
+    "missing values": (
+        ["fit", "missing.csv", "--target", "class", *QUICK],
+        2,
+        "Got NaN or infinity in 1 of 48 row(s), in",
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", ERRORS)
+def test_errors_are_one_sentence_and_an_exit_code(kind, folder, capsys):
+    (folder / "header.csv").write_text("age,class\n")
+    (folder / "empty.csv").write_text("")
+    (folder / "binary.csv").write_bytes(bytes(range(128, 256)) * 10)
+    table = make_table("class")
+    table.loc[0, "age"] = np.nan
+    table.to_csv("missing.csv", index=False)
+    words, code, sentence = ERRORS[kind]
+    assert main(words) == code
+    error = capsys.readouterr().err
+    assert error.startswith("itergp: ")
+    assert sentence in error
+    assert error.count("\n") == 1
+
+
+def test_columns_that_the_model_needs(folder, capsys):
+    assert main([*FIT, "--save", "m"]) == 0
+    make_table("class").drop(columns="age").to_csv("less.csv", index=False)
+    assert main(["predict", "m", "less.csv"]) == 2
+    assert "must have the column(s) 'age' for the model. Got none of that name." in capsys.readouterr().err
+    assert main(["predict", "m", "class.csv", "--output", "no/out.csv"]) == 2
+    assert "The output must be a file that can be written. Got 'no/out.csv'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (SolverError("A matrix failed. Use float64."), 1, "itergp: A matrix failed. Use float64.\n"),
+        (KeyboardInterrupt("Ctrl-C"), 130, "itergp: Interrupted.\n"),
+        (
+            ZeroDivisionError("division by zero\nsecond line"),
+            1,
+            "itergp: Something went wrong: ZeroDivisionError (division by zero). Run `itergp --traceback info ...` to see "
+            "where.\n",
+        ),
+        (BrokenPipeError("Broken pipe"), 0, ""),
+    ],
+)
+def test_failures(error, code, sentence, folder, capsys, monkeypatch):
+    def fail(_):
+        raise error
+
+    monkeypatch.setattr("itergp.cli.info.read_file", fail)
+    monkeypatch.setattr(sys.stderr, "close", lambda: None, raising=False)
+    assert main(["info", "m"]) == code
+    assert capsys.readouterr().err == sentence
+    with pytest.raises(type(error), match=re.escape(str(error))):
+        main(["--traceback", "info", "m"])
+
+
+@pytest.mark.parametrize("missing", ["pandas", "sklearn"])
+def test_a_missing_extra_is_named(missing, folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, missing, None)
+    assert main(FIT) == 1
+    extra = "tables" if missing == "pandas" else "sklearn"
+    assert (
+        f"needs {missing}. It is not installed. Install it with `pip install itergp[{extra}]`."
+        in capsys.readouterr().err
+    )
+
+
+def test_parquet_without_pyarrow(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    (folder / "table.parquet").write_bytes(b"PAR1")
+    assert main(["fit", "table.parquet", "--target", "y"]) == 1
+    assert "Reading Parquet needs pyarrow. It is not installed. Install it with" in capsys.readouterr().err
+
+
+def test_warnings_are_one_line(folder, capsys):
+    make_table("class").assign(constant=1.0).to_csv("constant.csv", index=False)
+    with pytest.warns(UserWarning, match="Got one value only"):
+        main(["--traceback", "fit", "constant.csv", "--target", "class", *QUICK])
+    capsys.readouterr()
+    with warnings.catch_warnings():
+        warnings.simplefilter("default")
+        assert main(["fit", "constant.csv", "--target", "class", *QUICK]) == 0
+    assert capsys.readouterr().err.startswith(
+        "itergp: warning: Columns of `X` should vary. Got one value only in 1 of 3:"
+    )
