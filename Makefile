@@ -4,10 +4,11 @@
 #     make test     install and run every test
 #     make check    lint, types, docs and tests
 #
-# PYTHON picks the interpreter that makes .venv; PYTEST_ARGS goes to pytest (for example PYTEST_ARGS="-n 2 -k softmax").
+# PYTHON picks the interpreter that makes .venv; PYTEST_ARGS goes to pytest, in place of two workers of one thread each (for
+# example PYTEST_ARGS="-k softmax").
 
 PYTHON ?= python3
-PYTEST_ARGS ?=
+PYTEST_ARGS ?= -n 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -23,7 +24,7 @@ demo: $(STAMP)
 	$(BIN)/itergp demo
 
 test: $(STAMP)
-	$(BIN)/python -m pytest --doctest-modules itergp tests $(PYTEST_ARGS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules itergp tests $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

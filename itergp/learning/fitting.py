@@ -28,7 +28,7 @@ _SUBSET_ROWS = 1000
 _SUBSET_SHARE = 0.4  # of the iterations
 _SPREAD = 1.5  # standard deviation of the random starts, in the optimiser's variables
 _REFINEMENT_RATE = 0.7  # of the learning rate
-_CALIBRATION_VALUES = 20_000  # latent values
+_CALIBRATION_VALUES = 20_000  # latent values, rows times functions, to choose by
 _COLLAPSED, _DIVERGED = 1e-3, 1e5
 
 
@@ -123,7 +123,7 @@ def fit(
     calibration = None
     if calibrate and model.observations.likelihood.exchangeable and model.train_targets.shape[0] > 1:
         begun = time.perf_counter()
-        rows = max(2000, min(4000, _CALIBRATION_VALUES // model.observations.likelihood.num_latents))
+        rows = max(1000, min(4000, _CALIBRATION_VALUES // model.observations.likelihood.num_latents))
         tuned_for = PLUG_IN if getattr(stages[-1].objective, "predictive", None) == "plug-in" else POSTERIOR
         calibration = calibrate_predictions(model, num_rows=rows, reference=tuned_for, seed=seed)
         model.approximation, model.covariance_scale = calibration.approximation, calibration.covariance_scale

@@ -7,6 +7,8 @@ Throughout, ``f`` has shape ``(..., N, C)``: rows, then latent functions; leadin
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar
 
 import gpytorch
@@ -16,7 +18,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from itergp.errors import InputError
-from itergp.likelihoods.quadrature import gauss_hermite, psd_root
+from itergp.likelihoods.quadrature import apply_blocks, block_root, gauss_hermite, psd_root
 
 _NUM_NODES = 20
 _NUM_PAIRS = 16
@@ -66,6 +68,16 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         Returns:
             g ``(..., N, C)`` and W ``(..., N, C, C)``.
         """
+
+    def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
+        """Multiplication of vectors ``(N, C)`` by the curvature ``(N, C, C)`` at ``f``, faster where it has structure."""
+        return partial(apply_blocks, curvature)
+
+    def curvature_root(
+        self, f: Tensor, curvature: Tensor
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Multiplication of vectors ``(N, C)`` by H and by ``H^T`` with ``H H^T`` the curvature at ``f``."""
+        return block_root(curvature)
 
     @abstractmethod
     def validate_targets(self, targets: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -54,6 +55,32 @@ class CategoricalLikelihood(Likelihood):
         curvature = -probs.unsqueeze(-1) * probs.unsqueeze(-2)
         curvature.diagonal(dim1=-2, dim2=-1).add_(probs)
         return gradient, curvature
+
+    def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
+        """``p v - p (p v)``: C numbers per row instead of C squared."""
+        probs = softmax(f).contiguous()
+
+        def product(vector: Tensor) -> Tensor:
+            weighted = probs * vector
+            return weighted - probs * weighted.sum(-1, keepdim=True)
+
+        return product
+
+    def curvature_root(
+        self, f: Tensor, curvature: Tensor
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """``H = diag(s) - p s^T`` with s the square root of p."""
+        probs = softmax(f).contiguous()
+        root = probs.sqrt()
+
+        def apply(vector: Tensor) -> Tensor:
+            weighted = root * vector
+            return weighted - probs * weighted.sum(-1, keepdim=True)
+
+        def transpose(vector: Tensor) -> Tensor:
+            return root * (vector - (probs * vector).sum(-1, keepdim=True))
+
+        return apply, transpose
 
     def expected_derivatives(
         self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor

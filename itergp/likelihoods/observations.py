@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from torch import Tensor
 
 from itergp.likelihoods.base import Likelihood
+from itergp.likelihoods.quadrature import block_root
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,19 @@ class Observations:
         """Gradient ``(..., N, C)`` and curvature ``(..., N, C, C)`` at ``f``."""
         gradient, curvature = self.likelihood.derivatives(f, self.targets)
         return self._weigh(gradient, 1), self._weigh(curvature, 2)
+
+    def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
+        """Multiplication of vectors ``(N, C)`` by the weighted curvature at ``f``."""
+        product = self.likelihood.curvature_product(f, curvature)
+        return product if self.sample_weight is None else lambda vector: self._weigh(product(vector), 1)
+
+    def curvature_root(
+        self, f: Tensor, curvature: Tensor
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Multiplication of vectors ``(N, C)`` by H and ``H^T``, with ``H H^T`` the weighted curvature at ``f``."""
+        if self.sample_weight is not None:
+            return block_root(curvature)
+        return self.likelihood.curvature_root(f, curvature)
 
     def expected_log_density(self, mean: Tensor, offsets: Tensor, node_weights: Tensor) -> Tensor:
         """``w_n E[log p(y_n | f_n)]`` ``(N,)``; arguments as in ``Likelihood.expected_log_density``."""

@@ -6,7 +6,8 @@ GPyTorch's own Gauss-Hermite nodes stay in float32 after ``.double()``; these ar
 from __future__ import annotations
 
 import math
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
@@ -59,3 +60,20 @@ def psd_root(covariance: Tensor) -> Tensor:
         safe = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
         root = torch.where((info > 0)[..., None, None], safe, root)
     return root
+
+
+def block_root(blocks: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+    """Multiplication by H and ``H^T`` with ``H H^T`` positive semi-definite blocks ``(N, C, C)``; here H is symmetric."""
+    if blocks.shape[-1] == 1:
+        root = blocks.clamp_min(0.0).sqrt()
+    else:
+        values, vectors = torch.linalg.eigh(blocks)
+        root = (vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)) @ vectors.mT
+    return partial(apply_blocks, root), partial(apply_blocks, root)
+
+
+def apply_blocks(blocks: Tensor, vector: Tensor) -> Tensor:
+    """Symmetric blocks ``(N, C, C)`` times a vector ``(N, C)``."""
+    if blocks.shape[-1] == 1:
+        return blocks.squeeze(-1) * vector
+    return torch.bmm(blocks, vector.unsqueeze(-1)).squeeze(-1)

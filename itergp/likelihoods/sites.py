@@ -6,13 +6,15 @@ the current Gaussian marginals (Opper & Archambeau 2009; Khan & Lin 2017). Solve
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from torch import Tensor
 
 from itergp.likelihoods.base import Likelihood, node_offsets
 from itergp.likelihoods.observations import Observations
-from itergp.likelihoods.quadrature import psd_root
+from itergp.likelihoods.quadrature import apply_blocks, block_root, psd_root
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,16 @@ class LaplaceSite:
     def derivatives(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient ``(N, C)`` and curvature ``(N, C, C)`` at ``f``."""
         return self.observations.derivatives(f)
+
+    def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
+        """Multiplication of vectors ``(N, C)`` by the curvature at ``f``."""
+        return self.observations.curvature_product(f, curvature)
+
+    def curvature_root(
+        self, f: Tensor, curvature: Tensor
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Multiplication of vectors ``(N, C)`` by H and ``H^T``, with ``H H^T`` the curvature at ``f``."""
+        return self.observations.curvature_root(f, curvature)
 
 
 @dataclass(frozen=True)
@@ -87,6 +99,16 @@ class VariationalSite:
     def derivatives(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """Expected gradient ``(N, C)`` and curvature ``(N, C, C)``."""
         return self.observations.expected_derivatives(f, self.offsets, self.weights.to(f))
+
+    def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
+        """Multiplication of vectors ``(N, C)`` by the expected curvature at ``f``."""
+        return partial(apply_blocks, curvature)
+
+    def curvature_root(
+        self, f: Tensor, curvature: Tensor
+    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
+        """Multiplication of vectors ``(N, C)`` by H and ``H^T``, with ``H H^T`` the expected curvature at ``f``."""
+        return block_root(curvature)
 
 
 Site = LaplaceSite | VariationalSite

@@ -8,14 +8,17 @@ import torch
 from torch import Tensor
 
 from itergp.likelihoods import AutomaticLikelihood, Observations
+from itergp.likelihoods.quadrature import apply_blocks
 from itergp.operators import KernelOperator
-from itergp.solvers.newton import apply_blocks, newton_matrix, robust_cholesky, weighted_gram
+from itergp.solvers.newton import newton_matrix, robust_cholesky, weighted_gram
 from itergp.solvers.precision import multiply
 from itergp.solvers.search_space import SearchSpace
 
 _MAX_STEPS = 200
 _MAX_INDEFINITE_STEPS = 1000
 _DENSE_LIMIT = 1500
+
+Root = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 
 def linearise(
@@ -65,13 +68,12 @@ def solve_adjoint(
     curvature: Tensor,
     right: Tensor,
     tolerance: float,
-    *,
-    definite: bool = True,
+    root: Root | None,
 ) -> Tensor:
     """``W lambda`` for ``(I + K W) lambda = q``.
 
-    With ``W = H^2`` the symmetric system ``(I + H K H) z = H q`` gives ``W lambda = H z``. Within the space
-    ``K ~ T T^T``, so that ``(I + H T T^T H)^{-1}`` is a good preconditioner, and a small solve by Woodbury's identity.
+    With ``W = H H^T`` the symmetric system ``(I + H^T K H) z = H^T q`` gives ``W lambda = H z``. Within the space
+    ``K ~ T T^T``, so that ``(I + H^T T T^T H)^{-1}`` is a good preconditioner, and a small solve by Woodbury's identity.
     An indefinite W has no such root; ``I + W K`` is then still self-adjoint, and at a mode positive, in the inner product of
     K, in which conjugate gradients solve ``(I + W K) w = W q`` without a preconditioner.
 
@@ -81,21 +83,21 @@ def solve_adjoint(
         curvature: W ``(N, C, C)``.
         right: q ``(N, C)``.
         tolerance: Relative residual at which to stop.
-        definite: Whether W is positive semi-definite.
+        root: Multiplication by H and by ``H^T``; None if W is indefinite.
 
     Returns:
         ``(N, C)``.
     """
-    if not definite:
+    if root is None:
         return _solve_indefinite(operator, curvature, right, tolerance)
-    root = _symmetric_root(curvature)
-    precondition = _preconditioner(space, root)
+    factor, transpose = root
+    precondition = _preconditioner(space, curvature, root)
 
     def apply(z: Tensor) -> Tensor:
-        return z + apply_blocks(root, multiply(operator, apply_blocks(root, z).unsqueeze(-1))[..., 0])
+        return z + transpose(multiply(operator, factor(z).unsqueeze(-1))[..., 0])
 
     z = torch.zeros_like(right)
-    residual = apply_blocks(root, right)
+    residual = transpose(right)
     size = residual.norm()
     direction = preconditioned = precondition(residual)
     rho = (residual * preconditioned).sum()
@@ -108,7 +110,7 @@ def solve_adjoint(
         preconditioned = precondition(residual)
         previous, rho = rho, (residual * preconditioned).sum()
         direction = preconditioned + (rho / previous) * direction
-    return apply_blocks(root, z)
+    return factor(z)
 
 
 def _solve_indefinite(operator: KernelOperator, curvature: Tensor, right: Tensor, tolerance: float) -> Tensor:
@@ -133,27 +135,20 @@ def _solve_indefinite(operator: KernelOperator, curvature: Tensor, right: Tensor
     return w
 
 
-def _symmetric_root(curvature: Tensor) -> Tensor:
-    """H ``(N, C, C)`` with ``H^2 = W``."""
-    if curvature.shape[-1] == 1:
-        return curvature.clamp_min(0.0).sqrt()
-    values, vectors = torch.linalg.eigh(curvature)
-    return (vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)) @ vectors.mT
-
-
-def _preconditioner(space: SearchSpace, root: Tensor) -> Callable[[Tensor], Tensor]:
-    """``(I + H T T^T H)^{-1}``, exact when its inner matrix is small, otherwise with the class-diagonal part of H."""
-    latents, dtype = root.shape[-1], space.products.dtype
+def _preconditioner(space: SearchSpace, curvature: Tensor, root: Root) -> Callable[[Tensor], Tensor]:
+    """``(I + H^T T T^T H)^{-1}``, exact when its inner matrix is small, otherwise with the diagonal of W for every function."""
+    latents, dtype = curvature.shape[-1], space.products.dtype
     if latents * space.rank <= _DENSE_LIMIT:
-        factor = robust_cholesky(newton_matrix(space, root @ root), dtype)
+        cholesky = robust_cholesky(newton_matrix(space, curvature), dtype)
+        factor, transpose = root
 
         def exact(z: Tensor) -> Tensor:
-            inside = space.project(apply_blocks(root, z))
-            solved = torch.cholesky_solve(inside.reshape(-1, 1), factor).reshape(inside.shape)
-            return z - apply_blocks(root, space.latent(solved))
+            inside = space.project(factor(z))
+            solved = torch.cholesky_solve(inside.reshape(-1, 1), cholesky).reshape(inside.shape)
+            return z - transpose(space.latent(solved))
 
         return exact
-    diagonal = root.diagonal(dim1=-2, dim2=-1)
+    diagonal = curvature.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
     blocks = torch.stack([weighted_gram(space, diagonal[:, c].square(), c, c) for c in range(latents)]) + space.gram
     factors = robust_cholesky(blocks, dtype)
 

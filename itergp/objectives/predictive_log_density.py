@@ -136,13 +136,14 @@ class PredictiveLogDensity(Objective):
         weights = solution.representer_weights
         value, gradient = self._density(validation, operator, smooth, covariance, unseen, weights)
         implicit, hessian = linearise(seen, solution.latent_values, offsets, nodes)
+        definite = seen.likelihood.curvature == "hessian"
         with torch.no_grad():
             across = self._operator(validation, kind="blocked", detached=True)
             right = cross_multiply(across, operator.inputs, gradient.unsqueeze(-1))[..., 0]
             assert solution.space is not None
             tolerance = 0.1 * self.tolerance
-            definite = seen.likelihood.curvature == "hessian"
-            weighted = solve_adjoint(operator, solution.space, hessian, right, tolerance, definite=definite)
+            root = site.curvature_root(solution.latent_values, hessian) if definite else None
+            weighted = solve_adjoint(operator, solution.space, hessian, right, tolerance, root)
             adjoint = right - multiply(operator, weighted.unsqueeze(-1))[..., 0]
         moved_validation = validation.mean + cross_multiply(smooth, validation.features, weights.unsqueeze(-1))[..., 0]
         moved = part.mean + multiply(smooth, weights.unsqueeze(-1))[..., 0]
