@@ -6,7 +6,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -25,6 +25,7 @@ from itergp.solvers.base import require_positive
 
 _FEW_ROWS = 500  # up to here the bound on the evidence of all rows beats the density of some of them
 _SUBSET_ROWS = 1000
+_REFINEMENT_ROWS, _REFINEMENT_VALUES = 3000, 48_000  # rows, and rows times latent functions
 _SUBSET_SHARE = 0.4  # of the iterations
 _SPREAD = 1.5  # standard deviation of the random starts, in the optimiser's variables
 _REFINEMENT_RATE = 0.7  # of the learning rate
@@ -60,7 +61,7 @@ def fit(
     optimizer: str = "adam",
     max_iterations: int = 50,
     learning_rate: float = 0.2,
-    max_rows: int | None = 3000,
+    max_rows: int | Literal["auto"] | None = "auto",
     num_restarts: int = 0,
     calibrate: bool = True,
     time_limit: float | None = None,
@@ -83,7 +84,7 @@ def fit(
         optimizer: ``"adam"``, or ``"lbfgs"`` on one fixed split per stage.
         max_iterations: Steps of the optimiser, all stages together.
         learning_rate: Of Adam, at the start: relative change per step of a positive parameter.
-        max_rows: Rows in a subset of the last stage; None for all.
+        max_rows: Rows in a subset of the last stage; ``"auto"`` for 3,000, fewer beyond 16 latent functions; None for all.
         num_restarts: How often the first stage starts again from random parameters; the best on a common split goes on.
         calibrate: Whether to choose between the Laplace and the variational posterior, and the share of its covariance that
             predictions integrate, on held-out rows; the choice becomes the model's ``approximation`` and
@@ -98,8 +99,11 @@ def fit(
         InputError: If the model has nothing to learn, or an argument is out of its range.
     """
     require_optimizer(optimizer)
-    for name, number in (("max_iterations", max_iterations), ("max_rows", max_rows)):
-        require_positive(name, number, integer=True)
+    require_positive("max_iterations", max_iterations, integer=True)
+    if max_rows == "auto":
+        latents = model.observations.likelihood.num_latents
+        max_rows = max(_SUBSET_ROWS, min(_REFINEMENT_ROWS, _REFINEMENT_VALUES // latents))
+    require_positive("max_rows", max_rows, integer=True)
     require_positive("learning_rate", learning_rate)
     require_positive("time_limit", time_limit)
     if num_restarts < 0:
