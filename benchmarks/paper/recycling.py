@@ -41,6 +41,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "in kernel",
         "buffers, MiB",
         "test NLL",
+        "objective above the mode, nats per row",
         "how it ended",
     ]
     rows = [

@@ -23,6 +23,10 @@ def machine(device: str = "cpu") -> str:
 
 def write(folder: Path, name: str, title: str, notes: list[str], header: list[str], rows: list[list[str]]) -> None:
     """``name.md`` and ``name.tex`` with the same figures."""
+    if any(len(row) != len(header) for row in rows):
+        raise ValueError(
+            f"Every row must have the {len(header)} cells of the header. Got {sorted({len(r) for r in rows})}."
+        )
     lines = [f"# {title}", "", *[line for note in notes for line in (note, "")]]
     lines += ["| " + " | ".join(header) + " |", "|" + "---|" * len(header)]
     lines += ["| " + " | ".join(row) + " |" for row in rows]
