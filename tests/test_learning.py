@@ -383,3 +383,29 @@ def test_few_rows_are_each_held_out_once_and_weights_count():
     weight = (torch.arange(90) % 3 > 0).float()
     weighted = SimpleGP(x, y, BernoulliLikelihood(), sample_weight=weight)
     assert calibrate_predictions(weighted, num_rows=4000).num_held_out == 60
+
+
+def test_another_fit_forgets_the_scale_of_the_last():
+    model = binary()
+    model.covariance_scale = 0.1
+    fit(model, max_iterations=2, calibrate=False)
+    assert model.covariance_scale == 1.0
+
+
+def test_starts_are_compared_by_what_is_learned():
+    """On one split, by the same predictive distribution, and equal whenever it is evaluated."""
+    model = binary(80).train()
+    options = {
+        "predictive": "variational",
+        "num_folds": 3,
+        "rank": 9,
+        "num_rows": 60,
+        "holdout": 0.4,
+        "tolerance": 1e-5,
+    }
+    common = PredictiveLogDensity(model.likelihood, model, **options).on_one_split(7)
+    assert {name: getattr(common, name) for name in options} == options
+    values = [common(model(*model.train_inputs), model.train_targets).item() for _ in range(12)]
+    assert len(set(values)) == 1
+    again = common.on_one_split(7)(model(*model.train_inputs), model.train_targets).item()
+    assert again == values[0]

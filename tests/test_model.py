@@ -969,6 +969,16 @@ def test_weights_move_with_the_model_and_with_new_targets():
     assert_close(model(x.double()).mean, before, "posterior", dtype=torch.float32)
 
 
+def test_new_weights_do_not_turn_missing_targets_into_data():
+    x, y = CASES["bernoulli-logit"].data(12, dtype=torch.float32)
+    y = torch.where(torch.arange(12) == 3, -1, y)
+    model = SimpleGP(x, y, CASES["bernoulli-logit"].make(), missing_targets=True)
+    with pytest.raises(InputError, match=r"`targets` must be given with `sample_weight` when some .* may be missing"):
+        model.set_train_data(sample_weight=torch.ones(12))
+    model.set_train_data(targets=y, sample_weight=torch.full((12,), 2.0))
+    assert model.sample_weight.tolist() == [2.0 * (i != 3) for i in range(12)]
+
+
 @pytest.mark.parametrize(
     ("weight", "message"),
     [

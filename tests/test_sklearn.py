@@ -255,6 +255,7 @@ def test_an_ordered_categorical_brings_its_order():
     names = ["poor", "fair", "good", "excellent"]
     column = pandas.Series(pandas.Categorical.from_codes(y - 1, names, ordered=True))
     assert GPOrdinalClassifier(max_iterations=2).fit(X, column).levels_.tolist() == names
+    assert GPOrdinalClassifier(max_iterations=2).partial_fit(X, column).levels_.tolist() == names
 
 
 def test_class_weights():

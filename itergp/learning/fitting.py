@@ -88,7 +88,8 @@ def fit(
         num_restarts: How often the first stage starts again from random parameters; the best on a common split goes on.
         calibrate: Whether to choose between the Laplace and the variational posterior, and the share of its covariance that
             predictions integrate, on held-out rows; the choice becomes the model's ``approximation`` and
-            ``covariance_scale``, and ``model.predict(x, covariance_scale=1.0)`` still integrates the posterior itself.
+            ``covariance_scale``, and ``model.predict(x, covariance_scale=1.0)`` still integrates the posterior itself. If
+            not, the approximation stays, and predictions integrate the posterior.
         time_limit: Seconds of learning.
         initialise_kernel: Whether lengthscales, output scales and cutpoints still at their default get a start from the data.
         seed: Of the random splits and restarts. Equal seeds give equal results.
@@ -117,6 +118,7 @@ def fit(
         )
     stages = _stages(objective, model, optimizer, max_iterations, learning_rate, max_rows, seed)
     deadline = None if time_limit is None else started + time_limit
+    model.covariance_scale = 1.0  # what was chosen for other hyperparameters
     model.train()
     with _bar(progress) as bar:
         learner = Learner(model, free, optimizer, deadline, started, callback, bar)
@@ -214,11 +216,7 @@ def _run(learner: Learner, stages: list[Stage], num_restarts: int, seed: int) ->
 
 def _common(objective: Objective, seed: int) -> Objective:
     """The objective by which starts are compared: the same split for all."""
-    if not isinstance(objective, PredictiveLogDensity):
-        return objective
-    return PredictiveLogDensity(
-        objective.likelihood, objective.model, num_rows=objective.num_rows, tolerance=objective.tolerance, seed=seed + 2
-    )
+    return objective.on_one_split(seed + 2) if isinstance(objective, PredictiveLogDensity) else objective
 
 
 def _warn_of_extremes(free: list[FreeParameter]) -> None:

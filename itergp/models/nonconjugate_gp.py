@@ -263,8 +263,8 @@ class NonConjugateGP(gpytorch.models.GP):
         Args:
             inputs: New inputs, or None to keep them.
             targets: New targets, or None to keep them with their weights.
-            sample_weight: Weights of the new targets; default 1.
             strict: Whether shapes, dtypes and devices must stay the same, as in GPyTorch.
+            sample_weight: Weights of the targets; default 1 for new ones.
 
         Raises:
             InputError: If the data are not valid, or differ in kind although ``strict``.
@@ -286,8 +286,12 @@ class NonConjugateGP(gpytorch.models.GP):
                 f"New targets must have the shape of the old. Got {tuple(targets.shape)} for "
                 f"{tuple(self.train_targets.shape)}. Pass strict=False to allow it."
             )
-        kept = targets is None and sample_weight is None
-        weight = self.sample_weight if kept else sample_weight
+        if targets is None and sample_weight is not None and self.missing_targets and self.sample_weight is not None:
+            raise InputError(
+                "`targets` must be given with `sample_weight` when some of them may be missing. Got weights alone, which "
+                "do not say which targets are missing. Pass the targets too."
+            )
+        weight = self.sample_weight if targets is None and sample_weight is None else sample_weight
         observations = as_observations(old, new_inputs, self._calculus, weight, self.missing_targets)
         self.train_inputs = new_inputs
         self._set_observations(observations)

@@ -97,6 +97,22 @@ class PredictiveLogDensity(Objective):
         """Whether rows can be held out."""
         return likelihood.exchangeable
 
+    def on_one_split(self, seed: int) -> PredictiveLogDensity:
+        """The same objective on one split, by which hyperparameters can be compared."""
+        return PredictiveLogDensity(
+            self.likelihood,
+            self.model,
+            predictive=self.predictive,
+            holdout=self.holdout,
+            num_folds=self.num_folds,
+            num_rows=self.num_rows,
+            renew_every=None,
+            rank=self.rank,
+            tolerance=self.tolerance,
+            warm_start=False,
+            seed=seed,
+        )
+
     def evidence(self, prior: Prior, observations: Observations) -> Tensor:
         """Mean held-out log-density times N, so that a value per row comes out as for every objective."""
         if not self._splits or (self.renew_every is not None and self._evaluations % self.renew_every == 0):

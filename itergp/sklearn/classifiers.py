@@ -118,39 +118,6 @@ class GPClassifier(LabelEstimator):
         self.multi_class = multi_class
         self.n_jobs = n_jobs
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GPClassifier:
-        """Learns hyperparameters, then finds the posterior of all rows.
-
-        Args:
-            X: Inputs ``(N, D)``, an array or a data frame of numbers.
-            y: Labels ``(N,)``, of any kind.
-            sample_weight: Weights ``(N,)`` of the rows' log-densities; a weight of 2 is a row twice.
-
-        Returns:
-            The estimator.
-        """
-        self._known_classes: NDArray[Any] | None = None
-        return self._fit(X, y, sample_weight)
-
-    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> GPClassifier:
-        """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
-
-        The first call is ``fit``.
-
-        Args:
-            X: New rows ``(M, D)``.
-            y: Their labels ``(M,)``.
-            classes: All labels that may come, in the first call; default those of ``y``.
-            sample_weight: Weights ``(M,)``.
-
-        Returns:
-            The estimator.
-        """
-        if self.__sklearn_is_fitted__():
-            return self._append(X, y, sample_weight)
-        self._known_classes = None if classes is None else np.unique(classes)
-        return self._fit(X, y, sample_weight)
-
     def _learning_options(self, num_rows: int) -> dict[str, Any]:
         return super()._learning_options(num_rows) | {"num_restarts": self.n_restarts_optimizer}
 
@@ -162,7 +129,7 @@ class GPClassifier(LabelEstimator):
     def _encode(self, y: NDArray[Any], *, first: bool) -> Array:
         check_labels(y)
         if first:
-            self.classes_ = np.unique(y) if self._known_classes is None else self._known_classes
+            self.classes_ = np.unique(y) if self._declared is None else self._declared
             if len(self.classes_) < 2:
                 raise InputError(
                     f"`y` must have at least two classes for {type(self).__name__}. Got one class only, "

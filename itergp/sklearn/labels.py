@@ -22,7 +22,46 @@ class LabelEstimator(ClassifierMixin, GPEstimator):
 
     class_weight: Any
     classes_: NDArray[Any]
+    _declared: NDArray[Any] | None
     _outputscale = 10.0  # sure probabilities need large latent values
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """Learns hyperparameters, then finds the posterior of all rows.
+
+        Args:
+            X: Inputs ``(N, D)``, an array or a data frame of numbers.
+            y: Labels ``(N,)``, of any kind.
+            sample_weight: Weights ``(N,)`` of the rows' log-densities; a weight of 2 is a row twice.
+
+        Returns:
+            The estimator.
+        """
+        self._declared = self._declare(y, None)
+        return self._fit(X, y, sample_weight)
+
+    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Any:
+        """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
+
+        The first call is ``fit``.
+
+        Args:
+            X: New rows ``(M, D)``.
+            y: Their labels ``(M,)``.
+            classes: All labels that may come, for ordered levels in increasing order, in the first call; default those of
+                ``y``.
+            sample_weight: Weights ``(M,)``.
+
+        Returns:
+            The estimator.
+        """
+        if self.__sklearn_is_fitted__():
+            return self._append(X, y, sample_weight)
+        self._declared = self._declare(y, classes)
+        return self._fit(X, y, sample_weight)
+
+    def _declare(self, y: Any, classes: Any) -> NDArray[Any] | None:
+        """All labels that may come; None for those of ``y``."""
+        return None if classes is None else np.unique(classes)
 
     @property
     def _coded(self) -> NDArray[Any]:

@@ -100,40 +100,11 @@ class GPOrdinalClassifier(LabelEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
-    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> GPOrdinalClassifier:
-        """Learns hyperparameters and cutpoints, then finds the posterior of all rows.
-
-        Args:
-            X: Inputs ``(N, D)``, an array or a data frame of numbers.
-            y: Levels ``(N,)``.
-            sample_weight: Weights ``(N,)`` of the rows' log-densities; a weight of 2 is a row twice.
-
-        Returns:
-            The estimator.
-        """
+    def _declare(self, y: Any, classes: Any) -> NDArray[Any] | None:
         kind = getattr(y, "dtype", None)
-        ordered = getattr(kind, "ordered", False)
-        self._known_levels: Any = list(kind.categories) if self.levels is None and ordered else self.levels  # type: ignore[union-attr]
-        return self._fit(X, y, sample_weight)
-
-    def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> GPOrdinalClassifier:
-        """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
-
-        The first call is ``fit``.
-
-        Args:
-            X: New rows ``(M, D)``.
-            y: Their levels ``(M,)``.
-            classes: All levels in increasing order, in the first call; default ``levels``, or those of ``y``.
-            sample_weight: Weights ``(M,)``.
-
-        Returns:
-            The estimator.
-        """
-        if self.__sklearn_is_fitted__():
-            return self._append(X, y, sample_weight)
-        self._known_levels = classes if self.levels is None else self.levels
-        return self._fit(X, y, sample_weight)
+        ordered = kind.categories if kind is not None and getattr(kind, "ordered", False) else None
+        levels = next((given for given in (self.levels, classes, ordered) if given is not None), None)
+        return None if levels is None else np.asarray(levels)
 
     def predict_quantiles(self, X: Any, quantiles: Sequence[float] = (0.05, 0.5, 0.95)) -> NDArray[Any]:
         """Quantiles of the level: the lowest whose cumulative probability reaches each of Q numbers.
@@ -168,14 +139,14 @@ class GPOrdinalClassifier(LabelEstimator):
     def _encode(self, y: NDArray[Any], *, first: bool) -> Array:
         check_labels(y)
         if first:
-            self.levels_ = np.unique(y) if self._known_levels is None else np.asarray(self._known_levels)
+            self.levels_ = np.unique(y) if self._declared is None else self._declared
             self.classes_ = np.unique(self.levels_)
             if len(self.classes_) < max(2, len(self.levels_)):
                 raise InputError(
                     f"`y` must have at least two different levels for {type(self).__name__}. Got one class only or one twice, "
                     f"{show_labels(self.levels_)}. Check `levels` and how the rows were selected."
                 )
-            if self._known_levels is None and self.levels_.dtype.kind not in "iufb":
+            if self._declared is None and self.levels_.dtype.kind not in "iufb":
                 warnings.warn(
                     f"`levels` should say the order of the labels. Got text without it: {show_labels(self.levels_)} is taken "
                     "to increase. Pass levels=[lowest, ..., highest].",
