@@ -23,7 +23,7 @@ import torch
 import itergp
 from benchmarks.data import Split, keel, mixture, mnist
 from itergp.cli.svgp import fit_svgp, svgp_probs
-from itergp.diagnostics import accuracy, expected_calibration_error, negative_log_likelihood
+from itergp.diagnostics import accuracy, class_probabilities, expected_calibration_error, negative_log_likelihood
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
 from itergp.solvers import DenseNewton, SubspaceNewton
 
@@ -49,7 +49,7 @@ class MaternGP(itergp.models.NonConjugateGP):
 def class_probs(model: MaternGP, x: torch.Tensor, covariance_scale: float = 1.0) -> torch.Tensor:
     with torch.no_grad():
         probs = model.predict(x, covariance_scale=covariance_scale).probs
-    return probs if probs.dim() == 2 else torch.stack([1.0 - probs, probs], -1)
+    return class_probabilities(probs)
 
 
 def run_ours(make: Callable[[], MaternGP], data: Split, covariance_scale: float = 1.0) -> dict[str, Any]:

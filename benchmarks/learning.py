@@ -21,7 +21,7 @@ import torch
 import itergp
 from benchmarks import rivals
 from benchmarks.data import Split, keel, mnist
-from itergp.diagnostics import accuracy, expected_calibration_error, negative_log_likelihood
+from itergp.diagnostics import accuracy, class_probabilities, expected_calibration_error, negative_log_likelihood
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
 
 RESULTS = Path(__file__).parent / "results"
@@ -59,7 +59,7 @@ def ours(data: Split, **options: Any) -> dict[str, Any]:
     model = DefaultGP(data)
     result = itergp.fit(model, **options)
     with torch.no_grad():
-        probs = _two(model.predict(data.test_x).probs)
+        probs = class_probabilities(model.predict(data.test_x).probs)
     seconds = time.perf_counter() - started
     assert result.calibration is not None
     chosen = [result.calibration.approximation, result.calibration.covariance_scale]
@@ -80,10 +80,6 @@ def svgp(data: Split, seconds: float) -> dict[str, Any]:
     curve: list[dict[str, float]] = []
     rivals.svgp(data, seconds, lambda probs, used: curve.append({**scores(probs, data), "seconds": used}))
     return {**min(curve, key=lambda point: point["nll"]), "trained": seconds, "curve": curve}
-
-
-def _two(probs: torch.Tensor) -> torch.Tensor:
-    return probs if probs.dim() == 2 else torch.stack([1.0 - probs, probs], -1)
 
 
 def runs(

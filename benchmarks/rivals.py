@@ -11,6 +11,7 @@ import torch
 
 from benchmarks.data import Split
 from itergp.cli.svgp import SVGP, fit_svgp, svgp_probs
+from itergp.diagnostics import class_probabilities
 
 SUBSET = 2000
 
@@ -38,7 +39,7 @@ def gpboost(data: Split) -> torch.Tensor:
     )
     model.fit(y=data.train_y.double().numpy(), params={"trace": False})
     predicted = model.predict(gp_coords_pred=data.test_x.double().numpy(), predict_response=True)
-    return _two_columns(predicted["mu"])
+    return class_probabilities(torch.tensor(predicted["mu"]))
 
 
 def scikit_learn(data: Split) -> torch.Tensor:
@@ -90,8 +91,3 @@ def svgp(data: Split, seconds: float, callback: Callable[[torch.Tensor, float], 
         learn_kernel=True,
         callback=evaluate,
     )
-
-
-def _two_columns(positive: np.ndarray) -> torch.Tensor:
-    probs = torch.tensor(positive)
-    return torch.stack([1.0 - probs, probs], -1)

@@ -20,6 +20,7 @@ from helpers import (
 )
 
 import itergp
+from itergp.diagnostics import plot_trajectory
 from itergp.learning import calibrate_predictions, fit
 from itergp.learning.calibration import SCALES
 from itergp.learning.parameters import free_parameters, initialise
@@ -383,6 +384,24 @@ def test_few_rows_are_each_held_out_once_and_weights_count():
     weight = (torch.arange(90) % 3 > 0).float()
     weighted = SimpleGP(x, y, BernoulliLikelihood(), sample_weight=weight)
     assert calibrate_predictions(weighted, num_rows=4000).num_held_out == 60
+
+
+def test_the_trajectory_is_drawn():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    x, y = make_binary(1100, dtype=torch.float32)
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5, ard_num_dims=2))
+    result = fit(SimpleGP(x, y, BernoulliLikelihood(), kernel=kernel), max_iterations=5, max_rows=1050, calibrate=False)
+    figure, axes = plt.subplots()
+    assert plot_trajectory(axes, result.records) is axes
+    lines = {line.get_label(): line.get_ydata() for line in axes.lines if not line.get_label().startswith("_")}
+    assert set(lines) == {"constant", "outputscale", "lengthscale[0]", "lengthscale[1]"}
+    moved = [record.parameters["covar_module.raw_outputscale"][0] for record in result.records]
+    assert list(lines["outputscale"]) == moved
+    assert len(axes.lines) == 5  # and one between the stages
+    plt.close(figure)
 
 
 def test_another_fit_forgets_the_scale_of_the_last():

@@ -787,3 +787,21 @@ def test_the_marginal_is_the_log_of_an_expectation():
     for row in range(6):
         expected = _brute_force("weibull", float(mean[row]), float(variance[row]), y[row : row + 1])
         assert float(value[row]) == pytest.approx(float(expected[0]), abs=1e-6)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("name", CASES)
+def test_curvature_is_multiplied_and_rooted_as_it_is(name, weighted):
+    """The products with structure, of the curvature W and of H with ``H H^T = W``, against the dense blocks."""
+    _, y = CASES[name].data(30)
+    likelihood = CASES[name].make().double()
+    weight = torch.linspace(0.0, 2.0, 30, dtype=torch.float64) if weighted else None
+    observations = likelihoods.Observations(likelihood, likelihood.validate_targets(y), weight)
+    f, vector = make_inputs(30, likelihood.num_latents, seed=5), make_inputs(30, likelihood.num_latents, seed=6)
+    _, curvature = observations.derivatives(f)
+    expected = torch.einsum("ncd,nd->nc", curvature, vector)
+    assert_close(observations.curvature_product(f, curvature)(vector), expected)
+    apply, transpose = observations.curvature_root(f, curvature)
+    assert_close(apply(transpose(vector)), expected)
+    other = make_inputs(30, likelihood.num_latents, seed=7)
+    assert_close((apply(vector) * other).sum(), (vector * transpose(other)).sum())

@@ -10,6 +10,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
+from itergp.diagnostics import class_probabilities
 from itergp.likelihoods import as_likelihood
 
 
@@ -103,6 +104,6 @@ def svgp_probs(model: SVGP, likelihood: gpytorch.likelihoods.Likelihood, x: Tens
         predictive: Any
         if calculus.num_latents == 1:
             predictive = calculus.predictive(latent.mean[:, None], latent.variance[:, None, None])
-            return torch.stack([1.0 - predictive.probs, predictive.probs], -1)
+            return class_probabilities(predictive.probs)
         predictive = calculus.predictive(latent.mean, torch.diag_embed(latent.variance))
         return predictive.probs

@@ -3,6 +3,7 @@
 from itergp.diagnostics.metrics import (
     Reliability,
     accuracy,
+    class_probabilities,
     expected_calibration_error,
     negative_log_likelihood,
     reliability,
@@ -18,6 +19,7 @@ __all__ = [
     "Trace",
     "TraceRecord",
     "accuracy",
+    "class_probabilities",
     "expected_calibration_error",
     "negative_log_likelihood",
     "plot_class_probabilities",

@@ -8,6 +8,11 @@ import torch
 from torch import Tensor
 
 
+def class_probabilities(probs: Tensor) -> Tensor:
+    """Probabilities ``(M, C)`` from those, or from the probabilities ``(M,)`` of the second of two classes."""
+    return torch.stack([1.0 - probs, probs], -1) if probs.dim() == 1 else probs
+
+
 def negative_log_likelihood(probs: Tensor, targets: Tensor) -> float:
     """Mean of ``-log p(y)`` in nats, for probabilities ``(M, C)`` and labels ``(M,)``.
 

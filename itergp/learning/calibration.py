@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from itergp.diagnostics.metrics import Reliability, reliability
+from itergp.diagnostics.metrics import Reliability, class_probabilities, reliability
 from itergp.likelihoods import Observations
 from itergp.models import LatentPosterior, NonConjugateGP
 from itergp.operators import Prior, make_operator
@@ -115,5 +115,4 @@ def _reliability(observations: Observations, mean: Tensor, covariance: Tensor) -
     probs = getattr(observations.likelihood.predictive(mean, covariance), "probs", None)
     if not torch.is_tensor(probs):
         return None
-    probs = torch.stack([1.0 - probs, probs], -1) if probs.dim() == 1 else probs
-    return reliability(probs, observations.targets.long())
+    return reliability(class_probabilities(probs), observations.targets.long())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import warnings
 from collections.abc import Callable
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from itergp.errors import InputError, ItergpWarning
 from itergp.learning.calibration import PLUG_IN, POSTERIOR, Calibration, calibrate_predictions
-from itergp.learning.learner import FitRecord, Learner, Stage, Stop, require_optimizer
+from itergp.learning.learner import OPTIMIZERS, FitRecord, Learner, Stage, Stop
 from itergp.learning.parameters import FreeParameter, free_parameters, initialise
 from itergp.models import NonConjugateGP
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
@@ -99,16 +100,10 @@ def fit(
     Raises:
         InputError: If the model has nothing to learn, or an argument is out of its range.
     """
-    require_optimizer(optimizer)
-    require_positive("max_iterations", max_iterations, integer=True)
+    latents = model.observations.likelihood.num_latents
     if max_rows == "auto":
-        latents = model.observations.likelihood.num_latents
         max_rows = max(_SUBSET_ROWS, min(_REFINEMENT_ROWS, _REFINEMENT_VALUES // latents))
-    require_positive("max_rows", max_rows, integer=True)
-    require_positive("learning_rate", learning_rate)
-    require_positive("time_limit", time_limit)
-    if num_restarts < 0:
-        raise InputError(f"`num_restarts` must be 0 or more. Got {num_restarts}. Leave it out for none.")
+    _check(optimizer, max_iterations, learning_rate, max_rows, num_restarts, time_limit)
     started = time.perf_counter()
     initialised = _initialise(model) if initialise_kernel else []
     free = free_parameters(model)
@@ -129,8 +124,8 @@ def fit(
     calibration = None
     if calibrate and model.observations.likelihood.exchangeable and model.train_targets.shape[0] > 1:
         begun = time.perf_counter()
-        rows = max(1000, min(4000, _CALIBRATION_VALUES // model.observations.likelihood.num_latents))
-        tuned_for = PLUG_IN if getattr(stages[-1].objective, "predictive", None) == "plug-in" else POSTERIOR
+        rows = max(1000, min(4000, _CALIBRATION_VALUES // latents))
+        tuned_for = PLUG_IN if stages[-1].objective.predictive == "plug-in" else POSTERIOR
         calibration = calibrate_predictions(model, num_rows=rows, reference=tuned_for, seed=seed)
         model.approximation, model.covariance_scale = calibration.approximation, calibration.covariance_scale
         seconds["calibrate"] = time.perf_counter() - begun
@@ -138,6 +133,24 @@ def fit(
     solution = model.condition(progress=progress)
     seconds["condition"] = time.perf_counter() - begun
     return FitResult(solution, learner.records, reason.value, seconds, initialised, calibration)
+
+
+def _check(
+    optimizer: str,
+    max_iterations: int,
+    learning_rate: float,
+    max_rows: int | str | None,
+    num_restarts: int,
+    time_limit: float | None,
+) -> None:
+    if optimizer not in OPTIMIZERS:
+        raise InputError(f"`optimizer` must be one of {OPTIMIZERS}. Got {optimizer!r}.")
+    require_positive("max_iterations", max_iterations, integer=True)
+    require_positive("max_rows", max_rows, integer=True)  # type: ignore[arg-type] # anything else is refused
+    require_positive("learning_rate", learning_rate)
+    require_positive("time_limit", time_limit)
+    if num_restarts < 0:
+        raise InputError(f"`num_restarts` must be 0 or more. Got {num_restarts}. Leave it out for none.")
 
 
 def _initialise(model: NonConjugateGP) -> list[str]:
@@ -204,7 +217,7 @@ def _run(learner: Learner, stages: list[Stage], num_restarts: int, seed: int) ->
             break
         candidates.append((learner.evaluate(_common(first.objective, seed)), learner.variables()))
     if candidates:
-        finite = [c for c in candidates if torch.isfinite(torch.tensor(c[0]))]
+        finite = [c for c in candidates if math.isfinite(c[0])]
         if finite:
             learner.restore(max(finite, key=lambda c: c[0])[1])
     for stage in others:

@@ -15,7 +15,7 @@ import torch
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
-from itergp.errors import InputError, ItergpWarning
+from itergp.errors import ItergpWarning
 from itergp.learning.parameters import FreeParameter
 from itergp.models import NonConjugateGP
 from itergp.objectives.base import Objective
@@ -251,13 +251,3 @@ def _settled(visited: list[list[Tensor]]) -> bool:
         for a, b in zip(zip(*last, strict=True), zip(*before, strict=True), strict=True)
     ]
     return max(float(move) for move in moves) < _SETTLED
-
-
-def require_optimizer(name: str) -> None:
-    """The optimiser must be known.
-
-    Raises:
-        InputError: If it is not.
-    """
-    if name not in OPTIMIZERS:
-        raise InputError(f"`optimizer` must be one of {OPTIMIZERS}. Got {name!r}.")

@@ -7,8 +7,6 @@ Throughout, ``f`` has shape ``(..., N, C)``: rows, then latent functions; leadin
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from functools import partial
 from typing import Any, ClassVar
 
 import gpytorch
@@ -18,7 +16,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from itergp.errors import InputError
-from itergp.likelihoods.quadrature import apply_blocks, block_root, gauss_hermite, psd_root
+from itergp.likelihoods.blocks import Root, psd_root
+from itergp.likelihoods.quadrature import gauss_hermite
 
 _NUM_NODES = 20
 _NUM_PAIRS = 16
@@ -69,15 +68,9 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             g ``(..., N, C)`` and W ``(..., N, C, C)``.
         """
 
-    def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
-        """Multiplication of vectors ``(N, C)`` by the curvature ``(N, C, C)`` at ``f``, faster where it has structure."""
-        return partial(apply_blocks, curvature)
-
-    def curvature_root(
-        self, f: Tensor, curvature: Tensor
-    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """Multiplication of vectors ``(N, C)`` by H and by ``H^T`` with ``H H^T`` the curvature at ``f``."""
-        return block_root(curvature)
+    def structured_root(self, f: Tensor) -> Root | None:
+        """H and ``H^T`` with ``H H^T`` the curvature at ``f``, if its structure makes them cheap; None otherwise."""
+        return None
 
     @abstractmethod
     def validate_targets(self, targets: Tensor) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -12,6 +11,7 @@ from torch.distributions import Categorical
 
 from itergp.errors import InputError
 from itergp.likelihoods.base import Likelihood
+from itergp.likelihoods.blocks import Root
 from itergp.likelihoods.integrals import expected_softmax
 from itergp.likelihoods.predictive import CategoricalPredictive
 from itergp.likelihoods.targets import require_labels
@@ -56,20 +56,8 @@ class CategoricalLikelihood(Likelihood):
         curvature.diagonal(dim1=-2, dim2=-1).add_(probs)
         return gradient, curvature
 
-    def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
-        """``p v - p (p v)``: C numbers per row instead of C squared."""
-        probs = softmax(f).contiguous()
-
-        def product(vector: Tensor) -> Tensor:
-            weighted = probs * vector
-            return weighted - probs * weighted.sum(-1, keepdim=True)
-
-        return product
-
-    def curvature_root(
-        self, f: Tensor, curvature: Tensor
-    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """``H = diag(s) - p s^T`` with s the square root of p."""
+    def structured_root(self, f: Tensor) -> Root:
+        """``H = diag(s) - p s^T`` with s the square root of p: C numbers per row instead of C squared."""
         probs = softmax(f).contiguous()
         root = probs.sqrt()
 

@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 from itergp.errors import InputError
 from itergp.likelihoods.base import Likelihood
 from itergp.likelihoods.bernoulli import BernoulliLikelihood
+from itergp.likelihoods.blocks import psd_root
 from itergp.likelihoods.categorical import CategoricalLikelihood
 from itergp.likelihoods.gaussian import GaussianLikelihood
 from itergp.likelihoods.integrals import expected_softmax
@@ -24,7 +25,7 @@ from itergp.likelihoods.mixtures import QuadratureMixture
 from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.poisson import PoissonLikelihood
 from itergp.likelihoods.predictive import CategoricalPredictive, NormalPredictive
-from itergp.likelihoods.quadrature import gauss_hermite, psd_root
+from itergp.likelihoods.quadrature import gauss_hermite
 from itergp.likelihoods.robust import LaplaceLikelihood, StudentTLikelihood
 from itergp.likelihoods.targets import check_targets
 

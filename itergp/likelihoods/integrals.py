@@ -8,7 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from itergp.likelihoods.quadrature import gauss_hermite, psd_root
+from itergp.likelihoods.blocks import psd_root
+from itergp.likelihoods.quadrature import gauss_hermite
 from itergp.likelihoods.special import MAX_EXPONENT
 
 _ACCURACY = 3e-4

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 from torch import Tensor
 
 from itergp.likelihoods.base import Likelihood
-from itergp.likelihoods.quadrature import block_root
+from itergp.likelihoods.blocks import Root, apply_blocks, block_root
 
 
 @dataclass(frozen=True)
@@ -53,17 +54,24 @@ class Observations:
         return self._weigh(gradient, 1), self._weigh(curvature, 2)
 
     def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
-        """Multiplication of vectors ``(N, C)`` by the weighted curvature at ``f``."""
-        product = self.likelihood.curvature_product(f, curvature)
-        return product if self.sample_weight is None else lambda vector: self._weigh(product(vector), 1)
+        """Multiplication of vectors ``(N, C)`` by the curvature ``(N, C, C)`` that ``derivatives`` gave at ``f``."""
+        structure = self._structured_root(f)
+        if structure is None:
+            return partial(apply_blocks, curvature)
+        apply, transpose = structure
+        return lambda vector: apply(transpose(vector))
 
-    def curvature_root(
-        self, f: Tensor, curvature: Tensor
-    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """Multiplication of vectors ``(N, C)`` by H and ``H^T``, with ``H H^T`` the weighted curvature at ``f``."""
-        if self.sample_weight is not None:
-            return block_root(curvature)
-        return self.likelihood.curvature_root(f, curvature)
+    def curvature_root(self, f: Tensor, curvature: Tensor) -> Root:
+        """H and ``H^T`` with ``H H^T`` the curvature ``(N, C, C)`` that ``derivatives`` gave at ``f``."""
+        return self._structured_root(f) or block_root(curvature)
+
+    def _structured_root(self, f: Tensor) -> Root | None:
+        structure = self.likelihood.structured_root(f)
+        if structure is None or self.sample_weight is None:
+            return structure
+        apply, transpose = structure
+        scale = self.sample_weight.to(f).sqrt().unsqueeze(-1)
+        return lambda vector: scale * apply(vector), lambda vector: transpose(scale * vector)
 
     def expected_log_density(self, mean: Tensor, offsets: Tensor, node_weights: Tensor) -> Tensor:
         """``w_n E[log p(y_n | f_n)]`` ``(N,)``; arguments as in ``Likelihood.expected_log_density``."""

@@ -6,8 +6,7 @@ GPyTorch's own Gauss-Hermite nodes stay in float32 after ``.double()``; these ar
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -44,36 +43,3 @@ def trapezoid(spacing: float, *, like: Tensor) -> tuple[Tensor, Tensor]:
     nodes = torch.arange(-half, half + 1, dtype=torch.float64) * spacing
     weights = torch.exp(-0.5 * nodes.square())
     return nodes.to(like), (weights / weights.sum()).to(like)
-
-
-def psd_root(covariance: Tensor) -> Tensor:
-    """A root ``L`` with ``L L^T`` equal to a batch of small covariances ``(..., C, C)``, rounding lifted to PSD."""
-    if covariance.shape[-1] == 1:
-        return covariance.clamp_min(torch.finfo(covariance.dtype).tiny).sqrt()  # with a derivative at zero
-    size = covariance.shape[-1]
-    eye = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
-    scale = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(covariance.dtype).tiny)
-    jitter = 100 * torch.finfo(covariance.dtype).eps
-    root, info = torch.linalg.cholesky_ex(covariance + (jitter * scale)[..., None, None] * eye)
-    if bool((info > 0).any()):
-        values, vectors = torch.linalg.eigh(covariance)
-        safe = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
-        root = torch.where((info > 0)[..., None, None], safe, root)
-    return root
-
-
-def block_root(blocks: Tensor) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-    """Multiplication by H and ``H^T`` with ``H H^T`` positive semi-definite blocks ``(N, C, C)``; here H is symmetric."""
-    if blocks.shape[-1] == 1:
-        root = blocks.clamp_min(0.0).sqrt()
-    else:
-        values, vectors = torch.linalg.eigh(blocks)
-        root = (vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)) @ vectors.mT
-    return partial(apply_blocks, root), partial(apply_blocks, root)
-
-
-def apply_blocks(blocks: Tensor, vector: Tensor) -> Tensor:
-    """Symmetric blocks ``(N, C, C)`` times a vector ``(N, C)``."""
-    if blocks.shape[-1] == 1:
-        return blocks.squeeze(-1) * vector
-    return torch.bmm(blocks, vector.unsqueeze(-1)).squeeze(-1)

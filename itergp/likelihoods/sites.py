@@ -13,8 +13,8 @@ from functools import partial
 from torch import Tensor
 
 from itergp.likelihoods.base import Likelihood, node_offsets
+from itergp.likelihoods.blocks import Root, apply_blocks, block_root, psd_root
 from itergp.likelihoods.observations import Observations
-from itergp.likelihoods.quadrature import apply_blocks, block_root, psd_root
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,8 @@ class LaplaceSite:
         """Multiplication of vectors ``(N, C)`` by the curvature at ``f``."""
         return self.observations.curvature_product(f, curvature)
 
-    def curvature_root(
-        self, f: Tensor, curvature: Tensor
-    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """Multiplication of vectors ``(N, C)`` by H and ``H^T``, with ``H H^T`` the curvature at ``f``."""
+    def curvature_root(self, f: Tensor, curvature: Tensor) -> Root:
+        """H and ``H^T`` with ``H H^T`` the curvature at ``f``."""
         return self.observations.curvature_root(f, curvature)
 
 
@@ -104,10 +102,8 @@ class VariationalSite:
         """Multiplication of vectors ``(N, C)`` by the expected curvature at ``f``."""
         return partial(apply_blocks, curvature)
 
-    def curvature_root(
-        self, f: Tensor, curvature: Tensor
-    ) -> tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]:
-        """Multiplication of vectors ``(N, C)`` by H and ``H^T``, with ``H H^T`` the expected curvature at ``f``."""
+    def curvature_root(self, f: Tensor, curvature: Tensor) -> Root:
+        """H and ``H^T`` with ``H H^T`` the expected curvature at ``f``."""
         return block_root(curvature)
 
 

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, get_args
 
 import gpytorch
@@ -19,6 +18,7 @@ from itergp.diagnostics.trace import TraceRecord
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.appending import append_rows
+from itergp.models.fingerprint import Fingerprint, PriorVariance, frozen
 from itergp.models.latent import LatentPosterior, batches
 from itergp.models.saving import load_model, save_model
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
@@ -74,7 +74,7 @@ class NonConjugateGP(gpytorch.models.GP):
     sample_weight: Tensor | None
     _solution: Solution | None
     _operator: KernelOperator | None
-    _fingerprint: _Fingerprint | None
+    _fingerprint: Fingerprint | None
 
     def __init__(
         self,
@@ -146,7 +146,7 @@ class NonConjugateGP(gpytorch.models.GP):
             )
         operator.release()
         if solution.certificate is not None:
-            certificate = replace(solution.certificate, prior_variance=_PriorVariance(self, fingerprint))
+            certificate = replace(solution.certificate, prior_variance=PriorVariance(self, fingerprint))
             solution = replace(solution, certificate=certificate)
         self._solution, self._operator, self._fingerprint = solution, operator, fingerprint
         return solution
@@ -221,12 +221,9 @@ class NonConjugateGP(gpytorch.models.GP):
         """
         require_positive("passes", passes, integer=True)
         inputs, solution = self._test_inputs(x), self.solution
-        if self._operator is None:
-            with torch.no_grad():
-                self._operator = self._make_operator(self._prior(self.train_inputs))
         with torch.no_grad():
             points = self._prior(inputs).features
-        return decompose(self._operator, solution, points, passes=passes, dense_limit=dense_limit)
+        return decompose(self._training_operator(), solution, points, passes=passes, dense_limit=dense_limit)
 
     # -------------------------------------------------------- GPyTorch's habits
     def __call__(self, *args: Tensor, **kwargs: Any) -> MultivariateNormal:
@@ -396,14 +393,19 @@ class NonConjugateGP(gpytorch.models.GP):
             memory_budget=self.memory_budget,
         )
 
-    def _latent(self, inputs: tuple[Tensor, ...], *, covariance: bool = True) -> LatentPosterior:
-        solution = self.solution
+    def _training_operator(self) -> KernelOperator:
+        """The operator of the present posterior, made again if it was not kept."""
         if self._operator is None:
             with torch.no_grad():
                 self._operator = self._make_operator(self._prior(self.train_inputs))
+        return self._operator
+
+    def _latent(self, inputs: tuple[Tensor, ...], *, covariance: bool = True) -> LatentPosterior:
+        solution = self.solution
+        operator = self._training_operator()
         # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and any(x.requires_grad for x in inputs)), _frozen(self):
-            return LatentPosterior.at(self._prior(inputs), self._operator, solution, covariance=covariance)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and any(x.requires_grad for x in inputs)), frozen(self):
+            return LatentPosterior.at(self._prior(inputs), operator, solution, covariance=covariance)
 
     def _test_inputs(self, x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         inputs = as_inputs(x, "inputs")
@@ -416,19 +418,15 @@ class NonConjugateGP(gpytorch.models.GP):
         budget = self.memory_budget or default_memory_budget(self.train_inputs[0].device)
         return batches(num_rows, latents * (2 * solution.rank + latents) + size // 64, budget // 4)
 
-    def _state_now(self) -> _Fingerprint:
+    def _state_now(self) -> Fingerprint:
         """Everything the posterior depends on, to tell whether it is still current."""
-        noise = getattr(self.likelihood, "noise", None)  # fixed noise is neither a parameter nor a buffer
-        tensors = [*self.parameters(), *self.buffers(), *([noise] if torch.is_tensor(noise) else [])]
-        data = [
-            (tuple(t.shape), float(t.double().sum()), float(t.double().square().sum()))
-            for t in (*self.train_inputs, self.train_targets, self.sample_weight)
-            if t is not None
-        ]
-        settings = (self.likelihood, self.solver, self.approximation, self.operator_kind)
-        return _Fingerprint([t.detach().clone() for t in tensors], data, settings)
+        return Fingerprint.of(
+            self,
+            (*self.train_inputs, self.train_targets, self.sample_weight),
+            (self.likelihood, self.solver, self.approximation, self.operator_kind),
+        )
 
-    def _same(self, fingerprint: _Fingerprint) -> bool:
+    def _same(self, fingerprint: Fingerprint) -> bool:
         return self._fingerprint is not None and self._fingerprint.equals(fingerprint)
 
     def _current_solution(self) -> Solution | None:
@@ -452,58 +450,9 @@ class NonConjugateGP(gpytorch.models.GP):
         """Takes a solution as that of the present state."""
         self._fingerprint = self._state_now()
         if solution.certificate is not None:
-            bound = _PriorVariance(self, self._fingerprint)
+            bound = PriorVariance(self, self._fingerprint)
             solution = replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
         self._solution = solution
 
     def _forget(self) -> None:
         self._solution, self._operator, self._fingerprint = None, None, None
-
-
-@contextmanager
-def _frozen(module: torch.nn.Module) -> Iterator[None]:
-    """Parameters that do not require gradients for a while."""
-    free = [p for p in module.parameters() if p.requires_grad]
-    try:
-        for parameter in free:
-            parameter.requires_grad_(False)
-        yield
-    finally:
-        for parameter in free:
-            parameter.requires_grad_(True)
-
-
-@dataclass(frozen=True)
-class _Fingerprint:
-    """What a posterior depends on: hyperparameters by value, data by checksum, settings."""
-
-    tensors: list[Tensor]
-    data: list[tuple[tuple[int, ...], float, float]]
-    settings: tuple[Any, ...]
-
-    def equals(self, other: _Fingerprint) -> bool:
-        """Whether nothing has changed."""
-        return (
-            self.data == other.data
-            and len(self.tensors) == len(other.tensors)
-            and all(a is b or a == b for a, b in zip(self.settings, other.settings, strict=True))
-            and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(self.tensors, other.tensors, strict=True))
-        )
-
-
-class _PriorVariance:
-    """Prior variance at inputs, for a certificate; refuses once the hyperparameters it belongs to have changed."""
-
-    def __init__(self, model: NonConjugateGP, fingerprint: _Fingerprint) -> None:
-        self.model = model
-        self.fingerprint = fingerprint
-
-    def __call__(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
-        if not self.model._state_now().equals(self.fingerprint):
-            raise InputError(
-                "The certificate belongs to hyperparameters or data that have since changed. "
-                "Take it from model.solution again."
-            )
-        with torch.no_grad():
-            prior = self.model._prior(self.model._test_inputs(x))
-            return self.model._make_operator(prior).diagonal().mT.expand(prior.mean.shape)

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.likelihoods.blocks import curvature_root
 from itergp.operators import KernelOperator
 from itergp.solvers import Solution
-from itergp.solvers.dense_newton import curvature_root
+from itergp.solvers.dense_newton import joint_matrix
 from itergp.solvers.kernel_blocks import kernel_columns
 from itergp.solvers.precision import LowRankPrecision, cross_multiply, multiply
 
@@ -82,15 +83,8 @@ def exact_variance(operator: KernelOperator, curvature: Tensor, points: Tensor) 
         points: Kernel inputs.
     """
     root = curvature_root(curvature.double())
-    size, latents = root.shape[:2]
-    kernel = operator.dense().double()
-    if kernel.shape[0] == 1:
-        inside = torch.einsum("nca,mcb->namb", root, root) * kernel[0][:, None, :, None]
-    else:
-        inside = torch.einsum("cnm,nca,mcb->namb", kernel, root, root)
-    matrix = inside.reshape(size * latents, size * latents)
-    matrix.diagonal().add_(1.0)
-    factor = torch.linalg.cholesky(matrix)
+    latents = root.shape[1]
+    factor = torch.linalg.cholesky(joint_matrix(operator.dense().double(), root))
     cross = kernel_columns(operator, points).double()  # (C', N, m)
     explained = []
     for c in range(latents):

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from itergp.likelihoods import AutomaticLikelihood, Observations
-from itergp.likelihoods.quadrature import apply_blocks
+from itergp.likelihoods import Observations
+from itergp.likelihoods.blocks import Root, apply_blocks
 from itergp.operators import KernelOperator
 from itergp.solvers.newton import newton_matrix, robust_cholesky, weighted_gram
 from itergp.solvers.precision import multiply
@@ -17,8 +17,6 @@ from itergp.solvers.search_space import SearchSpace
 _MAX_STEPS = 200
 _MAX_INDEFINITE_STEPS = 1000
 _DENSE_LIMIT = 1500
-
-Root = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
 
 def linearise(
@@ -37,8 +35,7 @@ def linearise(
         without gradients, indefinite where the log-density is not concave.
     """
     f = f.detach()
-    likelihood = observations.likelihood
-    if likelihood.curvature == "hessian" and type(likelihood) is not AutomaticLikelihood:
+    if observations.likelihood.curvature == "hessian":
         if offsets is None:
             gradient, hessian = observations.derivatives(f)
         else:

@@ -15,11 +15,14 @@ from itergp.errors import InputError
 from itergp.likelihoods import Observations
 from itergp.models import NonConjugateGP
 from itergp.operators import KernelOperator, Prior, make_operator
-from itergp.solvers.precision import marginal_covariance, multiply
+from itergp.solvers.precision import marginal_covariance
 
 
 class Objective(MarginalLogLikelihood):
     """Base class: ``-objective(model(train_x), train_y)`` is a loss for any torch optimiser.
+
+    Attributes:
+        predictive: The predictive distribution that it tunes: ``"variational"``, the posterior integrated, or ``"plug-in"``.
 
     Args:
         likelihood: The model's likelihood.
@@ -28,6 +31,8 @@ class Objective(MarginalLogLikelihood):
     Raises:
         InputError: If the model is not a ``NonConjugateGP`` with this likelihood.
     """
+
+    predictive: str = "variational"
 
     def __init__(self, likelihood: gpytorch.likelihoods.Likelihood, model: NonConjugateGP) -> None:
         if not isinstance(model, NonConjugateGP) or model.likelihood is not likelihood:
@@ -89,19 +94,17 @@ def differentiable(prior: Prior, model: NonConjugateGP) -> KernelOperator:
 
 
 class DifferentiableCovariance:
-    """``K - K A (I + A^T K A)^{-1} A^T K`` for fixed actions A, as a function of the hyperparameters: one pass.
+    """``K - K A (I + A^T K A)^{-1} A^T K`` for fixed actions A, as a function of the hyperparameters through ``K A``.
 
     Attributes:
         actions: A ``(N, C, r)``.
         products: ``K A`` ``(N, C, r)``.
         gram: ``A^T K A`` ``(r, r)``, float64.
         factor: Lower Cholesky factor of ``I + gram``.
-        smooth: ``K V`` ``(N, C)`` from the same pass, for the weights V given.
     """
 
-    def __init__(self, operator: KernelOperator, actions: Tensor, weights: Tensor) -> None:
-        products = multiply(operator, torch.cat([actions, weights.unsqueeze(-1)], -1))
-        self.actions, self.products, self.smooth = actions, products[..., :-1], products[..., -1]
+    def __init__(self, actions: Tensor, products: Tensor) -> None:
+        self.actions, self.products = actions, products
         self.gram = symmetric(actions.flatten(0, 1).mT @ self.products.flatten(0, 1))
         self.factor = cholesky_of_identity_plus(self.gram, self.products.dtype)
 

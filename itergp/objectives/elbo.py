@@ -9,10 +9,11 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.likelihoods import Observations
 from itergp.likelihoods.base import node_offsets
-from itergp.likelihoods.quadrature import psd_root
+from itergp.likelihoods.blocks import psd_root
 from itergp.models import NonConjugateGP
 from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable
 from itergp.operators import Prior
+from itergp.solvers.precision import multiply
 
 _SEED = 1  # other samples than those the posterior mean was found with
 
@@ -74,12 +75,13 @@ class ComputationAwareELBO(Objective):
         """``E_q[log p(y | f)] - KL(q || p)``."""
         weights, actions = self._posterior()
         operator = differentiable(prior, self.model)
-        covariance = DifferentiableCovariance(operator, actions, weights)
-        mean = prior.mean + covariance.smooth
+        products = multiply(operator, torch.cat([actions, weights.unsqueeze(-1)], -1))
+        covariance, smooth = DifferentiableCovariance(actions, products[..., :-1]), products[..., -1]
+        mean = prior.mean + smooth
         nodes, node_weights = observations.likelihood.standard_nodes(mean.detach(), seed=_SEED)
         offsets = node_offsets(psd_root(covariance.marginal(operator.diagonal(), covariance.products)), nodes)
         fit = observations.expected_log_density(mean, offsets, node_weights).sum(dtype=torch.float64)
-        quadratic = (weights * covariance.smooth).sum(dtype=torch.float64)
+        quadratic = (weights * smooth).sum(dtype=torch.float64)
         return fit - 0.5 * (quadratic + covariance.kl_terms())
 
     def _posterior(self) -> tuple[Tensor, Tensor]:

@@ -11,11 +11,11 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.likelihoods import LaplaceSite, Likelihood, Observations, VariationalSite
 from itergp.likelihoods.base import node_offsets
-from itergp.likelihoods.quadrature import psd_root
+from itergp.likelihoods.blocks import psd_root
 from itergp.models import NonConjugateGP
 from itergp.objectives.adjoint import linearise, solve_adjoint
-from itergp.objectives.base import DifferentiableCovariance, Objective
-from itergp.operators import KernelOperator, Prior, make_operator
+from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable
+from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
 from itergp.solvers import Problem, Solution, SubspaceNewton, solve_problem
 from itergp.solvers.precision import cross_multiply, multiply
 
@@ -143,8 +143,8 @@ class PredictiveLogDensity(Objective):
         """Summed held-out log-density of one split, with its gradient."""
         part, validation = prior.take(split.train), prior.take(split.held_out)
         seen, unseen = observations.take(split.train), observations.take(split.held_out)
-        operator = self._operator(part, kind="auto", detached=True)
-        smooth = self._operator(part, kind="blocked", detached=False)
+        operator = self._operator(part, kind="auto")
+        smooth = differentiable(part, self.model)
         covariance = self._covariance(part, operator, smooth, seen, split)
         offsets, nodes = self._offsets(part, smooth, covariance, seen)
         site = LaplaceSite(seen) if offsets is None else VariationalSite(seen, offsets.detach(), nodes)
@@ -154,7 +154,7 @@ class PredictiveLogDensity(Objective):
         implicit, hessian = linearise(seen, solution.latent_values, offsets, nodes)
         definite = seen.likelihood.curvature == "hessian"
         with torch.no_grad():
-            across = self._operator(validation, kind="blocked", detached=True)
+            across = self._operator(validation, kind="blocked")
             right = cross_multiply(across, operator.inputs, gradient.unsqueeze(-1))[..., 0]
             assert solution.space is not None
             tolerance = 0.1 * self.tolerance
@@ -167,14 +167,10 @@ class PredictiveLogDensity(Objective):
         # The value is that of the log-density; the surrogate only carries the gradient.
         return value + (surrogate - surrogate.detach())
 
-    def _operator(self, prior: Prior, *, kind: str, detached: bool) -> KernelOperator:
-        features = prior.features.detach() if detached else prior.features
+    def _operator(self, prior: Prior, *, kind: OperatorKind) -> KernelOperator:
+        budget = self.model.memory_budget
         return make_operator(
-            prior.kernel,
-            features,
-            num_kernels=prior.num_kernels,
-            kind=kind,  # type: ignore[arg-type]
-            memory_budget=self.model.memory_budget,
+            prior.kernel, prior.features.detach(), num_kernels=prior.num_kernels, kind=kind, memory_budget=budget
         )
 
     def _mode(self, problem: Problem, split: _Split) -> Solution:
@@ -194,7 +190,7 @@ class PredictiveLogDensity(Objective):
             problem = Problem(part.mean.detach().contiguous(), operator, LaplaceSite(seen))
             solution = solve_problem(problem, SubspaceNewton(covariance_rank=self.rank, tolerance=self.tolerance))
             split.actions, split.warm = solution.precision.actions, solution.without_space()
-        return DifferentiableCovariance(smooth, split.actions, part.mean.new_zeros(part.mean.shape))
+        return DifferentiableCovariance(split.actions, multiply(smooth, split.actions))
 
     @staticmethod
     def _offsets(

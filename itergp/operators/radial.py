@@ -17,7 +17,7 @@ import torch
 from gpytorch.kernels import AdditiveKernel, Kernel, MaternKernel, ProductKernel, RBFKernel, ScaleKernel
 from torch import Tensor
 
-from itergp.operators.radial_product import radial_product
+from itergp.operators.radial_product import profile, radial_product
 
 try:  # GPyTorch's KeOps kernels exist with and without pykeops installed
     from gpytorch.kernels.keops import MaternKernel as KeOpsMaternKernel
@@ -75,7 +75,7 @@ class RadialKernel:
             rows, row_norms, cols, col_norms = (t.double() for t in (rows, row_norms, cols, col_norms))
         squared = torch.baddbmm(row_norms + col_norms, rows, cols.mT, alpha=-2.0).clamp_min_(0.0)
         squared = squared.to(self.output_scale.dtype)
-        return self._profile(squared).mul_(self.output_scale[:, None, None])
+        return profile(squared, self.smoothness).mul_(self.output_scale[:, None, None])
 
     def product(self, inputs: Tensor, others: Tensor | None, centre: Tensor, block: Tensor) -> Tensor:
         """``k(others, inputs)`` times a block ``(C', N, k)`` or ``(N, k)``, with derivatives in everything.
@@ -103,17 +103,6 @@ class RadialKernel:
         return radial_product(
             rows, cols, self.output_scale, columns, self.smoothness, symmetric=symmetric, stretch=stretch
         )
-
-    def _profile(self, squared: Tensor) -> Tensor:
-        if self.smoothness == math.inf:
-            return squared.neg_().exp_()
-        distance = squared.sqrt_()
-        decay = torch.exp(-distance)
-        if self.smoothness == 0.5:
-            return decay
-        if self.smoothness == 1.5:
-            return distance.add_(1.0).mul_(decay)
-        return distance.mul(1.0 / 3.0).add_(1.0).mul_(distance).add_(1.0).mul_(decay)
 
 
 def cancels(largest: float, dtype: torch.dtype) -> bool:

@@ -61,7 +61,7 @@ class _RadialProduct(torch.autograd.Function):
         ctx.smoothness, ctx.symmetric = smoothness, symmetric
         out = block.new_zeros(rows.shape[0], rows.shape[1], block.shape[-1])
         for i, j, squared in _blocks(rows, cols, symmetric):
-            entries, _ = _profile(squared.to(block.dtype), smoothness, slope=False)
+            entries = profile(squared.to(block.dtype), smoothness)
             out[:, i].baddbmm_(entries, block[:, j])
             if symmetric and i.start != j.start:
                 out[:, j].baddbmm_(entries.mT, block[:, i])
@@ -72,22 +72,25 @@ class _RadialProduct(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, cols, scale, block = ctx.saved_tensors
         symmetric = ctx.symmetric
-        of_inputs = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        needed = ctx.needs_input_grad
+        of_inputs, of_block, of_stretch = needed[0] or needed[1], needed[3], needed[4]
         scaled = grad.contiguous() * scale[:, None, None]
         grad_rows, grad_cols, grad_block = torch.zeros_like(rows), torch.zeros_like(cols), torch.zeros_like(block)
         grad_scale, grad_stretch = (torch.zeros_like(scale, dtype=torch.float64) for _ in range(2))
         for i, j, squared in _blocks(rows, cols, symmetric):
-            apart = squared.to(block.dtype, copy=True) if ctx.needs_input_grad[4] else squared
-            entries, slope = _profile(squared.to(block.dtype), ctx.smoothness, slope=True)
+            apart = squared.to(block.dtype, copy=True) if of_stretch else squared
+            entries, slope = _profile_and_slope(squared.to(block.dtype), ctx.smoothness)
             twice = symmetric and i.start != j.start
             inner = torch.bmm(scaled[:, i], block[:, j].mT)  # derivative in the entries of k(x_i, x_j)
-            grad_block[:, j].baddbmm_(entries.mT, scaled[:, i])
             if twice:
                 inner = inner.baddbmm_(block[:, i], scaled[:, j].mT)
+            if of_block:
+                grad_block[:, j].baddbmm_(entries.mT, scaled[:, i])
+            if of_block and twice:
                 grad_block[:, i].baddbmm_(entries, scaled[:, j])
             grad_scale += (inner * entries).sum((1, 2), dtype=torch.float64)
             pull = inner.mul_(slope).to(rows.dtype)  # derivative in the squared distance
-            if ctx.needs_input_grad[4]:
+            if of_stretch:
                 grad_stretch += 2.0 * (pull * apart).sum((1, 2), dtype=torch.float64)
             if not of_inputs:
                 continue
@@ -117,19 +120,35 @@ def _blocks(rows: Tensor, cols: Tensor, symmetric: bool) -> Iterator[tuple[slice
             yield i, j, squared
 
 
-def _profile(squared: Tensor, smoothness: float, *, slope: bool) -> tuple[Tensor, Tensor]:
-    """The profile at squared distances and, if asked for, its derivative in them (otherwise something of no use)."""
+def profile(squared: Tensor, smoothness: float) -> Tensor:
+    """The profile at squared distances, which are overwritten."""
     if smoothness == math.inf:
-        entries = squared.neg_().exp_()
-        return entries, -entries if slope else entries
+        return squared.neg_().exp_()
+    distance = squared.sqrt_()
+    return _matern(distance, torch.exp(-distance), smoothness)
+
+
+def _profile_and_slope(squared: Tensor, smoothness: float) -> tuple[Tensor, Tensor]:
+    """The profile and its derivative in the squared distances, which are overwritten."""
+    if smoothness == math.inf:
+        entries = profile(squared, smoothness)
+        return entries, -entries
     distance = squared.sqrt_()
     decay = torch.exp(-distance)
     if smoothness == 0.5:
         # Not differentiable at distance 0; the entry of a row with itself does not move there.
-        steep = torch.where(distance > 0.0, decay / (-2.0 * distance), 0.0) if slope else decay
-        return decay, steep
+        slope = torch.where(distance > 0.0, decay / (-2.0 * distance), 0.0)
+    elif smoothness == 1.5:
+        slope = -0.5 * decay
+    else:
+        slope = (distance + 1.0).mul_(decay).mul_(-1.0 / 6.0)
+    return _matern(distance, decay, smoothness), slope
+
+
+def _matern(distance: Tensor, decay: Tensor, smoothness: float) -> Tensor:
+    """A Matern profile at distances, which are overwritten, and their ``exp(-distance)``."""
+    if smoothness == 0.5:
+        return decay
     if smoothness == 1.5:
-        steep = -0.5 * decay if slope else decay
-        return distance.add_(1.0).mul_(decay), steep
-    steep = (distance + 1.0).mul_(decay).mul_(-1.0 / 6.0) if slope else decay
-    return distance.mul(1.0 / 3.0).add_(1.0).mul_(distance).add_(1.0).mul_(decay), steep
+        return distance.add_(1.0).mul_(decay)
+    return distance.mul(1.0 / 3.0).add_(1.0).mul_(distance).add_(1.0).mul_(decay)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.likelihoods import CategoricalLikelihood, LaplaceSite
+from itergp.likelihoods.blocks import apply_blocks, curvature_root
 from itergp.solvers.base import require_positive
 from itergp.solvers.posterior import Posterior, prior_covariance
 from itergp.solvers.precision import LowRankPrecision, marginal_covariance
@@ -153,14 +154,13 @@ class DenseNewton:
     def _newton_weights(problem: Problem, state: DenseState) -> Tensor:
         """V after a full Newton step: ``(K + W^+) V = f - m + W^+ g`` without the inverse of W."""
         centred = state.latent_values - problem.mean.double()
-        b = torch.bmm(state.curvature, centred.unsqueeze(-1)).squeeze(-1) + state.gradient
+        b = apply_blocks(state.curvature, centred) + state.gradient
         if b.numel() > _JOINT_LIMIT and b.shape[1] > 1:
             return _softmax_weights(state, b)
         root = curvature_root(state.curvature)
-        factor = torch.linalg.cholesky(_joint(state.kernel, root))
-        half = torch.bmm(root.mT, apply_kernels(state.kernel, b).unsqueeze(-1)).reshape(-1, 1)
-        solved = torch.cholesky_solve(half, factor).reshape(*b.shape, 1)
-        return b - torch.bmm(root, solved).squeeze(-1)
+        factor = torch.linalg.cholesky(joint_matrix(state.kernel, root))
+        half = apply_blocks(root.mT, apply_kernels(state.kernel, b)).reshape(-1, 1)
+        return b - apply_blocks(root, torch.cholesky_solve(half, factor).reshape(b.shape))
 
     def status(self, problem: Problem, state: DenseState, passes: int) -> Status | None:
         """Converged, or unable to go on."""
@@ -182,7 +182,7 @@ class DenseNewton:
             actions = root.new_zeros(size, latents, size, latents)
             actions[rows, :, rows, :] = root
             actions = actions.reshape(size, latents, size * latents)
-            joint = _joint(state.kernel, root)
+            joint = joint_matrix(state.kernel, root)
             gram = joint - torch.eye(joint.shape[0], dtype=joint.dtype, device=joint.device)
             precision = LowRankPrecision(actions, gram, torch.linalg.cholesky(joint))
             if state.kernel.shape[0] == 1:
@@ -205,14 +205,6 @@ class DenseNewton:
         )
 
 
-def curvature_root(curvature: Tensor) -> Tensor:
-    """H ``(N, C, C)`` with ``H H^T = W``, for positive semi-definite W."""
-    if curvature.shape[-1] == 1:
-        return curvature.clamp_min(0.0).sqrt()
-    values, vectors = torch.linalg.eigh(curvature)
-    return vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
-
-
 def apply_kernels(kernel: Tensor, block: Tensor) -> Tensor:
     """``K V`` for V ``(N, C)``."""
     if kernel.shape[0] == 1:
@@ -220,7 +212,7 @@ def apply_kernels(kernel: Tensor, block: Tensor) -> Tensor:
     return torch.bmm(kernel, block.mT.unsqueeze(-1)).squeeze(-1).mT
 
 
-def _joint(kernel: Tensor, root: Tensor) -> Tensor:
+def joint_matrix(kernel: Tensor, root: Tensor) -> Tensor:
     """``I + H^T K H`` ``(N C, N C)``, row-major."""
     size, latents = root.shape[:2]
     if kernel.shape[0] == 1:

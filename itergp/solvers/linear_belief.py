@@ -7,10 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from itergp.likelihoods.blocks import apply_blocks
 from itergp.operators import KernelOperator
 from itergp.solvers.action_buffer import ActionBuffer, inner_product
 from itergp.solvers.kernel_blocks import multiply_rows
-from itergp.solvers.noise import Noise, blockwise
+from itergp.solvers.noise import Noise
 from itergp.solvers.policies.base import Proposal, RowBlock
 from itergp.solvers.precision import LowRankPrecision, multiply
 
@@ -87,7 +88,7 @@ class LinearBelief:
 
     def gradient(self) -> Tensor:
         """``W (b - (K + W^+) v)`` ``(N, C)``, in the data's dtype."""
-        return blockwise(self.noise.curvature.double(), self.residual()).to(self.right)
+        return apply_blocks(self.noise.curvature.double(), self.residual()).to(self.right)
 
     def variance(self, prior_variance: Tensor) -> Tensor:
         """``diag(K - K C K)`` ``(N, C)`` at the training inputs."""

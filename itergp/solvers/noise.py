@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.likelihoods.blocks import apply_blocks
 
 # Curvature below this share of the largest is lifted to it before it is inverted.
 _FLOOR = {torch.float32: 1e-7, torch.float64: 1e-12}
@@ -105,11 +106,11 @@ class Noise:
 
     def apply(self, block: Tensor) -> Tensor:
         """``W^+`` times a block ``(N, C)`` or ``(N, C, k)``, float64."""
-        return blockwise(self.covariance, block.double())
+        return apply_blocks(self.covariance, block.double())
 
     def weigh(self, block: Tensor) -> Tensor:
         """``W`` times a block ``(N, C)`` or ``(N, C, k)``, in the block's dtype."""
-        return blockwise(self.curvature.to(block.dtype), block)
+        return apply_blocks(self.curvature.to(block.dtype), block)
 
     def project(self, block: Tensor, rows: Tensor | None = None) -> Tensor:
         """A block ``(N, C)`` or ``(N, C, k)`` on the range of W; ``rows`` says which rows it has, if not all."""
@@ -124,15 +125,6 @@ class Noise:
         """Whether a block is in the range of W up to rounding, so that its kernel products need no projection."""
         rest = block - self.project(block)
         return float(rest.double().norm()) <= 1e3 * torch.finfo(block.dtype).eps * float(block.double().norm())
-
-
-def blockwise(matrices: Tensor, block: Tensor) -> Tensor:
-    """One small matrix per row ``(N, C, C)`` times ``(N, C)`` or ``(N, C, k)``."""
-    if matrices.shape[-1] == 1:
-        return matrices.squeeze(-1) * block if block.dim() == 2 else matrices * block
-    if block.dim() == 2:
-        return torch.bmm(matrices, block.unsqueeze(-1)).squeeze(-1)
-    return torch.bmm(matrices, block)
 
 
 def _centred_basis(latents: int) -> Tensor:

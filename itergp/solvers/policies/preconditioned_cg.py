@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.likelihoods.blocks import apply_blocks
 from itergp.solvers.base import require_positive
-from itergp.solvers.noise import blockwise
 from itergp.solvers.policies.base import View
 from itergp.solvers.policies.low_rank import pivoted_cholesky, sketched_eigenvectors
 
@@ -82,4 +82,4 @@ def _solve(root: Tensor, factor: Tensor, curvature: Tensor, weighed: Tensor) -> 
     wide = root.expand(latents, -1, -1)
     right = torch.einsum("cnp,nc->cp", wide, weighed).reshape(-1, 1).double()
     inside = torch.cholesky_solve(right, factor).reshape(latents, -1).to(weighed)
-    return weighed - blockwise(curvature.to(weighed), torch.einsum("cnp,cp->nc", wide, inside))
+    return weighed - apply_blocks(curvature.to(weighed), torch.einsum("cnp,cp->nc", wide, inside))

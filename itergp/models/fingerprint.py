@@ -1,0 +1,77 @@
+"""Whether a posterior is still that of its model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from itergp.errors import InputError
+
+if TYPE_CHECKING:
+    from itergp.models.nonconjugate_gp import NonConjugateGP
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a posterior depends on: hyperparameters by value, data by checksum, settings."""
+
+    tensors: list[Tensor]
+    data: list[tuple[tuple[int, ...], float, float] | None]
+    settings: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, model: NonConjugateGP, data: tuple[Tensor | None, ...], settings: tuple[Any, ...]) -> Fingerprint:
+        """The fingerprint of a model's parameters and buffers, its data and its settings."""
+        noise = getattr(model.likelihood, "noise", None)  # fixed noise is neither a parameter nor a buffer
+        tensors = [*model.parameters(), *model.buffers(), *([noise] if torch.is_tensor(noise) else [])]
+        return cls([t.detach().clone() for t in tensors], [None if t is None else _checksum(t) for t in data], settings)
+
+    def equals(self, other: Fingerprint) -> bool:
+        """Whether nothing has changed."""
+        return (
+            self.data == other.data
+            and len(self.tensors) == len(other.tensors)
+            and all(a is b or a == b for a, b in zip(self.settings, other.settings, strict=True))
+            and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(self.tensors, other.tensors, strict=True))
+        )
+
+
+def _checksum(tensor: Tensor) -> tuple[tuple[int, ...], float, float]:
+    return tuple(tensor.shape), float(tensor.double().sum()), float(tensor.double().square().sum())
+
+
+class PriorVariance:
+    """Prior variance at inputs, for a certificate; refuses once the hyperparameters it belongs to have changed."""
+
+    def __init__(self, model: NonConjugateGP, fingerprint: Fingerprint) -> None:
+        self.model = model
+        self.fingerprint = fingerprint
+
+    def __call__(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """``k_c(x, x)`` ``(M, C)``."""
+        if not self.model._state_now().equals(self.fingerprint):
+            raise InputError(
+                "The certificate belongs to hyperparameters or data that have since changed. "
+                "Take it from model.solution again."
+            )
+        with torch.no_grad():
+            prior = self.model._prior(self.model._test_inputs(x))
+            return self.model._make_operator(prior).diagonal().mT.expand(prior.mean.shape)
+
+
+@contextmanager
+def frozen(module: torch.nn.Module) -> Iterator[None]:
+    """Parameters that do not require gradients for a while."""
+    free = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for parameter in free:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in free:
+            parameter.requires_grad_(True)
