@@ -85,14 +85,14 @@ def draw_bound(axes) -> None:
 
 def main() -> None:
     IMAGES.mkdir(exist_ok=True)
-    figure, axes = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.9), layout="constrained")
     draw_bound(axes[0])
     data = keel("phoneme", 0)
     model = DefaultGP(data)
     result = itergp.fit(model)
     plot_trajectory(axes[1], result.records)
     axes[1].set_title("Hyperparameters during itergp.fit, phoneme")
-    figure.savefig(IMAGES / "learning.png", dpi=110)
+    figure.savefig(IMAGES / "learning.png", dpi=140)
     assert result.calibration is not None
     figure, plain = plt.subplots(figsize=(5, 4), layout="constrained")
     plot_reliability(plain, {"phoneme, held-out rows": result.calibration.reliability})
