@@ -15,7 +15,8 @@ class TraceRecord:
         kernel_passes: Kernel passes so far, all stages together.
         seconds: Time since the solve began.
         objective: Negative log posterior density ``Psi`` (nats, up to the prior's constant) after the step.
-        objective_gap: Certified bound on ``Psi - min Psi``; None when the likelihood is not log-concave.
+        objective_gap: Certified bound on ``Psi - min Psi``; None where there is none: the likelihood is not
+            log-concave, or no pass over all rows has been made.
         residual: Squared prior norm of the gradient, q, before the step; a measure of distance without a guarantee.
         rank: Directions in the search space.
         newton_steps: Newton steps inside the search space.

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from itergp.models.validation import as_inputs, as_observations, check_target_tensor, check_test_inputs
 from itergp.solvers import Solution
+from itergp.solvers.support_space import SupportSpace
 
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
@@ -46,15 +47,19 @@ def _with_rows(solution: Solution, count: int) -> Solution:
         shape[dim] = count
         return torch.cat([tensor, tensor.new_zeros(shape)], dim)
 
-    space = solution.space
-    if space is not None:  # products are for the old rows; the solver renews them for another operator
+    space, actions = solution.space, solution.precision.actions
+    if solution.support is None:  # those of a support are kept by row number
+        actions = pad(actions)
+    if space is not None and not isinstance(
+        space, SupportSpace
+    ):  # products are for the old rows; the solver renews them for another operator
         space = replace(space, directions=pad(space.directions, 1), products=pad(space.products, 1))
     return replace(
         solution,
         representer_weights=pad(solution.representer_weights),
         latent_values=pad(solution.latent_values),
         latent_covariance=pad(solution.latent_covariance),
-        precision=replace(solution.precision, actions=pad(solution.precision.actions)),
+        precision=replace(solution.precision, actions=actions),
         certificate=None,
         space=space,
         operator=None,

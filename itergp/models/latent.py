@@ -21,6 +21,7 @@ from torch import Tensor
 
 from itergp.operators import KernelOperator, Prior
 from itergp.solvers import Solution
+from itergp.solvers.kernel_blocks import restricted
 from itergp.solvers.precision import cross_multiply, marginal_covariance
 
 
@@ -52,7 +53,8 @@ class LatentPosterior:
             solution: The posterior's weights and precision.
             covariance: Whether Q is wanted; without it r = 0.
         """
-        block = solution.representer_weights.unsqueeze(-1)
+        operator = restricted(operator, solution.support)
+        block = solution.weights_on_support().unsqueeze(-1)
         if covariance:
             block = torch.cat([block, solution.precision.actions], -1)
         products = cross_multiply(operator, prior.features, block)

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
 
 _STATE, _DATA, _POSTERIOR = "state.", "data.", "posterior."
+_OPTIONAL = ("curvature", "support")
 _ARRAYS = ("representer_weights", "latent_values", "latent_covariance")
 _SCALARS = (
     "objective",
@@ -132,8 +133,9 @@ def _fixed_noise(model: NonConjugateGP) -> FixedGaussianNoise | None:
 
 def _pack_solution(solution: Solution) -> tuple[dict[str, Tensor], dict[str, Any]]:
     arrays = {_POSTERIOR + name: getattr(solution, name) for name in _ARRAYS}
-    if solution.curvature is not None:
-        arrays[f"{_POSTERIOR}curvature"] = solution.curvature
+    for name in _OPTIONAL:
+        if (value := getattr(solution, name)) is not None:
+            arrays[_POSTERIOR + name] = value
     precision = solution.precision
     for name in ("actions", "gram", "factor"):
         arrays[f"{_POSTERIOR}precision.{name}"] = getattr(precision, name)
@@ -146,14 +148,15 @@ def _pack_solution(solution: Solution) -> tuple[dict[str, Tensor], dict[str, Any
 
 def _unpack_solution(tensors: dict[str, Tensor], about: dict[str, Any], device: torch.device) -> Solution:
     arrays: dict[str, Any] = {name: tensors[_POSTERIOR + name].to(device) for name in _ARRAYS}
-    curvature = tensors.get(f"{_POSTERIOR}curvature")
+    for name in _OPTIONAL:
+        value = tensors.get(_POSTERIOR + name)
+        arrays[name] = None if value is None else value.to(device)
     precision = [tensors[f"{_POSTERIOR}precision.{name}"].to(device) for name in ("actions", "gram", "factor")]
     trace = about["trace"]
     return Solution(
         **arrays,
         **{name: about[name] for name in _SCALARS},
         precision=LowRankPrecision(*precision),
-        curvature=None if curvature is None else curvature.to(device),
         status=Status(Reason[about["status"]["reason"]], about["status"]["detail"]),
         certificate=None if about["norm_squared"] is None else Certificate(about["norm_squared"]),
         trace=Trace([TraceRecord(**record) for record in trace["records"]], trace["phase_seconds"]),

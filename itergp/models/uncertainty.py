@@ -12,7 +12,7 @@ from itergp.likelihoods.blocks import curvature_root
 from itergp.operators import KernelOperator
 from itergp.solvers import Solution
 from itergp.solvers.dense_newton import joint_matrix
-from itergp.solvers.kernel_blocks import kernel_columns
+from itergp.solvers.kernel_blocks import kernel_columns, restricted
 from itergp.solvers.precision import LowRankPrecision, cross_multiply, multiply
 
 _COLUMNS = 64  # that share one kernel pass
@@ -65,7 +65,7 @@ def decompose(
             "The parts of uncertainty need the curvature that the covariance belongs to. Got a solution without it. "
             "Use SubspaceNewton, IterNCGP or DenseNewton, or let the solver give Posterior its curvature."
         )
-    combined = posterior_variance(operator, solution.precision, points)
+    combined = posterior_variance(operator, solution, points)
     if curvature[..., 0].numel() <= dense_limit:
         return UncertaintyDecomposition.of(combined, exact_variance(operator, curvature, points).to(combined))
     upper, slack = bounded_variance(operator, curvature, points, passes)
@@ -149,8 +149,9 @@ def _krylov(operator: KernelOperator, curvature: Tensor, cross: Tensor, passes: 
     return directions, actions, products
 
 
-def posterior_variance(operator: KernelOperator, precision: LowRankPrecision, points: Tensor) -> Tensor:
+def posterior_variance(operator: KernelOperator, solution: Solution, points: Tensor) -> Tensor:
     """Variance that a posterior reports at points: ``(m, C)``."""
+    precision, operator = solution.precision, restricted(operator, solution.support)
     prior = _prior(operator, points, precision.actions.shape[1])
     if precision.rank == 0:
         return prior

@@ -88,6 +88,6 @@ class ComputationAwareELBO(Objective):
         """Weights V and actions A, found again at the cadence that was asked for."""
         if self._weights is None or self._actions is None or self._evaluations % self.condition_every == 0:
             solution = self.model.solution
-            self._weights, self._actions = solution.representer_weights, solution.precision.actions
+            self._weights, self._actions = solution.representer_weights, solution.all_actions()
         self._evaluations += 1
         return self._weights, self._actions

@@ -1,6 +1,6 @@
 """How the kernel matrix times a block of vectors is computed."""
 
-from itergp.operators.base import KernelCounts, KernelOperator
+from itergp.operators.base import KernelCounts, KernelOperator, slices
 from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.choose import OperatorKind, make_operator
 from itergp.operators.keops import KeOpsOperator
@@ -17,4 +17,5 @@ __all__ = [
     "Prior",
     "default_memory_budget",
     "make_operator",
+    "slices",
 ]

@@ -18,6 +18,7 @@ from itergp.operators.radial import as_radial, cancels, evaluate_kernel
 # Elements of one evaluated block: small enough that its elementwise passes stay in the processor's cache.
 _CACHE_BLOCK_ROWS = 128
 _CACHE_BLOCK_COLUMNS = 2048
+_CACHE_BLOCK_ENTRIES = _CACHE_BLOCK_ROWS * _CACHE_BLOCK_COLUMNS
 
 
 @dataclass
@@ -118,6 +119,28 @@ class KernelOperator(ABC):
         if self._needs_grad(inputs, block):
             return self._cross_with_grad(inputs, self.inputs, block)
         return self._cross(inputs.detach(), block.detach())
+
+    def column_blocks(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """The kernel columns of some training rows, entry by entry: slices of all rows with ``(C', b, m)``.
+
+        Args:
+            rows: Row numbers ``(m,)``.
+        """
+        features = self._features(self.inputs)
+        taken = features[0][..., rows, :], None if features[1] is None else features[1][..., rows]
+        self.counts.entries += self.num_kernels * self.num_rows * rows.numel()
+        step = max(1, _CACHE_BLOCK_ENTRIES // (rows.numel() * self.num_kernels))
+        for i in slices(self.num_rows, step):
+            yield i, self._block(features, i, taken, slice(None))
+
+    def entries(self, rows: Tensor, cols: Tensor) -> Tensor:
+        """Kernel entries ``(C', b, m)`` between training rows ``(b,)`` and ``(m,)``."""
+        first, second = self._features(self.inputs[..., rows, :]), self._features(self.inputs[..., cols, :])
+        self.counts.entries += self.num_kernels * rows.numel() * cols.numel()
+        entries = self._block(first, slice(None), second, slice(None)).clone()
+        if rows is cols:
+            entries.diagonal(dim1=-2, dim2=-1).copy_(self.diagonal(self.inputs[..., rows, :]).detach())
+        return entries
 
     def diagonal(self, inputs: Tensor | None = None) -> Tensor:
         """Prior variances ``(C', M)`` at ``inputs`` (default: the training inputs); differentiable."""

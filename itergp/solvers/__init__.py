@@ -6,6 +6,7 @@ from itergp.solvers.dense_newton import DenseNewton
 from itergp.solvers.driver import APPROXIMATIONS, solve, solve_problem
 from itergp.solvers.iter_gp import IterGP, LinearSolution
 from itergp.solvers.iter_ncgp import IterNCGP
+from itergp.solvers.linear_time import LinearTimeNewton
 from itergp.solvers.noise import Noise
 from itergp.solvers.problem import Problem
 from itergp.solvers.solution import Certificate, Solution
@@ -20,6 +21,7 @@ __all__ = [
     "IterGP",
     "IterNCGP",
     "LinearSolution",
+    "LinearTimeNewton",
     "Noise",
     "Problem",
     "Reason",

@@ -34,7 +34,7 @@ def leading_actions(space: SearchSpace, curvature: Tensor, rank: int, seed: int 
     if available == 0:
         directions = curvature.new_zeros(size, latents, 0)
     else:
-        directions = _latent_blocks(space, _leading(space, curvature, min(rank, available), seed))
+        directions = _latent_blocks(space, leading_directions(space, curvature, min(rank, available), seed))
     if rank > available:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(size * latents, generator=generator)
@@ -45,8 +45,8 @@ def leading_actions(space: SearchSpace, curvature: Tensor, rank: int, seed: int 
     return Actions.from_directions(directions, curvature)
 
 
-def _leading(space: SearchSpace, curvature: Tensor, rank: int, seed: int) -> Tensor:
-    """Leading eigenvectors ``(C, B, rank)`` of the information."""
+def leading_directions(space: SearchSpace, curvature: Tensor, rank: int, seed: int = 0) -> Tensor:
+    """Leading eigenvectors ``(C, B, rank)`` of the information ``T^T W T``."""
     latents, size = curvature.shape[-1], curvature.shape[-1] * space.rank
     if size <= _DENSE_LIMIT:
         values, vectors = torch.linalg.eigh(data_information(space, curvature))

@@ -181,12 +181,13 @@ class _Run:
         self.trace.add_seconds(phase, time.perf_counter() - begun - kernel)
 
     def _record(self, problem: Problem, state: Any) -> None:
+        known = state.norm_squared < float("inf")
         record = TraceRecord(
             stage=problem.site.name,
             kernel_passes=self.passes,
             seconds=self.seconds,
             objective=state.objective,
-            objective_gap=0.5 * state.norm_squared if problem.site.log_concave else None,
+            objective_gap=0.5 * state.norm_squared if problem.site.log_concave and known else None,
             residual=state.residual,
             rank=state.rank,
             newton_steps=state.newton_steps,
@@ -239,4 +240,5 @@ class _Run:
             operator=self.operator,
             curvature=posterior.curvature,
             actions=posterior.actions,
+            support=posterior.support,
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,8 +15,11 @@ _MAX_STEPS = 25
 _MAX_HALVINGS = 30
 _ARMIJO = 1e-4
 _DENSE_LIMIT = 500
+_DENSE_WORK = 2e10  # multiply-adds for which the Newton matrix of a single latent function is formed
 _CG_TOLERANCE = 0.05
 _CG_MAX_STEPS = 60
+# Rows from which the preconditioner is estimated: a multiple of the directions, and at least so many.
+_SAMPLE_FACTOR, _SAMPLE_ROWS = 3, 16_384
 
 
 @dataclass(frozen=True)
@@ -31,6 +34,7 @@ class Iterate:
         objective: Psi.
         steps: Newton steps taken to get here.
         step_length: Smallest step length among them; 0 when the last step did not decrease the objective.
+        finished: Whether the search ended by itself, not by its number of steps.
     """
 
     coordinates: Tensor
@@ -40,6 +44,7 @@ class Iterate:
     objective: float
     steps: int = 0
     step_length: float = 1.0
+    finished: bool = True
 
 
 def evaluate(problem: Problem, space: SearchSpace, coordinates: Tensor) -> Iterate:
@@ -61,7 +66,7 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
     pad = start.coordinates.new_zeros(start.coordinates.shape[0], space.rank - start.coordinates.shape[1])
     U, f = torch.cat([start.coordinates, pad], -1), start.latent_values
     objective, g, W = start.objective, start.gradient, start.curvature
-    shortest, steps = 1.0, 0
+    shortest, steps, finished = 1.0, 0, True
     system = _NewtonSystem(space)
     for _ in range(_MAX_STEPS):
         slope = space.metric(U) - space.project(g)
@@ -79,9 +84,11 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
         shortest, steps = min(shortest, length), steps + 1
         U, f = U + length * direction, f + length * change
         g, W = problem.site.derivatives(f)
+    else:
+        finished = False
     f = problem.mean + space.latent(U)  # without the drift of many small updates
     g, W = problem.site.derivatives(f)
-    return Iterate(U, f, g, W, _objective(problem, space, U, f), steps, shortest)
+    return Iterate(U, f, g, W, _objective(problem, space, U, f), steps, shortest, finished)
 
 
 def _objective(problem: Problem, space: SearchSpace, U: Tensor, f: Tensor) -> float:
@@ -120,16 +127,28 @@ class _NewtonSystem:
 
     def solve(self, right: Tensor, curvature: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
         latents, rank = right.shape
-        if latents == 1 or latents * rank <= _DENSE_LIMIT:
+        few = latents == 1 and curvature.shape[0] * rank**2 <= _DENSE_WORK
+        if few or latents * rank <= _DENSE_LIMIT:
             matrix = newton_matrix(self.space, curvature)
             return torch.cholesky_solve(
                 right.reshape(-1, 1), robust_cholesky(matrix, self.space.products.dtype)
             ).reshape(latents, rank)
         if self._factors is None:
-            diagonal = curvature.diagonal(dim1=-2, dim2=-1)
-            blocks = [weighted_gram(self.space, diagonal[:, c], c, c) for c in range(latents)]
-            self._factors = robust_cholesky(torch.stack(blocks) + self.space.gram, self.space.products.dtype)
+            self._factors = robust_cholesky(self._diagonal_blocks(curvature), self.space.products.dtype)
         return self._conjugate_gradients(right, weigh)
+
+    def _diagonal_blocks(self, curvature: Tensor) -> Tensor:
+        """The latent functions' own blocks of the Newton matrix ``(C, B, B)``, from some of the rows when there are many."""
+        size, latents = curvature.shape[:2]
+        space, factor = self.space, 1.0
+        wanted = max(_SAMPLE_ROWS, _SAMPLE_FACTOR * space.rank)
+        if wanted < size // 2:
+            rows = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:wanted].to(curvature.device)
+            space, curvature = replace(space, products=space.products[:, rows]), curvature[rows]
+            factor = size / wanted
+        diagonal = curvature.diagonal(dim1=-2, dim2=-1)
+        blocks = [weighted_gram(space, factor * diagonal[:, c], c, c) for c in range(latents)]
+        return torch.stack(blocks) + space.gram
 
     def _apply(self, X: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
         change = weigh(self.space.latent(X))

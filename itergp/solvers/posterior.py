@@ -9,7 +9,7 @@ from torch import Tensor
 
 from itergp.likelihoods import VariationalSite
 from itergp.solvers.action_buffer import ActionBuffer
-from itergp.solvers.precision import Actions, LowRankPrecision, marginal_covariance
+from itergp.solvers.precision import Actions, LowRankPrecision, columns_times, marginal_covariance
 from itergp.solvers.problem import Problem, inner
 from itergp.solvers.search_space import SearchSpace
 
@@ -31,6 +31,7 @@ class Posterior:
         coordinates: Of V in it, or None.
         curvature: W ``(N, C, C)`` that the covariance belongs to, or None.
         actions: Actions and their kernel products for a warm start, or None.
+        support: Rows outside which weights and actions are zero ``(M,)``, the actions being kept on them alone; None for all.
     """
 
     representer_weights: Tensor
@@ -43,6 +44,7 @@ class Posterior:
     coordinates: Tensor | None = None
     curvature: Tensor | None = None
     actions: ActionBuffer | None = None
+    support: Tensor | None = None
 
     def log_marginal_likelihood(self) -> float:
         """GPML eq. 3.32 with the log-determinant within the actions."""
@@ -79,6 +81,24 @@ def posterior_covariance(problem: Problem, actions: Actions, extra: Tensor | Non
     precision = LowRankPrecision.from_products(actions, products)
     whitened = precision.whiten(products)
     return CovarianceResult(precision, marginal_covariance(problem.prior_variance(), whitened), extra_product)
+
+
+def support_covariance(problem: Problem, actions: Actions, support: Tensor) -> CovarianceResult:
+    """Conditions on actions of some rows, at the cost of their kernel columns and of one block of rows of ``K A`` at a time.
+
+    Args:
+        problem: The problem.
+        actions: A on the support ``(M, C, r)``.
+        support: Its row numbers ``(M,)``.
+    """
+    operator, values = problem.operator, actions.values
+    own = columns_times(operator.entries(support, support), values)
+    precision = LowRankPrecision.from_products(actions, own)
+    variance, parts = problem.prior_variance(), []
+    for rows, entries in operator.column_blocks(support):
+        whitened = precision.whiten(columns_times(entries, values))
+        parts.append(marginal_covariance(variance[rows], whitened))
+    return CovarianceResult(precision, torch.cat(parts), None)
 
 
 def prior_covariance(problem: Problem) -> CovarianceResult:

@@ -76,6 +76,14 @@ def multiply(operator: KernelOperator, block: Tensor) -> Tensor:
     return operator.matmul(block.movedim(1, 0)).movedim(0, 1)
 
 
+def columns_times(entries: Tensor, block: Tensor) -> Tensor:
+    """Kernel entries ``(C', b, m)`` times a block ``(m, C, k)``: ``(b, C, k)``."""
+    latents, width = block.shape[1:]
+    if entries.shape[0] == 1:
+        return (entries[0] @ block.flatten(1)).unflatten(-1, (latents, width))
+    return torch.bmm(entries, block.movedim(1, 0)).movedim(0, 1)
+
+
 def cross_multiply(operator: KernelOperator, inputs: Tensor, block: Tensor) -> Tensor:
     """``k(inputs, X)`` times a block ``(N, C, k)``: ``(M, C, k)``."""
     size, latents, width = block.shape

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itergp.operators import KernelOperator
+from itergp.operators import KernelOperator, slices
 
 # A new direction that keeps less than this share of its squared prior norm (times the width of the block), once what the
 # space and the block already hold is taken out, is rounding error.
 _RESOLUTION = 4.0
+_CHUNK_ROWS = 65_536
 _DROP = {torch.float32: 1e-6, torch.float64: 1e-10}
 
 
@@ -56,9 +57,14 @@ class SearchSpace:
 
     def project(self, block: Tensor) -> Tensor:
         """``T^T G`` as ``(C, B)``, float64, for a block G ``(N, C)``."""
-        if self.products.shape[0] == 1:
-            return (block.mT @ self.products[0]).double()
-        return torch.bmm(block.mT.unsqueeze(1), self.products).squeeze(1).double()
+        total = torch.zeros(block.shape[1], self.rank, dtype=torch.float64, device=block.device)
+        for rows in slices(block.shape[0], _CHUNK_ROWS):  # sums over more rows lose digits in the data's dtype
+            part, products = block[rows].mT, self.products[:, rows]
+            if products.shape[0] == 1:
+                total += part @ products[0]
+            else:
+                total += torch.bmm(part.unsqueeze(1), products).squeeze(1)
+        return total
 
     def metric(self, coordinates: Tensor) -> Tensor:
         """``S^T K S U`` for coordinates U ``(C, B)``."""

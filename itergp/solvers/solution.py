@@ -84,6 +84,8 @@ class Solution:
         operator: The kernel operator the space belongs to.
         curvature: W ``(N, C, C)`` that the covariance belongs to; None if the solver does not say.
         actions: Actions and their kernel products, for a warm start of ``IterNCGP``.
+        support: Rows ``(M,)`` outside which weights and the precision's actions are zero, the latter being kept on them alone;
+            None for all rows.
     """
 
     representer_weights: Tensor
@@ -105,11 +107,24 @@ class Solution:
     operator: KernelOperator | None = None
     curvature: Tensor | None = None
     actions: ActionBuffer | None = None
+    support: Tensor | None = None
 
     @property
     def rank(self) -> int:
         """Number of actions that the covariance is conditioned on."""
         return self.precision.rank
+
+    def weights_on_support(self) -> Tensor:
+        """V where the precision's actions are: ``(N, C)``, or ``(M, C)`` on the support."""
+        return self.representer_weights if self.support is None else self.representer_weights[self.support]
+
+    def all_actions(self) -> Tensor:
+        """The precision's actions at all rows ``(N, C, r)``."""
+        actions = self.precision.actions
+        if self.support is None:
+            return actions
+        full = actions.new_zeros(self.representer_weights.shape[0], *actions.shape[1:])
+        return full.index_copy_(0, self.support, actions)
 
     @property
     def converged(self) -> bool:
@@ -134,11 +149,13 @@ class Solution:
             latent_covariance=self.latent_covariance.to(like),
             precision=precision,
             curvature=None if self.curvature is None else self.curvature.to(like),
+            support=None if self.support is None else self.support.to(like.device),
         )
 
     def __repr__(self) -> str:
         """A short summary."""
         gap = "none" if self.certificate is None else f"{self.certificate.objective_gap:.3g} nats"
+        gap = "unknown" if gap.startswith("inf") else gap
         size = tuple(self.representer_weights.shape)
         return (
             f"Solution({self.approximation}, {size[0]:,} rows x {size[1]} latent, {self.kernel_passes} kernel passes, "

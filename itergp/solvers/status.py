@@ -19,6 +19,8 @@ class Reason(Enum):
     PRECISION = "floating-point precision was exhausted before the tolerance was met"
     STALLED = "no step along the search space decreases the objective any more"
     POLICY = "the policy has no more actions to propose"
+    SUPPORT = "the support reached its largest size"
+    SETTLED = "a larger support no longer lowers the objective"
     DIVERGED = "full Newton steps diverged; this is the best state before"
     INTERRUPTED = "the solve was interrupted"
 
@@ -39,6 +41,8 @@ _REMEDIES = {
     Reason.PRECISION: "Use float64 inputs (model.double()), or accept the gap that the certificate states.",
     Reason.STALLED: "Use float64 inputs (model.double()); for likelihoods that are not log-concave this may be a local mode.",
     Reason.POLICY: "Raise the number of actions of the policy, or follow it by CG() with Scheduled.",
+    Reason.SUPPORT: "Raise num_support or memory_budget, or pass polish=SubspaceNewton() for a few passes over all rows.",
+    Reason.SETTLED: "Lower tolerance for more, or pass polish=SubspaceNewton() if passes over all rows are affordable.",
     Reason.DIVERGED: 'Use step="backtracking", or SubspaceNewton.',
     Reason.INTERRUPTED: "The posterior so far is valid. Condition again to go on; the search space is reused.",
 }

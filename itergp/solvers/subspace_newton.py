@@ -20,6 +20,7 @@ from itergp.solvers.problem import Problem, inner
 from itergp.solvers.search_space import SearchSpace
 from itergp.solvers.solution import Solution, is_finite
 from itergp.solvers.status import Reason, Status
+from itergp.solvers.support_space import SupportSpace, leave_support
 
 _DEFAULT_MAX_PASSES = 60
 _DEFAULT_TOLERANCE = 1e-4
@@ -133,6 +134,11 @@ class SubspaceNewton:
             require_positive("covariance_rank", self.covariance_rank, integer=True)
 
     @property
+    def initial_rank(self) -> int:
+        """Directions that a start may bring, so that there is room to grow."""
+        return (self.max_rank or _DEFAULT_MAX_RANK) // 2
+
+    @property
     def gives_covariance(self) -> bool:
         """Whether a covariance is conditioned."""
         return self.covariance_rank != 0
@@ -163,17 +169,20 @@ class SubspaceNewton:
         nothing = torch.zeros(problem.num_latents, 0, dtype=torch.float64, device=problem.mean.device)
         if earlier is None or earlier.representer_weights.shape != problem.mean.shape:
             return empty, nothing
-        if earlier.operator is problem.operator and earlier.space is not None and earlier.coordinates is not None:
-            return earlier.space, earlier.coordinates
+        kept = earlier.space
+        if earlier.operator is problem.operator and kept is not None and earlier.coordinates is not None:
+            if isinstance(kept, SupportSpace):
+                assert earlier.curvature is not None
+                return leave_support(kept, earlier.coordinates, earlier.curvature, self.initial_rank)
+            return kept, earlier.coordinates
         if self.max_passes is not None and self.max_passes < _RECYCLING_PASSES:
             return empty, nothing
         # Another kernel: the directions are worth keeping, their products are not. One pass renews them.
         weights = earlier.representer_weights.to(problem.mean)
         kernels = problem.operator.num_kernels
         block = weights.unsqueeze(0) if kernels == 1 else weights.mT.unsqueeze(-1)
-        if earlier.space is not None and earlier.space.directions.shape[0] == kernels:
-            room = (self.max_rank or _DEFAULT_MAX_RANK) // 2
-            block = torch.cat([block, earlier.space.directions.to(problem.mean)[..., :room]], -1)
+        if kept is not None and not isinstance(kept, SupportSpace) and kept.directions.shape[0] == kernels:
+            block = torch.cat([block, kept.directions.to(problem.mean)[..., : self.initial_rank]], -1)
         space, _ = empty.extend(block, problem.operator)
         gram = space.gram.expand(problem.num_latents, -1, -1)
         return space, torch.linalg.solve(gram, space.project(weights).unsqueeze(-1)).squeeze(-1)

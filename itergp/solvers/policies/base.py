@@ -47,6 +47,7 @@ class View:
         step: Proposals made in the current linear system.
         newton_step: Number of the Newton step, from 0.
         belief: S, T and the small matrices; None in solvers that keep none.
+        known_variance: What ``variance`` says, in solvers without a belief ``(N, C)``; None for the prior's.
         memory: A policy's own notes for the length of one solve.
     """
 
@@ -59,6 +60,7 @@ class View:
     step: int = 0
     newton_step: int = 0
     belief: LinearBelief | None = None
+    known_variance: Tensor | None = None
     memory: dict[Any, Any] = field(default_factory=dict)
 
     @property
@@ -81,7 +83,9 @@ class View:
         return self.memory["inputs"]
 
     def variance(self) -> Tensor:
-        """Posterior variance at the training inputs ``(N, C)``; costs ``N C R^2``."""
+        """Posterior variance at the training inputs ``(N, C)``; costs ``N C R^2`` where there is a belief."""
+        if self.known_variance is not None:
+            return self.known_variance
         prior = self.operator.diagonal().detach().mT.expand(self.shape)
         return prior if self.belief is None else self.belief.variance(prior)
 

@@ -12,7 +12,10 @@ from itergp.errors import InputError
 from itergp.solvers.base import require_positive
 from itergp.solvers.policies.base import RowBlock, View
 
-Order = Literal["given", "random", "variance"]
+Order = Literal["given", "random", "variance", "pivoted", "leverage", "residual", "spread"]
+
+# Rows that are compared by their distances: so many for each that is chosen, and at least so many.
+_CANDIDATES, _FEWEST_CANDIDATES = 10, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,8 +27,13 @@ class UnitVectors:
     together. No kernel pass is used: a row costs one kernel column, ``N`` entries.
 
     Args:
-        order: ``"given"``: as in the data; ``"random"``; ``"variance"``: the row with the largest posterior variance, the
-            pivoting of a Cholesky decomposition, at ``N C R^2`` operations per proposal.
+        order: Which rows come next. ``"given"``: as in the data. ``"random"``. ``"variance"``: those with the largest posterior
+            variance, the pivoting of a Cholesky decomposition: the farthest points in the kernel's geometry. ``"pivoted"``:
+            at random, with probability proportional to the posterior variance (randomly pivoted Cholesky, Chen et al. 2025,
+            Comm. Pure Appl. Math. 78, 995-1041). ``"leverage"``: proportional to curvature times posterior variance, the
+            ridge leverage score. ``"residual"``: proportional to the squared gradient times posterior variance. ``"spread"``:
+            by k-means++ in the kernel's inputs, from a random sample of candidates. All but the first two and the last cost
+            what ``View.variance`` costs per proposal.
         rows: Rows per proposal; default 1.
         seed: Of the random order.
 
@@ -56,17 +64,56 @@ class UnitVectors:
         return RowBlock(rows, units.unflatten(0, (rows.numel(), latents)))
 
     def _next(self, view: View, start: int, stop: int) -> Tensor:
-        if self.order == "variance":
-            variance = view.variance().sum(-1).clone()
-            taken = view.memory.setdefault(self, [])
-            del taken[start:]
-            variance[taken] = -1.0
-            rows = variance.topk(stop - start).indices
-            taken.extend(rows.tolist())
-            return rows
         if self.order == "given":
             return torch.arange(start, stop, device=view.gradient.device)
-        if self not in view.memory:
-            generator = torch.Generator().manual_seed(self.seed)
-            view.memory[self] = torch.randperm(view.shape[0], generator=generator).to(view.gradient.device)
-        return view.memory[self][start:stop]
+        if self.order == "random":
+            if self not in view.memory:
+                generator = torch.Generator().manual_seed(self.seed)
+                view.memory[self] = torch.randperm(view.shape[0], generator=generator).to(view.gradient.device)
+            return view.memory[self][start:stop]
+        taken = view.memory.setdefault(self, [])
+        del taken[start:]
+        rows = (
+            self._spread(view, taken, stop - start)
+            if self.order == "spread"
+            else self._scored(view, taken, stop - start)
+        )
+        taken.extend(rows.tolist())
+        return rows
+
+    def _scored(self, view: View, taken: list[int], count: int) -> Tensor:
+        variance = view.variance()
+        if self.order == "leverage":
+            variance = variance * view.curvature.diagonal(dim1=-2, dim2=-1)
+        elif self.order == "residual":
+            variance = variance * view.gradient.square()
+        score = variance.sum(-1).double().clamp_min(0.0).log()
+        if self.order != "variance":  # the largest of perturbed logarithms are a sample without replacement
+            uniform = torch.rand(score.shape, generator=view.generator(self.seed), dtype=torch.float64)
+            score = score - (-uniform.clamp_min(1e-300).log()).log().to(score)
+        score = score.clamp_min(torch.finfo(score.dtype).min)  # rows of no variance come last, those taken never
+        score[taken] = -torch.inf
+        return score.topk(count).indices
+
+    def _spread(self, view: View, taken: list[int], count: int) -> Tensor:
+        """k-means++ (Arthur & Vassilvitskii 2007): with probability proportional to the squared distance from all before."""
+        generator, inputs = view.generator(self.seed), view.inputs
+        free = torch.ones(view.shape[0], dtype=torch.bool)
+        free[taken] = False
+        rows = free.nonzero().squeeze(-1)
+        wanted = max(_FEWEST_CANDIDATES, _CANDIDATES * count)
+        rows = rows[torch.randperm(rows.numel(), generator=generator)[:wanted]].to(inputs.device)
+        points = inputs[rows]
+        distance = torch.full_like(points[:, 0], torch.inf)
+        if taken:
+            distance = torch.cdist(points, inputs[taken]).square().amin(-1)
+        chosen: list[int] = []
+        while len(chosen) < count:
+            weights = torch.where(distance.isfinite(), distance, 1.0).double().cpu()
+            weights[chosen] = 0.0
+            if not bool(weights.sum() > 0.0):  # only copies of chosen rows are left
+                weights = torch.ones_like(weights)
+                weights[chosen] = 0.0
+            chosen.append(int(torch.multinomial(weights, 1, generator=generator)))
+            distance = torch.minimum(distance, (points - points[chosen[-1]]).square().sum(-1))
+        return rows[chosen]

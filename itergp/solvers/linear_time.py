@@ -1,0 +1,323 @@
+"""``LinearTimeNewton``: Newton's method over functions that kernels at some of the rows can make."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from itergp.errors import InputError
+from itergp.solvers.actions import leading_actions
+from itergp.solvers.base import require_positive
+from itergp.solvers.newton import Iterate, evaluate, minimise
+from itergp.solvers.policies import Policy, UnitVectors, View
+from itergp.solvers.policies.base import RowBlock
+from itergp.solvers.policies.mixed import require_policy
+from itergp.solvers.posterior import Posterior, prior_covariance, support_covariance
+from itergp.solvers.problem import Problem
+from itergp.solvers.search_space import SearchSpace
+from itergp.solvers.solution import Solution, is_finite
+from itergp.solvers.status import Reason, Status
+from itergp.solvers.subspace_newton import SubspaceNewton, SubspaceState
+from itergp.solvers.support_space import SupportSpace, leave_support
+
+_DEFAULT_SUPPORT = 4096
+_DEFAULT_TOLERANCE = 1e-4
+_DEFAULT_COVARIANCE_RANK = 256
+_PRELIMINARY_SHARE = 4
+_FIRST = 512  # rows in the first support
+_BATCH = 512  # rows that join at once when the policy is the default
+# Cost of the next step over that of the last, with twice the rows: between linear and quadratic in the support.
+_GROWTH_COST = 3.0
+_PRELIMINARY_TIME = 0.6  # share of the time limit for a stage that another follows
+
+
+@dataclass(frozen=True)
+class LinearTimeState:
+    """State of ``LinearTimeNewton``: the space, the iterate in it, and where it comes from."""
+
+    space: SupportSpace
+    iterate: Iterate
+    memory: dict[Any, Any] = field(default_factory=dict)
+    proposals: int = 0
+    exhausted: bool = False
+    steps: int = 0
+    settled: bool = False
+    gain: float = float("inf")
+    deadline: float = float("inf")
+    last_seconds: float = 0.0
+    event: str = ""
+    polishing: SubspaceState | None = None
+
+    @property
+    def weights(self) -> Tensor:
+        """V ``(N, C)``."""
+        return self.space.weights(self.iterate.coordinates)
+
+    @property
+    def objective(self) -> float:
+        """Psi."""
+        return self.iterate.objective if self.polishing is None else self.polishing.objective
+
+    @property
+    def norm_squared(self) -> float:
+        """Unknown before a pass over all rows."""
+        return float("inf") if self.polishing is None else self.polishing.norm_squared
+
+    @property
+    def residual(self) -> float:
+        """Unknown before a pass over all rows."""
+        return float("inf") if self.polishing is None else self.polishing.residual
+
+    @property
+    def rank(self) -> int:
+        """Directions in the space."""
+        return self.space.rank if self.polishing is None else self.polishing.rank
+
+    @property
+    def newton_steps(self) -> int:
+        """Newton steps within the space in the last step."""
+        return self.iterate.steps if self.polishing is None else self.polishing.newton_steps
+
+    @property
+    def step_length(self) -> float:
+        """Smallest step length in the last step."""
+        return self.iterate.step_length if self.polishing is None else self.polishing.step_length
+
+    @property
+    def finite(self) -> bool:
+        """Whether the iterate is finite."""
+        if self.polishing is not None:
+            return self.polishing.finite
+        at = self.iterate
+        return is_finite(at.latent_values, at.gradient, at.curvature) and self.objective < float("inf")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearTimeNewton:
+    """Newton's method with all rows in the likelihood and kernels at M of them, the support: no pass over the kernel matrix.
+
+    The posterior mean is ``m(x) + k(x, X_M) v``. The support doubles, its rows chosen by a policy, each time starting from the
+    minimiser on the last one, so that the objective never increases; it ends at ``num_support`` rows, when doubling no longer
+    lowers the objective by ``tolerance`` per row, or with the time limit. The covariance is conditioned on actions of the
+    support's rows alone: fewer data, so it is never below that of the exact computation for the same curvature.
+
+    Cost: ``N M`` kernel entries and ``O(N M^2)`` operations in all; ``N M`` numbers of memory. Each Newton system is solved by
+    conjugate gradients, preconditioned from a sample of rows.
+
+    Args:
+        num_support: Rows M of the largest support; default 4,096, fewer where ``N M`` numbers exceed the memory budget.
+        policy: Which rows come next: any policy that proposes single rows; default ``UnitVectors(order="leverage")``.
+        covariance_rank: Actions that the covariance is conditioned on; default 256. 0 leaves the prior's covariance.
+        tolerance: Decrease of the objective per row, in nats, at which a larger support is not worth it; default 1e-4.
+        time_limit: Seconds for all stages together; the support grows as far as it allows.
+        polish: A ``SubspaceNewton`` that goes on from the last support with passes over all rows, which also certify the
+            result; default none.
+
+    Raises:
+        InputError: If a budget is not positive, or a policy does not propose single rows.
+
+    Source: inducing functions at training rows, as in the projected-process approximation (GPML, section 8.3.4), found by an
+    inexact Newton method; covariance with actions of few rows as in CaGP (Wenger et al. 2024).
+    """
+
+    num_support: int | None = None
+    policy: Policy | None = None
+    covariance_rank: int | None = None
+    tolerance: float = _DEFAULT_TOLERANCE
+    time_limit: float | None = None
+    polish: SubspaceNewton | None = None
+
+    def __post_init__(self) -> None:
+        """Checks the budgets."""
+        require_positive("num_support", self.num_support, integer=True)
+        require_positive("tolerance", self.tolerance)
+        require_positive("time_limit", self.time_limit)
+        if self.covariance_rank != 0:
+            require_positive("covariance_rank", self.covariance_rank, integer=True)
+        if self.policy is not None:
+            require_policy(self.policy)
+            if not getattr(self.policy, "sparse", False):
+                raise InputError(
+                    f"`policy` of LinearTimeNewton must propose single rows. Got {self.policy!r}. Use UnitVectors(order=...)."
+                )
+        if self.polish is not None and not isinstance(self.polish, SubspaceNewton):
+            raise InputError(f"`polish` must be a SubspaceNewton or None. Got {self.polish!r}.")
+
+    @property
+    def max_passes(self) -> int | None:
+        """Passes over all rows, which only the polish makes."""
+        return None if self.polish is None else self.polish.max_passes
+
+    @property
+    def gives_covariance(self) -> bool:
+        """Whether a covariance is conditioned."""
+        return self.covariance_rank != 0
+
+    def loosened(self, factor: float) -> LinearTimeNewton:
+        """The same solver for a stage that another follows: without polish, and with part of the time."""
+        limit = None if self.time_limit is None else _PRELIMINARY_TIME * self.time_limit
+        del factor  # the support is what costs time, and the stage that follows uses it too
+        return replace(self, time_limit=limit, polish=None)
+
+    def without_covariance(self) -> LinearTimeNewton:
+        """The same solver for the mean alone."""
+        polish = None if self.polish is None else self.polish.without_covariance()
+        return replace(self, covariance_rank=0, polish=polish)
+
+    # ------------------------------------------------------------------- start
+    def init(self, problem: Problem, warm_start: Solution | None = None) -> LinearTimeState:
+        """Starts at the prior mean, or from an earlier solution's support and weights."""
+        deadline = time.perf_counter() + (float("inf") if self.time_limit is None else self.time_limit)
+        space, settled = SupportSpace.start(problem.operator, self._limit(problem)), False
+        coordinates = torch.zeros(problem.num_latents, 0, dtype=torch.float64, device=problem.mean.device)
+        kept = None if warm_start is None else warm_start.space
+        if (
+            warm_start is not None
+            and isinstance(kept, SupportSpace)
+            and warm_start.representer_weights.shape == problem.mean.shape
+        ):
+            if warm_start.operator is problem.operator and warm_start.coordinates is not None:
+                space, coordinates = kept, warm_start.coordinates
+                settled = warm_start.status.reason is Reason.SETTLED
+            else:  # another kernel: the support is worth keeping, its products are not
+                for rows in kept.rows[: self._limit(problem)].split(_BATCH):
+                    space = space.with_rows(rows, problem.operator)
+                coordinates = space.project(warm_start.representer_weights.to(problem.mean))
+                coordinates = torch.linalg.solve(space.gram, coordinates.unsqueeze(-1)).squeeze(-1)
+        return LinearTimeState(space, evaluate(problem, space, coordinates), settled=settled, deadline=deadline)
+
+    def _limit(self, problem: Problem) -> int:
+        operator = problem.operator
+        if self.num_support is not None:
+            return min(self.num_support, operator.num_rows)
+        per_row = operator.num_kernels * operator.num_rows * problem.mean.element_size()
+        affordable = operator.memory_budget // per_row // _FIRST * _FIRST
+        return min(operator.num_rows, max(_FIRST, min(_DEFAULT_SUPPORT, affordable)))
+
+    # -------------------------------------------------------------------- step
+    def step(self, problem: Problem, state: LinearTimeState) -> LinearTimeState:
+        """Twice the support, then the minimiser on it; or a pass of the polish. A support that came along is searched first."""
+        if state.polishing is not None or self._on_support(problem, state) is not None:
+            return self._polish(problem, state)
+        begun = time.perf_counter()
+        arrived = state.steps == 0 and state.space.rank > 0
+        grown = state if arrived else self._grow(problem, state, self._next_size(problem, state))
+        iterate = minimise(problem, grown.space, state.iterate, 0.02 * self.tolerance * problem.num_rows)
+        gain = state.objective - iterate.objective
+        return replace(
+            grown,
+            iterate=iterate,
+            steps=state.steps + 1,
+            settled=state.settled or (not arrived and gain <= self.tolerance * problem.num_rows),
+            gain=gain,
+            last_seconds=time.perf_counter() - begun,
+            event=f"support of {grown.space.rows.numel():,} rows",
+        )
+
+    def _next_size(self, problem: Problem, state: LinearTimeState) -> int:
+        """Twice the support, or as much more as the time that is left allows."""
+        size, limit = state.space.rows.numel(), self._limit(problem)
+        if size == 0:
+            return min(_FIRST, limit)
+        expected = _GROWTH_COST * state.last_seconds
+        share = min(1.0, (state.deadline - time.perf_counter()) / max(expected, 1e-9))
+        return min(limit, size + max(1, int(share * size)))
+
+    def _grow(self, problem: Problem, state: LinearTimeState, size: int) -> LinearTimeState:
+        space, proposals, operator = state.space, state.proposals, problem.operator
+        policy = self.policy if self.policy is not None else UnitVectors(order="leverage", rows=_BATCH)
+        gradient = (state.iterate.gradient - state.weights).to(problem.mean)
+        while space.rows.numel() < size:
+            proposal = policy.propose(
+                View(
+                    gradient=gradient,
+                    curvature=state.iterate.curvature,
+                    weights=state.weights,
+                    latent_values=state.iterate.latent_values,
+                    operator=operator,
+                    index=proposals,
+                    step=proposals,
+                    known_variance=space.missing_variance(operator).mT.expand(problem.mean.shape),
+                    memory=state.memory,
+                )
+            )
+            if proposal is None:
+                return replace(state, space=space, proposals=proposals, exhausted=True)
+            proposals += 1
+            assert isinstance(proposal, RowBlock)
+            rows = proposal.rows[~torch.isin(proposal.rows, space.rows)][: size - space.rows.numel()]
+            if rows.numel():
+                space = space.with_rows(rows, operator)
+        return replace(state, space=space, proposals=proposals)
+
+    def _polish(self, problem: Problem, state: LinearTimeState) -> LinearTimeState:
+        assert self.polish is not None
+        inner = state.polishing
+        if inner is None:
+            space, coordinates = leave_support(
+                state.space, state.iterate.coordinates, state.iterate.curvature, self.polish.initial_rank
+            )
+            iterate = evaluate(problem, space, coordinates)
+            inner = SubspaceState(space, iterate, space.weights(coordinates), {})
+        inner = self.polish.step(problem, inner)
+        return replace(state, polishing=inner, event=inner.event or "pass over all rows")
+
+    # --------------------------------------------------------------------- end
+    def status(self, problem: Problem, state: LinearTimeState, passes: int) -> Status | None:
+        """Whether the support is done, and then whether the polish is."""
+        if state.polishing is not None:
+            assert self.polish is not None
+            return self.polish.status(problem, state.polishing, passes)
+        done = self._on_support(problem, state)
+        return done if self.polish is None or (done is not None and done.reason is Reason.TIME) else None
+
+    def _on_support(self, problem: Problem, state: LinearTimeState) -> Status | None:
+        """Why the support does not grow any more, or None while it does."""
+        size = state.space.rows.numel()
+        if size == 0 or state.steps == 0 or not state.iterate.finished:
+            return None
+        gain = state.gain / problem.num_rows
+        detail = (
+            f"{size:,} of {problem.num_rows:,} rows; the last change lowered the objective by {gain:.2g} nats per row"
+        )
+        if size >= self._limit(problem) or state.exhausted:
+            return Status(Reason.SUPPORT, detail)
+        if state.settled:
+            return Status(Reason.SETTLED, detail)
+        left = state.deadline - time.perf_counter()
+        if left <= 0.1 * _GROWTH_COST * state.last_seconds:
+            return Status(Reason.TIME, detail)
+        return None
+
+    def finish(self, problem: Problem, state: LinearTimeState, *, final: bool) -> Posterior:
+        """Conditions the covariance on actions of the support's rows, at the cost of its kernel columns."""
+        if state.polishing is not None:
+            assert self.polish is not None
+            return self.polish.finish(problem, state.polishing, final=final)
+        space, iterate = state.space, state.iterate
+        rank = _DEFAULT_COVARIANCE_RANK if self.covariance_rank is None else self.covariance_rank
+        support = None
+        if rank == 0 or space.rank == 0:
+            result = prior_covariance(problem)
+        else:
+            rank = rank if final else max(1, rank // _PRELIMINARY_SHARE)
+            support = space.rows
+            on_support = SearchSpace(space.directions, space.products[:, support], space.gram)
+            actions = leading_actions(on_support, iterate.curvature[support], rank)
+            result = support_covariance(problem, actions, support)
+        return Posterior(
+            representer_weights=state.weights,
+            latent_values=iterate.latent_values,
+            latent_covariance=result.latent_covariance,
+            precision=result.precision,
+            objective=iterate.objective,
+            norm_squared=float("inf"),
+            space=space,
+            coordinates=iterate.coordinates,
+            curvature=iterate.curvature,
+            support=support,
+        )

@@ -1,0 +1,156 @@
+"""``SupportSpace``: a search space of all functions that kernels at some of the rows can make."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from itergp.operators import KernelOperator
+from itergp.solvers.actions import leading_directions
+from itergp.solvers.search_space import SearchSpace
+
+_CHUNK_ROWS = 2048
+# A direction of less prior variance than this many roundings of the support's kernel matrix is rounding itself.
+_RESOLUTION = 4.0
+
+
+@dataclass(frozen=True)
+class SupportSpace(SearchSpace):
+    """Directions that are zero outside M of the N rows, the support: their kernel products cost M kernel columns, not N.
+
+    Only the rows of the directions that are on the support are kept. The products live in a buffer with room for more.
+
+    Attributes:
+        directions: S on the support ``(C', M, B)``, float64.
+        products: T = K S ``(C', N, B)``, a view of the buffer.
+        gram: ``S^T T`` ``(C', B, B)``, float64.
+        rows: The support ``(M,)``, in the order in which it grew.
+        explained: Prior variance at the training inputs that the support's latent values determine, ``(C', N)``.
+        buffer: Where the products are.
+    """
+
+    rows: Tensor
+    explained: Tensor
+    buffer: _Buffer
+
+    @classmethod
+    def start(cls, operator: KernelOperator, capacity: int) -> SupportSpace:
+        """No support yet; memory for ``capacity`` directions is taken as it is filled."""
+        kernels, size = operator.num_kernels, operator.num_rows
+        buffer = _Buffer(torch.empty(kernels, size, capacity, dtype=operator.dtype, device=operator.device))
+        return cls(
+            directions=torch.zeros(kernels, 0, 0, dtype=torch.float64, device=operator.device),
+            products=buffer.values[..., :0],
+            gram=torch.zeros(kernels, 0, 0, dtype=torch.float64, device=operator.device),
+            rows=torch.zeros(0, dtype=torch.int64, device=operator.device),
+            explained=torch.zeros(kernels, size, dtype=operator.dtype, device=operator.device),
+            buffer=buffer,
+        )
+
+    def weights(self, coordinates: Tensor) -> Tensor:
+        """``S U`` ``(N, C)``, zero outside the support, for coordinates U ``(C, B)``."""
+        on_support = self._combine(self.directions, coordinates).to(self.products.dtype)
+        return on_support.new_zeros(self.products.shape[1], on_support.shape[1]).index_copy_(0, self.rows, on_support)
+
+    def on_support(self, coordinates: Tensor) -> Tensor:
+        """``S U`` on the support alone ``(M, C)``, float64."""
+        return self._combine(self.directions, coordinates)
+
+    def missing_variance(self, operator: KernelOperator) -> Tensor:
+        """Prior variance at the training inputs that is left once the support's latent values are known, ``(C', N)``."""
+        return (operator.diagonal().detach() - self.explained).clamp_min(0.0)
+
+    # ------------------------------------------------------------------ growth
+    def with_rows(self, rows: Tensor, operator: KernelOperator) -> SupportSpace:
+        """The space for a larger support, at the cost of ``N`` kernel entries and ``2 N B`` operations for each new row.
+
+        The new rows' kernel columns are orthogonalised against the space and among themselves (block Cholesky); what is left
+        of directions that are rounding error is dropped.
+
+        Args:
+            rows: Row numbers ``(m,)``, none of them on the support.
+            operator: The kernel.
+        """
+        known = self.products[:, rows].double()  # L21: products of the old directions at the new rows
+        schur = operator.entries(rows, rows).double() - known @ known.mT
+        values, vectors = torch.linalg.eigh(0.5 * (schur + schur.mT))
+        largest = operator.diagonal(operator.inputs[..., rows, :]).detach().double().amax(-1)
+        floor = _RESOLUTION * torch.finfo(operator.dtype).eps * (self.rows.numel() + rows.numel()) * largest
+        keep = values > floor[:, None]
+        width = int(keep.sum(-1).max())
+        mix = (vectors * torch.where(keep, values.clamp_min(1e-300).rsqrt(), 0.0).unsqueeze(-2))[..., -width:]
+        mix = mix if width else mix[..., :0]
+        products, buffer = self._append(operator, rows, known, mix)
+        new = products[..., self.rank :]
+        old_part = -torch.matmul(self.directions, torch.matmul(known.mT, mix))
+        directions = torch.cat(
+            [torch.cat([self.directions, old_part], -1), torch.nn.functional.pad(mix, (self.rank, 0))], -2
+        )
+        support = torch.cat([self.rows, rows])
+        on_support = products[:, support].double()
+        side = torch.matmul(directions[..., : self.rank].mT, on_support[..., self.rank :])
+        corner = torch.matmul(directions[..., self.rank :].mT, on_support[..., self.rank :])
+        gram = torch.cat([torch.cat([self.gram, side], -1), torch.cat([side.mT, corner], -1)], -2)
+        gram[:, self.rank :, self.rank :] += torch.diag_embed((mix.abs().amax(-2) == 0.0).to(gram))
+        explained = self.explained + torch.cat([part.square().sum(-1) for part in new.split(_CHUNK_ROWS, 1)], -1)
+        return SupportSpace(directions, products, 0.5 * (gram + gram.mT), support, explained, buffer)
+
+    def _append(self, operator: KernelOperator, rows: Tensor, known: Tensor, mix: Tensor) -> tuple[Tensor, _Buffer]:
+        """``(K[:, rows] - T L21^T) mix`` written behind T, chunk by chunk of rows."""
+        rank, width = self.rank, mix.shape[-1]
+        buffer = self.buffer.with_room(rank, width)
+        back, forth = torch.matmul(known.mT, mix).to(operator.dtype), mix.to(operator.dtype)
+        for chunk, entries in operator.column_blocks(rows):
+            part = torch.matmul(entries, forth)
+            if rank:
+                part -= torch.matmul(self.products[:, chunk], back)
+            buffer.values[:, chunk, rank : rank + width] = part
+        return buffer.values[..., : rank + width], buffer
+
+
+def leave_support(space: SupportSpace, coordinates: Tensor, curvature: Tensor, keep: int) -> tuple[SearchSpace, Tensor]:
+    """The iterate and the most informative directions of a support, as a space of directions at all rows.
+
+    Args:
+        space: The support's space.
+        coordinates: Of the iterate ``(C, B)``.
+        curvature: W ``(N, C, C)``.
+        keep: Directions to keep, with the iterate's.
+
+    Returns:
+        The space, without a kernel pass, and the iterate's coordinates in it.
+    """
+    kernels, latents = space.gram.shape[0], coordinates.shape[0]
+    mixes = []
+    for c in range(kernels):
+        own = list(range(latents)) if kernels == 1 else [c]
+        weights = curvature.diagonal(dim1=-2, dim2=-1)[:, own].sum(-1)
+        single = SearchSpace(space.directions[c : c + 1], space.products[c : c + 1], space.gram[c : c + 1])
+        wanted = max(1, min(keep, space.rank) - len(own))
+        leading = leading_directions(single, weights[:, None, None], wanted)[0]
+        mixes.append(torch.linalg.qr(torch.cat([coordinates[own].mT, leading], -1)).Q)
+    mix = torch.stack(mixes)
+    moved = coordinates @ mix[0] if kernels == 1 else torch.bmm(coordinates.unsqueeze(1), mix).squeeze(1)
+    values = space.products.new_zeros(kernels, space.products.shape[1], mix.shape[-1])
+    values[:, space.rows] = torch.matmul(space.directions, mix).to(values)
+    products = torch.matmul(space.products, mix.to(values))
+    return SearchSpace(values, products, mix.mT @ space.gram @ mix), moved
+
+
+class _Buffer:
+    """Memory for products, and how much of it is taken: by whoever writes first."""
+
+    def __init__(self, values: Tensor, taken: int = 0) -> None:
+        self.values, self.taken = values, taken
+
+    def with_room(self, used: int, width: int) -> _Buffer:
+        """This buffer with the columns after ``used`` taken; a copy where they are another's, or there are none left."""
+        capacity, buffer = self.values.shape[-1], self
+        if self.taken != used or used + width > capacity:
+            larger = self.values.new_empty(*self.values.shape[:2], max(capacity, used + width))
+            larger[..., :used] = self.values[..., :used]
+            buffer = _Buffer(larger, used)
+        buffer.taken = used + width
+        return buffer

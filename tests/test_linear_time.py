@@ -1,0 +1,214 @@
+"""LinearTimeNewton: exact on a full support, monotone, never overconfident, linear in the number of rows."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+from typing import get_args
+
+import pytest
+import torch
+from helpers import CORE, SimpleGP, assert_close, make_batch_kernel, make_binary, make_inputs, make_kernel, make_model
+
+import itergp
+from itergp import InputError
+from itergp.likelihoods import BernoulliLikelihood
+from itergp.operators import make_operator
+from itergp.solvers import DenseNewton, LinearTimeNewton, Reason, SubspaceNewton
+from itergp.solvers.policies import CG, UnitVectors
+from itergp.solvers.policies.unit_vectors import Order
+from itergp.solvers.support_space import SupportSpace
+
+NAMES = (*CORE, "ordinal-logit", "weibull", "student-t")
+KERNELS = [*((name, make_kernel) for name in NAMES), ("categorical", make_batch_kernel)]
+ALL = {"covariance_rank": 10_000, "tolerance": 1e-14}
+SMALL = UnitVectors(order="leverage", rows=8)
+
+
+def binary(num_rows: int = 300, dtype: torch.dtype = torch.float64, **kwargs) -> SimpleGP:
+    """A binary model, in evaluation mode."""
+    x, y = make_binary(num_rows, dtype=dtype)
+    return SimpleGP(x, y, BernoulliLikelihood(), kernel=make_kernel(), **kwargs).to(dtype).eval()
+
+
+@pytest.mark.parametrize("approximation", ["laplace", "variational"])
+@pytest.mark.parametrize(("name", "kernel"), KERNELS)
+def test_a_support_of_all_rows_gives_the_dense_reference(name, kernel, approximation):
+    exact = make_model(name, kernel=kernel(), solver=DenseNewton(), approximation=approximation)
+    solver = LinearTimeNewton(policy=SMALL, **ALL)
+    ours = make_model(name, kernel=kernel(), solver=solver, approximation=approximation)
+    expected, solution = exact.condition(), ours.condition()
+    assert solution.status.reason is Reason.SUPPORT
+    assert solution.kernel_passes == 0
+    assert_close(solution.latent_values, expected.latent_values, "posterior")
+    assert_close(solution.latent_covariance, expected.latent_covariance, "posterior")
+    assert solution.elbo == pytest.approx(expected.elbo, rel=1e-6)
+    x = make_inputs(7, seed=5)
+    with torch.no_grad():
+        assert_close(ours(x).mean, exact(x).mean, "posterior")
+        assert_close(ours(x).covariance_matrix, exact(x).covariance_matrix, "posterior")
+
+
+@pytest.mark.parametrize("order", get_args(Order))
+def test_every_order_lowers_the_objective_with_every_doubling(order):
+    objectives = []
+    solver = LinearTimeNewton(num_support=128, policy=UnitVectors(order=order, rows=16), tolerance=1e-12)
+    model = binary(600, solver=solver, approximation="laplace")
+    solution = model.condition(callback=lambda record: objectives.append(record.objective))
+    mode = binary(600, solver=SubspaceNewton(tolerance=1e-8), approximation="laplace").condition().objective
+    assert len(objectives) == 1  # the first support holds 512 rows, more than there may be
+    assert solution.space.rows.unique().numel() == 128
+    assert mode - 1e-6 <= solution.objective
+    larger = copy.deepcopy(model)
+    larger.solver = LinearTimeNewton(num_support=560, policy=UnitVectors(order=order, rows=16), tolerance=1e-12)
+    larger.condition(callback=lambda record: objectives.append(record.objective))
+    assert len(objectives) >= 3
+    assert all(after <= before + 1e-9 for before, after in itertools.pairwise(objectives))
+    assert objectives[-1] - mode < 0.1 * (objectives[0] - mode) + 1e-3
+
+
+def test_the_space_never_explains_more_than_the_prior():
+    x = make_inputs(200)
+    operator = make_operator(make_kernel().double(), x)
+    space = SupportSpace.start(operator, 64)
+    before = operator.diagonal()
+    for rows in torch.randperm(200)[:60].split(20):
+        space = space.with_rows(rows, operator)
+        missing = space.missing_variance(operator)
+        assert bool((missing <= before + 1e-10).all())
+        before = missing
+    kernel = operator.dense()[0]
+    support = kernel[:, space.rows]
+    nystrom = support @ torch.linalg.solve(kernel[space.rows][:, space.rows], support.mT)
+    assert_close(space.products[0] @ space.products[0].mT, nystrom, "posterior")
+    assert_close(space.missing_variance(operator)[0], (kernel - nystrom).diagonal(), "posterior")
+    assert_close(space.gram[0], torch.eye(60, dtype=torch.float64), "posterior")
+
+
+def test_copies_of_rows_add_nothing():
+    x, y = make_binary(60)
+    x, y = x.repeat(8, 1), y.repeat(8)
+    solver = LinearTimeNewton(policy=UnitVectors(order="random", rows=50), **ALL)
+    model = SimpleGP(x, y, BernoulliLikelihood(), solver=solver, approximation="laplace").double().eval()
+    solution = model.condition()
+    assert solution.space.rank == 60
+    assert solution.space.rows.numel() == 480
+    exact = SimpleGP(x, y, BernoulliLikelihood(), solver=DenseNewton(), approximation="laplace").double().eval()
+    assert_close(solution.latent_values, exact.condition().latent_values, "posterior")
+
+
+@pytest.mark.parametrize("name", ["bernoulli-logit", "categorical"])
+def test_the_variance_is_never_below_the_exact_one(name):
+    solver = LinearTimeNewton(num_support=16, policy=SMALL)
+    model = make_model(name, num_rows=80, solver=solver, approximation="laplace")
+    parts = model.decompose_uncertainty(make_inputs(20, seed=9))
+    assert bool((parts.computational >= -1e-9).all())
+    assert float(parts.computational.max()) > 1e-3
+    larger = copy.deepcopy(model)
+    larger.solver = LinearTimeNewton(num_support=80, policy=SMALL, covariance_rank=10_000)
+    assert float(larger.decompose_uncertainty(make_inputs(20, seed=9)).computational.max()) < 1e-3
+
+
+def test_predictions_evaluate_the_kernel_at_the_support_alone():
+    model = binary(solver=LinearTimeNewton(num_support=20, policy=SMALL))
+    solution = model.condition()
+    assert solution.support is not None
+    assert solution.precision.actions.shape[0] == 20
+    assert int((solution.representer_weights != 0.0).sum()) <= 20
+    assert solution.kernel_entries < 10 * 20 * 300
+    full = model._latent((make_inputs(5, seed=3),))
+    with torch.no_grad():
+        cross = model.covar_module(make_inputs(5, seed=3), model.train_inputs[0]).to_dense()
+        assert_close(full.mean, model.mean_module.constant + cross @ solution.representer_weights, "posterior")
+        products = solution.precision.whiten((cross @ solution.all_actions()[:, 0]).unsqueeze(1))
+        assert_close(full.whitened, products, "posterior")
+
+
+def test_a_polish_certifies_the_result_and_improves_it():
+    plain = binary(600, solver=LinearTimeNewton(num_support=40, policy=SMALL), approximation="laplace").condition()
+    polish = SubspaceNewton(max_passes=12, tolerance=1e-7)
+    solver = LinearTimeNewton(num_support=40, policy=SMALL, polish=polish)
+    model = binary(600, solver=solver, approximation="laplace")
+    solution = model.condition()
+    exact = binary(600, solver=DenseNewton(), approximation="laplace").condition()
+    assert plain.certificate.norm_squared == float("inf")
+    assert solution.objective < plain.objective
+    assert solution.objective - exact.objective <= solution.certificate.objective_gap + 1e-8
+    assert solution.certificate.objective_gap < 0.1
+    assert 1 <= solution.kernel_passes <= 12
+
+
+def test_another_solver_goes_on_from_the_support():
+    model = binary(600, solver=LinearTimeNewton(num_support=60, policy=SMALL), approximation="laplace")
+    first = model.condition()
+    model.solver = SubspaceNewton(max_passes=8)
+    first_objectives = []
+    model.condition(callback=lambda record: first_objectives.append(record.objective))
+    assert first_objectives[0] <= first.objective + 1e-9
+
+
+def test_the_support_survives_new_hyperparameters():
+    model = binary(solver=LinearTimeNewton(num_support=30, policy=SMALL), approximation="laplace")
+    rows = model.condition().space.rows
+    model.covar_module.outputscale = 2.0
+    again = model.condition()
+    assert torch.equal(again.space.rows, rows)
+    fresh = binary(solver=LinearTimeNewton(num_support=30, policy=SMALL), approximation="laplace")
+    fresh.covar_module.outputscale = 2.0
+    assert again.objective == pytest.approx(fresh.condition().objective, rel=0.02)
+
+
+def test_appended_rows_and_saved_models_keep_the_support(tmp_path):
+    model = binary(solver=LinearTimeNewton(num_support=30, policy=SMALL))
+    model.condition()
+    x = make_inputs(9, seed=4)
+    model.save(tmp_path / "m.safetensors")
+    other = binary(solver=LinearTimeNewton(num_support=30, policy=SMALL))
+    other.load(tmp_path / "m.safetensors")
+    assert torch.equal(other.predict(x).probs, model.predict(x).probs)
+    rows = model.solution.space.rows
+    model.append_train_data(x, torch.ones(9, dtype=torch.int64))
+    assert torch.equal(model.condition().space.rows, rows)
+    assert model.solution.representer_weights.shape[0] == 309
+
+
+def test_the_reason_for_stopping_is_that_more_rows_do_not_help():
+    model = binary(2500, torch.float32, solver=LinearTimeNewton(tolerance=1e-3), approximation="laplace")
+    model.covar_module.base_kernel.lengthscale = 4.0
+    solution = model.condition()
+    assert solution.status.reason is Reason.SETTLED
+    assert solution.space.rows.numel() == 1024
+    assert "nats per row" in str(solution.status)
+
+
+def test_a_time_limit_ends_with_a_valid_posterior():
+    model = binary(1500, solver=LinearTimeNewton(tolerance=1e-12, time_limit=1e-3), approximation="laplace")
+    solution = model.condition()
+    assert solution.status.reason is Reason.TIME
+    assert bool(torch.isfinite(model.predict(make_inputs(3)).probs).all())
+
+
+def test_learning_and_the_elbo_work_with_a_support():
+    model = binary(200, solver=LinearTimeNewton(num_support=60, policy=SMALL))
+    result = itergp.fit(model, max_iterations=3)
+    assert result.solution.support is not None
+    model.train()
+    objective = itergp.objectives.ComputationAwareELBO(model.likelihood, model)
+    value = objective(model(model.train_inputs[0]), model.train_targets)
+    value.backward()
+    assert float(value.detach()) * 200 == pytest.approx(model.eval().condition().elbo, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"policy": CG()}, r"must propose single rows. Got CG\(\)"),
+        ({"policy": UnitVectors}, r"must have a method propose"),
+        ({"polish": "yes"}, r"`polish` must be a SubspaceNewton or None. Got 'yes'"),
+        ({"num_support": 0}, r"`num_support` must be a positive whole number"),
+        ({"covariance_rank": -1}, r"`covariance_rank` must be"),
+    ],
+)
+def test_wrong_settings_are_refused(settings, message):
+    with pytest.raises(InputError, match=message):
+        LinearTimeNewton(**settings)
