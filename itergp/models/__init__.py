@@ -2,6 +2,7 @@
 
 from itergp.models.latent import LatentPosterior
 from itergp.models.nonconjugate_gp import NonConjugateGP
+from itergp.models.planning import Plan
 from itergp.models.uncertainty import UncertaintyDecomposition
 
-__all__ = ["LatentPosterior", "NonConjugateGP", "UncertaintyDecomposition"]
+__all__ = ["LatentPosterior", "NonConjugateGP", "Plan", "UncertaintyDecomposition"]

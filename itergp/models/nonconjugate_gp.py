@@ -20,12 +20,14 @@ from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.appending import append_rows
 from itergp.models.fingerprint import Fingerprint, PriorVariance, frozen
 from itergp.models.latent import LatentPosterior, batches
+from itergp.models.planning import Plan, check_memory, make_plan
 from itergp.models.saving import load_model, save_model
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
 from itergp.models.validation import as_inputs, as_observations, check_kernel, check_parameters, check_test_inputs
 from itergp.operators import KernelOperator, OperatorKind, Prior, default_memory_budget, make_operator
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton, solve
 from itergp.solvers.base import Solver, require_positive, require_solver
+from itergp.solvers.demand import ProblemSize
 
 
 class NonConjugateGP(gpytorch.models.GP):
@@ -122,7 +124,8 @@ class NonConjugateGP(gpytorch.models.GP):
             The solution, which predictions use from now on.
 
         Raises:
-            InputError: If the prior does not fit the data, or the kernel is not positive semi-definite.
+            InputError: If the prior does not fit the data, the kernel is not positive semi-definite, or what the solver keeps
+                cannot fit into memory.
             SolverError: If a NaN appears; the error carries the last good solution, and the model keeps what it had.
         """
         check_parameters(self, self.train_inputs)
@@ -134,6 +137,7 @@ class NonConjugateGP(gpytorch.models.GP):
                 operator = self._operator
             else:
                 check_kernel(operator)
+                check_memory(operator, self.solver, self._problem_size(operator))
             solution = solve(
                 operator,
                 prior.mean.contiguous(),
@@ -150,6 +154,15 @@ class NonConjugateGP(gpytorch.models.GP):
             solution = replace(solution, certificate=certificate)
         self._solution, self._operator, self._fingerprint = solution, operator, fingerprint
         return solution
+
+    def plan(self) -> Plan:
+        """What ``condition`` is expected to take: passes, kernel entries, time and memory.
+
+        Times the kernel for a fraction of a second; ``print(model.plan())`` says it in a sentence.
+        """
+        with torch.no_grad():
+            operator = self._make_operator(self._prior(self.train_inputs))
+        return make_plan(operator, self.solver, self._problem_size(operator))
 
     @property
     def solution(self) -> Solution:
@@ -391,6 +404,16 @@ class NonConjugateGP(gpytorch.models.GP):
             num_kernels=prior.num_kernels,
             kind=self.operator_kind,
             memory_budget=self.memory_budget,
+        )
+
+    def _problem_size(self, operator: KernelOperator) -> ProblemSize:
+        return ProblemSize(
+            num_rows=operator.num_rows,
+            num_latents=self._calculus.num_latents,
+            num_kernels=operator.num_kernels,
+            itemsize=operator.inputs.element_size(),
+            variational=self.approximation == "variational" and not self._calculus.quadratic,
+            memory_budget=operator.memory_budget,
         )
 
     def _training_operator(self) -> KernelOperator:

@@ -4,7 +4,7 @@ from itergp.operators.base import KernelCounts, KernelOperator, slices
 from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.choose import OperatorKind, make_operator
 from itergp.operators.keops import KeOpsOperator
-from itergp.operators.memory import default_memory_budget
+from itergp.operators.memory import default_memory_budget, free_memory
 from itergp.operators.prior import Prior
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "OperatorKind",
     "Prior",
     "default_memory_budget",
+    "free_memory",
     "make_operator",
     "slices",
 ]

@@ -8,9 +8,13 @@ import torch
 _FRACTION = 0.25
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    return int(psutil.virtual_memory().available)
+
+
 def default_memory_budget(device: torch.device) -> int:
     """Bytes that may be used for cached kernel entries and for blocks: a quarter of what is free on the device."""
-    if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        return int(_FRACTION * free)
-    return int(_FRACTION * psutil.virtual_memory().available)
+    return int(_FRACTION * free_memory(device))

@@ -6,6 +6,7 @@ import numbers
 from typing import Protocol, TypeVar
 
 from itergp.errors import InputError
+from itergp.solvers.demand import Demand, ProblemSize
 from itergp.solvers.posterior import Posterior
 from itergp.solvers.problem import Problem
 from itergp.solvers.solution import Solution
@@ -75,6 +76,9 @@ class Solver(Protocol[StateT]):
 
     def without_covariance(self) -> Solver[StateT]:
         """The same solver with ``gives_covariance`` False."""
+
+    def demand(self, size: ProblemSize) -> Demand:
+        """What a solve of this size is expected to need."""
 
     def init(self, problem: Problem, warm_start: Solution | None = None) -> StateT:
         """The first state."""

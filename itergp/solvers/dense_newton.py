@@ -12,6 +12,7 @@ from itergp.errors import InputError
 from itergp.likelihoods import CategoricalLikelihood, LaplaceSite
 from itergp.likelihoods.blocks import apply_blocks, curvature_root
 from itergp.solvers.base import require_positive
+from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.posterior import Posterior, prior_covariance
 from itergp.solvers.precision import LowRankPrecision, marginal_covariance
 from itergp.solvers.problem import Problem, inner
@@ -20,6 +21,7 @@ from itergp.solvers.status import Reason, Status
 
 _DEFAULT_MAX_STEPS = 100
 _MAX_HALVINGS = 40
+_EXPECTED_STEPS, _MATRICES = 8, 5
 _JOINT_LIMIT = 8000  # N C beyond which an (N C)^2 matrix is refused
 
 
@@ -98,6 +100,15 @@ class DenseNewton:
     def without_covariance(self) -> DenseNewton:
         """The same solver for the mean alone."""
         return replace(self, covariance=False)
+
+    def demand(self, size: ProblemSize) -> Demand:
+        """What a solve of this size is expected to need: some dense matrices and their factors."""
+        latents = size.num_latents
+        joint = latents if self.covariance or latents == 1 else 1
+        order, blocks = size.num_rows * joint, latents // joint
+        steps = _EXPECTED_STEPS * (2 if size.variational else 1)
+        memory = {"dense matrices": 8 * _MATRICES * blocks * order**2, "rows": likelihood_memory(size)}
+        return Demand(0, 0, size.num_kernels * size.num_rows**2, steps * (blocks + 1) * order**3, memory)
 
     def init(self, problem: Problem, warm_start: Solution | None = None) -> DenseState:
         """Starts at the prior mean or at an earlier solution's weights."""

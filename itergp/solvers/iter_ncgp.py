@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from itergp.errors import InputError
 from itergp.solvers.base import require_positive
+from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.iter_gp import view
 from itergp.solvers.iter_ncgp_state import IterNCGPState, add_weights, linear_system, recycled_buffer
 from itergp.solvers.newton_iterate import NewtonIterate, backtracking_step, full_step, recomputed, zero
@@ -23,6 +24,7 @@ StepRule = Literal["full", "backtracking"]
 Compression = Literal["published", "informative"]
 
 _DEFAULT_MAX_PASSES = 100
+_EXPECTED_PASSES, _EXPECTED_SYSTEMS = 60, 10
 _DEFAULT_TOLERANCE = 1e-4
 _DEFAULT_INNER_TOLERANCE = 0.01
 _DEFAULT_ITERATIONS = 5
@@ -145,6 +147,19 @@ class IterNCGP:
     def _sparse(self) -> bool:
         """Whether the policy looks at a few rows at a time: the weights, which involve many, then come last."""
         return getattr(self.policy, "sparse", False)
+
+    def demand(self, size: ProblemSize) -> Demand:
+        """What a solve of this size is expected to need: passes of a typical problem, memory for their actions."""
+        latents = size.num_latents
+        passes = min(self.max_passes or _EXPECTED_PASSES, _EXPECTED_PASSES)
+        stages = 2 if size.variational else 1
+        rank = min(self.max_rank or stages * passes, size.num_rows * latents)
+        memory = {"actions and their products": 2 * size.array(latents * rank), "rows": likelihood_memory(size)}
+        work = size.num_rows * latents * rank**2 * _EXPECTED_SYSTEMS
+        columns = passes * latents // size.num_kernels
+        if self._sparse:  # kernel columns instead of passes
+            return Demand(0, 0, size.num_kernels * size.num_rows * rank, work, memory)
+        return Demand(passes, columns, 0, work, memory)
 
     # ------------------------------------------------------------------- start
     def init(self, problem: Problem, warm_start: Solution | None = None) -> IterNCGPState:

@@ -12,6 +12,7 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.solvers.actions import leading_actions
 from itergp.solvers.base import require_positive
+from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.newton import Iterate, evaluate, minimise
 from itergp.solvers.policies import Policy, UnitVectors, View
 from itergp.solvers.policies.base import RowBlock
@@ -32,6 +33,7 @@ _FIRST = 512  # rows in the first support
 _BATCH = 512  # rows that join at once when the policy is the default
 # Cost of the next step over that of the last, with twice the rows: between linear and quadratic in the support.
 _GROWTH_COST = 3.0
+_PRODUCTS = 100  # products with the space in the Newton steps of a stage
 _PRELIMINARY_TIME = 0.6  # share of the time limit for a stage that another follows
 
 
@@ -168,6 +170,25 @@ class LinearTimeNewton:
         polish = None if self.polish is None else self.polish.without_covariance()
         return replace(self, covariance_rank=0, polish=polish)
 
+    def demand(self, size: ProblemSize) -> Demand:
+        """What a solve of this size is expected to need: the largest support."""
+        support = self._most(size.num_rows, size.num_kernels, size.itemsize, size.memory_budget)
+        latents, rank = size.num_latents, 0
+        if self.gives_covariance:
+            rank = _DEFAULT_COVARIANCE_RANK if self.covariance_rank is None else self.covariance_rank
+        stages = 2 if size.variational else 1
+        columns, cells = size.num_kernels * support, size.num_rows * size.num_kernels * support
+        work = cells * (support + latents * (rank + stages * _PRODUCTS))
+        polish = None if self.polish is None else self.polish.demand(size)
+        memory = {
+            "products with the support": size.array(columns),
+            "directions and small matrices": 4 * size.num_kernels * support**2 * 8,
+            "rows": likelihood_memory(size),
+        }
+        if polish is None:
+            return Demand(0, 0, (1 + stages) * cells, work, memory)
+        return Demand(polish.passes, polish.columns, (1 + stages) * cells, work, memory | polish.memory)
+
     # ------------------------------------------------------------------- start
     def init(self, problem: Problem, warm_start: Solution | None = None) -> LinearTimeState:
         """Starts at the prior mean, or from an earlier solution's support and weights."""
@@ -192,11 +213,15 @@ class LinearTimeNewton:
 
     def _limit(self, problem: Problem) -> int:
         operator = problem.operator
+        size = problem.mean.element_size()
+        return self._most(operator.num_rows, operator.num_kernels, size, operator.memory_budget)
+
+    def _most(self, num_rows: int, num_kernels: int, itemsize: int, memory_budget: int) -> int:
+        """Rows of the largest support."""
         if self.num_support is not None:
-            return min(self.num_support, operator.num_rows)
-        per_row = operator.num_kernels * operator.num_rows * problem.mean.element_size()
-        affordable = operator.memory_budget // per_row // _FIRST * _FIRST
-        return min(operator.num_rows, max(_FIRST, min(_DEFAULT_SUPPORT, affordable)))
+            return min(self.num_support, num_rows)
+        affordable = memory_budget // (num_kernels * num_rows * itemsize) // _FIRST * _FIRST
+        return min(num_rows, max(_FIRST, min(_DEFAULT_SUPPORT, affordable)))
 
     # -------------------------------------------------------------------- step
     def step(self, problem: Problem, state: LinearTimeState) -> LinearTimeState:
@@ -259,7 +284,7 @@ class LinearTimeNewton:
         inner = state.polishing
         if inner is None:
             space, coordinates = leave_support(
-                state.space, state.iterate.coordinates, state.iterate.curvature, self.polish.initial_rank
+                state.space, state.iterate.coordinates, state.iterate.curvature, self.polish.initial_rank(problem)
             )
             iterate = evaluate(problem, space, coordinates)
             inner = SubspaceState(space, iterate, space.weights(coordinates), {})

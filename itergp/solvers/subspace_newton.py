@@ -11,6 +11,7 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.solvers.actions import leading_actions
 from itergp.solvers.base import require_positive
+from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.newton import Iterate, evaluate, minimise, weighted_gram
 from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, View
 from itergp.solvers.policies.directions import holds, shared_directions
@@ -25,7 +26,8 @@ from itergp.solvers.support_space import SupportSpace, leave_support
 _DEFAULT_MAX_PASSES = 60
 _DEFAULT_TOLERANCE = 1e-4
 _RECYCLING_PASSES = 6  # a smaller budget is better spent on new directions
-_DEFAULT_MAX_RANK = 1024
+_DEFAULT_MAX_RANK, _SMALLEST_MAX_RANK = 1024, 64
+_EXPECTED_PASSES = 12
 _DEFAULT_COVARIANCE_RANK = 128
 _DEFAULT_COVARIANCE_COLUMNS = 1280  # r C columns go through the covariance's kernel pass
 _PRELIMINARY_SHARE = 4
@@ -92,7 +94,8 @@ class SubspaceNewton:
 
     Args:
         max_passes: Kernel passes, all stages together; default 60.
-        max_rank: Directions kept in the search space; beyond it the least informative are dropped. Default 1024.
+        max_rank: Directions kept in the search space; beyond it the least informative are dropped. Default 1024, fewer where
+            two arrays of so many columns exceed the memory budget.
         covariance_rank: Actions r that the covariance is conditioned on; default
             128, fewer (down to 32) beyond 10 latent functions. 0 leaves the prior's covariance.
         tolerance: Certified gap to the mode at which to stop, in nats per row; default 1e-4.
@@ -133,10 +136,45 @@ class SubspaceNewton:
         if self.covariance_rank != 0:
             require_positive("covariance_rank", self.covariance_rank, integer=True)
 
-    @property
-    def initial_rank(self) -> int:
+    def demand(self, size: ProblemSize) -> Demand:
+        """What a solve of this size is expected to need: passes of a typical problem, memory for the ranks they lead to."""
+        latents, kernels = size.num_latents, size.num_kernels
+        passes = min(self.max_passes or _EXPECTED_PASSES, _EXPECTED_PASSES)
+        width = latents if latents > 1 else self.num_blocks
+        rank = min(passes * width, self.rank_limit(size.num_rows, kernels, size.itemsize, size.memory_budget))
+        actions = self._covariance_rank(latents, final=True)
+        early = self._covariance_rank(latents, final=False) if size.variational else 0
+        memory = {
+            "search space": 4 * size.array(kernels * rank),  # two arrays, twice while they grow
+            "covariance": 4 * size.array(latents * actions),
+            "rows": likelihood_memory(size),
+        }
+        work = size.num_rows * kernels * rank**2 * (4 + latents)
+        return Demand(passes, passes * width + (actions + early) * latents // kernels, 0, work, memory)
+
+    def rank_limit(self, num_rows: int, num_kernels: int, itemsize: int, memory_budget: int) -> int:
+        """Most directions in the space: what was asked for, or what the memory budget allows."""
+        if self.max_rank is not None:
+            return self.max_rank
+        affordable = memory_budget // (2 * num_rows * num_kernels * itemsize)
+        return max(_SMALLEST_MAX_RANK, min(_DEFAULT_MAX_RANK, affordable))
+
+    def _rank_limit(self, problem: Problem) -> int:
+        operator, limit = problem.operator, 2 * problem.num_latents
+        size = problem.mean.element_size()
+        affordable = self.rank_limit(operator.num_rows, operator.num_kernels, size, operator.memory_budget)
+        return affordable if self.max_rank is not None else max(limit, affordable)
+
+    def _covariance_rank(self, latents: int, *, final: bool) -> int:
+        """Actions of a stage's covariance."""
+        if self.covariance_rank is not None:
+            return self.covariance_rank
+        rank = min(_DEFAULT_COVARIANCE_RANK, max(32, _DEFAULT_COVARIANCE_COLUMNS // latents))
+        return rank if final else rank // _PRELIMINARY_SHARE  # the next stage only needs a rough one to start from
+
+    def initial_rank(self, problem: Problem) -> int:
         """Directions that a start may bring, so that there is room to grow."""
-        return (self.max_rank or _DEFAULT_MAX_RANK) // 2
+        return self._rank_limit(problem) // 2
 
     @property
     def gives_covariance(self) -> bool:
@@ -155,7 +193,7 @@ class SubspaceNewton:
     def init(self, problem: Problem, warm_start: Solution | None = None) -> SubspaceState:
         """Starts at the prior mean, or from an earlier solution's weights and search space."""
         latents = problem.num_latents
-        limit = self.max_rank or _DEFAULT_MAX_RANK
+        limit = self._rank_limit(problem)
         if limit < 2 * latents:
             raise InputError(
                 f"`max_rank` must be at least twice the number of latent functions, {2 * latents}. Got {limit}. Raise it."
@@ -173,7 +211,7 @@ class SubspaceNewton:
         if earlier.operator is problem.operator and kept is not None and earlier.coordinates is not None:
             if isinstance(kept, SupportSpace):
                 assert earlier.curvature is not None
-                return leave_support(kept, earlier.coordinates, earlier.curvature, self.initial_rank)
+                return leave_support(kept, earlier.coordinates, earlier.curvature, self.initial_rank(problem))
             return kept, earlier.coordinates
         if self.max_passes is not None and self.max_passes < _RECYCLING_PASSES:
             return empty, nothing
@@ -182,7 +220,7 @@ class SubspaceNewton:
         kernels = problem.operator.num_kernels
         block = weights.unsqueeze(0) if kernels == 1 else weights.mT.unsqueeze(-1)
         if kept is not None and not isinstance(kept, SupportSpace) and kept.directions.shape[0] == kernels:
-            block = torch.cat([block, kept.directions.to(problem.mean)[..., : self.initial_rank]], -1)
+            block = torch.cat([block, kept.directions.to(problem.mean)[..., : self.initial_rank(problem)]], -1)
         space, _ = empty.extend(block, problem.operator)
         gram = space.gram.expand(problem.num_latents, -1, -1)
         return space, torch.linalg.solve(gram, space.project(weights).unsqueeze(-1)).squeeze(-1)
@@ -192,7 +230,7 @@ class SubspaceNewton:
         """One kernel pass: grow the space by the gradient at the iterate, then minimise within it."""
         residual = state.iterate.gradient - state.weights
         directions = self._directions(problem, residual, state)
-        state = self._make_room(state, directions.shape[-1])
+        state = self._make_room(state, directions.shape[-1], self._rank_limit(problem))
         if holds(directions, residual):
             space, products = state.space.extend(directions, problem.operator)
             norm_squared = self._norm_squared(residual, directions, products)
@@ -226,7 +264,7 @@ class SubspaceNewton:
         )
 
     def _directions(self, problem: Problem, residual: Tensor, state: SubspaceState) -> Tensor:
-        limit = (self.max_rank or _DEFAULT_MAX_RANK) // 2
+        limit = self._rank_limit(problem) // 2
         policy = self.policy
         if policy is None:
             several = problem.num_latents > 1
@@ -254,9 +292,9 @@ class SubspaceNewton:
         applied = products[0] @ mix if products.shape[0] == 1 else torch.einsum("cnb,bc->nc", products, mix)
         return max(inner(residual, applied), 0.0)
 
-    def _make_room(self, state: SubspaceState, width: int) -> SubspaceState:
+    @staticmethod
+    def _make_room(state: SubspaceState, width: int, limit: int) -> SubspaceState:
         """Drops the least informative directions when the block would exceed the maximum rank; the iterate stays."""
-        limit = self.max_rank or _DEFAULT_MAX_RANK
         space, iterate = state.space, state.iterate
         if space.rank + width <= limit or limit >= state.weights.shape[0]:  # more than N directions are dependent
             return replace(state, event="")
@@ -298,11 +336,7 @@ class SubspaceNewton:
     def finish(self, problem: Problem, state: SubspaceState, *, final: bool) -> Posterior:
         """Conditions on the leading actions in one pass, which also renews the certificate at the iterate."""
         iterate = state.iterate
-        rank = self.covariance_rank
-        if rank is None:
-            rank = min(_DEFAULT_COVARIANCE_RANK, max(32, _DEFAULT_COVARIANCE_COLUMNS // problem.num_latents))
-            if not final:  # the next stage only needs a rough covariance to start from
-                rank //= _PRELIMINARY_SHARE
+        rank = self._covariance_rank(problem.num_latents, final=final)
         residual = iterate.gradient - state.weights
         if rank == 0:
             result, norm_squared = prior_covariance(problem), state.norm_squared

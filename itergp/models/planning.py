@@ -1,0 +1,116 @@
+"""``Plan``: what conditioning will take, known before it begins."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from itergp.errors import InputError
+from itergp.operators import DenseOperator, KernelOperator, free_memory
+from itergp.solvers.base import Solver
+from itergp.solvers.demand import Demand, ProblemSize, Rates
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What conditioning a model is expected to take.
+
+    Passes and time are those of typical problems at the solver's tolerance, extrapolated from a calibration of a fraction of a
+    second; memory is the peak of what the solver keeps.
+
+    Attributes:
+        solver: Name of the solver.
+        operator: Name of the kernel operator.
+        size: The numbers that cost depends on.
+        passes: Passes over the kernel matrix.
+        entries: Kernel entries evaluated.
+        seconds: Expected time.
+        memory: Bytes at the peak, by what they hold.
+        free_memory: Bytes free now.
+    """
+
+    solver: str
+    operator: str
+    size: ProblemSize
+    passes: int
+    entries: int
+    seconds: float
+    memory: dict[str, int]
+    free_memory: int
+
+    @property
+    def total_memory(self) -> int:
+        """Bytes at the peak."""
+        return sum(self.memory.values())
+
+    @property
+    def fits(self) -> bool:
+        """Whether the peak is below what is free."""
+        return self.total_memory <= self.free_memory
+
+    def __str__(self) -> str:
+        """One sentence, and another if it does not fit."""
+        size = self.size
+        work = f"{self.passes} kernel passes, " if self.passes else ""
+        text = (
+            f"{self.solver} on {size.num_rows:,} rows x {size.num_latents} latent ({self.operator}): about {work}"
+            f"{self.entries:.2g} kernel entries, {_duration(self.seconds)}, {_gigabytes(self.total_memory)} of "
+            f"{_gigabytes(self.free_memory)} free."
+        )
+        return text if self.fits else f"{text} It does not fit: {_REMEDY}"
+
+
+_REMEDY = (
+    "lower covariance_rank or max_rank, or use LinearTimeNewton(num_support=...), whose memory is one number per row and row of "
+    "its support."
+)
+
+
+def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize) -> Plan:
+    """The plan of a solve; times the kernel for a fraction of a second."""
+    demand, rates = solver.demand(size), Rates.measured(operator)
+    matrix = size.num_kernels * size.num_rows**2
+    kept = isinstance(operator, DenseOperator) and demand.passes > 0
+    entries = demand.entries + (min(demand.passes, 1) if kept else demand.passes) * matrix // 2
+    multiplications = demand.multiplications + demand.columns * matrix
+    return Plan(
+        solver=type(solver).__name__,
+        operator=type(operator).__name__,
+        size=size,
+        passes=demand.passes,
+        entries=entries,
+        seconds=entries * rates.seconds_per_entry + multiplications * rates.seconds_per_multiplication,
+        memory=_memory(operator, demand, size),
+        free_memory=free_memory(operator.device),
+    )
+
+
+def check_memory(operator: KernelOperator, solver: Solver, size: ProblemSize) -> None:
+    """Refuses what cannot fit, before anything is computed.
+
+    Raises:
+        InputError: With the peak by what it holds.
+    """
+    memory, free = _memory(operator, solver.demand(size), size), free_memory(operator.device)
+    if sum(memory.values()) > free:
+        parts = ", ".join(f"{name} {_gigabytes(value)}" for name, value in memory.items())
+        raise InputError(
+            f"What {type(solver).__name__} keeps must fit into the free memory, {_gigabytes(free)}. Got about "
+            f"{_gigabytes(sum(memory.values()))} for {size.num_rows:,} rows x {size.num_latents} latent: {parts}. Please {_REMEDY}"
+        )
+
+
+def _memory(operator: KernelOperator, demand: Demand, size: ProblemSize) -> dict[str, int]:
+    memory = dict(demand.memory)
+    if isinstance(operator, DenseOperator) and demand.passes > 0:
+        memory["kernel matrix"] = size.num_kernels * size.num_rows**2 * size.itemsize // 2
+    return memory
+
+
+def _gigabytes(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**27 else f"{size / 2**20:.1f} MiB"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120.0:
+        return f"{seconds:.1f} s" if seconds >= 0.1 else "less than 0.1 s"
+    return f"{seconds / 60.0:.0f} min" if seconds < 7200.0 else f"{seconds / 3600.0:.1f} h"

@@ -1,0 +1,101 @@
+"""What a solve will need, before it begins: kernel entries, multiplications, memory."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from itergp.operators import BlockedOperator, KernelOperator
+
+_SAMPLE_ROWS = 3072
+_COLUMNS = 128
+
+
+@dataclass(frozen=True)
+class ProblemSize:
+    """The numbers that cost depends on.
+
+    Attributes:
+        num_rows: N.
+        num_latents: C.
+        num_kernels: C', 1 for a kernel shared by all latent functions.
+        itemsize: Bytes of a number.
+        variational: Whether a variational stage follows the Laplace stage.
+        memory_budget: Bytes for what may be kept.
+    """
+
+    num_rows: int
+    num_latents: int
+    num_kernels: int
+    itemsize: int
+    variational: bool
+    memory_budget: int
+
+    def array(self, columns: int) -> int:
+        """Bytes of N rows of so many numbers."""
+        return self.num_rows * columns * self.itemsize
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What a solver expects to need.
+
+    Attributes:
+        passes: Passes over the kernel matrix, 0 where there is none.
+        columns: Columns multiplied in those passes, all together.
+        entries: Kernel entries outside of passes.
+        multiplications: Multiply-adds outside of passes.
+        memory: Bytes at the peak by what they hold, without cached kernel entries.
+    """
+
+    passes: int
+    columns: int
+    entries: int
+    multiplications: int
+    memory: dict[str, int]
+
+
+def likelihood_memory(size: ProblemSize) -> int:
+    """Bytes of f, g and W in the dtype of the data and, while they are evaluated, in float64 at every node."""
+    latents = size.num_latents
+    nodes = (20 if latents == 1 else 32) if size.variational else 1
+    return size.num_rows * (latents * (4 + latents) * size.itemsize + latents * 8 * (2 + nodes))
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a kernel is here.
+
+    Attributes:
+        seconds_per_entry: Of evaluating kernel entries.
+        seconds_per_multiplication: Multiply-adds in products with many columns.
+    """
+
+    seconds_per_entry: float
+    seconds_per_multiplication: float
+
+    @classmethod
+    @torch.no_grad()
+    def measured(cls, operator: KernelOperator) -> Rates:
+        """Times products with the kernel matrix of some rows: a fraction of a second."""
+        size = operator.num_rows
+        rows = torch.linspace(0, size - 1, min(size, _SAMPLE_ROWS), device=operator.device).long()
+        sample = BlockedOperator(operator.kernel, operator.inputs[..., rows, :], num_kernels=operator.num_kernels)
+        seconds = [_timed(sample, columns) for columns in (1, 1 + _COLUMNS)]
+        multiplications = operator.num_kernels * rows.numel() ** 2 * _COLUMNS
+        per_multiplication = max(seconds[1] - seconds[0], 0.0) / multiplications
+        entries = operator.num_kernels * rows.numel() ** 2 / 2
+        return cls(seconds[0] / entries, per_multiplication)
+
+
+def _timed(operator: KernelOperator, columns: int) -> float:
+    """The faster of two products; the first also warms up."""
+    block = torch.ones(operator.num_rows, columns, dtype=operator.dtype, device=operator.device)
+    seconds = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        float(operator.matmul(block).sum())  # waits for the device
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)

@@ -1,0 +1,83 @@
+"""The plan of a solve: memory that is really taken, passes and time of the right size, refusals before anything starts."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+import torch
+from helpers import SimpleGP, make_binary, make_classes, make_kernel, make_model
+
+from itergp import InputError
+from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
+from itergp.models import Plan, planning
+from itergp.operators import default_memory_budget, free_memory
+from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, SubspaceNewton
+from itergp.solvers.policies import UnitVectors
+
+SOLVERS = {
+    "subspace": SubspaceNewton(),
+    "linear-time": LinearTimeNewton(num_support=100),
+    "polished": LinearTimeNewton(num_support=100, polish=SubspaceNewton(max_passes=3)),
+    "published": IterNCGP(max_rank=50),
+    "cholesky": IterNCGP(policy=UnitVectors(rows=8), max_rank=50),
+    "dense": DenseNewton(),
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+@pytest.mark.parametrize("name", ["bernoulli-logit", "categorical"])
+def test_every_solver_has_a_plan(name, solver):
+    model = make_model(name, num_rows=200, solver=solver)
+    plan = model.plan()
+    assert isinstance(plan, Plan)
+    assert plan.fits
+    assert plan.seconds > 0.0
+    assert plan.total_memory == sum(plan.memory.values()) > 200 * 8
+    assert type(solver).__name__ in str(plan)
+    assert "200 rows" in str(plan)
+    solution = model.condition()
+    # Typical, not exact: the work that was done is neither none nor a hundredfold.
+    assert plan.entries / 100 < max(solution.kernel_entries, 200 * 100 // 2) < plan.entries * 100
+
+
+def test_memory_grows_with_the_problem():
+    def total(rows: int, **kwargs) -> int:
+        return make_model("categorical", num_rows=rows, solver=SubspaceNewton(), **kwargs).plan().total_memory
+
+    assert total(100) < total(200) < total(400)
+    assert total(400, operator="blocked") < total(400, operator="dense")
+    assert total(400, dtype=torch.float32) < total(400)
+
+
+def test_the_budget_limits_the_rank_and_the_support():
+    x, y = make_binary(400)
+    budget = 400 * 8 * 100  # a hundred numbers per row
+    small = SimpleGP(x, y, BernoulliLikelihood(), memory_budget=budget, operator="blocked").double().eval()
+    small.solver = SubspaceNewton(tolerance=1e-12)
+    assert small.condition().space.rank <= 64
+    assert small.solver.rank_limit(400, 1, 8, budget) == 64
+    assert SubspaceNewton(max_rank=300).rank_limit(400, 1, 8, budget) == 300
+    x, y = make_binary(5000, dtype=torch.float32)
+    large = SimpleGP(x, y, BernoulliLikelihood(), memory_budget=5000 * 4 * 600, solver=LinearTimeNewton(tolerance=1e-9))
+    large.approximation = "laplace"
+    assert large.eval().condition().space.rows.numel() == 512
+
+
+@pytest.mark.parametrize("solver", [SubspaceNewton(), DenseNewton(), LinearTimeNewton(num_support=2000)])
+def test_what_cannot_fit_is_refused_before_it_starts(solver, monkeypatch):
+    x, y = make_classes(2000)
+    model = SimpleGP(x, y, CategoricalLikelihood(3), kernel=make_kernel(), solver=solver).double().eval()
+    monkeypatch.setattr(planning, "free_memory", lambda device: 2**20)
+    assert not model.plan().fits
+    assert "does not fit" in str(model.plan())
+    with pytest.raises(
+        InputError, match=r"must fit into the free memory, 1.0 MiB. Got about .* Please lower covariance_rank"
+    ):
+        model.condition()
+    assert model._solution is None
+
+
+def test_the_budget_is_a_share_of_what_is_free():
+    free = free_memory(torch.device("cpu"))
+    assert free == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+    assert default_memory_budget(torch.device("cpu")) == pytest.approx(0.25 * free, rel=0.2)
