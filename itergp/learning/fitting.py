@@ -27,6 +27,7 @@ from itergp.solvers.base import require_positive
 _FEW_ROWS = 500  # up to here the bound on the evidence of all rows beats the density of some of them
 _SUBSET_ROWS = 1000
 _REFINEMENT_ROWS, _REFINEMENT_VALUES = 3000, 48_000  # rows, and rows times latent functions
+_MANY_ROWS = 20_000  # from here more data have more to say about hyperparameters than a subset of that size can hold
 _SUBSET_SHARE = 0.4  # of the iterations
 _SPREAD = 1.5  # standard deviation of the random starts, in the optimiser's variables
 _REFINEMENT_RATE = 0.7  # of the learning rate
@@ -85,7 +86,8 @@ def fit(
         optimizer: ``"adam"``, or ``"lbfgs"`` on one fixed split per stage.
         max_iterations: Steps of the optimiser, all stages together.
         learning_rate: Of Adam, at the start: relative change per step of a positive parameter.
-        max_rows: Rows in a subset of the last stage; ``"auto"`` for 3,000, fewer beyond 16 latent functions; None for all.
+        max_rows: Rows in a subset of the last stage; ``"auto"`` for 3,000, fewer beyond 16 latent functions, and with the cube
+            root of the number of rows more beyond 20,000 of them; None for all.
         num_restarts: How often the first stage starts again from random parameters; the best on a common split goes on.
         calibrate: Whether to choose between the Laplace and the variational posterior, and the share of its covariance that
             predictions integrate, on held-out rows; the choice becomes the model's ``approximation`` and
@@ -102,7 +104,8 @@ def fit(
     """
     latents = model.observations.likelihood.num_latents
     if max_rows == "auto":
-        max_rows = max(_SUBSET_ROWS, min(_REFINEMENT_ROWS, _REFINEMENT_VALUES // latents))
+        growth = max(1.0, model.train_targets.shape[0] / _MANY_ROWS) ** (1.0 / 3.0)
+        max_rows = max(_SUBSET_ROWS, min(round(growth * _REFINEMENT_ROWS), _REFINEMENT_VALUES // latents))
     _check(optimizer, max_iterations, learning_rate, max_rows, num_restarts, time_limit)
     started = time.perf_counter()
     initialised = _initialise(model) if initialise_kernel else []

@@ -60,8 +60,8 @@ class Plan:
 
 
 _REMEDY = (
-    "lower covariance_rank or max_rank, or use LinearTimeNewton(num_support=...), whose memory is one number per row and row of "
-    "its support."
+    "lower covariance_rank or max_rank, or use LinearTimeNewton(num_support=...), which keeps one number per row and row of its "
+    "support."
 )
 
 
@@ -93,9 +93,10 @@ def check_memory(operator: KernelOperator, solver: Solver, size: ProblemSize) ->
     memory, free = _memory(operator, solver.demand(size), size), free_memory(operator.device)
     if sum(memory.values()) > free:
         parts = ", ".join(f"{name} {_gigabytes(value)}" for name, value in memory.items())
+        total = _gigabytes(sum(memory.values()))
         raise InputError(
-            f"What {type(solver).__name__} keeps must fit into the free memory, {_gigabytes(free)}. Got about "
-            f"{_gigabytes(sum(memory.values()))} for {size.num_rows:,} rows x {size.num_latents} latent: {parts}. Please {_REMEDY}"
+            f"What {type(solver).__name__} keeps must fit into the free memory, {_gigabytes(free)}. Got about {total} for "
+            f"{size.num_rows:,} rows x {size.num_latents} latent: {parts}. Please {_REMEDY}"
         )
 
 
