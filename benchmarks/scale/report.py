@@ -1,0 +1,150 @@
+"""The page and the picture, from the lines of measurements alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import matplotlib.pyplot as plt
+
+IMAGES = Path(__file__).parents[2] / "docs" / "images"
+COLOURS = {"full": "#1b6ca8", "linear": "#c8553d", "svgp": "#7a7a7a"}
+
+
+def write_report(lines: list[dict[str, Any]], folder: Path) -> None:
+    """Writes ``scale.md`` and, with measurements of cost, the picture."""
+    sections = [_kernel(lines), _mixture(lines), _flights(lines), _million(lines), _cost(lines)]
+    threads = sorted({line["threads"] for line in lines})
+    head = f"# Size\n\nFloat32, {threads} threads, each measurement in a process of its own (`python -m benchmarks.scale`).\n"
+    text = "\n".join([head, *("\n".join(section) + "\n" for section in sections if section)])
+    (folder / "scale.md").write_text(text)
+    if any(line["group"] == "cost" for line in lines):
+        draw_cost(lines)
+
+
+def _of(lines: list[dict[str, Any]], item: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    for line in lines:
+        if line["item"] == item:
+            yield line["arguments"], line
+
+
+def _kernel(lines: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        f"| {a['rows']:,} | {r['seconds']:.2f} | {r['entries_per_second']:.2g} | {r['rate']:.2f} |"
+        for a, r in _of(lines, "kernel_pass")
+    ]
+    if not rows:
+        return []
+    head = [
+        "## A kernel pass",
+        "",
+        "Matern-3/2, 3 inputs, 10 columns; a plain loop over half the matrix in the same process.",
+    ]
+    return [*head, "", "| rows | s | entries/s | rate of the plain loop |", "|---|---|---|---|", *rows]
+
+
+def _mixture(lines: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for name, item in (("mode alone", "mode"), ("Laplace, then variational, rank 100", "full")):
+        for arguments, r in _of(lines, item):
+            if "failed" in r:
+                rows.append(f"| {name} | {arguments['rows']:,} | {r['failed']} | | | | |")
+                continue
+            rows.append(
+                f"| {name} | {arguments['rows']:,} | {r['seconds']:.0f} | {r['passes']} | {r['nll']:.4f} | "
+                f"{r['gap_per_row']:.1g} | {r['memory']:.1f} |"
+            )
+    if not rows:
+        return []
+    head = [
+        "## Ten classes, full method",
+        "",
+        "Gaussian mixture, 3 inputs, hyperparameters given; gap certified per row.",
+    ]
+    return [
+        *head,
+        "",
+        "| | rows | s | passes | test NLL | gap, nats | peak GiB |",
+        "|---|---|---|---|---|---|---|",
+        *rows,
+    ]
+
+
+def _flights(lines: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for arguments, r in _of(lines, "flights_in_time"):
+        if "failed" in r:
+            rows.append(f"| support of {arguments['support']:,} | {r['failed']} | | | |")
+            continue
+        rows.append(
+            f"| support of {arguments['support']:,} | {r['seconds']:.0f} (learning {r['learning']:.0f}) | {r['nll']:.4f} | "
+            f"{r['accuracy']:.4f} | {r['memory']:.1f} |"
+        )
+    boosted = {f"{r['boosting']:.4f}" for _, r in _of(lines, "flights_in_time") if "boosting" in r}
+    for _, r in _of(lines, "flights_svgp"):
+        rows.append(f"| SVGP, 1,000 inducing points | {r['seconds']:.0f} | {r['nll']:.4f} | | {r['memory']:.1f} |")
+    if not rows:
+        return []
+    note = f"307,346 training rows, 7 inputs; from raw data to predictions. Gradient boosting: {', '.join(sorted(boosted))}."
+    return ["## NYC flights", "", note, "", "| | s | test NLL | accuracy | peak GiB |", "|---|---|---|---|---|", *rows]
+
+
+def _million(lines: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        f"| {a['rows']:,} | {r['support']:,} | {r['seconds']:.0f} (learning {r['learning']:.0f}) | {r['nll']:.4f} | "
+        f"{r['boosting']:.4f} | {r['memory']:.1f} |"
+        for a, r in _of(lines, "million")
+        if "failed" not in r
+    ]
+    if not rows:
+        return []
+    head = [
+        "## A million rows",
+        "",
+        "Synthetic binary, 4 inputs; from raw data to predictions, defaults of LinearTimeNewton.",
+    ]
+    table = ["| rows | support | s | test NLL | gradient boosting | peak GiB |", "|---|---|---|---|---|---|"]
+    return [*head, "", *table, *rows]
+
+
+def _cost(lines: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for item, key in (("cost", "method"), ("cost_svgp", None)):
+        for arguments, r in _of(lines, item):
+            name = {"full": "full", "linear": "linear time"}[arguments[key]] if key else "SVGP, 500, after"
+            if "failed" in r:
+                rows.append(f"| {name} | {arguments['rows']:,} | {r['failed']} | | |")
+                continue
+            rows.append(f"| {name} | {arguments['rows']:,} | {r['seconds']:.1f} | {r['nll']:.4f} | {r['memory']:.1f} |")
+    if not rows:
+        return []
+    head = [
+        "## Cost against rows",
+        "",
+        "The mode at given hyperparameters, synthetic binary, 4 inputs; an SVGP that trains.",
+    ]
+    return [*head, "", "| | rows | s | test NLL | peak GiB |", "|---|---|---|---|---|", *rows]
+
+
+def draw_cost(lines: list[dict[str, Any]]) -> None:
+    """Time and test NLL against rows."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.6), layout="constrained")
+    series = {
+        "full": [(a["rows"], r) for a, r in _of(lines, "cost") if a["method"] == "full"],
+        "linear": [(a["rows"], r) for a, r in _of(lines, "cost") if a["method"] == "linear"],
+        "svgp": [(a["rows"], r) for a, r in _of(lines, "cost_svgp")],
+    }
+    labels = {"full": "SubspaceNewton", "linear": "LinearTimeNewton", "svgp": "SVGP, 500 inducing points, 30 s"}
+    for name, points in series.items():
+        points = sorted((rows, r) for rows, r in points if "failed" not in r)
+        rows = [size for size, _ in points]
+        left.loglog(
+            rows, [r["seconds"] for _, r in points], "o-", color=COLOURS[name], label=labels[name], markersize=4
+        )
+        right.semilogx(rows, [r["nll"] for _, r in points], "o-", color=COLOURS[name], markersize=4)
+    left.set(xlabel="training rows", ylabel="seconds to the mode", title="Time, two cores")
+    right.set(xlabel="training rows", ylabel="test negative log-likelihood", title="Accuracy")
+    left.legend(frameon=False, fontsize=8)
+    figure.savefig(IMAGES / "scale.png", dpi=140)
+    plt.close(figure)
