@@ -13,6 +13,7 @@ from helpers import CORE, SimpleGP, assert_close, make_batch_kernel, make_binary
 import itergp
 from itergp import InputError
 from itergp.likelihoods import BernoulliLikelihood
+from itergp.objectives import ComputationAwareELBO
 from itergp.operators import make_operator
 from itergp.solvers import DenseNewton, LinearTimeNewton, Reason, SubspaceNewton
 from itergp.solvers.policies import CG, UnitVectors
@@ -193,10 +194,71 @@ def test_learning_and_the_elbo_work_with_a_support():
     result = itergp.fit(model, max_iterations=3)
     assert result.solution.support is not None
     model.train()
-    objective = itergp.objectives.ComputationAwareELBO(model.likelihood, model)
+    objective = ComputationAwareELBO(model.likelihood, model)
     value = objective(model(model.train_inputs[0]), model.train_targets)
     value.backward()
     assert float(value.detach()) * 200 == pytest.approx(model.eval().condition().elbo, rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["bernoulli-logit", "categorical"])
+def test_the_bound_from_batches_is_unbiased(name):
+    model = make_model(name, num_rows=60, solver=LinearTimeNewton(num_support=20, policy=SMALL)).train()
+    settings = {"condition_every": 10_000}
+    whole = ComputationAwareELBO(model.likelihood, model, **settings)
+    parts = ComputationAwareELBO(model.likelihood, model, batch_rows=15, **settings)
+    x, y = model.train_inputs[0], model.train_targets
+
+    def evaluated(objective) -> tuple[float, torch.Tensor]:
+        model.zero_grad()
+        value = objective(model(x), y)
+        value.backward()
+        return float(value.detach()), model.covar_module.raw_outputscale.grad.detach().reshape(())
+
+    expected, slope = evaluated(whole)
+    drawn = [evaluated(parts) for _ in range(300)]
+    for sample, target in (
+        (torch.tensor([v for v, _ in drawn]), expected),
+        (torch.stack([g for _, g in drawn]), slope),
+    ):
+        assert float(sample.std()) > 0.0
+        assert abs(float(sample.mean() - target)) < 4.0 * float(sample.std()) / 300**0.5
+
+
+def test_the_bound_on_a_support_has_the_right_gradient():
+    model = binary(100, solver=LinearTimeNewton(num_support=30, policy=SMALL)).train()
+    objective = ComputationAwareELBO(model.likelihood, model, condition_every=10_000)
+    x, y = model.train_inputs[0], model.train_targets
+    objective(model(x), y).backward()
+    raw = model.covar_module.base_kernel.raw_lengthscale
+    slope, at = float(raw.grad), raw.detach().clone()
+    values = []
+    for step in (1e-5, -1e-5):
+        raw.data.copy_(at + step)
+        values.append(float(objective(model(x), y).detach()))
+    assert (values[0] - values[1]) / 2e-5 == pytest.approx(slope, rel=1e-5)
+
+
+def test_batches_need_a_support():
+    model = binary(60).train()
+    objective = ComputationAwareELBO(model.likelihood, model, batch_rows=10)
+    with pytest.raises(InputError, match=r"`batch_rows` needs a posterior .* Use LinearTimeNewton\(\)"):
+        objective(model(model.train_inputs[0]), model.train_targets)
+
+
+def test_learning_by_the_bound_takes_batches_when_rows_are_many():
+    solver = LinearTimeNewton(num_support=64, policy=UnitVectors(order="leverage", rows=64), covariance_rank=32)
+    model = binary(5000, torch.float32, solver=solver)
+    model.covar_module.base_kernel.lengthscale = 20.0
+    values = []
+    itergp.fit(
+        model,
+        objective="elbo",
+        max_iterations=12,
+        calibrate=False,
+        callback=lambda record: values.append(record.objective),
+    )
+    assert len(set(values)) == 12
+    assert float(model.covar_module.base_kernel.lengthscale) < 10.0
 
 
 @pytest.mark.parametrize(

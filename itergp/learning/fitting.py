@@ -21,12 +21,13 @@ from itergp.learning.parameters import FreeParameter, free_parameters, initialis
 from itergp.models import NonConjugateGP
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective
-from itergp.solvers import Solution
+from itergp.solvers import LinearTimeNewton, Solution
 from itergp.solvers.base import require_positive
 
 _FEW_ROWS = 500  # up to here the bound on the evidence of all rows beats the density of some of them
 _SUBSET_ROWS = 1000
 _REFINEMENT_ROWS, _REFINEMENT_VALUES = 3000, 48_000  # rows, and rows times latent functions
+_BATCH_ROWS, _CONDITION_EVERY = 4096, 10  # of the bound when the posterior has a support and rows are many
 _MANY_ROWS = 20_000  # from here more data have more to say about hyperparameters than a subset of that size can hold
 _SUBSET_SHARE = 0.4  # of the iterations
 _SPREAD = 1.5  # standard deviation of the random starts, in the optimiser's variables
@@ -81,7 +82,8 @@ def fit(
 
     Args:
         model: The model; afterwards in evaluation mode, conditioned.
-        objective: ``"predictive"``, the density of held-out rows on random subsets; ``"elbo"``, the bound on all rows;
+        objective: ``"predictive"``, the density of held-out rows on random subsets; ``"elbo"``, the bound on all rows, its
+            likelihood term from random batches of rows when they are many and the solver is ``LinearTimeNewton``;
             ``"auto"``, the former beyond 500 rows where the likelihood allows it; or an objective of the model.
         optimizer: ``"adam"``, or ``"lbfgs"`` on one fixed split per stage.
         max_iterations: Steps of the optimiser, all stages together.
@@ -105,8 +107,10 @@ def fit(
     latents = model.observations.likelihood.num_latents
     if max_rows == "auto":
         growth = max(1.0, model.train_targets.shape[0] / _MANY_ROWS) ** (1.0 / 3.0)
-        max_rows = max(_SUBSET_ROWS, min(round(growth * _REFINEMENT_ROWS), _REFINEMENT_VALUES // latents))
-    _check(optimizer, max_iterations, learning_rate, max_rows, num_restarts, time_limit)
+        rows: int | None = max(_SUBSET_ROWS, min(round(growth * _REFINEMENT_ROWS), _REFINEMENT_VALUES // latents))
+    else:
+        rows = max_rows
+    _check(optimizer, max_iterations, learning_rate, rows, num_restarts, time_limit)
     started = time.perf_counter()
     initialised = _initialise(model) if initialise_kernel else []
     free = free_parameters(model)
@@ -114,7 +118,7 @@ def fit(
         raise InputError(
             "`fit` needs parameters to learn. Got none that require gradients. Use model.condition() instead."
         )
-    stages = _stages(objective, model, optimizer, max_iterations, learning_rate, max_rows, seed)
+    stages = _stages(objective, model, optimizer, max_iterations, learning_rate, rows, seed)
     deadline = None if time_limit is None else started + time_limit
     model.covariance_scale = 1.0  # what was chosen for other hyperparameters
     model.train()
@@ -181,12 +185,16 @@ def _stages(
     likelihood = model.observations.likelihood
     few = model.train_targets.shape[0] <= _FEW_ROWS or not PredictiveLogDensity.supports(likelihood)
     if objective == "elbo" or (objective == "auto" and few):
-        return [Stage("learn", ComputationAwareELBO(model.likelihood, model), max_iterations, learning_rate)]
+        options: dict[str, Any] = {}
+        if optimizer == "adam" and likelihood.exchangeable and _has_large_support(model):
+            options = {"condition_every": _CONDITION_EVERY, "batch_rows": _BATCH_ROWS, "seed": seed}
+        bound = ComputationAwareELBO(model.likelihood, model, **options)
+        return [Stage("learn", bound, max_iterations, learning_rate)]
     if objective not in ("auto", "predictive"):
         raise InputError(f"`objective` must be 'auto', 'predictive', 'elbo' or an objective. Got {objective!r}.")
     # A noise or dispersion to learn would stand in for the latent variance that plugging in leaves out.
     integrate = any(parameter.requires_grad for parameter in likelihood.parameters())
-    options: dict[str, Any] = {"predictive": "variational" if integrate else "plug-in"}
+    options = {"predictive": "variational" if integrate else "plug-in"}
     options |= {"renew_every": 5, "tolerance": 1e-3, "seed": seed}
     if optimizer == "lbfgs":  # a line search compares values: one split, and no trace of earlier evaluations in them
         options |= {"renew_every": None, "tolerance": 1e-6, "warm_start": False}
@@ -203,6 +211,12 @@ def _stages(
         Stage("subset", subset, share, learning_rate),
         Stage("refinement", refined, max(1, max_iterations - share), _REFINEMENT_RATE * learning_rate),
     ]
+
+
+def _has_large_support(model: NonConjugateGP) -> bool:
+    """Whether the bound can be estimated from batches of rows, and there are so many that it pays."""
+    linear = isinstance(model.solver, LinearTimeNewton) and model.solver.polish is None
+    return linear and model.train_targets.shape[0] > _BATCH_ROWS
 
 
 def _run(learner: Learner, stages: list[Stage], num_restarts: int, seed: int) -> Stop:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import gpytorch
 import torch
 from torch import Tensor
@@ -13,7 +15,8 @@ from itergp.likelihoods.blocks import psd_root
 from itergp.models import NonConjugateGP
 from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable
 from itergp.operators import Prior
-from itergp.solvers.precision import multiply
+from itergp.solvers.base import require_positive
+from itergp.solvers.precision import cross_multiply, multiply
 
 _SEED = 1  # other samples than those the posterior mean was found with
 
@@ -28,12 +31,20 @@ class ComputationAwareELBO(Objective):
     extended to likelihoods that are not Gaussian.
 
     Cost of one evaluation with gradient: two kernel passes of ``C (r + 1)`` columns, and the conditioning that precedes it,
-    warm-started from the last search space: one pass to renew it and a few to refine it. Memory: ``N C r`` numbers.
+    warm-started from the last search space: one pass to renew it and a few to refine it. Memory: ``N C r`` numbers. With a
+    solver whose posterior has a support of M rows (``LinearTimeNewton``) the products are with ``N M`` entries, and the
+    expectations can be estimated from a batch of rows.
 
     Args:
         likelihood: The model's likelihood.
         model: The model.
         condition_every: Evaluations for which one conditioning serves; default 1. In between the bound is still a true one.
+        batch_rows: Rows in a random batch, another one for each evaluation, from which the sum of expected log-densities is
+            estimated without bias; default all. Needs a posterior with a support.
+        seed: Of the batches.
+
+    Raises:
+        InputError: If a batch is asked for and the posterior has no support, when the bound is first evaluated.
 
     Examples:
         >>> import gpytorch, torch, itergp
@@ -61,33 +72,69 @@ class ComputationAwareELBO(Objective):
     """
 
     def __init__(
-        self, likelihood: gpytorch.likelihoods.Likelihood, model: NonConjugateGP, *, condition_every: int = 1
+        self,
+        likelihood: gpytorch.likelihoods.Likelihood,
+        model: NonConjugateGP,
+        *,
+        condition_every: int = 1,
+        batch_rows: int | None = None,
+        seed: int = 0,
     ) -> None:
         super().__init__(likelihood, model)
         if condition_every < 1:
             raise InputError(f"`condition_every` must be at least 1. Got {condition_every}. Leave it out for 1.")
-        self.condition_every = int(condition_every)
+        require_positive("batch_rows", batch_rows, integer=True)
+        self.condition_every, self.batch_rows, self.seed = int(condition_every), batch_rows, seed
         self._evaluations = 0
-        self._weights: Tensor | None = None
-        self._actions: Tensor | None = None
+        self._held: _Held | None = None
 
     def evidence(self, prior: Prior, observations: Observations) -> Tensor:
         """``E_q[log p(y | f)] - KL(q || p)``."""
-        weights, actions = self._posterior()
-        operator = differentiable(prior, self.model)
-        products = multiply(operator, torch.cat([actions, weights.unsqueeze(-1)], -1))
-        covariance, smooth = DifferentiableCovariance(actions, products[..., :-1]), products[..., -1]
-        mean = prior.mean + smooth
+        held = self._posterior()
+        block = torch.cat([held.actions, held.weights.unsqueeze(-1)], -1)
+        operator = differentiable(prior if held.support is None else prior.take(held.support), self.model)
+        products = multiply(operator, block)
+        covariance = DifferentiableCovariance(held.actions, products[..., :-1])
+        quadratic = (held.weights * products[..., -1]).sum(dtype=torch.float64)
+        scale = 1.0
+        if held.support is not None:
+            rows = self._batch(observations.num_rows)
+            if rows is not None:
+                scale = observations.num_rows / rows.numel()
+                prior, observations = prior.take(rows), observations.take(rows)
+            products = cross_multiply(operator, prior.features, block)
+        mean = prior.mean + products[..., -1]
         nodes, node_weights = observations.likelihood.standard_nodes(mean.detach(), seed=_SEED)
-        offsets = node_offsets(psd_root(covariance.marginal(operator.diagonal(), covariance.products)), nodes)
-        fit = observations.expected_log_density(mean, offsets, node_weights).sum(dtype=torch.float64)
-        quadratic = (weights * smooth).sum(dtype=torch.float64)
+        marginal = covariance.marginal(operator.diagonal(prior.features), products[..., :-1])
+        offsets = node_offsets(psd_root(marginal), nodes)
+        fit = scale * observations.expected_log_density(mean, offsets, node_weights).sum(dtype=torch.float64)
         return fit - 0.5 * (quadratic + covariance.kl_terms())
 
-    def _posterior(self) -> tuple[Tensor, Tensor]:
-        """Weights V and actions A, found again at the cadence that was asked for."""
-        if self._weights is None or self._actions is None or self._evaluations % self.condition_every == 0:
+    def _posterior(self) -> _Held:
+        """Weights and actions, found again at the cadence that was asked for."""
+        if self._held is None or self._evaluations % self.condition_every == 0:
             solution = self.model.solution
-            self._weights, self._actions = solution.representer_weights, solution.all_actions()
+            self._held = _Held(solution.weights_on_support(), solution.precision.actions, solution.support)
+            if self.batch_rows is not None and solution.support is None:
+                raise InputError(
+                    "`batch_rows` needs a posterior whose weights and actions are on a support of some rows. Got one on all "
+                    "rows: its divergence from the prior takes a pass over them. Use LinearTimeNewton(), or leave it out."
+                )
         self._evaluations += 1
-        return self._weights, self._actions
+        return self._held
+
+    def _batch(self, num_rows: int) -> Tensor | None:
+        if self.batch_rows is None or self.batch_rows >= num_rows:
+            return None
+        generator = torch.Generator().manual_seed(self.seed + self._evaluations)
+        device = self.model.train_targets.device
+        return torch.randint(num_rows, (self.batch_rows,), generator=generator).to(device)
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The variational family: V ``(M, C)`` and A ``(M, C, r)``, at the rows of a support or at all."""
+
+    weights: Tensor
+    actions: Tensor
+    support: Tensor | None
