@@ -258,7 +258,7 @@ def test_learning_by_the_bound_takes_batches_when_rows_are_many():
         callback=lambda record: values.append(record.objective),
     )
     assert len(set(values)) == 12
-    assert float(model.covar_module.base_kernel.lengthscale) < 10.0
+    assert model.covar_module.base_kernel.lengthscale.item() < 10.0
 
 
 @pytest.mark.parametrize(
