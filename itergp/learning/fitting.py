@@ -27,7 +27,7 @@ from itergp.solvers.base import require_positive
 _FEW_ROWS = 500  # up to here the bound on the evidence of all rows beats the density of some of them
 _SUBSET_ROWS = 1000
 _REFINEMENT_ROWS, _REFINEMENT_VALUES = 3000, 48_000  # rows, and rows times latent functions
-_BATCH_ROWS, _CONDITION_EVERY = 4096, 10  # of the bound when the posterior has a support and rows are many
+_BATCH_ROWS = 4096  # of the bound when the posterior has a support and rows are many
 _MANY_ROWS = 20_000  # from here more data have more to say about hyperparameters than a subset of that size can hold
 _SUBSET_SHARE = 0.4  # of the iterations
 _SPREAD = 1.5  # standard deviation of the random starts, in the optimiser's variables
@@ -187,7 +187,7 @@ def _stages(
     if objective == "elbo" or (objective == "auto" and few):
         options: dict[str, Any] = {}
         if optimizer == "adam" and likelihood.exchangeable and _has_large_support(model):
-            options = {"condition_every": _CONDITION_EVERY, "batch_rows": _BATCH_ROWS, "seed": seed}
+            options = {"batch_rows": _BATCH_ROWS, "seed": seed}
         bound = ComputationAwareELBO(model.likelihood, model, **options)
         return [Stage("learn", bound, max_iterations, learning_rate)]
     if objective not in ("auto", "predictive"):
