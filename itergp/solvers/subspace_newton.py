@@ -30,7 +30,7 @@ _DEFAULT_MAX_RANK, _SMALLEST_MAX_RANK = 1024, 64
 _EXPECTED_PASSES = 12
 _DEFAULT_COVARIANCE_RANK = 128
 _DEFAULT_COVARIANCE_COLUMNS = 1280  # r C columns go through the covariance's kernel pass
-_PRELIMINARY_SHARE = 4
+_PRELIMINARY_SHARE, _PRELIMINARY_RANK = 4, 8
 _BLOCKS = 32
 # The search within the space stops when its own gradient is this small a share of the functional gradient.
 _INNER_SHARE = 1e-3
@@ -167,10 +167,11 @@ class SubspaceNewton:
 
     def _covariance_rank(self, latents: int, *, final: bool) -> int:
         """Actions of a stage's covariance."""
-        if self.covariance_rank is not None:
-            return self.covariance_rank
-        rank = min(_DEFAULT_COVARIANCE_RANK, max(32, _DEFAULT_COVARIANCE_COLUMNS // latents))
-        return rank if final else rank // _PRELIMINARY_SHARE  # the next stage only needs a rough one to start from
+        rank = self.covariance_rank
+        if rank is None:
+            rank = min(_DEFAULT_COVARIANCE_RANK, max(32, _DEFAULT_COVARIANCE_COLUMNS // latents))
+        # The next stage only needs a rough one to start from.
+        return rank if final else max(rank // _PRELIMINARY_SHARE, min(rank, _PRELIMINARY_RANK))
 
     def initial_rank(self, problem: Problem) -> int:
         """Directions that a start may bring, so that there is room to grow."""
