@@ -127,6 +127,8 @@ def fit(
         reason = _run(learner, stages, num_restarts, seed)
     _warn_of_extremes(free)
     model.eval()
+    if model.operator_kind == "sharded":
+        model._share_parameters()
     seconds = {"learn": time.perf_counter() - started}
     calibration = None
     if calibrate and model.observations.likelihood.exchangeable and model.train_targets.shape[0] > 1:

@@ -48,7 +48,8 @@ class NonConjugateGP(gpytorch.models.GP):
         likelihood: One of ``itergp.likelihoods``, or any of GPyTorch's as it is.
         solver: How the posterior is found; default ``SubspaceNewton()``.
         approximation: ``"variational"`` (default) or ``"laplace"``.
-        operator: How kernel products are computed: ``"auto"``, ``"dense"``, ``"blocked"`` or ``"keops"``.
+        operator: How kernel products are computed: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"``, or ``"sharded"``, with
+            the rows divided among the processes of ``torch.distributed``, which all run the same program.
         memory_budget: Bytes for cached kernel entries and batches; default a quarter of the free memory.
         sample_weight: Weights ``(N,)`` that multiply the rows' log-densities; default 1.
         missing_targets: Whether targets may be missing (NaN, or -1 for labels): such rows carry no information, but are
@@ -133,6 +134,8 @@ class NonConjugateGP(gpytorch.models.GP):
             prior = self._prior(self.train_inputs)
             fingerprint = self._state_now()  # forward may have updated buffers
             operator = self._make_operator(prior)
+            if operator.rows.sharded:
+                fingerprint.require_same(operator.rows)
             if self._solution is not None and self._same(fingerprint) and self._operator is not None:
                 operator = self._operator
             else:
@@ -230,10 +233,15 @@ class NonConjugateGP(gpytorch.models.GP):
             dense_limit: Latent values N C up to which it is computed exactly, at ``(N C)^3`` operations.
 
         Raises:
-            InputError: If the solver does not say which curvature its covariance belongs to.
+            InputError: If the solver does not say which curvature its covariance belongs to, or processes divide the rows.
         """
         require_positive("passes", passes, integer=True)
         inputs, solution = self._test_inputs(x), self.solution
+        if solution.rows.sharded:
+            raise InputError(
+                "The parts of uncertainty are computed in one process. Got rows divided among several. Save the model, and "
+                "load it in one with operator='auto'."
+            )
         with torch.no_grad():
             points = self._prior(inputs).features
         return decompose(self._training_operator(), solution, points, passes=passes, dense_limit=dense_limit)
@@ -327,7 +335,8 @@ class NonConjugateGP(gpytorch.models.GP):
         """Writes parameters, training data and, if it is current, the posterior to one safetensors file.
 
         The file holds arrays and JSON, no code: reading it executes nothing. An existing file is replaced in one step, so that
-        an interrupted save leaves the old one.
+        an interrupted save leaves the old one. Where rows are divided among processes, all of them must call this; the first
+        writes the whole posterior.
 
         Args:
             path: Where to.
@@ -416,6 +425,13 @@ class NonConjugateGP(gpytorch.models.GP):
             memory_budget=operator.memory_budget,
         )
 
+    def _share_parameters(self) -> None:
+        """Gives every process the first one's hyperparameters: a time limit may have ended learning elsewhere in each."""
+        with torch.no_grad():
+            rows = self._make_operator(self._prior(self.train_inputs)).rows
+            for parameter in self.parameters():
+                parameter.copy_(rows.same(parameter.detach()))
+
     def _training_operator(self) -> KernelOperator:
         """The operator of the present posterior, made again if it was not kept."""
         if self._operator is None:
@@ -437,8 +453,12 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _batches(self, num_rows: int):
         solution = self.solution
-        size, latents = solution.representer_weights.shape
+        size, latents = self.train_inputs[0].shape[0], solution.representer_weights.shape[1]
         budget = self.memory_budget or default_memory_budget(self.train_inputs[0].device)
+        if solution.rows.sharded:  # as many batches in every process
+            budget = int(
+                solution.rows.same(torch.tensor(budget // solution.rows.processes, device=self.train_inputs[0].device))
+            )
         return batches(num_rows, latents * (2 * solution.rank + latents) + size // 64, budget // 4)
 
     def _state_now(self) -> Fingerprint:
@@ -472,6 +492,8 @@ class NonConjugateGP(gpytorch.models.GP):
     def _adopt(self, solution: Solution) -> None:
         """Takes a solution as that of the present state."""
         self._fingerprint = self._state_now()
+        if self.operator_kind == "sharded":
+            solution = solution.divide(self._training_operator().rows)
         if solution.certificate is not None:
             bound = PriorVariance(self, self._fingerprint)
             solution = replace(solution, certificate=replace(solution.certificate, prior_variance=bound))

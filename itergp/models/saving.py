@@ -13,6 +13,7 @@ from torch import Tensor
 from itergp.diagnostics.trace import Trace, TraceRecord
 from itergp.errors import InputError
 from itergp.models.files import read_file, write_file
+from itergp.operators.rows import ALL_ROWS
 from itergp.solvers import Certificate, Reason, Solution, Status
 from itergp.solvers.precision import LowRankPrecision
 
@@ -38,7 +39,18 @@ _SETTINGS = ("approximation", "missing_targets", "covariance_scale")
 def save_model(model: NonConjugateGP, path: str | os.PathLike[str]) -> None:
     """Writes a model to one file; see ``NonConjugateGP.save``."""
     tensors, about = pack(model)
-    write_file(path, tensors, {"kind": "model", **about})
+    solution = model._current_solution()
+    rows = ALL_ROWS if solution is None else solution.rows
+    failure: InputError | None = None
+    if rows.first:
+        try:
+            write_file(path, tensors, {"kind": "model", **about})
+        except InputError as error:
+            failure = error
+    if rows.any(failure is not None):  # nobody goes on before the file is complete
+        raise failure or InputError(
+            f"The first process must be able to write {str(path)!r}. Got an error there. Its message says what to do."
+        )
 
 
 def load_model(model: NonConjugateGP, path: str | os.PathLike[str]) -> None:
@@ -77,7 +89,7 @@ def pack(model: NonConjugateGP) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     solution = model._current_solution()
     if solution is not None:
-        arrays, about["posterior"] = _pack_solution(solution)
+        arrays, about["posterior"] = _pack_solution(solution.gather())
         tensors |= arrays
     return tensors, about
 

@@ -15,7 +15,8 @@ from itergp.diagnostics.trace import Trace, TraceRecord
 from itergp.errors import InputError, SolverError
 from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
 from itergp.operators import KernelOperator
-from itergp.solvers.base import Solver
+from itergp.operators.rows import Interrupt
+from itergp.solvers.base import Solver, require_shareable
 from itergp.solvers.posterior import Posterior
 from itergp.solvers.problem import Problem
 from itergp.solvers.solution import Certificate, Solution, is_finite
@@ -56,18 +57,28 @@ def solve(
         callback: Called with every record of the trace.
 
     Raises:
-        InputError: If the approximation is unknown.
-        SolverError: If a NaN or infinity appears; the error carries the last good solution.
+        InputError: If the approximation is unknown, or the rows are divided among processes and the solver, the policy or the
+            likelihood cannot do that.
+        SolverError: If a NaN or infinity appears; the error carries the last good solution. In every process, if one is lost.
     """
     if approximation not in APPROXIMATIONS:
         raise InputError(f"`approximation` must be one of {APPROXIMATIONS}. Got {approximation!r}.")
-    problem = Problem(mean, operator, LaplaceSite(observations))
+    rows = operator.rows
+    if rows.sharded:
+        require_shareable(solver, observations)
+        observations = observations.part(rows.start(), operator.num_own_rows)
+    problem = Problem(rows.local(mean), operator, LaplaceSite(observations))
     variational = approximation == "variational" and not observations.likelihood.quadratic
     # A variational site needs a covariance, and passes for one step and one covariance in each stage.
     too_few = solver.max_passes is not None and solver.max_passes < 2 * _PASSES_OF_A_STAGE
     variational = variational and solver.gives_covariance and not too_few
-    with torch.no_grad(), SolveProgress(solver.tolerance * problem.num_rows, enabled=progress) as bar:
-        run = _Run(solver, operator, bar, callback)
+    draw = progress and rows.first
+    with (
+        torch.no_grad(),
+        rows.together() as interrupt,
+        SolveProgress(solver.tolerance * problem.num_rows, enabled=draw) as bar,
+    ):
+        run = _Run(solver, operator, bar, callback, interrupt)
         solution = run.stage(problem, warm_start, final=not variational)
         for index in range(rounds if variational else 0):
             if solution.status.reason in (Reason.INTERRUPTED, Reason.TIME):
@@ -101,6 +112,7 @@ class _Run:
     operator: KernelOperator
     bar: SolveProgress
     callback: Callable[[TraceRecord], None] | None
+    interrupt: Interrupt = field(default_factory=Interrupt)
     trace: Trace = field(default_factory=Trace)
     started: float = field(default_factory=time.perf_counter)
 
@@ -136,14 +148,14 @@ class _Run:
                 previous, state = state, self._step(solver, problem, state)
                 self._check(problem, state, previous, warm_start)
                 self._record(problem, state)
-                status = solver.status(problem, state, self.passes + reserved) or self._out_of_time()
+                status = solver.status(problem, state, self.passes + reserved) or self._asked_to_stop()
         except KeyboardInterrupt:
             status = Status(Reason.INTERRUPTED)
         self._spent("mode", begun, in_kernel)
         begun, in_kernel = time.perf_counter(), self.operator.counts.seconds
         affordable = self.limit is None or self.passes < self.limit
         posterior = solver.finish(problem, state, final=final) if affordable else self._salvage(problem, state)
-        if not is_finite(posterior.latent_covariance, posterior.precision.factor):
+        if problem.rows.any(not is_finite(posterior.latent_covariance, posterior.precision.factor)):
             raise SolverError(
                 "The posterior covariance must be finite. Got NaN or infinity. Check that the kernel is positive definite, "
                 "or use float64; the error's `solution` has the posterior mean with the prior's covariance.",
@@ -171,9 +183,13 @@ class _Run:
                 self._solution(problem, self._salvage(problem, state), status),
             ) from error
 
-    def _out_of_time(self) -> Status | None:
-        limit = self.solver.time_limit
-        return Status(Reason.TIME, f"{self.seconds:.1f} s") if limit is not None and self.seconds >= limit else None
+    def _asked_to_stop(self) -> Status | None:
+        """By Ctrl-C, or by the clock of any process: all stop together."""
+        rows, limit = self.operator.rows, self.solver.time_limit
+        if rows.any(self.interrupt.pressed):
+            return Status(Reason.INTERRUPTED)
+        late = limit is not None and rows.any(self.seconds >= limit)
+        return Status(Reason.TIME, f"{self.seconds:.1f} s") if late else None
 
     def _spent(self, phase: str, begun: float, in_kernel: float) -> None:
         kernel = self.operator.counts.seconds - in_kernel
@@ -200,7 +216,7 @@ class _Run:
             self.callback(record)
 
     def _check(self, problem: Problem, state: Any, previous: Any, warm_start: Solution | None) -> None:
-        if state.finite:
+        if not problem.rows.any(not state.finite):
             return
         last = warm_start
         if previous is not None:
@@ -230,7 +246,7 @@ class _Run:
             status=status,
             certificate=certificate,
             kernel_passes=self.passes,
-            kernel_entries=self.operator.counts.entries - self.counts.entries,
+            kernel_entries=int(problem.rows.total(self.operator.counts.entries - self.counts.entries)),
             seconds=self.seconds,
             trace=self.trace,
             log_marginal_likelihood=posterior.log_marginal_likelihood() if laplace else None,
@@ -241,4 +257,5 @@ class _Run:
             curvature=posterior.curvature,
             actions=posterior.actions,
             support=posterior.support,
+            rows=problem.rows,
         )
