@@ -125,14 +125,14 @@ class ShardedOperator(KernelOperator):
         self, own: _Rectangle, served: _Rectangle, features: _Features | None, right: Tensor, out: Tensor
     ) -> None:
         """Adds the products of an own rectangle, and those that the process which has ours as columns sends back."""
-        start, width = self.rows.start(), max(_CACHE_BLOCK_ROWS, _CACHE_BLOCK_COLUMNS // self.num_kernels)
+        start, width = self.rows.start(), max(_CACHE_BLOCK_ROWS, _CACHE_BLOCK_COLUMNS // (2 * self.num_kernels))
         asked, given = list(own.column_slices(width)), list(served.column_slices(width))
         for k in range(max(len(asked), len(given))):
             j = asked[k] if k < len(asked) else None
             mine = slice(given[k].start - start, given[k].stop - start) if k < len(given) else None
             received = None if j is None else right.new_empty(*right.shape[:2], j.stop - j.start)
             exchange(None if mine is None else right[..., mine].contiguous(), served.rank, received, own.peer)
-            back = None
+            back = None  # products for the rows that the columns are
             if j is not None and received is not None:
                 back = out.new_zeros(*out.shape[:2], j.stop - j.start)
                 for i, entries in self._entries(own, j, features):
@@ -140,6 +140,7 @@ class ShardedOperator(KernelOperator):
                         of = min(c, right.shape[0] - 1)
                         out[c, :, i].addmm_(received[of], entries[c].mT)
                         back[c].addmm_(right[of, :, i], entries[c])
+            del received
             returned = None if mine is None else out.new_empty(*out.shape[:2], mine.stop - mine.start)
             exchange(back, own.peer, returned, served.rank)
             if mine is not None and returned is not None:
