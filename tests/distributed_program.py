@@ -25,7 +25,7 @@ import itergp
 from itergp.errors import InputError, SolverError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
 from itergp.operators import blocked, make_operator, sharded
-from itergp.solvers import DenseNewton, Reason, SubspaceNewton, policies
+from itergp.solvers import DenseNewton, Reason, SubspaceNewton, newton, policies
 
 ROWS = 151
 Results = dict[str, Tensor]
@@ -97,6 +97,15 @@ def _more_rows(kind: str) -> Results:
     return {"mean": model.latent_mean(make_inputs(23))}
 
 
+def _sampled(kind: str) -> Results:
+    """Newton systems by conjugate gradients, preconditioned from a sample of rows, as for many rows and directions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(newton, "_DENSE_LIMIT", 5)
+        patch.setattr(newton, "_SAMPLE_ROWS", 20)
+        patch.setattr(newton, "_SAMPLE_FACTOR", 1)
+        return _case("categorical", "variational")(kind)
+
+
 def _learned(kind: str) -> Results:
     x, y = make_binary(600)
     model = SimpleGP(x, y, BernoulliLikelihood(), operator=kind).double()
@@ -122,6 +131,7 @@ SCENARIOS: dict[str, Callable[[str], Results]] = {
     "weights": _weighted,
     "again": _again,
     "more rows": _more_rows,
+    "sampled": _sampled,
     "learned": _learned,
     "float32, softmax": _case("categorical", "variational", torch.float32, covariance_rank=3 * ROWS),
     "float32, binary": _case("bernoulli-logit", "variational", torch.float32, covariance_rank=ROWS),
