@@ -151,7 +151,7 @@ class ProcessRows(Rows):
                 yield interrupt
         finally:
             if main:
-                signal.signal(signal.SIGINT, before)
+                signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
     @contextmanager
     def alive(self) -> Iterator[None]:
