@@ -107,9 +107,9 @@ def _sampled(kind: str) -> Results:
 
 
 def _learned(kind: str) -> Results:
-    x, y = make_binary(600)
+    x, y = make_binary(510)
     model = SimpleGP(x, y, BernoulliLikelihood(), operator=kind).double()
-    result = itergp.fit(model, max_iterations=4)
+    result = itergp.fit(model, max_iterations=2)
     return (
         {"parameters": torch.cat([p.detach().flatten() for p in model.parameters()])} | _posterior(model)
         if result
