@@ -101,7 +101,7 @@ def test_every_status_has_an_entry(reason):
     assert f"(`{reason.name}`)" in (ROOT / "docs" / "troubleshooting.md").read_text()
 
 
-@pytest.mark.parametrize("message", messages("ItergpWarning"))
+@pytest.mark.parametrize("message", messages("ItergpWarning"), ids=lambda text: text.replace(GAP, "...")[:40])
 def test_every_warning_has_an_entry(message):
     assert any(begins(message, entry) for entry in entries()), message
 
