@@ -29,7 +29,7 @@ from itergp import InputError  # noqa: E402
 from itergp.botorch import BotorchModel, FantasyModel, ResponsePosterior  # noqa: E402
 from itergp.botorch.look_ahead import _nodes, look_ahead  # noqa: E402
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Likelihood, PoissonLikelihood  # noqa: E402
-from itergp.solvers import DenseNewton, SubspaceNewton  # noqa: E402
+from itergp.solvers import DenseNewton, LinearTimeNewton, SubspaceNewton  # noqa: E402
 
 EXACT = DenseNewton(tolerance=1e-14)
 TIGHT = SubspaceNewton(tolerance=1e-14)
@@ -178,6 +178,44 @@ def test_observations_fit_the_likelihood(name):
         )
 
 
+@pytest.mark.parametrize(
+    ("name", "make", "columns"),
+    [
+        ("bernoulli-probit", gpytorch.likelihoods.BernoulliLikelihood, 1),
+        ("gaussian", gpytorch.likelihoods.GaussianLikelihood, 1),
+        ("categorical", lambda: gpytorch.likelihoods.SoftmaxLikelihood(num_classes=3, mixing_weights=False), 3),
+        ("categorical", lambda: gpytorch.likelihoods.SoftmaxLikelihood(num_features=3, num_classes=3), 3),
+    ],
+    ids=["bernoulli", "gaussian", "softmax", "mixed softmax"],
+)
+def test_likelihoods_of_gpytorch(name, make, columns):
+    x, y = CASES[name].data(30)
+    y = y.double() if name == "bernoulli-probit" else y
+    model = BotorchModel(SimpleGP(x, y, make()).double())
+    posterior = model.posterior(_points(2, 2), observation_noise=True)
+    assert isinstance(posterior, GPyTorchPosterior) == (name == "gaussian")
+    assert posterior.rsample(torch.Size([3])).shape == (3, 2, 2, columns)
+    assert bool(torch.isfinite(posterior.mean).all())
+    fantasy = model.fantasize(_points(1, 2), SobolQMCNormalSampler(torch.Size([3]), seed=0))
+    assert bool(torch.isfinite(fantasy.posterior(_points(1, 2, seed=8)).variance).all())
+
+
+def test_many_points_are_sampled_without_sobol_numbers():
+    posterior = BotorchModel(make_model("poisson", 20)).posterior(_points(1, 3), observation_noise=True)
+    assert isinstance(get_sampler(posterior, torch.Size([2])), SobolQMCNormalSampler)
+    posterior.shape = torch.Size([1, 20_000])
+    assert isinstance(get_sampler(posterior, torch.Size([2])), IIDNormalSampler)
+
+
+def test_a_support_instead_of_all_rows():
+    model = make_model("bernoulli-logit", 60, solver=LinearTimeNewton(num_support=30))
+    X = _points(3, 2)
+    posterior = BotorchModel(model).posterior(X)
+    assert_close(_dense(posterior.distribution)[1], _dense(model(X[1])))
+    longer = BotorchModel(model).condition_on_observations(X[0], torch.ones(2, 1, dtype=torch.float64))
+    assert bool((longer.posterior(X[0]).mean > posterior.mean[0]).all())
+
+
 # ------------------------------------------------------------------ more rows
 @pytest.mark.parametrize("name", ["bernoulli-probit", "categorical", "poisson-exposure", "gaussian"])
 def test_more_observations_are_conditioned_on_with_all_others(name):
@@ -269,16 +307,26 @@ def test_fantasies_are_near_the_posterior_of_all_rows(name):
     assert bool((fantasy.posterior(X).variance <= model.posterior(X).variance + 1e-10).all())
 
 
-@pytest.mark.parametrize("name", ["bernoulli-logit", "bernoulli-probit", "categorical", "gaussian", "student-t"])
-def test_fantasies_have_exact_gradients(name):
-    model = BotorchModel(make_model(name, 20))
-    Y = torch.ones(2, 1, 2, 1, dtype=torch.float64)
+@pytest.mark.parametrize(
+    ("name", "approximation"),
+    [
+        ("bernoulli-logit", "variational"),
+        ("bernoulli-probit", "laplace"),
+        ("categorical", "laplace"),
+        ("categorical", "variational"),
+        ("gaussian", "laplace"),
+        ("student-t", "laplace"),  # its curvature is not the Hessian
+    ],
+)
+def test_fantasies_have_exact_gradients(name, approximation):
+    model = BotorchModel(make_model(name, 15, approximation=approximation))
+    Y = torch.ones(1, 1, 2, 1, dtype=torch.float64)
 
     def moments(new, X):
         posterior = model.condition_on_observations(new, Y).posterior(X)
         return posterior.mean, posterior.variance
 
-    new, X = _points(1, 2).requires_grad_(), _points(1, 2, seed=8).requires_grad_()
+    new, X = _points(1, 2).requires_grad_(), _points(1, 1, seed=8).requires_grad_()
     assert torch.autograd.gradcheck(moments, (new, X), atol=1e-5, rtol=1e-3)
 
 
@@ -382,6 +430,10 @@ def test_errors():
         model.condition_on_observations(X, Y[:, 0])
     with pytest.raises(InputError, match=r"`Y` must have 1 column\(s\), like the training targets\. Got 2"):
         model.condition_on_observations(X, Y.expand(3, 2))
+    x, y = CASES["gaussian"].data(20)
+    fixed = BotorchModel(SimpleGP(x, y, gpytorch.likelihoods.FixedNoiseGaussianLikelihood(torch.ones(20).double())))
+    with pytest.raises(InputError, match=r"the same for all rows\. Got FixedNoiseGaussianLikelihood"):
+        fixed.condition_on_observations(X, Y)
     with pytest.raises(InputError, match="`train_targets` must be"):
         model.condition_on_observations(X, 0.5 * Y)
     with pytest.raises(InputError, match=r"Inputs must have the 2 column\(s\) of the training inputs\. Got 3"):

@@ -17,6 +17,7 @@ from itergp.solvers.status import Reason
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEEDS = {"README.md": "sklearn", "bayesian-optimisation.md": "botorch"}
 GAP = "\x00"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
@@ -36,8 +37,8 @@ def test_the_example_is_complete_in_thirty_lines():
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_code_runs(page, capsys, tmp_path, monkeypatch):
-    if page.name == "README.md":
-        pytest.importorskip("sklearn")
+    if page.name in NEEDS:
+        pytest.importorskip(NEEDS[page.name])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "page", types.ModuleType("page"))  # dataclasses look for their module
     x, y = make_binary(60, dtype=torch.float32)

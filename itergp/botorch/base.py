@@ -16,7 +16,7 @@ from torch import Tensor
 from itergp.botorch.latent import select_outputs
 from itergp.botorch.response import ResponsePosterior
 from itergp.errors import InputError
-from itergp.likelihoods import CategoricalLikelihood
+from itergp.likelihoods import GaussianLikelihood
 from itergp.models import NonConjugateGP
 
 
@@ -116,10 +116,8 @@ class LatentModel(Model, FantasizeMixin):
 
     def _observed(self, distribution: MultivariateNormal) -> Posterior:
         calculus = self.model._calculus
-        if calculus.quadratic and type(self.likelihood).marginal is type(calculus).marginal:
-            observed = calculus.marginal(distribution)
-            if isinstance(observed, MultivariateNormal):  # jointly Gaussian
-                return GPyTorchPosterior(observed)
+        if type(calculus).marginal is GaussianLikelihood.marginal and calculus.exchangeable:
+            return GPyTorchPosterior(calculus.marginal(distribution))
         return ResponsePosterior(distribution, calculus)
 
     def _choose(self, indices: list[int]) -> tuple[int, ...]:
@@ -137,6 +135,11 @@ class LatentModel(Model, FantasizeMixin):
                 "New observations have the noise of the likelihood and no other keywords. Got "
                 f"{sorted(options)}. Leave them out."
             )
+        if not self.model._calculus.exchangeable:
+            raise InputError(
+                f"New observations need a likelihood that is the same for all rows. Got {type(self.likelihood).__name__}. "
+                "Build a model of all rows with their noise."
+            )
         if X.dim() < 2 or Y.dim() < 2 or X.shape[-2] != Y.shape[-2]:
             raise InputError(
                 "`X` and `Y` must have shapes (..., n, D) and (..., n, m) with the same n. Got "
@@ -153,7 +156,7 @@ def as_targets(model: NonConjugateGP, Y: Tensor) -> Tensor:
     """
     calculus, like = model._calculus, model.train_targets
     rows = Y.reshape(-1, Y.shape[-1])
-    if isinstance(calculus, CategoricalLikelihood) and rows.shape[-1] == calculus.num_classes:
+    if rows.shape[-1] == getattr(calculus, "num_classes", None):
         rows = rows.argmax(-1, keepdim=True)
     second = getattr(calculus, "second_column", None)
     if like.dim() == 2 and rows.shape[-1] == 1 and second is not None:

@@ -7,12 +7,13 @@ from typing import Any
 import torch
 from botorch.posteriors import GPyTorchPosterior, Posterior
 from botorch.sampling.get_sampler import GetSampler
-from botorch.sampling.normal import SobolQMCNormalSampler
+from botorch.sampling.normal import IIDNormalSampler, NormalMCSampler, SobolQMCNormalSampler
 from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution
+from torch.quasirandom import SobolEngine
 
-from itergp.likelihoods import CategoricalLikelihood, Likelihood
+from itergp.likelihoods import Likelihood
 from itergp.likelihoods.base import latent_marginals
 
 
@@ -32,7 +33,7 @@ class ResponsePosterior(Posterior):
         self.likelihood = likelihood
         self.shape = self.latent.mean.shape[:-1]  # (*b, q)
         self.latents = likelihood.num_latents
-        self.num_classes = self.latents if isinstance(likelihood, CategoricalLikelihood) else None
+        self.num_classes: int | None = getattr(likelihood, "num_classes", None)
 
     @property
     def device(self) -> torch.device:
@@ -122,5 +123,7 @@ def _draw(conditional: Distribution, base: Tensor) -> Tensor:
 @GetSampler.register(ResponsePosterior)
 def _normal_sampler(
     posterior: ResponsePosterior, sample_shape: torch.Size, *, seed: int | None = None
-) -> SobolQMCNormalSampler:
-    return SobolQMCNormalSampler(sample_shape=sample_shape, seed=seed)
+) -> NormalMCSampler:
+    wanted = posterior.base_sample_shape[posterior.batch_range[1] :].numel()
+    sampler = SobolQMCNormalSampler if wanted <= SobolEngine.MAXDIM else IIDNormalSampler
+    return sampler(sample_shape=sample_shape, seed=seed)
