@@ -14,7 +14,7 @@ from itergp.likelihoods.quadrature import gauss_hermite
 
 _ROUNDS = 1  # of the variational sites, as many as the solvers take
 _NUM_NODES, _NUM_PAIRS = 20, 128
-_STEPS, _HALVINGS = 50, 20
+_STEPS, _HALVINGS, _POLISHING = 50, 20, 3
 _SETTLED = 1e-12
 
 Derivatives = Callable[[Tensor], tuple[Tensor, Tensor]]
@@ -90,9 +90,19 @@ def _condition(
     def values(weights: Tensor) -> Tensor:
         return centre + (covariance @ weights.unsqueeze(-1)).squeeze(-1)
 
+    def jacobian_at(weights: Tensor) -> Tensor:
+        return _system(_slope(derivatives, values(weights).detach().view(shape)), covariance.detach(), shape)
+
     with torch.no_grad():
         weights = _newton(centre, covariance, derivatives, density, values, start.detach())
-    jacobian = _system(_slope(derivatives, values(weights).detach().view(shape)), covariance.detach(), shape)
+        for _ in range(_POLISHING):  # a curvature that is not the Hessian converges slowly
+            rest = weights - derivatives(values(weights))[0].view_as(weights)
+            if float(rest.abs().max()) < _SETTLED * (1.0 + float(weights.abs().max())):
+                break
+            proposed = weights - torch.linalg.solve(jacobian_at(weights), rest)
+            left = proposed - derivatives(values(proposed))[0].view_as(weights)
+            weights = torch.where((left.norm(dim=-1) < rest.norm(dim=-1))[:, None], proposed, weights)
+    jacobian = jacobian_at(weights)
     # One step of Newton's method from the mode changes nothing, but carries the derivatives of the mode.
     gradient, _ = derivatives(values(weights))
     weights = weights - torch.linalg.solve(jacobian, weights - gradient.view_as(weights))
