@@ -367,7 +367,11 @@ class NonConjugateGP(gpytorch.models.GP):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NonConjugateGP:
         """Moves data and posterior along with the parameters; another dtype asks for another posterior."""
         fingerprint_held = self._solution is not None and self._same(self._state_now())
+        kinds = [(p.dtype, p.device) for p in self.parameters()]
         result = super()._apply(fn, recurse=recurse)
+        moved = not all(fn(x) is x for x in self.train_inputs)
+        if fingerprint_held and not moved and kinds == [(p.dtype, p.device) for p in self.parameters()]:
+            return result  # BoTorch's acquisition functions call .to(X) at every evaluation
         self.train_inputs = tuple(fn(x) for x in self.train_inputs)
         self.train_targets = fn(self.train_targets)
         self.sample_weight = None if self.sample_weight is None else fn(self.sample_weight)

@@ -42,7 +42,9 @@ class BaseRegressor(RegressorMixin, GPEstimator):
         Returns:
             Means ``(M,)``, or means and standard deviations.
         """
-        predictive = self._predictive(X)
+        return self._mean(self._predictive(X), return_std)
+
+    def _mean(self, predictive: Any, return_std: bool) -> Array | tuple[Array, Array]:
         mean = self._restore(as_numpy(predictive.mean))
         return (mean, np.sqrt(as_numpy(predictive.variance)) * self._unit()) if return_std else mean
 
@@ -56,7 +58,9 @@ class BaseRegressor(RegressorMixin, GPEstimator):
         Returns:
             ``(M, Q)``.
         """
-        predictive = self._predictive(X)
+        return self._quantiles(self._predictive(X), quantiles)
+
+    def _quantiles(self, predictive: Any, quantiles: Sequence[float]) -> Array:
         return np.stack([self._restore(as_numpy(predictive.quantile(float(level)))) for level in quantiles], -1)
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
