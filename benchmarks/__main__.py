@@ -11,7 +11,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
+
+os.environ.setdefault("KEOPS_VERBOSE", "0")
 
 from benchmarks.suite.cli import main
 

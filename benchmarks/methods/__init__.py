@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+from functools import cache
 
 from benchmarks.methods.base import Budget, Callback, Method, OutOfTime
 
 __all__ = ["Budget", "Callback", "Method", "OutOfTime", "methods"]
 
 
+@cache
 def methods() -> dict[str, Method]:
     """Every setting of every method, the more important ones first."""
     found: list[Method] = []

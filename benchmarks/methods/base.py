@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from scipy.stats import qmc, poisson
+from scipy.stats import poisson, qmc
 from torch import Tensor
 
 from benchmarks.workloads import END_TO_END, TUNED, TrainingData
@@ -57,10 +57,8 @@ class Range:
 
     def at(self, share: float) -> float | int:
         """The value at a share of the way."""
-        if self.logarithmic:
-            value = self.low * (self.high / self.low) ** share
-        else:
-            value = self.low + share * (self.high - self.low)
+        ratio, width = self.high / self.low, self.high - self.low
+        value = self.low * ratio**share if self.logarithmic else self.low + share * width
         return round(value) if self.integer else float(value)
 
 
@@ -151,4 +149,3 @@ def poisson_probabilities(rate: np.ndarray, num_outcomes: int) -> np.ndarray:
     counts = np.arange(num_outcomes - 1)
     inner = poisson.pmf(counts, np.maximum(rate, 1e-9)[:, None])
     return np.concatenate([inner, np.maximum(1.0 - inner.sum(1, keepdims=True), 1e-12)], 1)
-

@@ -47,6 +47,11 @@ class Inference(Method):
     def configuration(self) -> dict[str, Any]:
         return super().configuration | {"solver": repr(self.solver(0))}
 
+    def refuses_size(self, num_rows: int, latents: int) -> str | None:
+        if self.subset is not None and num_rows < 2 * self.subset:
+            return "the subset is most of the data"
+        return super().refuses_size(num_rows, latents)
+
     def fit(self, data: TrainingData, budget: Budget, callback: Callback) -> None:
         if self.subset is not None:
             data = subset_of(data, self.subset, budget.seed)
@@ -141,11 +146,20 @@ def _cholesky(seed: int) -> IterNCGP:
 
 
 def _ours() -> list[Method]:
-    published = "arXiv 2310.20285"
+    published, own = "arXiv 2310.20285", "defaults of this package"
     found: list[Method] = [
         Inference("itergp", "itergp"),
-        Inference("itergp, Laplace", "itergp", importance=2, approximation="laplace"),
-        Inference("itergp, plug-in", "itergp", importance=2, approximation="laplace", plug_in=True),
+        Inference(
+            "itergp, Laplace", "itergp", importance=2, approximation="laplace", text=f"{own}, `approximation='laplace'`"
+        ),
+        Inference(
+            "itergp, plug-in",
+            "itergp",
+            importance=2,
+            approximation="laplace",
+            plug_in=True,
+            text=f"{own}, the mode of the posterior and `covariance_scale=0`",
+        ),
         Growing("itergp, doubling budgets", "itergp", importance=2),
         Learning("itergp.fit", "itergp", kinds=ALL_KINDS),
         Learning("itergp.fit, 2 s of learning", "itergp", importance=2, learning_seconds=2.0),
@@ -190,11 +204,15 @@ def _ours() -> list[Method]:
             most_values=DENSE_VALUES,
             text="exact, one variational round after the Laplace mode, as this package's default",
         ),
-        Inference(
-            "subset of data",
-            "subset of data",
-            subset=1_000,
-            text="1,000 random rows and this package's defaults",
+        *(
+            Inference(
+                f"subset of data, {rows:,} rows",
+                "subset of data",
+                importance=importance,
+                subset=rows,
+                text=f"{rows:,} random rows and {own}",
+            )
+            for rows, importance in ((500, 2), (2_000, 1))
         ),
     ]
     if hasattr(solvers, "LinearTimeNewton"):

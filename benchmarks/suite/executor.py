@@ -84,7 +84,14 @@ class _Watch:
 
     def result(self) -> dict[str, Any]:
         """The line of results."""
-        return {**asdict(self.run), "limit": self.run.seconds, "status": self.status, **self.line, "curve": self.curve, "facts": self.facts}
+        return {
+            **asdict(self.run),
+            "limit": self.run.seconds,
+            "status": self.status,
+            **self.line,
+            "curve": self.curve,
+            "facts": self.facts,
+        }
 
 
 def execute(run: Run, processes: Any, memory_bytes: int) -> dict[str, Any]:

@@ -107,7 +107,11 @@ class Recorder:
         problem, kind = self._problem, self._problem.train.kind
         self._send({"event": "pause", "seconds": self.clock.wall, "peak": self._peak - self._baseline})
         validation = scores(predict(problem.validation_x), problem.validation_y, kind)
-        point = {"seconds": round(self.clock.wall, 4), "cpu": round(self.clock.cpu, 4), "nll": round(validation["nll"], 6)}
+        point = {
+            "seconds": round(self.clock.wall, 4),
+            "cpu": round(self.clock.cpu, 4),
+            "nll": round(validation["nll"], 6),
+        }
         self._send({"event": "checkpoint", "point": point, "facts": facts})
         if validation["nll"] < self._best:  # what early stopping on the validation rows would return
             self._best = validation["nll"]

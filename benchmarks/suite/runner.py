@@ -38,10 +38,10 @@ def run_preset(preset: Preset, path: Path, threads: int, show: Callable[[str], N
     known = {store.key(line) for line in done}
     runs, refusals = plan(preset, threads)
     for refusal in refusals:
-        if refusal.run.key not in known and "not in the ruleset" not in refusal.reason:
-            if not refusal.reason.startswith(("nothing to tune", "not installed")):
-                status = {"status": f"does not apply: {refusal.reason}", "curve": [], "facts": {}, "seconds": 0.0}
-                store.append(path, asdict(refusal.run) | {"limit": refusal.run.seconds} | status | _about(refusal.run))
+        quiet = refusal.reason.startswith(("nothing to tune", "not installed", "not in the ruleset"))
+        if refusal.run.key not in known and not quiet:
+            status = {"status": f"does not apply: {refusal.reason}", "curve": [], "facts": {}, "seconds": 0.0}
+            store.append(path, asdict(refusal.run) | {"limit": refusal.run.seconds} | status | _about(refusal.run))
     left = [run for run in runs if run.key not in known]
     show(f"{len(runs)} runs, {len(runs) - len(left)} of them done; results in {path}")
     return _go(left, preset, path, threads, show, [line for line in done if "wall_seconds" in line])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from benchmarks.workloads.base import (
     CLASSES,
     COUNTS,
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 
+@cache
 def workloads() -> dict[str, Workload]:
     """All workloads: those of packages, synthetic ones, and local files."""
     return {workload.name: workload for workload in (*KEEL, *OTHERS, *MIXTURES, *local_files())}
