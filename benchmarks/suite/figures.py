@@ -119,21 +119,29 @@ def draw_curves(runs: pd.DataFrame, targets: pd.DataFrame, ruleset: str) -> Figu
     columns = min(4, len(names))
     rows = math.ceil(len(names) / columns)
     figure, grid = plt.subplots(rows, columns, figsize=(2.75 * columns, 2.35 * rows + 0.6), squeeze=False)
-    for axis in grid.flat[len(names) :]:
-        axis.set_visible(False)
     for axis, name in zip(grid.flat, names, strict=False):
         here = part[part["workload"] == name]
+        _frame(axis, here[here["method"].isin(chosen.values())], targets)
         for family, method in chosen.items():
             _draw_curve(axis, here[here["method"] == method], colour[family], method)
-        _frame(axis, here, targets, ruleset)
+        _widen(axis)
         axis.set_title(name, fontsize=8)
-    handles = {
-        label: handle for axis in grid.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
-    figure.supxlabel("training seconds", fontsize=9)
-    figure.supylabel("validation NLL", fontsize=9)
+    _label(figure, grid, len(names), "training seconds", "validation NLL")
     return figure
+
+
+def _label(figure: Figure, grid: np.ndarray, used: int, below: str, left: str) -> None:
+    """Labels at the outer axes, and one legend for all."""
+    columns = grid.shape[1]
+    for index, axis in enumerate(grid.flat):
+        axis.set_visible(index < used)
+        if index + columns >= used:
+            axis.set_xlabel(below, fontsize=8)
+        if index % columns == 0:
+            axis.set_ylabel(left, fontsize=8)
+    pairs = [zip(*axis.get_legend_handles_labels(), strict=True) for axis in grid.flat[:used]]
+    handles = {label: handle for pair in pairs for handle, label in pair}
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=max(2, columns), fontsize=8)
 
 
 def _draw_curve(axis: Axes, runs: pd.DataFrame, colour: str, label: str) -> None:
@@ -147,6 +155,9 @@ def _draw_curve(axis: Axes, runs: pd.DataFrame, colour: str, label: str) -> None
         middle, at = float(np.median(nll)), float(np.median(time))
         bars = [[middle - nll.min()], [nll.max() - middle]]
         axis.errorbar([at], [middle], yerr=bars, fmt="o", color=colour, markersize=4.5, label=label, zorder=3)
+        if middle > axis.get_ylim()[1]:  # above what is shown
+            top = axis.get_ylim()[1]
+            axis.plot([at], [top], "^", color=colour, markersize=5.5, zorder=3, clip_on=False)
         return
     first = max(curve[0][0] for curve in curves)
     last = min(curve[-1][0] for curve in curves)
@@ -162,18 +173,28 @@ def _held(curve: np.ndarray, grid: np.ndarray) -> np.ndarray:
     return best[np.clip(np.searchsorted(curve[:, 0], grid, side="right") - 1, 0, None)]
 
 
-def _frame(axis: Axes, here: pd.DataFrame, targets: pd.DataFrame, ruleset: str) -> None:
-    """A range of values in which differences can be seen, and the target."""
+def _frame(axis: Axes, here: pd.DataFrame, targets: pd.DataFrame) -> None:
+    """A range of values in which differences between good methods can be seen, and the target."""
     wanted = target_of(here, targets, "standard")
     wanted = wanted[np.isfinite(wanted)]
-    low = here["best"].min()
-    base = here["base_nll"].median()
-    high = min(base, max(float(here["best"].quantile(0.75)), low + 0.35 * (base - low)))
-    axis.set(xscale="log", ylim=(low - 0.06 * (high - low), high + 0.05 * (high - low)))
+    low, base = float(here["best"].min()), float(here["base_nll"].median())
+    high = min(base, low + max(4.0 * (float(here["best"].median()) - low), 0.08 * (base - low)))
     if len(wanted):
+        high = max(high, float(wanted.median()) + 0.1 * (high - low))
         axis.axhline(float(wanted.median()), color="grey", linestyle=":", linewidth=1.0)
+    axis.set(xscale="log", ylim=(low - 0.06 * (high - low), high))
+    axis.set_autoscaley_on(False)
+    axis.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axis.grid(alpha=0.25)
     axis.tick_params(labelsize=7)
+
+
+def _widen(axis: Axes) -> None:
+    """At least two decades of time, so that they have labels."""
+    low, high = axis.get_xlim()
+    spare = max(0.0, 2.0 - math.log10(high / low)) / 2.0
+    axis.set_xlim(low / 10**spare, high * 10**spare)
 
 
 def draw_reliability(runs: pd.DataFrame, targets: pd.DataFrame, ruleset: str) -> Figure | None:
@@ -191,8 +212,6 @@ def draw_reliability(runs: pd.DataFrame, targets: pd.DataFrame, ruleset: str) ->
     figure, grid = plt.subplots(
         rows, columns, figsize=(2.5 * columns, 2.5 * rows + 0.7), squeeze=False, sharex=True, sharey=True
     )
-    for axis in grid.flat[len(names) :]:
-        axis.set_visible(False)
     for axis, name in zip(grid.flat, names, strict=False):
         axis.plot([0, 1], [0, 1], color="grey", linestyle=":", linewidth=1.0)
         here = part[part["workload"] == name]
@@ -203,12 +222,7 @@ def draw_reliability(runs: pd.DataFrame, targets: pd.DataFrame, ruleset: str) ->
         axis.set_title(name, fontsize=8)
         axis.set(xlim=(0, 1.02), ylim=(0, 1.02))
         axis.grid(alpha=0.25)
-    handles = {
-        label: handle for axis in grid.flat for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=8)
-    figure.supxlabel("confidence", fontsize=9)
-    figure.supylabel("accuracy", fontsize=9)
+    _label(figure, grid, len(names), "confidence", "accuracy")
     return figure
 
 
@@ -219,6 +233,8 @@ def _pooled(bins: list[dict[str, list[float]]], fewest: int = 15) -> tuple[np.nd
     counts = np.array([b["counts"] for b in bins])
     total = counts.sum(0)
     keep = total >= fewest
+    if not keep.any():
+        return None
     means = [
         (np.array([b[name] for b in bins]) * counts).sum(0)[keep] / total[keep] for name in ("confidence", "accuracy")
     ]

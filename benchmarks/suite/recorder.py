@@ -91,7 +91,7 @@ class Recorder:
             self._next = max(self.clock.wall * SPACING, self.clock.wall + FIRST)
             self._evaluate()
         if spent:
-            raise OutOfTime
+            raise OutOfTime("the training time is spent")
         self.clock.start()
 
     def finish(self) -> None:
