@@ -292,6 +292,32 @@ def test_a_run_ends_when_its_time_is_spent_and_its_last_checkpoint_counts():
     assert sum(event["event"] == "checkpoint" for event in events) == 1
 
 
+def test_a_run_ends_when_it_has_settled_and_not_while_it_improves():
+    uniform, right = torch.full((1000, 3), 1.0 / 3.0), small_problem()
+    recorder = Recorder(right, 1e4, lambda event: None)
+    shares = itertools.chain([0.4, 0.5, 0.6], itertools.repeat(0.6))
+
+    def predict(x):
+        if x is not right.validation_x:
+            return uniform[: len(x)]
+        share = next(shares)
+        likely = torch.nn.functional.one_hot(right.validation_y, 3).float()
+        return share * likely + (1.0 - share) / 3.0
+
+    recorder.start()
+    ended = []
+    for seconds in (1.0, 4.0, 7.0, 8.0, 13.0, 15.0):
+        recorder.clock.stop()
+        recorder.clock.wall = seconds
+        recorder.clock.start()
+        try:
+            recorder(predict)
+        except OutOfTime as reason:
+            ended.append((seconds, str(reason)))
+            break
+    assert ended == [(15.0, "settled")]  # at 13 s the value of 6.5 s, which is that of 4 s, was still worse
+
+
 def test_a_method_that_never_calls_back_is_ended(monkeypatch):
     run = Run("digits", "itergp", INFERENCE, 0, 0, 1.0, 1)
     watch = executor._Watch(run)
@@ -518,7 +544,7 @@ def test_the_smoke_preset_runs_resumes_and_reports(tmp_path):
     ran = [found for found in lines if "data" in found]
     assert len(ran) >= 6
     for found in ran:
-        assert found["status"] in ("finished", "used all its time"), found
+        assert found["status"] in ("finished", "settled", "used all its time"), found
         assert found["test"]["nll"] < 0.3
         assert found["versions"]["torch"]
     assert run_preset(preset, path, 1, shown.append) == 0  # nothing is left

@@ -21,7 +21,7 @@ Predict = Callable[[Tensor], Tensor]
 
 
 class OutOfTime(Exception):
-    """Raised by the callback when the training time is spent; methods let it pass."""
+    """Raised by the callback when the training time is spent, or the run has settled; methods let it pass."""
 
 
 class Callback(Protocol):

@@ -10,6 +10,7 @@ from torch import Tensor
 
 import itergp
 from benchmarks.methods.base import Predict
+from benchmarks.models import MOST_ARD_COLUMNS
 from benchmarks.workloads import COUNTS, ORDERED, TrainingData
 from itergp.diagnostics import class_probabilities
 from itergp.likelihoods import (
@@ -18,16 +19,13 @@ from itergp.likelihoods import (
     Likelihood,
     NegativeBinomialLikelihood,
     OrdinalLikelihood,
-    PoissonLikelihood,
 )
-
-MOST_ARD_COLUMNS = 100
 
 
 def make_likelihood(data: TrainingData) -> Likelihood:
-    """Logit or softmax, ordered logit; counts: Poisson where nothing is learned, otherwise negative binomial."""
+    """Logit or softmax, ordered logit, or negative binomial, whose dispersion stays at its default in the inference ruleset."""
     if data.kind == COUNTS:
-        return PoissonLikelihood() if data.given else NegativeBinomialLikelihood()
+        return NegativeBinomialLikelihood()
     if data.kind == ORDERED:
         likelihood = OrdinalLikelihood(data.num_outcomes)
         likelihood.initialise(data.y)  # cutpoints at the frequencies of the levels

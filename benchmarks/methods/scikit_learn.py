@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from benchmarks.methods.base import Budget, Callback, Method, from_numpy
-from benchmarks.methods.model import MOST_ARD_COLUMNS
 from benchmarks.methods.ours import subset_of
+from benchmarks.models import MOST_ARD_COLUMNS
 from benchmarks.workloads import END_TO_END, INFERENCE, TrainingData
 
 
@@ -47,6 +47,7 @@ class ScikitLearn(Method):
 
 
 METHODS: list[Method] = [
-    ScikitLearn("scikit-learn GP, 2,000 rows", "scikit-learn GP"),
+    ScikitLearn("scikit-learn GP, 1,000 rows", "scikit-learn GP", rows=1_000),
     ScikitLearn("scikit-learn GP, 500 rows", "scikit-learn GP", importance=2, rows=500),
+    ScikitLearn("scikit-learn GP, 2,000 rows", "scikit-learn GP", importance=3, rows=2_000),
 ]

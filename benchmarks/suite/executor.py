@@ -15,6 +15,7 @@ _PREPARATION = 180.0  # seconds to load, split and warm up
 _EVALUATION = 240.0  # seconds for one evaluation
 _GRACE = 1.2  # times the training time, plus two seconds, after which a method that does not call back is ended
 _POLL = 0.25
+_ENDS = {"finished": "finished", "settled": "settled"}
 
 
 def context() -> Any:
@@ -55,7 +56,7 @@ class _Watch:
         elif kind == "result":
             self.line["test"] = event["result"]
         elif kind == "done":
-            self.status = "finished" if event["reason"] == "finished" else "used all its time"
+            self.status = _ENDS.get(event["reason"], "used all its time")
             self.line.update(seconds=event["seconds"], cpu=event["cpu"])
         elif kind == "failed":
             self.status = "failed"

@@ -190,7 +190,7 @@ def _cell(text: str) -> str:
 
 
 def _failures(runs: pd.DataFrame) -> str:
-    bad = runs[~runs["status"].isin(["finished", "used all its time"]) & runs["applies"]]
+    bad = runs[~runs["status"].isin(["finished", "settled", "used all its time"]) & runs["applies"]]
     if bad.empty:
         return "## Failures\n\nNone: every run ended with a result."
     lines = ["## Failures", "", "Runs without a result, or ended before their time.", ""]

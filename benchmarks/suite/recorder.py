@@ -16,6 +16,10 @@ from benchmarks.workloads import Problem
 
 SPACING = 1.1  # checkpoints nearer than this factor in time are passed over
 FIRST = 0.02  # seconds before which checkpoints are passed over
+SETTLED, PATIENCE = (
+    0.002,
+    5.0,
+)  # a run ends that gained less than this share of the NLL in its second half, of so many seconds
 _STATUS = Path("/proc/self/status")
 _RESET = Path("/proc/self/clear_refs")
 
@@ -73,6 +77,7 @@ class Recorder:
         self._peak = 0
         self._next = FIRST
         self._best = float("inf")
+        self._history: list[tuple[float, float]] = []
         self._latest: tuple[Predict, Predict | None, dict[str, Any]] | None = None
         self._evaluated = True
 
@@ -92,6 +97,8 @@ class Recorder:
             self._evaluate()
         if spent:
             raise OutOfTime("the training time is spent")
+        if self._evaluated and self._settled():
+            raise OutOfTime("settled")
         self.clock.start()
 
     def finish(self) -> None:
@@ -116,9 +123,16 @@ class Recorder:
         if validation["nll"] < self._best:  # what early stopping on the validation rows would return
             self._best = validation["nll"]
             self._send({"event": "result", "result": self._result(predict, variance) | {"at": point["seconds"]}})
+        self._history.append((self.clock.wall, self._best))
         self._evaluated = True
         reset_peak_memory()
         self._send({"event": "start", "seconds": self.clock.wall})
+
+    def _settled(self) -> bool:
+        earlier = [best for seconds, best in self._history if seconds <= 0.5 * self.clock.wall]
+        if self.clock.wall < PATIENCE or not earlier:
+            return False
+        return earlier[-1] - self._best < SETTLED * abs(self._best)
 
     def _result(self, predict: Predict, variance: Predict | None) -> dict[str, Any]:
         problem = self._problem

@@ -69,8 +69,8 @@ def work(run: Run, channel: Any) -> None:
         try:
             method.fit(problem.train, budget, recorder)
             reason = "finished"
-        except OutOfTime:
-            reason = "time"
+        except OutOfTime as ended:
+            reason = str(ended)
         recorder.finish()
         clock = recorder.clock
         channel.send({"event": "done", "reason": reason, "seconds": clock.wall, "cpu": clock.cpu})

