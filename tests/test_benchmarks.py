@@ -10,6 +10,7 @@ import json
 import math
 import time
 import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ pytest.importorskip("matplotlib")
 
 from benchmarks import micro  # noqa: E402
 from benchmarks.methods import Budget, OutOfTime, methods  # noqa: E402
-from benchmarks.methods.base import poisson_probabilities  # noqa: E402
+from benchmarks.methods.base import count_probabilities, from_rates  # noqa: E402
 from benchmarks.methods.gpboost import negative_binomial  # noqa: E402
 from benchmarks.suite import analysis, executor, findings, readme, store  # noqa: E402
 from benchmarks.suite.cli import main  # noqa: E402
@@ -201,11 +202,21 @@ def test_what_are_not_probabilities_is_refused(bad):
 def test_probabilities_of_counts_sum_to_one_and_have_the_right_mean():
     rates = np.array([0.1, 2.0, 9.0])
     for probs in (
-        poisson_probabilities(rates, 60),
+        count_probabilities(rates, 1e6, 60),
         negative_binomial(np.log(rates), np.zeros(3), 1e6, 60),
     ):
         np.testing.assert_allclose(probs.sum(1), 1.0, atol=1e-9)
         np.testing.assert_allclose(probs @ np.arange(60), rates, rtol=1e-4)
+
+
+def test_the_size_of_a_negative_binomial_is_found():
+    problem = small_problem()
+    rate, size, rows = 4.0, 2.0, 4_000
+    y = torch.from_numpy(np.random.RandomState(0).negative_binomial(size, size / (size + rate), rows))
+    train = replace(problem.train, x=torch.zeros(rows, 1), y=y, kind=COUNTS, num_outcomes=80)
+    probs = from_rates(lambda x: np.full(len(x), rate), train)(torch.zeros(1, 1))[0]
+    counts = torch.arange(80)
+    assert float((probs * (counts - rate).square()).sum()) == pytest.approx(rate + rate**2 / size, rel=0.1)
 
 
 # --------------------------------------------------------------------- workloads
@@ -435,7 +446,6 @@ def data_of(kind: str, ruleset: str):
     problem = Mixture("small", kernel, rows=250, classes=classes).problem(0, given=ruleset == INFERENCE)
     if kind != COUNTS:
         return problem
-    from dataclasses import replace
 
     def count(x):
         rate = torch.exp(1.0 + 0.8 * torch.sin(x[:, 0]))
@@ -533,8 +543,6 @@ def test_every_part_runs():
 # ------------------------------------------------------------------- end to end
 @pytest.mark.slow
 def test_the_smoke_preset_runs_resumes_and_reports(tmp_path):
-    from dataclasses import replace
-
     path, shown = tmp_path / "smoke.jsonl", []
     settings = ("itergp", "IterNCGP-CG", "logistic regression", "boosting (scikit-learn)", "SVGP 100, Adam")
     preset = replace(PRESETS["smoke"], workloads=("breast cancer",), methods=settings, most_seconds=2.0)

@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from scipy.stats import poisson, qmc
+from scipy.optimize import minimize_scalar
+from scipy.stats import nbinom, qmc
 from torch import Tensor
 
 from benchmarks.workloads import END_TO_END, TUNED, TrainingData
@@ -144,8 +145,20 @@ def from_numpy(predict: Callable[[np.ndarray], np.ndarray]) -> Predict:
     return lambda x: class_probabilities(torch.as_tensor(np.asarray(predict(x.numpy())), dtype=torch.float64))
 
 
-def poisson_probabilities(rate: np.ndarray, num_outcomes: int) -> np.ndarray:
-    """Probabilities ``(M, K)`` of counts with given rates; the last is that of more, too."""
-    counts = np.arange(num_outcomes - 1)
-    inner = poisson.pmf(counts, np.maximum(rate, 1e-9)[:, None])
+def count_probabilities(rate: np.ndarray, size: float, num_outcomes: int) -> np.ndarray:
+    """Negative binomial probabilities ``(M, K)`` with given means ``(M,)``; the last is that of more, too."""
+    counts, rate = np.arange(num_outcomes - 1), np.maximum(rate, 1e-9)[:, None]
+    inner = nbinom.pmf(counts, size, size / (size + rate))
     return np.concatenate([inner, np.maximum(1.0 - inner.sum(1, keepdims=True), 1e-12)], 1)
+
+
+def from_rates(predict: Callable[[np.ndarray], np.ndarray], data: TrainingData) -> Predict:
+    """Counts from a method that predicts their mean: negative binomial, its size by maximum likelihood on the training rows."""
+    y, rate = data.y.numpy(), np.maximum(predict(data.x.numpy()), 1e-9)
+
+    def loss(log_size: float) -> float:
+        size = np.exp(log_size)
+        return -float(nbinom.logpmf(y, size, size / (size + rate)).sum())
+
+    size = float(np.exp(minimize_scalar(loss, bounds=(-4.0, 12.0), method="bounded").x))
+    return from_numpy(lambda x: count_probabilities(predict(x), size, data.num_outcomes))

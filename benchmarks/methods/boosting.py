@@ -5,9 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.methods.base import Budget, Callback, Method, Predict, Range, from_numpy, poisson_probabilities
+from benchmarks.methods.base import Budget, Callback, Method, Predict, Range, from_numpy, from_rates
 from benchmarks.workloads import COUNTS, ORDERED, TrainingData
 
+_COUNTS = "counts: the regressor with `{}` for the mean, a negative binomial whose size is fitted to the training rows"
 _EVERY = 10  # rounds of LightGBM between checkpoints
 
 
@@ -24,7 +25,7 @@ class HistogramBoosting(Method):
     @property
     def setup(self) -> str:
         how = "" if self.early_stopping == "auto" else " with early stopping for any number of rows"
-        return f"`HistGradientBoostingClassifier()`{how}; counts: the regressor with `loss='poisson'`"
+        return f"`HistGradientBoostingClassifier()`{how}; " + _COUNTS.format("loss='poisson'")
 
     @property
     def search(self) -> dict[str, Range]:
@@ -41,12 +42,10 @@ class HistogramBoosting(Method):
         if data.kind == COUNTS:
             options: dict[str, Any] = {**self.configuration, "random_state": budget.seed, "loss": "poisson"}
             regressor = HistGradientBoostingRegressor(**options).fit(x, y)
-            rounds = regressor.n_iter_
-            predict = lambda z: poisson_probabilities(regressor.predict(z), data.num_outcomes)  # noqa: E731
+            callback(from_rates(regressor.predict, data), rounds=int(regressor.n_iter_))
         else:
             model = HistGradientBoostingClassifier(**self.configuration, random_state=budget.seed).fit(x, y)
-            rounds, predict = model.n_iter_, model.predict_proba
-        callback(from_numpy(predict), rounds=int(rounds))
+            callback(from_numpy(model.predict_proba), rounds=int(model.n_iter_))
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ class LightGBM(Method):
 
     @property
     def setup(self) -> str:
-        return "`LGBMClassifier()`, 100 rounds; counts: the regressor with `objective='poisson'`"
+        return "`LGBMClassifier()`, 100 rounds; " + _COUNTS.format("objective='poisson'")
 
     @property
     def search(self) -> dict[str, Range]:
@@ -82,7 +81,7 @@ class LightGBM(Method):
 
         def predictor(booster: Any) -> Predict:
             if data.kind == COUNTS:
-                return from_numpy(lambda x: poisson_probabilities(booster.predict(x), data.num_outcomes))
+                return from_rates(booster.predict, data)
             return from_numpy(booster.predict)
 
         def checkpoint(state: Any) -> None:

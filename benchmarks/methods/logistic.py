@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.methods.base import Budget, Callback, Method, Range, from_numpy, poisson_probabilities
+from benchmarks.methods.base import Budget, Callback, Method, Range, from_numpy, from_rates
 from benchmarks.workloads import COUNTS, ORDERED, TrainingData
 
 
@@ -17,7 +17,10 @@ class Logistic(Method):
 
     @property
     def setup(self) -> str:
-        return "`StandardScaler` and `LogisticRegression(max_iter=1000)`, L2 penalty 1; counts: `PoissonRegressor()`"
+        return (
+            "`StandardScaler` and `LogisticRegression(max_iter=1000)`, L2 penalty 1; counts: `PoissonRegressor()` for the mean, a "
+            "negative binomial whose size is fitted to the training rows"
+        )
 
     @property
     def search(self) -> dict[str, Range]:
@@ -31,11 +34,10 @@ class Logistic(Method):
         x, y = data.x.numpy(), data.y.numpy()
         if data.kind == COUNTS:
             linear = make_pipeline(StandardScaler(), PoissonRegressor(alpha=self.penalty, max_iter=1000)).fit(x, y)
-            predict = lambda z: poisson_probabilities(linear.predict(z), data.num_outcomes)  # noqa: E731
+            callback(from_rates(linear.predict, data))
         else:
             model = LogisticRegression(C=1.0 / self.penalty, max_iter=1000)
-            predict = make_pipeline(StandardScaler(), model).fit(x, y).predict_proba
-        callback(from_numpy(predict))
+            callback(from_numpy(make_pipeline(StandardScaler(), model).fit(x, y).predict_proba))
 
 
 METHODS: list[Method] = [Logistic("logistic regression", "linear")]
