@@ -107,8 +107,10 @@ def worse(runs: pd.DataFrame, ruleset: str, share: float = 0.01) -> Table:
     for workload in _order(runs, table):
         column = table[workload].dropna()
         others = column[[family[name] != FAMILY for name in column.index]]
-        if ours in column and len(others) and column[ours] > others.min() + share * abs(others.min()):
-            rows.append([workload, others.idxmin(), number(others.min()), number(column[ours])])
+        mine = column.get(ours, math.inf)
+        if len(others) and mine > others.min() + share * abs(others.min()):
+            shown = number(mine) if math.isfinite(mine) else "no result"
+            rows.append([workload, others.idxmin(), number(others.min()), shown])
     header = ["workload", "best of the others", "its test NLL", f"{ours}, test NLL"]
     return Table(f"worse-{_slug(ruleset)}", f"Where {ours} ends with a worse NLL: {ruleset}", header, rows)
 
