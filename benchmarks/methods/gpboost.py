@@ -39,9 +39,9 @@ class GPBoost(Method):
         )
 
     def refuses(self, ruleset: str, kind: str, num_rows: int, num_outcomes: int) -> str | None:
-        if kind != COUNTS and num_outcomes > 2:
-            return "predicts two classes only"
-        return super().refuses(ruleset, kind, num_rows, num_outcomes)
+        reason = super().refuses(ruleset, kind, num_rows, num_outcomes)
+        two_only = kind != COUNTS and num_outcomes > 2
+        return reason or ("predicts two classes only" if two_only else None)
 
     def fit(self, data: TrainingData, budget: Budget, callback: Callback) -> None:
         import gpboost

@@ -177,11 +177,11 @@ def _frame(axis: Axes, here: pd.DataFrame, targets: pd.DataFrame) -> None:
     wanted = target_of(here, targets, "standard")
     wanted = wanted[np.isfinite(wanted)]
     low, base = float(here["best"].min()), float(here["base_nll"].median())
-    high = min(base, low + max(4.0 * (float(here["best"].median()) - low), 0.08 * (base - low)))
+    width = max(4.0 * (float(here["best"].median()) - low), 0.08 * abs(base - low), 0.02 * abs(low), 1e-3)
+    high = low + (min(width, base - low) if base > low else width)
     if len(wanted):
         high = max(high, float(wanted.median()) + 0.1 * (high - low))
         axis.axhline(float(wanted.median()), color="grey", linestyle=":", linewidth=1.0)
-    high = max(high, low + 1e-3)
     moments = [point["seconds"] for curve in here["curve"] for point in curve if point["nll"] is not None]
     first, last = max(0.7 * min(moments), 1e-3), 1.4 * max(moments)
     spare = 10 ** (0.5 * max(0.0, 2.0 - math.log10(last / first)))  # two decades, so that some have labels

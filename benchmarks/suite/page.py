@@ -40,14 +40,15 @@ def write_report(runs: pd.DataFrame, targets: pd.DataFrame, page: Path, images: 
     drawn = draw_all(runs, targets, images)
     place = Path(*images.parts[len(page.parent.parts) :])
     tables: list[Table] = []
-    parts = [PROTOCOL.read_text(), machine(runs)]
+    protocol, mark, rival = PROTOCOL.read_text().partition("## Adding a rival")
+    parts = [protocol, machine(runs)]
     for ruleset in (name for name in RULESETS if name in set(runs["ruleset"])):
         parts += _ruleset(runs, targets, ruleset, drawn, place, tables)
     parts += _losses(runs, targets, tables)
     parts += _dense(runs, tables)
     parts += [_figure("cost", drawn, place)]
     parts += _workloads(runs, targets, tables)
-    parts += [_setups(runs), _failures(runs)]
+    parts += [_setups(runs), _failures(runs), mark + rival]
     page.parent.mkdir(parents=True, exist_ok=True)
     page.write_text("\n\n".join(part.strip() for part in parts if part.strip()) + "\n")
     for table in tables:
