@@ -18,7 +18,7 @@ import torch
 
 pd = pytest.importorskip("pandas")
 pytest.importorskip("sklearn")
-pytest.importorskip("matplotlib")
+mpl = pytest.importorskip("matplotlib")
 
 from benchmarks import micro  # noqa: E402
 from benchmarks.methods import Budget, OutOfTime, methods  # noqa: E402
@@ -26,6 +26,7 @@ from benchmarks.methods.base import count_probabilities, from_rates  # noqa: E40
 from benchmarks.methods.gpboost import negative_binomial  # noqa: E402
 from benchmarks.suite import analysis, executor, findings, readme, store  # noqa: E402
 from benchmarks.suite.cli import main  # noqa: E402
+from benchmarks.suite.figures import draw_all, draw_cost  # noqa: E402
 from benchmarks.suite.metrics import auroc, coverage, scores  # noqa: E402
 from benchmarks.suite.presets import PRESETS, plan  # noqa: E402
 from benchmarks.suite.recorder import Recorder  # noqa: E402
@@ -513,6 +514,18 @@ def test_the_claims_of_the_readme_are_written_between_the_marks(tmp_path):
     assert text.startswith("before")
     assert text.endswith("after\n")
     assert "| b | 0.280 in 3.00 s | **0.250** in 0.50 s | - | rival |" in text
+
+
+def test_cost_against_rows_is_drawn_from_the_mixtures(tmp_path):
+    sizes = (("mixture 1,000", 600, 0.2), ("mixture 5,000", 4_000, 2.0), ("mixture 20,000", 16_000, 30.0))
+    lines = [line("itergp", name, 0, [(seconds, 0.2)], rows=rows) for name, rows, seconds in sizes]
+    lines += [line("rival", name, 0, [(3 * seconds, 0.2)], rows=rows) for name, rows, seconds in sizes]
+    runs = table(*lines)
+    assert "benchmarks-cost.png" in draw_all(runs, analysis.compute_targets(runs), tmp_path)
+    with mpl.rc_context():
+        (seconds, _) = draw_cost(runs).axes
+    assert [drawn.get_xdata().tolist() for drawn in seconds.lines] == [[600, 4_000, 16_000]] * 2
+    assert draw_cost(runs[runs["rows"] == 600]) is None
 
 
 def test_what_approximations_cost_is_a_paired_difference():

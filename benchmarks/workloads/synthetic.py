@@ -34,7 +34,8 @@ class Mixture(Workload):
 
     @property
     def summary(self) -> str:
-        return f"{self.rows:,} rows of a random Gaussian mixture, {self.classes} classes, {self.inputs} inputs"
+        text = f"{self.rows:,} rows of a random Gaussian mixture, {self.classes} classes, {self.inputs} inputs"
+        return text + ", equal spreads, so that a linear model is exact"
 
     def raw(self, seed: int) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.RandomState(seed)
