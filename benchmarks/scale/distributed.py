@@ -24,7 +24,7 @@ import torch.distributed as dist
 
 import itergp
 from benchmarks.data import mixture
-from benchmarks.foundation import MaternGP
+from benchmarks.models import MaternGP
 from itergp.solvers import SubspaceNewton
 
 RESULTS = Path(__file__).parents[1] / "results"
