@@ -424,6 +424,14 @@ def test_there_are_settings_of_every_kind():
     assert {ruleset for method in found for ruleset in method.rulesets} == {INFERENCE, END_TO_END}
 
 
+def test_two_settings_of_one_name_are_refused(monkeypatch):
+    from benchmarks.methods import logistic
+
+    monkeypatch.setattr(logistic, "METHODS", 2 * logistic.METHODS)
+    with pytest.raises(InputError, match=r"Got \['logistic regression'\] twice"):
+        methods.__wrapped__()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "ruleset", "kind"), every_setting())
 def test_every_method_gives_better_probabilities_than_frequencies(name, ruleset, kind):

@@ -160,12 +160,6 @@ def _ours() -> list[Method]:
             text=f"{own}, the mode of the posterior and `covariance_scale=0`",
         ),
         Growing("itergp, doubling budgets", "itergp", importance=2),
-        Inference(
-            "itergp, linear time",
-            "itergp",
-            solver=lambda seed: LinearTimeNewton(),
-            text=f"{own}, with the solver `LinearTimeNewton()`",
-        ),
         Learning("itergp.fit", "itergp", kinds=ALL_KINDS),
         Learning("itergp.fit, 2 s of learning", "itergp", importance=2, learning_seconds=2.0),
     ]
