@@ -9,8 +9,9 @@ except ImportError as error:
         "`itergp.botorch` needs BoTorch. It is not installed. Install it with `pip install itergp[botorch]`."
     ) from error
 
+from itergp.botorch.base import LatentModel
 from itergp.botorch.fantasy import FantasyModel
 from itergp.botorch.model import BotorchModel
 from itergp.botorch.response import ResponsePosterior
 
-__all__ = ["BotorchModel", "FantasyModel", "ResponsePosterior"]
+__all__ = ["BotorchModel", "FantasyModel", "LatentModel", "ResponsePosterior"]

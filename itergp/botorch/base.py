@@ -21,7 +21,13 @@ from itergp.models import NonConjugateGP
 
 
 class LatentModel(Model, FantasizeMixin):
-    """A BoTorch model whose outputs are latent functions; see ``BotorchModel``."""
+    """What ``BotorchModel`` and ``FantasyModel`` share: a BoTorch model whose outputs are latent functions.
+
+    Attributes:
+        model: The ``NonConjugateGP`` behind it.
+        input_transform: Applied to points before the model sees them, or None.
+        outputs: Which latent functions are outputs.
+    """
 
     input_transform: torch.nn.Module | None
     outputs: tuple[int, ...]

@@ -14,7 +14,7 @@ from itergp.likelihoods.quadrature import gauss_hermite
 
 _ROUNDS = 1  # of the variational sites, as many as the solvers take
 _NUM_NODES, _NUM_PAIRS = 20, 128
-_STEPS, _HALVINGS, _POLISHING = 50, 20, 3
+_STEPS, _HALVINGS, _POLISHING = 300, 20, 3  # Fisher scoring takes many steps through a flat tail
 _SETTLED = 1e-12
 
 Derivatives = Callable[[Tensor], tuple[Tensor, Tensor]]
