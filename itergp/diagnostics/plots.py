@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from itergp.diagnostics.metrics import Reliability
-from itergp.diagnostics.trace import Trace
+from itergp.diagnostics.records import FitRecord, TraceRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from itergp.learning import FitRecord
+    from itergp.diagnostics.trace import Trace
 
 BLUE, ORANGE, GREY = "#2a6f97", "#d1495b", "#8d99ae"
+_ACCENTS = (ORANGE, BLUE, "#5a8f4e")
 
 
 def plot_reliability(axes: Axes, curves: dict[str, Reliability]) -> Axes:
@@ -49,7 +51,7 @@ def plot_convergence(axes: Axes, trace: Trace) -> Axes:
     for stage, color in zip(stages, (GREY, BLUE), strict=False):
         records = [record for record in trace if record.stage == stage]
         final = records[-1].objective
-        gaps = [(r.kernel_passes, r.objective_gap) for r in records if r.objective_gap]
+        gaps = [(r.kernel_passes, r.objective_gap) for r in records if r.objective_gap and r.objective_gap < math.inf]
         above = [(r.kernel_passes, r.objective - final) for r in records if r.objective > final]
         if gaps:
             axes.plot(*zip(*gaps, strict=True), color=color, marker="s", markersize=3, label=f"{stage}: certified gap")
@@ -61,6 +63,48 @@ def plot_convergence(axes: Axes, trace: Trace) -> Axes:
     _legend_below(axes)
     axes.set_title("Convergence")
     return axes
+
+
+def plot_residuals(axes: Axes, trace: Trace, *, named: int = 3) -> Axes:
+    """Norm of ``g - V``, which vanishes at the mode, of each latent function against kernel passes; logarithmic.
+
+    Args:
+        axes: Where to draw.
+        trace: What to draw.
+        named: How many latent functions get a colour and a name: those with the largest residuals at the end.
+    """
+    records = [record for record in trace if record.class_residuals]
+    count = len(records[-1].class_residuals) if records else 0
+    order = sorted(range(count), key=lambda c: records[-1].class_residuals[c])
+    passes = [record.kernel_passes for record in records]
+    for place, c in enumerate(order):
+        rank = count - 1 - place
+        name = f"latent function {c}" if rank < named and count > 1 else None
+        color = _ACCENTS[rank] if rank < min(named, len(_ACCENTS)) else GREY
+        values = [record.class_residuals[c] if c < len(record.class_residuals) else math.nan for record in records]
+        style = {"linewidth": 1.4, "marker": "o", "markersize": 3} if rank < named else {"linewidth": 0.7, "alpha": 0.7}
+        axes.plot(passes, values, color=color, label=name, **style)
+    # A residual of exactly zero has no place on a logarithmic axis.
+    axes.set(xlabel="kernel passes", ylabel="norm of g - V", yscale="log" if _any_positive(records) else "linear")
+    axes.locator_params(axis="x", integer=True)
+    axes.set_title("Residual by latent function" if count > 1 else "Residual")
+    mark_stages(axes, trace)
+    if count > 1:
+        handles, labels = axes.get_legend_handles_labels()
+        axes.legend(handles[::-1], labels[::-1], fontsize="x-small", frameon=False, loc="lower left")
+    return axes
+
+
+def mark_stages(axes: Axes, trace: Trace) -> None:
+    """A dotted line against kernel passes wherever another stage begins, with its name."""
+    style: dict[str, Any] = {"fontsize": "x-small", "color": "dimgrey", "va": "top", "textcoords": "offset points"}
+    for before, after in itertools.pairwise(trace.records):
+        if before.stage != after.stage:
+            border = after.kernel_passes - 0.5
+            axes.axvline(border, color=GREY, linewidth=0.8, linestyle=":")
+            for name, offset, side in ((before.stage, -3, "right"), (after.stage, 3, "left")):
+                at = (border, 1.0)
+                axes.annotate(name, at, xycoords=("data", "axes fraction"), xytext=(offset, 0), ha=side, **style)
 
 
 def plot_trajectory(axes: Axes, records: Sequence[FitRecord], *, legend: bool = True) -> Axes:
@@ -93,6 +137,10 @@ def plot_class_probabilities(axes: Axes, probs: list[float], label: int) -> Axes
     axes.tick_params(axis="x", labelsize=6, length=0, pad=1)
     axes.spines[["top", "right", "left"]].set_visible(False)
     return axes
+
+
+def _any_positive(records: Sequence[TraceRecord]) -> bool:
+    return any(value > 0.0 for record in records for value in record.class_residuals)
 
 
 def _legend_below(axes: Axes) -> None:
