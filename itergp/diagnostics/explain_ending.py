@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 _ITEM = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 _WINDOW = 5  # last steps of a stage, whose pace is taken to go on
 _DOMINANT = 0.6  # share of the time that one phase takes before it is worth a word
+_WORTH_A_WORD = 0.5  # seconds
+_SMALL = 128  # directions that are searched quickly
 _FAR = 10_000  # passes beyond which a forecast is no more than "never"
 
 
@@ -31,6 +33,9 @@ def explain_ending(trace: Trace, run: RunSettings, end: StageRecord) -> list[Fin
     findings = [explanations.get(end.reason, _other)(trace, run, end)]
     if run.approximation == "variational" and end.stage == "laplace" and end.reason != "FAILED":
         findings += _laplace_only(run, end)
+    compressed = sum("compressed" in record.event for record in trace)
+    if end.reason in ("TIME", "PASSES") and 2 * compressed > len(trace):  # then passes are not what is scarce
+        findings.insert(0, _rank(trace, run, end))
     if end.reason in ("TIME", "PASSES", "INTERRUPTED"):
         findings += _where_time_went(trace, run, end)
     return findings
@@ -44,10 +49,6 @@ def _gap(run: RunSettings, end: StageRecord) -> str:
         f"the objective is within {number(end.objective_gap)} nats of its minimum, "
         f"{number(end.objective_gap / run.num_rows)} per row at a tolerance of {number(run.tolerance)}"
     )
-
-
-def _own_records(trace: Trace, end: StageRecord) -> list[TraceRecord]:
-    return [record for record in trace if record.stage == end.stage]
 
 
 def _converged(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
@@ -65,19 +66,27 @@ def _converged(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
 
 def _forecast(trace: Trace, run: RunSettings, end: StageRecord) -> tuple[str, int | None]:
     """A sentence on the pace of the last steps, and how many more passes it takes at that pace."""
-    seen = [(r.kernel_passes, _measure(r)) for r in _own_records(trace, end)][-_WINDOW:]
-    seen = [(passes, value) for passes, value in seen if math.isfinite(value) and value > 0.0]
-    target = run.tolerance * run.num_rows
-    if len(seen) < 2 or seen[-1][0] == seen[0][0]:
+    # A stage that had room for one step only is taken to go at the pace of the stage before.
+    stages = (stage.stage for stage in reversed(trace.stages))
+    seen = next((points for stage in stages if (points := _course(trace, stage))[0][0] < points[-1][0]), [])
+    if not seen:
         return "There were too few steps to tell how many more it takes.", None
+    target = run.tolerance * run.num_rows
     rate = math.log(seen[0][1] / seen[-1][1]) / (seen[-1][0] - seen[0][0])
     current = end.objective_gap if end.objective_gap is not None else seen[-1][1]
     wanted = math.log(max(current / target, 1.0)) / rate if rate > 0.0 else math.inf
-    span = several(seen[-1][0] - seen[0][0], "pass", "passes")
+    passes = seen[-1][0] - seen[0][0]
+    span = "last pass" if passes == 1 else f"last {passes} passes"
     if not wanted < _FAR:
-        return f"The distance did not fall over the last {span}.", None
+        return f"The distance did not fall over the {span}.", None
     more = max(1, math.ceil(wanted))
-    return f"It fell by a factor of {math.exp(rate):.3g} per pass over the last {span}.", more
+    return f"It fell by a factor of {math.exp(rate):.3g} per pass over the {span}.", more
+
+
+def _course(trace: Trace, stage: str) -> list[tuple[int, float]]:
+    """Kernel passes and distance at the last steps of a stage; at least one point, which may be zero."""
+    points = [(record.kernel_passes, _measure(record)) for record in trace if record.stage == stage]
+    return [point for point in points if math.isfinite(point[1]) and point[1] > 0.0][-_WINDOW:] or [(0, 0.0)]
 
 
 def _measure(record: TraceRecord) -> float:
@@ -108,20 +117,22 @@ def _time(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
 
 
 def _rank(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
-    compressed = [record for record in trace if "compressed" in record.event]
+    compressed = sum("compressed" in record.event for record in trace)
     rank = run.max_rank or trace[-1].rank
     size = 2 * run.num_kernels * run.num_rows * 2 * rank * _ITEM.get(run.dtype, 8)
-    observed = (
-        f"The search space was full: it holds {rank} directions and was compressed "
-        f"{several(len(compressed), 'time')}, and another pass no longer improved the objective: {_gap(run, end)}."
+    cost = f" Another pass no longer improved the objective: {_gap(run, end)}." if end.reason == "RANK" else ""
+    return Finding(
+        "rank",
+        f"The search space was full: at most {several(rank, 'direction')}, compressed in {compressed} of "
+        f"{several(len(trace), 'step')}, after which what was dropped has to be found again.{cost}",
+        f"Raise max_rank to {2 * rank}; its two arrays then take {memory(size)}.",
     )
-    return Finding("rank", observed, f"Raise max_rank to {2 * rank}; its two arrays then take {memory(size)}.")
 
 
 def _precision(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
     observed = (
-        f"{run.dtype} is at its limit: the objective is {number(end.objective)} nats, of which it resolves "
-        f"{number(end.resolution)}, and {_gap(run, end)}."
+        f"{run.dtype} is at its limit: it resolves the objective, {number(end.objective)} nats, to {number(end.resolution)}, "
+        f"and {_gap(run, end)}."
     )
     if run.dtype == "float64":
         gap = trace[-1].residual / 2.0 if end.objective_gap is None else end.objective_gap
@@ -169,7 +180,7 @@ def _laplace_only(run: RunSettings, end: StageRecord) -> list[Finding]:
 
 def _where_time_went(trace: Trace, run: RunSettings, end: StageRecord) -> list[Finding]:
     total = sum(trace.phase_seconds.values())
-    if total <= 0.0:
+    if total < _WORTH_A_WORD:
         return []
     phase, seconds = max(trace.phase_seconds.items(), key=lambda item: item[1])
     if seconds < _DOMINANT * total:
@@ -184,7 +195,7 @@ def _where_time_went(trace: Trace, run: RunSettings, end: StageRecord) -> list[F
         return [Finding("kernel_time", f"{observed}kernel products ({run.operator}).", change)]
     if phase == "mode":
         rank = trace[-1].rank
-        change = f"Lower max_rank below {rank}, or max_passes."
+        change = f"Lower max_rank below {rank}." if rank > _SMALL else "That is the likelihood of all rows: use a GPU."
         return [Finding("mode_time", f"{observed}Newton steps within a search space of {rank} directions.", change)]
     return [
         Finding("covariance_time", f"{observed}the covariance of rank {end.covariance_rank}.", "Lower covariance_rank.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from typing import TYPE_CHECKING
 
@@ -11,8 +12,8 @@ from itergp.diagnostics.records import LearningTrace
 if TYPE_CHECKING:
     from itergp.diagnostics.trace import Trace
 
-_TAIL = 0.2  # share of the evaluations that count as the end of learning
-_MOVING = 0.2  # move of a logarithm over the tail that counts as moving still
+_MOVING = 0.2  # move of a variable, a logarithm as a rule, over the end of learning that counts as one
+_STRAIGHT = 0.9  # share of the way gone that a move is, if it is straight
 _GROWN = math.log(20.0)  # growth of an output scale that, if it goes on, looks unbounded
 _COLLAPSED = math.log(1e-3)
 
@@ -28,8 +29,6 @@ def explain_learning(trace: Trace) -> list[Finding]:
 def _ending(learning: LearningTrace) -> Finding:
     count, seconds = len(learning.records), learning.records[-1].seconds
     spent = f"{several(count, 'evaluation')} in {number(seconds)} s"
-    name, move, window = _fastest(learning)
-    moving = f"{_shown(name)} still moved {_amount(name, move, learning)} over the last {several(window, 'evaluation')}"
     if learning.reason in ("SETTLED", "CONVERGED"):
         what = "the parameters had settled" if learning.reason == "SETTLED" else "the objective stopped improving"
         return Finding("learning_settled", f"Learning ended by itself after {spent}: {what}.", "")
@@ -39,35 +38,46 @@ def _ending(learning: LearningTrace) -> Finding:
             f"Learning ended after {spent} because the objective or its gradient became NaN or infinite.",
             "Lower learning_rate, use float64, or put a prior on the output scale.",
         )
+    heading, described = _heading(learning)
     if learning.reason in ("TIME", "INTERRUPTED"):
         cause = "the time limit was reached" if learning.reason == "TIME" else "it was interrupted"
         change = "Raise time_limit." if learning.reason == "TIME" else "Fit again: it starts from these values."
-        return Finding("learning_time", f"Learning ended after {spent} because {cause}: {moving}.", change)
-    if abs(move) < _MOVING:
-        return Finding(
-            "learning_done",
-            f"Learning took all its iterations, {spent}, and had come to rest: no parameter moved further than {_shown(name)}, "
-            f"{_amount(name, move, learning)} over the last {several(window, 'evaluation')}.",
-            "",
-        )
+        return Finding("learning_time", f"Learning ended after {spent} because {cause}. {described}", change)
+    if not heading:
+        return Finding("learning_done", f"Learning took all its iterations, {spent}. {described}", "")
     return Finding(
         "learning_iterations",
-        f"Learning took all its iterations, {spent}, and had not come to rest: {moving}.",
+        f"Learning took all its iterations, {spent}, and was still on its way. {described}",
         f"Raise max_iterations, say to {2 * count}; calling fit again starts from these values.",
     )
 
 
-def _fastest(learning: LearningTrace) -> tuple[str, float, int]:
-    """The parameter that moved most over the tail of the last stage, its move, and the evaluations in that tail."""
+def _heading(learning: LearningTrace) -> tuple[bool, str]:
+    """Whether some parameter was still heading somewhere, and a sentence on the one that moved most.
+
+    The learning rate falls to zero, so that small last steps say nothing. Over half of the last stage, a parameter that has
+    arrived goes to and fro or stays; one that has not goes straight on.
+    """
     last = [record for record in learning.records if record.stage == learning.records[-1].stage]
-    window = min(len(last) - 1, max(1, round(_TAIL * len(learning.records))))
-    moves = {}
-    for name, values in last[-1].parameters.items():
-        before = last[-1 - window].parameters[name]
-        for i, (new, old) in enumerate(zip(values, before, strict=True)):
-            moves[f"{name}[{i}]" if len(values) > 1 else name] = new - old
-    name = max(moves, key=lambda key: abs(moves[key]), default="none of the parameters")
-    return name, moves.get(name, 0.0), window
+    tail = last[-1 - len(last) // 2 :]
+    if len(tail) < 2:
+        return False, "It had no time to move the parameters."
+    moves, straight = {}, {}
+    for name, values in tail[0].parameters.items():
+        for i in range(len(values)):
+            course = [record.parameters[name][i] for record in tail]
+            key = f"{name}[{i}]" if len(values) > 1 else name
+            moves[key] = course[-1] - course[0]
+            length = sum(abs(after - before) for before, after in itertools.pairwise(course))
+            straight[key] = abs(moves[key]) > _STRAIGHT * length
+    going = {name: move for name, move in moves.items() if straight[name] and abs(move) > _MOVING}
+    candidates = going or moves
+    if not candidates:
+        return False, "Its parameters have too many elements to be followed."
+    name = max(candidates, key=lambda key: abs(candidates[key]))
+    amount = _amount(name, candidates[name], learning)
+    way = "went straight on" if going else "moved most, but not far or not straight,"
+    return bool(going), f"Over the last {several(len(tail) - 1, 'step')} {_shown(name)} {way} {amount}."
 
 
 def _shown(name: str) -> str:
