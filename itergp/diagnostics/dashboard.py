@@ -77,7 +77,8 @@ def _title(trace: Trace) -> str:
         return "Trace"
     latents = "1 latent function" if run.num_latents == 1 else f"{run.num_latents} latent functions"
     parts = (run.solver, run.likelihood, f"{run.num_rows:,} rows x {latents}", run.dtype, run.operator, run.device)
-    return ", ".join(parts) + "\n" + ", ".join(_values(name, v) for name, v in trace.hyperparameters.items())
+    values = [_values(name, value) for name, value in trace.hyperparameters.items()]
+    return ", ".join(parts) + "\n" + ", ".join(values[:_NAMED] + ["..."] * (len(values) > _NAMED))
 
 
 def _values(name: str, values: list[float]) -> str:

@@ -166,6 +166,7 @@ def _add_learning(table: Table, records: list[FitRecord]) -> None:
     own = [record.objective for record in records if record.stage == last.stage]
     table.add_row("learning", f"{last.stage}, evaluation {last.iteration + 1}", f"{last.seconds:.1f} s")
     table.add_row("objective per row", f"{last.objective:.4f}", sparkline(own))
+    table.add_row("hyperparameters", "logarithms if positive", "")
     values = [(name, i, len(v)) for name, v in last.parameters.items() for i in range(len(v))]
     for name, i, count in values[:_SHOWN]:
         course = [record.parameters[name][i] for record in records]

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 _RecordT = TypeVar("_RecordT")
 # What a null stands for where a number must be; elsewhere it stays None.
-_UNKNOWN = {"residual": math.inf, "objective": math.nan, "gradient_norm": math.nan}
+_UNKNOWN = {"residual": math.inf} | dict.fromkeys(
+    ("objective", "gradient_norm", "variance_explained", "log_density"), math.nan
+)
 
 
 def as_plain(trace: Trace) -> dict[str, Any]:
