@@ -6,7 +6,16 @@ import textwrap
 from typing import TYPE_CHECKING, Any
 
 from itergp.diagnostics.findings import memory, number, share
-from itergp.diagnostics.plots import BLUE, GREY, ORANGE, mark_stages, plot_convergence, plot_residuals, plot_trajectory
+from itergp.diagnostics.plots import (
+    BLUE,
+    GREY,
+    ORANGE,
+    mark_stages,
+    plot_convergence,
+    plot_residuals,
+    plot_trajectory,
+    progress_axis,
+)
 from itergp.diagnostics.spectrum_plot import plot_spectrum
 from itergp.errors import InputError
 
@@ -108,7 +117,7 @@ def _residuals(axes: Axes, trace: Trace) -> None:
 
 
 def _steps(axes: Axes, trace: Trace) -> None:
-    passes = [record.kernel_passes for record in trace]
+    passes, unit = progress_axis(trace)
     counts = axes.twinx()
     counts.bar(passes, [record.newton_steps for record in trace], color=GREY, alpha=0.35, width=0.7)
     counts.set_ylabel("Newton steps (bars)")
@@ -116,12 +125,14 @@ def _steps(axes: Axes, trace: Trace) -> None:
     counts.spines["top"].set_visible(False)
     axes.set_zorder(counts.get_zorder() + 1)
     axes.patch.set_visible(False)
-    seen = [(record.kernel_passes, record.step_length) for record in trace if record.step_length > 0.0]
-    lost = [record.kernel_passes for record in trace if record.step_length <= 0.0]
+    seen = [
+        (place, record.step_length) for place, record in zip(passes, trace, strict=True) if record.step_length > 0.0
+    ]
+    lost = [place for place, record in zip(passes, trace, strict=True) if record.step_length <= 0.0]
     if seen:
         axes.plot(*zip(*seen, strict=True), "o-", color=BLUE, markersize=4, linewidth=1.0)
     smallest = min([length for _, length in seen], default=1.0)
-    axes.set(yscale="log", ylim=(0.5 * min(smallest, 0.1), 2.0), xlabel="kernel passes", ylabel="shortest step length")
+    axes.set(yscale="log", ylim=(0.5 * min(smallest, 0.1), 2.0), xlabel=unit, ylabel="shortest step length")
     if lost:
         axes.plot(lost, [0.7 * min(smallest, 0.1)] * len(lost), "x", color=ORANGE, label="no step decreases")
         axes.legend(fontsize="x-small", frameon=False, loc="lower left")
@@ -131,9 +142,9 @@ def _steps(axes: Axes, trace: Trace) -> None:
 
 
 def _rank(axes: Axes, trace: Trace) -> None:
-    passes = [record.kernel_passes for record in trace]
+    passes, unit = progress_axis(trace)
     axes.plot(passes, [record.rank for record in trace], "o-", color=BLUE, markersize=4, linewidth=1.0)
-    squeezed = [(record.kernel_passes, record.rank) for record in trace if "compressed" in record.event]
+    squeezed = [(place, r.rank) for place, r in zip(passes, trace, strict=True) if "compressed" in r.event]
     if squeezed:
         axes.plot(*zip(*squeezed, strict=True), "v", color=ORANGE, label="compressed")
     limit = trace.settings.max_rank if trace.settings else None
@@ -141,7 +152,7 @@ def _rank(axes: Axes, trace: Trace) -> None:
         axes.axhline(limit, color="black", linewidth=0.8, linestyle="--", label="max_rank")
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="x-small", frameon=False, loc="lower right")
-    axes.set(xlabel="kernel passes", ylabel="directions")
+    axes.set(xlabel=unit, ylabel="directions")
     axes.set_ylim(bottom=0)
     axes.locator_params(axis="both", integer=True)
     axes.set_title("Search space")

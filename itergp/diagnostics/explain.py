@@ -58,7 +58,7 @@ def explain(trace: Trace) -> Explanation:
     run, end = trace.settings, trace.stages[-1]
     ending = explain_ending(trace, run, end)
     findings = [*ending, *explain_scale(trace, run, end)]
-    if ending[0].kind not in ("converged", "stationary"):
+    if ending[0].kind not in ("converged", "stationary", "settled"):
         findings += [*explain_steps(trace), *explain_residual(trace, run)]
     findings += [*explain_covariance(trace, run, end), *explain_learning(trace)]
     return Explanation(tuple(findings))

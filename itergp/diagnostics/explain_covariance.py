@@ -35,9 +35,11 @@ def explain_covariance(trace: Trace, run: RunSettings, end: StageRecord) -> list
     )
     size = 2 * run.num_rows * run.num_latents * 2 * rank * (4 if run.dtype == "float32" else 8)
     room = run.num_latents * (trace[-1].rank if len(trace) else 0)
-    if run.solver != "SubspaceNewton":
-        return [Finding("covariance_rank", observed, "More actions, by max_rank and max_passes, would lower it.")]
-    change = f"Raise covariance_rank to {2 * rank}; its two arrays then take {memory(size)}."
-    if rank >= room:
+    change = {
+        "SubspaceNewton": f"Raise covariance_rank to {2 * rank}; its two arrays then take {memory(size)}.",
+        "LinearTimeNewton": f"Raise covariance_rank to {2 * rank}.",
+        "IterNCGP": "Let it take more actions: raise max_passes, and max_rank if it is given.",
+    }.get(run.solver, "Condition the covariance on more actions.")
+    if run.solver == "SubspaceNewton" and rank >= room:
         change = f"The search space holds no more than that: raise covariance_rank to {2 * rank}, or max_passes."
     return [Finding("covariance_rank", observed, change)]

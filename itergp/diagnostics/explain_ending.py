@@ -104,6 +104,8 @@ def _passes(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
 
 
 def _time(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
+    if end.kernel_passes < 2:  # a solver that does not go by passes
+        return _other(trace, run, end)
     pace, more = _forecast(trace, run, end)
     each = trace[-1].seconds / max(1, trace[-1].kernel_passes)
     observed = (
@@ -158,7 +160,8 @@ def _stalled(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
 
 def _other(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
     """Everything else says it in its status."""
-    return Finding(end.reason.lower(), f"{end.status} In figures: {_gap(run, end)}.", "")
+    distance = _gap(run, end)
+    return Finding(end.reason.lower(), f"{end.status} {distance[0].upper()}{distance[1:]}.", "")
 
 
 def _laplace_only(run: RunSettings, end: StageRecord) -> list[Finding]:

@@ -43,22 +43,23 @@ def plot_reliability(axes: Axes, curves: dict[str, Reliability]) -> Axes:
 
 
 def plot_convergence(axes: Axes, trace: Trace) -> Axes:
-    """Certified gap, and the objective above its final value, against kernel passes, by stage; in nats, logarithmic.
+    """Certified gap, and the objective above its final value, against kernel passes (or steps), by stage; logarithmic.
 
     The gap bounds the distance of the objective from its minimum, so the upper line stays above the lower one.
     """
+    places, unit = progress_axis(trace)
     stages = list(dict.fromkeys(record.stage for record in trace))
     for stage, color in zip(stages, (GREY, BLUE), strict=False):
-        records = [record for record in trace if record.stage == stage]
-        final = records[-1].objective
-        gaps = [(r.kernel_passes, r.objective_gap) for r in records if r.objective_gap and r.objective_gap < math.inf]
-        above = [(r.kernel_passes, r.objective - final) for r in records if r.objective > final]
+        records = [(place, record) for place, record in zip(places, trace, strict=True) if record.stage == stage]
+        final = records[-1][1].objective
+        gaps = [(place, r.objective_gap) for place, r in records if r.objective_gap and r.objective_gap < math.inf]
+        above = [(place, r.objective - final) for place, r in records if r.objective > final]
         if gaps:
             axes.plot(*zip(*gaps, strict=True), color=color, marker="s", markersize=3, label=f"{stage}: certified gap")
         if above:
             label = f"{stage}: objective above its final value"
             axes.plot(*zip(*above, strict=True), ":", color=color, marker="o", markersize=3, label=label)
-    axes.set(yscale="log", xlabel="kernel passes", ylabel="nats")
+    axes.set(yscale="log", xlabel=unit, ylabel="nats")
     axes.locator_params(axis="x", integer=True)
     _legend_below(axes)
     axes.set_title("Convergence")
@@ -66,26 +67,28 @@ def plot_convergence(axes: Axes, trace: Trace) -> Axes:
 
 
 def plot_residuals(axes: Axes, trace: Trace, *, named: int = 3) -> Axes:
-    """Norm of ``g - V``, which vanishes at the mode, of each latent function against kernel passes; logarithmic.
+    """Norm of ``g - V``, which vanishes at the mode, of each latent function against kernel passes (or steps); logarithmic.
 
     Args:
         axes: Where to draw.
         trace: What to draw.
         named: How many latent functions get a colour and a name: those with the largest residuals at the end.
     """
-    records = [record for record in trace if record.class_residuals]
+    places, unit = progress_axis(trace)
+    pairs = [(place, record) for place, record in zip(places, trace, strict=True) if record.class_residuals]
+    records = [record for _, record in pairs]
     count = len(records[-1].class_residuals) if records else 0
     order = sorted(range(count), key=lambda c: records[-1].class_residuals[c])
-    passes = [record.kernel_passes for record in records]
-    for place, c in enumerate(order):
-        rank = count - 1 - place
+    passes = [place for place, _ in pairs]
+    for above, c in enumerate(order):
+        rank = count - 1 - above
         name = f"latent function {c}" if rank < named and count > 1 else None
         color = _ACCENTS[rank] if rank < min(named, len(_ACCENTS)) else GREY
         values = [record.class_residuals[c] if c < len(record.class_residuals) else math.nan for record in records]
         style = {"linewidth": 1.4, "marker": "o", "markersize": 3} if rank < named else {"linewidth": 0.7, "alpha": 0.7}
         axes.plot(passes, values, color=color, label=name, **style)
     # A residual of exactly zero has no place on a logarithmic axis.
-    axes.set(xlabel="kernel passes", ylabel="norm of g - V", yscale="log" if _any_positive(records) else "linear")
+    axes.set(xlabel=unit, ylabel="norm of g - V", yscale="log" if _any_positive(records) else "linear")
     axes.locator_params(axis="x", integer=True)
     axes.set_title("Residual by latent function" if count > 1 else "Residual")
     mark_stages(axes, trace)
@@ -95,12 +98,21 @@ def plot_residuals(axes: Axes, trace: Trace, *, named: int = 3) -> Axes:
     return axes
 
 
+def progress_axis(trace: Trace) -> tuple[list[int], str]:
+    """Where the records of a trace stand on a horizontal axis, and its name: kernel passes, or steps if few steps take one."""
+    passes = [record.kernel_passes for record in trace]
+    if 2 * len(set(passes)) > len(passes):
+        return passes, "kernel passes"
+    return list(range(1, len(passes) + 1)), "step"
+
+
 def mark_stages(axes: Axes, trace: Trace) -> None:
-    """A dotted line against kernel passes wherever another stage begins, with its name."""
+    """A dotted line wherever another stage begins, with its name."""
     style: dict[str, Any] = {"fontsize": "x-small", "color": "dimgrey", "va": "top", "textcoords": "offset points"}
-    for before, after in itertools.pairwise(trace.records):
+    places, _ = progress_axis(trace)
+    for (before, after), place in zip(itertools.pairwise(trace.records), places[1:], strict=False):
         if before.stage != after.stage:
-            border = after.kernel_passes - 0.5
+            border = place - 0.5
             axes.axvline(border, color=GREY, linewidth=0.8, linestyle=":")
             for name, offset, side in ((before.stage, -3, "right"), (after.stage, 3, "left")):
                 at = (border, 1.0)

@@ -44,9 +44,7 @@ def restored(values: dict[str, Any]) -> dict[str, Any]:
         InputError: If the data are not those of a trace.
     """
     try:
-        # A gap is None for good when nothing can be certified, and infinite while it is not known yet.
-        known = values.get("settings") is None or values["settings"]["log_concave"]
-        records = [_record(TraceRecord, _step(record, known)) for record in values["records"]]
+        records = [_record(TraceRecord, _step(record)) for record in values["records"]]
         settings, learning = values.get("settings"), values.get("learning")
         if learning is not None:
             learning = _record(
@@ -113,10 +111,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _step(values: dict[str, Any], certified: bool) -> dict[str, Any]:
-    gap = values["objective_gap"]
-    gap = math.inf if gap is None and certified and values["residual"] is None else gap
-    return {**values, "objective_gap": gap, "class_residuals": tuple(values.get("class_residuals", ()))}
+def _step(values: dict[str, Any]) -> dict[str, Any]:
+    return {**values, "class_residuals": tuple(values.get("class_residuals", ()))}
 
 
 def _record(kind: type[_RecordT], values: dict[str, Any]) -> _RecordT:
