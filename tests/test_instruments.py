@@ -183,6 +183,8 @@ def test_a_converged_run_was_limited_by_nothing():
     assert explanation.kinds == ("converged",)
     assert f"after {solution.kernel_passes} kernel passes" in str(explanation)
     assert explanation["converged"].change == ""
+    with pytest.raises(KeyError, match="passes"):
+        explanation["passes"]
     gap = said(solution.trace, r"within (\S+) nats of its minimum")
     assert gap == pytest.approx(solution.certificate.objective_gap, rel=0.05)
 

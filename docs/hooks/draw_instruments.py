@@ -63,7 +63,7 @@ def draw_maps() -> None:
 
 def _save(figure: plt.Figure, name: str) -> None:
     figure.savefig(IMAGES / name, dpi=90)
-    Image.open(IMAGES / name).convert("RGB").quantize(96).save(IMAGES / name, optimize=True)
+    Image.open(IMAGES / name).convert("RGB").quantize(192).save(IMAGES / name, optimize=True)
 
 
 if __name__ == "__main__":

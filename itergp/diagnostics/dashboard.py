@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from itergp.diagnostics.plots import (
     plot_residuals,
     plot_trajectory,
     progress_axis,
+    widen,
 )
 from itergp.diagnostics.spectrum_plot import plot_spectrum
 from itergp.errors import InputError
@@ -100,6 +102,12 @@ def _values(name: str, values: list[float]) -> str:
 # ---------------------------------------------------------------------- panels
 def _gap(axes: Axes, trace: Trace) -> None:
     plot_convergence(axes, trace)
+    if not any(record.objective_gap for record in trace):  # convergence is judged by the gradient then
+        points = [(x, 0.5 * r.residual) for x, r in zip(progress_axis(trace)[0], trace, strict=True)]
+        points = [point for point in points if 0.0 < point[1] < math.inf]
+        if points:
+            style: dict[str, Any] = {"color": ORANGE, "marker": "s", "markersize": 3}
+            axes.plot(*zip(*points, strict=True), **style, label="half squared gradient")
     named = {str(line.get_label()).split(": ")[-1]: line for line in axes.lines}
     if trace.settings is not None:
         target = trace.settings.tolerance * trace.settings.num_rows
@@ -107,6 +115,7 @@ def _gap(axes: Axes, trace: Trace) -> None:
         named["tolerance"] = axes.axhline(target, color="black", linewidth=0.8, linestyle="--")
         axes.set_ylim(min(low, 0.5 * target), max(high, 2.0 * target))
     place: dict[str, Any] = {"loc": "upper center", "bbox_to_anchor": (0.45, -0.2), "ncols": 3, "columnspacing": 1.0}
+    widen(axes)
     axes.legend(named.values(), named.keys(), fontsize="x-small", frameon=False, **place)
     mark_stages(axes, trace)
     axes.set_title("Distance to the mode")
@@ -153,7 +162,7 @@ def _rank(axes: Axes, trace: Trace) -> None:
     if axes.get_legend_handles_labels()[0]:
         axes.legend(fontsize="x-small", frameon=False, loc="lower right")
     axes.set(xlabel=unit, ylabel="directions")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0.0, 1.15 * axes.get_ylim()[1])  # room for the names of stages
     axes.locator_params(axis="both", integer=True)
     axes.set_title("Search space")
     mark_stages(axes, trace)

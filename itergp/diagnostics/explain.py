@@ -40,8 +40,11 @@ class Explanation:
         return kind in self.kinds
 
     def __getitem__(self, kind: str) -> Finding:
-        """The first finding of a kind."""
-        return next(finding for finding in self.findings if finding.kind == kind)
+        """The first finding of a kind; a KeyError if there is none."""
+        for finding in self.findings:
+            if finding.kind == kind:
+                return finding
+        raise KeyError(kind)
 
     def __str__(self) -> str:
         """One paragraph per finding."""

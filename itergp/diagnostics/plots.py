@@ -91,6 +91,7 @@ def plot_residuals(axes: Axes, trace: Trace, *, named: int = 3) -> Axes:
     axes.set(xlabel=unit, ylabel="norm of g - V", yscale="log" if _any_positive(records) else "linear")
     axes.locator_params(axis="x", integer=True)
     axes.set_title("Residual by latent function" if count > 1 else "Residual")
+    widen(axes)
     mark_stages(axes, trace)
     if count > 1:
         handles, labels = axes.get_legend_handles_labels()
@@ -104,6 +105,14 @@ def progress_axis(trace: Trace) -> tuple[list[int], str]:
     if 2 * len(set(passes)) > len(passes):
         return passes, "kernel passes"
     return list(range(1, len(passes) + 1)), "step"
+
+
+def widen(axes: Axes) -> None:
+    """At least two decades on a logarithmic axis, which labels those alone."""
+    low, high = axes.get_ylim()
+    if axes.get_yscale() == "log" and high < 100.0 * low:
+        middle = math.sqrt(low * high)
+        axes.set_ylim(middle / 10.0, middle * 10.0)
 
 
 def mark_stages(axes: Axes, trace: Trace) -> None:

@@ -35,18 +35,10 @@ def plot_spectrum(axes: Axes, spectrum: Sequence[float]) -> Axes:
     index = range(1, len(shown) + 1)
     axes.fill_between(index, shown, 1.0, where=[value > 1.0 for value in shown], color=BLUE, alpha=0.15, linewidth=0)
     axes.plot(index, shown, "o-", color=BLUE, markersize=2.5, linewidth=1.0)
-    axes.axhline(1.0, color="black", linewidth=0.8, linestyle="--")
-    axes.annotate(
-        "data and prior weigh the same",
-        (0.98, 1.0),
-        xycoords=("axes fraction", "data"),
-        xytext=(0, 3),
-        textcoords="offset points",
-        ha="right",
-        va="bottom",
-        fontsize="x-small",
-    )
+    axes.axhline(1.0, color="black", linewidth=0.8, linestyle="--", label="data and prior weigh the same")
+    axes.legend(fontsize="x-small", frameon=False, loc="upper right")
     axes.set(yscale="log", xlabel="direction", ylabel="signal-to-noise ratio")
+    axes.set_ylim(min(0.3, 0.5 * shown[-1]), 2.0 * max(shown[0], 1.0))
     axes.locator_params(axis="x", integer=True)
     axes.set_title("Spectrum of the covariance")
     return axes
