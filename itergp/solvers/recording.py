@@ -15,7 +15,7 @@ from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Ordin
 from itergp.operators import KernelOperator
 from itergp.solvers.base import Solver
 from itergp.solvers.posterior import Posterior
-from itergp.solvers.problem import Problem, inner
+from itergp.solvers.problem import Problem
 from itergp.solvers.status import Status
 
 if sys.platform != "win32":
@@ -30,7 +30,9 @@ def step_record(
 ) -> TraceRecord:
     """The record of a step, from the solver's state after it."""
     residual = getattr(state, "gradient_residual", None)  # a solver need not say
-    norms = () if residual is None else tuple(torch.linalg.vector_norm(residual, dim=0).tolist())
+    norms: tuple[float, ...] = ()
+    if residual is not None:
+        norms = tuple(problem.rows.sum(residual.square().sum(0, dtype=torch.float64)).sqrt().tolist())
     known = problem.site.log_concave and state.norm_squared < math.inf
     return TraceRecord(
         stage=problem.site.name,
@@ -54,11 +56,13 @@ def stage_record(
 ) -> StageRecord:
     """The record of a stage's end."""
     centred = posterior.latent_values - problem.mean
-    prior = float(problem.prior_variance().sum(dtype=torch.float64))
-    left = float(posterior.latent_covariance.diagonal(dim1=-2, dim2=-1).sum(dtype=torch.float64))
+    variances = problem.prior_variance(), posterior.latent_covariance.diagonal(dim1=-2, dim2=-1), centred.square()
+    sums = torch.stack([value.sum(dtype=torch.float64) for value in variances])
+    prior, left, squares = problem.rows.sum(sums).tolist()
+    weight = problem.rows.total(problem.site.observations.total_weight)
+    values = problem.num_rows * problem.num_latents
     # Psi = -log p + 1/2 <V, f - m>, so the likelihood need not be evaluated again.
-    log_density = 0.5 * inner(posterior.representer_weights, centred) - posterior.objective
-    weight = problem.site.observations.total_weight
+    log_density = 0.5 * problem.inner(posterior.representer_weights, centred) - posterior.objective
     known = problem.site.log_concave and posterior.norm_squared < math.inf
     return StageRecord(
         stage=problem.site.name,
@@ -72,9 +76,9 @@ def stage_record(
         covariance_rank=posterior.precision.rank,
         variance_explained=1.0 - left / prior if prior > 0.0 else math.nan,
         log_density=log_density / weight if weight > 0.0 else math.nan,
-        prior_deviation=math.sqrt(max(prior, 0.0) / centred.numel()),
-        latent_deviation=math.sqrt(float(centred.double().square().mean())),
-        latent_extreme=float(centred.abs().max()),
+        prior_deviation=math.sqrt(max(prior, 0.0) / values),
+        latent_deviation=math.sqrt(squares / values),
+        latent_extreme=float(problem.rows.largest(centred.abs().amax())),
     )
 
 
