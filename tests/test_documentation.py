@@ -17,7 +17,7 @@ from itergp.solvers.status import Reason
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-NEEDS = {"README.md": "sklearn", "bayesian-optimisation.md": "botorch"}
+NEEDS = {"README.md": "sklearn", "bayesian-optimisation.md": "botorch", "instruments.md": "matplotlib"}
 GAP = "\x00"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 

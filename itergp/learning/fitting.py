@@ -14,9 +14,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from itergp.diagnostics import FitRecord, LearningTrace, Trace
 from itergp.errors import InputError, ItergpWarning
 from itergp.learning.calibration import PLUG_IN, POSTERIOR, Calibration, calibrate_predictions
-from itergp.learning.learner import OPTIMIZERS, FitRecord, Learner, Stage, Stop
+from itergp.learning.learner import OPTIMIZERS, Learner, Stage, Stop
 from itergp.learning.parameters import FreeParameter, free_parameters, initialise
 from itergp.models import NonConjugateGP
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
@@ -55,6 +56,11 @@ class FitResult:
     seconds: dict[str, float]
     initialised: list[str]
     calibration: Calibration | None
+
+    @property
+    def trace(self) -> Trace:
+        """What happened, learning and conditioning: ``trace.plot()``, ``trace.explain()``."""
+        return self.solution.trace
 
 
 def fit(
@@ -141,6 +147,8 @@ def fit(
     begun = time.perf_counter()
     solution = model.condition(progress=progress)
     seconds["condition"] = time.perf_counter() - begun
+    logarithmic = [parameter.name for parameter in free if parameter.constraint is not None]
+    solution.trace.learning = LearningTrace(learner.records, reason.name, seconds, logarithmic)
     return FitResult(solution, learner.records, reason.value, seconds, initialised, calibration)
 
 

@@ -14,11 +14,12 @@ from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
 from torch.distributions import Distribution
 
-from itergp.diagnostics.trace import TraceRecord
+from itergp.diagnostics import TraceRecord
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.appending import append_rows
 from itergp.models.fingerprint import Fingerprint, PriorVariance, frozen
+from itergp.models.hyperparameters import hyperparameters
 from itergp.models.latent import LatentPosterior, batches
 from itergp.models.planning import Plan, check_memory, make_plan
 from itergp.models.saving import load_model, save_model
@@ -152,6 +153,7 @@ class NonConjugateGP(gpytorch.models.GP):
                 callback=callback,
             )
         operator.release()
+        solution.trace.hyperparameters = hyperparameters(self)
         if solution.certificate is not None:
             certificate = replace(solution.certificate, prior_variance=PriorVariance(self, fingerprint))
             solution = replace(solution, certificate=certificate)

@@ -10,7 +10,7 @@ import torch
 from gpytorch.likelihoods.noise_models import FixedGaussianNoise
 from torch import Tensor
 
-from itergp.diagnostics.trace import Trace, TraceRecord
+from itergp.diagnostics.trace import Trace
 from itergp.errors import InputError
 from itergp.models.files import read_file, write_file
 from itergp.operators.rows import ALL_ROWS
@@ -154,7 +154,7 @@ def _pack_solution(solution: Solution) -> tuple[dict[str, Tensor], dict[str, Any
     about = {name: getattr(solution, name) for name in _SCALARS}
     about["status"] = {"reason": solution.status.reason.name, "detail": solution.status.detail}
     about["norm_squared"] = None if solution.certificate is None else solution.certificate.norm_squared
-    about["trace"] = {"records": solution.trace.to_dicts(), "phase_seconds": solution.trace.phase_seconds}
+    about["trace"] = solution.trace.to_dict()
     return arrays, about
 
 
@@ -164,12 +164,11 @@ def _unpack_solution(tensors: dict[str, Tensor], about: dict[str, Any], device: 
         value = tensors.get(_POSTERIOR + name)
         arrays[name] = None if value is None else value.to(device)
     precision = [tensors[f"{_POSTERIOR}precision.{name}"].to(device) for name in ("actions", "gram", "factor")]
-    trace = about["trace"]
     return Solution(
         **arrays,
         **{name: about[name] for name in _SCALARS},
         precision=LowRankPrecision(*precision),
         status=Status(Reason[about["status"]["reason"]], about["status"]["detail"]),
         certificate=None if about["norm_squared"] is None else Certificate(about["norm_squared"]),
-        trace=Trace([TraceRecord(**record) for record in trace["records"]], trace["phase_seconds"]),
+        trace=Trace.from_dict(about["trace"]),
     )

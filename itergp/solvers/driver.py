@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from itergp.diagnostics.progress import SolveProgress
-from itergp.diagnostics.trace import Trace, TraceRecord
+from itergp.diagnostics.records import TraceRecord
+from itergp.diagnostics.trace import Trace
 from itergp.errors import InputError, SolverError
 from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
 from itergp.operators import KernelOperator
@@ -19,6 +20,7 @@ from itergp.operators.rows import Interrupt
 from itergp.solvers.base import Solver, require_shareable
 from itergp.solvers.posterior import Posterior
 from itergp.solvers.problem import Problem
+from itergp.solvers.recording import run_settings, spectrum_source, stage_record, step_record
 from itergp.solvers.solution import Certificate, Solution, is_finite
 from itergp.solvers.status import Reason, Status
 
@@ -79,6 +81,7 @@ def solve(
         SolveProgress(solver.tolerance * problem.num_rows, enabled=draw) as bar,
     ):
         run = _Run(solver, operator, bar, callback, interrupt)
+        run.trace.settings = run_settings(problem, operator, solver, approximation)
         solution = run.stage(problem, warm_start, final=not variational)
         for index in range(rounds if variational else 0):
             if solution.status.reason in (Reason.INTERRUPTED, Reason.TIME):
@@ -101,6 +104,7 @@ def solve_problem(
     """
     with torch.no_grad():
         run = _Run(solver, problem.operator, SolveProgress(1.0, enabled=False), None)
+        run.trace.settings = run_settings(problem, problem.operator, solver, problem.site.name)
         return run.stage(problem, warm_start, final=final)
 
 
@@ -197,19 +201,8 @@ class _Run:
         self.trace.add_seconds(phase, time.perf_counter() - begun - kernel)
 
     def _record(self, problem: Problem, state: Any) -> None:
-        known = state.norm_squared < float("inf")
-        record = TraceRecord(
-            stage=problem.site.name,
-            kernel_passes=self.passes,
-            seconds=self.seconds,
-            objective=state.objective,
-            objective_gap=0.5 * state.norm_squared if problem.site.log_concave and known else None,
-            residual=state.residual,
-            rank=state.rank,
-            newton_steps=state.newton_steps,
-            step_length=state.step_length,
-            event=state.event,
-        )
+        kernel = self.operator.counts.seconds - self.counts.seconds
+        record = step_record(problem, state, kernel_passes=self.passes, seconds=self.seconds, kernel_seconds=kernel)
         self.trace.records.append(record)
         self.bar.update(record)
         if self.callback is not None:
@@ -235,6 +228,8 @@ class _Run:
 
     def _solution(self, problem: Problem, posterior: Posterior, status: Status) -> Solution:
         certificate = Certificate(posterior.norm_squared) if problem.site.log_concave else None
+        ended = stage_record(problem, posterior, status, kernel_passes=self.passes, seconds=self.seconds)
+        self.trace.add_stage(ended, spectrum_source(posterior))
         laplace = isinstance(problem.site, LaplaceSite)
         return Solution(
             representer_weights=posterior.representer_weights,

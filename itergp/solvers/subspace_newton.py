@@ -75,6 +75,11 @@ class SubspaceState:
         return self.iterate.step_length
 
     @property
+    def gradient_residual(self) -> Tensor:
+        """``g - V`` ``(N, C)``: zero at the mode."""
+        return self.iterate.gradient - self.weights
+
+    @property
     def finite(self) -> bool:
         """Whether the iterate is finite."""
         at = self.iterate
