@@ -70,9 +70,14 @@ def leading_directions(space: SearchSpace, curvature: Tensor, rank: int, seed: i
 
 def _latent_blocks(space: SearchSpace, coordinates: Tensor) -> Tensor:
     """``T X`` ``(N, C, k)`` for coordinates ``(C, B, k)``."""
-    return torch.matmul(space.products, coordinates.to(space.products)).movedim(0, 1).contiguous()
+    values, last = coordinates.to(space.products), space.products.shape[0] - 1
+    blocks = values.new_empty(space.products.shape[1], values.shape[0], values.shape[2])
+    for c in range(values.shape[0]):  # a broadcast product would copy T for every latent function
+        blocks[:, c] = space.products[min(c, last)] @ values[c]
+    return blocks
 
 
 def _apply_information(space: SearchSpace, curvature: Tensor, coordinates: Tensor) -> Tensor:
-    weighted = torch.bmm(curvature, _latent_blocks(space, coordinates)).movedim(1, 0)
-    return space.shards.sum(torch.matmul(space.products.mT, weighted).double())
+    weighted, last = torch.bmm(curvature, _latent_blocks(space, coordinates)), space.products.shape[0] - 1
+    applied = [space.products[min(c, last)].mT @ weighted[:, c] for c in range(weighted.shape[1])]
+    return space.shards.sum(torch.stack(applied).double())

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itergp.operators import KernelOperator, Rows
+from itergp.operators import KernelOperator, Rows, slices
 from itergp.operators.rows import ALL_ROWS
 
+_CHUNK_ROWS = 8192
 # A direction whose information is below this share of the largest is rounding error of the sums that made it.
 _DROP = {torch.float32: 1e-6, torch.float64: 1e-12}
 
@@ -47,7 +48,9 @@ class Actions:
         products = torch.bmm(curvature, directions)
         gram = rows.sum((directions.flatten(0, 1).mT @ products.flatten(0, 1)).double())
         # Information that is a difference of much larger terms is rounding: a null direction of the curvature.
-        spread = torch.einsum("nck,nc->k", directions.square(), curvature.diagonal(dim1=-2, dim2=-1)).double()
+        diagonal, spread = curvature.diagonal(dim1=-2, dim2=-1), torch.zeros_like(gram[0])
+        for i in slices(directions.shape[0], _CHUNK_ROWS):
+            spread += torch.einsum("nck,nc->k", directions[i].square(), diagonal[i])
         spread = rows.sum(spread)
         informative = gram.diagonal() > 100 * torch.finfo(directions.dtype).eps * spread
         products, gram = products[..., informative], gram[informative][:, informative]
