@@ -43,7 +43,10 @@ def _posterior(model: SimpleGP, **settings) -> Results:
     if solution.certificate is not None:
         numbers.append(solution.certificate.objective_gap)
     predicted = model.predict(x.detach())
+    end = solution.trace.stages[-1]
+    recorded = [end.variance_explained, end.log_density, end.prior_deviation, end.latent_deviation, end.latent_extreme]
     return {
+        "recorded": torch.tensor([*recorded, *solution.trace[0].class_residuals], dtype=torch.float64),
         "numbers": torch.tensor(numbers, dtype=torch.float64),
         "weights": whole.representer_weights,
         "latent values": whole.latent_values,
