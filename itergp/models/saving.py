@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -153,7 +154,9 @@ def _pack_solution(solution: Solution) -> tuple[dict[str, Tensor], dict[str, Any
         arrays[f"{_POSTERIOR}precision.{name}"] = getattr(precision, name)
     about = {name: getattr(solution, name) for name in _SCALARS}
     about["status"] = {"reason": solution.status.reason.name, "detail": solution.status.detail}
-    about["norm_squared"] = None if solution.certificate is None else solution.certificate.norm_squared
+    certificate = solution.certificate
+    norm = None if certificate is None else certificate.norm_squared
+    about["norm_squared"] = norm if norm is None or math.isfinite(norm) else str(norm)  # JSON knows no infinity
     about["trace"] = solution.trace.to_dict()
     return arrays, about
 
@@ -169,6 +172,6 @@ def _unpack_solution(tensors: dict[str, Tensor], about: dict[str, Any], device: 
         **{name: about[name] for name in _SCALARS},
         precision=LowRankPrecision(*precision),
         status=Status(Reason[about["status"]["reason"]], about["status"]["detail"]),
-        certificate=None if about["norm_squared"] is None else Certificate(about["norm_squared"]),
+        certificate=None if about["norm_squared"] is None else Certificate(float(about["norm_squared"])),
         trace=Trace.from_dict(about["trace"]),
     )
