@@ -18,6 +18,7 @@ from itergp.diagnostics.trace import TraceRecord
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.appending import append_rows
+from itergp.models.checkpointing import Within, as_keeper, finished_solution, keep_finished
 from itergp.models.fingerprint import Fingerprint, PriorVariance, frozen
 from itergp.models.latent import LatentPosterior, batches
 from itergp.models.planning import Plan, check_memory, make_plan
@@ -113,12 +114,26 @@ class NonConjugateGP(gpytorch.models.GP):
         self._forget()
 
     # ---------------------------------------------------------- the posterior
-    def condition(self, *, progress: bool = False, callback: Callable[[TraceRecord], None] | None = None) -> Solution:
+    def condition(
+        self,
+        *,
+        progress: bool = False,
+        callback: Callable[[TraceRecord], None] | None = None,
+        checkpoint: str | os.PathLike[str] | Within | None = None,
+        checkpoint_every: float = 30.0,
+    ) -> Solution:
         """Finds the posterior at the current hyperparameters, warm-started from the last one.
+
+        Ctrl-C ends it early: the posterior so far is valid and is returned, with a status that says so.
 
         Args:
             progress: Draw passes, objective and certified gap while it runs.
             callback: Called with every record of the trace.
+            checkpoint: File in which the state of the solve is kept while it runs, and in the end the posterior. If it exists,
+                the solve goes on from there, to the same answer as without the interruption: to the last bit on the same
+                machine with as many threads, elsewhere to rounding.
+            checkpoint_every: Seconds between writes; longer where writing would take more than a twentieth of the time.
+                0 writes after every step.
 
         Returns:
             The solution, which predictions use from now on.
@@ -129,6 +144,10 @@ class NonConjugateGP(gpytorch.models.GP):
             SolverError: If a NaN appears; the error carries the last good solution, and the model keeps what it had.
         """
         check_parameters(self, self.train_inputs)
+        keeper = None if checkpoint is None else as_keeper(self, checkpoint, checkpoint_every)
+        if keeper is not None and (known := finished_solution(self, keeper)) is not None:
+            self._restore(self.train_inputs, self.train_targets, self.sample_weight, known)
+            return self.solution
         with torch.no_grad():
             prior = self._prior(self.train_inputs)
             fingerprint = self._state_now()  # forward may have updated buffers
@@ -147,8 +166,11 @@ class NonConjugateGP(gpytorch.models.GP):
                 warm_start=self._solution,
                 progress=progress,
                 callback=callback,
+                checkpoint=keeper,
             )
         operator.release()
+        if keeper is not None:
+            keep_finished(keeper, solution)
         if solution.certificate is not None:
             certificate = replace(solution.certificate, prior_variance=PriorVariance(self, fingerprint))
             solution = replace(solution, certificate=certificate)

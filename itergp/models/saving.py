@@ -77,7 +77,7 @@ def pack(model: NonConjugateGP) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     solution = model._current_solution()
     if solution is not None:
-        arrays, about["posterior"] = _pack_solution(solution)
+        arrays, about["posterior"] = pack_solution(solution)
         tensors |= arrays
     return tensors, about
 
@@ -103,7 +103,7 @@ def unpack(model: NonConjugateGP, tensors: dict[str, Tensor], about: dict[str, A
         tuple(x.to(device) for x in inputs),
         tensors[f"{_DATA}targets"].to(device),
         None if weight is None else weight.to(device),
-        _unpack_solution(tensors, about["posterior"], device) if "posterior" in about else None,
+        unpack_solution(tensors, about["posterior"], device) if "posterior" in about else None,
     )
 
 
@@ -131,7 +131,8 @@ def _fixed_noise(model: NonConjugateGP) -> FixedGaussianNoise | None:
     return noise if isinstance(noise, FixedGaussianNoise) else None
 
 
-def _pack_solution(solution: Solution) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack_solution(solution: Solution) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A posterior, less its search space, as arrays by name and what JSON can express."""
     arrays = {_POSTERIOR + name: getattr(solution, name) for name in _ARRAYS}
     for name in _OPTIONAL:
         if (value := getattr(solution, name)) is not None:
@@ -146,7 +147,8 @@ def _pack_solution(solution: Solution) -> tuple[dict[str, Tensor], dict[str, Any
     return arrays, about
 
 
-def _unpack_solution(tensors: dict[str, Tensor], about: dict[str, Any], device: torch.device) -> Solution:
+def unpack_solution(tensors: dict[str, Tensor], about: dict[str, Any], device: torch.device) -> Solution:
+    """The posterior that ``pack_solution`` took apart."""
     arrays: dict[str, Any] = {name: tensors[_POSTERIOR + name].to(device) for name in _ARRAYS}
     for name in _OPTIONAL:
         value = tensors.get(_POSTERIOR + name)

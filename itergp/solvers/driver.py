@@ -16,6 +16,7 @@ from itergp.errors import InputError, SolverError
 from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
 from itergp.operators import KernelOperator
 from itergp.solvers.base import Solver
+from itergp.solvers.packing import Keeper, Packed, require_resumable
 from itergp.solvers.posterior import Posterior
 from itergp.solvers.problem import Problem
 from itergp.solvers.solution import Certificate, Solution, is_finite
@@ -39,8 +40,12 @@ def solve(
     warm_start: Solution | None = None,
     progress: bool = False,
     callback: Callable[[TraceRecord], None] | None = None,
+    checkpoint: Keeper | None = None,
 ) -> Solution:
     """Finds the posterior.
+
+    Ctrl-C ends a solve early with the posterior so far: of the present stage, or of the one before if it comes while the
+    covariance of a later stage is found.
 
     Args:
         operator: Prior covariance at the training inputs.
@@ -54,9 +59,10 @@ def solve(
         warm_start: An earlier solution whose weights and search space are reused.
         progress: Draw a progress bar.
         callback: Called with every record of the trace.
+        checkpoint: Where to keep the state between steps, and what to begin from if it holds an earlier one.
 
     Raises:
-        InputError: If the approximation is unknown.
+        InputError: If the approximation is unknown, or the solver's state cannot be kept although it should.
         SolverError: If a NaN or infinity appears; the error carries the last good solution.
     """
     if approximation not in APPROXIMATIONS:
@@ -67,13 +73,21 @@ def solve(
     too_few = solver.max_passes is not None and solver.max_passes < 2 * _PASSES_OF_A_STAGE
     variational = variational and solver.gives_covariance and not too_few
     with torch.no_grad(), SolveProgress(solver.tolerance * problem.num_rows, enabled=progress) as bar:
-        run = _Run(solver, operator, bar, callback)
-        solution = run.stage(problem, warm_start, final=not variational)
-        for index in range(rounds if variational else 0):
-            if solution.status.reason in (Reason.INTERRUPTED, Reason.TIME):
+        run = _Run(solver, operator, bar, callback, checkpoint)
+        last = rounds if variational else 0
+        solution = run.stage(problem, warm_start, final=last == 0) if run.first == 0 else None
+        for index in range(max(1, run.first), last + 1):
+            if solution is not None and solution.status.reason in (Reason.INTERRUPTED, Reason.TIME):
                 break
-            site = VariationalSite.from_covariance(observations, solution.latent_covariance)
-            solution = run.stage(problem.with_site(site), solution, final=index == rounds - 1)
+            run.enter(index, run.covariance if solution is None else solution.latent_covariance)
+            site = VariationalSite.from_covariance(observations, run.covariance)
+            try:
+                solution = run.stage(problem.with_site(site), solution, final=index == last)
+            except KeyboardInterrupt:  # before this stage had a posterior of its own
+                if solution is None:
+                    raise
+                solution = replace(solution, status=Status(Reason.INTERRUPTED))
+    assert solution is not None
     return replace(solution, approximation=approximation) if observations.likelihood.quadratic else solution
 
 
@@ -89,7 +103,7 @@ def solve_problem(
         final: False to stop as loosely as a stage that another follows.
     """
     with torch.no_grad():
-        run = _Run(solver, problem.operator, SolveProgress(1.0, enabled=False), None)
+        run = _Run(solver, problem.operator, SolveProgress(1.0, enabled=False), None, None)
         return run.stage(problem, warm_start, final=final)
 
 
@@ -101,12 +115,62 @@ class _Run:
     operator: KernelOperator
     bar: SolveProgress
     callback: Callable[[TraceRecord], None] | None
+    keeper: Keeper | None
     trace: Trace = field(default_factory=Trace)
     started: float = field(default_factory=time.perf_counter)
+    first: int = 0  # stage to begin with
+    covariance: Tensor | None = None  # marginals that the site of a later stage was made from
 
     def __post_init__(self) -> None:
         self.limit = self.solver.max_passes
         self.counts = self.operator.counts.copy()
+        self.index = 0
+        self.recorded: Any = None  # the state of the last record
+        self.earlier = None
+        if self.keeper is not None:
+            require_resumable(self.solver)
+            self.earlier = self.keeper.earlier
+        if self.earlier is not None:
+            self._take_up(self.earlier)
+
+    def _take_up(self, earlier: Packed) -> None:
+        """Begins where an earlier run was, its passes, records and seconds included."""
+        values = earlier.values
+        self.first = self.index = values["stage"]
+        self.covariance = earlier.arrays.get("covariance")
+        self.counts = replace(
+            self.counts,
+            passes=self.counts.passes - values["kernel_passes"],
+            entries=self.counts.entries - values["kernel_entries"],
+        )
+        self.started -= values["seconds"]
+        self.trace = Trace([TraceRecord(**record) for record in values["records"]], dict(values["phase_seconds"]))
+
+    def enter(self, index: int, covariance: Tensor | None) -> None:
+        """Goes on to a later stage."""
+        self.index, self.covariance = index, covariance
+
+    def keep(self, solver: Solver[Any], state: Any) -> None:
+        """Hands the keeper all that another process needs to go on after this step."""
+        assert self.keeper is not None
+        values = {
+            "stage": self.index,
+            "kernel_passes": self.passes,
+            "kernel_entries": self.operator.counts.entries - self.counts.entries,
+            "seconds": self.seconds,
+            "records": self.trace.to_dicts(),
+            "phase_seconds": self.trace.phase_seconds,
+        }
+        packed = Packed({} if self.covariance is None else {"covariance": self.covariance}, values)
+        packed.add("state", solver.pack(state))  # type: ignore[attr-defined] # required above
+        self.keeper.keep(packed)
+
+    def _begin(self, solver: Solver[Any], problem: Problem, warm_start: Solution | None) -> Any:
+        """The first state of a stage: a new one, or that of the earlier run, which is used once."""
+        earlier, self.earlier = self.earlier, None
+        if earlier is None:
+            return solver.init(problem, warm_start)
+        return solver.unpack(problem, earlier.part("state"))  # type: ignore[attr-defined] # required above
 
     @property
     def passes(self) -> int:
@@ -128,21 +192,35 @@ class _Run:
         # Passes kept for this stage's covariance, and for the stage that follows.
         own = int(solver.gives_covariance)
         reserved = own if final else max(own + _PASSES_OF_A_STAGE, (self.limit or 0) // 2)
-        state = solver.init(problem, warm_start)
+        resumed = self.earlier is not None
+        state = self._begin(solver, problem, warm_start)
         self._check(problem, state, None, warm_start)
-        status = None
+        # A state that was kept when it was interrupted may be the last one.
+        status = solver.status(problem, state, self.passes + reserved) if resumed else None
         try:
             while status is None:
                 previous, state = state, self._step(solver, problem, state)
                 self._check(problem, state, previous, warm_start)
                 self._record(problem, state)
                 status = solver.status(problem, state, self.passes + reserved) or self._out_of_time()
+                if status is None and self.keeper is not None and self.keeper.due():
+                    self.keep(solver, state)
         except KeyboardInterrupt:
             status = Status(Reason.INTERRUPTED)
+            # What grows in place may have been in the middle of a step: the file then keeps an earlier state.
+            whole = state is self.recorded and state.rank == self.trace[len(self.trace) - 1].rank
+            if self.keeper is not None and whole:
+                self.keep(solver, state)
         self._spent("mode", begun, in_kernel)
         begun, in_kernel = time.perf_counter(), self.operator.counts.seconds
         affordable = self.limit is None or self.passes < self.limit
-        posterior = solver.finish(problem, state, final=final) if affordable else self._salvage(problem, state)
+        try:
+            posterior = solver.finish(problem, state, final=final) if affordable else self._salvage(problem, state)
+        except KeyboardInterrupt:
+            if self.index > 0 and warm_start is not None:  # the stage before has a covariance
+                raise
+            status = Status(Reason.INTERRUPTED, "in the covariance, which is the prior's")
+            posterior = self._salvage(problem, state)
         if not is_finite(posterior.latent_covariance, posterior.precision.factor):
             raise SolverError(
                 "The posterior covariance must be finite. Got NaN or infinity. Check that the kernel is positive definite, "
@@ -195,6 +273,7 @@ class _Run:
             event=state.event,
         )
         self.trace.records.append(record)
+        self.recorded = state
         self.bar.update(record)
         if self.callback is not None:
             self.callback(record)
