@@ -35,8 +35,8 @@ def append_rows(
     )
     earlier = model._solution
     model._restore(together, observations.targets, observations.sample_weight, None)
-    # Not current, since it lacks a fingerprint; but the next solve starts from it.
-    model._solution = None if earlier is None else _with_rows(earlier, new[0].shape[0])
+    if earlier is not None:
+        model._start_from(_with_rows(earlier, new[0].shape[0]))
 
 
 def _with_rows(solution: Solution, count: int) -> Solution:

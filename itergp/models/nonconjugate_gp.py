@@ -499,5 +499,10 @@ class NonConjugateGP(gpytorch.models.GP):
             solution = replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
         self._solution = solution
 
+    def _start_from(self, solution: Solution) -> None:
+        """Takes a solution as the start of the next one, not as that of the present state."""
+        self._forget()
+        self._solution = solution
+
     def _forget(self) -> None:
         self._solution, self._operator, self._fingerprint = None, None, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gpytorch
@@ -14,6 +15,8 @@ from itergp.diagnostics.trace import Trace, TraceRecord
 from itergp.errors import InputError
 from itergp.models.files import read_file, write_file
 from itergp.solvers import Certificate, Reason, Solution, Status
+from itergp.solvers.action_buffer import pack_buffer, unpack_buffer
+from itergp.solvers.packing import Packed, pack_space, unpack_space
 from itergp.solvers.precision import LowRankPrecision
 
 if TYPE_CHECKING:
@@ -163,3 +166,24 @@ def unpack_solution(tensors: dict[str, Tensor], about: dict[str, Any], device: t
         certificate=None if about["norm_squared"] is None else Certificate(about["norm_squared"]),
         trace=Trace([TraceRecord(**record) for record in trace["records"]], trace["phase_seconds"]),
     )
+
+
+def pack_warm(solution: Solution) -> Packed:
+    """A posterior with the search space or the actions that another solve starts from."""
+    packed = Packed(*pack_solution(solution))
+    if solution.space is not None:
+        packed.add("space", pack_space(solution.space))
+    if solution.actions is not None:
+        packed.add("actions", pack_buffer(solution.actions))
+        packed.values["limit"] = solution.actions.limit
+    return packed
+
+
+def unpack_warm(packed: Packed, device: torch.device) -> Solution:
+    """The posterior that ``pack_warm`` took apart: a start for a kernel that differs from its own."""
+    solution = unpack_solution(packed.arrays, packed.values, device)
+    space = unpack_space(packed.part("space")) if "space" in packed.values else None
+    actions = None
+    if "actions" in packed.values:
+        actions = unpack_buffer(solution.representer_weights, packed.values["limit"], packed.part("actions"))
+    return replace(solution, space=space, actions=actions)
