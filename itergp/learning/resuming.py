@@ -82,6 +82,7 @@ def restore_learner(learner: Learner, packed: Packed) -> None:
     learner.good = unpack_list(packed.part("good"))
     learner.records[:] = [learner.make_record(**record) for record in packed.values["records"]]
     learner.evaluations = packed.values["evaluations"]
+    learner.position = packed.part("position")
     torch.set_rng_state(packed.arrays[_RANDOM].cpu())
 
 

@@ -93,7 +93,7 @@ def linear_system(
 def whole(state: IterNCGPState) -> IterNCGPState:
     """A state whose linear system fits its actions, also if it was interrupted while they grew."""
     belief = state.belief
-    if belief.factor.shape[0] == belief.rank:
+    if {belief.factor.shape[0], belief.white.shape[0], belief.noise_gram.shape[0]} == {belief.rank}:
         return state
     return replace(state, belief=LinearBelief(belief.buffer, belief.noise, belief.right, belief.reorthogonalise))
 
