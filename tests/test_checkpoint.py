@@ -30,7 +30,9 @@ MIXED = Mixed((UnitVectors(order="variance", rows=3), PreconditionedCG(rank=5)))
 SOLVERS = {
     "subspace": SubspaceNewton(tolerance=1e-9),
     "compressed": SubspaceNewton(tolerance=1e-9, max_rank=20),
-    "policy": SubspaceNewton(tolerance=1e-9, policy=Scheduled(((UnitVectors(order="random", rows=5), 3), (CG(), None)))),
+    "policy": SubspaceNewton(
+        tolerance=1e-9, policy=Scheduled(((UnitVectors(order="random", rows=5), 3), (CG(), None)))
+    ),
     "published": IterNCGP(tolerance=1e-8, step="backtracking"),
     "notes": IterNCGP(tolerance=1e-8, step="backtracking", policy=MIXED, max_rank=40),
     "forgetful": IterNCGP(tolerance=1e-6, step="backtracking", recycle=False),
@@ -49,7 +51,7 @@ def end_at(step: int):
     def callback(record):
         seen.append(record)
         if len(seen) == step:
-            raise Killed
+            raise Killed("kill -9")
 
     return callback
 
@@ -65,16 +67,16 @@ def assert_same_posterior(solution, expected):
 
 
 # ----------------------------------------------------------------------------- conditioning
-@pytest.mark.parametrize("step", [2, 4, 7])
-@pytest.mark.parametrize("name", ["bernoulli-logit", "categorical"])
+@pytest.mark.parametrize("step", [2, 6])
+@pytest.mark.parametrize(("name", "kind"), [("bernoulli-logit", torch.float64), ("categorical", torch.float32)])
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_conditioning_goes_on_to_the_same_posterior(solver, name, step, dtype, tmp_path):
+def test_conditioning_goes_on_to_the_same_posterior(solver, name, kind, step, tmp_path):
     def make():
-        return make_model(name, 60, dtype, solver=SOLVERS[solver])
+        return make_model(name, 60, kind, solver=SOLVERS[solver])
 
     options = {"checkpoint": tmp_path / "run.safetensors", "checkpoint_every": 0}
     expected = make().condition()
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match=r"^kill -9$"):
         make().condition(callback=end_at(step), **options)
     assert_same_posterior(make().condition(**options), expected)
 
@@ -86,7 +88,7 @@ def test_kernels_of_their_own_go_on_too(solver, tmp_path):
 
     options = {"checkpoint": tmp_path / "run.safetensors", "checkpoint_every": 0}
     expected = make().condition()
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match=r"^kill -9$"):
         make().condition(callback=end_at(3), **options)
     assert_same_posterior(make().condition(**options), expected)
 
@@ -106,7 +108,7 @@ def test_a_finished_run_is_read_back_without_a_pass(tmp_path, monkeypatch):
 def test_passes_and_seconds_count_over_all_runs(tmp_path):
     path, slow = tmp_path / "run.safetensors", SubspaceNewton(tolerance=1e-9, max_passes=7)
     options = {"checkpoint": path, "checkpoint_every": 0}
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match=r"^kill -9$"):
         make_model("categorical", solver=slow).condition(callback=end_at(3), **options)
     kept = json.loads(_about(path)["itergp"])["values"]
     solution = make_model("categorical", solver=slow).condition(**options)
@@ -134,7 +136,7 @@ LEARNING = {
 }
 
 
-@pytest.mark.parametrize("step", [1, 6, 11])
+@pytest.mark.parametrize("step", [2, 9])
 @pytest.mark.parametrize("options", LEARNING.values(), ids=LEARNING)
 def test_learning_goes_on_to_the_same_parameters(options, step, tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "_SUBSET_ROWS", 50)  # two stages
@@ -142,7 +144,7 @@ def test_learning_goes_on_to_the_same_parameters(options, step, tmp_path, monkey
     expected_model, model = make_learner(), make_learner()
     expected = itergp.fit(expected_model, **options)
     options |= {"checkpoint": tmp_path / "run.safetensors", "checkpoint_every": 0}
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match=r"^kill -9$"):
         itergp.fit(make_learner(), callback=end_at(step), **options)
     torch.randn(7)
     result = itergp.fit(model, **options)
@@ -164,11 +166,12 @@ def test_conditioning_after_learning_goes_on_too(tmp_path, monkeypatch):
         write(path, tensors, about)
         writes.append("condition" in about["values"])
         if sum(writes) == 2:
-            raise Killed
+            raise Killed("kill -9")
 
-    with monkeypatch.context() as patch, pytest.raises(Killed):
+    with monkeypatch.context() as patch:
         patch.setattr(checkpointing, "write_file", die)
-        itergp.fit(make_learner(), **options)
+        with pytest.raises(Killed, match=r"^kill -9$"):
+            itergp.fit(make_learner(), **options)
     result = itergp.fit(make_learner(), **options)
     assert_same_posterior(result.solution, expected.solution)
     again = itergp.fit(make_learner(), callback=lambda _: pytest.fail("an evaluation"), **options)
@@ -179,7 +182,7 @@ def test_lbfgs_begins_anew_at_the_best_parameters(tmp_path):
     options = {"objective": "predictive", "optimizer": "lbfgs", "max_iterations": 20}
     expected = itergp.fit(make_learner(), **options)
     options |= {"checkpoint": tmp_path / "run.safetensors", "checkpoint_every": 0}
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match=r"^kill -9$"):
         itergp.fit(make_learner(), callback=end_at(6), **options)
     result = itergp.fit(make_learner(), **options)
     assert result.records[5].objective == max(record.objective for record in result.records[:5])
@@ -236,12 +239,12 @@ print(json.dumps(dict(killed=killed, drafts=drafts, existed=existed, same=same, 
 @pytest.mark.parametrize("what", ["condition", "fit"])
 def test_killed_at_any_moment(what, tmp_path):
     folder = Path(__file__).parent
-    script = KILL.format(tests=str(folder), path=str(tmp_path / "run.safetensors"), what=what, attempts=6)
+    script = KILL.format(tests=str(folder), path=str(tmp_path / "run.safetensors"), what=what, attempts=5)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder.parent)}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])
-    assert found["killed"] >= 4
+    assert found["killed"] >= 3
     assert found["drafts"] >= 1  # a write was cut short
     assert found["existed"]
     assert found["same"]
@@ -252,7 +255,7 @@ def test_killed_at_any_moment(what, tmp_path):
 @pytest.fixture
 def interrupted(tmp_path):
     path = tmp_path / "run.safetensors"
-    with pytest.raises(Killed):
+    with pytest.raises(Killed, match=r"^kill -9$"):
         make_model("bernoulli-logit").condition(checkpoint=path, checkpoint_every=0, callback=end_at(3))
     return path
 
@@ -376,7 +379,9 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_run(tmp_path):
 def test_a_full_disk_is_refused_before_the_run(tmp_path, monkeypatch):
     free = type("Usage", (), {"free": 10})
     monkeypatch.setattr(checkpointing.shutil, "disk_usage", lambda _: free)
-    with pytest.raises(itergp.InputError, match=r"bytes are needed, 10 are free\)\. Choose another folder or make room"):
+    with pytest.raises(
+        itergp.InputError, match=r"bytes are needed, 10 are free\)\. Choose another folder or make room"
+    ):
         make_model("gaussian").condition(checkpoint=tmp_path / "run.safetensors")
 
 
@@ -432,7 +437,7 @@ def _interrupt_at(monkeypatch, owner, name: str, count: int):
     monkeypatch.setattr(owner, name, function)
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 4, 5, 6, 7, 8])
+@pytest.mark.parametrize("count", [1, 2, 4, 7])
 @pytest.mark.parametrize("solver", ["subspace", "published", "notes"])
 def test_an_interrupt_in_any_kernel_pass_leaves_a_valid_posterior(solver, count, monkeypatch, tmp_path):
     path = tmp_path / "run.safetensors"
@@ -461,7 +466,7 @@ def assert_probabilities(probs):
     torch.testing.assert_close(probs.sum(-1), torch.ones_like(probs[:, 0]))
 
 
-@pytest.mark.parametrize("count", [2, 3, 5, 9])
+@pytest.mark.parametrize("count", [2, 5])
 @pytest.mark.parametrize("function", ["_cholesky", "_forward", "inner_product"])
 def test_an_interrupt_while_arrays_grow_leaves_a_valid_posterior(function, count, monkeypatch):
     model = make_model("categorical", solver=SOLVERS["published"])

@@ -280,9 +280,7 @@ def _run(learner: Learner, stages: list[Stage], num_restarts: int, seed: int, ea
     return reason
 
 
-def _search(
-    learner: Learner, stage: Stage, num_restarts: int, seed: int, start: list[Tensor], at: _Position
-) -> Stop:
+def _search(learner: Learner, stage: Stage, num_restarts: int, seed: int, start: list[Tensor], at: _Position) -> Stop:
     """The first stage from several starts; the best goes on."""
     generator = torch.Generator().manual_seed(seed)
     starts = [start, *(_scattered(start, generator) for _ in range(num_restarts))]

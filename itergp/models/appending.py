@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from itergp.models.arrays import as_tensor, is_array
 from itergp.models.validation import as_inputs, as_observations, check_target_tensor, check_test_inputs
 from itergp.solvers import Solution
 from itergp.solvers.support_space import SupportSpace
@@ -16,10 +17,9 @@ if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
 
 
-def append_rows(
-    model: NonConjugateGP, inputs: Tensor | tuple[Tensor, ...], targets: Tensor, sample_weight: Tensor | None
-) -> None:
+def append_rows(model: NonConjugateGP, inputs: Any, targets: Any, sample_weight: Any) -> None:
     """Appends rows to the training data; see ``NonConjugateGP.append_train_data``."""
+    targets = as_tensor(targets, "targets") if is_array(targets) else targets
     new = as_inputs(inputs, "inputs")
     check_test_inputs(new, model.train_inputs)
     check_target_tensor(targets, new)

@@ -278,7 +278,8 @@ def _order(tensor: Tensor) -> list[int]:
     axes: Iterable[int] = range(tensor.dim())
     if tensor.is_contiguous() or 0 in tensor.stride():
         return list(axes)
-    return sorted(axes, key=lambda axis: -tensor.stride(axis))
+    strides = tensor.stride()
+    return sorted(axes, key=lambda axis: -strides[axis])
 
 
 def _in_order(arrays: dict[str, Tensor], orders: dict[str, list[int]]) -> dict[str, Tensor]:

@@ -105,8 +105,7 @@ def _about(header: dict[str, str], source: Path, name: str, remedy: str) -> dict
         written = int(about["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"`{name}` must be a whole file that itergp saved. Got {str(source)!r}, whose header is damaged. "
-            f"{remedy}"
+            f"`{name}` must be a whole file that itergp saved. Got {str(source)!r}, whose header is damaged. {remedy}"
         ) from error
     if written > FORMAT_VERSION:
         raise InputError(

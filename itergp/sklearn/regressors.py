@@ -42,9 +42,14 @@ class BaseRegressor(RegressorMixin, GPEstimator):
         Returns:
             Means ``(M,)``, or means and standard deviations.
         """
-        predictive = self._predictive(X)
-        mean = self._restore(as_numpy(predictive.mean))
-        return (mean, np.sqrt(as_numpy(predictive.variance)) * self._unit()) if return_std else mean
+
+        def moments(predictive: Any) -> Array:
+            wanted = [predictive.mean, predictive.variance] if return_std else [predictive.mean]
+            return np.stack([as_numpy(moment) for moment in wanted], -1)
+
+        found = self._predicted(X, moments)
+        mean = self._restore(found[:, 0])
+        return (mean, np.sqrt(found[:, 1]) * self._unit()) if return_std else mean
 
     def predict_quantiles(self, X: Any, quantiles: Sequence[float] = QUANTILES) -> Array:
         """Quantiles of the observation.
@@ -56,8 +61,9 @@ class BaseRegressor(RegressorMixin, GPEstimator):
         Returns:
             ``(M, Q)``.
         """
-        predictive = self._predictive(X)
-        return np.stack([self._restore(as_numpy(predictive.quantile(float(level)))) for level in quantiles], -1)
+        levels = [float(level) for level in quantiles]
+        found = self._predicted(X, lambda predictive: np.stack([as_numpy(predictive.quantile(q)) for q in levels], -1))
+        return self._restore(found)
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Learns hyperparameters, then finds the posterior of all rows.

@@ -79,8 +79,10 @@ def solve(
         for index in range(max(1, run.first), last + 1):
             if solution is not None and solution.status.reason in (Reason.INTERRUPTED, Reason.TIME):
                 break
-            run.enter(index, run.covariance if solution is None else solution.latent_covariance)
-            site = VariationalSite.from_covariance(observations, run.covariance)
+            covariance = run.covariance if solution is None else solution.latent_covariance
+            assert covariance is not None
+            run.index, run.covariance = index, covariance
+            site = VariationalSite.from_covariance(observations, covariance)
             try:
                 solution = run.stage(problem.with_site(site), solution, final=index == last)
             except KeyboardInterrupt:  # before this stage had a posterior of its own
@@ -145,10 +147,6 @@ class _Run:
         )
         self.started -= values["seconds"]
         self.trace = Trace([TraceRecord(**record) for record in values["records"]], dict(values["phase_seconds"]))
-
-    def enter(self, index: int, covariance: Tensor | None) -> None:
-        """Goes on to a later stage."""
-        self.index, self.covariance = index, covariance
 
     def keep(self, solver: Solver[Any], state: Any) -> None:
         """Hands the keeper all that another process needs to go on after this step."""
