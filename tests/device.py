@@ -76,6 +76,13 @@ class _Functions(TorchFunctionMode):
         kwargs = dict(kwargs or {})
         if func in (torch.tensor, torch.as_tensor) and kwargs.get("device") == DEVICE and not torch.is_tensor(args[0]):
             return func(*args, **(kwargs | {"device": "cpu"})).to(DEVICE)
+        if func in (Tensor.__getitem__, Tensor.__setitem__):  # row numbers in a list are made into a tensor here, too
+            index = args[1]
+            parts = [
+                torch.tensor(i, dtype=None if i else torch.int64) if isinstance(i, list) else i
+                for i in (index if type(index) is tuple else (index,))
+            ]
+            args = (args[0], tuple(parts) if type(index) is tuple else parts[0], *args[2:])
         return func(*args, **kwargs)
 
 

@@ -330,7 +330,7 @@ class IterNCGP:
 
     def finish(self, problem: Problem, state: IterNCGPState, *, final: bool) -> Posterior:
         """The Newton update with the actions so far, the covariance at the new iterate, and the pass that certifies it."""
-        state = whole(state)
+        state = whole(state) if self.covariance else state  # the mean needs no linear system
         if not state.diverged and self.covariance and state.inner_step > 0:
             updated = self._updated(problem, state)
             state = replace(state, diverged=True) if updated.diverged else updated

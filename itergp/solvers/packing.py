@@ -12,8 +12,10 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.solvers.problem import Problem
 from itergp.solvers.search_space import SearchSpace
+from itergp.solvers.support_space import SupportSpace
 
 _SPACE = ("directions", "products", "gram")
+_SUPPORT = ("rows", "explained")
 
 StateT = TypeVar("StateT")
 
@@ -91,13 +93,17 @@ def pack_scalars(state: Any) -> dict[str, Any]:
 
 
 def pack_space(space: SearchSpace) -> Packed:
-    """A search space, products included: they cost kernel passes."""
-    return Packed({name: getattr(space, name) for name in _SPACE})
+    """A search space, products included: they cost kernel passes, or columns of it for a support."""
+    names = _SPACE + (_SUPPORT if isinstance(space, SupportSpace) else ())
+    return Packed({name: getattr(space, name) for name in names})
 
 
-def unpack_space(packed: Packed) -> SearchSpace:
-    """The space that ``pack_space`` took apart."""
-    return SearchSpace(*(packed.arrays[name] for name in _SPACE))
+def unpack_space(packed: Packed, capacity: int | None = None) -> SearchSpace:
+    """The space that ``pack_space`` took apart; ``capacity`` is that of a support's buffer, default what is in it."""
+    arrays = packed.arrays
+    if "rows" not in arrays:
+        return SearchSpace(*(arrays[name] for name in _SPACE))
+    return SupportSpace.of(capacity=capacity, **{name: arrays[name] for name in _SPACE + _SUPPORT})
 
 
 def pack_memory(memory: dict[Any, Any]) -> Packed:
