@@ -3,12 +3,14 @@
 #     make demo     install and run the demonstration
 #     make test     install and run every test
 #     make check    lint, types, docs and tests
+#     make bench    compare with other methods, five minutes
 #
 # PYTHON picks the interpreter that makes .venv; PYTEST_ARGS goes to pytest, in place of two workers of one thread each (for
 # example PYTEST_ARGS="-k softmax").
 
 PYTHON ?= python3
 PYTEST_ARGS ?= -n 2
+BENCH_MINUTES ?= 40
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -18,7 +20,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 export KEOPS_VERBOSE := 0
 
-.PHONY: demo test lint types docs check bench clean
+.PHONY: demo test lint types docs check bench bench-reference clean
 
 demo: $(STAMP)
 	$(BIN)/itergp demo
@@ -43,8 +45,15 @@ $(VENV)/.installed-bench: $(STAMP)
 	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[bench]'
 	@touch $@
 
-bench: $(VENV)/.installed-bench
-	$(BIN)/python -m benchmarks.foundation
+# Five minutes, small data, nothing beyond what the other targets install.
+bench: $(STAMP)
+	$(BIN)/python -m benchmarks run --quick --results build/bench/quick.jsonl
+	$(BIN)/python -m benchmarks report --results build/bench/quick.jsonl --output build/bench
+
+# The results that documentation and README cite; BENCH_MINUTES says for how long, and calling it again goes on.
+bench-reference: $(VENV)/.installed-bench
+	$(BIN)/python -m benchmarks run --preset reference --budget-minutes $(BENCH_MINUTES)
+	$(BIN)/python -m benchmarks report --readme README.md
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (some minutes, once) ..."

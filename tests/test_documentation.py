@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import sys
 import types
@@ -12,9 +13,12 @@ import torch
 from helpers import SimpleGP, make_binary, make_kernel
 
 from itergp.likelihoods import BernoulliLikelihood
+from itergp.solvers.status import Reason
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+NEEDS = {"README.md": "sklearn", "bayesian-optimisation.md": "botorch", "instruments.md": "matplotlib"}
+GAP = "\x00"
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
@@ -33,8 +37,8 @@ def test_the_example_is_complete_in_thirty_lines():
 
 @pytest.mark.parametrize("page", [page for page in PAGES if blocks(page)], ids=lambda page: page.name)
 def test_code_runs(page, capsys, tmp_path, monkeypatch):
-    if page.name == "README.md":
-        pytest.importorskip("sklearn")
+    if page.name in NEEDS:
+        pytest.importorskip(NEEDS[page.name])
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "page", types.ModuleType("page"))  # dataclasses look for their module
     x, y = make_binary(60, dtype=torch.float32)
@@ -45,3 +49,78 @@ def test_code_runs(page, capsys, tmp_path, monkeypatch):
     if page.name == "README.md":
         accuracy = float(re.search(r"accuracy (\S+)", capsys.readouterr().out).group(1))
         assert accuracy > 0.9
+
+
+# -------------------------------------------------------------- troubleshooting
+ENTRY = re.compile(r"^- \*\*(.+?)\*\*", re.DOTALL | re.MULTILINE)
+
+
+def entries() -> list[str]:
+    """The messages that the page on troubleshooting knows."""
+    return [" ".join(entry.split()) for entry in ENTRY.findall((ROOT / "docs" / "troubleshooting.md").read_text())]
+
+
+def spelled(node: ast.AST) -> str:
+    """The text of a message in the source, with a gap where a value goes."""
+    if isinstance(node, ast.Constant):
+        return str(node.value)
+    if isinstance(node, ast.JoinedStr):
+        return "".join(spelled(part) for part in node.values)
+    return GAP
+
+
+def messages(*kinds: str) -> list[str]:
+    """First words of what the package raises or warns of."""
+    found = []
+    for path in sorted((ROOT / "itergp").rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and node.args:
+                name = getattr(node.func, "id", getattr(node.func, "attr", ""))
+                category = getattr(node.args[1], "id", "") if name == "warn" and len(node.args) > 1 else name
+                if category in kinds:
+                    found.append(spelled(node.args[0]))
+    return found
+
+
+def begins(message: str, entry: str) -> bool:
+    """Whether an entry is how a message begins, four words of it or more."""
+    head = message.split(GAP)[0]
+    if not (entry.startswith(head) or head.startswith(entry.rstrip("."))):
+        return False
+    words = message.split()
+    length = min(len(words), len(entry.split()))
+    for count in range(min(4, length), min(len(words), len(entry.split()) + 4) + 1):
+        pattern = ".+?".join(map(re.escape, " ".join(words[:count]).split(GAP)))
+        if re.fullmatch(pattern, entry.rstrip(".")) or re.fullmatch(pattern, entry):
+            return True
+    return False
+
+
+@pytest.mark.parametrize("reason", Reason)
+def test_every_status_has_an_entry(reason):
+    assert reason.value in entries()
+    assert f"(`{reason.name}`)" in (ROOT / "docs" / "troubleshooting.md").read_text()
+
+
+@pytest.mark.parametrize("message", messages("ItergpWarning"), ids=lambda text: text.replace(GAP, "...")[:40])
+def test_every_warning_has_an_entry(message):
+    assert any(begins(message, entry) for entry in entries()), message
+
+
+def test_every_entry_is_a_message():
+    assert begins(f"`{GAP}` must be finite. Got {GAP}.", "`train_inputs` must be finite.")
+    assert not begins(f"`{GAP}` must be finite. Got {GAP}.", "`train_inputs` must be large.")
+    known = messages("InputError", "SolverError", "ItergpWarning", "ImportError", "NotImplementedError")
+    assert len(known) > 150
+    text = (ROOT / "docs" / "troubleshooting.md").read_text()
+    others = {reason.value for reason in Reason} | {
+        " ".join(e.split()) for e in ENTRY.findall(text.split("## Slow")[1])
+    }
+    # Messages that functions put together begin with what they were given.
+    composed = ("forward must return", "`X` must be numbers")
+    stale = [
+        entry
+        for entry in entries()
+        if entry not in others and not entry.startswith(composed) and not any(begins(m, entry) for m in known)
+    ]
+    assert not stale

@@ -12,15 +12,16 @@ import joblib
 import numpy as np
 import pandas
 import pytest
+import sklearn
 import torch
 from sklearn.base import clone, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_iris
 from sklearn.gaussian_process import GaussianProcessClassifier, kernels
 from sklearn.metrics import log_loss
-from sklearn.model_selection import GridSearchCV, cross_val_score
+from sklearn.model_selection import GridSearchCV, KFold, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import PolynomialFeatures
+from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_dense_data, parametrize_with_checks
 
 from itergp import InputError, ItergpWarning
@@ -202,6 +203,98 @@ def test_exposures_as_weights():
     rates = GPCountRegressor(**options).fit(X, events / exposure, sample_weight=exposure)
     whole = GPCountRegressor(**options).fit(X[split], (events / exposure)[split])
     np.testing.assert_allclose(rates.predict(X), whole.predict(X), rtol=1e-6)
+
+
+def _exposed(num_rows: int = 80):
+    rng = np.random.default_rng(0)
+    X, exposure = np.linspace(0.0, 6.0, num_rows)[:, None], rng.uniform(0.5, 5.0, num_rows)
+    rate = 5.0 + 4.0 * np.sin(X[:, 0])
+    return X, rng.poisson(rate * exposure), exposure, rate
+
+
+def test_exposures_of_poisson_counts_are_weights_of_rates():
+    X, y, exposure, _ = _exposed()
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
+    options = {"optimizer": None, "solver": DenseNewton(), "standardize": False, "kernel": kernel}
+    counts = GPCountRegressor(**options).fit(X, y, exposure=exposure)
+    rates = GPCountRegressor(**options).fit(X, y / exposure, sample_weight=exposure)
+    np.testing.assert_allclose(counts.predict(X), rates.predict(X), rtol=1e-5)
+    assert counts.score(X, y, exposure=exposure) == pytest.approx(
+        rates.score(X, y / exposure, sample_weight=exposure), rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("name", COUNTS)
+def test_exposures_scale_counts(name):
+    X, y, exposure, rate = _exposed()
+    regressor = GPCountRegressor(name, max_iterations=10).fit(X, y, exposure=exposure)
+    assert np.mean(np.abs(regressor.predict(X) - rate) / rate) < 0.2
+    mean, std = regressor.predict(X, return_std=True, exposure=exposure)
+    np.testing.assert_allclose(mean, regressor.predict(X) * exposure, rtol=1e-4)
+    np.testing.assert_allclose(regressor.predict(X, exposure=3.0), 3.0 * regressor.predict(X), rtol=1e-4)
+    low, high = regressor.predict_quantiles(X, [0.05, 0.95], exposure=exposure).T
+    assert 0.8 <= np.mean((low <= y) & (y <= high)) <= 1.0
+    assert np.all((low < mean) & (mean < high) & (std > 0.0))
+    assert regressor.score(X, y, exposure=exposure) > 0.6
+
+
+def test_new_rows_with_exposures(tmp_path):
+    X, y, exposure, _ = _exposed()
+    options = {"optimizer": None, "solver": DenseNewton(), "standardize": False}
+    whole = GPCountRegressor(**options).fit(X, y, exposure=exposure)
+    parts = GPCountRegressor(**options).partial_fit(X[:50], y[:50], exposure=exposure[:50])
+    parts.partial_fit(X[50:], y[50:], exposure=exposure[50:])
+    np.testing.assert_allclose(parts.model_.train_targets[:, 1], exposure)
+    parts.model_.mean_module.load_state_dict(whole.model_.mean_module.state_dict())
+    parts.model_.covar_module.load_state_dict(whole.model_.covar_module.state_dict())
+    np.testing.assert_allclose(parts.predict(X), whole.predict(X), rtol=1e-4)
+    parts.save(tmp_path / "counts")
+    again = load(tmp_path / "counts").partial_fit(X[:2], y[:2])
+    np.testing.assert_allclose(again.model_.train_targets[-2:, 1], 1.0)
+    without = GPCountRegressor(**options).fit(X, y)
+    with pytest.raises(InputError, match=r"`exposure` of new rows needs a model .* Fit it with exposure=1\.0\."):
+        without.partial_fit(X, y, exposure=exposure)
+
+
+def test_exposures_go_through_a_pipeline():
+    X, y, exposure, _ = _exposed(60)
+    options = {"max_iterations": 3, "standardize": False}
+    alone = GPCountRegressor(**options).fit(StandardScaler().fit_transform(X), y, exposure=exposure)
+    expected = alone.predict(StandardScaler().fit_transform(X), exposure=exposure)
+    named = make_pipeline(StandardScaler(), GPCountRegressor(**options))
+    named.fit(X, y, gpcountregressor__exposure=exposure)
+    np.testing.assert_allclose(named.predict(X, exposure=exposure), expected)
+    with sklearn.config_context(enable_metadata_routing=True):
+        regressor = GPCountRegressor(**options)
+        for request in (regressor.set_fit_request, regressor.set_predict_request, regressor.set_score_request):
+            request(exposure=True)
+        routed = make_pipeline(StandardScaler(), regressor).fit(X, y, exposure=exposure)
+        np.testing.assert_allclose(routed.predict(X, exposure=exposure), expected)
+        assert routed.score(X, y, exposure=exposure) == pytest.approx(
+            alone.score(StandardScaler().fit_transform(X), y, exposure=exposure)
+        )
+        folds = KFold(2, shuffle=True, random_state=0)
+        scores = cross_validate(routed, X, y, cv=folds, params={"exposure": exposure})["test_score"]
+        assert scores.min() > 0.2
+
+
+@pytest.mark.parametrize(
+    ("exposure", "match"),
+    [
+        ([1.0, 2.0], r"`exposure` must be a number, or one per row with shape \(80,\)\. Got shape \(2,\)"),
+        (0.0, r"`exposure` must be positive and finite\. Got 0 in 1 of 1 row\(s\)\. Drop those rows"),
+        (np.r_[-1.0, np.ones(79)], r"positive and finite\. Got -1 in 1 of 80"),
+        (np.r_[np.nan, np.ones(79)], r"positive and finite\. Got nan in 1 of 80"),
+        ("a lot", r"`exposure` must be numbers\. Got str"),
+    ],
+    ids=["rows", "zero", "negative", "nan", "text"],
+)
+def test_exposures_that_are_none(exposure, match):
+    X, y, _, _ = _exposed()
+    with pytest.raises(InputError, match=match):
+        GPCountRegressor().fit(X, y, exposure=exposure)
+    with pytest.raises(InputError, match=match):
+        GPCountRegressor(max_iterations=1).fit(X, y).predict(X, exposure=exposure)
 
 
 # ----------------------------------------------------------------------- labels
@@ -457,9 +550,8 @@ def test_few_rows_work(make, rows):
 
 
 def test_the_package_imports_without_what_is_optional():
-    code = (
-        "import sys, itergp, itergp.cli; assert not {'sklearn', 'pandas', 'matplotlib'} & set(sys.modules), sys.modules"
-    )
+    optional = {"botorch", "sklearn", "pandas", "matplotlib"}
+    code = f"import sys, itergp, itergp.cli; assert not {optional} & set(sys.modules), sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     blocked = "import sys; sys.modules['sklearn'] = None; import itergp.sklearn"
     done = subprocess.run([sys.executable, "-c", blocked], capture_output=True, text=True, check=False)

@@ -14,7 +14,7 @@ import gpytorch
 import torch
 
 from benchmarks.data import Split, mixture, mnist
-from benchmarks.foundation import MaternGP, class_probs
+from benchmarks.models import MaternGP, class_probs
 from benchmarks.paper.tables import machine, spread, write
 from itergp.cli.svgp import fit_svgp, svgp_probs
 from itergp.diagnostics import accuracy, negative_log_likelihood

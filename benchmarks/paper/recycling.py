@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.data import Split, mixture, mnist
-from benchmarks.foundation import MaternGP, class_probs
+from benchmarks.models import MaternGP, class_probs
 from benchmarks.paper.tables import machine, write
 from itergp.diagnostics import negative_log_likelihood
 from itergp.solvers import IterNCGP, SubspaceNewton, policies

@@ -13,8 +13,7 @@ import torch
 import itergp
 from benchmarks import rivals
 from benchmarks.data import Split, flights, mixture, smooth_binary
-from benchmarks.foundation import MaternGP
-from benchmarks.learning import DefaultGP, scores
+from benchmarks.models import DefaultGP, MaternGP, scores
 from itergp.diagnostics import class_probabilities
 from itergp.operators import make_operator
 from itergp.solvers import LinearTimeNewton, SubspaceNewton

@@ -1,5 +1,9 @@
-"""Traces, progress, metrics and plots."""
+"""Traces, explanations, progress, metrics and plots."""
 
+from itergp.diagnostics.class_maps import plot_class_map, plot_uncertainty_map
+from itergp.diagnostics.explain import Explanation
+from itergp.diagnostics.findings import Finding
+from itergp.diagnostics.live import Live
 from itergp.diagnostics.metrics import (
     Reliability,
     accuracy,
@@ -8,24 +12,46 @@ from itergp.diagnostics.metrics import (
     negative_log_likelihood,
     reliability,
 )
-from itergp.diagnostics.plots import plot_class_probabilities, plot_convergence, plot_reliability, plot_trajectory
+from itergp.diagnostics.plots import (
+    plot_class_probabilities,
+    plot_convergence,
+    plot_reliability,
+    plot_residuals,
+    plot_trajectory,
+)
 from itergp.diagnostics.progress import SolveProgress
-from itergp.diagnostics.trace import Trace, TraceRecord
+from itergp.diagnostics.records import FitRecord, LearningTrace, RunSettings, StageRecord, TraceRecord
+from itergp.diagnostics.spectrum_plot import plot_relevance, plot_spectrum
+from itergp.diagnostics.tensorboard import TensorBoard
+from itergp.diagnostics.trace import Trace
 from itergp.diagnostics.uncertainty_plot import plot_uncertainty
 
 __all__ = [
+    "Explanation",
+    "Finding",
+    "FitRecord",
+    "LearningTrace",
+    "Live",
     "Reliability",
+    "RunSettings",
     "SolveProgress",
+    "StageRecord",
+    "TensorBoard",
     "Trace",
     "TraceRecord",
     "accuracy",
     "class_probabilities",
     "expected_calibration_error",
     "negative_log_likelihood",
+    "plot_class_map",
     "plot_class_probabilities",
     "plot_convergence",
+    "plot_relevance",
     "plot_reliability",
+    "plot_residuals",
+    "plot_spectrum",
     "plot_trajectory",
     "plot_uncertainty",
+    "plot_uncertainty_map",
     "reliability",
 ]

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from itergp.diagnostics.trace import TraceRecord
+from itergp.diagnostics.records import TraceRecord
 
 
 class SolveProgress:

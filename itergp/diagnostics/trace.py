@@ -2,52 +2,54 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
 
+import torch
+from torch import Tensor
 
-@dataclass(frozen=True)
-class TraceRecord:
-    """One step of a solver.
+from itergp.diagnostics.dashboard import plot_dashboard
+from itergp.diagnostics.explain import Explanation, explain
+from itergp.diagnostics.records import FitRecord, LearningTrace, RunSettings, StageRecord, TraceRecord
+from itergp.diagnostics.trace_file import as_plain, read_json, restored, write_json
 
-    Attributes:
-        stage: ``"laplace"`` or ``"variational"``: the site that was used.
-        kernel_passes: Kernel passes so far, all stages together.
-        seconds: Time since the solve began.
-        objective: Negative log posterior density ``Psi`` (nats, up to the prior's constant) after the step.
-        objective_gap: Certified bound on ``Psi - min Psi``; None where there is none: the likelihood is not
-            log-concave, or no pass over all rows has been made.
-        residual: Squared prior norm of the gradient, q, before the step; a measure of distance without a guarantee.
-        rank: Directions in the search space.
-        newton_steps: Newton steps inside the search space.
-        step_length: Smallest step length the line search took, 1 for full steps, 0 if none decreased the objective.
-        event: Something worth knowing, otherwise empty.
-    """
-
-    stage: str
-    kernel_passes: int
-    seconds: float
-    objective: float
-    objective_gap: float | None
-    residual: float
-    rank: int
-    newton_steps: int
-    step_length: float
-    event: str = ""
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 
 @dataclass
 class Trace:
-    """The records of a solve, and the time spent by phase.
+    """What happened during a solve, and, after ``itergp.fit``, during learning before it.
+
+    What it holds was on the way: recording costs a product of sizes N and C per step and no kernel pass.
 
     Attributes:
         records: One per step.
         phase_seconds: Seconds in kernel products (``"kernel"``), in the search for the mode besides (``"mode"``) and
             in the covariance besides (``"covariance"``).
+        stages: One per stage, at its end.
+        settings: What was solved, and within which limits; None for a trace made by hand.
+        hyperparameters: Values of the model's parameters during the solve, by name, those of at most 64 elements.
+        learning: How they were learned; None unless ``itergp.fit`` did.
+
+    Examples:
+        >>> trace = Trace([TraceRecord("laplace", 1, 0.1, 12.5, 0.5, 1.0, 3, 2, 1.0)])
+        >>> Trace.from_json(trace.to_json()) == trace
+        True
     """
 
     records: list[TraceRecord] = field(default_factory=list)
     phase_seconds: dict[str, float] = field(default_factory=dict)
+    stages: list[StageRecord] = field(default_factory=list)
+    settings: RunSettings | None = None
+    hyperparameters: dict[str, list[float]] = field(default_factory=dict)
+    learning: LearningTrace | None = None
+    # ``A^T K A`` of the covariance, from which the spectrum is computed when somebody looks at it, and the spectrum.
+    _gram: Tensor | None = field(default=None, repr=False, compare=False)
+    _spectrum: list[float] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         """Number of records."""
@@ -61,10 +63,105 @@ class Trace:
         """One record."""
         return self.records[index]
 
+    @property
+    def spectrum(self) -> list[float]:
+        """Signal-to-noise ratios of the directions that the covariance is conditioned on, in descending order.
+
+        The eigenvalues ``lambda`` of ``A^T K A`` where ``A^T W^+ A = I``: ``lambda / (1 + lambda)`` is the share of the prior
+        variance in its direction that the data explain. Empty before the end of a solve and beyond 2,048 directions.
+        Computed when first asked for, from a matrix of the size of the rank.
+        """
+        if self._spectrum is None:
+            if self._gram is None:
+                return []
+            values = torch.linalg.eigvalsh(self._gram.detach().double().cpu())
+            self._spectrum = values.clamp_min(0.0).flip(0).tolist()
+        return self._spectrum
+
+    # ------------------------------------------------------------------ filling
     def add_seconds(self, phase: str, seconds: float) -> None:
         """Adds to the time of a phase."""
         self.phase_seconds[phase] = self.phase_seconds.get(phase, 0.0) + seconds
 
+    def add(self, record: TraceRecord | FitRecord) -> None:
+        """Adds a record of a solve, or of learning."""
+        if isinstance(record, FitRecord):
+            self.learning = self.learning or LearningTrace()
+            self.learning.records.append(record)
+        else:
+            self.records.append(record)
+
+    def add_stage(self, stage: StageRecord, gram: Tensor | None) -> None:
+        """Adds the end of a stage, and ``A^T K A`` of its covariance for the spectrum."""
+        self.stages.append(stage)
+        self._gram, self._spectrum = gram, None
+
+    # ------------------------------------------------------------------ looking
+    def explain(self) -> Explanation:
+        """What limited the run and what to change, in words; the most important first."""
+        return explain(self)
+
+    def plot(self, figure: Figure | None = None) -> dict[str, Axes]:
+        """One dashboard: certificate, residuals, steps, search space, spectrum, time, learning, and the explanation.
+
+        Args:
+            figure: Where to draw; default a new one of ``matplotlib.pyplot``, which a notebook shows by itself.
+
+        Returns:
+            The axes by name; ``trace.plot()["gap"].figure.savefig("run.png")`` saves it.
+
+        Raises:
+            InputError: If matplotlib is not installed.
+        """
+        return plot_dashboard(self, figure)
+
+    def replay(self, callback: Callable[[Any], None]) -> None:
+        """Calls ``callback`` with every record of learning, then of the solve, as if it had been there.
+
+        Args:
+            callback: For example ``itergp.diagnostics.TensorBoard(writer)``.
+        """
+        for record in [*(self.learning.records if self.learning else []), *self.records]:
+            callback(record)
+
+    # ------------------------------------------------------------------ writing
     def to_dicts(self) -> list[dict]:
-        """Plain dictionaries, one per record, for JSON or a data frame."""
+        """Plain dictionaries, one per record, for a data frame."""
         return [asdict(record) for record in self.records]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON can express it: numbers that are not finite become None."""
+        return as_plain(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Trace:
+        """The trace that ``to_dict`` came from; what another version wrote besides is left out.
+
+        Raises:
+            InputError: If it is not a trace.
+        """
+        parts = restored(values)
+        spectrum = parts.pop("spectrum")
+        trace = cls(**parts)
+        trace._spectrum = spectrum
+        return trace
+
+    def to_json(self, path: str | os.PathLike[str] | None = None) -> str:
+        """Everything as strict JSON, in which numbers that are not finite are ``null``.
+
+        Args:
+            path: A file to write it to as well, or None.
+
+        Raises:
+            InputError: If the file cannot be written.
+        """
+        return write_json(self.to_dict(), path)
+
+    @classmethod
+    def from_json(cls, source: str | os.PathLike[str]) -> Trace:
+        """The trace of a file, or of the text that ``to_json`` returned.
+
+        Raises:
+            InputError: If there is no such file, or it does not hold a trace.
+        """
+        return cls.from_dict(read_json(source))

@@ -15,9 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
+from itergp.diagnostics import FitRecord, LearningTrace, Trace
 from itergp.errors import InputError, ItergpWarning
 from itergp.learning.calibration import PLUG_IN, POSTERIOR, Calibration, calibrate_predictions
-from itergp.learning.learner import OPTIMIZERS, FitRecord, Learner, Stage, Stop
+from itergp.learning.learner import OPTIMIZERS, Learner, Stage, Stop
 from itergp.learning.parameters import FreeParameter, free_parameters, initialise
 from itergp.learning.resuming import (
     conditioning_part,
@@ -64,6 +65,11 @@ class FitResult:
     seconds: dict[str, float]
     initialised: list[str]
     calibration: Calibration | None
+
+    @property
+    def trace(self) -> Trace:
+        """What happened, learning and conditioning: ``trace.plot()``, ``trace.explain()``."""
+        return self.solution.trace
 
 
 def fit(
@@ -166,6 +172,8 @@ def fit(
             file.keep(learned)
     _warn_of_extremes(free)
     model.eval()
+    if model.operator_kind == "sharded":
+        model._share_parameters()
     seconds = {"learn": time.perf_counter() - started}
     calibration = None
     if calibrate and model.observations.likelihood.exchangeable and model.train_targets.shape[0] > 1:
@@ -178,6 +186,8 @@ def fit(
     begun = time.perf_counter()
     solution = model.condition(progress=progress, checkpoint=part)
     seconds["condition"] = time.perf_counter() - begun
+    logarithmic = [parameter.name for parameter in free if parameter.constraint is not None]
+    solution.trace.learning = LearningTrace(learner.records, reason.name, seconds, logarithmic)
     return FitResult(solution, learner.records, reason.value, seconds, initialised, calibration)
 
 

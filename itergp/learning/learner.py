@@ -8,7 +8,6 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 import numpy as np
 import scipy.optimize
@@ -16,6 +15,7 @@ import torch
 from rich.progress import Progress, TaskID
 from torch import Tensor
 
+from itergp.diagnostics.records import FitRecord
 from itergp.errors import ItergpWarning
 from itergp.learning.parameters import FreeParameter
 from itergp.learning.resuming import pack_adam, pack_learner, pack_list, restore_adam, restore_learner, unpack_list
@@ -44,25 +44,6 @@ class Stop(Enum):
     def ends_learning(self) -> bool:
         """Whether no other stage follows."""
         return self in (Stop.TIME, Stop.INTERRUPTED)
-
-
-@dataclass(frozen=True)
-class FitRecord:
-    """One evaluation of the objective.
-
-    Attributes:
-        stage: Name of the stage.
-        iteration: Number of the evaluation, from 0, over all stages.
-        seconds: Since the start.
-        objective: Value per row; higher is better. Values of different splits or stages are not comparable.
-        parameters: The optimiser's variables by name: logarithms of positive parameters.
-    """
-
-    stage: str
-    iteration: int
-    seconds: float
-    objective: float
-    parameters: dict[str, list[float]]
 
 
 @dataclass(frozen=True)
@@ -216,11 +197,6 @@ class Learner:
         restore_learner(self, packed)
         self.earlier = packed
 
-    @staticmethod
-    def make_record(**values: Any) -> FitRecord:
-        """A record from its fields."""
-        return FitRecord(**values)
-
     def _take_up(self, stage: Stage) -> Packed | None:
         earlier, self.earlier = self.earlier, None
         if earlier is None:
@@ -254,7 +230,8 @@ class Learner:
             raise _NotFinite
         self.good = self.variables()
         names = {p.name: p.variable.detach().reshape(-1).tolist() for p in self.free if p.variable.numel() <= 64}
-        record = FitRecord(stage.name, self.evaluations, time.perf_counter() - self.started, value, names)
+        steepness = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
+        record = FitRecord(stage.name, self.evaluations, time.perf_counter() - self.started, value, names, steepness)
         self.evaluations += 1
         self.records.append(record)
         if self.callback is not None:

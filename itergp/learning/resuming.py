@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from itergp.diagnostics.records import FitRecord
 from itergp.models import NonConjugateGP
 from itergp.models.checkpointing import CheckpointFile, Within, identify
 from itergp.objectives.base import Objective
@@ -80,7 +81,7 @@ def restore_learner(learner: Learner, packed: Packed) -> None:
         for parameter, value in zip(learner.free, unpack_list(packed.part("variables")), strict=True):
             parameter.variable.copy_(value)
     learner.good = unpack_list(packed.part("good"))
-    learner.records[:] = [learner.make_record(**record) for record in packed.values["records"]]
+    learner.records[:] = [FitRecord(**record) for record in packed.values["records"]]
     learner.evaluations = packed.values["evaluations"]
     learner.position = packed.part("position")
     torch.set_rng_state(packed.arrays[_RANDOM].cpu())

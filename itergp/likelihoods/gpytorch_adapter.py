@@ -153,6 +153,11 @@ class _MixedSoftmax(AutomaticLikelihood):
 
     log_concave, curvature = True, "hessian"
 
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, which need not be that of the latent functions."""
+        return self.wrapped.num_classes
+
     def _classes(self, f: Tensor) -> tuple[CategoricalLikelihood, Tensor]:
         return CategoricalLikelihood(self.wrapped.num_classes), self.wrapped.mixing_weights.to(f.dtype)
 

@@ -76,7 +76,7 @@ class VariationalSite:
     @classmethod
     def from_covariance(cls, observations: Observations, covariance: Tensor, seed: int = 0) -> VariationalSite:
         """The site for marginal covariances ``(N, C, C)``; the seed is that of the samples for C > 1."""
-        nodes, weights = observations.likelihood.standard_nodes(covariance[..., 0], seed)
+        nodes, weights = observations.standard_nodes(covariance[..., 0], seed)
         return cls(observations, node_offsets(psd_root(covariance), nodes), weights)
 
     @property

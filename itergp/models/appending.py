@@ -35,7 +35,7 @@ def append_rows(model: NonConjugateGP, inputs: Any, targets: Any, sample_weight:
     )
     earlier = model._solution
     model._restore(together, observations.targets, observations.sample_weight, None)
-    if earlier is not None:
+    if earlier is not None and not earlier.rows.sharded:  # processes divide more rows otherwise
         model._start_from(_with_rows(earlier, new[0].shape[0]))
 
 

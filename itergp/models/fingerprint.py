@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.operators import BlockedOperator, Rows
 
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
@@ -42,6 +44,16 @@ class Fingerprint:
             and all(a.shape == b.shape and torch.equal(a, b) for a, b in zip(self.tensors, other.tensors, strict=True))
         )
 
+    def require_same(self, rows: Rows) -> None:
+        """Every process must have the same hyperparameters and data.
+
+        Raises:
+            InputError: In every process, if they differ.
+        """
+        data = [(math.prod(numbers[0]), *numbers[1:]) for numbers in self.data if numbers is not None]
+        rows.require_same("hyperparameters", [number for tensor in self.tensors for number in _checksum(tensor)[1:]])
+        rows.require_same("training data", [float(number) for numbers in data for number in numbers])
+
 
 def _checksum(tensor: Tensor) -> tuple[tuple[int, ...], float, float]:
     total = square = 0.0
@@ -66,7 +78,8 @@ class PriorVariance:
             )
         with torch.no_grad():
             prior = self.model._prior(self.model._test_inputs(x))
-            return self.model._make_operator(prior).diagonal().mT.expand(prior.mean.shape)
+            operator = BlockedOperator(prior.kernel, prior.features, num_kernels=prior.num_kernels)
+            return operator.diagonal().mT.expand(prior.mean.shape)
 
 
 @contextmanager

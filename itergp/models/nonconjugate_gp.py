@@ -14,13 +14,14 @@ from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
 from torch.distributions import Distribution
 
-from itergp.diagnostics.trace import TraceRecord
+from itergp.diagnostics import TraceRecord
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.appending import append_rows
 from itergp.models.arrays import as_tensor, is_array
 from itergp.models.checkpointing import Within, as_keeper, finished_solution, keep_finished
 from itergp.models.fingerprint import Fingerprint, PriorVariance, frozen
+from itergp.models.hyperparameters import hyperparameters
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, check_memory, make_plan
 from itergp.models.saving import load_model, save_model
@@ -52,7 +53,8 @@ class NonConjugateGP(gpytorch.models.GP):
         likelihood: One of ``itergp.likelihoods``, or any of GPyTorch's as it is.
         solver: How the posterior is found; default ``SubspaceNewton()``.
         approximation: ``"variational"`` (default) or ``"laplace"``.
-        operator: How kernel products are computed: ``"auto"``, ``"dense"``, ``"blocked"`` or ``"keops"``.
+        operator: How kernel products are computed: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"``, or ``"sharded"``, with
+            the rows divided among the processes of ``torch.distributed``, which all run the same program.
         memory_budget: Bytes for cached kernel entries and batches; default a quarter of the free memory.
         sample_weight: Weights ``(N,)`` that multiply the rows' log-densities; default 1.
         missing_targets: Whether targets may be missing (NaN, or -1 for labels): such rows carry no information, but are
@@ -155,6 +157,8 @@ class NonConjugateGP(gpytorch.models.GP):
             prior = self._prior(self.train_inputs)
             fingerprint = self._state_now()  # forward may have updated buffers
             operator = self._make_operator(prior)
+            if operator.rows.sharded:
+                fingerprint.require_same(operator.rows)
             if self._solution is not None and self._same(fingerprint) and self._operator is not None:
                 operator = self._operator
             else:
@@ -172,6 +176,7 @@ class NonConjugateGP(gpytorch.models.GP):
                 checkpoint=keeper,
             )
         operator.release()
+        solution.trace.hyperparameters = hyperparameters(self)
         if keeper is not None:
             keep_finished(keeper, solution)
         if solution.certificate is not None:
@@ -272,10 +277,15 @@ class NonConjugateGP(gpytorch.models.GP):
             dense_limit: Latent values N C up to which it is computed exactly, at ``(N C)^3`` operations.
 
         Raises:
-            InputError: If the solver does not say which curvature its covariance belongs to.
+            InputError: If the solver does not say which curvature its covariance belongs to, or processes divide the rows.
         """
         require_positive("passes", passes, integer=True)
         inputs, solution = self._test_inputs(x), self.solution
+        if solution.rows.sharded:
+            raise InputError(
+                "The parts of uncertainty are computed in one process. Got rows divided among several. Save the model, and "
+                "load it in one with operator='auto'."
+            )
         with torch.no_grad():
             points = self._prior(inputs).features
         return decompose(self._training_operator(), solution, points, passes=passes, dense_limit=dense_limit)
@@ -368,7 +378,8 @@ class NonConjugateGP(gpytorch.models.GP):
         """Writes parameters, training data and, if it is current, the posterior to one safetensors file.
 
         The file holds arrays and JSON, no code: reading it executes nothing. An existing file is replaced in one step, so that
-        an interrupted save leaves the old one.
+        an interrupted save leaves the old one. Where rows are divided among processes, all of them must call this; the first
+        writes the whole posterior.
 
         Args:
             path: Where to.
@@ -399,7 +410,11 @@ class NonConjugateGP(gpytorch.models.GP):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NonConjugateGP:
         """Moves data and posterior along with the parameters; another dtype asks for another posterior."""
         fingerprint_held = self._solution is not None and self._same(self._state_now())
+        kinds = [(p.dtype, p.device) for p in self.parameters()]
         result = super()._apply(fn, recurse=recurse)
+        moved = not all(fn(x) is x for x in self.train_inputs)
+        if fingerprint_held and not moved and kinds == [(p.dtype, p.device) for p in self.parameters()]:
+            return result  # BoTorch's acquisition functions call .to(X) at every evaluation
         self.train_inputs = tuple(fn(x) for x in self.train_inputs)
         self.train_targets = fn(self.train_targets)
         self.sample_weight = None if self.sample_weight is None else fn(self.sample_weight)
@@ -456,6 +471,13 @@ class NonConjugateGP(gpytorch.models.GP):
             variational=self.approximation == "variational" and not self._calculus.quadratic,
             memory_budget=operator.memory_budget,
         )
+
+    def _share_parameters(self) -> None:
+        """Gives every process the first one's hyperparameters: a time limit may have ended learning elsewhere in each."""
+        with torch.no_grad():
+            rows = self._make_operator(self._prior(self.train_inputs)).rows
+            for parameter in self.parameters():
+                parameter.copy_(rows.same(parameter.detach()))
 
     def _training_operator(self) -> KernelOperator:
         """The operator of the present posterior, made again if it was not kept."""
@@ -535,6 +557,8 @@ class NonConjugateGP(gpytorch.models.GP):
     def _adopt(self, solution: Solution) -> None:
         """Takes a solution as that of the present state."""
         self._fingerprint = self._state_now()
+        if self.operator_kind == "sharded":
+            solution = solution.divide(self._training_operator().rows)
         if solution.certificate is not None:
             bound = PriorVariance(self, self._fingerprint)
             solution = replace(solution, certificate=replace(solution.certificate, prior_variance=bound))

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from itergp.errors import InputError
-from itergp.operators import DenseOperator, KernelOperator, free_memory
+from itergp.operators import KernelOperator, free_memory
 from itergp.solvers.base import Solver
 from itergp.solvers.demand import Demand, ProblemSize, Rates
 
@@ -67,9 +67,9 @@ _REMEDY = (
 
 def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize) -> Plan:
     """The plan of a solve; times the kernel for a fraction of a second."""
-    demand, rates = solver.demand(size), Rates.measured(operator)
-    matrix = size.num_kernels * size.num_rows**2
-    kept = isinstance(operator, DenseOperator) and demand.passes > 0
+    demand, rates = solver.demand(_own(operator, size)), Rates.measured(operator)
+    matrix = size.num_kernels * size.num_rows**2 // operator.rows.processes
+    kept = operator.keeps_entries and demand.passes > 0
     entries = demand.entries + (min(demand.passes, 1) if kept else demand.passes) * matrix // 2
     multiplications = demand.multiplications + demand.columns * matrix
     return Plan(
@@ -79,8 +79,8 @@ def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize) -> Pl
         passes=demand.passes,
         entries=entries,
         seconds=entries * rates.seconds_per_entry + multiplications * rates.seconds_per_multiplication,
-        memory=_memory(operator, demand, size),
-        free_memory=free_memory(operator.device),
+        memory=_memory(operator, demand, matrix * size.itemsize),
+        free_memory=_free_memory(operator),
     )
 
 
@@ -90,8 +90,10 @@ def check_memory(operator: KernelOperator, solver: Solver, size: ProblemSize) ->
     Raises:
         InputError: With the peak by what it holds.
     """
-    memory, free = _memory(operator, solver.demand(size), size), free_memory(operator.device)
-    if sum(memory.values()) > free:
+    matrix = size.num_kernels * size.num_rows**2 // operator.rows.processes
+    memory = _memory(operator, solver.demand(_own(operator, size)), matrix * size.itemsize)
+    free = _free_memory(operator)
+    if operator.rows.any(sum(memory.values()) > free):
         parts = ", ".join(f"{name} {_gigabytes(value)}" for name, value in memory.items())
         total = _gigabytes(sum(memory.values()))
         raise InputError(
@@ -100,10 +102,20 @@ def check_memory(operator: KernelOperator, solver: Solver, size: ProblemSize) ->
         )
 
 
-def _memory(operator: KernelOperator, demand: Demand, size: ProblemSize) -> dict[str, int]:
+def _own(operator: KernelOperator, size: ProblemSize) -> ProblemSize:
+    """The share of one process."""
+    return replace(size, num_rows=-(-size.num_rows // operator.rows.processes))
+
+
+def _free_memory(operator: KernelOperator) -> int:
+    """Bytes that are free for one process."""
+    return free_memory(operator.device) // operator.rows.sharing(operator.device)
+
+
+def _memory(operator: KernelOperator, demand: Demand, matrix: int) -> dict[str, int]:
     memory = dict(demand.memory)
-    if isinstance(operator, DenseOperator) and demand.passes > 0:
-        memory["kernel matrix"] = size.num_kernels * size.num_rows**2 * size.itemsize // 2
+    if operator.keeps_entries and demand.passes > 0:
+        memory["kernel matrix"] = matrix // 2
     return memory
 
 

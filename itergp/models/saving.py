@@ -11,9 +11,10 @@ import torch
 from gpytorch.likelihoods.noise_models import FixedGaussianNoise
 from torch import Tensor
 
-from itergp.diagnostics.trace import Trace, TraceRecord
+from itergp.diagnostics.trace import Trace
 from itergp.errors import InputError
 from itergp.models.files import read_file, write_file
+from itergp.operators.rows import ALL_ROWS
 from itergp.solvers import Certificate, Reason, Solution, Status
 from itergp.solvers.action_buffer import pack_buffer, unpack_buffer
 from itergp.solvers.packing import Packed, pack_space, unpack_space
@@ -41,7 +42,18 @@ _SETTINGS = ("approximation", "missing_targets", "covariance_scale")
 def save_model(model: NonConjugateGP, path: str | os.PathLike[str]) -> None:
     """Writes a model to one file; see ``NonConjugateGP.save``."""
     tensors, about = pack(model)
-    write_file(path, tensors, {"kind": "model", **about})
+    solution = model._current_solution()
+    rows = ALL_ROWS if solution is None else solution.rows
+    failure: InputError | None = None
+    if rows.first:
+        try:
+            write_file(path, tensors, {"kind": "model", **about})
+        except InputError as error:
+            failure = error
+    if rows.any(failure is not None):  # nobody goes on before the file is complete
+        raise failure or InputError(
+            f"The first process must be able to write {str(path)!r}. Got an error there. Its message says what to do."
+        )
 
 
 def load_model(model: NonConjugateGP, path: str | os.PathLike[str]) -> None:
@@ -80,7 +92,7 @@ def pack(model: NonConjugateGP) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     solution = model._current_solution()
     if solution is not None:
-        arrays, about["posterior"] = pack_solution(solution)
+        arrays, about["posterior"] = pack_solution(solution.gather())
         tensors |= arrays
     return tensors, about
 
@@ -146,7 +158,7 @@ def pack_solution(solution: Solution) -> tuple[dict[str, Tensor], dict[str, Any]
     about = {name: getattr(solution, name) for name in _SCALARS}
     about["status"] = {"reason": solution.status.reason.name, "detail": solution.status.detail}
     about["norm_squared"] = None if solution.certificate is None else solution.certificate.norm_squared
-    about["trace"] = {"records": solution.trace.to_dicts(), "phase_seconds": solution.trace.phase_seconds}
+    about["trace"] = solution.trace.to_dict()
     return arrays, about
 
 
@@ -157,14 +169,13 @@ def unpack_solution(tensors: dict[str, Tensor], about: dict[str, Any], device: t
         value = tensors.get(_POSTERIOR + name)
         arrays[name] = None if value is None else value.to(device)
     precision = [tensors[f"{_POSTERIOR}precision.{name}"].to(device) for name in ("actions", "gram", "factor")]
-    trace = about["trace"]
     return Solution(
         **arrays,
         **{name: about[name] for name in _SCALARS},
         precision=LowRankPrecision(*precision),
         status=Status(Reason[about["status"]["reason"]], about["status"]["detail"]),
         certificate=None if about["norm_squared"] is None else Certificate(about["norm_squared"]),
-        trace=Trace([TraceRecord(**record) for record in trace["records"]], trace["phase_seconds"]),
+        trace=Trace.from_dict(about["trace"]),
     )
 
 

@@ -102,10 +102,13 @@ class Stream:
     # ------------------------------------------------------------------ inside
     def _slices(self, rank: int) -> Iterator[slice]:
         model = self.model
-        size, latents = model.solution.representer_weights.shape
+        solution, device = model.solution, model.train_inputs[0].device
+        size, latents = model.train_inputs[0].shape[0], solution.representer_weights.shape[1]
         if self.batch_size is not None:
             return batches(self.num_rows, 1, 8 * self.batch_size)
-        budget = model.memory_budget or default_memory_budget(model.train_inputs[0].device)
+        budget = model.memory_budget or default_memory_budget(device)
+        if solution.rows.sharded:  # as many batches in every process
+            budget = int(solution.rows.same(torch.tensor(budget // solution.rows.processes, device=device)))
         per_row = latents * (2 * rank + latents) + size // 64
         return batches(self.num_rows, per_row, min(budget // 4, 8 * per_row * _MOST_ROWS))
 

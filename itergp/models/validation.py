@@ -11,7 +11,7 @@ from torch import Tensor
 from itergp.errors import InputError, ItergpWarning
 from itergp.likelihoods import Likelihood, Observations
 from itergp.models.arrays import as_tensor, is_array
-from itergp.operators import KernelOperator
+from itergp.operators import BlockedOperator, KernelOperator
 
 _PROBE_ROWS = 64
 _BLOCK_ROWS = 65_536
@@ -198,7 +198,7 @@ def check_kernel(operator: KernelOperator) -> None:
     """
     size = operator.num_rows
     rows = torch.linspace(0, size - 1, min(size, _PROBE_ROWS), device=operator.device).long().unique()
-    probe = type(operator)(
+    probe = BlockedOperator(
         operator.kernel,
         operator.inputs[..., rows, :],
         num_kernels=operator.num_kernels,

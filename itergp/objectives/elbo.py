@@ -135,6 +135,11 @@ class ComputationAwareELBO(Objective):
         """Weights and actions, found again at the cadence that was asked for."""
         if self._held is None or self._evaluations % self.condition_every == 0:
             solution = self.model.solution
+            if solution.rows.sharded:
+                raise InputError(
+                    "ComputationAwareELBO learns in one process. Got rows divided among several. Use PredictiveLogDensity, "
+                    "which every process evaluates alike on a subset, or operator='auto'."
+                )
             self._held = _Held(solution.weights_on_support(), solution.precision.actions, solution.support)
             if self.batch_rows is not None and solution.support is None:
                 raise InputError(

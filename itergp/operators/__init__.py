@@ -6,6 +6,9 @@ from itergp.operators.choose import OperatorKind, make_operator
 from itergp.operators.keops import KeOpsOperator
 from itergp.operators.memory import default_memory_budget, free_memory
 from itergp.operators.prior import Prior
+from itergp.operators.process_rows import ProcessRows
+from itergp.operators.rows import Rows
+from itergp.operators.sharded import ShardedOperator
 
 __all__ = [
     "BlockedOperator",
@@ -15,6 +18,9 @@ __all__ = [
     "KernelOperator",
     "OperatorKind",
     "Prior",
+    "ProcessRows",
+    "Rows",
+    "ShardedOperator",
     "default_memory_budget",
     "free_memory",
     "make_operator",

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 
 from itergp.operators.memory import default_memory_budget
 from itergp.operators.radial import as_radial, cancels, evaluate_kernel
+from itergp.operators.rows import ALL_ROWS, Rows
 
 # Elements of one evaluated block: small enough that its elementwise passes stay in the processor's cache.
 _CACHE_BLOCK_ROWS = 128
@@ -57,6 +58,9 @@ class KernelOperator(ABC):
         memory_budget: Bytes for cached entries and blocks; default a quarter of the free memory.
     """
 
+    rows: Rows = ALL_ROWS
+    keeps_entries: bool = False
+
     def __init__(
         self, kernel: Kernel, inputs: Tensor, *, num_kernels: int = 1, memory_budget: int | None = None
     ) -> None:
@@ -74,6 +78,11 @@ class KernelOperator(ABC):
     def num_rows(self) -> int:
         """Number of training rows ``N``."""
         return self.inputs.shape[-2]
+
+    @property
+    def num_own_rows(self) -> int:
+        """Number of training rows of this process, ``N`` unless they are divided."""
+        return self.rows.count(self.num_rows)
 
     @property
     def dtype(self) -> torch.dtype:

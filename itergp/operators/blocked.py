@@ -49,6 +49,7 @@ class DenseOperator(BlockedOperator):
     Each following pass only multiplies.
     """
 
+    keeps_entries = True
     _kept: list[tuple[slice, slice, Tensor]] | None = None
 
     def symmetric_blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:

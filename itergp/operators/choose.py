@@ -12,9 +12,11 @@ from itergp.operators.base import KernelOperator
 from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.keops import KeOpsOperator, keops_available
 from itergp.operators.memory import default_memory_budget
+from itergp.operators.process_group import many_processes
 from itergp.operators.radial import KeOpsMaternKernel, KeOpsRBFKernel, as_radial
+from itergp.operators.sharded import ShardedOperator
 
-OperatorKind = Literal["auto", "dense", "blocked", "keops"]
+OperatorKind = Literal["auto", "dense", "blocked", "keops", "sharded"]
 
 _KEOPS_MAX_DIMENSION = 64
 
@@ -30,20 +32,25 @@ def make_operator(
     """Builds the operator for a kernel and its training inputs.
 
     ``"auto"`` keeps the dense matrix when it fits the memory budget; otherwise it uses KeOps when the kernel is one of
-    GPyTorch's KeOps kernels, or on CUDA for at most 64 input dimensions; otherwise blocks.
+    GPyTorch's KeOps kernels, or on CUDA for at most 64 input dimensions; otherwise blocks. ``"sharded"`` divides the rows
+    among the processes of ``torch.distributed``; a single process has them all, as with ``"auto"``.
 
     Args:
         kernel: Any GPyTorch kernel.
         inputs: ``(N, D)`` or ``(C, N, D)``.
         num_kernels: 1 for a shared kernel, otherwise C.
-        kind: ``"auto"``, ``"dense"``, ``"blocked"`` or ``"keops"``.
+        kind: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"`` or ``"sharded"``.
         memory_budget: Bytes; default a quarter of the free memory.
 
     Raises:
-        InputError: If ``kind`` is unknown, or KeOps is asked for where it cannot work.
+        InputError: If ``kind`` is unknown, or KeOps or processes are asked for where they cannot work.
     """
     if kind not in get_args(OperatorKind):
         raise InputError(f"`operator` must be one of {get_args(OperatorKind)}. Got {kind!r}.")
+    if kind == "sharded":
+        if many_processes():
+            return ShardedOperator(kernel, inputs, num_kernels=num_kernels, memory_budget=memory_budget)
+        kind = "auto"
     budget = default_memory_budget(inputs.device) if memory_budget is None else memory_budget
     if kind == "auto":
         kind = _automatic(kernel, inputs, num_kernels, budget)

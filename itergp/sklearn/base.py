@@ -66,6 +66,10 @@ class GPEstimator(BaseEstimator):
     def _encode(self, y: NDArray[Any], *, first: bool) -> Array:
         """Checked targets as numbers for the likelihood; ``first`` when the training data define what they may be."""
 
+    def _second_column(self, y: Array, observation: dict[str, Any], *, first: bool) -> Array:
+        """Encoded targets, with what else was said about the observations as a second column."""
+        return y
+
     @abstractmethod
     def _make_likelihood(self) -> Likelihood:
         """The likelihood."""
@@ -90,8 +94,8 @@ class GPEstimator(BaseEstimator):
         return 1
 
     # ------------------------------------------------------------------- data
-    def _fit(self, X: Any, y: Any, sample_weight: Any) -> Any:
-        values, targets, weights = self._rows(X, y, sample_weight, first=True)
+    def _fit(self, X: Any, y: Any, sample_weight: Any, **observation: Any) -> Any:
+        values, targets, weights = self._rows(X, y, sample_weight, observation, first=True)
         self._check_settings()
         used = weights > 0.0  # a row of weight zero is no row
         values, targets, weights = values[used], targets[used], weights[used]
@@ -103,8 +107,8 @@ class GPEstimator(BaseEstimator):
         self._conclude(first=True)
         return self
 
-    def _append(self, X: Any, y: Any, sample_weight: Any) -> Any:
-        values, targets, weights = self._rows(X, y, sample_weight, first=False)
+    def _append(self, X: Any, y: Any, sample_weight: Any, **observation: Any) -> Any:
+        values, targets, weights = self._rows(X, y, sample_weight, observation, first=False)
         used = weights > 0.0
         x, y, w = self._tensors(self._scaled(values[used]), targets[used], weights[used])
         self.model_.append_train_data(x, y, sample_weight=w)
@@ -112,13 +116,16 @@ class GPEstimator(BaseEstimator):
         self._conclude(first=False)
         return self
 
-    def _rows(self, X: Any, y: Any, sample_weight: Any, *, first: bool) -> tuple[Array, Array, Array]:
+    def _rows(
+        self, X: Any, y: Any, sample_weight: Any, observation: dict[str, Any], *, first: bool
+    ) -> tuple[Array, Array, Array]:
         column = as_column(self, y)
         values = check_inputs(self, X, reset=first)
         check_rows(values, column)
         weights = check_weights(values, sample_weight)
         targets = self._encode(column, first=first)
-        return values, targets, self._row_weights(targets, weights, first=first)
+        weights = self._row_weights(targets, weights, first=first)
+        return values, self._second_column(targets, observation, first=first), weights
 
     def _check_settings(self) -> None:
         if self.optimizer is not None and self.optimizer not in _OPTIMIZERS:
@@ -236,11 +243,12 @@ class GPEstimator(BaseEstimator):
         scaled = self._scaled(check_inputs(self, X, reset=False))
         return torch.as_tensor(scaled, dtype=like.dtype, device=like.device)
 
-    def _predicted(self, X: Any, read: Callable[[Any], NDArray[Any]]) -> Array:
+    def _predicted(self, X: Any, read: Callable[[Any], NDArray[Any]], **observation: Any) -> Array:
         """What ``read`` takes from the predictive distribution, batch by batch; rows come first."""
         inputs = self._new_inputs(X)
         with torch.no_grad():
-            return np.concatenate([read(predictive) for _, predictive in self.model_.predict_batches(inputs)])
+            batches = self.model_.predict_batches(inputs, **observation)
+            return np.concatenate([read(predictive) for _, predictive in batches])
 
     def latent_mean_and_variance(self, X: Any) -> tuple[Array, Array]:
         """Posterior mean and variance of the latent functions.

@@ -209,6 +209,33 @@ def check_weights(X: NDArray[Any], sample_weight: Any) -> NDArray[np.float64]:
     return weights
 
 
+def check_exposure(num_rows: int, exposure: Any) -> NDArray[np.float64]:
+    """Exposures ``(N,)``, positive and finite; a single number is that of every row.
+
+    Raises:
+        InputError: If they are not.
+    """
+    try:
+        values = np.asarray(exposure, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"`exposure` must be numbers. Got {type(exposure).__name__}: {error}. Convert it to float."
+        ) from error
+    values = values[:, 0] if values.ndim == 2 and values.shape[1] == 1 else values
+    if values.ndim > 1 or (values.ndim == 1 and len(values) != num_rows):
+        raise InputError(
+            f"`exposure` must be a number, or one per row with shape ({num_rows},). Got shape {values.shape}. Select the "
+            "same rows of both."
+        )
+    wrong = ~(np.isfinite(values) & (values > 0.0))
+    if wrong.any():
+        raise InputError(
+            f"`exposure` must be positive and finite. Got {values[wrong].flat[0]:g} in {int(wrong.sum())} of {values.size} "
+            "row(s). Drop those rows: without exposure they say nothing."
+        )
+    return np.broadcast_to(values, (num_rows,)).copy()
+
+
 def list_columns(columns: NDArray[np.intp], names: Sequence[str] | None) -> str:
     """The first columns, by name if they have any, otherwise by number."""
     shown = [repr(names[i]) if names is not None else str(i) for i in columns[:5]]

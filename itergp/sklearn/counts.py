@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import gpytorch
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.metrics import d2_tweedie_score
 
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood
 from itergp.sklearn.base import Array
-from itergp.sklearn.checks import as_real
+from itergp.sklearn.checks import as_real, check_exposure, check_inputs
 from itergp.sklearn.model import constant_mean
 from itergp.sklearn.noise import COUNTS, choose
-from itergp.sklearn.regressors import BaseRegressor
+from itergp.sklearn.regressors import QUANTILES, BaseRegressor
 
 _LARGEST_COUNT = 1e12
 
@@ -23,8 +25,10 @@ _LARGEST_COUNT = 1e12
 class GPCountRegressor(BaseRegressor):
     """Gaussian process for counts: events per row, with a rate that depends smoothly on the inputs.
 
-    Rates too: targets need not be whole. As with scikit-learn's ``PoissonRegressor``, events with different exposures are
-    targets ``events / exposure`` with ``sample_weight=exposure``.
+    Where rows were watched for different times, areas or populations, ``exposure`` says how much: counts have the mean
+    ``exposure * rate``, and the rate is what depends on the inputs. It is metadata as ``sample_weight`` is, and can be routed:
+    ``set_fit_request(exposure=True)``. Targets need not be whole: with Poisson counts, rates ``events / exposure`` with
+    ``sample_weight=exposure``, the convention of scikit-learn's ``PoissonRegressor``, give the same posterior.
 
     Args:
         distribution: ``"poisson"``; ``"negative_binomial"`` where counts vary more than that; ``"zero_inflated_poisson"``
@@ -63,6 +67,8 @@ class GPCountRegressor(BaseRegressor):
         >>> regressor = GPCountRegressor(max_iterations=10).fit(X, rng.poisson(10.0 + 5.0 * np.sin(X[:, 0])))
         >>> regressor.predict_quantiles([[1.5]]).shape
         (1, 3)
+        >>> bool(regressor.predict([[1.5]], exposure=2.0) > regressor.predict([[1.5]]))
+        True
     """
 
     def __init__(
@@ -119,12 +125,98 @@ class GPCountRegressor(BaseRegressor):
             )
         return counts
 
+    def _second_column(self, y: Array, observation: dict[str, Any], *, first: bool) -> Array:
+        exposure = observation.get("exposure")
+        exposed = exposure is not None if first else self.model_.train_targets.dim() == 2
+        if not exposed and exposure is not None:
+            raise InputError(
+                "`exposure` of new rows needs a model that was fitted with exposures. Got one that was not. Fit it with "
+                "exposure=1.0."
+            )
+        return np.column_stack([y, check_exposure(len(y), 1.0 if exposure is None else exposure)]) if exposed else y
+
     def _make_likelihood(self) -> Likelihood:
         return choose(COUNTS, self.distribution, "distribution")
 
     def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
-        return constant_mean(float(np.log(max(np.average(y, weights=weights), 1e-3))))
+        counts, exposure = (y[:, 0], y[:, 1]) if y.ndim == 2 else (y, np.ones_like(y))
+        rate = np.average(counts, weights=weights) / np.average(exposure, weights=weights)
+        return constant_mean(float(np.log(max(rate, 1e-3 / np.average(exposure, weights=weights)))))
 
-    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
-        """Share of the Poisson deviance explained (D^2), 1 at best, 0 for a constant rate."""
-        return float(d2_tweedie_score(y, self.predict(X), sample_weight=sample_weight, power=1))
+    def fit(self, X: Any, y: Any, sample_weight: Any = None, exposure: Any = None) -> Any:
+        """Learns hyperparameters, then finds the posterior of all rows.
+
+        Args:
+            X: Inputs ``(N, D)``, an array or a data frame of numbers.
+            y: Counts ``(N,)``.
+            sample_weight: Weights ``(N,)`` of the rows' log-densities; a weight of 2 is a row twice.
+            exposure: Exposure of the rows, positive: ``(N,)``, or a number for all; default 1.
+
+        Returns:
+            The estimator.
+        """
+        return self._fit(X, y, sample_weight, exposure=exposure)
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, exposure: Any = None) -> Any:
+        """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
+
+        The first call is ``fit``.
+
+        Args:
+            X: New rows ``(M, D)``.
+            y: Their counts ``(M,)``.
+            sample_weight: Weights ``(M,)``.
+            exposure: Exposures ``(M,)``, or a number for all; default 1.
+
+        Returns:
+            The estimator.
+        """
+        update = self._append if self.__sklearn_is_fitted__() else self._fit
+        return update(X, y, sample_weight, exposure=exposure)
+
+    def predict(self, X: Any, return_std: bool = False, exposure: Any = None) -> Array | tuple[Array, Array]:
+        """Expected count of every row ``(M,)``.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            return_std: Also return the standard deviation of the count.
+            exposure: Exposure of the rows, positive: ``(M,)``, or a number for all; default 1, which gives rates.
+
+        Returns:
+            Means ``(M,)``, or means and standard deviations.
+        """
+        return self._mean(X, return_std, **self._exposed(X, exposure))
+
+    def predict_quantiles(self, X: Any, quantiles: Sequence[float] = QUANTILES, exposure: Any = None) -> Array:
+        """Quantiles of the count.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            quantiles: Q levels between 0 and 1; default 0.05, 0.5 and 0.95, a median and a 90 % interval.
+            exposure: Exposure of the rows, positive: ``(M,)``, or a number for all; default 1.
+
+        Returns:
+            ``(M, Q)``.
+        """
+        return self._quantiles(X, quantiles, **self._exposed(X, exposure))
+
+    def _exposed(self, X: Any, exposure: Any) -> dict[str, Any]:
+        if exposure is None:
+            return {}
+        return {"exposure": torch.as_tensor(check_exposure(len(check_inputs(self, X, reset=False)), exposure))}
+
+    def score(self, X: Any, y: Any, sample_weight: Any = None, exposure: Any = None) -> float:
+        """Share of the Poisson deviance explained (D^2), 1 at best, 0 for a constant rate.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            y: Counts ``(M,)``.
+            sample_weight: Weights ``(M,)``.
+            exposure: Exposures ``(M,)``, or a number for all; default 1.
+        """
+        if exposure is None:
+            return float(d2_tweedie_score(y, self.predict(X), sample_weight=sample_weight, power=1))
+        # The deviance of counts is that of rates times the exposure.
+        exposure = check_exposure(len(y), exposure)
+        weight = exposure if sample_weight is None else exposure * np.asarray(sample_weight)
+        return float(d2_tweedie_score(np.asarray(y) / exposure, self.predict(X), sample_weight=weight, power=1))

@@ -26,23 +26,26 @@ def leading_actions(space: SearchSpace, curvature: Tensor, rank: int, seed: int 
         rank: Number of actions wanted; fewer come back when directions are dependent or uninformative.
         seed: Of the random order and of the randomised eigensolver.
     """
-    size, latents = curvature.shape[:2]
+    own, latents = curvature.shape[:2]
+    size = space.shards.whole(own)
     rank = min(rank, size * latents)
     if rank == 0:
         return Actions.empty(curvature[..., 0])
     available = latents * space.rank
     if available == 0:
-        directions = curvature.new_zeros(size, latents, 0)
+        directions = curvature.new_zeros(own, latents, 0)
     else:
         directions = _latent_blocks(space, leading_directions(space, curvature, min(rank, available), seed))
     if rank > available:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(size * latents, generator=generator)
         order = order if rank == size * latents else order[: rank - available]
-        units = directions.new_zeros(size * latents, order.numel())
-        units[order, torch.arange(order.numel())] = 1.0
-        directions = torch.cat([directions, units.view(size, latents, -1)], -1)
-    return Actions.from_directions(directions, curvature)
+        here = order - space.shards.start() * latents
+        held = ((here >= 0) & (here < own * latents)).nonzero().squeeze(-1)
+        units = directions.new_zeros(own * latents, order.numel())
+        units[here[held], held] = 1.0
+        directions = torch.cat([directions, units.view(own, latents, -1)], -1)
+    return Actions.from_directions(directions, curvature, space.shards)
 
 
 def leading_directions(space: SearchSpace, curvature: Tensor, rank: int, seed: int = 0) -> Tensor:
@@ -50,18 +53,18 @@ def leading_directions(space: SearchSpace, curvature: Tensor, rank: int, seed: i
     latents, size = curvature.shape[-1], curvature.shape[-1] * space.rank
     if size <= _DENSE_LIMIT:
         values, vectors = torch.linalg.eigh(data_information(space, curvature))
-        vectors = vectors[:, values.argsort(descending=True)[:rank]]
+        vectors = space.shards.same(vectors[:, values.argsort(descending=True)[:rank]])
         return vectors.view(latents, space.rank, -1)
     # Randomised subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4).
     generator = torch.Generator().manual_seed(seed)
     width = min(size, rank + _OVERSAMPLING)
     block = torch.randn(size, width, generator=generator, dtype=torch.float64).to(space.gram)
     for _ in range(_POWER_STEPS):
-        block = torch.linalg.qr(block).Q
+        block = space.shards.same(torch.linalg.qr(block).Q)
         applied = _apply_information(space, curvature, block.view(latents, space.rank, -1))
         previous, block = block, applied.reshape(size, -1)
     values, rotation = torch.linalg.eigh(previous.mT @ block)
-    vectors = previous @ rotation[:, values.argsort(descending=True)[:rank]]
+    vectors = space.shards.same(previous @ rotation[:, values.argsort(descending=True)[:rank]])
     return vectors.view(latents, space.rank, -1)
 
 
@@ -72,4 +75,4 @@ def _latent_blocks(space: SearchSpace, coordinates: Tensor) -> Tensor:
 
 def _apply_information(space: SearchSpace, curvature: Tensor, coordinates: Tensor) -> Tensor:
     weighted = torch.bmm(curvature, _latent_blocks(space, coordinates)).movedim(1, 0)
-    return torch.matmul(space.products.mT, weighted).double()
+    return space.shards.sum(torch.matmul(space.products.mT, weighted).double())

@@ -6,6 +6,7 @@ import numbers
 from typing import Protocol, TypeVar
 
 from itergp.errors import InputError
+from itergp.likelihoods import Observations
 from itergp.solvers.demand import Demand, ProblemSize
 from itergp.solvers.posterior import Posterior
 from itergp.solvers.problem import Problem
@@ -103,6 +104,24 @@ def require_solver(solver: object) -> None:
         got = f"the class {solver.__name__}" if isinstance(solver, type) else repr(solver)
         raise InputError(
             f"`solver` must be a solver. Got {got}. Pass an instance, for example SubspaceNewton(max_passes=20)."
+        )
+
+
+def require_shareable(solver: Solver[StateT], observations: Observations) -> None:
+    """Rows can be divided among processes only where every sum over rows is taken over all of them.
+
+    Raises:
+        InputError: If the solver or its policy does not do that, or rows of the likelihood differ by more than their targets.
+    """
+    if not getattr(solver, "shards_rows", False):
+        raise InputError(
+            "Rows can be divided among processes by SubspaceNewton with its default policy, ClassGradient, BlockGradient or "
+            f"Gradient. Got {solver!r}. Use one of these, or operator='auto' in one process."
+        )
+    if not observations.likelihood.exchangeable:
+        raise InputError(
+            "Rows can be divided among processes when they share one likelihood. Got "
+            f"{type(observations.likelihood).__name__}, which holds something for each row. Use operator='auto' in one process."
         )
 
 

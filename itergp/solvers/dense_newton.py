@@ -50,6 +50,11 @@ class DenseState:
         return self.weights.shape[0]
 
     @property
+    def gradient_residual(self) -> Tensor:
+        """``g - V`` ``(N, C)``: zero at the mode."""
+        return self.gradient - self.weights
+
+    @property
     def finite(self) -> bool:
         """Whether the iterate is finite."""
         arrays = self.latent_values, self.gradient, self.curvature, self.weights

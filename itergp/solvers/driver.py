@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from itergp.diagnostics.progress import SolveProgress
-from itergp.diagnostics.trace import Trace, TraceRecord
+from itergp.diagnostics.records import StageRecord, TraceRecord
+from itergp.diagnostics.trace import Trace
 from itergp.errors import InputError, SolverError
 from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
 from itergp.operators import KernelOperator
-from itergp.solvers.base import Solver
+from itergp.operators.rows import Interrupt
+from itergp.solvers.base import Solver, require_shareable
 from itergp.solvers.packing import Keeper, Packed, require_resumable
 from itergp.solvers.posterior import Posterior
 from itergp.solvers.problem import Problem
+from itergp.solvers.recording import run_settings, spectrum_source, stage_record, step_record
 from itergp.solvers.solution import Certificate, Solution, is_finite
 from itergp.solvers.status import Reason, Status
 
@@ -62,18 +65,29 @@ def solve(
         checkpoint: Where to keep the state between steps, and what to begin from if it holds an earlier one.
 
     Raises:
-        InputError: If the approximation is unknown, or the solver's state cannot be kept although it should.
-        SolverError: If a NaN or infinity appears; the error carries the last good solution.
+        InputError: If the approximation is unknown, the rows are divided among processes and the solver, the policy or the
+            likelihood cannot do that, or the solver's state cannot be kept although it should.
+        SolverError: If a NaN or infinity appears; the error carries the last good solution. In every process, if one is lost.
     """
     if approximation not in APPROXIMATIONS:
         raise InputError(f"`approximation` must be one of {APPROXIMATIONS}. Got {approximation!r}.")
-    problem = Problem(mean, operator, LaplaceSite(observations))
+    rows = operator.rows
+    if rows.sharded:
+        require_shareable(solver, observations)
+        observations = observations.part(rows.start(), operator.num_own_rows)
+    problem = Problem(rows.local(mean), operator, LaplaceSite(observations))
     variational = approximation == "variational" and not observations.likelihood.quadratic
     # A variational site needs a covariance, and passes for one step and one covariance in each stage.
     too_few = solver.max_passes is not None and solver.max_passes < 2 * _PASSES_OF_A_STAGE
     variational = variational and solver.gives_covariance and not too_few
-    with torch.no_grad(), SolveProgress(solver.tolerance * problem.num_rows, enabled=progress) as bar:
-        run = _Run(solver, operator, bar, callback, checkpoint)
+    draw = progress and rows.first
+    with (
+        torch.no_grad(),
+        rows.together() as interrupt,
+        SolveProgress(solver.tolerance * problem.num_rows, enabled=draw) as bar,
+    ):
+        run = _Run(solver, operator, bar, callback, checkpoint, interrupt)
+        run.trace.settings = run_settings(problem, operator, solver, approximation)
         last = rounds if variational else 0
         solution = run.stage(problem, warm_start, final=last == 0) if run.first == 0 else None
         for index in range(max(1, run.first), last + 1):
@@ -105,7 +119,8 @@ def solve_problem(
         final: False to stop as loosely as a stage that another follows.
     """
     with torch.no_grad():
-        run = _Run(solver, problem.operator, SolveProgress(1.0, enabled=False), None, None)
+        run = _Run(solver, problem.operator, SolveProgress(1.0, enabled=False), None)
+        run.trace.settings = run_settings(problem, problem.operator, solver, problem.site.name)
         return run.stage(problem, warm_start, final=final)
 
 
@@ -117,7 +132,8 @@ class _Run:
     operator: KernelOperator
     bar: SolveProgress
     callback: Callable[[TraceRecord], None] | None
-    keeper: Keeper | None
+    keeper: Keeper | None = None
+    interrupt: Interrupt = field(default_factory=Interrupt)
     trace: Trace = field(default_factory=Trace)
     started: float = field(default_factory=time.perf_counter)
     first: int = 0  # stage to begin with
@@ -131,6 +147,11 @@ class _Run:
         self.earlier = None
         if self.keeper is not None:
             require_resumable(self.solver)
+            if self.operator.rows.sharded:
+                raise InputError(
+                    "`checkpoint` needs all rows in one process. Got rows divided among "
+                    f"{self.operator.rows.processes}. Leave `checkpoint` out, or pass operator='auto' to the model."
+                )
             self.earlier = self.keeper.earlier
         if self.earlier is not None:
             self._take_up(self.earlier)
@@ -144,9 +165,14 @@ class _Run:
             self.counts,
             passes=self.counts.passes - values["kernel_passes"],
             entries=self.counts.entries - values["kernel_entries"],
+            seconds=self.counts.seconds - values["kernel_seconds"],
         )
         self.started -= values["seconds"]
-        self.trace = Trace([TraceRecord(**record) for record in values["records"]], dict(values["phase_seconds"]))
+        self.trace = Trace(
+            [TraceRecord(**(r | {"class_residuals": tuple(r["class_residuals"])})) for r in values["records"]],
+            dict(values["phase_seconds"]),
+            [StageRecord(**stage) for stage in values["stages"]],
+        )
 
     def keep(self, solver: Solver[Any], state: Any) -> None:
         """Hands the keeper all that another process needs to go on after this step."""
@@ -155,8 +181,10 @@ class _Run:
             "stage": self.index,
             "kernel_passes": self.passes,
             "kernel_entries": self.operator.counts.entries - self.counts.entries,
+            "kernel_seconds": self.operator.counts.seconds - self.counts.seconds,
             "seconds": self.seconds,
             "records": self.trace.to_dicts(),
+            "stages": [asdict(stage) for stage in self.trace.stages],
             "phase_seconds": self.trace.phase_seconds,
         }
         packed = Packed({} if self.covariance is None else {"covariance": self.covariance}, values)
@@ -200,7 +228,7 @@ class _Run:
                 previous, state = state, self._step(solver, problem, state)
                 self._check(problem, state, previous, warm_start)
                 self._record(problem, state)
-                status = solver.status(problem, state, self.passes + reserved) or self._out_of_time()
+                status = solver.status(problem, state, self.passes + reserved) or self._asked_to_stop()
                 if status is None and self.keeper is not None and self.keeper.due():
                     self.keep(solver, state)
         except KeyboardInterrupt:
@@ -219,7 +247,7 @@ class _Run:
                 raise
             status = Status(Reason.INTERRUPTED, "in the covariance, which is the prior's")
             posterior = self._salvage(problem, state)
-        if not is_finite(posterior.latent_covariance, posterior.precision.factor):
+        if problem.rows.any(not is_finite(posterior.latent_covariance, posterior.precision.factor)):
             raise SolverError(
                 "The posterior covariance must be finite. Got NaN or infinity. Check that the kernel is positive definite, "
                 "or use float64; the error's `solution` has the posterior mean with the prior's covariance.",
@@ -247,9 +275,13 @@ class _Run:
                 self._solution(problem, self._salvage(problem, state), status),
             ) from error
 
-    def _out_of_time(self) -> Status | None:
-        limit = self.solver.time_limit
-        return Status(Reason.TIME, f"{self.seconds:.1f} s") if limit is not None and self.seconds >= limit else None
+    def _asked_to_stop(self) -> Status | None:
+        """By Ctrl-C, or by the clock of any process: all stop together."""
+        rows, limit = self.operator.rows, self.solver.time_limit
+        if rows.any(self.interrupt.pressed):
+            return Status(Reason.INTERRUPTED)
+        late = limit is not None and rows.any(self.seconds >= limit)
+        return Status(Reason.TIME, f"{self.seconds:.1f} s") if late else None
 
     def _spent(self, phase: str, begun: float, in_kernel: float) -> None:
         kernel = self.operator.counts.seconds - in_kernel
@@ -257,19 +289,8 @@ class _Run:
         self.trace.add_seconds(phase, time.perf_counter() - begun - kernel)
 
     def _record(self, problem: Problem, state: Any) -> None:
-        known = state.norm_squared < float("inf")
-        record = TraceRecord(
-            stage=problem.site.name,
-            kernel_passes=self.passes,
-            seconds=self.seconds,
-            objective=state.objective,
-            objective_gap=0.5 * state.norm_squared if problem.site.log_concave and known else None,
-            residual=state.residual,
-            rank=state.rank,
-            newton_steps=state.newton_steps,
-            step_length=state.step_length,
-            event=state.event,
-        )
+        kernel = self.operator.counts.seconds - self.counts.seconds
+        record = step_record(problem, state, kernel_passes=self.passes, seconds=self.seconds, kernel_seconds=kernel)
         self.trace.records.append(record)
         self.recorded = state
         self.bar.update(record)
@@ -277,7 +298,7 @@ class _Run:
             self.callback(record)
 
     def _check(self, problem: Problem, state: Any, previous: Any, warm_start: Solution | None) -> None:
-        if state.finite:
+        if not problem.rows.any(not state.finite):
             return
         last = warm_start
         if previous is not None:
@@ -296,6 +317,8 @@ class _Run:
 
     def _solution(self, problem: Problem, posterior: Posterior, status: Status) -> Solution:
         certificate = Certificate(posterior.norm_squared) if problem.site.log_concave else None
+        ended = stage_record(problem, posterior, status, kernel_passes=self.passes, seconds=self.seconds)
+        self.trace.add_stage(ended, spectrum_source(posterior))
         laplace = isinstance(problem.site, LaplaceSite)
         return Solution(
             representer_weights=posterior.representer_weights,
@@ -307,7 +330,7 @@ class _Run:
             status=status,
             certificate=certificate,
             kernel_passes=self.passes,
-            kernel_entries=self.operator.counts.entries - self.counts.entries,
+            kernel_entries=int(problem.rows.total(self.operator.counts.entries - self.counts.entries)),
             seconds=self.seconds,
             trace=self.trace,
             log_marginal_likelihood=posterior.log_marginal_likelihood() if laplace else None,
@@ -318,4 +341,5 @@ class _Run:
             curvature=posterior.curvature,
             actions=posterior.actions,
             support=posterior.support,
+            rows=problem.rows,
         )

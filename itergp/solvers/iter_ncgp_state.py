@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
+from torch import Tensor
+
 from itergp.solvers.action_buffer import ActionBuffer
 from itergp.solvers.linear_belief import LinearBelief
 from itergp.solvers.newton_iterate import NewtonIterate, pseudo_targets
@@ -52,6 +54,11 @@ class IterNCGPState:
     def rank(self) -> int:
         """Number of actions."""
         return self.belief.rank
+
+    @property
+    def gradient_residual(self) -> Tensor:
+        """``g - V`` ``(N, C)``: zero at the mode."""
+        return self.iterate.residual
 
     @property
     def finite(self) -> bool:

@@ -91,6 +91,11 @@ class LinearTimeState:
         return self.iterate.step_length if self.polishing is None else self.polishing.step_length
 
     @property
+    def gradient_residual(self) -> Tensor:
+        """``g - V`` ``(N, C)``: zero at the mode, and not at the best that a small support can do."""
+        return self.iterate.gradient - self.weights if self.polishing is None else self.polishing.gradient_residual
+
+    @property
     def finite(self) -> bool:
         """Whether the iterate is finite."""
         if self.polishing is not None:

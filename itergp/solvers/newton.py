@@ -69,10 +69,10 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
     shortest, steps, finished = 1.0, 0, True
     system = _NewtonSystem(space)
     for _ in range(_MAX_STEPS):
-        slope = space.metric(U) - space.project(g)
+        slope = space.shards.same(space.metric(U) - space.project(g))
         if float(slope.square().sum()) <= tolerance:
             break
-        direction = -system.solve(slope, W, problem.site.curvature_product(f, W))
+        direction = -space.shards.same(system.solve(slope, W, problem.site.curvature_product(f, W)))
         change = space.latent(direction)
         expected = float((slope * direction).sum())
         resolution = problem.resolution(f, g, objective)
@@ -92,7 +92,8 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
 
 
 def _objective(problem: Problem, space: SearchSpace, U: Tensor, f: Tensor) -> float:
-    return 0.5 * float((U * space.metric(U)).sum()) - problem.site.log_density(f)
+    quadratic = space.shards.same((U * space.metric(U)).sum())
+    return 0.5 * float(quadratic) - problem.log_density(f)
 
 
 def _backtrack(
@@ -127,7 +128,7 @@ class _NewtonSystem:
 
     def solve(self, right: Tensor, curvature: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
         latents, rank = right.shape
-        few = latents == 1 and curvature.shape[0] * rank**2 <= _DENSE_WORK
+        few = latents == 1 and self.space.shards.whole(curvature.shape[0]) * rank**2 <= _DENSE_WORK
         if few or latents * rank <= _DENSE_LIMIT:
             matrix = newton_matrix(self.space, curvature)
             return torch.cholesky_solve(
@@ -139,11 +140,12 @@ class _NewtonSystem:
 
     def _diagonal_blocks(self, curvature: Tensor) -> Tensor:
         """The latent functions' own blocks of the Newton matrix ``(C, B, B)``, from some of the rows when there are many."""
-        size, latents = curvature.shape[:2]
-        space, factor = self.space, 1.0
+        own, latents = curvature.shape[:2]
+        space, factor, size = self.space, 1.0, self.space.shards.whole(own)
         wanted = max(_SAMPLE_ROWS, _SAMPLE_FACTOR * space.rank)
         if wanted < size // 2:
-            rows = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:wanted].to(curvature.device)
+            rows = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:wanted] - space.shards.start()
+            rows = rows[(rows >= 0) & (rows < own)].to(curvature.device)
             space, curvature = replace(space, products=space.products[:, rows]), curvature[rows]
             factor = size / wanted
         diagonal = curvature.diagonal(dim1=-2, dim2=-1)
@@ -169,7 +171,7 @@ class _NewtonSystem:
             X, residual = X + alpha * p, residual - alpha * product
             z = self._precondition(residual)
             previous, rho = rho, (residual * z).sum()
-            if rho <= target:
+            if self.space.shards.any(bool(rho <= target)):
                 break
             p = z + (rho / previous) * p
         return X
@@ -179,20 +181,25 @@ def weighted_gram(space: SearchSpace, weights: Tensor, first: int, second: int) 
     """``T_first^T diag(weights) T_second`` ``(B, B)``, float64."""
     last = space.products.shape[0] - 1
     left, right = space.products[min(first, last)], space.products[min(second, last)]
-    return ((left * weights.unsqueeze(-1)).mT @ right).double()
+    return space.shards.sum(_own_gram(left, weights, right))
 
 
 def data_information(space: SearchSpace, curvature: Tensor) -> Tensor:
     """``T^T W T`` ``(C B, C B)``, float64: the information of the data about the coordinates, class-major."""
     latents, rank = curvature.shape[-1], space.rank
     matrix = space.gram.new_empty(latents * rank, latents * rank)
+    last = space.products.shape[0] - 1
     for c in range(latents):
         for d in range(c, latents):
-            block = weighted_gram(space, curvature[:, c, d], c, d)
+            block = _own_gram(space.products[min(c, last)], curvature[:, c, d], space.products[min(d, last)])
             rows, cols = slice(c * rank, (c + 1) * rank), slice(d * rank, (d + 1) * rank)
             matrix[rows, cols] = block
             matrix[cols, rows] = block.mT
-    return matrix
+    return space.shards.sum(matrix)
+
+
+def _own_gram(left: Tensor, weights: Tensor, right: Tensor) -> Tensor:
+    return ((left * weights.unsqueeze(-1)).mT @ right).double()
 
 
 def newton_matrix(space: SearchSpace, curvature: Tensor) -> Tensor:

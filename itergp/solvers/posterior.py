@@ -10,7 +10,7 @@ from torch import Tensor
 from itergp.likelihoods import VariationalSite
 from itergp.solvers.action_buffer import ActionBuffer
 from itergp.solvers.precision import Actions, LowRankPrecision, columns_times, marginal_covariance
-from itergp.solvers.problem import Problem, inner
+from itergp.solvers.problem import Problem
 from itergp.solvers.search_space import SearchSpace
 
 _ELBO_SEED = 1
@@ -56,8 +56,8 @@ class Posterior:
         Quadrature for C = 1; for several latent functions an estimate by fixed samples, others than those of the site.
         """
         site = VariationalSite.from_covariance(problem.site.observations, self.latent_covariance, seed=_ELBO_SEED)
-        quadratic = inner(self.representer_weights, self.latent_values - problem.mean)
-        return site.log_density(self.latent_values) - 0.5 * (quadratic + self.precision.kl_terms())
+        quadratic = problem.inner(self.representer_weights, self.latent_values - problem.mean)
+        return problem.with_site(site).log_density(self.latent_values) - 0.5 * (quadratic + self.precision.kl_terms())
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def posterior_covariance(problem: Problem, actions: Actions, extra: Tensor | Non
         extra: A block ``(N, C)`` to multiply in the same pass.
     """
     products, extra_product = actions.products(problem.operator, extra)
-    precision = LowRankPrecision.from_products(actions, products)
+    precision = LowRankPrecision.from_products(actions, products, problem.rows)
     whitened = precision.whiten(products)
     return CovarianceResult(precision, marginal_covariance(problem.prior_variance(), whitened), extra_product)
 
@@ -104,6 +104,6 @@ def support_covariance(problem: Problem, actions: Actions, support: Tensor) -> C
 def prior_covariance(problem: Problem) -> CovarianceResult:
     """No actions: the prior's covariance."""
     actions = Actions.empty(problem.mean)
-    precision = LowRankPrecision.from_products(actions, actions.values)
+    precision = LowRankPrecision.from_products(actions, actions.values, problem.rows)
     covariance = torch.diag_embed(problem.prior_variance())
     return CovarianceResult(precision, covariance, None)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itergp.operators import KernelOperator
+from itergp.operators import KernelOperator, Rows
+from itergp.operators.rows import ALL_ROWS
 
 # A direction whose information is below this share of the largest is rounding error of the sums that made it.
 _DROP = {torch.float32: 1e-6, torch.float64: 1e-12}
@@ -32,20 +33,22 @@ class Actions:
         return self.values.shape[-1]
 
     @classmethod
-    def from_directions(cls, directions: Tensor, curvature: Tensor) -> Actions:
+    def from_directions(cls, directions: Tensor, curvature: Tensor, rows: Rows = ALL_ROWS) -> Actions:
         """Actions along given directions.
 
         Args:
             directions: Uhat ``(N, C, k)``.
             curvature: W ``(N, C, C)``.
+            rows: Which of the N rows are here.
 
         Returns:
             At most k actions; dependent or uninformative directions are dropped, which can only widen the posterior.
         """
         products = torch.bmm(curvature, directions)
-        gram = (directions.flatten(0, 1).mT @ products.flatten(0, 1)).double()
+        gram = rows.sum((directions.flatten(0, 1).mT @ products.flatten(0, 1)).double())
         # Information that is a difference of much larger terms is rounding: a null direction of the curvature.
         spread = torch.einsum("nck,nc->k", directions.square(), curvature.diagonal(dim1=-2, dim2=-1)).double()
+        spread = rows.sum(spread)
         informative = gram.diagonal() > 100 * torch.finfo(directions.dtype).eps * spread
         products, gram = products[..., informative], gram[informative][:, informative]
         if gram.shape[0] == 0:
@@ -53,7 +56,7 @@ class Actions:
         scale = gram.diagonal().rsqrt()
         values, vectors = torch.linalg.eigh(_symmetric(scale[:, None] * gram * scale))
         keep = values > _DROP[directions.dtype] * values.max()
-        mix = scale[:, None] * vectors[:, keep] * values[keep].rsqrt()
+        mix = rows.same(scale[:, None] * vectors[:, keep] * values[keep].rsqrt())
         return cls(products @ mix.to(products))
 
     @classmethod
@@ -114,9 +117,9 @@ class LowRankPrecision:
         return self.actions.shape[-1]
 
     @classmethod
-    def from_products(cls, actions: Actions, products: Tensor) -> LowRankPrecision:
-        """From the actions and ``K A``."""
-        gram = _symmetric((actions.values.flatten(0, 1).mT @ products.flatten(0, 1)).double())
+    def from_products(cls, actions: Actions, products: Tensor, rows: Rows = ALL_ROWS) -> LowRankPrecision:
+        """From the actions and ``K A``; ``rows`` says which of them are here."""
+        gram = _symmetric(rows.sum((actions.values.flatten(0, 1).mT @ products.flatten(0, 1)).double()))
         return cls.from_gram(actions.values, gram)
 
     @classmethod

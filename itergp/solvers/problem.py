@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from itergp.likelihoods import Likelihood, Site
-from itergp.operators import KernelOperator
+from itergp.operators import KernelOperator, Rows
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,13 @@ class Problem:
 
     @property
     def num_rows(self) -> int:
-        """N."""
-        return self.mean.shape[0]
+        """N, those of all processes."""
+        return self.operator.num_rows
+
+    @property
+    def rows(self) -> Rows:
+        """Which of them are here; everything with one entry per row has the own rows only."""
+        return self.operator.rows
 
     @property
     def num_latents(self) -> int:
@@ -44,18 +49,26 @@ class Problem:
         """The same problem seen through another site."""
         return replace(self, site=site)
 
+    def inner(self, first: Tensor, second: Tensor) -> float:
+        """Inner product over all rows, accumulated in float64."""
+        return self.rows.total(inner(first, second))
+
+    def log_density(self, f: Tensor) -> float:
+        """The site's log-density of all rows, in float64."""
+        return self.rows.total(self.site.log_density(f))
+
     def objective(self, f: Tensor, weights: Tensor) -> float:
         """``Psi`` at ``f = m + K V``, in float64; the quadratic term is ``<V, f - m> / 2``."""
-        return -self.site.log_density(f) + 0.5 * inner(weights, f - self.mean)
+        return -self.log_density(f) + 0.5 * self.inner(weights, f - self.mean)
 
     def resolution(self, f: Tensor, gradient: Tensor, objective: float) -> float:
         """Changes of the objective below this are rounding, in nats: of f in its dtype, and of the float64 sum over rows."""
-        of_latent = torch.finfo(f.dtype).eps * float((f * gradient).double().norm())
+        of_latent = torch.finfo(f.dtype).eps * self.rows.total(float((f * gradient).double().square().sum())) ** 0.5
         return 4.0 * (of_latent + torch.finfo(torch.float64).eps * max(1.0, abs(objective)))
 
     def prior_variance(self) -> Tensor:
         """``k_c(x_n, x_n)`` at the training inputs, ``(N, C)``."""
-        return self.operator.diagonal().detach().mT.expand(self.num_rows, self.num_latents)
+        return self.operator.diagonal().detach().mT.expand(self.mean.shape)
 
 
 def inner(first: Tensor, second: Tensor) -> float:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from itergp.operators import KernelOperator, slices
+from itergp.operators import KernelOperator, Rows, slices
+from itergp.operators.rows import ALL_ROWS
 
 # A new direction that keeps less than this share of its squared prior norm (times the width of the block), once what the
 # space and the block already hold is taken out, is rounding error.
@@ -28,11 +29,13 @@ class SearchSpace:
         directions: S ``(C', N, B)``.
         products: T = K S ``(C', N, B)``.
         gram: ``S^T T`` ``(C', B, B)``, float64: the identity up to rounding, and what is used in its place.
+        shards: Which of the N rows are here.
     """
 
     directions: Tensor
     products: Tensor
     gram: Tensor
+    shards: Rows = field(default=ALL_ROWS, kw_only=True)
 
     @property
     def rank(self) -> int:
@@ -42,9 +45,10 @@ class SearchSpace:
     @classmethod
     def empty(cls, operator: KernelOperator) -> SearchSpace:
         """The space {0}."""
-        shape = (operator.num_kernels, operator.num_rows, 0)
+        shape = (operator.num_kernels, operator.num_own_rows, 0)
         zeros = torch.zeros(shape, dtype=operator.dtype, device=operator.device)
-        return cls(zeros, zeros, torch.zeros(shape[0], 0, 0, dtype=torch.float64, device=operator.device))
+        gram = torch.zeros(shape[0], 0, 0, dtype=torch.float64, device=operator.device)
+        return cls(zeros, zeros, gram, shards=operator.rows)
 
     # ------------------------------------------------------------- coordinates
     def latent(self, coordinates: Tensor) -> Tensor:
@@ -64,7 +68,7 @@ class SearchSpace:
                 total += part @ products[0]
             else:
                 total += torch.bmm(part.unsqueeze(1), products).squeeze(1)
-        return total
+        return self.shards.sum(total)
 
     def metric(self, coordinates: Tensor) -> Tensor:
         """``S^T K S U`` for coordinates U ``(C, B)``."""
@@ -93,30 +97,35 @@ class SearchSpace:
         Returns:
             The larger space, and ``K D`` ``(C', N, b)``.
         """
-        overlap = torch.matmul(self.products.mT, block)  # S^T K D
+        overlap = self._gram(self.products, block)  # S^T K D
         rest = block - torch.matmul(self.directions, overlap)
         rest_products = operator.matmul(rest) if multiply is None else multiply(rest)
         block_products = rest_products + torch.matmul(self.products, overlap)
         rest, rest_products = self._take_out(rest, rest_products)
         # Columns of unit prior norm, so that one threshold for rounding serves directions of every size.
-        original = (block * block_products).sum(-2, dtype=torch.float64).amax(0)
+        original = self.shards.sum((block * block_products).sum(-2, dtype=torch.float64)).amax(0)
         scale = original.clamp_min(torch.finfo(rest.dtype).tiny).rsqrt().to(rest)
         rest, rest_products = rest * scale, rest_products * scale
-        mix = _whitening(torch.matmul(rest.mT, rest_products).double(), _DROP[block.dtype] * block.shape[-1])
+        mix = self._whitening(rest, rest_products, _DROP[block.dtype] * block.shape[-1])
         new, new_products = torch.matmul(rest, mix.to(rest)), torch.matmul(rest_products, mix.to(rest))
         # A direction that was little more than rounding is not of unit norm once projected again: weed it out.
         new, new_products = self._take_out(new, new_products)
-        mix = _whitening(torch.matmul(new.mT, new_products).double(), 0.5)
+        mix = self._whitening(new, new_products, 0.5)
         new, new_products = torch.matmul(new, mix.to(rest)), torch.matmul(new_products, mix.to(rest))
         resolved = self._resolved(new)
         new, new_products = torch.matmul(new, resolved), torch.matmul(new_products, resolved)
-        corner = torch.matmul(new.mT, new_products).double()
-        side = torch.matmul(self.directions.mT, new_products).double()
+        corner = self._gram(new, new_products, torch.float64)
+        side = self._gram(self.directions, new_products, torch.float64)
         gram = torch.cat([torch.cat([self.gram, side], -1), torch.cat([side.mT, corner], -1)], -2)
-        padding = (new.abs().amax(-2) == 0.0).to(corner)  # kernels that kept fewer directions than others
+        padding = (self.shards.largest(new.abs().amax(-2)) == 0.0).to(
+            corner
+        )  # kernels that kept fewer directions than others
         gram[:, self.rank :, self.rank :] += torch.diag_embed(padding)
-        grown = SearchSpace(
-            torch.cat([self.directions, new], -1), torch.cat([self.products, new_products], -1), 0.5 * (gram + gram.mT)
+        grown = replace(
+            self,
+            directions=torch.cat([self.directions, new], -1),
+            products=torch.cat([self.products, new_products], -1),
+            gram=0.5 * (gram + gram.mT),
         )
         return grown, block_products
 
@@ -135,7 +144,7 @@ class SearchSpace:
 
     def _take_out(self, block: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
         """A block ``(C', N, b)`` and its products, less their projections on the space."""
-        overlap = torch.matmul(self.directions.mT, products)
+        overlap = self._gram(self.directions, products)
         return block - torch.matmul(self.directions, overlap), products - torch.matmul(self.products, overlap)
 
     def _resolved(self, block: Tensor) -> Tensor:
@@ -146,21 +155,28 @@ class SearchSpace:
         """
         if block.shape[-1] == 0:  # the residual was exactly zero, or nothing in it was new
             return block.new_zeros(block.shape[0], 0, 0)
-        values, vectors = torch.linalg.eigh(torch.matmul(block.mT, block).double())
-        seen = torch.cat([self.directions.square().sum(-2).double(), values], -1)
+        values, vectors = torch.linalg.eigh(self._gram(block, block, torch.float64))
+        seen = torch.cat([self.shards.sum(self.directions.square().sum(-2).double()), values], -1)
         largest = torch.where(seen > 0.0, seen.reciprocal(), 0.0).amax(-1, keepdim=True)  # of the Rayleigh quotients
         keep = (values > 0.0) & (values * largest * _RESOLUTION * torch.finfo(block.dtype).eps <= 1.0)
         width = int(keep.sum(-1).max()) if keep.numel() else 0
         order = (~keep).to(torch.int8).argsort(dim=-1, stable=True)[..., :width]  # the kept ones first
         mix = (vectors * keep.unsqueeze(-2)).gather(-1, order.unsqueeze(-2).expand(*vectors.shape[:-1], width))
-        return mix.to(block)
+        return self.shards.same(mix).to(block)
 
     def compress(self, mix: Tensor) -> SearchSpace:
         """The space spanned by ``S mix``, with ``mix`` ``(C', B, R)`` of orthonormal columns, float64."""
         values = mix.to(self.directions.dtype)
-        return SearchSpace(
-            torch.matmul(self.directions, values), torch.matmul(self.products, values), mix.mT @ self.gram @ mix
-        )
+        directions, products = torch.matmul(self.directions, values), torch.matmul(self.products, values)
+        return replace(self, directions=directions, products=products, gram=mix.mT @ self.gram @ mix)
+
+    def _gram(self, first: Tensor, second: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """``A^T B`` ``(C', k, l)`` over all rows, of blocks ``(C', N, k)`` and ``(C', N, l)``."""
+        return self.shards.sum(torch.matmul(first.mT, second).to(dtype or first.dtype))
+
+    def _whitening(self, block: Tensor, products: Tensor, floor: float) -> Tensor:
+        """Mixing of a block and its products to unit prior norm, the same in all processes."""
+        return self.shards.same(_whitening(self._gram(block, products, torch.float64), floor))
 
 
 def _whitening(gram: Tensor, floor: float) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from itergp.diagnostics.trace import Trace
 from itergp.errors import InputError
-from itergp.operators import KernelOperator
+from itergp.operators import KernelOperator, Rows
+from itergp.operators.rows import ALL_ROWS
 from itergp.solvers.action_buffer import ActionBuffer
 from itergp.solvers.precision import LowRankPrecision
 from itergp.solvers.search_space import SearchSpace
@@ -86,6 +87,7 @@ class Solution:
         actions: Actions and their kernel products, for a warm start of ``IterNCGP``.
         support: Rows ``(M,)`` outside which weights and the precision's actions are zero, the latter being kept on them alone;
             None for all rows.
+        rows: Which of the N rows are here: all, unless the rows are divided among processes.
     """
 
     representer_weights: Tensor
@@ -108,6 +110,7 @@ class Solution:
     curvature: Tensor | None = None
     actions: ActionBuffer | None = None
     support: Tensor | None = None
+    rows: Rows = ALL_ROWS
 
     @property
     def rank(self) -> int:
@@ -135,6 +138,31 @@ class Solution:
         """The posterior alone: no search space and no operator, as it is saved and moved between devices."""
         return replace(self, space=None, coordinates=None, operator=None, actions=None)
 
+    def gather(self) -> Solution:
+        """The posterior with all rows in every process, which must all call this; without the search space.
+
+        It takes the memory of one process alone: ``N C r`` numbers for a covariance of rank r.
+        """
+        rows = self.rows
+        if not rows.sharded:
+            return self
+        return replace(self._with_rows(rows.gather), rows=ALL_ROWS)
+
+    def divide(self, rows: Rows) -> Solution:
+        """The posterior with the rows of this process alone; the reverse of ``gather``."""
+        return self if rows == self.rows else replace(self._with_rows(rows.local), rows=rows)
+
+    def _with_rows(self, of: Callable[[Tensor], Tensor]) -> Solution:
+        """The posterior with every array of rows changed."""
+        return replace(
+            self.without_space(),
+            representer_weights=of(self.representer_weights),
+            latent_values=of(self.latent_values),
+            latent_covariance=of(self.latent_covariance),
+            precision=replace(self.precision, actions=of(self.precision.actions)),
+            curvature=None if self.curvature is None else of(self.curvature),
+        )
+
     def to(self, like: Tensor) -> Solution:
         """The posterior in the dtype and on the device of ``like``; the search space is left behind."""
         precision = LowRankPrecision(
@@ -157,8 +185,9 @@ class Solution:
         gap = "none" if self.certificate is None else f"{self.certificate.objective_gap:.3g} nats"
         gap = "unknown" if gap.startswith("inf") else gap
         size = tuple(self.representer_weights.shape)
+        rows = f"{size[0]:,}" + " own" * self.rows.sharded
         return (
-            f"Solution({self.approximation}, {size[0]:,} rows x {size[1]} latent, {self.kernel_passes} kernel passes, "
+            f"Solution({self.approximation}, {rows} rows x {size[1]} latent, {self.kernel_passes} kernel passes, "
             f"rank {self.rank}, certified gap {gap}, {self.seconds:.2f} s: {self.status})"
         )
 

@@ -18,7 +18,7 @@ from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, View
 from itergp.solvers.policies.directions import holds, shared_directions
 from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.posterior import Posterior, posterior_covariance, prior_covariance
-from itergp.solvers.problem import Problem, inner
+from itergp.solvers.problem import Problem
 from itergp.solvers.search_space import SearchSpace
 from itergp.solvers.solution import Solution, is_finite
 from itergp.solvers.status import Reason, Status
@@ -35,6 +35,7 @@ _PRELIMINARY_SHARE, _PRELIMINARY_RANK = 4, 8
 _BLOCKS = 32
 # The search within the space stops when its own gradient is this small a share of the functional gradient.
 _INNER_SHARE = 1e-3
+_DEPENDENT = 1e-13  # share of the largest singular value that is rounding in float64
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,11 @@ class SubspaceState:
     def step_length(self) -> float:
         """Smallest step length in the last step."""
         return self.iterate.step_length
+
+    @property
+    def gradient_residual(self) -> Tensor:
+        """``g - V`` ``(N, C)``: zero at the mode."""
+        return self.iterate.gradient - self.weights
 
     @property
     def finite(self) -> bool:
@@ -163,7 +169,8 @@ class SubspaceNewton:
     def _rank_limit(self, problem: Problem) -> int:
         operator, limit = problem.operator, 2 * problem.num_latents
         size = problem.mean.element_size()
-        affordable = self.rank_limit(operator.num_rows, operator.num_kernels, size, operator.memory_budget)
+        rows = operator.num_rows // operator.rows.processes  # in each of them
+        affordable = self.rank_limit(rows, operator.num_kernels, size, operator.memory_budget)
         return affordable if self.max_rank is not None else max(limit, affordable)
 
     def _covariance_rank(self, latents: int, *, final: bool) -> int:
@@ -187,6 +194,11 @@ class SubspaceNewton:
         """The same solver with a larger tolerance."""
         return replace(self, tolerance=factor * self.tolerance)
 
+    @property
+    def shards_rows(self) -> bool:
+        """Whether the rows can be divided among processes: by default, and with policies that can."""
+        return self.policy is None or getattr(self.policy, "shards_rows", False)
+
     def without_covariance(self) -> SubspaceNewton:
         """The same solver for the mean alone."""
         return replace(self, covariance_rank=0)
@@ -207,7 +219,7 @@ class SubspaceNewton:
     def _recycle(self, problem: Problem, earlier: Solution | None) -> tuple[SearchSpace, Tensor]:
         empty = SearchSpace.empty(problem.operator)
         nothing = torch.zeros(problem.num_latents, 0, dtype=torch.float64, device=problem.mean.device)
-        if earlier is None or earlier.representer_weights.shape != problem.mean.shape:
+        if earlier is None or earlier.rows != problem.rows or earlier.representer_weights.shape != problem.mean.shape:
             return empty, nothing
         kept = earlier.space
         if earlier.operator is problem.operator and kept is not None and earlier.coordinates is not None:
@@ -232,13 +244,13 @@ class SubspaceNewton:
         """One kernel pass: grow the space by the gradient at the iterate, then minimise within it."""
         residual = state.iterate.gradient - state.weights
         directions = self._directions(problem, residual, state)
-        state = self._make_room(state, directions.shape[-1], self._rank_limit(problem))
-        if holds(directions, residual):
+        state = self._make_room(problem, state, directions.shape[-1], self._rank_limit(problem))
+        if holds(directions, residual, problem.rows):
             space, products = state.space.extend(directions, problem.operator)
-            norm_squared = self._norm_squared(residual, directions, products)
+            norm_squared = self._norm_squared(problem, residual, directions, products)
         else:
             space, extra = state.space.extend_with(directions, residual, problem.operator)
-            norm_squared = max(inner(residual, extra), 0.0)
+            norm_squared = max(problem.inner(residual, extra), 0.0)
         grew = space.rank > state.space.rank
         # A space that cannot grow is searched to the end.
         share = _INNER_SHARE if grew else 0.0
@@ -280,7 +292,7 @@ class SubspaceNewton:
         proposal = self._policy(problem).propose(seen)
         if proposal is None:
             return residual.new_zeros(residual.shape[0], 0)
-        return shared_directions(proposal, residual)[:, :limit]
+        return shared_directions(proposal, residual, problem.rows)[:, :limit]
 
     def _policy(self, problem: Problem) -> Policy:
         if self.policy is not None:
@@ -289,18 +301,19 @@ class SubspaceNewton:
         return ClassGradient() if problem.num_latents > 1 else BlockGradient(num_blocks=min(self.num_blocks, limit))
 
     @staticmethod
-    def _norm_squared(residual: Tensor, directions: Tensor, products: Tensor) -> float:
+    def _norm_squared(problem: Problem, residual: Tensor, directions: Tensor, products: Tensor) -> float:
         """``q = <R, K R>`` from the products of the directions, whose span holds R."""
-        scale = directions.square().sum(0)
-        mix = (directions.mT @ residual) / scale.clamp_min(torch.finfo(scale.dtype).tiny)[:, None]  # orthogonal columns
+        scale = problem.rows.sum(directions.square().sum(0))
+        scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)[:, None]
+        mix = problem.rows.sum(directions.mT @ residual) / scale  # orthogonal columns
         applied = products[0] @ mix if products.shape[0] == 1 else torch.einsum("cnb,bc->nc", products, mix)
-        return max(inner(residual, applied), 0.0)
+        return max(problem.inner(residual, applied), 0.0)
 
     @staticmethod
-    def _make_room(state: SubspaceState, width: int, limit: int) -> SubspaceState:
+    def _make_room(problem: Problem, state: SubspaceState, width: int, limit: int) -> SubspaceState:
         """Drops the least informative directions when the block would exceed the maximum rank; the iterate stays."""
         space, iterate = state.space, state.iterate
-        if space.rank + width <= limit or limit >= state.weights.shape[0]:  # more than N directions are dependent
+        if space.rank + width <= limit or limit >= problem.num_rows:  # more than N directions are dependent
             return replace(state, event="")
         keep = limit - width
         mix = compression(space, iterate, keep)
@@ -348,7 +361,7 @@ class SubspaceNewton:
             actions = leading_actions(state.space, iterate.curvature, rank)
             result = posterior_covariance(problem, actions, residual)
             assert result.extra is not None
-            renewed = max(inner(residual, result.extra), 0.0) + 2.0 * _resolution(problem, iterate)
+            renewed = max(problem.inner(residual, result.extra), 0.0) + 2.0 * _resolution(problem, iterate)
             norm_squared = min(state.norm_squared, renewed)
         return Posterior(
             representer_weights=state.weights,
@@ -395,9 +408,10 @@ def compression(space: SearchSpace, iterate: Iterate, keep: int) -> Tensor:
         own = range(latents) if space.gram.shape[0] == 1 else range(c, c + 1)
         weights = iterate.curvature.diagonal(dim1=-2, dim2=-1)[:, list(own)].sum(-1)
         information = weighted_gram(space, weights, c, c)
-        held = torch.linalg.qr(iterate.coordinates[list(own)].mT).Q
+        held, sizes, _ = torch.linalg.svd(iterate.coordinates[list(own)].mT, full_matrices=False)
+        held = held[:, sizes > _DEPENDENT * sizes.max()]  # those of softmax add up to zero
         away = torch.eye(space.rank, dtype=held.dtype, device=held.device) - held @ held.mT
         _, vectors = torch.linalg.eigh(away @ information @ away)
         mixes.append(torch.cat([held, vectors[:, vectors.shape[1] - (keep - held.shape[1]) :]], -1))
     mix = torch.stack(mixes)
-    return torch.linalg.qr(mix).Q
+    return space.shards.same(torch.linalg.qr(mix).Q)

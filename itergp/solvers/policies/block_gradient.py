@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ class BlockGradient:
     """
 
     num_blocks: int = 32
+    shards_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the settings."""
@@ -31,12 +33,14 @@ class BlockGradient:
 
     def propose(self, view: View) -> Tensor:
         """One action per cluster and latent function, ``(N, C, blocks C)``."""
+        rows = view.operator.rows
         if self not in view.memory:
-            view.memory[self] = cluster_rows(view.inputs, self.num_blocks)
+            view.memory[self] = rows.local(cluster_rows(view.inputs, self.num_blocks))
         labels, latents = view.memory[self], view.shape[1]
-        inside = torch.nn.functional.one_hot(labels).to(view.gradient)
+        count = int(rows.largest(labels.max())) + 1
+        inside = torch.nn.functional.one_hot(labels, count).to(view.gradient)
         split = columns(inside, latents) * view.gradient.unsqueeze(-1)
-        return split[..., split.abs().amax((0, 1)) > 0]
+        return split[..., rows.largest(split.abs().amax((0, 1))) > 0]
 
 
 def cluster_rows(inputs: Tensor, num_blocks: int) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ class ClassGradient:
 
     The default of ``SubspaceNewton`` for several latent functions.
     """
+
+    shards_rows: ClassVar[bool] = True
 
     def propose(self, view: View) -> Tensor:
         """One action per latent function, ``(N, C, C)``."""

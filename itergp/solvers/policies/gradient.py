@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -16,6 +17,8 @@ class Gradient:
     One kernel pass per action. Unlike the residual it weighs rows by what they have to say: saturated rows count for
     nothing instead of for everything.
     """
+
+    shards_rows: ClassVar[bool] = True
 
     def propose(self, view: View) -> Tensor:
         """The gradient as one action over all latent functions."""

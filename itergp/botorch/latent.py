@@ -1,0 +1,120 @@
+"""The latent posterior at t-batches of points."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import gpytorch
+import torch
+from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from gpytorch.kernels import Kernel
+from linear_operator import to_linear_operator
+from linear_operator.operators import (
+    DenseLinearOperator,
+    DiagLinearOperator,
+    LinearOperator,
+    MatmulLinearOperator,
+    SumLinearOperator,
+)
+from torch import Tensor
+
+from itergp.models import NonConjugateGP
+
+# Share of the prior variance below which a posterior variance is rounding; added, so that it can only widen.
+_ROUNDING = 10.0
+
+
+@dataclass(frozen=True)
+class LatentBlock:
+    """Mean and covariance of the C latent functions at q points, for a batch ``b`` of such sets.
+
+    Attributes:
+        mean: ``(*b, q, C)``.
+        whitened: Q ``(*b, q, C, r)``: covariances are the prior's minus ``Q Q^T``.
+        features: What the kernel is evaluated on, ``(*b, q, D)``, or ``(*b, 1 or C, q, D)`` for a kernel per function.
+        kernel: The kernel that the posterior was found with.
+        shared: Whether one kernel serves all latent functions.
+        prior_variance: ``(*b, q, C)``.
+    """
+
+    mean: Tensor
+    whitened: Tensor
+    features: Tensor
+    kernel: Kernel
+    shared: bool
+    prior_variance: Tensor
+
+    @classmethod
+    def at(cls, model: NonConjugateGP, X: Tensor) -> LatentBlock:
+        """The posterior of a model at ``X`` ``(*b, q, D)``; one product with the cross-kernel."""
+        shape = X.shape[:-1]
+        part = model._latent(model._test_inputs(X.reshape(-1, X.shape[-1])))
+        operator = model._training_operator()
+        features, shared = part.prior.features, operator.num_kernels == 1
+        if features.dim() == 2:
+            features = features.reshape(*shape, -1)
+            features = features if shared else features.unsqueeze(-3)
+        else:
+            features = features.reshape(-1, *shape, features.shape[-1]).movedim(0, -3)
+            features = features.squeeze(-3) if shared else features
+        latents = part.mean.shape[1]
+        return cls(
+            mean=part.mean.reshape(*shape, latents),
+            whitened=part.whitened.reshape(*shape, *part.whitened.shape[1:]),
+            features=features,
+            kernel=operator.kernel,
+            shared=shared,
+            prior_variance=part.prior_variance.reshape(*shape, latents),
+        )
+
+    @property
+    def num_latents(self) -> int:
+        """C."""
+        return self.mean.shape[-1]
+
+    def covariance(self) -> LinearOperator:
+        """Joint covariance ``(*b, q C, q C)``, latent functions innermost; lazy with one latent function."""
+        if self.num_latents == 1:
+            root = self.whitened.squeeze(-2)
+            explained = MatmulLinearOperator(DenseLinearOperator(-root), DenseLinearOperator(root.mT))
+            with gpytorch.settings.lazily_evaluate_kernels(True):
+                prior = self.kernel(self.features, self.features)
+            return SumLinearOperator(prior, explained, DiagLinearOperator(self._lift()))
+        return DenseLinearOperator(self.cross_covariance(self) + torch.diag_embed(self._lift()))
+
+    def cross_covariance(self, other: LatentBlock) -> Tensor:
+        """Covariance with the latent functions at other points: ``(*b, q C, p C)``, latent functions innermost."""
+        prior = self.kernel(self.features, other.features).to_dense()
+        if self.num_latents > 1:
+            blocks = (prior.unsqueeze(-3) if self.shared else prior).movedim(-3, -1)  # (*b, q, p, 1 or C)
+            blocks = torch.diag_embed(blocks.expand(*blocks.shape[:-1], self.num_latents)).transpose(-3, -2)
+            prior = blocks.flatten(-2, -1).flatten(-3, -2)
+        return prior - self.whitened.flatten(-3, -2) @ other.whitened.flatten(-3, -2).mT
+
+    def _lift(self) -> Tensor:
+        """What rounding can have taken from the variances ``(*b, q C)``, so that none is negative."""
+        least = _ROUNDING * torch.finfo(self.mean.dtype).eps * self.prior_variance
+        variance = self.prior_variance - self.whitened.square().sum(-1)
+        return (least + (least - variance).clamp_min(0.0)).flatten(-2)
+
+
+def normal(mean: Tensor, covariance: LinearOperator | Tensor) -> MultivariateNormal:
+    """The distribution of latent values with means ``(*b, q, C)``: multitask and interleaved when C > 1."""
+    operator = to_linear_operator(covariance)
+    batch = torch.broadcast_shapes(mean.shape[:-2], operator.batch_shape)
+    mean = mean.expand(*batch, *mean.shape[-2:])
+    if operator.batch_shape != batch:
+        operator = operator.expand(*batch, *operator.matrix_shape)
+    if mean.shape[-1] == 1:
+        return MultivariateNormal(mean.squeeze(-1), operator)
+    return MultitaskMultivariateNormal(mean, operator, interleaved=True)
+
+
+def select_outputs(distribution: MultivariateNormal, outputs: tuple[int, ...]) -> MultivariateNormal:
+    """The distribution of some of the latent functions."""
+    mean = distribution.mean
+    q, latents = mean.shape[-2:]
+    keep = torch.arange(math.prod((q, latents)), device=mean.device).view(q, latents)[:, list(outputs)].flatten()
+    covariance = distribution.covariance_matrix[..., keep, :][..., keep]
+    return normal(mean[..., list(outputs)], covariance)

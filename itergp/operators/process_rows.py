@@ -1,0 +1,179 @@
+"""``ProcessRows``: rows divided among the processes of ``torch.distributed``."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from itergp.errors import InputError, SolverError
+from itergp.operators.process_group import collective, connect, disconnect
+from itergp.operators.rows import Interrupt, Rows
+
+_SAME = 1e-9  # rounding of checksums
+
+
+@dataclass(frozen=True)
+class ProcessRows(Rows):
+    """Consecutive rows for each process, nearly equally many.
+
+    Attributes:
+        bounds: First rows of the processes, and the number of all rows.
+        rank: Number of this process.
+        device: Device of what is sent.
+    """
+
+    bounds: tuple[int, ...]
+    rank: int
+    device: torch.device = field(compare=False)
+
+    @classmethod
+    def divide(cls, total: int, device: torch.device) -> ProcessRows:
+        """The own share of ``total`` rows.
+
+        Raises:
+            InputError: If there are fewer rows than processes, or the backend does not fit the device.
+        """
+        rank, size = connect(device)
+        if total < size:
+            raise InputError(f"Every process must get a row. Got {total} row(s) for {size} processes. Start fewer.")
+        return cls(tuple(p * total // size for p in range(size + 1)), rank, device)
+
+    @property
+    def processes(self) -> int:
+        """Number of processes P."""
+        return len(self.bounds) - 1
+
+    def sharing(self, device: torch.device) -> int:
+        """Processes on this machine, as torchrun tells, otherwise all; each has a CUDA device of its own."""
+        return (
+            min(self.processes, int(os.environ.get("LOCAL_WORLD_SIZE", self.processes))) if device.type == "cpu" else 1
+        )
+
+    @property
+    def first(self) -> bool:
+        """Whether this is the process that draws and writes."""
+        return self.rank == 0
+
+    def count(self, total: int) -> int:
+        """Number of own rows."""
+        return self.bounds[self.rank + 1] - self.bounds[self.rank]
+
+    def whole(self, own: int) -> int:
+        """Number of all rows."""
+        return self.bounds[-1]
+
+    def start(self) -> int:
+        """Number of the first own row."""
+        return self.bounds[self.rank]
+
+    def local(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """The own rows of a tensor of all rows, in memory of their own."""
+        return tensor.narrow(dim, self.start(), self.count(self.bounds[-1])).clone()
+
+    def gather(self, tensor: Tensor, dim: int = 0) -> Tensor:
+        """A tensor of all rows, in every process."""
+        sizes = [stop - start for start, stop in zip(self.bounds, self.bounds[1:], strict=False)]
+        rows = tensor.movedim(dim, 0)
+        padded = rows.new_zeros(max(sizes), *rows.shape[1:])
+        padded[: rows.shape[0]] = rows
+        parts = [torch.empty_like(padded) for _ in sizes]
+        collective(dist.all_gather, parts, padded)
+        return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).movedim(0, dim).contiguous()
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of every process's value, which may be overwritten; bit by bit the same in all of them."""
+        value = value.contiguous()
+        if value.numel():
+            collective(dist.all_reduce, value)
+        return value
+
+    def total(self, value: float) -> float:
+        """The sum of every process's number."""
+        return float(self.sum(self._number(value)))
+
+    def largest(self, value: Tensor) -> Tensor:
+        """The elementwise largest of every process's value."""
+        value = value.clone(memory_format=torch.contiguous_format)
+        if value.numel():
+            collective(dist.all_reduce, value, op=dist.ReduceOp.MAX)
+        return value
+
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set in some process."""
+        return bool(self.largest(self._number(float(flag))) > 0.0)
+
+    def same(self, value: Tensor) -> Tensor:
+        """The first process's value, whatever its shape."""
+        shape = torch.tensor(value.shape, dtype=torch.int64, device=self.device)
+        collective(dist.broadcast, shape, 0)
+        wanted = tuple(shape.tolist())
+        value = value.contiguous() if tuple(value.shape) == wanted else value.new_empty(wanted)
+        if value.numel():
+            collective(dist.broadcast, value, 0)
+        return value
+
+    def require_same(self, name: str, numbers: Sequence[float]) -> None:
+        """Numbers that every process must have alike, up to rounding, such as checksums of data.
+
+        Raises:
+            InputError: In every process, if they differ.
+        """
+        for values in ([float(len(numbers))], numbers):
+            mine = torch.tensor(values, dtype=torch.float64, device=self.device)
+            high, low = self.largest(torch.stack([mine, -mine]))
+            if bool((high + low > _SAME * (1.0 + high.abs())).any()):
+                raise InputError(
+                    f"Every process must have the same {name}. Got other ones in some process. Load the same data and seed "
+                    "random numbers alike everywhere; torch.distributed.broadcast copies a tensor from one to all."
+                )
+
+    @contextmanager
+    def together(self) -> Iterator[Interrupt]:
+        """Ends the work of all processes when this one fails; Ctrl-C waits until all of them can stop."""
+        interrupt = Interrupt()
+        main = threading.current_thread() is threading.main_thread()
+
+        def press(*_: Any) -> None:
+            interrupt.pressed = True
+
+        before = signal.signal(signal.SIGINT, press) if main else None
+        try:
+            with self.alive():
+                yield interrupt
+        finally:
+            if main:
+                signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
+
+    @contextmanager
+    def alive(self) -> Iterator[None]:
+        """Tells the others when an error ends what this process does with them."""
+        try:
+            yield
+        except (InputError, SolverError):
+            raise  # found by all processes alike, or a connection that is already closed
+        except BaseException:
+            disconnect()
+            raise
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProcessRows:
+        """Itself: a copy belongs to the same process."""
+        return self
+
+    def __reduce__(self) -> Any:
+        """Refuses to be pickled: the rows of one process mean nothing elsewhere."""
+        raise InputError(
+            "A model whose rows are shared by processes cannot be pickled. Got one with the rows of one process. "
+            "Call model.save(path) in every process."
+        )
+
+    def _number(self, value: float) -> Tensor:
+        return torch.tensor(value, dtype=torch.float64, device=self.device)

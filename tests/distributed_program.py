@@ -1,0 +1,268 @@
+"""What ``test_distributed`` runs in several processes, and once in one: ``python distributed_program.py FOLDER PART``.
+
+A scenario is a function of the kind of operator; what it returns must not depend on the number of processes.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+import pickle
+import signal
+import sys
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from helpers import SimpleGP, make_batch_kernel, make_binary, make_classes, make_inputs, make_kernel, make_model
+from torch import Tensor
+
+import itergp
+from itergp.errors import InputError, SolverError
+from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
+from itergp.operators import blocked, make_operator, sharded
+from itergp.solvers import DenseNewton, Reason, SubspaceNewton, newton, policies
+
+ROWS = 151
+Results = dict[str, Tensor]
+
+
+def _posterior(model: SimpleGP, **settings) -> Results:
+    """Everything of a posterior that has an answer in one process."""
+    solution = model.condition()
+    columns = model.train_inputs[0].shape[1]
+    x = make_inputs(23, columns, model.train_inputs[0].dtype, seed=9).requires_grad_(True)
+    latent = model(x)
+    (slope,) = torch.autograd.grad(latent.mean.square().sum() + latent.variance.sum(), x)
+    whole = solution.gather()
+    numbers = [solution.objective, solution.elbo, solution.rank, solution.kernel_passes]
+    if solution.certificate is not None:
+        numbers.append(solution.certificate.objective_gap)
+    predicted = model.predict(x.detach())
+    return {
+        "numbers": torch.tensor(numbers, dtype=torch.float64),
+        "weights": whole.representer_weights,
+        "latent values": whole.latent_values,
+        "latent covariance": whole.latent_covariance,
+        "mean": latent.mean.detach(),
+        "variance": latent.variance.detach(),
+        "slope": slope,
+        "predicted": predicted.probs if hasattr(predicted, "probs") else predicted.mean,
+    }
+
+
+def _case(name: str, approximation: str, dtype: torch.dtype = torch.float64, **settings) -> Callable[[str], Results]:
+    solver = SubspaceNewton(**{"tolerance": 1e-6, **settings})
+
+    def run(kind: str) -> Results:
+        own = {"kernel": make_batch_kernel()} if name == "own-kernels" else {}
+        case = "categorical" if own else name
+        return _posterior(
+            make_model(case, ROWS, dtype, approximation=approximation, operator=kind, solver=solver, **own)
+        )
+
+    return run
+
+
+def _weighted(kind: str) -> Results:
+    x, y = make_classes(ROWS)
+    y = y.clone()
+    y[::7] = -1
+    weight = torch.linspace(0.5, 2.0, ROWS, dtype=torch.float64)
+    likelihood = CategoricalLikelihood(3)
+    model = SimpleGP(x, y, likelihood, operator=kind, sample_weight=weight, missing_targets=True)
+    return _posterior(model.double().eval())
+
+
+def _again(kind: str) -> Results:
+    """Other hyperparameters, from the space of the last solve."""
+    model = make_model("categorical", ROWS, operator=kind)
+    model.condition()
+    model.covar_module.base_kernel.lengthscale = 1.3
+    model.condition()
+    return _posterior(copy.deepcopy(model))
+
+
+def _more_rows(kind: str) -> Results:
+    """Rows added later: processes start afresh, so that only the mode is the same."""
+    model = make_model(
+        "categorical", ROWS, approximation="laplace", operator=kind, solver=SubspaceNewton(tolerance=1e-9)
+    )
+    model.condition()
+    model.append_train_data(*make_classes(20, seed=5))
+    return {"mean": model.latent_mean(make_inputs(23))}
+
+
+def _sampled(kind: str) -> Results:
+    """Newton systems by conjugate gradients, preconditioned from a sample of rows, as for many rows and directions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(newton, "_DENSE_LIMIT", 5)
+        patch.setattr(newton, "_SAMPLE_ROWS", 20)
+        patch.setattr(newton, "_SAMPLE_FACTOR", 1)
+        return _case("categorical", "variational")(kind)
+
+
+def _learned(kind: str) -> Results:
+    x, y = make_binary(510)
+    model = SimpleGP(x, y, BernoulliLikelihood(), operator=kind).double()
+    result = itergp.fit(model, max_iterations=2)
+    return (
+        {"parameters": torch.cat([p.detach().flatten() for p in model.parameters()])} | _posterior(model)
+        if result
+        else {}
+    )
+
+
+SCENARIOS: dict[str, Callable[[str], Results]] = {
+    "binary": _case("bernoulli-logit", "variational"),
+    "binary, Laplace": _case("bernoulli-logit", "laplace"),
+    "softmax": _case("categorical", "variational"),
+    "softmax, Laplace": _case("categorical", "laplace"),
+    "own kernels": _case("own-kernels", "variational"),
+    "own kernels, Laplace": _case("own-kernels", "laplace"),
+    "not log-concave": _case("student-t", "laplace"),
+    "compressed": _case("categorical", "laplace", max_rank=12, max_passes=12),
+    "more actions than directions": _case("categorical", "laplace", max_passes=3, covariance_rank=60),
+    "policy": _case("bernoulli-logit", "laplace", policy=policies.Gradient(), max_passes=12),
+    "weights": _weighted,
+    "again": _again,
+    "more rows": _more_rows,
+    "sampled": _sampled,
+    "learned": _learned,
+    "float32, softmax": _case("categorical", "variational", torch.float32, covariance_rank=3 * ROWS),
+    "float32, binary": _case("bernoulli-logit", "variational", torch.float32, covariance_rank=ROWS),
+}
+ROUNDED = ("more rows", "float32, softmax", "float32, binary")  # equal up to the tolerance, not to rounding in float64
+FEW = ("binary", "softmax", "own kernels, Laplace")
+
+
+# ------------------------------------------------------------- in processes only
+@torch.no_grad()
+def check_products() -> None:
+    """Products and diagonals in many small pieces, kept and not kept."""
+    patch = pytest.MonkeyPatch()
+    for module in (sharded, blocked):
+        patch.setattr(module, "_CACHE_BLOCK_COLUMNS", 24)
+        patch.setattr(module, "_CACHE_BLOCK_ROWS", 8)
+    for kernel, kernels in ((make_kernel(), 1), (make_batch_kernel(), 3), (make_kernel() + make_kernel(0.3), 1)):
+        x, budget = make_inputs(ROWS), 10**7
+        for memory in (budget, 1):
+            whole = make_operator(kernel.double(), x, num_kernels=kernels, kind="dense")
+            part = make_operator(kernel, x, num_kernels=kernels, kind="sharded", memory_budget=memory)
+            assert (part._kept is not None) == (memory == budget)
+            for shape in ((ROWS, 5), (kernels, ROWS, 5)):
+                block = torch.randn(shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+                for _ in range(2):
+                    own = part.matmul(part.rows.local(block, -2).detach())
+                    torch.testing.assert_close(part.rows.gather(own, 1), whole.matmul(block), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(part.rows.gather(part.diagonal(), 1), whole.diagonal())
+            entries = part.rows.total(part.counts.entries) / kernels
+            assert memory == 1 or entries <= 0.5 * ROWS * (ROWS + 8 * part.rows.processes), entries
+    patch.undo()
+
+
+def check_refusals(rank: int) -> None:
+    """What cannot be done says so, in every process."""
+    model = make_model("bernoulli-logit", ROWS, operator="sharded")
+    for solver in (DenseNewton(), SubspaceNewton(policy=policies.CG())):
+        model.solver = solver
+        with pytest.raises(InputError, match=r"divided among processes by SubspaceNewton"):
+            model.condition()
+    model.solver = SubspaceNewton()
+    model.condition()
+    x = make_inputs(5)
+    with pytest.raises(InputError, match=r"same new inputs"):
+        model.predict(x + rank)
+    with pytest.raises(InputError, match=r"in one process"):
+        model.decompose_uncertainty(x)
+    with pytest.raises(InputError, match=r"cannot be pickled"):
+        pickle.dumps(model)
+    model.covar_module.outputscale = 2.0 + rank
+    with pytest.raises(InputError, match=r"same hyperparameters"):
+        model.condition()
+    other = SimpleGP(*make_binary(ROWS, seed=rank), BernoulliLikelihood(), operator="sharded").double()
+    with pytest.raises(InputError, match=r"same training data"):
+        other.condition()
+    few = SimpleGP(*make_binary(1), BernoulliLikelihood(), operator="sharded").double()
+    with pytest.raises(InputError, match=r"must get a row"):
+        few.condition()
+
+
+def check_stopping(rank: int) -> None:
+    """A clock or Ctrl-C in one process stops all of them at the same step."""
+    last = dist.get_world_size() - 1
+    model = make_model("categorical", ROWS, operator="sharded", solver=SubspaceNewton(tolerance=1e-12, time_limit=1.0))
+    solution = model.condition(callback=lambda _: time.sleep(1.0) if rank == last else None)
+    assert solution.status.reason is Reason.TIME
+    assert len(solution.trace.records) == 1
+    model.solver = SubspaceNewton(tolerance=1e-12)
+    solution = model.condition(callback=lambda _: os.kill(os.getpid(), signal.SIGINT) if rank == last else None)
+    assert solution.status.reason is Reason.INTERRUPTED
+    assert len(solution.trace.records) == 1
+
+
+def check_saving(folder: Path) -> None:
+    """The file has the whole posterior, and can be read by processes and by one."""
+    model = make_model("categorical", ROWS, operator="sharded")
+    torch.save(model.predict(make_inputs(7)).probs, folder / f"predicted.{dist.get_rank()}.pt")
+    model.save(folder / "model.safetensors")
+    loaded = make_model("categorical", 20, operator="sharded").load(folder / "model.safetensors")
+    solution = loaded._current_solution()
+    assert solution is not None
+    assert solution.rows == model.solution.rows
+    assert solution.representer_weights.shape == model.solution.representer_weights.shape
+    torch.testing.assert_close(loaded.predict(make_inputs(7)).probs, model.predict(make_inputs(7)).probs)
+
+
+def check_failure(rank: int, how: str) -> None:
+    """One process fails in the middle: the others learn it at once, and say so."""
+    last = dist.get_world_size() - 1
+
+    def callback(_: object) -> None:
+        if rank != last:
+            return
+        if how == "exit":
+            os._exit(1)
+        if how == "sleep":
+            time.sleep(60.0)
+        raise ZeroDivisionError("on purpose")
+
+    model = make_model("categorical", ROWS, operator="sharded")
+    if rank == last:
+        with pytest.raises(ZeroDivisionError, match=r"on purpose"):
+            model.condition(callback=callback)
+    else:
+        with pytest.raises(SolverError, match=r"All processes of the group must take part"):
+            model.condition(callback=callback)
+    assert model._solution is None
+    with pytest.raises(SolverError, match=r"All processes of the group must take part"):
+        model.condition()
+
+
+def main(folder: Path, part: str) -> None:
+    """Runs a part in one of the processes."""
+    torch.set_num_threads(1)
+    rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    timeout = timedelta(seconds=3 if part == "sleep" else 60)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=size, timeout=timeout
+    )
+    if part != "sleep":
+        names = SCENARIOS if size == 2 else FEW
+        torch.save({name: SCENARIOS[name]("sharded") for name in names}, folder / f"results.{rank}.pt")
+        check_products()
+    if part == "raise":
+        check_saving(folder)
+        check_refusals(rank)
+        check_stopping(rank)
+    check_failure(rank, part)
+    print("finished", flush=True)
+    os._exit(0)  # without waiting for processes that were lost on purpose
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])
