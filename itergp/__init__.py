@@ -4,12 +4,14 @@ from itergp import diagnostics, learning, likelihoods, models, objectives, opera
 from itergp._version import __version__
 from itergp.errors import InputError, ItergpWarning, SolverError
 from itergp.learning import fit
+from itergp.models.arrays import as_tensor
 
 __all__ = [
     "InputError",
     "ItergpWarning",
     "SolverError",
     "__version__",
+    "as_tensor",
     "diagnostics",
     "fit",
     "learning",

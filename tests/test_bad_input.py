@@ -54,8 +54,9 @@ BAD_INPUTS = {
         r"must be a torch tensor or a tuple of them\. Got a list of list\. Use torch\.as_tensor\(x\)",
     ),
     "a list of numbers": ([1.0, 2.0], r"must be a torch tensor or a tuple of them\. Got a list of float\. Use"),
-    "an array": (X.numpy(), r"must be a torch tensor or a tuple of them\. Got ndarray\. Use torch\.as_tensor\(x\)"),
-    "a tuple of arrays": ((X.numpy(), X), r"must be a torch tensor or a tuple of them\. Got Tensor, ndarray\."),
+    "an array of text": (np.array([["a"], ["b"]]), r"must be numbers\. Got ndarray of <U1\. Encode text"),
+    "an array of integers": (np.ones((12, 2), dtype=int), r"must be floating point\. Got torch\.int64"),
+    "arrays of two kinds": ((X.numpy(), X.double()), r"must share rows, dtype and device\."),
     "a float": (1.0, r"must be a torch tensor or a tuple of them\. Got float\."),
     "none": (None, r"must be a torch tensor or a tuple of them\. Got NoneType\."),
     "an empty tuple": ((), r"must be a torch tensor or a tuple of them\. Got nothing\."),
@@ -115,7 +116,7 @@ BAD_TARGETS = {
         BernoulliLikelihood,
         r"`train_targets` must be a torch tensor\. Got list\. Use torch\.as_tensor\(y\)",
     ),
-    "an array": (Y.numpy(), BernoulliLikelihood, r"`train_targets` must be a torch tensor\. Got ndarray\."),
+    "text": (np.array(["a"] * 12), BernoulliLikelihood, r"`train_targets` must be numbers\. Got ndarray of <U1\."),
     "none": (None, BernoulliLikelihood, r"`train_targets` must be a torch tensor\. Got NoneType\."),
     "another dtype": (
         Y.double(),
@@ -397,9 +398,10 @@ BAD_TEST_INPUTS = {
         r"The model takes 1 input\(s\)\. Got 2\. Pass what `forward` takes",
     ),
     "a list": (make_inputs(5).tolist(), r"must be a torch tensor or a tuple of them\. Got (a list of )?list"),
-    "an array": (
-        make_inputs(5).numpy(),
-        r"must be a torch tensor or a tuple of them\. Got ndarray\. Use torch\.as_tensor",
+    "an array": (make_inputs(5, 3).numpy(), r"must have the 2 column\(s\) of the training inputs\. Got 3\."),
+    "an array with gaps": (
+        _with(make_inputs(5), NAN, 1, 1).numpy(),
+        r"must be finite\. Got NaN or infinite values in 1 of 5",
     ),
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import time
 import warnings
 from collections.abc import Callable
@@ -19,11 +20,19 @@ from itergp.errors import InputError, ItergpWarning
 from itergp.learning.calibration import PLUG_IN, POSTERIOR, Calibration, calibrate_predictions
 from itergp.learning.learner import OPTIMIZERS, Learner, Stage, Stop
 from itergp.learning.parameters import FreeParameter, free_parameters, initialise
+from itergp.learning.resuming import (
+    conditioning_part,
+    open_checkpoint,
+    pack_learner,
+    pack_list,
+    unpack_list,
+)
 from itergp.models import NonConjugateGP
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective
 from itergp.solvers import LinearTimeNewton, Solution
 from itergp.solvers.base import require_positive
+from itergp.solvers.packing import Packed
 
 _FEW_ROWS = 500  # up to here the bound on the evidence of all rows beats the density of some of them
 _SUBSET_ROWS = 1000
@@ -78,6 +87,8 @@ def fit(
     seed: int = 0,
     progress: bool = False,
     callback: Callable[[FitRecord], None] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: float = 30.0,
 ) -> FitResult:
     """Learns every trainable parameter of a model, chooses its predictive distribution, then conditions on all rows.
 
@@ -106,10 +117,29 @@ def fit(
         seed: Of the random splits and restarts. Equal seeds give equal results.
         progress: Draw a progress bar.
         callback: Called with every record.
+        checkpoint: File in which learning, and then conditioning, is kept while it runs. If it exists, ``fit`` of a model at
+            the same starting values goes on from there: with Adam to the same answer as without the interruption, to the
+            last bit on the same machine with as many threads. L-BFGS begins anew at the best parameters so far. Calibration,
+            a few seconds, is done again. torch's global random state is restored too.
+        checkpoint_every: Seconds between writes; longer where writing would take more than a twentieth of the time.
+            0 writes after every step.
 
     Raises:
-        InputError: If the model has nothing to learn, or an argument is out of its range.
+        InputError: If the model has nothing to learn, or an argument is out of its range, or the checkpoint is damaged or
+            belongs to something else.
     """
+    settings = {
+        "objective": objective,
+        "optimizer": optimizer,
+        "max_iterations": max_iterations,
+        "learning_rate": learning_rate,
+        "max_rows": max_rows,
+        "num_restarts": num_restarts,
+        "calibrate": calibrate,
+        "time_limit": time_limit,
+        "initialise_kernel": initialise_kernel,
+        "seed": seed,
+    }
     latents = model.observations.likelihood.num_latents
     if max_rows == "auto":
         growth = max(1.0, model.train_targets.shape[0] / _MANY_ROWS) ** (1.0 / 3.0)
@@ -117,7 +147,9 @@ def fit(
     else:
         rows = max_rows
     _check(optimizer, max_iterations, learning_rate, rows, num_restarts, time_limit)
-    started = time.perf_counter()
+    file = None if checkpoint is None else open_checkpoint(model, checkpoint, checkpoint_every, settings)
+    earlier = None if file is None else file.earlier
+    started = time.perf_counter() - (0.0 if earlier is None else earlier.values["seconds"])
     initialised = _initialise(model) if initialise_kernel else []
     free = free_parameters(model)
     if not free:
@@ -129,8 +161,15 @@ def fit(
     model.covariance_scale = 1.0  # what was chosen for other hyperparameters
     model.train()
     with _bar(progress) as bar:
-        learner = Learner(model, free, optimizer, deadline, started, callback, bar)
-        reason = _run(learner, stages, num_restarts, seed)
+        learner = Learner(model, free, optimizer, deadline, started, callback, bar, keeper=file)
+        reason = _run(learner, stages, num_restarts, seed, earlier)
+    part = None
+    if file is not None and reason is not Stop.INTERRUPTED:  # an interrupted one is to go on learning
+        learned = pack_learner(learner, stages[-1].objective)
+        learned.values["reason"] = reason.name
+        part = conditioning_part(file, learned)
+        if part.earlier is None:
+            file.keep(learned)
     _warn_of_extremes(free)
     model.eval()
     if model.operator_kind == "sharded":
@@ -145,7 +184,7 @@ def fit(
         model.approximation, model.covariance_scale = calibration.approximation, calibration.covariance_scale
         seconds["calibrate"] = time.perf_counter() - begun
     begun = time.perf_counter()
-    solution = model.condition(progress=progress)
+    solution = model.condition(progress=progress, checkpoint=part)
     seconds["condition"] = time.perf_counter() - begun
     logarithmic = [parameter.name for parameter in free if parameter.constraint is not None]
     solution.trace.learning = LearningTrace(learner.records, reason.name, seconds, logarithmic)
@@ -229,29 +268,71 @@ def _has_large_support(model: NonConjugateGP) -> bool:
     return linear and model.train_targets.shape[0] > _BATCH_ROWS
 
 
-def _run(learner: Learner, stages: list[Stage], num_restarts: int, seed: int) -> Stop:
+def _run(learner: Learner, stages: list[Stage], num_restarts: int, seed: int, earlier: Packed | None = None) -> Stop:
     """Runs the stages, the first from several starts; returns why learning stopped."""
     start = learner.variables()
-    generator = torch.Generator().manual_seed(seed)
-    candidates = []
-    first, *others = stages
+    at = _Position()
+    if earlier is not None:
+        at = _Position.unpack(earlier.part("position"))
+        learner.take_up(earlier)
+        if "reason" in earlier.values:  # learning was over
+            stages[-1].objective.unpack(earlier.part("objective"))
+            learner.earlier = None
+            return Stop[earlier.values["reason"]]
     reason = Stop.ITERATIONS
-    for attempt in range(1 + num_restarts):
-        if attempt > 0:
-            learner.restore([v + _SPREAD * torch.randn(v.shape, generator=generator).to(v) for v in start])
-        reason = learner.run(first)
-        if num_restarts == 0 or reason.ends_learning:
-            break
-        candidates.append((learner.evaluate(_common(first.objective, seed)), learner.variables()))
-    if candidates:
-        finite = [c for c in candidates if math.isfinite(c[0])]
-        if finite:
-            learner.restore(max(finite, key=lambda c: c[0])[1])
-    for stage in others:
+    if at.stage == 0:
+        reason = _search(learner, stages[0], num_restarts, seed, start, at)
+    for index in range(max(1, at.stage), len(stages)):
         if reason.ends_learning:
             break
-        reason = learner.run(stage)
+        learner.position = _Position(stage=index).pack()
+        reason = learner.run(stages[index])
     return reason
+
+
+def _search(learner: Learner, stage: Stage, num_restarts: int, seed: int, start: list[Tensor], at: _Position) -> Stop:
+    """The first stage from several starts; the best goes on."""
+    generator = torch.Generator().manual_seed(seed)
+    starts = [start, *(_scattered(start, generator) for _ in range(num_restarts))]
+    reason = Stop.ITERATIONS
+    for attempt in range(at.attempt, 1 + num_restarts):
+        if attempt > at.attempt:
+            learner.restore(starts[attempt])
+        learner.position = _Position(0, attempt, at.candidates).pack()
+        reason = learner.run(stage)
+        if num_restarts == 0 or reason.ends_learning:
+            return reason
+        at.candidates.append((learner.evaluate(_common(stage.objective, seed)), learner.variables()))
+    if finite := [c for c in at.candidates if math.isfinite(c[0])]:
+        learner.restore(max(finite, key=lambda c: c[0])[1])
+    return reason
+
+
+def _scattered(start: list[Tensor], generator: torch.Generator) -> list[Tensor]:
+    return [v + _SPREAD * torch.randn(v.shape, generator=generator).to(v) for v in start]
+
+
+@dataclass
+class _Position:
+    """Where in its course learning is: stage, attempt within the first, and what earlier attempts came to."""
+
+    stage: int = 0
+    attempt: int = 0
+    candidates: list[tuple[float, list[Tensor]]] = field(default_factory=list)
+
+    def pack(self) -> Packed:
+        packed = Packed(
+            {}, {"stage": self.stage, "attempt": self.attempt, "objectives": [value for value, _ in self.candidates]}
+        )
+        for index, (_, variables) in enumerate(self.candidates):
+            packed.add(f"candidate {index}", pack_list(variables))
+        return packed
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> _Position:
+        values = packed.values
+        lists = [unpack_list(packed.part(f"candidate {i}")) for i in range(len(values["objectives"]))]
+        return cls(values["stage"], values["attempt"], list(zip(values["objectives"], lists, strict=True)))
 
 
 def _common(objective: Objective, seed: int) -> Objective:

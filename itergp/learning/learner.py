@@ -18,8 +18,10 @@ from torch import Tensor
 from itergp.diagnostics.records import FitRecord
 from itergp.errors import ItergpWarning
 from itergp.learning.parameters import FreeParameter
+from itergp.learning.resuming import pack_adam, pack_learner, pack_list, restore_adam, restore_learner, unpack_list
 from itergp.models import NonConjugateGP
 from itergp.objectives.base import Objective
+from itergp.solvers.packing import Keeper, Packed
 
 OPTIMIZERS = ("adam", "lbfgs")
 _AVERAGED_SHARE = 0.25
@@ -73,6 +75,9 @@ class Learner:
         started: When ``fit`` began.
         callback: Called with every record.
         bar: Progress bar.
+        keeper: Where the state is kept between steps, or None.
+        position: Where in the course of its stages learning is, for whoever resumes it.
+        earlier: State of the stage that is to be resumed, or None; used once.
     """
 
     model: NonConjugateGP
@@ -85,6 +90,14 @@ class Learner:
     records: list[FitRecord] = field(default_factory=list)
     good: list[Tensor] = field(default_factory=list)  # the last variables with a finite value and gradient
     evaluations: int = 0
+    keeper: Keeper | None = None
+    position: Packed = field(default_factory=Packed)
+    earlier: Packed | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Since ``fit`` began."""
+        return time.perf_counter() - self.started
 
     def run(self, stage: Stage) -> Stop:
         """Runs a stage and says why it ended; the parameters are then the mean of its tail (Adam) or its best (L-BFGS)."""
@@ -111,21 +124,33 @@ class Learner:
         optimizer = torch.optim.Adam([p.variable for p in self.free], lr=stage.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, stage.iterations)
         visited: list[list[Tensor]] = []
-        for _ in range(stage.iterations):
+        if (earlier := self._take_up(stage)) is not None:
+            visited = restore_adam(optimizer, schedule, earlier)
+            history[:] = _tail(visited)
+            self.bar.update(task, completed=len(visited))
+        for _ in range(len(visited), stage.iterations):
             value = self._evaluate(stage)
             self.bar.update(task, advance=1, value=f"{value:.4f}")
             visited.append(self.good)
-            history[:] = visited[-max(1, round(_AVERAGED_SHARE * len(visited))) :]
+            history[:] = _tail(visited)
             self._check_time()
             if _settled(visited):
                 return Stop.SETTLED
             optimizer.step()
             schedule.step()
             self._write()
+            if self._due():
+                self._keep(stage, pack_adam(optimizer, schedule, visited))
         return Stop.ITERATIONS
 
     def _lbfgs(self, stage: Stage, history: list[list[Tensor]], task: TaskID) -> Stop:
-        best = -math.inf
+        best, steps = -math.inf, 0
+        start = _flatten(self.variables())
+        bounds = [(x - _FARTHEST, x + _FARTHEST) for x in start]  # the first steps of a line search know no scale
+        if (earlier := self._take_up(stage)) is not None:  # SciPy cannot be resumed: it begins anew at the best so far
+            best, steps, bounds = (earlier.values[name] for name in ("best", "steps", "bounds"))
+            history[:] = [unpack_list(earlier)]
+            start = _flatten(history[0])
 
         def closure(flat: np.ndarray) -> tuple[float, np.ndarray]:
             nonlocal best
@@ -135,28 +160,58 @@ class Learner:
             if value > best:
                 best, history[:] = value, [self.good]
             self._check_time()
+            if self._due():
+                packed = pack_list(history[0])
+                packed.values.update(best=best, steps=steps, bounds=bounds)
+                self._keep(stage, packed)
             slopes = [
                 p.variable.new_zeros(p.variable.shape) if p.variable.grad is None else p.variable.grad
                 for p in self.free
             ]
             return -value, _flatten(slopes)
 
-        start = _flatten(self.variables())
-        result = scipy.optimize.minimize(
+        def count(_: np.ndarray) -> None:
+            nonlocal steps
+            steps += 1
+            self.bar.update(task, advance=1)
+
+        scipy.optimize.minimize(
             closure,
             start,
             jac=True,
             method="L-BFGS-B",
-            bounds=[(x - _FARTHEST, x + _FARTHEST) for x in start],  # the first steps of a line search know no scale
-            options={"maxiter": stage.iterations},
-            callback=lambda _: self.bar.update(task, advance=1),
+            bounds=bounds,
+            options={"maxiter": max(1, stage.iterations - steps)},
+            callback=count,
         )
-        return Stop.ITERATIONS if result.nit >= stage.iterations else Stop.CONVERGED
+        return Stop.ITERATIONS if steps >= stage.iterations else Stop.CONVERGED
 
     def _unflatten(self, flat: np.ndarray) -> list[Tensor]:
         sizes = [p.variable.numel() for p in self.free]
         parts = torch.as_tensor(flat).split(sizes)
         return [part.view_as(p.variable).to(p.variable) for part, p in zip(parts, self.free, strict=True)]
+
+    # -------------------------------------------------------------- checkpoint
+    def take_up(self, packed: Packed) -> None:
+        """Goes back to where an earlier run was; its stage goes on when it is run."""
+        restore_learner(self, packed)
+        self.earlier = packed
+
+    def _take_up(self, stage: Stage) -> Packed | None:
+        earlier, self.earlier = self.earlier, None
+        if earlier is None:
+            return None
+        stage.objective.unpack(earlier.part("objective"))
+        return earlier.part("optimizer")
+
+    def _due(self) -> bool:
+        return self.keeper is not None and self.keeper.due()
+
+    def _keep(self, stage: Stage, optimizer: Packed) -> None:
+        assert self.keeper is not None
+        packed = pack_learner(self, stage.objective)
+        packed.add("optimizer", optimizer)
+        self.keeper.keep(packed)
 
     # ------------------------------------------------------------------ inside
     def evaluate(self, objective: Objective) -> float:
@@ -222,6 +277,11 @@ class _OutOfTime(Exception):
 
 def _flatten(tensors: list[Tensor]) -> np.ndarray:
     return torch.cat([t.detach().double().cpu().reshape(-1) for t in tensors]).numpy()
+
+
+def _tail(visited: list[list[Tensor]]) -> list[list[Tensor]]:
+    """The part of a trajectory that is averaged."""
+    return visited[-max(1, round(_AVERAGED_SHARE * len(visited))) :]
 
 
 def _settled(visited: list[list[Tensor]]) -> bool:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, LogNormal, Normal
+from torch.distributions import Bernoulli, Categorical, Distribution, LogNormal, Normal
 
 from itergp.likelihoods.mixtures import check_level
 
@@ -79,3 +82,25 @@ class OrdinalPredictive(CategoricalPredictive):
     @property
     def _levels(self) -> Tensor:
         return torch.arange(self.probs.shape[-1], dtype=self.probs.dtype, device=self.probs.device)
+
+
+# Distributions of which a few numbers per row say everything: the arguments of their constructors.
+_PARAMETERS: dict[type, tuple[str, ...]] = {
+    BernoulliPredictive: ("probs",),
+    CategoricalPredictive: ("probs", "standard_error"),
+    OrdinalPredictive: ("probs", "standard_error"),
+    NormalPredictive: ("loc", "scale"),
+    LogNormalPredictive: ("loc", "scale"),
+}
+
+
+def joinable(predictive: Distribution) -> bool:
+    """Whether ``joined`` can put parts of this kind together."""
+    return type(predictive) in _PARAMETERS
+
+
+def joined(parts: Sequence[Distribution]) -> Distribution:
+    """The distribution of all rows from those of its parts, in order."""
+    kind: Any = type(parts[0])
+    values = {name: torch.cat([getattr(part, name) for part in parts]) for name in _PARAMETERS[kind]}
+    return kind(**values) if kind in (CategoricalPredictive, OrdinalPredictive) else kind(**values, validate_args=False)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from itergp.models.arrays import as_tensor, is_array
 from itergp.models.validation import as_inputs, as_observations, check_target_tensor, check_test_inputs
 from itergp.solvers import Solution
 from itergp.solvers.support_space import SupportSpace
@@ -16,10 +17,9 @@ if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
 
 
-def append_rows(
-    model: NonConjugateGP, inputs: Tensor | tuple[Tensor, ...], targets: Tensor, sample_weight: Tensor | None
-) -> None:
+def append_rows(model: NonConjugateGP, inputs: Any, targets: Any, sample_weight: Any) -> None:
     """Appends rows to the training data; see ``NonConjugateGP.append_train_data``."""
+    targets = as_tensor(targets, "targets") if is_array(targets) else targets
     new = as_inputs(inputs, "inputs")
     check_test_inputs(new, model.train_inputs)
     check_target_tensor(targets, new)
@@ -35,9 +35,8 @@ def append_rows(
     )
     earlier = model._solution
     model._restore(together, observations.targets, observations.sample_weight, None)
-    # Not current, since it lacks a fingerprint; but the next solve starts from it.
-    # Processes divide more rows otherwise.
-    model._solution = _with_rows(earlier, new[0].shape[0]) if earlier is not None and not earlier.rows.sharded else None
+    if earlier is not None and not earlier.rows.sharded:  # processes divide more rows otherwise
+        model._start_from(_with_rows(earlier, new[0].shape[0]))
 
 
 def _with_rows(solution: Solution, count: int) -> Solution:

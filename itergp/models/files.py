@@ -20,6 +20,7 @@ from itergp.errors import InputError
 
 FORMAT_VERSION = 1
 _ABOUT, _CHECKSUM = "itergp", "checksum"
+_AGAIN = "Save the model again, or copy the file again."
 
 
 def write_file(path: str | os.PathLike[str], tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
@@ -52,11 +53,15 @@ def write_file(path: str | os.PathLike[str], tensors: dict[str, Tensor], about: 
             draft.unlink(missing_ok=True)
 
 
-def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def read_file(
+    path: str | os.PathLike[str], *, name: str = "path", remedy: str = _AGAIN
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Reads what ``write_file`` wrote; arrays arrive on the CPU.
 
     Args:
         path: The file.
+        name: What the caller's argument is called, for errors.
+        remedy: What to do about a damaged file, for errors.
 
     Returns:
         Arrays by name, and what is known about them.
@@ -66,33 +71,33 @@ def read_file(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str
     """
     source = Path(path)
     if not source.is_file():
-        raise InputError(f"`path` must be a saved model. Got {str(source)!r}, which is not a file. Check the name.")
+        raise InputError(f"`{name}` must be a saved model. Got {str(source)!r}, which is not a file. Check the name.")
     try:
         with safetensors.safe_open(source, framework="pt", device="cpu") as file:
             header = file.metadata() or {}
-            about = _about(header, source)
-            tensors = {name: file.get_tensor(name).clone() for name in file.keys()}  # noqa: SIM118 - not a mapping
+            about = _about(header, source, name, remedy)
+            tensors = {key: file.get_tensor(key).clone() for key in file.keys()}  # noqa: SIM118 - not a mapping
     except OSError as error:
         raise InputError(
-            f"`path` must be a file that can be read. Got {str(source)!r} ({_first_line(error)}). Check its permissions."
+            f"`{name}` must be a file that can be read. Got {str(source)!r} ({_first_line(error)}). Check its permissions."
         ) from error
     except safetensors.SafetensorError as error:
         raise InputError(
-            f"`path` must be a whole file that itergp saved. Got {str(source)!r}, which is damaged or of another kind "
-            f"({_first_line(error)}). Save the model again, or copy the file again."
+            f"`{name}` must be a whole file that itergp saved. Got {str(source)!r}, which is damaged or of another kind "
+            f"({_first_line(error)}). {remedy}"
         ) from error
     if header.get(_CHECKSUM) != _checksum(header[_ABOUT], tensors):
         raise InputError(
-            f"`path` must be a whole file that itergp saved. Got {str(source)!r}, whose content does not match its "
-            "checksum: it is damaged. Save the model again, or copy the file again."
+            f"`{name}` must be a whole file that itergp saved. Got {str(source)!r}, whose content does not match its "
+            f"checksum: it is damaged. {remedy}"
         )
     return tensors, about
 
 
-def _about(header: dict[str, str], source: Path) -> dict[str, Any]:
+def _about(header: dict[str, str], source: Path, name: str, remedy: str) -> dict[str, Any]:
     if _ABOUT not in header:
         raise InputError(
-            f"`path` must be a file that itergp saved. Got {str(source)!r}, a safetensors file of another program. "
+            f"`{name}` must be a file that itergp saved. Got {str(source)!r}, a safetensors file of another program. "
             "Pass a file written by save()."
         )
     try:
@@ -100,12 +105,11 @@ def _about(header: dict[str, str], source: Path) -> dict[str, Any]:
         written = int(about["format"])
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(
-            f"`path` must be a whole file that itergp saved. Got {str(source)!r}, whose header is damaged. "
-            "Save the model again, or copy the file again."
+            f"`{name}` must be a whole file that itergp saved. Got {str(source)!r}, whose header is damaged. {remedy}"
         ) from error
     if written > FORMAT_VERSION:
         raise InputError(
-            f"`path` must be of file format {FORMAT_VERSION} or older, which itergp {__version__} reads. Got {str(source)!r} "
+            f"`{name}` must be of file format {FORMAT_VERSION} or older, which itergp {__version__} reads. Got {str(source)!r} "
             f"of format {written}, written by itergp {about.get('version')}. Upgrade: `pip install --upgrade itergp`."
         )
     return about

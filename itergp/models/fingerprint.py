@@ -17,6 +17,8 @@ from itergp.operators import BlockedOperator, Rows
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
 
+_BLOCK_ROWS = 65_536
+
 
 @dataclass(frozen=True)
 class Fingerprint:
@@ -54,7 +56,10 @@ class Fingerprint:
 
 
 def _checksum(tensor: Tensor) -> tuple[tuple[int, ...], float, float]:
-    return tuple(tensor.shape), float(tensor.double().sum()), float(tensor.double().square().sum())
+    total = square = 0.0
+    for part in tensor.detach().split(_BLOCK_ROWS):  # without a float64 copy of the whole
+        total, square = total + float(part.double().sum()), square + float(part.double().square().sum())
+    return tuple(tensor.shape), total, square
 
 
 class PriorVariance:

@@ -43,7 +43,13 @@ class LatentPosterior:
 
     @classmethod
     def at(
-        cls, prior: Prior, operator: KernelOperator, solution: Solution, *, covariance: bool = True
+        cls,
+        prior: Prior,
+        operator: KernelOperator,
+        solution: Solution,
+        *,
+        covariance: bool = True,
+        block: Tensor | None = None,
     ) -> LatentPosterior:
         """The posterior where ``prior`` was evaluated; one product with the cross-kernel.
 
@@ -52,11 +58,10 @@ class LatentPosterior:
             operator: Kernel operator of the training inputs.
             solution: The posterior's weights and precision.
             covariance: Whether Q is wanted; without it r = 0.
+            block: ``weights_and_actions(solution, covariance=covariance)``, if it is there already.
         """
         operator = restricted(operator, solution.support)
-        block = solution.weights_on_support().unsqueeze(-1)
-        if covariance:
-            block = torch.cat([block, solution.precision.actions], -1)
+        block = weights_and_actions(solution, covariance=covariance) if block is None else block
         products = cross_multiply(operator, prior.features, block)
         whitened = products[..., 1:]
         if covariance and solution.rank > 0:
@@ -95,6 +100,12 @@ class LatentPosterior:
             eye = IdentityLinearOperator(latents, dtype=self.mean.dtype, device=self.mean.device)
             return KroneckerProductLinearOperator(covariance, eye)
         return BlockInterleavedLinearOperator(covariance, block_dim=-3)
+
+
+def weights_and_actions(solution: Solution, *, covariance: bool) -> Tensor:
+    """What predictions multiply by the cross-kernel: V, and with ``covariance`` A, ``(N, C, 1 + r)``."""
+    weights = solution.weights_on_support().unsqueeze(-1)
+    return torch.cat([weights, solution.precision.actions], -1) if covariance else weights
 
 
 def batches(num_rows: int, numbers_per_row: int, budget: int) -> Iterator[slice]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -18,14 +18,17 @@ from itergp.diagnostics import TraceRecord
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.appending import append_rows
+from itergp.models.arrays import as_tensor, is_array
+from itergp.models.checkpointing import Within, as_keeper, finished_solution, keep_finished
 from itergp.models.fingerprint import Fingerprint, PriorVariance, frozen
 from itergp.models.hyperparameters import hyperparameters
-from itergp.models.latent import LatentPosterior, batches
+from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, check_memory, make_plan
 from itergp.models.saving import load_model, save_model
+from itergp.models.streaming import Stream
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
 from itergp.models.validation import as_inputs, as_observations, check_kernel, check_parameters, check_test_inputs
-from itergp.operators import KernelOperator, OperatorKind, Prior, default_memory_budget, make_operator
+from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton, solve
 from itergp.solvers.base import Solver, require_positive, require_solver
 from itergp.solvers.demand import ProblemSize
@@ -44,7 +47,8 @@ class NonConjugateGP(gpytorch.models.GP):
         covariance_scale: Share of the latent covariance that ``predict`` integrates by default; 1 is the posterior itself.
 
     Args:
-        train_inputs: ``(N, D)``, or a tuple of such for a ``forward`` of several arguments.
+        train_inputs: ``(N, D)``, or a tuple of such for a ``forward`` of several arguments: tensors, or arrays, data frames
+            and Arrow data, which are read where they are (``itergp.as_tensor``).
         train_targets: ``(N,)``, as the likelihood wants them.
         likelihood: One of ``itergp.likelihoods``, or any of GPyTorch's as it is.
         solver: How the posterior is found; default ``SubspaceNewton()``.
@@ -82,15 +86,15 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def __init__(
         self,
-        train_inputs: Tensor | tuple[Tensor, ...],
-        train_targets: Tensor,
+        train_inputs: Any,
+        train_targets: Any,
         likelihood: gpytorch.likelihoods.Likelihood,
         *,
         solver: Solver[Any] | None = None,
         approximation: str = "variational",
         operator: OperatorKind = "auto",
         memory_budget: int | None = None,
-        sample_weight: Tensor | None = None,
+        sample_weight: Any = None,
         missing_targets: bool = False,
     ) -> None:
         super().__init__()
@@ -115,12 +119,26 @@ class NonConjugateGP(gpytorch.models.GP):
         self._forget()
 
     # ---------------------------------------------------------- the posterior
-    def condition(self, *, progress: bool = False, callback: Callable[[TraceRecord], None] | None = None) -> Solution:
+    def condition(
+        self,
+        *,
+        progress: bool = False,
+        callback: Callable[[TraceRecord], None] | None = None,
+        checkpoint: str | os.PathLike[str] | Within | None = None,
+        checkpoint_every: float = 30.0,
+    ) -> Solution:
         """Finds the posterior at the current hyperparameters, warm-started from the last one.
+
+        Ctrl-C ends it early: the posterior so far is valid and is returned, with a status that says so.
 
         Args:
             progress: Draw passes, objective and certified gap while it runs.
             callback: Called with every record of the trace.
+            checkpoint: File in which the state of the solve is kept while it runs, and in the end the posterior. If it exists,
+                the solve goes on from there, to the same answer as without the interruption: to the last bit on the same
+                machine with as many threads, elsewhere to rounding.
+            checkpoint_every: Seconds between writes; longer where writing would take more than a twentieth of the time.
+                0 writes after every step.
 
         Returns:
             The solution, which predictions use from now on.
@@ -131,6 +149,10 @@ class NonConjugateGP(gpytorch.models.GP):
             SolverError: If a NaN appears; the error carries the last good solution, and the model keeps what it had.
         """
         check_parameters(self, self.train_inputs)
+        keeper = None if checkpoint is None else as_keeper(self, checkpoint, checkpoint_every)
+        if keeper is not None and (known := finished_solution(self, keeper)) is not None:
+            self._restore(self.train_inputs, self.train_targets, self.sample_weight, known)
+            return self.solution
         with torch.no_grad():
             prior = self._prior(self.train_inputs)
             fingerprint = self._state_now()  # forward may have updated buffers
@@ -151,9 +173,12 @@ class NonConjugateGP(gpytorch.models.GP):
                 warm_start=self._solution,
                 progress=progress,
                 callback=callback,
+                checkpoint=keeper,
             )
         operator.release()
         solution.trace.hyperparameters = hyperparameters(self)
+        if keeper is not None:
+            keep_finished(keeper, solution)
         if solution.certificate is not None:
             certificate = replace(solution.certificate, prior_variance=PriorVariance(self, fingerprint))
             solution = replace(solution, certificate=certificate)
@@ -177,17 +202,18 @@ class NonConjugateGP(gpytorch.models.GP):
         return self._solution
 
     def predict(
-        self, x: Tensor | tuple[Tensor, ...], *, covariance_scale: float | None = None, **observation: Any
+        self, x: Any, *, covariance_scale: float | None = None, progress: bool = False, **observation: Any
     ) -> Distribution:
         """Predictive distribution of observations at new inputs, row by row.
 
-        Rows are processed in batches within the memory budget.
+        Rows are processed in batches within the memory budget; ``predict_batches`` does not even collect the results.
 
         Args:
-            x: Inputs ``(M, D)``, or a tuple of such.
+            x: Inputs ``(M, D)``, or a tuple of such: tensors, NumPy arrays, data frames or Arrow data.
             covariance_scale: Between 0 and 1: 1 integrates the posterior, 0 plugs in its mean. Default: the model's
                 ``covariance_scale``, which is 1 unless ``itergp.fit`` chose another on held-out rows. Statements about
                 computation-aware uncertainty hold at 1.
+            progress: Draw a progress bar.
             **observation: What the likelihood wants to know about new rows, a number or ``(M,)``: ``exposure`` of counts,
                 ``num_trials`` of a binomial; default 1.
 
@@ -198,31 +224,47 @@ class NonConjugateGP(gpytorch.models.GP):
         Raises:
             InputError: If the inputs do not look like the training inputs, or the likelihood does not know a keyword.
         """
-        if covariance_scale is None:
-            covariance_scale = self.covariance_scale
-        if unknown := sorted(set(observation) - set(self._calculus.predictive_options)):
-            known = self._calculus.predictive_options or "none"
-            raise InputError(
-                f"Keywords of `predict` must be those of the likelihood: {known} for {type(self._calculus).__name__}. "
-                f"Got {unknown}. Leave them out."
-            )
-        if not 0.0 <= covariance_scale <= 1.0:
-            raise InputError(f"`covariance_scale` must be between 0 and 1. Got {covariance_scale}.")
-        inputs = self._test_inputs(x)
-        means, covariances = [], []
-        for rows in self._batches(inputs[0].shape[0]):
-            part = self._latent(tuple(t[rows] for t in inputs), covariance=covariance_scale > 0.0)
-            means.append(part.mean)
-            latents = part.mean.shape[1]
-            zeros = part.mean.new_zeros(*part.mean.shape, latents)
-            covariances.append(covariance_scale * part.row_covariance() if covariance_scale > 0.0 else zeros)
-        return self._calculus.predictive(torch.cat(means), torch.cat(covariances), **observation)
+        covariance_scale = self._check_prediction(covariance_scale, observation)
+        return self._stream(x, progress=progress).predictive(covariance_scale, observation)
 
-    def latent_mean(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
-        """Posterior mean of the latent functions ``(M, C)``, without the cost of a covariance."""
-        inputs = self._test_inputs(x)
-        rows = self._batches(inputs[0].shape[0])
-        return torch.cat([self._latent(tuple(t[i] for t in inputs), covariance=False).mean for i in rows])
+    def predict_batches(
+        self,
+        x: Any,
+        batch_size: int | None = None,
+        *,
+        covariance_scale: float | None = None,
+        progress: bool = False,
+        **observation: Any,
+    ) -> Iterator[tuple[slice, Distribution]]:
+        """``predict`` for many rows: batch by batch, at constant memory.
+
+        The model must not be changed while batches are drawn.
+
+        Args:
+            x: As in ``predict``; a memory-mapped array of another floating-point dtype is converted batch by batch.
+            batch_size: Rows of a batch; default as many as the memory budget allows, 8,192 at most.
+            covariance_scale: As in ``predict``.
+            progress: Draw a progress bar.
+            **observation: As in ``predict``.
+
+        Returns:
+            An iterator of pairs: the slice of the rows of a batch, and their predictive distribution.
+
+        Raises:
+            InputError: As ``predict`` does, before the first batch.
+        """
+        require_positive("batch_size", batch_size, integer=True)
+        covariance_scale = self._check_prediction(covariance_scale, observation)
+        return self._stream(x, batch_size, progress).predictives(covariance_scale, observation)
+
+    def latent_mean(self, x: Any, *, progress: bool = False) -> Tensor:
+        """Posterior mean of the latent functions ``(M, C)``, without the cost of a covariance.
+
+        Args:
+            x: Inputs ``(M, D)``, or a tuple of such, processed in batches.
+            progress: Draw a progress bar.
+        """
+        return self._stream(x, progress=progress).mean()
 
     def decompose_uncertainty(
         self, x: Tensor | tuple[Tensor, ...], *, passes: int = 8, dense_limit: int = 4000
@@ -272,11 +314,11 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def set_train_data(
         self,
-        inputs: Tensor | tuple[Tensor, ...] | None = None,
-        targets: Tensor | None = None,
+        inputs: Any = None,
+        targets: Any = None,
         strict: bool = True,
         *,
-        sample_weight: Tensor | None = None,
+        sample_weight: Any = None,
     ) -> None:
         """Replaces the training data; the posterior is found again on demand.
 
@@ -290,6 +332,7 @@ class NonConjugateGP(gpytorch.models.GP):
             InputError: If the data are not valid, or differ in kind although ``strict``.
         """
         new_inputs = self.train_inputs if inputs is None else as_inputs(inputs, "inputs")
+        targets = as_tensor(targets, "targets") if is_array(targets) else targets
         if strict and inputs is not None:
             same = [
                 (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
@@ -317,9 +360,7 @@ class NonConjugateGP(gpytorch.models.GP):
         self._set_observations(observations)
         self._forget()
 
-    def append_train_data(
-        self, inputs: Tensor | tuple[Tensor, ...], targets: Tensor, *, sample_weight: Tensor | None = None
-    ) -> None:
+    def append_train_data(self, inputs: Any, targets: Any, *, sample_weight: Any = None) -> None:
         """Adds rows to the training data; hyperparameters stay, and the next posterior starts from the present one.
 
         Args:
@@ -452,20 +493,38 @@ class NonConjugateGP(gpytorch.models.GP):
         with torch.set_grad_enabled(torch.is_grad_enabled() and any(x.requires_grad for x in inputs)), frozen(self):
             return LatentPosterior.at(self._prior(inputs), operator, solution, covariance=covariance)
 
-    def _test_inputs(self, x: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _test_inputs(self, x: Any) -> tuple[Tensor, ...]:
         inputs = as_inputs(x, "inputs")
+        inputs = self._like_training(x, inputs)
         check_test_inputs(inputs, self.train_inputs)
         return inputs
 
-    def _batches(self, num_rows: int):
-        solution = self.solution
-        size, latents = self.train_inputs[0].shape[0], solution.representer_weights.shape[1]
-        budget = self.memory_budget or default_memory_budget(self.train_inputs[0].device)
-        if solution.rows.sharded:  # as many batches in every process
-            budget = int(
-                solution.rows.same(torch.tensor(budget // solution.rows.processes, device=self.train_inputs[0].device))
+    def _like_training(self, x: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Inputs, those that were not tensors in the dtype and on the device of the training inputs."""
+        given = x if isinstance(x, tuple) else (x,)
+        like = self.train_inputs[0]
+        return tuple(t if torch.is_tensor(raw) else t.to(like) for raw, t in zip(given, inputs, strict=True))
+
+    def _stream(self, x: Any, batch_size: int | None = None, progress: bool = False) -> Stream:
+        inputs = as_inputs(x, "inputs")
+        # What is not a tensor is converted batch by batch: one row shows whether it fits.
+        given = x if isinstance(x, tuple) else (x,)
+        seen = tuple(t if torch.is_tensor(raw) else t[:1] for raw, t in zip(given, inputs, strict=True))
+        check_test_inputs(self._like_training(x, seen), self.train_inputs)
+        return Stream(self, inputs, batch_size, progress)
+
+    def _check_prediction(self, covariance_scale: float | None, observation: dict[str, Any]) -> float:
+        if covariance_scale is None:
+            covariance_scale = self.covariance_scale
+        if unknown := sorted(set(observation) - set(self._calculus.predictive_options)):
+            known = self._calculus.predictive_options or "none"
+            raise InputError(
+                f"Keywords of `predict` must be those of the likelihood: {known} for {type(self._calculus).__name__}. "
+                f"Got {unknown}. Leave them out."
             )
-        return batches(num_rows, latents * (2 * solution.rank + latents) + size // 64, budget // 4)
+        if not 0.0 <= covariance_scale <= 1.0:
+            raise InputError(f"`covariance_scale` must be between 0 and 1. Got {covariance_scale}.")
+        return covariance_scale
 
     def _state_now(self) -> Fingerprint:
         """Everything the posterior depends on, to tell whether it is still current."""
@@ -503,6 +562,11 @@ class NonConjugateGP(gpytorch.models.GP):
         if solution.certificate is not None:
             bound = PriorVariance(self, self._fingerprint)
             solution = replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
+        self._solution = solution
+
+    def _start_from(self, solution: Solution) -> None:
+        """Takes a solution as the start of the next one, not as that of the present state."""
+        self._forget()
         self._solution = solution
 
     def _forget(self) -> None:

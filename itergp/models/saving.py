@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import gpytorch
@@ -16,6 +17,8 @@ from itergp.errors import InputError
 from itergp.models.files import read_file, write_file
 from itergp.operators.rows import ALL_ROWS
 from itergp.solvers import Certificate, Reason, Solution, Status
+from itergp.solvers.action_buffer import pack_buffer, unpack_buffer
+from itergp.solvers.packing import Packed, pack_space, unpack_space
 from itergp.solvers.precision import LowRankPrecision
 
 if TYPE_CHECKING:
@@ -90,7 +93,7 @@ def pack(model: NonConjugateGP) -> tuple[dict[str, Tensor], dict[str, Any]]:
     }
     solution = model._current_solution()
     if solution is not None:
-        arrays, about["posterior"] = _pack_solution(solution.gather())
+        arrays, about["posterior"] = pack_solution(solution.gather())
         tensors |= arrays
     return tensors, about
 
@@ -116,7 +119,7 @@ def unpack(model: NonConjugateGP, tensors: dict[str, Tensor], about: dict[str, A
         tuple(x.to(device) for x in inputs),
         tensors[f"{_DATA}targets"].to(device),
         None if weight is None else weight.to(device),
-        _unpack_solution(tensors, about["posterior"], device) if "posterior" in about else None,
+        unpack_solution(tensors, about["posterior"], device) if "posterior" in about else None,
     )
 
 
@@ -144,7 +147,8 @@ def _fixed_noise(model: NonConjugateGP) -> FixedGaussianNoise | None:
     return noise if isinstance(noise, FixedGaussianNoise) else None
 
 
-def _pack_solution(solution: Solution) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def pack_solution(solution: Solution) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """A posterior, less its search space, as arrays by name and what JSON can express."""
     arrays = {_POSTERIOR + name: getattr(solution, name) for name in _ARRAYS}
     for name in _OPTIONAL:
         if (value := getattr(solution, name)) is not None:
@@ -161,7 +165,8 @@ def _pack_solution(solution: Solution) -> tuple[dict[str, Tensor], dict[str, Any
     return arrays, about
 
 
-def _unpack_solution(tensors: dict[str, Tensor], about: dict[str, Any], device: torch.device) -> Solution:
+def unpack_solution(tensors: dict[str, Tensor], about: dict[str, Any], device: torch.device) -> Solution:
+    """The posterior that ``pack_solution`` took apart."""
     arrays: dict[str, Any] = {name: tensors[_POSTERIOR + name].to(device) for name in _ARRAYS}
     for name in _OPTIONAL:
         value = tensors.get(_POSTERIOR + name)
@@ -175,3 +180,24 @@ def _unpack_solution(tensors: dict[str, Tensor], about: dict[str, Any], device: 
         certificate=None if about["norm_squared"] is None else Certificate(float(about["norm_squared"])),
         trace=Trace.from_dict(about["trace"]),
     )
+
+
+def pack_warm(solution: Solution) -> Packed:
+    """A posterior with the search space or the actions that another solve starts from."""
+    packed = Packed(*pack_solution(solution))
+    if solution.space is not None:
+        packed.add("space", pack_space(solution.space))
+    if solution.actions is not None:
+        packed.add("actions", pack_buffer(solution.actions))
+        packed.values["limit"] = solution.actions.limit
+    return packed
+
+
+def unpack_warm(packed: Packed, device: torch.device) -> Solution:
+    """The posterior that ``pack_warm`` took apart: a start for a kernel that differs from its own."""
+    solution = unpack_solution(packed.arrays, packed.values, device)
+    space = unpack_space(packed.part("space")) if "space" in packed.values else None
+    actions = None
+    if "actions" in packed.values:
+        actions = unpack_buffer(solution.representer_weights, packed.values["limit"], packed.part("actions"))
+    return replace(solution, space=space, actions=actions)

@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from itergp.errors import InputError, ItergpWarning
 from itergp.likelihoods import Likelihood, Observations
+from itergp.models.arrays import as_tensor, is_array
 from itergp.operators import BlockedOperator, KernelOperator
 
 _PROBE_ROWS = 64
+_BLOCK_ROWS = 65_536
 _CLASS_LIKELIHOODS = ("BernoulliLikelihood", "CategoricalLikelihood", "OrdinalLikelihood", "_MixedSoftmax")
 
 
-def as_inputs(inputs: Tensor | tuple[Tensor, ...], name: str) -> tuple[Tensor, ...]:
+def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
     """Inputs as a tuple of finite floating-point matrices ``(N, D)``; vectors become one column.
+
+    Arrays, data frames and Arrow data are read where they are, see ``itergp.as_tensor``.
 
     Raises:
         InputError: For anything else.
     """
     given = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
+    if not isinstance(inputs, list):
+        given = tuple(as_tensor(x, name) if is_array(x) else x for x in given)
     if not given or not all(torch.is_tensor(x) for x in given):
         kinds = ", ".join(sorted({type(x).__name__ for x in given})) or "nothing"
         kinds = f"a list of {kinds}" if isinstance(inputs, list) else kinds
@@ -42,8 +49,7 @@ def as_inputs(inputs: Tensor | tuple[Tensor, ...], name: str) -> tuple[Tensor, .
             raise InputError(
                 f"All of `{name}` must share rows, dtype and device. Got {_kind(checked[0])} and {_kind(x)}. Convert them."
             )
-        if not bool(torch.isfinite(x).all()):
-            rows = int((~torch.isfinite(x)).any(-1).sum())
+        if rows := _rows_not_finite(x):
             raise InputError(
                 f"`{name}` must be finite. Got NaN or infinite values in {rows} of {x.shape[0]} row(s). "
                 "Drop those rows or impute the values."
@@ -51,11 +57,16 @@ def as_inputs(inputs: Tensor | tuple[Tensor, ...], name: str) -> tuple[Tensor, .
     return checked
 
 
+def _rows_not_finite(x: Tensor) -> int:
+    """How many rows have a value that is not finite, without an array of the size of ``x``."""
+    return sum(int((~torch.isfinite(part)).any(-1).sum()) for part in x.detach().split(_BLOCK_ROWS))
+
+
 def as_observations(
-    targets: Tensor,
+    targets: Any,
     inputs: tuple[Tensor, ...],
     likelihood: Likelihood,
-    sample_weight: Tensor | None,
+    sample_weight: Any,
     missing_targets: bool,
 ) -> Observations:
     """Targets in the form of the likelihood, one per row of the inputs, with their weights.
@@ -65,6 +76,8 @@ def as_observations(
     Raises:
         InputError: If their number, dtype, device or values do not fit.
     """
+    targets = as_tensor(targets, "train_targets") if is_array(targets) else targets
+    sample_weight = as_tensor(sample_weight, "sample_weight") if is_array(sample_weight) else sample_weight
     check_target_tensor(targets, inputs)
     weight = None if sample_weight is None else _as_weight(sample_weight, inputs[0])
     missing = likelihood.missing(targets)

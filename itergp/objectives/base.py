@@ -15,6 +15,7 @@ from itergp.errors import InputError
 from itergp.likelihoods import Observations
 from itergp.models import NonConjugateGP
 from itergp.operators import KernelOperator, Prior, make_operator
+from itergp.solvers.packing import Packed
 from itergp.solvers.precision import marginal_covariance
 
 
@@ -76,6 +77,13 @@ class Objective(MarginalLogLikelihood):
         for _, module, density, closure, _ in model.named_priors():
             value = value + density.log_prob(closure(module)).sum()
         return value / rows
+
+    def pack(self) -> Packed:
+        """What evaluations leave behind for later ones, for a checkpoint; nothing by default."""
+        return Packed()
+
+    def unpack(self, packed: Packed) -> None:
+        """Takes up what ``pack`` gave."""
 
     @abstractmethod
     def evidence(self, prior: Prior, observations: Observations) -> Tensor:

@@ -13,9 +13,11 @@ from itergp.likelihoods import Observations
 from itergp.likelihoods.base import node_offsets
 from itergp.likelihoods.blocks import psd_root
 from itergp.models import NonConjugateGP
+from itergp.models.saving import pack_warm, unpack_warm
 from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable
 from itergp.operators import Prior
 from itergp.solvers.base import require_positive
+from itergp.solvers.packing import Packed
 from itergp.solvers.precision import cross_multiply, multiply
 
 _SEED = 1  # other samples than those the posterior mean was found with
@@ -109,6 +111,25 @@ class ComputationAwareELBO(Objective):
         offsets = node_offsets(psd_root(marginal), nodes)
         fit = scale * observations.expected_log_density(mean, offsets, node_weights).sum(dtype=torch.float64)
         return fit - 0.5 * (quadratic + covariance.kl_terms())
+
+    def pack(self) -> Packed:
+        """The variational family, and the model's posterior, from whose search space the next one starts."""
+        packed = Packed({}, {"evaluations": self._evaluations})
+        if self._held is not None:
+            held = {name: value for name, value in vars(self._held).items() if value is not None}
+            packed.add("held", Packed(held))
+        if (solution := self.model._solution) is not None:
+            packed.add("posterior", pack_warm(solution))
+        return packed
+
+    def unpack(self, packed: Packed) -> None:
+        """Takes up what ``pack`` gave; the model gets the posterior as a start, not as its present one."""
+        self._evaluations = packed.values["evaluations"]
+        if "held" in packed.values:
+            arrays = packed.part("held").arrays
+            self._held = _Held(arrays["weights"], arrays["actions"], arrays.get("support"))
+        if "posterior" in packed.values:
+            self.model._start_from(unpack_warm(packed.part("posterior"), self.model.train_inputs[0].device))
 
     def _posterior(self) -> _Held:
         """Weights and actions, found again at the cadence that was asked for."""

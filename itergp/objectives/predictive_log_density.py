@@ -13,10 +13,12 @@ from itergp.likelihoods import LaplaceSite, Likelihood, Observations, Variationa
 from itergp.likelihoods.base import node_offsets
 from itergp.likelihoods.blocks import psd_root
 from itergp.models import NonConjugateGP
+from itergp.models.saving import pack_solution, unpack_solution
 from itergp.objectives.adjoint import linearise, solve_adjoint
 from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable
 from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
 from itergp.solvers import Problem, Solution, SubspaceNewton, solve_problem
+from itergp.solvers.packing import Packed
 from itergp.solvers.precision import cross_multiply, multiply
 
 PREDICTIVES = ("plug-in", "variational")
@@ -121,6 +123,23 @@ class PredictiveLogDensity(Objective):
         total = torch.stack([self._held_out(prior, observations, split) for split in self._splits]).sum()
         weight = sum(observations.take(split.held_out).total_weight for split in self._splits)
         return total * (observations.num_rows / weight)
+
+    def pack(self) -> Packed:
+        """The present splits, and what is kept for them between evaluations."""
+        packed = Packed({}, {"evaluations": self._evaluations, "splits": len(self._splits)})
+        for index, split in enumerate(self._splits):
+            part = Packed({"train": split.train, "held_out": split.held_out})
+            if split.actions is not None:
+                part.arrays["actions"] = split.actions
+            if split.warm is not None:
+                part.add("warm", Packed(*pack_solution(split.warm)))
+            packed.add(str(index), part)
+        return packed
+
+    def unpack(self, packed: Packed) -> None:
+        """Takes up what ``pack`` gave."""
+        self._evaluations = packed.values["evaluations"]
+        self._splits = [_Split.unpack(packed.part(str(i))) for i in range(packed.values["splits"])]
 
     # ------------------------------------------------------------------ inside
     def _draw(self, observations: Observations) -> list[_Split]:
@@ -236,3 +255,12 @@ class _Split:
     held_out: Tensor
     warm: Solution | None = None
     actions: Tensor | None = None
+
+    @classmethod
+    def unpack(cls, packed: Packed) -> _Split:
+        arrays = packed.arrays
+        warm = None
+        if "warm" in packed.values:
+            kept = packed.part("warm")
+            warm = unpack_solution(kept.arrays, kept.values, arrays["train"].device)
+        return cls(arrays["train"], arrays["held_out"], warm, arrays.get("actions"))

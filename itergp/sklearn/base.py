@@ -6,6 +6,7 @@ import inspect
 import os
 import warnings
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import gpytorch
@@ -242,10 +243,12 @@ class GPEstimator(BaseEstimator):
         scaled = self._scaled(check_inputs(self, X, reset=False))
         return torch.as_tensor(scaled, dtype=like.dtype, device=like.device)
 
-    def _predictive(self, X: Any, **observation: Any) -> Any:
+    def _predicted(self, X: Any, read: Callable[[Any], NDArray[Any]], **observation: Any) -> Array:
+        """What ``read`` takes from the predictive distribution, batch by batch; rows come first."""
         inputs = self._new_inputs(X)
         with torch.no_grad():
-            return self.model_.predict(inputs, **observation)
+            batches = self.model_.predict_batches(inputs, **observation)
+            return np.concatenate([read(predictive) for _, predictive in batches])
 
     def latent_mean_and_variance(self, X: Any) -> tuple[Array, Array]:
         """Posterior mean and variance of the latent functions.

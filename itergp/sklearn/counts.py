@@ -185,7 +185,7 @@ class GPCountRegressor(BaseRegressor):
         Returns:
             Means ``(M,)``, or means and standard deviations.
         """
-        return self._mean(self._predictive(X, **self._exposed(X, exposure)), return_std)
+        return self._mean(X, return_std, **self._exposed(X, exposure))
 
     def predict_quantiles(self, X: Any, quantiles: Sequence[float] = QUANTILES, exposure: Any = None) -> Array:
         """Quantiles of the count.
@@ -198,7 +198,7 @@ class GPCountRegressor(BaseRegressor):
         Returns:
             ``(M, Q)``.
         """
-        return self._quantiles(self._predictive(X, **self._exposed(X, exposure)), quantiles)
+        return self._quantiles(X, quantiles, **self._exposed(X, exposure))
 
     def _exposed(self, X: Any, exposure: Any) -> dict[str, Any]:
         if exposure is None:

@@ -116,7 +116,7 @@ class LabelEstimator(ClassifierMixin, GPEstimator):
         Returns:
             ``(M, C)``, columns in the order of ``classes_``.
         """
-        probs = as_numpy(self._predictive(X).probs)
+        probs = self._predicted(X, lambda predictive: as_numpy(predictive.probs))
         if probs.ndim == 1:
             return np.stack([1.0 - probs, probs], -1)
         return probs / probs.sum(-1, keepdims=True)

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from itergp.errors import InputError, ItergpWarning
@@ -116,9 +115,8 @@ class GPOrdinalClassifier(LabelEstimator):
         Returns:
             Labels ``(M, Q)``.
         """
-        predictive = self._predictive(X)
-        with torch.no_grad():
-            index = np.stack([as_numpy(predictive.quantile(float(level))) for level in quantiles], -1)
+        levels = [float(level) for level in quantiles]
+        index = self._predicted(X, lambda predictive: np.stack([as_numpy(predictive.quantile(q)) for q in levels], -1))
         return self.levels_[index.astype(int)]
 
     def predict_proba(self, X: Any) -> Array:

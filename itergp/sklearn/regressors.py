@@ -42,11 +42,16 @@ class BaseRegressor(RegressorMixin, GPEstimator):
         Returns:
             Means ``(M,)``, or means and standard deviations.
         """
-        return self._mean(self._predictive(X), return_std)
+        return self._mean(X, return_std)
 
-    def _mean(self, predictive: Any, return_std: bool) -> Array | tuple[Array, Array]:
-        mean = self._restore(as_numpy(predictive.mean))
-        return (mean, np.sqrt(as_numpy(predictive.variance)) * self._unit()) if return_std else mean
+    def _mean(self, X: Any, return_std: bool, **observation: Any) -> Array | tuple[Array, Array]:
+        def moments(predictive: Any) -> Array:
+            wanted = [predictive.mean, predictive.variance] if return_std else [predictive.mean]
+            return np.stack([as_numpy(moment) for moment in wanted], -1)
+
+        found = self._predicted(X, moments, **observation)
+        mean = self._restore(found[:, 0])
+        return (mean, np.sqrt(found[:, 1]) * self._unit()) if return_std else mean
 
     def predict_quantiles(self, X: Any, quantiles: Sequence[float] = QUANTILES) -> Array:
         """Quantiles of the observation.
@@ -58,10 +63,15 @@ class BaseRegressor(RegressorMixin, GPEstimator):
         Returns:
             ``(M, Q)``.
         """
-        return self._quantiles(self._predictive(X), quantiles)
+        return self._quantiles(X, quantiles)
 
-    def _quantiles(self, predictive: Any, quantiles: Sequence[float]) -> Array:
-        return np.stack([self._restore(as_numpy(predictive.quantile(float(level)))) for level in quantiles], -1)
+    def _quantiles(self, X: Any, quantiles: Sequence[float], **observation: Any) -> Array:
+        levels = [float(level) for level in quantiles]
+
+        def read(predictive: Any) -> Array:
+            return np.stack([as_numpy(predictive.quantile(level)) for level in levels], -1)
+
+        return self._restore(self._predicted(X, read, **observation))
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Learns hyperparameters, then finds the posterior of all rows.

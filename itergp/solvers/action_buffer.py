@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from itergp.solvers.interrupts import undisturbed
 from itergp.solvers.noise import Noise
+from itergp.solvers.packing import Packed
 
 _GROWTH = 1.5
 _START = 8
@@ -69,12 +71,13 @@ class ActionBuffer:
 
     def replace(self, mix: Tensor) -> None:
         """Replaces S and T by ``S mix`` and ``T mix``, in place, for ``mix`` ``(R, R')`` with ``R' <= R``, float64."""
-        for rows in self._chunks():
-            for array in (self._actions, self._products):
-                part = array[: self.rank, rows]
-                array[: mix.shape[1], rows] = torch.einsum("rnc,rs->snc", part.double(), mix).to(array.dtype)
-        gram = mix.mT @ self.gram @ mix
-        self.gram = 0.5 * (gram + gram.mT)
+        with undisturbed():
+            for rows in self._chunks():
+                for array in (self._actions, self._products):
+                    part = array[: self.rank, rows]
+                    array[: mix.shape[1], rows] = torch.einsum("rnc,rs->snc", part.double(), mix).to(array.dtype)
+            gram = mix.mT @ self.gram @ mix
+            self.gram = 0.5 * (gram + gram.mT)
 
     def clear(self) -> None:
         """Forgets all actions; the memory stays."""
@@ -147,6 +150,23 @@ class ActionBuffer:
             yield from self._chunks()
         elif self.rank and self._rows.numel():
             yield from self._rows.split(max(1, _CHUNK // (self.rank * self._actions.shape[2])))
+
+
+def pack_buffer(buffer: ActionBuffer) -> Packed:
+    """The actions held, their products and the small matrix."""
+    rank = buffer.rank
+    arrays = {"actions": buffer._actions[:rank], "products": buffer._products[:rank], "gram": buffer.gram}
+    return Packed(arrays if buffer._rows is None else arrays | {"rows": buffer._rows})
+
+
+def unpack_buffer(like: Tensor, limit: int | None, packed: Packed) -> ActionBuffer:
+    """The buffer that ``pack_buffer`` took apart; ``like`` and ``limit`` are those of its constructor."""
+    buffer, arrays = ActionBuffer(like, limit), packed.arrays
+    buffer._reserve(arrays["gram"].shape[0])
+    buffer.gram, buffer._rows = arrays["gram"], arrays.get("rows")
+    buffer._actions[: buffer.rank] = arrays["actions"]
+    buffer._products[: buffer.rank] = arrays["products"]
+    return buffer
 
 
 def inner_product(first: Tensor, second: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -13,6 +13,7 @@ from itergp.likelihoods import CategoricalLikelihood, LaplaceSite
 from itergp.likelihoods.blocks import apply_blocks, curvature_root
 from itergp.solvers.base import require_positive
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
+from itergp.solvers.packing import Packed, pack_scalars
 from itergp.solvers.posterior import Posterior, prior_covariance
 from itergp.solvers.precision import LowRankPrecision, marginal_covariance
 from itergp.solvers.problem import Problem, inner
@@ -219,6 +220,17 @@ class DenseNewton:
             norm_squared=state.norm_squared,
             curvature=state.curvature.to(like),
         )
+
+    def pack(self, state: DenseState) -> Packed:
+        """The weights: the kernel matrix is evaluated again, and the rest follows."""
+        return Packed({"weights": state.weights}, pack_scalars(state))
+
+    def unpack(self, problem: Problem, packed: Packed) -> DenseState:
+        """The state that ``pack`` took apart, for one evaluation of the kernel matrix."""
+        operator = problem.operator
+        kernel = operator.dense().double()
+        operator.counts.passes -= 1  # counted when it was evaluated first
+        return replace(self._state(problem, kernel, packed.arrays["weights"]), **packed.values)
 
 
 def apply_kernels(kernel: Tensor, block: Tensor) -> Tensor:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from itergp.diagnostics.progress import SolveProgress
-from itergp.diagnostics.records import TraceRecord
+from itergp.diagnostics.records import StageRecord, TraceRecord
 from itergp.diagnostics.trace import Trace
 from itergp.errors import InputError, SolverError
 from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
 from itergp.operators import KernelOperator
 from itergp.operators.rows import Interrupt
 from itergp.solvers.base import Solver, require_shareable
+from itergp.solvers.packing import Keeper, Packed, require_resumable
 from itergp.solvers.posterior import Posterior
 from itergp.solvers.problem import Problem
 from itergp.solvers.recording import run_settings, spectrum_source, stage_record, step_record
@@ -42,8 +43,12 @@ def solve(
     warm_start: Solution | None = None,
     progress: bool = False,
     callback: Callable[[TraceRecord], None] | None = None,
+    checkpoint: Keeper | None = None,
 ) -> Solution:
     """Finds the posterior.
+
+    Ctrl-C ends a solve early with the posterior so far: of the present stage, or of the one before if it comes while the
+    covariance of a later stage is found.
 
     Args:
         operator: Prior covariance at the training inputs.
@@ -57,10 +62,11 @@ def solve(
         warm_start: An earlier solution whose weights and search space are reused.
         progress: Draw a progress bar.
         callback: Called with every record of the trace.
+        checkpoint: Where to keep the state between steps, and what to begin from if it holds an earlier one.
 
     Raises:
-        InputError: If the approximation is unknown, or the rows are divided among processes and the solver, the policy or the
-            likelihood cannot do that.
+        InputError: If the approximation is unknown, the rows are divided among processes and the solver, the policy or the
+            likelihood cannot do that, or the solver's state cannot be kept although it should.
         SolverError: If a NaN or infinity appears; the error carries the last good solution. In every process, if one is lost.
     """
     if approximation not in APPROXIMATIONS:
@@ -80,14 +86,24 @@ def solve(
         rows.together() as interrupt,
         SolveProgress(solver.tolerance * problem.num_rows, enabled=draw) as bar,
     ):
-        run = _Run(solver, operator, bar, callback, interrupt)
+        run = _Run(solver, operator, bar, callback, checkpoint, interrupt)
         run.trace.settings = run_settings(problem, operator, solver, approximation)
-        solution = run.stage(problem, warm_start, final=not variational)
-        for index in range(rounds if variational else 0):
-            if solution.status.reason in (Reason.INTERRUPTED, Reason.TIME):
+        last = rounds if variational else 0
+        solution = run.stage(problem, warm_start, final=last == 0) if run.first == 0 else None
+        for index in range(max(1, run.first), last + 1):
+            if solution is not None and solution.status.reason in (Reason.INTERRUPTED, Reason.TIME):
                 break
-            site = VariationalSite.from_covariance(observations, solution.latent_covariance)
-            solution = run.stage(problem.with_site(site), solution, final=index == rounds - 1)
+            covariance = run.covariance if solution is None else solution.latent_covariance
+            assert covariance is not None
+            run.index, run.covariance = index, covariance
+            site = VariationalSite.from_covariance(observations, covariance)
+            try:
+                solution = run.stage(problem.with_site(site), solution, final=index == last)
+            except KeyboardInterrupt:  # before this stage had a posterior of its own
+                if solution is None:
+                    raise
+                solution = replace(solution, status=Status(Reason.INTERRUPTED))
+    assert solution is not None
     return replace(solution, approximation=approximation) if observations.likelihood.quadratic else solution
 
 
@@ -116,13 +132,71 @@ class _Run:
     operator: KernelOperator
     bar: SolveProgress
     callback: Callable[[TraceRecord], None] | None
+    keeper: Keeper | None = None
     interrupt: Interrupt = field(default_factory=Interrupt)
     trace: Trace = field(default_factory=Trace)
     started: float = field(default_factory=time.perf_counter)
+    first: int = 0  # stage to begin with
+    covariance: Tensor | None = None  # marginals that the site of a later stage was made from
 
     def __post_init__(self) -> None:
         self.limit = self.solver.max_passes
         self.counts = self.operator.counts.copy()
+        self.index = 0
+        self.recorded: Any = None  # the state of the last record
+        self.earlier = None
+        if self.keeper is not None:
+            require_resumable(self.solver)
+            if self.operator.rows.sharded:
+                raise InputError(
+                    "`checkpoint` needs all rows in one process. Got rows divided among "
+                    f"{self.operator.rows.processes}. Leave `checkpoint` out, or pass operator='auto' to the model."
+                )
+            self.earlier = self.keeper.earlier
+        if self.earlier is not None:
+            self._take_up(self.earlier)
+
+    def _take_up(self, earlier: Packed) -> None:
+        """Begins where an earlier run was, its passes, records and seconds included."""
+        values = earlier.values
+        self.first = self.index = values["stage"]
+        self.covariance = earlier.arrays.get("covariance")
+        self.counts = replace(
+            self.counts,
+            passes=self.counts.passes - values["kernel_passes"],
+            entries=self.counts.entries - values["kernel_entries"],
+            seconds=self.counts.seconds - values["kernel_seconds"],
+        )
+        self.started -= values["seconds"]
+        self.trace = Trace(
+            [TraceRecord(**(r | {"class_residuals": tuple(r["class_residuals"])})) for r in values["records"]],
+            dict(values["phase_seconds"]),
+            [StageRecord(**stage) for stage in values["stages"]],
+        )
+
+    def keep(self, solver: Solver[Any], state: Any) -> None:
+        """Hands the keeper all that another process needs to go on after this step."""
+        assert self.keeper is not None
+        values = {
+            "stage": self.index,
+            "kernel_passes": self.passes,
+            "kernel_entries": self.operator.counts.entries - self.counts.entries,
+            "kernel_seconds": self.operator.counts.seconds - self.counts.seconds,
+            "seconds": self.seconds,
+            "records": self.trace.to_dicts(),
+            "stages": [asdict(stage) for stage in self.trace.stages],
+            "phase_seconds": self.trace.phase_seconds,
+        }
+        packed = Packed({} if self.covariance is None else {"covariance": self.covariance}, values)
+        packed.add("state", solver.pack(state))  # type: ignore[attr-defined] # required above
+        self.keeper.keep(packed)
+
+    def _begin(self, solver: Solver[Any], problem: Problem, warm_start: Solution | None) -> Any:
+        """The first state of a stage: a new one, or that of the earlier run, which is used once."""
+        earlier, self.earlier = self.earlier, None
+        if earlier is None:
+            return solver.init(problem, warm_start)
+        return solver.unpack(problem, earlier.part("state"))  # type: ignore[attr-defined] # required above
 
     @property
     def passes(self) -> int:
@@ -144,21 +218,35 @@ class _Run:
         # Passes kept for this stage's covariance, and for the stage that follows.
         own = int(solver.gives_covariance)
         reserved = own if final else max(own + _PASSES_OF_A_STAGE, (self.limit or 0) // 2)
-        state = solver.init(problem, warm_start)
+        resumed = self.earlier is not None
+        state = self._begin(solver, problem, warm_start)
         self._check(problem, state, None, warm_start)
-        status = None
+        # A state that was kept when it was interrupted may be the last one.
+        status = solver.status(problem, state, self.passes + reserved) if resumed else None
         try:
             while status is None:
                 previous, state = state, self._step(solver, problem, state)
                 self._check(problem, state, previous, warm_start)
                 self._record(problem, state)
                 status = solver.status(problem, state, self.passes + reserved) or self._asked_to_stop()
+                if status is None and self.keeper is not None and self.keeper.due():
+                    self.keep(solver, state)
         except KeyboardInterrupt:
             status = Status(Reason.INTERRUPTED)
+            # What grows in place may have been in the middle of a step: the file then keeps an earlier state.
+            whole = state is self.recorded and state.rank == self.trace[len(self.trace) - 1].rank
+            if self.keeper is not None and whole:
+                self.keep(solver, state)
         self._spent("mode", begun, in_kernel)
         begun, in_kernel = time.perf_counter(), self.operator.counts.seconds
         affordable = self.limit is None or self.passes < self.limit
-        posterior = solver.finish(problem, state, final=final) if affordable else self._salvage(problem, state)
+        try:
+            posterior = solver.finish(problem, state, final=final) if affordable else self._salvage(problem, state)
+        except KeyboardInterrupt:
+            if self.index > 0 and warm_start is not None:  # the stage before has a covariance
+                raise
+            status = Status(Reason.INTERRUPTED, "in the covariance, which is the prior's")
+            posterior = self._salvage(problem, state)
         if problem.rows.any(not is_finite(posterior.latent_covariance, posterior.precision.factor)):
             raise SolverError(
                 "The posterior covariance must be finite. Got NaN or infinity. Check that the kernel is positive definite, "
@@ -204,6 +292,7 @@ class _Run:
         kernel = self.operator.counts.seconds - self.counts.seconds
         record = step_record(problem, state, kernel_passes=self.passes, seconds=self.seconds, kernel_seconds=kernel)
         self.trace.records.append(record)
+        self.recorded = state
         self.bar.update(record)
         if self.callback is not None:
             self.callback(record)

@@ -10,8 +10,10 @@ from itergp.errors import InputError
 from itergp.solvers.base import require_positive
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.iter_gp import view
-from itergp.solvers.iter_ncgp_state import IterNCGPState, add_weights, linear_system, recycled_buffer
+from itergp.solvers.iter_ncgp_packing import pack_state, unpack_state
+from itergp.solvers.iter_ncgp_state import IterNCGPState, add_weights, linear_system, recycled_buffer, whole
 from itergp.solvers.newton_iterate import NewtonIterate, backtracking_step, full_step, recomputed, zero
+from itergp.solvers.packing import Packed
 from itergp.solvers.policies import CG, Policy
 from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.posterior import Posterior, prior_covariance
@@ -328,6 +330,7 @@ class IterNCGP:
 
     def finish(self, problem: Problem, state: IterNCGPState, *, final: bool) -> Posterior:
         """The Newton update with the actions so far, the covariance at the new iterate, and the pass that certifies it."""
+        state = whole(state) if self.covariance else state  # the mean needs no linear system
         if not state.diverged and self.covariance and state.inner_step > 0:
             updated = self._updated(problem, state)
             state = replace(state, diverged=True) if updated.diverged else updated
@@ -361,6 +364,15 @@ class IterNCGP:
             curvature=iterate.curvature.to(iterate.weights),
             actions=buffer if self.covariance and self.recycle else None,
         )
+
+    # -------------------------------------------------------------- checkpoint
+    def pack(self, state: IterNCGPState) -> Packed:
+        """The actions with their products, the linear system, and the iterates."""
+        return pack_state(state)
+
+    def unpack(self, problem: Problem, packed: Packed) -> IterNCGPState:
+        """The state that ``pack`` took apart, at no kernel pass."""
+        return unpack_state(problem, packed, self.policy, self.max_rank, self.reorthogonalise)
 
 
 def _schedule(iterations: Any) -> tuple[int, ...] | None:

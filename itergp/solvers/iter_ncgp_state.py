@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
@@ -95,6 +95,14 @@ def linear_system(
     if hold_weights:
         add_weights(problem, iterate, belief)
     return belief
+
+
+def whole(state: IterNCGPState) -> IterNCGPState:
+    """A state whose linear system fits its actions, also if it was interrupted while they grew."""
+    belief = state.belief
+    if {belief.factor.shape[0], belief.white.shape[0], belief.noise_gram.shape[0]} == {belief.rank}:
+        return state
+    return replace(state, belief=LinearBelief(belief.buffer, belief.noise, belief.right, belief.reorthogonalise))
 
 
 def add_weights(problem: Problem, iterate: NewtonIterate, belief: LinearBelief) -> None:

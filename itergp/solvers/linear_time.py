@@ -14,6 +14,7 @@ from itergp.solvers.actions import leading_actions
 from itergp.solvers.base import require_positive
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.newton import Iterate, evaluate, minimise
+from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space, unpack_memory, unpack_space
 from itergp.solvers.policies import Policy, UnitVectors, View
 from itergp.solvers.policies.base import RowBlock
 from itergp.solvers.policies.mixed import require_policy
@@ -350,4 +351,38 @@ class LinearTimeNewton:
             coordinates=iterate.coordinates,
             curvature=iterate.curvature,
             support=support,
+        )
+
+    # -------------------------------------------------------------- checkpoint
+    def pack(self, state: LinearTimeState) -> Packed:
+        """The support with its products, the iterate, the time that is left, and the polish if it has begun."""
+        iterate = state.iterate
+        scalars = {name: value for name, value in pack_scalars(state).items() if name != "deadline"}
+        packed = Packed(
+            {"coordinates": iterate.coordinates, "latent_values": iterate.latent_values},
+            {"iterate": pack_scalars(iterate), "state": scalars, "left": state.deadline - time.perf_counter()},
+        )
+        packed.add("space", pack_space(state.space))
+        packed.add("memory", pack_memory(state.memory))
+        if state.polishing is not None and self.polish is not None:
+            packed.add("polishing", self.polish.pack(state.polishing))
+        return packed
+
+    def unpack(self, problem: Problem, packed: Packed) -> LinearTimeState:
+        """The state that ``pack`` took apart, without a kernel entry."""
+        arrays, values = packed.arrays, packed.values
+        gradient, curvature = problem.site.derivatives(arrays["latent_values"])
+        iterate = Iterate(arrays["coordinates"], arrays["latent_values"], gradient, curvature, **values["iterate"])
+        space = unpack_space(packed.part("space"), self._limit(problem))
+        assert isinstance(space, SupportSpace)
+        polishing = None
+        if "polishing" in values and self.polish is not None:
+            polishing = self.polish.unpack(problem, packed.part("polishing"))
+        return LinearTimeState(
+            space,
+            iterate,
+            unpack_memory(packed.part("memory"), (self.policy, UnitVectors(order="leverage", rows=_BATCH))),
+            deadline=time.perf_counter() + values["left"],
+            polishing=polishing,
+            **values["state"],
         )

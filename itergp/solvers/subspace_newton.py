@@ -13,6 +13,7 @@ from itergp.solvers.actions import leading_actions
 from itergp.solvers.base import require_positive
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.newton import Iterate, evaluate, minimise, weighted_gram
+from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space, unpack_memory, unpack_space
 from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, View
 from itergp.solvers.policies.directions import holds, shared_directions
 from itergp.solvers.policies.mixed import require_policy
@@ -278,10 +279,6 @@ class SubspaceNewton:
 
     def _directions(self, problem: Problem, residual: Tensor, state: SubspaceState) -> Tensor:
         limit = self._rank_limit(problem) // 2
-        policy = self.policy
-        if policy is None:
-            several = problem.num_latents > 1
-            policy = ClassGradient() if several else BlockGradient(num_blocks=min(self.num_blocks, limit))
         seen = View(
             gradient=residual,
             curvature=state.iterate.curvature,
@@ -292,10 +289,16 @@ class SubspaceNewton:
             step=state.steps,
             memory=state.memory,
         )
-        proposal = policy.propose(seen)
+        proposal = self._policy(problem).propose(seen)
         if proposal is None:
             return residual.new_zeros(residual.shape[0], 0)
         return shared_directions(proposal, residual, problem.rows)[:, :limit]
+
+    def _policy(self, problem: Problem) -> Policy:
+        if self.policy is not None:
+            return self.policy
+        limit = self._rank_limit(problem) // 2
+        return ClassGradient() if problem.num_latents > 1 else BlockGradient(num_blocks=min(self.num_blocks, limit))
 
     @staticmethod
     def _norm_squared(problem: Problem, residual: Tensor, directions: Tensor, products: Tensor) -> float:
@@ -371,6 +374,26 @@ class SubspaceNewton:
             coordinates=iterate.coordinates,
             curvature=iterate.curvature,
         )
+
+    # -------------------------------------------------------------- checkpoint
+    def pack(self, state: SubspaceState) -> Packed:
+        """The space, and the iterate without what the likelihood says there."""
+        iterate = state.iterate
+        arrays = {"weights": state.weights, "coordinates": iterate.coordinates, "latent_values": iterate.latent_values}
+        packed = Packed(arrays, {"iterate": pack_scalars(iterate), "state": pack_scalars(state)})
+        packed.add("space", pack_space(state.space))
+        packed.add("memory", pack_memory(state.memory))
+        return packed
+
+    def unpack(self, problem: Problem, packed: Packed) -> SubspaceState:
+        """The state that ``pack`` took apart, at no kernel pass."""
+        arrays, values = packed.arrays, packed.values
+        gradient, curvature = problem.site.derivatives(arrays["latent_values"])
+        iterate = Iterate(
+            arrays["coordinates"], arrays["latent_values"], gradient, curvature, **packed.values["iterate"]
+        )
+        memory = unpack_memory(packed.part("memory"), self._policy(problem))
+        return SubspaceState(unpack_space(packed.part("space")), iterate, arrays["weights"], memory, **values["state"])
 
 
 def _resolution(problem: Problem, iterate: Iterate) -> float:

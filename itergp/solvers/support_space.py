@@ -49,6 +49,23 @@ class SupportSpace(SearchSpace):
             buffer=buffer,
         )
 
+    @classmethod
+    def of(
+        cls,
+        directions: Tensor,
+        products: Tensor,
+        gram: Tensor,
+        rows: Tensor,
+        explained: Tensor,
+        *,
+        capacity: int | None = None,
+    ) -> SupportSpace:
+        """The space made of these, its products at the head of a buffer for ``capacity`` directions."""
+        rank = products.shape[-1]
+        buffer = _Buffer(products.new_empty(*products.shape[:2], max(rank, capacity or 0)), rank)
+        buffer.values[..., :rank] = products
+        return cls(directions, buffer.values[..., :rank], gram, rows, explained, buffer)
+
     def weights(self, coordinates: Tensor) -> Tensor:
         """``S U`` ``(N, C)``, zero outside the support, for coordinates U ``(C, B)``."""
         on_support = self._combine(self.directions, coordinates).to(self.products.dtype)

@@ -1,0 +1,120 @@
+"""What learning is made of while it runs, so that another process can go on with it."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from itergp.diagnostics.records import FitRecord
+from itergp.models import NonConjugateGP
+from itergp.models.checkpointing import CheckpointFile, Within, identify
+from itergp.objectives.base import Objective
+from itergp.solvers.packing import Packed, require_resumable
+
+if TYPE_CHECKING:
+    from itergp.learning.learner import Learner
+
+_MODEL, _RANDOM = "model", "random_state"
+
+
+def open_checkpoint(
+    model: NonConjugateGP, path: str | os.PathLike[str], every: float, settings: dict[str, Any]
+) -> CheckpointFile:
+    """The checkpoint of ``fit`` for a model at its starting values.
+
+    Args:
+        model: The model.
+        path: The file.
+        every: Seconds between writes.
+        settings: Arguments that the result depends on.
+
+    Raises:
+        InputError: If the file cannot be written, or is the checkpoint of something else.
+    """
+    require_resumable(model.solver)
+    objective = settings["objective"]
+    if isinstance(objective, Objective):
+        plain = {name: v for name, v in vars(objective).items() if isinstance(v, (bool, int, float, str, type(None)))}
+        settings = settings | {"objective": (type(objective).__name__, plain)}
+    device = model.train_inputs[0].device
+    size = sum(p.numel() * p.element_size() for p in model.parameters())
+    return CheckpointFile(
+        path, every=every, task="fit", identity=identify(model, **settings), device=device, size=4 * size
+    )
+
+
+def conditioning_part(file: CheckpointFile, learned: Packed) -> Within:
+    """The part of the file that belongs to the conditioning after learning."""
+    earlier = file.earlier
+    done = earlier is not None and "condition" in earlier.values
+    return Within(file, "condition", learned, earlier.part("condition") if earlier is not None and done else None)
+
+
+def pack_learner(learner: Learner, objective: Objective) -> Packed:
+    """Variables, the model's parameters and buffers, records, torch's random state, and the objective's state."""
+    packed = Packed(
+        {_RANDOM: torch.get_rng_state()},
+        {
+            "records": [asdict(record) for record in learner.records],
+            "evaluations": learner.evaluations,
+            "seconds": learner.seconds,
+        },
+    )
+    packed.add(_MODEL, Packed({name: value.detach() for name, value in learner.model.state_dict().items()}))
+    packed.add("variables", pack_list(learner.variables()))
+    packed.add("good", pack_list(learner.good))
+    packed.add("position", learner.position)
+    packed.add("objective", objective.pack())
+    return packed
+
+
+def restore_learner(learner: Learner, packed: Packed) -> None:
+    """Gives a learner what ``pack_learner`` took apart, except the objective's state."""
+    learner.model.load_state_dict(packed.part(_MODEL).arrays)
+    with torch.no_grad():
+        for parameter, value in zip(learner.free, unpack_list(packed.part("variables")), strict=True):
+            parameter.variable.copy_(value)
+    learner.good = unpack_list(packed.part("good"))
+    learner.records[:] = [FitRecord(**record) for record in packed.values["records"]]
+    learner.evaluations = packed.values["evaluations"]
+    learner.position = packed.part("position")
+    torch.set_rng_state(packed.arrays[_RANDOM].cpu())
+
+
+def pack_adam(optimizer: Optimizer, schedule: LRScheduler, visited: list[list[Tensor]]) -> Packed:
+    """Moments, learning rates and the trajectory."""
+    packed = Packed({}, {"schedule": schedule.state_dict(), "rates": [g["lr"] for g in optimizer.param_groups]})
+    for index, state in optimizer.state_dict()["state"].items():
+        packed.add(str(index), Packed({name: torch.as_tensor(value) for name, value in state.items()}))
+    packed.values["moved"] = [int(index) for index in optimizer.state_dict()["state"]]
+    packed.add("visited", pack_list([torch.stack(values) for values in zip(*visited, strict=True)]))
+    return packed
+
+
+def restore_adam(optimizer: Optimizer, schedule: LRScheduler, packed: Packed) -> list[list[Tensor]]:
+    """Gives optimiser and schedule what ``pack_adam`` took apart; returns the trajectory."""
+    values = packed.values
+    groups = optimizer.state_dict()["param_groups"]
+    for group, rate in zip(groups, values["rates"], strict=True):
+        group["lr"] = rate
+    state = {index: packed.part(str(index)).arrays for index in values["moved"]}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    schedule.load_state_dict(values["schedule"])
+    columns = [stack.unbind(0) for stack in unpack_list(packed.part("visited"))]
+    return [list(row) for row in zip(*columns, strict=True)]
+
+
+def pack_list(tensors: list[Tensor]) -> Packed:
+    """Tensors by number."""
+    return Packed({str(i): tensor.detach() for i, tensor in enumerate(tensors)}, {"count": len(tensors)})
+
+
+def unpack_list(packed: Packed) -> list[Tensor]:
+    """The tensors that ``pack_list`` numbered."""
+    return [packed.arrays[str(i)] for i in range(packed.values["count"])]

@@ -1,0 +1,147 @@
+"""Predictions of many rows, batch by batch, at constant memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from torch import Tensor
+from torch.distributions import Distribution
+
+from itergp.likelihoods.predictive import joinable, joined
+from itergp.models.fingerprint import frozen
+from itergp.models.latent import LatentPosterior, batches, weights_and_actions
+from itergp.operators import default_memory_budget
+
+if TYPE_CHECKING:
+    from itergp.models.nonconjugate_gp import NonConjugateGP
+
+_MOST_ROWS = 8192  # of a batch: more are no faster, and progress is worth showing
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The latent posterior of a model at many inputs, as an iterator of batches.
+
+    Attributes:
+        model: The model, which must not change meanwhile.
+        inputs: Inputs as they were given, ``(M, D)`` each, perhaps of another dtype or in a file.
+        batch_size: Rows of a batch; None for as many as the memory budget allows.
+        progress: Whether to draw a progress bar.
+    """
+
+    model: NonConjugateGP
+    inputs: tuple[Tensor, ...]
+    batch_size: int | None = None
+    progress: bool = False
+
+    @property
+    def num_rows(self) -> int:
+        """M."""
+        return self.inputs[0].shape[0]
+
+    def latents(self, *, covariance: bool) -> Iterator[tuple[slice, LatentPosterior]]:
+        """Slices of rows and the latent posterior there; without ``covariance`` only its mean."""
+        model = self.model
+        solution, operator = model.solution, model._training_operator()
+        block = weights_and_actions(solution, covariance=covariance)
+        like = model.train_inputs[0]
+        with _bar(self.progress) as bar:
+            task = bar.add_task("predict", total=self.num_rows)
+            for rows in self._slices(solution.rank if covariance else 0):
+                part = tuple(x[rows].to(like) for x in self.inputs)
+                wanted = torch.is_grad_enabled() and any(x.requires_grad for x in part)
+                # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
+                with torch.set_grad_enabled(wanted), frozen(model):
+                    prior = model._prior(part)
+                    latent = LatentPosterior.at(prior, operator, solution, covariance=covariance, block=block)
+                yield rows, latent
+                bar.update(task, advance=rows.stop - rows.start)
+
+    def marginals(self, scale: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Slices of rows, latent means ``(m, C)`` and covariances ``(m, C, C)`` times a scale."""
+        for rows, latent in self.latents(covariance=scale > 0.0):
+            mean = latent.mean
+            zeros = mean.new_zeros(*mean.shape, mean.shape[1])
+            yield rows, mean, scale * latent.row_covariance() if scale > 0.0 else zeros
+
+    def predictives(self, scale: float, observation: dict[str, Any]) -> Iterator[tuple[slice, Distribution]]:
+        """Slices of rows and the predictive distribution there."""
+        for rows, mean, covariance in self.marginals(scale):
+            part = {name: self._take(value, rows) for name, value in observation.items()}
+            yield rows, self.model._calculus.predictive(mean, covariance, **part)
+
+    def mean(self) -> Tensor:
+        """Latent means ``(M, C)``."""
+        return gathered(((rows, latent.mean) for rows, latent in self.latents(covariance=False)), self.num_rows)
+
+    def predictive(self, scale: float, observation: dict[str, Any]) -> Distribution:
+        """The predictive distribution of all rows.
+
+        With one latent function, moments of all rows are small; with several, their covariances need not be: what is kept
+        of a batch are then the parameters of its predictive distribution, where those say it all.
+        """
+        calculus = self.model._calculus
+        parts, kept = [], []
+        for rows, mean, covariance in self.marginals(scale):
+            if mean.shape[1] > 1:
+                options = {name: self._take(value, rows) for name, value in observation.items()}
+                part = calculus.predictive(mean, covariance, **options)
+                if joinable(part):
+                    parts.append(part)
+                    continue
+            kept.append((mean, covariance))
+        if parts:
+            return joined(parts)
+        return calculus.predictive(*(torch.cat(column) for column in zip(*kept, strict=True)), **observation)
+
+    # ------------------------------------------------------------------ inside
+    def _slices(self, rank: int) -> Iterator[slice]:
+        model = self.model
+        solution, device = model.solution, model.train_inputs[0].device
+        size, latents = model.train_inputs[0].shape[0], solution.representer_weights.shape[1]
+        if self.batch_size is not None:
+            return batches(self.num_rows, 1, 8 * self.batch_size)
+        budget = model.memory_budget or default_memory_budget(device)
+        if solution.rows.sharded:  # as many batches in every process
+            budget = int(solution.rows.same(torch.tensor(budget // solution.rows.processes, device=device)))
+        per_row = latents * (2 * rank + latents) + size // 64
+        return batches(self.num_rows, per_row, min(budget // 4, 8 * per_row * _MOST_ROWS))
+
+    def _take(self, value: Any, rows: slice) -> Any:
+        """What is known of some rows: a number holds for all."""
+        several = torch.is_tensor(value) and value.dim() > 0 and value.shape[0] == self.num_rows
+        return value[rows] if several else value
+
+
+def gathered(parts: Iterator[tuple[slice, Tensor]], num_rows: int) -> Tensor:
+    """Parts of rows as one tensor, without a second copy unless derivatives are wanted."""
+    whole: Tensor | None = None
+    tracked = []
+    for rows, part in parts:
+        if part.requires_grad:
+            tracked.append(part)
+            continue
+        whole = part.new_empty(num_rows, *part.shape[1:]) if whole is None else whole
+        whole[rows] = part
+    if tracked:
+        return torch.cat(tracked)
+    assert whole is not None
+    return whole
+
+
+def _bar(enabled: bool) -> Progress:
+    return Progress(
+        TextColumn("{task.description:<12}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("rows"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        disable=not enabled,
+    )
