@@ -57,7 +57,7 @@ class Fingerprint:
 
 def _checksum(tensor: Tensor) -> tuple[tuple[int, ...], float, float]:
     total = square = 0.0
-    for part in tensor.detach().split(_BLOCK_ROWS):  # without a float64 copy of the whole
+    for part in torch.atleast_1d(tensor.detach()).split(_BLOCK_ROWS):  # without a float64 copy of the whole
         total, square = total + float(part.double().sum()), square + float(part.double().square().sum())
     return tuple(tensor.shape), total, square
 
