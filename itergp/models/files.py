@@ -36,7 +36,7 @@ def write_file(path: str | os.PathLike[str], tensors: dict[str, Tensor], about: 
     """
     target = Path(path)
     stored = _separate(tensors)
-    text = json.dumps({"format": FORMAT_VERSION, "version": __version__, **about}, allow_nan=False)
+    text = json.dumps({"format": FORMAT_VERSION, "version": __version__, **about})
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
     try:
         safetensors.torch.save_file(stored, draft, {_ABOUT: text, _CHECKSUM: _checksum(text, stored)})
