@@ -30,6 +30,7 @@ APPROXIMATIONS = ("variational", "laplace")
 # A variational solve begins at the Laplace mode, which only has to be near: its own stage finishes the job.
 _PRELIMINARY_FACTOR = 100.0
 _PASSES_OF_A_STAGE = 2
+_PRELIMINARY_TIME = 0.5  # share of the time limit
 
 
 def solve(
@@ -91,7 +92,7 @@ def solve(
         last = rounds if variational else 0
         solution = run.stage(problem, warm_start, final=last == 0) if run.first == 0 else None
         for index in range(max(1, run.first), last + 1):
-            if solution is not None and solution.status.reason in (Reason.INTERRUPTED, Reason.TIME):
+            if solution is not None and (solution.status.reason is Reason.INTERRUPTED or run.late()):
                 break
             covariance = run.covariance if solution is None else solution.latent_covariance
             assert covariance is not None
@@ -228,7 +229,7 @@ class _Run:
                 previous, state = state, self._step(solver, problem, state)
                 self._check(problem, state, previous, warm_start)
                 self._record(problem, state)
-                status = solver.status(problem, state, self.passes + reserved) or self._asked_to_stop()
+                status = solver.status(problem, state, self.passes + reserved) or self._asked_to_stop(final)
                 if status is None and self.keeper is not None and self.keeper.due():
                     self.keep(solver, state)
         except KeyboardInterrupt:
@@ -275,13 +276,16 @@ class _Run:
                 self._solution(problem, self._salvage(problem, state), status),
             ) from error
 
-    def _asked_to_stop(self) -> Status | None:
+    def _asked_to_stop(self, final: bool) -> Status | None:
         """By Ctrl-C, or by the clock of any process: all stop together."""
-        rows, limit = self.operator.rows, self.solver.time_limit
-        if rows.any(self.interrupt.pressed):
+        if self.operator.rows.any(self.interrupt.pressed):
             return Status(Reason.INTERRUPTED)
-        late = limit is not None and rows.any(self.seconds >= limit)
-        return Status(Reason.TIME, f"{self.seconds:.1f} s") if late else None
+        return Status(Reason.TIME, f"{self.seconds:.1f} s") if self.late(1.0 if final else _PRELIMINARY_TIME) else None
+
+    def late(self, share: float = 1.0) -> bool:
+        """Whether a share of the time limit has passed, in any process."""
+        limit = self.solver.time_limit
+        return limit is not None and self.operator.rows.any(self.seconds >= share * limit)
 
     def _spent(self, phase: str, begun: float, in_kernel: float) -> None:
         kernel = self.operator.counts.seconds - in_kernel
