@@ -141,7 +141,10 @@ def test_training_targets(kind):
         ({"approximation": "mcmc"}, r"`approximation` must be one of \('variational', 'laplace'\)\. Got 'mcmc'"),
         ({"memory_budget": 0}, r"`memory_budget` must be a positive whole number or None\. Got 0\. Leave it out"),
         ({"memory_budget": -5}, r"`memory_budget` must be a positive whole number or None\. Got -5\."),
-        ({"operator": "fast"}, r"`operator` must be one of \('auto', 'dense', 'blocked', 'keops', 'sharded'\)\. Got 'fast'"),
+        (
+            {"operator": "fast"},
+            r"`operator` must be one of \('auto', 'dense', 'blocked', 'keops', 'sharded'\)\. Got 'fast'",
+        ),
     ],
 )
 def test_options(options, match):

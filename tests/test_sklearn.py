@@ -16,7 +16,7 @@ import sklearn
 import torch
 from sklearn.base import clone, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
-from sklearn.datasets import load_iris
+from sklearn.datasets import load_breast_cancer, load_iris
 from sklearn.gaussian_process import GaussianProcessClassifier, kernels
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score, cross_validate
@@ -567,3 +567,15 @@ def test_constant_columns_become_zero_and_are_reported():
         classifier = GPClassifier(max_iterations=2).fit(wide, y)
     assert not bool(classifier.model_.train_inputs[0][:, 3].any())
     assert np.all(np.isfinite(classifier.predict_proba(wide)))
+
+
+def test_many_rows_are_learned_in_linear_time(monkeypatch):
+    x, y = load_breast_cancer(return_X_y=True)
+    plain = GPClassifier().fit(x, y)
+    monkeypatch.setattr("itergp.sklearn.model._LINEAR_ROWS", 500)
+    many = GPClassifier().fit(x, y)
+    given = GPClassifier(solver=SubspaceNewton()).fit(x, y)
+    assert plain.model_.solution.support is None
+    assert many.model_.solution.support is not None
+    assert given.model_.solution.support is None
+    assert many.score(x, y) > 0.95

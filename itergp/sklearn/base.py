@@ -24,7 +24,7 @@ from itergp.learning import FitResult
 from itergp.likelihoods import Likelihood
 from itergp.sklearn.checks import as_column, check_inputs, check_rows, check_size, check_weights, list_columns
 from itergp.sklearn.kernels import make_kernel
-from itergp.sklearn.model import EstimatorGP, as_device, as_dtype, as_numpy, take_hyperparameters
+from itergp.sklearn.model import EstimatorGP, as_device, as_dtype, as_numpy, default_solver, take_hyperparameters
 from itergp.sklearn.saving import load_estimator, save_estimator
 from itergp.sklearn.scaling import Scaling
 
@@ -192,7 +192,7 @@ class GPEstimator(BaseEstimator):
             self._make_likelihood().to(inputs.dtype),
             mean=self._make_mean(np.zeros(1), np.ones(1)) if mean is None else mean,
             kernel=kernel,
-            solver=self.solver,
+            solver=default_solver(len(targets)) if self.solver is None else self.solver,
             approximation="variational" if self.approximation == "auto" else self.approximation,
             sample_weight=weight,
         )

@@ -35,7 +35,8 @@ class GPClassifier(LabelEstimator):
         optimizer: ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
-        solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``.
+        solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 rows
+            ``LinearTimeNewton()``.
         class_weight: Weights by class, ``"balanced"``, or None.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 rows.

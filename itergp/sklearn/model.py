@@ -13,7 +13,9 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.models import NonConjugateGP
+from itergp.solvers import LinearTimeNewton
 
+_LINEAR_ROWS = 100_000  # beyond, a pass over the kernel matrix takes a quarter of a minute and more
 _DOUBLE_ROWS = 2000  # up to here float64 costs next to nothing
 
 
@@ -44,6 +46,11 @@ def constant_mean(*values: float) -> gpytorch.means.ConstantMean:
     mean = gpytorch.means.ConstantMean(batch_shape=torch.Size([len(values)] if len(values) > 1 else []))
     mean.constant = torch.tensor(values if len(values) > 1 else values[0])
     return mean
+
+
+def default_solver(num_rows: int) -> LinearTimeNewton | None:
+    """The solver that an estimator uses when none is given: the model's default while passes over all rows are affordable."""
+    return LinearTimeNewton() if num_rows > _LINEAR_ROWS else None
 
 
 def as_dtype(dtype: str, num_rows: int) -> torch.dtype:

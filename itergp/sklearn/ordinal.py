@@ -31,7 +31,8 @@ class GPOrdinalClassifier(LabelEstimator):
         optimizer: ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
-        solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``.
+        solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 rows
+            ``LinearTimeNewton()``.
         class_weight: Weights by level, ``"balanced"``, or None.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 rows.
