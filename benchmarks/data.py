@@ -79,8 +79,8 @@ def mixture(num_rows: int, num_classes: int = 10, num_inputs: int = 3, seed: int
 def smooth_binary(num_rows: int, seed: int = 0, num_test: int = 20_000) -> Split:
     """Labels of a smooth random function of four standard normal inputs; some noise, so that no classifier is sure."""
     rng = np.random.RandomState(seed)
+    frequencies, phases, sizes = rng.randn(4, 30), 2.0 * np.pi * rng.rand(30), rng.randn(30)  # whatever the rows
     x = rng.randn(num_rows + num_test, 4)
-    frequencies, phases, sizes = rng.randn(4, 30), 2.0 * np.pi * rng.rand(30), rng.randn(30)
     f = 2.0 * (np.cos(x @ frequencies + phases) * sizes).sum(1) / np.sqrt(15.0)
     y = (rng.rand(len(x)) < 1.0 / (1.0 + np.exp(-f))).astype(int)
     return split(f"smooth binary {num_rows:,}", x, y, num_test, seed, standardise=True)

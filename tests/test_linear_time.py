@@ -174,7 +174,9 @@ def test_appended_rows_and_saved_models_keep_the_support(tmp_path):
 
 
 def test_the_reason_for_stopping_is_that_more_rows_do_not_help():
-    model = binary(2500, torch.float32, solver=LinearTimeNewton(tolerance=1e-3), approximation="laplace")
+    model = binary(
+        2500, torch.float32, solver=LinearTimeNewton(num_support=2048, tolerance=1e-3), approximation="laplace"
+    )
     model.covar_module.base_kernel.lengthscale = 4.0
     solution = model.condition()
     assert solution.status.reason is Reason.SETTLED
@@ -183,7 +185,9 @@ def test_the_reason_for_stopping_is_that_more_rows_do_not_help():
 
 
 def test_a_time_limit_ends_with_a_valid_posterior():
-    model = binary(1500, solver=LinearTimeNewton(tolerance=1e-12, time_limit=1e-3), approximation="laplace")
+    model = binary(
+        1500, solver=LinearTimeNewton(num_support=1400, tolerance=1e-12, time_limit=1e-3), approximation="laplace"
+    )
     solution = model.condition()
     assert solution.status.reason is Reason.TIME
     assert bool(torch.isfinite(model.predict(make_inputs(3)).probs).all())

@@ -117,7 +117,8 @@ class LinearTimeNewton:
     conjugate gradients, preconditioned from a sample of rows.
 
     Args:
-        num_support: Rows M of the largest support; default 4,096, fewer where ``N M`` numbers exceed the memory budget.
+        num_support: Rows M of the largest support; default 4,096 divided by the square root of the number of latent functions,
+            at most a quarter of the rows (but 512), and fewer where ``N M`` numbers exceed the memory budget.
         policy: Which rows come next: any policy that proposes single rows; default ``UnitVectors(order="leverage")``.
         covariance_rank: Actions that the covariance is conditioned on; default 256. 0 leaves the prior's covariance.
         tolerance: Decrease of the objective per row, in nats, at which a larger support is not worth it; default 1e-4.
@@ -178,7 +179,8 @@ class LinearTimeNewton:
 
     def demand(self, size: ProblemSize) -> Demand:
         """What a solve of this size is expected to need: the largest support."""
-        support = self._most(size.num_rows, size.num_kernels, size.itemsize, size.memory_budget)
+        bytes_per_column = size.num_kernels * size.itemsize
+        support = self._most(size.num_rows, size.num_latents, bytes_per_column, size.memory_budget)
         latents, rank = size.num_latents, 0
         if self.gives_covariance:
             rank = _DEFAULT_COVARIANCE_RANK if self.covariance_rank is None else self.covariance_rank
@@ -220,14 +222,15 @@ class LinearTimeNewton:
     def _limit(self, problem: Problem) -> int:
         operator = problem.operator
         size = problem.mean.element_size()
-        return self._most(operator.num_rows, operator.num_kernels, size, operator.memory_budget)
+        return self._most(operator.num_rows, problem.num_latents, operator.num_kernels * size, operator.memory_budget)
 
-    def _most(self, num_rows: int, num_kernels: int, itemsize: int, memory_budget: int) -> int:
+    def _most(self, num_rows: int, num_latents: int, bytes_per_column: int, memory_budget: int) -> int:
         """Rows of the largest support."""
         if self.num_support is not None:
             return min(self.num_support, num_rows)
-        affordable = memory_budget // (num_kernels * num_rows * itemsize) // _FIRST * _FIRST
-        return min(num_rows, max(_FIRST, min(_DEFAULT_SUPPORT, affordable)))
+        affordable = memory_budget // (bytes_per_column * num_rows)
+        wanted = min(_DEFAULT_SUPPORT / num_latents**0.5, num_rows // 4, affordable)
+        return min(num_rows, max(_FIRST, int(wanted) // _FIRST * _FIRST))
 
     # -------------------------------------------------------------------- step
     def step(self, problem: Problem, state: LinearTimeState) -> LinearTimeState:
