@@ -27,7 +27,7 @@ class SolveProgress:
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=24),
             TextColumn(
-                "pass {task.fields[passes]:>3}  objective {task.fields[objective]:>12}  gap <= {task.fields[gap]:>9}"
+                "pass {task.fields[passes]:>3}  objective {task.fields[objective]:>12}  {task.fields[distance]:>16}"
             ),
             TimeElapsedColumn(),
             console=console or Console(stderr=True),
@@ -49,7 +49,7 @@ class SolveProgress:
     def stage(self, name: str) -> None:
         """Begins a stage with a bar of its own."""
         self._start.pop(name, None)
-        self._tasks[name] = self._progress.add_task(name, total=1.0, passes=0, objective="-", gap="-")
+        self._tasks[name] = self._progress.add_task(name, total=1.0, passes=0, objective="-", distance="")
 
     def update(self, record: TraceRecord) -> None:
         """Shows one step."""
@@ -57,15 +57,17 @@ class SolveProgress:
         start = self._start.setdefault(record.stage, max(record.residual / 2, measure, self._tolerance * 1.001))
         known = math.isfinite(start) and math.isfinite(measure)
         done = math.log(start / max(measure, self._tolerance)) / math.log(start / self._tolerance) if known else 0.0
-        gap = "-" if record.objective_gap is None else f"{record.objective_gap:.2e}"
+        directions = f"{record.rank:,} directions"
+        distance = directions if record.objective_gap is None else f"gap <= {record.objective_gap:9.2e}"
         self._progress.update(
             self._tasks[record.stage],  # type: ignore[arg-type]
+            total=1.0 if known else None,  # otherwise the bar only says that something is going on
             completed=min(1.0, max(0.0, done)),
             passes=record.kernel_passes,
             objective=f"{record.objective:,.2f}",
-            gap=gap,
+            distance=distance,
         )
 
     def finish(self, name: str) -> None:
         """Completes a stage's bar."""
-        self._progress.update(self._tasks[name], completed=1.0)  # type: ignore[arg-type]
+        self._progress.update(self._tasks[name], total=1.0, completed=1.0)  # type: ignore[arg-type]
