@@ -33,8 +33,8 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                 record = {"problem": f"{data.name}, scale {scale:g}", "seed": seed, **result}
                 figures["rows"].append(record)
                 print({key: value for key, value in record.items() if key != "curve"}, flush=True)
-    _report(figures, folder, options)
-    _draw(figures, folder)
+            _report(figures, folder, options)  # hours may be lost before the end
+            _draw(figures, folder)
     return figures
 
 

@@ -16,7 +16,8 @@ def write_report(lines: list[dict[str, Any]], folder: Path) -> None:
     """Writes ``scale.md`` and, with measurements of cost, the picture."""
     sections = [_kernel(lines), _mixture(lines), _flights(lines), _million(lines), _cost(lines)]
     threads = sorted({line["threads"] for line in lines})
-    head = f"# Size\n\nFloat32, {threads} threads, each measurement in a process of its own (`python -m benchmarks.scale`).\n"
+    counts = " or ".join(str(count) for count in threads)
+    head = f"# Size\n\nFloat32, {counts} threads, each measurement in a process of its own (`python -m benchmarks.scale`).\n"
     text = "\n".join([head, *("\n".join(section) + "\n" for section in sections if section)])
     (folder / "scale.md").write_text(text)
     if any(line["group"] == "cost" for line in lines):
@@ -122,7 +123,7 @@ def _cost(lines: list[dict[str, Any]]) -> list[str]:
     head = [
         "## Cost against rows",
         "",
-        "The mode at given hyperparameters, synthetic binary, 4 inputs; an SVGP that trains.",
+        "The mode at given hyperparameters, synthetic binary, 4 inputs, one thread; an SVGP that trains.",
     ]
     return [*head, "", "| | rows | s | test NLL | peak GiB |", "|---|---|---|---|---|", *rows]
 
@@ -143,7 +144,7 @@ def draw_cost(lines: list[dict[str, Any]]) -> None:
             rows, [r["seconds"] for _, r in points], "o-", color=COLOURS[name], label=labels[name], markersize=4
         )
         right.semilogx(rows, [r["nll"] for _, r in points], "o-", color=COLOURS[name], markersize=4)
-    left.set(xlabel="training rows", ylabel="seconds to the mode", title="Time, two cores")
+    left.set(xlabel="training rows", ylabel="seconds to the mode", title="Time")
     right.set(xlabel="training rows", ylabel="test negative log-likelihood", title="Accuracy")
     left.legend(frameon=False, fontsize=8)
     figure.savefig(IMAGES / "scale.png", dpi=140)
