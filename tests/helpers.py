@@ -399,6 +399,18 @@ def make_model(name: str, num_rows: int = 40, dtype: torch.dtype = torch.float64
     return SimpleGP(*case.data(num_rows, dtype=dtype), case.make(), **kwargs).to(dtype).eval()
 
 
+def assert_same_posterior(ours: SimpleGP, exact: SimpleGP) -> None:
+    """Asserts equal marginals, bounds and latent posteriors elsewhere."""
+    expected, solution = exact.solution, ours.solution
+    assert_close(solution.latent_values, expected.latent_values, "posterior")
+    assert_close(solution.latent_covariance, expected.latent_covariance, "posterior")
+    assert solution.elbo == pytest.approx(expected.elbo, rel=1e-6)
+    x = make_inputs(7, seed=5)
+    with torch.no_grad():
+        assert_close(ours(x).mean, exact(x).mean, "posterior")
+        assert_close(ours(x).covariance_matrix, exact(x).covariance_matrix, "posterior")
+
+
 # ----------------------------------------------------------------------- skips
 needs_pykeops = pytest.mark.skipif(importlib.util.find_spec("pykeops") is None, reason="needs pykeops")
 

@@ -4,11 +4,22 @@ from __future__ import annotations
 
 import copy
 import itertools
+import time
 from typing import get_args
 
 import pytest
 import torch
-from helpers import CORE, SimpleGP, assert_close, make_batch_kernel, make_binary, make_inputs, make_kernel, make_model
+from helpers import (
+    CORE,
+    SimpleGP,
+    assert_close,
+    assert_same_posterior,
+    make_batch_kernel,
+    make_binary,
+    make_inputs,
+    make_kernel,
+    make_model,
+)
 
 import itergp
 from itergp import InputError
@@ -38,16 +49,10 @@ def test_a_support_of_all_rows_gives_the_dense_reference(name, kernel, approxima
     exact = make_model(name, kernel=kernel(), solver=DenseNewton(), approximation=approximation)
     solver = LinearTimeNewton(policy=SMALL, **ALL)
     ours = make_model(name, kernel=kernel(), solver=solver, approximation=approximation)
-    expected, solution = exact.condition(), ours.condition()
+    solution = ours.condition()
     assert solution.status.reason is Reason.SUPPORT
     assert solution.kernel_passes == 0
-    assert_close(solution.latent_values, expected.latent_values, "posterior")
-    assert_close(solution.latent_covariance, expected.latent_covariance, "posterior")
-    assert solution.elbo == pytest.approx(expected.elbo, rel=1e-6)
-    x = make_inputs(7, seed=5)
-    with torch.no_grad():
-        assert_close(ours(x).mean, exact(x).mean, "posterior")
-        assert_close(ours(x).covariance_matrix, exact(x).covariance_matrix, "posterior")
+    assert_same_posterior(ours, exact)
 
 
 @pytest.mark.parametrize("order", get_args(Order))
@@ -191,6 +196,20 @@ def test_a_time_limit_ends_with_a_valid_posterior():
     solution = model.condition()
     assert solution.status.reason is Reason.TIME
     assert bool(torch.isfinite(model.predict(make_inputs(3)).probs).all())
+
+
+def test_both_stages_end_by_one_clock(monkeypatch):
+    deadlines, init = [], LinearTimeNewton.init
+
+    def watched(self, problem, warm_start=None):
+        deadlines.append(problem.deadline - time.perf_counter())
+        return init(self, problem, warm_start)
+
+    monkeypatch.setattr(LinearTimeNewton, "init", watched)
+    binary(60, solver=LinearTimeNewton(time_limit=1000.0)).condition()
+    assert deadlines == pytest.approx([500.0, 1000.0], abs=60.0)
+    binary(60, solver=LinearTimeNewton()).condition()
+    assert deadlines[2:] == [float("inf"), float("inf")]
 
 
 def test_learning_and_the_elbo_work_with_a_support():

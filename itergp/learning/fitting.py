@@ -28,6 +28,7 @@ from itergp.learning.resuming import (
     unpack_list,
 )
 from itergp.models import NonConjugateGP
+from itergp.models.checkpointing import CheckpointFile, Within
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective
 from itergp.solvers import LinearTimeNewton, Solution
@@ -140,12 +141,7 @@ def fit(
         "initialise_kernel": initialise_kernel,
         "seed": seed,
     }
-    latents = model.observations.likelihood.num_latents
-    if max_rows == "auto":
-        growth = max(1.0, model.train_targets.shape[0] / _MANY_ROWS) ** (1.0 / 3.0)
-        rows: int | None = max(_SUBSET_ROWS, min(round(growth * _REFINEMENT_ROWS), _REFINEMENT_VALUES // latents))
-    else:
-        rows = max_rows
+    rows = _largest_subset(model) if max_rows == "auto" else max_rows
     _check(optimizer, max_iterations, learning_rate, rows, num_restarts, time_limit)
     file = None if checkpoint is None else open_checkpoint(model, checkpoint, checkpoint_every, settings)
     earlier = None if file is None else file.earlier
@@ -163,13 +159,8 @@ def fit(
     with _bar(progress) as bar:
         learner = Learner(model, free, optimizer, deadline, started, callback, bar, keeper=file)
         reason = _run(learner, stages, num_restarts, seed, earlier)
-    part = None
-    if file is not None and reason is not Stop.INTERRUPTED:  # an interrupted one is to go on learning
-        learned = pack_learner(learner, stages[-1].objective)
-        learned.values["reason"] = reason.name
-        part = conditioning_part(file, learned)
-        if part.earlier is None:
-            file.keep(learned)
+    # An interrupted run is to go on learning.
+    part = None if file is None or reason is Stop.INTERRUPTED else _keep_learned(file, learner, stages[-1], reason)
     _warn_of_extremes(free)
     model.eval()
     if model.operator_kind == "sharded":
@@ -178,10 +169,7 @@ def fit(
     calibration = None
     if calibrate and model.observations.likelihood.exchangeable and model.train_targets.shape[0] > 1:
         begun = time.perf_counter()
-        rows = max(1000, min(4000, _CALIBRATION_VALUES // latents))
-        tuned_for = PLUG_IN if stages[-1].objective.predictive == "plug-in" else POSTERIOR
-        calibration = calibrate_predictions(model, num_rows=rows, reference=tuned_for, seed=seed)
-        model.approximation, model.covariance_scale = calibration.approximation, calibration.covariance_scale
+        calibration = _calibrate(model, stages[-1].objective, seed)
         seconds["calibrate"] = time.perf_counter() - begun
     begun = time.perf_counter()
     solution = model.condition(progress=progress, checkpoint=part)
@@ -207,6 +195,32 @@ def _check(
     require_positive("time_limit", time_limit)
     if num_restarts < 0:
         raise InputError(f"`num_restarts` must be 0 or more. Got {num_restarts}. Leave it out for none.")
+
+
+def _largest_subset(model: NonConjugateGP) -> int:
+    """Rows of the last stage's subsets."""
+    latents = model.observations.likelihood.num_latents
+    growth = max(1.0, model.train_targets.shape[0] / _MANY_ROWS) ** (1.0 / 3.0)
+    return max(_SUBSET_ROWS, min(round(growth * _REFINEMENT_ROWS), _REFINEMENT_VALUES // latents))
+
+
+def _calibrate(model: NonConjugateGP, objective: Objective, seed: int) -> Calibration:
+    """Chooses the predictive distribution on held-out rows, and makes it the model's."""
+    rows = max(1000, min(4000, _CALIBRATION_VALUES // model.observations.likelihood.num_latents))
+    tuned_for = PLUG_IN if objective.predictive == "plug-in" else POSTERIOR
+    calibration = calibrate_predictions(model, num_rows=rows, reference=tuned_for, seed=seed)
+    model.approximation, model.covariance_scale = calibration.approximation, calibration.covariance_scale
+    return calibration
+
+
+def _keep_learned(file: CheckpointFile, learner: Learner, stage: Stage, reason: Stop) -> Within:
+    """Keeps what was learned; returns the part of the file that conditioning is kept in."""
+    learned = pack_learner(learner, stage.objective)
+    learned.values["reason"] = reason.name
+    part = conditioning_part(file, learned)
+    if part.earlier is None:
+        file.keep(learned)
+    return part
 
 
 def _initialise(model: NonConjugateGP) -> list[str]:

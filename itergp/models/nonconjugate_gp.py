@@ -17,21 +17,19 @@ from torch.distributions import Distribution
 from itergp.diagnostics import TraceRecord
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
-from itergp.models.appending import append_rows
-from itergp.models.arrays import as_tensor, is_array
 from itergp.models.checkpointing import Within, as_keeper, finished_solution, keep_finished
 from itergp.models.fingerprint import Fingerprint, PriorVariance, frozen
 from itergp.models.hyperparameters import hyperparameters
 from itergp.models.latent import LatentPosterior
-from itergp.models.planning import Plan, check_memory, make_plan
+from itergp.models.planning import Plan, check_memory, make_plan, problem_size
 from itergp.models.saving import load_model, save_model
-from itergp.models.streaming import Stream
+from itergp.models.streaming import Stream, check_prediction
+from itergp.models.training_data import append_rows, replace_rows
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
 from itergp.models.validation import as_inputs, as_observations, check_kernel, check_parameters, check_test_inputs
 from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton, solve
 from itergp.solvers.base import Solver, require_positive, require_solver
-from itergp.solvers.demand import ProblemSize
 
 
 class NonConjugateGP(gpytorch.models.GP):
@@ -107,9 +105,8 @@ class NonConjugateGP(gpytorch.models.GP):
         calculus = as_likelihood(likelihood)
         self.train_inputs = as_inputs(train_inputs, "train_inputs")
         self.missing_targets = missing_targets
-        self._set_observations(
-            as_observations(train_targets, self.train_inputs, calculus, sample_weight, missing_targets)
-        )
+        observed = as_observations(train_targets, self.train_inputs, calculus, sample_weight, missing_targets)
+        self.train_targets, self.sample_weight = observed.targets, observed.sample_weight
         self.likelihood = likelihood
         self.solver = SubspaceNewton() if solver is None else solver
         self.approximation = approximation
@@ -163,7 +160,7 @@ class NonConjugateGP(gpytorch.models.GP):
                 operator = self._operator
             else:
                 check_kernel(operator)
-                check_memory(operator, self.solver, self._problem_size(operator))
+                check_memory(operator, self.solver, problem_size(self, operator))
             solution = solve(
                 operator,
                 prior.mean.contiguous(),
@@ -192,7 +189,7 @@ class NonConjugateGP(gpytorch.models.GP):
         """
         with torch.no_grad():
             operator = self._make_operator(self._prior(self.train_inputs))
-        return make_plan(operator, self.solver, self._problem_size(operator))
+        return make_plan(operator, self.solver, problem_size(self, operator))
 
     @property
     def solution(self) -> Solution:
@@ -224,7 +221,7 @@ class NonConjugateGP(gpytorch.models.GP):
         Raises:
             InputError: If the inputs do not look like the training inputs, or the likelihood does not know a keyword.
         """
-        covariance_scale = self._check_prediction(covariance_scale, observation)
+        covariance_scale = check_prediction(self, covariance_scale, observation)
         return self._stream(x, progress=progress).predictive(covariance_scale, observation)
 
     def predict_batches(
@@ -254,7 +251,7 @@ class NonConjugateGP(gpytorch.models.GP):
             InputError: As ``predict`` does, before the first batch.
         """
         require_positive("batch_size", batch_size, integer=True)
-        covariance_scale = self._check_prediction(covariance_scale, observation)
+        covariance_scale = check_prediction(self, covariance_scale, observation)
         return self._stream(x, batch_size, progress).predictives(covariance_scale, observation)
 
     def latent_mean(self, x: Any, *, progress: bool = False) -> Tensor:
@@ -331,34 +328,7 @@ class NonConjugateGP(gpytorch.models.GP):
         Raises:
             InputError: If the data are not valid, or differ in kind although ``strict``.
         """
-        new_inputs = self.train_inputs if inputs is None else as_inputs(inputs, "inputs")
-        targets = as_tensor(targets, "targets") if is_array(targets) else targets
-        if strict and inputs is not None:
-            same = [
-                (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
-                for a, b in zip(new_inputs, self.train_inputs, strict=False)
-            ]
-            if len(new_inputs) != len(self.train_inputs) or not all(same):
-                raise InputError(
-                    f"New inputs must have the shape, dtype and device of the old. Got {tuple(new_inputs[0].shape)} for "
-                    f"{tuple(self.train_inputs[0].shape)}. Pass strict=False to allow it."
-                )
-        old = self.train_targets if targets is None else targets
-        if strict and targets is not None and targets.shape != self.train_targets.shape:
-            raise InputError(
-                f"New targets must have the shape of the old. Got {tuple(targets.shape)} for "
-                f"{tuple(self.train_targets.shape)}. Pass strict=False to allow it."
-            )
-        if targets is None and sample_weight is not None and self.missing_targets and self.sample_weight is not None:
-            raise InputError(
-                "`targets` must be given with `sample_weight` when some of them may be missing. Got weights alone, which "
-                "do not say which targets are missing. Pass the targets too."
-            )
-        weight = self.sample_weight if targets is None and sample_weight is None else sample_weight
-        observations = as_observations(old, new_inputs, self._calculus, weight, self.missing_targets)
-        self.train_inputs = new_inputs
-        self._set_observations(observations)
-        self._forget()
+        replace_rows(self, inputs, targets, strict, sample_weight)
 
     def append_train_data(self, inputs: Any, targets: Any, *, sample_weight: Any = None) -> None:
         """Adds rows to the training data; hyperparameters stay, and the next posterior starts from the present one.
@@ -440,9 +410,6 @@ class NonConjugateGP(gpytorch.models.GP):
         """Targets, their weights and the likelihood."""
         return Observations(self._calculus, self.train_targets, self.sample_weight)
 
-    def _set_observations(self, observations: Observations) -> None:
-        self.train_targets, self.sample_weight = observations.targets, observations.sample_weight
-
     @property
     def _calculus(self) -> Likelihood:
         return as_likelihood(self.likelihood)
@@ -460,16 +427,6 @@ class NonConjugateGP(gpytorch.models.GP):
             num_kernels=prior.num_kernels,
             kind=self.operator_kind,
             memory_budget=self.memory_budget,
-        )
-
-    def _problem_size(self, operator: KernelOperator) -> ProblemSize:
-        return ProblemSize(
-            num_rows=operator.num_rows,
-            num_latents=self._calculus.num_latents,
-            num_kernels=operator.num_kernels,
-            itemsize=operator.inputs.element_size(),
-            variational=self.approximation == "variational" and not self._calculus.quadratic,
-            memory_budget=operator.memory_budget,
         )
 
     def _share_parameters(self) -> None:
@@ -512,19 +469,6 @@ class NonConjugateGP(gpytorch.models.GP):
         seen = tuple(t if torch.is_tensor(raw) else t[:1] for raw, t in zip(given, inputs, strict=True))
         check_test_inputs(self._like_training(x, seen), self.train_inputs)
         return Stream(self, inputs, batch_size, progress)
-
-    def _check_prediction(self, covariance_scale: float | None, observation: dict[str, Any]) -> float:
-        if covariance_scale is None:
-            covariance_scale = self.covariance_scale
-        if unknown := sorted(set(observation) - set(self._calculus.predictive_options)):
-            known = self._calculus.predictive_options or "none"
-            raise InputError(
-                f"Keywords of `predict` must be those of the likelihood: {known} for {type(self._calculus).__name__}. "
-                f"Got {unknown}. Leave them out."
-            )
-        if not 0.0 <= covariance_scale <= 1.0:
-            raise InputError(f"`covariance_scale` must be between 0 and 1. Got {covariance_scale}.")
-        return covariance_scale
 
     def _state_now(self) -> Fingerprint:
         """Everything the posterior depends on, to tell whether it is still current."""

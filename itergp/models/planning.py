@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from itergp.errors import InputError
 from itergp.operators import KernelOperator, free_memory
 from itergp.solvers.base import Solver
 from itergp.solvers.demand import Demand, ProblemSize, Rates
+
+if TYPE_CHECKING:
+    from itergp.models.nonconjugate_gp import NonConjugateGP
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,19 @@ _REMEDY = (
     "lower covariance_rank or max_rank, or use LinearTimeNewton(num_support=...), "
     "which keeps one number per row and support row."
 )
+
+
+def problem_size(model: NonConjugateGP, operator: KernelOperator) -> ProblemSize:
+    """The numbers that the cost of conditioning a model depends on."""
+    likelihood = model.observations.likelihood
+    return ProblemSize(
+        num_rows=operator.num_rows,
+        num_latents=likelihood.num_latents,
+        num_kernels=operator.num_kernels,
+        itemsize=operator.inputs.element_size(),
+        variational=model.approximation == "variational" and not likelihood.quadratic,
+        memory_budget=operator.memory_budget,
+    )
 
 
 def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize) -> Plan:

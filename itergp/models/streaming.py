@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.distributions import Distribution
 
+from itergp.errors import InputError
 from itergp.likelihoods.predictive import joinable, joined
 from itergp.models.fingerprint import frozen
 from itergp.models.latent import LatentPosterior, batches, weights_and_actions
@@ -21,6 +22,25 @@ if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
 
 _MOST_ROWS = 8192  # of a batch: more are no faster, and progress is worth showing
+
+
+def check_prediction(model: NonConjugateGP, covariance_scale: float | None, observation: dict[str, Any]) -> float:
+    """The share of the covariance to integrate, the model's own if None is given.
+
+    Raises:
+        InputError: If it is not between 0 and 1, or the likelihood does not know a keyword.
+    """
+    likelihood = model.observations.likelihood
+    if unknown := sorted(set(observation) - set(likelihood.predictive_options)):
+        known = likelihood.predictive_options or "none"
+        raise InputError(
+            f"Keywords of `predict` must be those of the likelihood: {known} for {type(likelihood).__name__}. "
+            f"Got {unknown}. Leave them out."
+        )
+    scale = model.covariance_scale if covariance_scale is None else covariance_scale
+    if not 0.0 <= scale <= 1.0:
+        raise InputError(f"`covariance_scale` must be between 0 and 1. Got {scale}.")
+    return scale
 
 
 @dataclass(frozen=True)

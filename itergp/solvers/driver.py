@@ -212,6 +212,7 @@ class _Run:
     def stage(self, problem: Problem, warm_start: Solution | None, *, final: bool) -> Solution:
         """Runs one site to its end."""
         self.bar.stage(problem.site.name)
+        problem = replace(problem, deadline=self._deadline(1.0 if final else _PRELIMINARY_TIME))
         solver = self.solver
         if not final:
             solver = solver.loosened(_PRELIMINARY_FACTOR)
@@ -229,7 +230,7 @@ class _Run:
                 previous, state = state, self._step(solver, problem, state)
                 self._check(problem, state, previous, warm_start)
                 self._record(problem, state)
-                status = solver.status(problem, state, self.passes + reserved) or self._asked_to_stop(final)
+                status = solver.status(problem, state, self.passes + reserved) or self._asked_to_stop(problem)
                 if status is None and self.keeper is not None and self.keeper.due():
                     self.keep(solver, state)
         except KeyboardInterrupt:
@@ -276,16 +277,22 @@ class _Run:
                 self._solution(problem, self._salvage(problem, state), status),
             ) from error
 
-    def _asked_to_stop(self, final: bool) -> Status | None:
+    def _asked_to_stop(self, problem: Problem) -> Status | None:
         """By Ctrl-C, or by the clock of any process: all stop together."""
         if self.operator.rows.any(self.interrupt.pressed):
             return Status(Reason.INTERRUPTED)
-        return Status(Reason.TIME, f"{self.seconds:.1f} s") if self.late(1.0 if final else _PRELIMINARY_TIME) else None
+        return Status(Reason.TIME, f"{self.seconds:.1f} s") if self._past(problem.deadline) else None
 
-    def late(self, share: float = 1.0) -> bool:
-        """Whether a share of the time limit has passed, in any process."""
+    def late(self) -> bool:
+        """Whether the time limit has passed, in any process."""
+        return self._past(self._deadline(1.0))
+
+    def _deadline(self, share: float) -> float:
         limit = self.solver.time_limit
-        return limit is not None and self.operator.rows.any(self.seconds >= share * limit)
+        return float("inf") if limit is None else self.started + share * limit
+
+    def _past(self, deadline: float) -> bool:
+        return deadline < float("inf") and self.operator.rows.any(time.perf_counter() >= deadline)
 
     def _spent(self, phase: str, begun: float, in_kernel: float) -> None:
         kernel = self.operator.counts.seconds - in_kernel

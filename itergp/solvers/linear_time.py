@@ -35,7 +35,6 @@ _BATCH = 512  # rows that join at once when the policy is the default
 # Cost of the next step over that of the last, with twice the rows: between linear and quadratic in the support.
 _GROWTH_COST = 3.0
 _PRODUCTS = 100  # products with the space in the Newton steps of a stage
-_PRELIMINARY_TIME = 0.6  # share of the time limit for a stage that another follows
 
 
 @dataclass(frozen=True)
@@ -50,7 +49,6 @@ class LinearTimeState:
     steps: int = 0
     settled: bool = False
     gain: float = float("inf")
-    deadline: float = float("inf")
     last_seconds: float = 0.0
     event: str = ""
     polishing: SubspaceState | None = None
@@ -167,10 +165,9 @@ class LinearTimeNewton:
         return self.covariance_rank != 0
 
     def loosened(self, factor: float) -> LinearTimeNewton:
-        """The same solver for a stage that another follows: without polish, and with part of the time."""
-        limit = None if self.time_limit is None else _PRELIMINARY_TIME * self.time_limit
+        """The same solver for a stage that another follows: without polish."""
         del factor  # the support is what costs time, and the stage that follows uses it too
-        return replace(self, time_limit=limit, polish=None)
+        return replace(self, polish=None)
 
     def without_covariance(self) -> LinearTimeNewton:
         """The same solver for the mean alone."""
@@ -200,7 +197,6 @@ class LinearTimeNewton:
     # ------------------------------------------------------------------- start
     def init(self, problem: Problem, warm_start: Solution | None = None) -> LinearTimeState:
         """Starts at the prior mean, or from an earlier solution's support and weights."""
-        deadline = time.perf_counter() + (float("inf") if self.time_limit is None else self.time_limit)
         space, settled = SupportSpace.start(problem.operator, self._limit(problem)), False
         coordinates = torch.zeros(problem.num_latents, 0, dtype=torch.float64, device=problem.mean.device)
         kept = None if warm_start is None else warm_start.space
@@ -217,7 +213,7 @@ class LinearTimeNewton:
                     space = space.with_rows(rows, problem.operator)
                 coordinates = space.project(warm_start.representer_weights.to(problem.mean))
                 coordinates = torch.linalg.solve(space.gram, coordinates.unsqueeze(-1)).squeeze(-1)
-        return LinearTimeState(space, evaluate(problem, space, coordinates), settled=settled, deadline=deadline)
+        return LinearTimeState(space, evaluate(problem, space, coordinates), settled=settled)
 
     def _limit(self, problem: Problem) -> int:
         operator = problem.operator
@@ -258,7 +254,7 @@ class LinearTimeNewton:
         if size == 0:
             return min(_FIRST, limit)
         expected = _GROWTH_COST * state.last_seconds
-        share = min(1.0, (state.deadline - time.perf_counter()) / max(expected, 1e-9))
+        share = min(1.0, (problem.deadline - time.perf_counter()) / max(expected, 1e-9))
         return min(limit, size + max(1, int(share * size)))
 
     def _grow(self, problem: Problem, state: LinearTimeState, size: int) -> LinearTimeState:
@@ -322,7 +318,7 @@ class LinearTimeNewton:
             return Status(Reason.SUPPORT, detail)
         if state.settled:
             return Status(Reason.SETTLED, detail)
-        left = state.deadline - time.perf_counter()
+        left = problem.deadline - time.perf_counter()
         if left <= 0.1 * _GROWTH_COST * state.last_seconds:
             return Status(Reason.TIME, detail)
         return None
@@ -358,12 +354,11 @@ class LinearTimeNewton:
 
     # -------------------------------------------------------------- checkpoint
     def pack(self, state: LinearTimeState) -> Packed:
-        """The support with its products, the iterate, the time that is left, and the polish if it has begun."""
+        """The support with its products, the iterate, and the polish if it has begun."""
         iterate = state.iterate
-        scalars = {name: value for name, value in pack_scalars(state).items() if name != "deadline"}
         packed = Packed(
             {"coordinates": iterate.coordinates, "latent_values": iterate.latent_values},
-            {"iterate": pack_scalars(iterate), "state": scalars, "left": state.deadline - time.perf_counter()},
+            {"iterate": pack_scalars(iterate), "state": pack_scalars(state)},
         )
         packed.add("space", pack_space(state.space))
         packed.add("memory", pack_memory(state.memory))
@@ -385,7 +380,6 @@ class LinearTimeNewton:
             space,
             iterate,
             unpack_memory(packed.part("memory"), (self.policy, UnitVectors(order="leverage", rows=_BATCH))),
-            deadline=time.perf_counter() + values["left"],
             polishing=polishing,
             **values["state"],
         )

@@ -71,10 +71,6 @@ class SupportSpace(SearchSpace):
         on_support = self._combine(self.directions, coordinates).to(self.products.dtype)
         return on_support.new_zeros(self.products.shape[1], on_support.shape[1]).index_copy_(0, self.rows, on_support)
 
-    def on_support(self, coordinates: Tensor) -> Tensor:
-        """``S U`` on the support alone ``(M, C)``, float64."""
-        return self._combine(self.directions, coordinates)
-
     def missing_variance(self, operator: KernelOperator) -> Tensor:
         """Prior variance at the training inputs that is left once the support's latent values are known, ``(C', N)``."""
         return (operator.diagonal().detach() - self.explained).clamp_min(0.0)

@@ -1,4 +1,4 @@
-"""More rows for a model that has a posterior."""
+"""Other rows, and more rows, for a model that has a posterior."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from itergp.errors import InputError
 from itergp.models.arrays import as_tensor, is_array
 from itergp.models.validation import as_inputs, as_observations, check_target_tensor, check_test_inputs
 from itergp.solvers import Solution
@@ -15,6 +16,36 @@ from itergp.solvers.support_space import SupportSpace
 
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
+
+
+def replace_rows(model: NonConjugateGP, inputs: Any, targets: Any, strict: bool, sample_weight: Any) -> None:
+    """Replaces the training data; see ``NonConjugateGP.set_train_data``."""
+    new_inputs = model.train_inputs if inputs is None else as_inputs(inputs, "inputs")
+    targets = as_tensor(targets, "targets") if is_array(targets) else targets
+    if strict and inputs is not None:
+        same = [
+            (a.shape, a.dtype, a.device) == (b.shape, b.dtype, b.device)
+            for a, b in zip(new_inputs, model.train_inputs, strict=False)
+        ]
+        if len(new_inputs) != len(model.train_inputs) or not all(same):
+            raise InputError(
+                f"New inputs must have the shape, dtype and device of the old. Got {tuple(new_inputs[0].shape)} for "
+                f"{tuple(model.train_inputs[0].shape)}. Pass strict=False to allow it."
+            )
+    old = model.train_targets if targets is None else targets
+    if strict and targets is not None and targets.shape != model.train_targets.shape:
+        raise InputError(
+            f"New targets must have the shape of the old. Got {tuple(targets.shape)} for "
+            f"{tuple(model.train_targets.shape)}. Pass strict=False to allow it."
+        )
+    if targets is None and sample_weight is not None and model.missing_targets and model.sample_weight is not None:
+        raise InputError(
+            "`targets` must be given with `sample_weight` when some of them may be missing. Got weights alone, which "
+            "do not say which targets are missing. Pass the targets too."
+        )
+    weight = model.sample_weight if targets is None and sample_weight is None else sample_weight
+    observations = as_observations(old, new_inputs, model._calculus, weight, model.missing_targets)
+    model._restore(new_inputs, observations.targets, observations.sample_weight, None)
 
 
 def append_rows(model: NonConjugateGP, inputs: Any, targets: Any, sample_weight: Any) -> None:
@@ -50,9 +81,8 @@ def _with_rows(solution: Solution, count: int) -> Solution:
     space, actions = solution.space, solution.precision.actions
     if solution.support is None:  # those of a support are kept by row number
         actions = pad(actions)
-    if space is not None and not isinstance(
-        space, SupportSpace
-    ):  # products are for the old rows; the solver renews them for another operator
+    # Products are for the old rows; the solver renews them for another operator.
+    if space is not None and not isinstance(space, SupportSpace):
         space = replace(space, directions=pad(space.directions, 1), products=pad(space.products, 1))
     return replace(
         solution,
