@@ -57,7 +57,10 @@ def update(readme: Path, runs: pd.DataFrame, targets: pd.DataFrame) -> None:
     before, rest = text.split(BEGIN, 1)
     after = rest.split(END, 1)[1]
     seeds = runs["seed"].nunique()
-    parts = [BEGIN, f"Test NLL and training seconds, {seeds} splits, the best setting of every family:"]
+    parts = [
+        BEGIN,
+        f"Test NLL and training seconds, {seeds} split{'s' if seeds > 1 else ''}, the best setting of every family:",
+    ]
     for ruleset, title in (("end to end", "From raw data, defaults only"), ("inference", "Hyperparameters given")):
         if ruleset in set(runs["ruleset"]):
             parts += [f"{title}.", claims(runs, targets, ruleset).strip()]
