@@ -1,5 +1,10 @@
 """Probabilistic, iterative inference for non-conjugate Gaussian processes, as GPyTorch models."""
 
+import os
+
+# pykeops announces itself on standard output when gpytorch imports it, in the middle of somebody's predictions.
+os.environ.setdefault("KEOPS_VERBOSE", "0")
+
 from itergp import diagnostics, learning, likelihoods, models, objectives, operators, solvers
 from itergp._version import __version__
 from itergp.errors import InputError, ItergpWarning, SolverError

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import subprocess
 import sys
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas
@@ -287,3 +290,14 @@ def test_warnings_are_one_line(folder, capsys):
     assert capsys.readouterr().err.startswith(
         "itergp: warning: Columns of `X` should vary. Got one value only in 1 of 3:"
     )
+
+
+def test_standard_output_has_predictions_and_nothing_else(folder):
+    assert main(["fit", "class.csv", "--target", "class", "--save", "m.safetensors", *QUICK]) == 0
+    environment = {name: value for name, value in os.environ.items() if name != "KEOPS_VERBOSE"}
+    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    command = [sys.executable, "-m", "itergp", "predict", "m.safetensors", "class.csv"]
+    ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
+    written = pandas.read_csv(io.StringIO(ran.stdout))
+    assert written.columns[0] == "prediction"
+    assert len(written) == len(pandas.read_csv(folder / "class.csv"))
