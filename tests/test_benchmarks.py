@@ -316,7 +316,7 @@ def test_a_run_ends_when_its_time_is_spent_and_its_last_checkpoint_counts():
 
 def test_a_run_ends_when_it_has_settled_and_not_while_it_improves():
     uniform, right = torch.full((1000, 3), 1.0 / 3.0), small_problem()
-    recorder = Recorder(right, 1e4, lambda event: None)
+    recorder = Recorder(right, 1e4, lambda event: None, settles=True)
     shares = itertools.chain([0.4, 0.5, 0.6], itertools.repeat(0.6))
 
     def predict(x):

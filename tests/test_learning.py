@@ -121,6 +121,39 @@ def test_an_interrupt_and_the_clock_end_learning_with_a_posterior():
     assert len(result.records) == 1
 
 
+def test_posteriors_on_the_way_leave_no_trace_in_what_is_learned():
+    seen = []
+
+    def look(solution):
+        scale = None if solution.rank else 0.0
+        predictive = looked.predict(looked.train_inputs[0], covariance_scale=scale)
+        nll = -float(predictive.log_prob(looked.train_targets).mean())
+        seen.append((float(looked.covar_module.base_kernel.lengthscale.detach()), nll))
+
+    looked, plain = binary(1200), binary(1200)
+    options = {"objective": "predictive", "max_iterations": 6}
+    result, expected = fit(looked, on_posterior=look, **options), fit(plain, **options)
+    assert [r.objective for r in result.records] == [r.objective for r in expected.records]
+    assert torch.equal(result.solution.representer_weights, expected.solution.representer_weights)
+    assert looked.approximation == plain.approximation
+    learned = list(dict.fromkeys(lengthscale for lengthscale, _ in seen))
+    assert len(learned) == 3  # at the start, after the first stage, and in the end
+    assert learned[-1] == float(plain.covar_module.base_kernel.lengthscale.detach())
+    assert max(nll for _, nll in seen) < 0.69
+
+
+def test_ctrl_c_at_a_look_ends_learning():
+    def press(solution):
+        raise KeyboardInterrupt
+
+    model = binary(1200)
+    result = fit(model, objective="predictive", on_posterior=press, max_iterations=6)
+    assert result.reason == "learning was interrupted"
+    assert result.records == []
+    assert model.solver.gives_covariance
+    assert model.solution is result.solution
+
+
 def test_a_nan_keeps_the_last_good_parameters():
     model = binary()
 

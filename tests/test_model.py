@@ -35,7 +35,7 @@ from itergp import InputError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, PoissonLikelihood
 from itergp.models import NonConjugateGP
 from itergp.operators import BlockedOperator, DenseOperator
-from itergp.solvers import DenseNewton, SubspaceNewton
+from itergp.solvers import DenseNewton, Reason, SubspaceNewton
 
 EXACT = DenseNewton()
 cases = pytest.mark.parametrize("name", CORE)
@@ -469,6 +469,55 @@ def test_callback_and_progress(capsys):
     assert records == list(solution.trace)
     assert capsys.readouterr().out == ""
     model.condition(progress=True)
+
+
+def test_the_posterior_so_far_predicts_until_the_next_is_there():
+    model, x = make_model("categorical"), make_inputs(5, seed=3)
+    seen = []
+
+    def early(solution):
+        assert model.solution is solution
+        seen.append((solution, model.predict(x, covariance_scale=0.0).probs))
+
+    final = model.condition(on_posterior=early)
+    assert model.solution is final
+    posteriors = [solution for solution, _ in seen]
+    running = [one for one in posteriors if one.status.reason is Reason.RUNNING]
+    (stage,) = (one for one in posteriors if one.status.reason is not Reason.RUNNING)
+    assert len(running) == len(final.trace) - 2  # the last step of a stage ends it
+    assert all(one.rank == 0 for one in running)
+    assert stage.approximation == "laplace"
+    assert stage.rank > 0
+    assert [one.kernel_passes for one in posteriors] == sorted(one.kernel_passes for one in posteriors)
+    laplace = [one.objective for one in running if one.approximation == "laplace"]
+    assert laplace == sorted(laplace, reverse=True)
+    mode = make_model("categorical", approximation="laplace").predict(x, covariance_scale=0.0).probs
+    distances = [float((probs - mode).abs().max()) for solution, probs in seen if solution.approximation == "laplace"]
+    assert distances[-1] < min(0.02, 0.2 * distances[0])
+
+
+def test_looking_at_the_posterior_so_far_changes_nothing():
+    looked, plain = make_model("categorical"), make_model("categorical")
+    looked.condition(on_posterior=lambda solution: None)
+    assert torch.equal(looked.solution.representer_weights, plain.solution.representer_weights)
+    assert looked.solution.kernel_passes == plain.solution.kernel_passes
+    assert len(looked.solution.trace.stages) == len(plain.solution.trace.stages)
+
+
+def test_the_model_keeps_what_it_had_if_a_look_at_an_early_posterior_fails():
+    model, x = make_model("bernoulli-logit"), make_inputs(5, seed=3)
+    with pytest.raises(ZeroDivisionError, match="division by zero"):
+        model.condition(on_posterior=lambda solution: 1 / 0)
+    assert model._solution is None
+
+    def press(solution):
+        if solution.status.reason is not Reason.RUNNING:
+            raise KeyboardInterrupt
+
+    stopped = model.condition(on_posterior=press)
+    assert stopped.status.reason is Reason.INTERRUPTED
+    assert stopped.approximation == "laplace"
+    assert model.predict(x).probs.isfinite().all()
 
 
 # ----------------------------------------------------------- differentiability

@@ -75,6 +75,7 @@ class Method(ABC):
         importance: 1 for the main setting of a family, 2 for others, 3 for what presets may leave out.
         most_values: Rows times latent functions that it can take; None for any number.
         packages: What must be installed.
+        endless: Whether it trains until it is stopped; its runs end when they have settled.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Method(ABC):
     importance: int = 1
     most_values: int | None = None
     packages: tuple[str, ...] = ()
+    endless: bool = False
 
     @property
     @abstractmethod

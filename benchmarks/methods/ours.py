@@ -12,7 +12,7 @@ import itergp
 from benchmarks.methods.base import Budget, Callback, Method, Range
 from benchmarks.methods.model import SuiteGP, predictions
 from benchmarks.workloads import COUNTS, END_TO_END, INFERENCE, ORDERED, TrainingData
-from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, SubspaceNewton, policies
+from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Solution, SubspaceNewton, policies
 
 ALL_KINDS = ("classes", ORDERED, COUNTS)
 DENSE_VALUES = 6_000  # latent values N C: a matrix of (N C)^2 in float64, and its cube in operations
@@ -20,7 +20,7 @@ DENSE_VALUES = 6_000  # latent values N C: a matrix of (N C)^2 in float64, and i
 
 @dataclass(frozen=True)
 class Inference(Method):
-    """Conditions once at the given hyperparameters.
+    """Conditions once at the given hyperparameters; until the end, predictions plug in the mean so far.
 
     Attributes:
         solver: Makes the solver.
@@ -56,23 +56,27 @@ class Inference(Method):
             data = subset_of(data, self.subset, budget.seed)
         solver = self.solver(budget.seed)
         model = SuiteGP(data, solver=solver, approximation=self.approximation).eval()
-        solution = model.condition()
-        probs, variance = predictions(model, data, 0.0 if self.plug_in else None)
-        certificate = solution.certificate
-        callback(
-            probs,
-            None if self.plug_in else variance,
-            kernel_passes=solution.kernel_passes,
-            rank=solution.rank,
-            gap_per_row=None if certificate is None else certificate.objective_gap / len(data.y),
-            phases=solution.trace.phase_seconds,
-            ended=solution.status.reason.name,
-        )
+        integrated, plug_in = predictions(model, data), predictions(model, data, 0.0)
+
+        def report(solution: Solution, final: bool = False) -> None:
+            certificate = solution.certificate
+            probs, variance = integrated if final and not self.plug_in else plug_in
+            callback(
+                probs,
+                variance if final and not self.plug_in else None,
+                kernel_passes=solution.kernel_passes,
+                rank=solution.rank,
+                gap_per_row=None if certificate is None else certificate.objective_gap / len(data.y),
+                phases=solution.trace.phase_seconds,
+                ended=solution.status.reason.name,
+            )
+
+        report(model.condition(on_posterior=report), final=True)
 
 
 @dataclass(frozen=True)
 class Learning(Method):
-    """``itergp.fit`` from raw data.
+    """``itergp.fit`` from raw data; until the end, predictions plug in the mean so far.
 
     Attributes:
         learning_seconds: Time limit of learning; None for none.
@@ -98,7 +102,10 @@ class Learning(Method):
     def fit(self, data: TrainingData, budget: Budget, callback: Callback) -> None:
         model = SuiteGP(data)
         options = {"learning_rate": self.learning_rate, "max_iterations": self.max_iterations, "seed": budget.seed}
-        result = itergp.fit(model, time_limit=self.learning_seconds, **options)
+        plug_in, _ = predictions(model, data, 0.0)
+        result = itergp.fit(
+            model, time_limit=self.learning_seconds, on_posterior=lambda _: callback(plug_in), **options
+        )
         probs, variance = predictions(model, data)
         chosen = result.calibration
         callback(

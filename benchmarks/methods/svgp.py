@@ -54,6 +54,7 @@ class SVGP(Method):
 
     rulesets: tuple[str, ...] = (INFERENCE, END_TO_END)
     kinds: tuple[str, ...] = ("classes", ORDERED, COUNTS)
+    endless: bool = True
     num_inducing: int = 500
     natural: bool = False
     learning_rate: float = 0.01

@@ -68,10 +68,13 @@ class Recorder:
         problem: The splits.
         seconds: Training time.
         send: Gets every event: ``start``, ``pause``, ``checkpoint``, ``result``.
+        settles: Whether the run ends when it no longer improves.
     """
 
-    def __init__(self, problem: Problem, seconds: float, send: Callable[[dict[str, Any]], None]) -> None:
-        self._problem, self._seconds, self._send = problem, seconds, send
+    def __init__(
+        self, problem: Problem, seconds: float, send: Callable[[dict[str, Any]], None], *, settles: bool = False
+    ) -> None:
+        self._problem, self._seconds, self._send, self._settles = problem, seconds, send, settles
         self.clock = Clock()
         self._baseline = psutil.Process().memory_info().rss
         self._peak = 0
@@ -97,7 +100,7 @@ class Recorder:
             self._evaluate()
         if spent:
             raise OutOfTime("the training time is spent")
-        if self._evaluated and self._settled():
+        if self._settles and self._evaluated and self._settled():
             raise OutOfTime("settled")
         self.clock.start()
 

@@ -63,7 +63,7 @@ def work(run: Run, channel: Any) -> None:
         channel.send({"event": "problem", "problem": facts})
         budget = Budget(run.seconds, run.seed, run.threads)
         warm_up(method, problem.train, budget)
-        recorder = Recorder(problem, run.seconds, channel.send)
+        recorder = Recorder(problem, run.seconds, channel.send, settles=method.endless)
         torch.manual_seed(run.seed)
         recorder.start()
         try:

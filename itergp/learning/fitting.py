@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -31,7 +32,7 @@ from itergp.models import NonConjugateGP
 from itergp.models.checkpointing import CheckpointFile, Within
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective
-from itergp.solvers import LinearTimeNewton, Solution
+from itergp.solvers import LinearTimeNewton, Reason, Solution
 from itergp.solvers.base import require_positive
 from itergp.solvers.packing import Packed
 
@@ -45,6 +46,7 @@ _SPREAD = 1.5  # standard deviation of the random starts, in the optimiser's var
 _REFINEMENT_RATE = 0.7  # of the learning rate
 _CALIBRATION_VALUES = 20_000  # latent values, rows times functions, to choose by
 _COLLAPSED, _DIVERGED = 1e-3, 1e5
+_LOOK_FACTOR = 100.0  # times the tolerance, for a look at the posterior on the way
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,7 @@ def fit(
     seed: int = 0,
     progress: bool = False,
     callback: Callable[[FitRecord], None] | None = None,
+    on_posterior: Callable[[Solution], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: float = 30.0,
 ) -> FitResult:
@@ -118,6 +121,11 @@ def fit(
         seed: Of the random splits and restarts. Equal seeds give equal results.
         progress: Draw a progress bar.
         callback: Called with every record.
+        on_posterior: Called with posteriors of all rows on the way, which the model predicts from until the function returns:
+            those on the way to the mode at the hyperparameters that each stage of learning begins with, found for this
+            purpose, without a covariance (plug in the mean by ``covariance_scale=0``), and those that
+            ``NonConjugateGP.condition`` passes through in the end. It does not change what is learned, except through a
+            ``time_limit``.
         checkpoint: File in which learning, and then conditioning, is kept while it runs. If it exists, ``fit`` of a model at
             the same starting values goes on from there: with Adam to the same answer as without the interruption, to the
             last bit on the same machine with as many threads. L-BFGS begins anew at the best parameters so far. Calibration,
@@ -158,7 +166,8 @@ def fit(
     model.train()
     with _bar(progress) as bar:
         learner = Learner(model, free, optimizer, deadline, started, callback, bar, keeper=file)
-        reason = _run(learner, stages, num_restarts, seed, earlier)
+        look = None if on_posterior is None else partial(_look, model, on_posterior)
+        reason = _run(learner, stages, num_restarts, seed, earlier, look)
     # An interrupted run is to go on learning.
     part = None if file is None or reason is Stop.INTERRUPTED else _keep_learned(file, learner, stages[-1], reason)
     _warn_of_extremes(free)
@@ -172,7 +181,7 @@ def fit(
         calibration = _calibrate(model, stages[-1].objective, seed)
         seconds["calibrate"] = time.perf_counter() - begun
     begun = time.perf_counter()
-    solution = model.condition(progress=progress, checkpoint=part)
+    solution = model.condition(progress=progress, on_posterior=on_posterior, checkpoint=part)
     seconds["condition"] = time.perf_counter() - begun
     logarithmic = [parameter.name for parameter in free if parameter.constraint is not None]
     solution.trace.learning = LearningTrace(learner.records, reason.name, seconds, logarithmic)
@@ -282,8 +291,38 @@ def _has_large_support(model: NonConjugateGP) -> bool:
     return linear and model.train_targets.shape[0] > _BATCH_ROWS
 
 
-def _run(learner: Learner, stages: list[Stage], num_restarts: int, seed: int, earlier: Packed | None = None) -> Stop:
-    """Runs the stages, the first from several starts; returns why learning stopped."""
+def _look(model: NonConjugateGP, on_posterior: Callable[[Solution], None]) -> bool:
+    """Hands out posteriors on the way to a loosely converged mode at the present hyperparameters, and leaves no trace.
+
+    Returns whether it was interrupted.
+    """
+    solver, approximation = model.solver, model.approximation
+    with model._predicting_from():
+        model.eval()
+        model.solver, model.approximation = solver.loosened(_LOOK_FACTOR).without_covariance(), "laplace"
+        try:
+            solution = model.condition(on_posterior=on_posterior)
+            on_posterior(solution)
+            return solution.status.reason is Reason.INTERRUPTED
+        except KeyboardInterrupt:
+            return True
+        finally:
+            model.solver, model.approximation = solver, approximation
+            model.train()
+
+
+def _run(
+    learner: Learner,
+    stages: list[Stage],
+    num_restarts: int,
+    seed: int,
+    earlier: Packed | None,
+    look: Callable[[], bool] | None,
+) -> Stop:
+    """Runs the stages, the first from several starts; returns why learning stopped.
+
+    Before each, there may be a look at the posterior.
+    """
     start = learner.variables()
     at = _Position()
     if earlier is not None:
@@ -295,11 +334,15 @@ def _run(learner: Learner, stages: list[Stage], num_restarts: int, seed: int, ea
             return Stop[earlier.values["reason"]]
     reason = Stop.ITERATIONS
     if at.stage == 0:
+        if look is not None and look():
+            return Stop.INTERRUPTED
         reason = _search(learner, stages[0], num_restarts, seed, start, at)
     for index in range(max(1, at.stage), len(stages)):
         if reason.ends_learning:
             break
         learner.position = _Position(stage=index).pack()
+        if look is not None and look():
+            return Stop.INTERRUPTED
         reason = learner.run(stages[index])
     return reason
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, get_args
 
@@ -121,6 +122,7 @@ class NonConjugateGP(gpytorch.models.GP):
         *,
         progress: bool = False,
         callback: Callable[[TraceRecord], None] | None = None,
+        on_posterior: Callable[[Solution], None] | None = None,
         checkpoint: str | os.PathLike[str] | Within | None = None,
         checkpoint_every: float = 30.0,
     ) -> Solution:
@@ -131,6 +133,9 @@ class NonConjugateGP(gpytorch.models.GP):
         Args:
             progress: Draw passes, objective and certified gap while it runs.
             callback: Called with every record of the trace.
+            on_posterior: Called with the posterior so far, which is valid and which the model predicts from until the function
+                returns: after every step but a stage's last, when the covariance is still the prior's (plug in the mean by
+                ``covariance_scale=0``), and at the end of a Laplace stage that a variational one follows.
             checkpoint: File in which the state of the solve is kept while it runs, and in the end the posterior. If it exists,
                 the solve goes on from there, to the same answer as without the interruption: to the last bit on the same
                 machine with as many threads, elsewhere to rounding.
@@ -161,6 +166,12 @@ class NonConjugateGP(gpytorch.models.GP):
             else:
                 check_kernel(operator)
                 check_memory(operator, self.solver, problem_size(self, operator))
+
+            def hand_out(early: Solution) -> None:
+                assert on_posterior is not None
+                with self._predicting_from(early, operator, fingerprint):
+                    on_posterior(early)
+
             solution = solve(
                 operator,
                 prior.mean.contiguous(),
@@ -170,6 +181,7 @@ class NonConjugateGP(gpytorch.models.GP):
                 warm_start=self._solution,
                 progress=progress,
                 callback=callback,
+                on_posterior=None if on_posterior is None else hand_out,
                 checkpoint=keeper,
             )
         operator.release()
@@ -507,6 +519,16 @@ class NonConjugateGP(gpytorch.models.GP):
             bound = PriorVariance(self, self._fingerprint)
             solution = replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
         self._solution = solution
+
+    @contextmanager
+    def _predicting_from(self, *posterior: Any) -> Iterator[None]:
+        """Takes solution, operator and fingerprint, if given, as those of the present state; afterwards all is as before."""
+        kept = self._solution, self._operator, self._fingerprint
+        self._solution, self._operator, self._fingerprint = posterior or kept
+        try:
+            yield
+        finally:
+            self._solution, self._operator, self._fingerprint = kept
 
     def _start_from(self, solution: Solution) -> None:
         """Takes a solution as the start of the next one, not as that of the present state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
@@ -44,6 +45,7 @@ def solve(
     warm_start: Solution | None = None,
     progress: bool = False,
     callback: Callable[[TraceRecord], None] | None = None,
+    on_posterior: Callable[[Solution], None] | None = None,
     checkpoint: Keeper | None = None,
 ) -> Solution:
     """Finds the posterior.
@@ -63,6 +65,8 @@ def solve(
         warm_start: An earlier solution whose weights and search space are reused.
         progress: Draw a progress bar.
         callback: Called with every record of the trace.
+        on_posterior: Called with the posterior so far after every step that another follows, its covariance the prior's and its
+            ELBO not computed (NaN), and with that of every stage that another follows.
         checkpoint: Where to keep the state between steps, and what to begin from if it holds an earlier one.
 
     Raises:
@@ -87,7 +91,7 @@ def solve(
         rows.together() as interrupt,
         SolveProgress(solver.tolerance * problem.num_rows, enabled=draw) as bar,
     ):
-        run = _Run(solver, operator, bar, callback, checkpoint, interrupt)
+        run = _Run(solver, operator, bar, callback, on_posterior, checkpoint, interrupt)
         run.trace.settings = run_settings(problem, operator, solver, approximation)
         last = rounds if variational else 0
         solution = run.stage(problem, warm_start, final=last == 0) if run.first == 0 else None
@@ -120,7 +124,7 @@ def solve_problem(
         final: False to stop as loosely as a stage that another follows.
     """
     with torch.no_grad():
-        run = _Run(solver, problem.operator, SolveProgress(1.0, enabled=False), None)
+        run = _Run(solver, problem.operator, SolveProgress(1.0, enabled=False))
         run.trace.settings = run_settings(problem, problem.operator, solver, problem.site.name)
         return run.stage(problem, warm_start, final=final)
 
@@ -132,7 +136,8 @@ class _Run:
     solver: Solver[Any]
     operator: KernelOperator
     bar: SolveProgress
-    callback: Callable[[TraceRecord], None] | None
+    callback: Callable[[TraceRecord], None] | None = None
+    on_posterior: Callable[[Solution], None] | None = None
     keeper: Keeper | None = None
     interrupt: Interrupt = field(default_factory=Interrupt)
     trace: Trace = field(default_factory=Trace)
@@ -231,8 +236,8 @@ class _Run:
                 self._check(problem, state, previous, warm_start)
                 self._record(problem, state)
                 status = solver.status(problem, state, self.passes + reserved) or self._asked_to_stop(problem)
-                if status is None and self.keeper is not None and self.keeper.due():
-                    self.keep(solver, state)
+                if status is None:
+                    self._between_steps(solver, problem, state)
         except KeyboardInterrupt:
             status = Status(Reason.INTERRUPTED)
             # What grows in place may have been in the middle of a step: the file then keeps an earlier state.
@@ -263,7 +268,24 @@ class _Run:
         solution = self._solution(problem, posterior, status)
         self._spent("covariance", begun, in_kernel)
         self.bar.finish(problem.site.name)
-        return replace(solution, seconds=self.seconds)
+        solution = replace(solution, seconds=self.seconds)
+        return solution if final else self._hand_out(solution)
+
+    def _hand_out(self, solution: Solution) -> Solution:
+        if self.on_posterior is None:
+            return solution
+        try:
+            self.on_posterior(solution)
+        except KeyboardInterrupt:
+            return replace(solution, status=Status(Reason.INTERRUPTED))
+        return solution
+
+    def _between_steps(self, solver: Solver[Any], problem: Problem, state: Any) -> None:
+        if self.keeper is not None and self.keeper.due():
+            self.keep(solver, state)
+        if self.on_posterior is not None:
+            posterior, running = self._salvage(problem, state), Status(Reason.RUNNING)
+            self.on_posterior(self._as_solution(problem, posterior, running, evidence=False))
 
     def _step(self, solver: Solver[Any], problem: Problem, state: Any) -> Any:
         try:
@@ -327,10 +349,16 @@ class _Run:
         return self.solver.without_covariance().finish(problem, state, final=True)
 
     def _solution(self, problem: Problem, posterior: Posterior, status: Status) -> Solution:
-        certificate = Certificate(posterior.norm_squared) if problem.site.log_concave else None
+        """The solution at the end of a stage, which the trace notes."""
         ended = stage_record(problem, posterior, status, kernel_passes=self.passes, seconds=self.seconds)
         self.trace.add_stage(ended, spectrum_source(posterior))
-        laplace = isinstance(problem.site, LaplaceSite)
+        return self._as_solution(problem, posterior, status)
+
+    def _as_solution(
+        self, problem: Problem, posterior: Posterior, status: Status, *, evidence: bool = True
+    ) -> Solution:
+        certificate = Certificate(posterior.norm_squared) if problem.site.log_concave else None
+        laplace = evidence and isinstance(problem.site, LaplaceSite)
         return Solution(
             representer_weights=posterior.representer_weights,
             latent_values=posterior.latent_values,
@@ -345,7 +373,7 @@ class _Run:
             seconds=self.seconds,
             trace=self.trace,
             log_marginal_likelihood=posterior.log_marginal_likelihood() if laplace else None,
-            elbo=posterior.elbo(problem),
+            elbo=posterior.elbo(problem) if evidence else math.nan,
             space=posterior.space,
             coordinates=posterior.coordinates,
             operator=self.operator,

@@ -79,7 +79,7 @@ class Solution:
             log-determinant taken within the actions: the dense Laplace value at convergence and full rank, and exact for a
             Gaussian likelihood. None for a variational solution, whose ``elbo`` takes its place.
         elbo: A lower bound on ``log p(y)`` by the Gaussian posterior itself: by quadrature for C = 1, an estimate by fixed
-            samples for several latent functions.
+            samples for several latent functions. NaN between the steps of a solve, when it is not computed.
         space: Search space, for a warm start.
         coordinates: Of V in that space ``(C, B)``.
         operator: The kernel operator the space belongs to.

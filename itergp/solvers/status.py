@@ -7,8 +7,9 @@ from enum import Enum
 
 
 class Reason(Enum):
-    """Why a solve ended. The value says what happened; ``remedy`` what to try."""
+    """Why a solve ended, or that it has not. The value says what happened; ``remedy`` what to try."""
 
+    RUNNING = "this is the posterior so far"
     CONVERGED = "the certified gap to the mode is within the tolerance"
     STATIONARY = "the gradient is within the tolerance; the likelihood is not log-concave, so no gap can be certified"
     PASSES = "the budget of kernel passes was used up"
@@ -31,6 +32,7 @@ class Reason(Enum):
 
 
 _REMEDIES = {
+    Reason.RUNNING: "",
     Reason.CONVERGED: "",
     Reason.STATIONARY: "",
     Reason.PASSES: "The posterior is valid and the certificate says how far it is. Raise max_passes for a closer one.",
@@ -68,5 +70,7 @@ class Status:
     def __str__(self) -> str:
         """One sentence, with the remedy."""
         detail = f" ({self.detail})" if self.detail else ""
+        if self.reason is Reason.RUNNING:
+            return f"Running: {self.reason.value}."
         remedy = f" {self.reason.remedy}" if self.reason.remedy else ""
         return f"Stopped because {self.reason.value}{detail}.{remedy}"
