@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import json
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -24,18 +25,31 @@ from itergp.solvers import IterNCGP, SubspaceNewton, policies
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows = 1_000 if options.quick else options.rows
     seeds = range(1 if options.quick else options.seeds)
-    figures: dict[str, Any] = {"machine": machine(options.device), "rows": []}
+    figures = _earlier(folder / "classification.json")
+    figures["machine"] = machine(options.device)
     problems = [("mixture", 1.0, 10.0)] + ([] if options.quick else [("mnist", 8.0, 1.0), ("mnist", 8.0, 25.0)])
     for kind, lengthscale, scale in problems:
-        for seed in seeds:
+        for seed in seeds if kind in options.data else ():
             data = to_device(mixture(rows, seed=seed) if kind == "mixture" else mnist(seed), options.device)
             for result in methods(data, lengthscale, scale, options, seed):
                 record = {"problem": f"{data.name}, scale {scale:g}", "seed": seed, **result}
-                figures["rows"].append(record)
+                figures["rows"] = [row for row in figures["rows"] if _key(row) != _key(record)] + [record]
                 print({key: value for key, value in record.items() if key != "curve"}, flush=True)
-            _report(figures, folder, options)  # hours may be lost before the end
+            (folder / "classification.json").write_text(
+                json.dumps(figures, indent=1)
+            )  # hours may be lost before the end
+            _report(figures, folder, options)
             _draw(figures, folder)
     return figures
+
+
+def _earlier(path: Path) -> dict[str, Any]:
+    """Figures of earlier runs: those that are measured again are replaced, others stay."""
+    return json.loads(path.read_text()) if path.exists() else {"rows": []}
+
+
+def _key(record: dict[str, Any]) -> tuple[str, str, int]:
+    return record["problem"], record["method"], record["seed"]
 
 
 def to_device(data: Split, device: str) -> Split:
