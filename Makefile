@@ -52,7 +52,7 @@ bench: $(STAMP)
 
 # The results that documentation and README cite; BENCH_MINUTES says for how long, and calling it again goes on.
 bench-reference: $(VENV)/.installed-bench
-	$(BIN)/python -m benchmarks run --preset reference --budget-minutes $(BENCH_MINUTES)
+	$(BIN)/python -m benchmarks run --preset reference --threads 1 --budget-minutes $(BENCH_MINUTES)
 	$(BIN)/python -m benchmarks report --readme README.md
 
 $(STAMP): pyproject.toml constraints.txt

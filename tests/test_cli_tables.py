@@ -113,11 +113,47 @@ def test_options(folder, capsys):
     assert capsys.readouterr().out.startswith("prediction,std,quantile_0.25,quantile_0.75\n")
 
 
+def test_exposures_of_counts(folder, capsys):
+    rng = np.random.default_rng(1)
+    age, years = rng.uniform(20, 80, 80), rng.uniform(0.5, 5.0, 80)
+    table = pandas.DataFrame({"age": age, "years": years, "claims": rng.poisson(years * np.exp(np.sin(age / 10.0)))})
+    table.to_csv("claims.csv", index=False)
+    words = [
+        "fit",
+        "claims.csv",
+        "--target",
+        "claims",
+        "--task",
+        "counts",
+        "--exposure",
+        "years",
+        "--save",
+        "m.safetensors",
+    ]
+    assert main([*words, *QUICK]) == 0
+    assert "counts, 80 rows, 1 columns" in capsys.readouterr().out  # years are no input
+    estimator = load("m.safetensors")
+    found = {}
+    for name, more in {"rates": [], "counts": ["--exposure", "years"]}.items():
+        assert main(["predict", "m.safetensors", "claims.csv", *more]) == 0
+        found[name] = pandas.read_csv(io.StringIO(capsys.readouterr().out))["prediction"].to_numpy()
+    np.testing.assert_allclose(found["counts"], found["rates"] * years, rtol=1e-6)
+    np.testing.assert_allclose(found["counts"], estimator.predict(table[["age"]], exposure=years), rtol=1e-6)
+
+    assert main(["fit", "class.csv", "--target", "class", "--exposure", "age", *QUICK]) == 2
+    assert "`--exposure` must be left out for classification. Got 'age'." in capsys.readouterr().err
+    assert main(["predict", "m.safetensors", "claims.csv", "--exposure", "yeers"]) == 2
+    assert "Did you mean 'years'?" in capsys.readouterr().err
+    assert main(["fit", "class.csv", "--target", "class", "--save", "c.safetensors", *QUICK]) == 0
+    assert main(["predict", "c.safetensors", "class.csv", "--exposure", "age"]) == 2
+    assert "must be left out for GPClassifier" in capsys.readouterr().err
+
+
 def test_progress_goes_to_standard_error(folder, capsys):
     assert main(["fit", "value.csv", "--target", "value", "--max-iterations", "2"]) == 0
     said, progress = capsys.readouterr()
-    assert "objective" in progress
-    assert "objective" not in said
+    assert "objective per row" in progress
+    assert "objective per row" not in said
 
 
 def test_info_of_a_model_that_is_not_an_estimators(folder, capsys):
@@ -168,7 +204,7 @@ ERRORS = {
     "no weights": (
         [*FIT, "--weights", "w"],
         2,
-        "the column(s) 'w' for the weights. Got none of that name. It has 'age', ",
+        "the column(s) 'w' for the weights and exposures. Got none of that name. It has 'age', ",
     ),
     "no features left": (
         [*FIT, "--drop", "age", "height"],

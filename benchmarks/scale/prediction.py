@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.data import smooth_binary
-from benchmarks.foundation import MaternGP
+from benchmarks.models import MaternGP
 from benchmarks.scale.items import peak_memory
 from itergp.solvers import SubspaceNewton
 

@@ -65,7 +65,17 @@ def machine(runs: pd.DataFrame) -> str:
     seeds = runs.groupby(["ruleset", "workload", "method"])["seed"].nunique()
     split = f"{len(ran):,} runs, {runs['workload'].nunique()} workloads, {runs['method'].nunique()} settings of "
     split += f"{runs['family'].nunique()} families, {seeds.min()} to {seeds.max()} seeds; {ran['seconds'].sum() / 3600:.1f} hours of training."
-    return "\n".join(["## Results", "", split, "", *texts])
+    return "\n".join(["## Results", "", split + _allowances(ran), "", *texts])
+
+
+def _allowances(ran: pd.DataFrame) -> str:
+    """Who was allowed more training time than others on the same workload; those that end by themselves may need it."""
+    if ran.empty:
+        return ""
+    factor = ran["limit"] / ran.groupby(["ruleset", "workload"])["limit"].transform("min")
+    most = factor.groupby(ran["method"]).max()
+    more = [f"{method} {number(value, 1)}" for method, value in most[most > 1.0].items()]
+    return f" Times the training time that others were allowed: {', '.join(more)}." if more else ""
 
 
 def _machine_text(line: dict[str, Any]) -> str:

@@ -35,6 +35,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--features", nargs="+", metavar="COLUMN", help="columns to predict from; default all others")
     parser.add_argument("--drop", nargs="+", metavar="COLUMN", default=[], help="columns to leave out")
     parser.add_argument("--weights", metavar="COLUMN", help="column of sample weights")
+    parser.add_argument("--exposure", metavar="COLUMN", help="column of exposures of --task counts")
     parser.add_argument("--save", type=Path, help="where to save the model")
     parser.add_argument("--kernel", default="matern32", help="matern12, matern32, matern52, rbf, ...")
     parser.add_argument("--noise", help="of regression: gaussian, student_t, ...; of counts: poisson, ...")
@@ -51,22 +52,22 @@ def run(options: argparse.Namespace) -> int:
     console = Console(soft_wrap=True, highlight=False)
     estimators = require_estimators()
     table = read_table(options.data)
-    X, y, weights = _columns(table, options)
+    X, y, rows = _columns(table, options)
     task = guess_task(y) if options.task == "auto" else options.task
     estimator = _estimator(estimators, task, options)
     train, test = _split(len(y), options)
     started = time.perf_counter()
-    estimator.fit(X.iloc[train], y.iloc[train], sample_weight=_take(weights, train))
+    estimator.fit(X.iloc[train], y.iloc[train], **_take(rows, train))
     learned = time.perf_counter() - started
     console.print(f"{TASKS[task]}: {task}, {len(y):,} rows, {X.shape[1]} columns" + _classes(estimator))
     if options.task == "auto":
         console.print(f"The task was guessed from the target {options.target!r}; say --task to choose it.")
     console.print(f"Learned from {len(train):,} rows in {learned:.1f} s, {estimator.kernel_passes_} kernel passes.")
     if len(test):
-        for name, value in _scores(estimator, task, X.iloc[test], y.iloc[test], _take(weights, test)):
+        for name, value in _scores(estimator, task, X.iloc[test], y.iloc[test], _take(rows, test)):
             console.print(f"  {name} on {len(test):,} held-out rows: {value:.4f}")
-        estimator.partial_fit(X.iloc[test], y.iloc[test], sample_weight=_take(weights, test))
-    console.print(f"Now conditioned on all {len(y):,} rows. {estimator.model_.solution.status}")
+        estimator.partial_fit(X.iloc[test], y.iloc[test], **_take(rows, test))
+    console.print(f"Now conditioned on all {len(y):,} rows.\n{estimator.model_.solution.trace.explain()}")
     if options.save is not None:
         estimator.save(options.save)
         console.print(f"Saved to {options.save}. Predict with: itergp predict {options.save} NEW.csv")
@@ -88,13 +89,17 @@ def guess_task(y: Any) -> str:
     return "counts" if whole and bool((values >= 0).all()) else "regression"
 
 
-def _columns(table: Any, options: argparse.Namespace) -> tuple[Any, Any, Any]:
+def _columns(table: Any, options: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+    """Features, targets, and what else is known of the rows: keywords of ``fit`` with columns."""
     require_columns(table, [options.target], "the target")
     require_columns(table, [*(options.features or []), *options.drop], "the features")
-    used = [options.target, *options.drop]
-    if options.weights is not None:
-        require_columns(table, [options.weights], "the weights")
-        used.append(options.weights)
+    rows = {
+        name: column
+        for name, column in (("sample_weight", options.weights), ("exposure", options.exposure))
+        if column is not None
+    }
+    require_columns(table, list(rows.values()), "the weights and exposures")
+    used = [options.target, *options.drop, *rows.values()]
     features = options.features or [name for name in table.columns if name not in used]
     if not features:
         raise InputError("The data must have columns to predict from. Got the target alone. Check --drop and the file.")
@@ -107,7 +112,7 @@ def _columns(table: Any, options: argparse.Namespace) -> tuple[Any, Any, Any]:
         )
     y = table[options.target]
     y = y.astype(str) if options.levels is not None else y
-    return X.astype("float64"), y, None if options.weights is None else table[options.weights]
+    return X.astype("float64"), y, {name: table[column] for name, column in rows.items()}
 
 
 def _estimator(estimators: Any, task: str, options: argparse.Namespace) -> Any:
@@ -124,6 +129,10 @@ def _estimator(estimators: Any, task: str, options: argparse.Namespace) -> Any:
                 f"`--levels` must be left out for {task}. Got {options.levels}. It belongs to --task ordinal."
             )
         arguments["levels"] = options.levels
+    if options.exposure is not None and task != "counts":
+        raise InputError(
+            f"`--exposure` must be left out for {task}. Got {options.exposure!r}. It belongs to --task counts."
+        )
     if options.noise is not None:
         names = {"regression": "noise", "counts": "distribution"}
         if task not in names:
@@ -142,22 +151,24 @@ def _split(num_rows: int, options: argparse.Namespace) -> tuple[Any, Any]:
     return np.sort(order[count:]), np.sort(order[:count])
 
 
-def _take(weights: Any, rows: Any) -> Any:
-    return None if weights is None else weights.iloc[rows]
+def _take(columns: dict[str, Any], rows: Any) -> dict[str, Any]:
+    return {name: column.iloc[rows] for name, column in columns.items()}
 
 
 def _classes(estimator: Any) -> str:
     return f", {len(estimator.classes_)} classes" if hasattr(estimator, "classes_") else ""
 
 
-def _scores(estimator: Any, task: str, X: Any, y: Any, weights: Any) -> list[tuple[str, float]]:
+def _scores(estimator: Any, task: str, X: Any, y: Any, rows: dict[str, Any]) -> list[tuple[str, float]]:
     if hasattr(estimator, "classes_"):
+        weights = rows.get("sample_weight")
         known = np.isin(y, estimator.classes_)
         X, y, weights = X[known], y[known], None if weights is None else weights[known]
         chosen = estimator.predict_proba(X)[np.arange(len(y)), np.searchsorted(estimator.classes_, y)]
         loss = -np.average(np.log(chosen), weights=weights)
         return [("accuracy", estimator.score(X, y, weights)), ("log loss", float(loss))]
-    low, high = estimator.predict_quantiles(X, (0.05, 0.95)).T
+    exposed = {name: column for name, column in rows.items() if name == "exposure"}
+    low, high = estimator.predict_quantiles(X, (0.05, 0.95), **exposed).T
     inside = float(np.mean((y.to_numpy() >= low) & (y.to_numpy() <= high)))
     name = "R^2" if task == "regression" else "share of deviance explained"
-    return [(name, estimator.score(X, y, weights)), ("share inside the 90 % interval", inside)]
+    return [(name, estimator.score(X, y, **rows)), ("share inside the 90 % interval", inside)]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from itergp.cli.tables import read_table, require, require_columns, require_estimators, write_table
+from itergp.errors import InputError
 
 _QUANTILES = (0.05, 0.5, 0.95)
 
@@ -20,6 +21,9 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--output", type=Path, help="CSV or Parquet file to write; default CSV on standard output")
     parser.add_argument(
         "--quantiles", nargs="+", type=float, default=_QUANTILES, metavar="Q", help="of counts and real values"
+    )
+    parser.add_argument(
+        "--exposure", metavar="COLUMN", help="column of exposures, of counts; default 1, which gives rates"
     )
     parser.add_argument("--with-inputs", action="store_true", help="also write the columns of the data")
     parser.add_argument("--device", help="cpu or cuda")
@@ -34,7 +38,16 @@ def run(options: argparse.Namespace) -> int:
     names = getattr(estimator, "feature_names_in_", None)
     if names is not None:
         require_columns(table, list(names), "the model")
-    predictions = predict(estimator, table if names is None else table[list(names)], options.quantiles)
+    observation = {}
+    if options.exposure is not None:
+        if not hasattr(estimator, "distribution"):
+            raise InputError(
+                f"`--exposure` must be left out for {type(estimator).__name__}. Got {options.exposure!r}. It belongs to counts."
+            )
+        require_columns(table, [options.exposure], "the exposures")
+        observation["exposure"] = table[options.exposure]
+    X = table if names is None else table[list(names)]
+    predictions = predict(estimator, X, options.quantiles, **observation)
     if options.with_inputs:
         pandas = require("pandas", "Reading tables", "tables")
         predictions = pandas.concat([table.reset_index(drop=True), predictions], axis=1)
@@ -46,14 +59,21 @@ def run(options: argparse.Namespace) -> int:
     return 0
 
 
-def predict(estimator: Any, X: Any, quantiles: tuple[float, ...]) -> Any:
-    """Predictions as a data frame: class and probabilities, or mean, standard deviation and quantiles."""
+def predict(estimator: Any, X: Any, quantiles: tuple[float, ...], **observation: Any) -> Any:
+    """Predictions as a data frame: class and probabilities, or mean, standard deviation and quantiles.
+
+    Args:
+        estimator: A fitted one.
+        X: Inputs.
+        quantiles: Levels.
+        **observation: ``exposure`` of counts.
+    """
     pandas = require("pandas", "Reading tables", "tables")
     if hasattr(estimator, "classes_"):
         probs = estimator.predict_proba(X)
         columns = {"prediction": estimator.classes_[probs.argmax(-1)]}
         return pandas.DataFrame(columns | {f"probability_{c}": probs[:, i] for i, c in enumerate(estimator.classes_)})
-    mean, deviation = estimator.predict(X, return_std=True)
-    levels = estimator.predict_quantiles(X, quantiles)
+    mean, deviation = estimator.predict(X, return_std=True, **observation)
+    levels = estimator.predict_quantiles(X, quantiles, **observation)
     columns = {"prediction": mean, "std": deviation}
     return pandas.DataFrame(columns | {f"quantile_{q:g}": levels[:, i] for i, q in enumerate(quantiles)})
