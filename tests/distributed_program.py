@@ -221,6 +221,53 @@ def check_saving(folder: Path) -> None:
     torch.testing.assert_close(loaded.predict(make_inputs(7)).probs, model.predict(make_inputs(7)).probs)
 
 
+def check_checkpoint(folder: Path, rank: int, part: str) -> None:
+    """A killed process takes the others with it; started again, they go on to the last bit."""
+    made = {"operator": "sharded", "solver": SubspaceNewton(tolerance=1e-6)}
+    path, last = folder.parent / "kept.safetensors", dist.get_world_size() - 1
+    model = make_model("categorical", ROWS, **made)
+    if part == "killed":
+
+        def callback(record: object) -> None:
+            if rank == last and record.stage == "variational" and record.kernel_passes > 8:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        with pytest.raises(SolverError, match=r"All processes of the group must take part"):
+            model.condition(checkpoint=path, checkpoint_every=0, callback=callback)
+        return
+    model.condition(checkpoint=path, checkpoint_every=0)
+    passes = model._operator.counts.passes
+    assert 0 < passes < model.solution.kernel_passes - 4
+    undisturbed = make_model("categorical", ROWS, **made).condition()
+    assert model.solution.kernel_passes == undisturbed.kernel_passes
+    assert torch.equal(model.solution.representer_weights, undisturbed.representer_weights)
+    assert torch.equal(model.solution.precision.factor, undisturbed.precision.factor)
+
+    interrupted = folder.parent / "interrupted.safetensors"
+    press = lambda _: os.kill(os.getpid(), signal.SIGINT) if rank == last else None  # noqa: E731
+    stopped = make_model("categorical", ROWS, **made).condition(
+        checkpoint=interrupted, checkpoint_every=1e6, callback=press
+    )
+    assert stopped.status.reason is Reason.INTERRUPTED
+    again = make_model("categorical", ROWS, **made).condition(checkpoint=interrupted)
+    assert torch.equal(again.representer_weights, undisturbed.representer_weights)
+
+    other = make_model("categorical", ROWS, kernel=make_kernel(0.7), **made)
+    with pytest.raises(InputError, match=r"hyperparameter .* differs"):
+        other.condition(checkpoint=path)
+    own = sorted(folder.parent.glob(f"kept.safetensors.{model.solution.rows.start()}.*"))
+    assert len(own) == 2
+    dist.barrier()
+    if rank == last:
+        for file in own:
+            file.write_bytes(file.read_bytes()[:-100])
+    dist.barrier()
+    with pytest.raises(InputError, match=r"damaged" if rank == last else r"Got an error in another process"):
+        make_model("categorical", ROWS, **made).condition(checkpoint=path)
+    with pytest.raises(InputError, match=r"needs all rows in one process"):
+        itergp.fit(model, checkpoint=path)
+
+
 def check_failure(rank: int, how: str) -> None:
     """One process fails in the middle: the others learn it at once, and say so."""
     last = dist.get_world_size() - 1
@@ -254,6 +301,10 @@ def main(folder: Path, part: str) -> None:
     dist.init_process_group(
         "gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=size, timeout=timeout
     )
+    if part in ("killed", "resumed"):
+        check_checkpoint(folder, rank, part)
+        print("finished", flush=True)
+        os._exit(0)
     if part != "sleep":
         names = SCENARIOS if size == 2 else FEW
         torch.save({name: SCENARIOS[name]("sharded") for name in names}, folder / f"results.{rank}.pt")

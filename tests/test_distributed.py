@@ -11,13 +11,14 @@ from pathlib import Path
 import gpytorch
 import pytest
 import torch
-from distributed_program import FEW, ROUNDED, SCENARIOS
+from distributed_program import FEW, ROUNDED, ROWS, SCENARIOS
 from helpers import SimpleGP, assert_close, make_binary, make_inputs, make_model
 
 from itergp.errors import InputError
 from itergp.likelihoods import BernoulliLikelihood
 from itergp.operators import BlockedOperator, DenseOperator, make_operator
 from itergp.operators.rows import ALL_ROWS
+from itergp.solvers import SubspaceNewton
 
 TESTS = Path(__file__).parent
 
@@ -89,6 +90,18 @@ def test_three_processes_find_it_too_and_notice_when_one_dies(tmp_path):
         assert "finished" in output
     for name in FEW:
         assert_same(tmp_path, 2, name)
+
+
+def test_killed_processes_go_on_from_their_checkpoint(tmp_path):
+    (code, output), (killed, _) = run(tmp_path / "killed", "killed", 2)
+    assert code == 0, output
+    assert killed == -9
+    for code, output in run(tmp_path / "resumed", "resumed", 2):
+        assert code == 0, output
+        assert "finished" in output
+    alone = make_model("categorical", ROWS, solver=SubspaceNewton(tolerance=1e-6))
+    with pytest.raises(InputError, match=r"`checkpoint` must be of the same model"):
+        alone.condition(checkpoint=tmp_path / "kept.safetensors")
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from itergp.diagnostics.records import FitRecord
+from itergp.errors import InputError
 from itergp.models import NonConjugateGP
 from itergp.models.checkpointing import CheckpointFile, Within, identify
 from itergp.objectives.base import Objective
@@ -38,6 +39,11 @@ def open_checkpoint(
         InputError: If the file cannot be written, or is the checkpoint of something else.
     """
     require_resumable(model.solver)
+    if model.operator_kind == "sharded":
+        raise InputError(
+            "`checkpoint` of `fit` needs all rows in one process. Got operator='sharded'. Leave it out, or learn with another "
+            "operator first and then call model.condition(checkpoint=...) in every process."
+        )
     objective = settings["objective"]
     if isinstance(objective, Objective):
         plain = {name: v for name, v in vars(objective).items() if isinstance(v, (bool, int, float, str, type(None)))}

@@ -22,7 +22,8 @@ from itergp._version import __version__
 from itergp.errors import InputError, ItergpWarning
 from itergp.models.files import read_file, write_file
 from itergp.models.saving import pack_solution, unpack_solution
-from itergp.operators import Prior
+from itergp.operators import Prior, make_operator
+from itergp.operators.rows import Rows
 from itergp.solvers import Reason, Solution
 from itergp.solvers.base import is_nonnegative
 from itergp.solvers.packing import Packed, require_resumable
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
 
 _REMEDY = "Delete the file to begin anew, or pass another path."
-_KIND, _FINISHED = "checkpoint", "finished"
+_KIND, _FINISHED, _LATEST = "checkpoint", "finished", "latest"
 _SHARE = 0.05  # of the time, at most, that goes into writing
 _PROBE_ROWS = 16
 _HASH_ROWS = 2**24  # bytes of data hashed at a time
@@ -51,6 +52,7 @@ class CheckpointFile:
         identity: What the result depends on, by name; see ``identify``.
         device: Where arrays are wanted.
         size: Bytes that must be free on the disk.
+        resume: Whether to read what the file holds; if not, it is only written.
 
     Raises:
         InputError: If the file cannot be written, is damaged, or is the checkpoint of something else.
@@ -65,6 +67,7 @@ class CheckpointFile:
         identity: dict[str, Any],
         device: torch.device,
         size: int = 0,
+        resume: bool = True,
     ) -> None:
         if not is_nonnegative(every):
             raise InputError(f"`checkpoint_every` must be a number of seconds, 0 or more. Got {every!r}. Pass 30.0.")
@@ -73,7 +76,7 @@ class CheckpointFile:
         self._written = time.perf_counter()
         self._warned = False
         self._require_room(size)
-        self._earlier = self._read(device)
+        self._earlier = self._read(device) if resume else None
 
     @property
     def earlier(self) -> Packed | None:
@@ -85,12 +88,14 @@ class CheckpointFile:
         interval = max(self.every, self._spent / _SHARE) if self.every > 0.0 else 0.0
         return time.perf_counter() - self._written >= interval
 
-    def keep(self, packed: Packed) -> None:
-        """Writes the file; warns if that fails."""
+    def keep(self, packed: Packed) -> bool:
+        """Writes the file, and returns whether it could; warns if not."""
         begun = time.perf_counter()
         about = {"kind": _KIND, "task": self.task, "identity": self.identity, "values": packed.values}
+        written = False
         try:
             write_file(self.path, *_contiguous(packed.arrays, about))
+            written = True
         except InputError as error:
             if not self._warned:
                 warnings.warn(
@@ -101,6 +106,7 @@ class CheckpointFile:
             self._warned = True
         self._written = time.perf_counter()
         self._spent = self._written - begun
+        return written
 
     # ------------------------------------------------------------------ inside
     def _require_room(self, size: int) -> None:
@@ -161,11 +167,88 @@ class Within:
         """Whether it is time to write."""
         return self.file.due()
 
-    def keep(self, packed: Packed) -> None:
-        """Writes both."""
+    def keep(self, packed: Packed) -> bool:
+        """Writes both, and returns whether that could be done."""
         whole = Packed(dict(self.outer.arrays), dict(self.outer.values))
         whole.add(self.name, packed)
-        self.file.keep(whole)
+        return self.file.keep(whole)
+
+
+class DividedCheckpoint:
+    """The checkpoint of a solve whose rows are divided among processes.
+
+    Each process writes its rows to files of its own beside ``path``, now to one, now to the other of two. Once all have, the
+    first process replaces ``path``, which says which of the two they are. Whatever is killed, and when, the files that ``path``
+    points to are of the same step.
+
+    Args:
+        path: The file that points to the others, in a folder that all processes see.
+        rows: The rows of this process.
+        every: Seconds between writes; 0 writes after every step, whatever that costs.
+        identity: What the result depends on, by name; see ``identify``.
+        device: Where arrays are wanted.
+        size: Bytes that must be free on the disk for each process.
+
+    Raises:
+        InputError: In every process, if in one of them a file cannot be written, is damaged, or is the checkpoint of something
+            else.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        rows: Rows,
+        *,
+        every: float,
+        identity: dict[str, Any],
+        device: torch.device,
+        size: int,
+    ) -> None:
+        self._rows, error = rows, None
+        try:
+            common: dict[str, Any] = {"every": every, "task": "condition", "device": device}
+            common["identity"] = identity | {"the number of processes": rows.processes}
+            self._pointer = CheckpointFile(path, **common)
+            pointed = self._pointer.earlier
+            self._latest = 0 if pointed is None else pointed.values[_LATEST]
+            self._parts = [
+                CheckpointFile(
+                    self._pointer.path.with_name(f"{self._pointer.path.name}.{rows.start()}.{index}"),
+                    size=size,
+                    resume=pointed is not None and index == self._latest,
+                    **common,
+                )
+                for index in range(2)
+            ]
+            if pointed is not None and self.earlier is None:
+                missing = str(self._parts[self._latest].path)
+                raise InputError(f"`checkpoint` must have a file for every process. Got no {missing!r}. {_REMEDY}")
+        except InputError as caught:
+            error = caught
+        if rows.any(error is not None):
+            raise error or InputError(
+                "`checkpoint` must be a file that every process can read and write. Got an error in another process, which "
+                "says why. Choose a folder that all of them see."
+            )
+
+    @property
+    def earlier(self) -> Packed | None:
+        """What an earlier run kept of these rows, or None if there is nothing."""
+        return self._parts[self._latest].earlier
+
+    def due(self) -> bool:
+        """Whether it is time to write, for some process: all do it together."""
+        return self._rows.any(all(part.due() for part in self._parts))
+
+    def keep(self, packed: Packed) -> bool:
+        """Writes the rows of every process, and returns whether that could be done; if not, what was kept before stays."""
+        index = 1 - self._latest
+        if self._rows.any(not self._parts[index].keep(packed)):
+            return False
+        if self._rows.any(self._rows.first and not self._pointer.keep(Packed({}, {_LATEST: index}))):
+            return False
+        self._latest = index
+        return True
 
 
 # ---------------------------------------------------------------------- identity
@@ -212,7 +295,7 @@ def _probe(model: NonConjugateGP) -> list[float]:
     rows = torch.linspace(0, model.train_targets.shape[0] - 1, _PROBE_ROWS).long().unique()
     with torch.no_grad():
         prior: Prior = model._prior(tuple(x[rows.to(x.device)] for x in model.train_inputs))
-        entries = model._make_operator(prior).dense()
+        entries = make_operator(prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="dense").dense()
     return [round(value, 8) for value in torch.cat([prior.mean.reshape(-1), entries.reshape(-1)]).double().tolist()]
 
 
@@ -236,29 +319,35 @@ def _short(value: Any) -> str:
 
 # ------------------------------------------------------------------ conditioning
 def as_keeper(
-    model: NonConjugateGP, checkpoint: str | os.PathLike[str] | Within, every: float
-) -> CheckpointFile | Within:
-    """Where a model's conditioning is kept: in a file of its own, or in part of one."""
+    model: NonConjugateGP, checkpoint: str | os.PathLike[str] | Within, every: float, rows: Rows
+) -> CheckpointFile | Within | DividedCheckpoint:
+    """Where a model's conditioning is kept: in a file of its own, in part of one, or in several."""
     require_resumable(model.solver)
     if isinstance(checkpoint, Within):
         return checkpoint
     like = model.train_inputs[0]
     latents = model.observations.likelihood.num_latents
-    size = 4 * like.shape[0] * latents * like.element_size()  # weights and a first direction with its product
-    return CheckpointFile(
-        checkpoint, every=every, task="condition", identity=identify(model), device=like.device, size=size
-    )
+    size = (
+        4 * rows.count(like.shape[0]) * latents * like.element_size()
+    )  # weights and a first direction with its product
+    about: dict[str, Any] = {"every": every, "identity": identify(model), "device": like.device, "size": size}
+    if rows.sharded:
+        return DividedCheckpoint(checkpoint, rows, **about)
+    return CheckpointFile(checkpoint, task="condition", **about)
 
 
-def keep_finished(keeper: CheckpointFile | Within, solution: Solution) -> None:
-    """The posterior in place of the state that led to it, unless the solve was interrupted and is to go on."""
-    if solution.status.reason is Reason.INTERRUPTED:
+def keep_finished(keeper: CheckpointFile | Within | DividedCheckpoint, solution: Solution) -> None:
+    """The posterior in place of the state that led to it, unless the solve was interrupted and is to go on.
+
+    Of divided rows the last state stays, from which the end is found again.
+    """
+    if solution.status.reason is Reason.INTERRUPTED or isinstance(keeper, DividedCheckpoint):
         return
     arrays, values = pack_solution(solution)
     keeper.keep(Packed(arrays, {_FINISHED: values}))
 
 
-def finished_solution(model: NonConjugateGP, keeper: CheckpointFile | Within) -> Solution | None:
+def finished_solution(model: NonConjugateGP, keeper: CheckpointFile | Within | DividedCheckpoint) -> Solution | None:
     """The posterior that an earlier run came to, or None if it did not get so far."""
     earlier = keeper.earlier
     if earlier is None or _FINISHED not in earlier.values:

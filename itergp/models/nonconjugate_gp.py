@@ -151,7 +151,11 @@ class NonConjugateGP(gpytorch.models.GP):
             SolverError: If a NaN appears; the error carries the last good solution, and the model keeps what it had.
         """
         check_parameters(self, self.train_inputs)
-        keeper = None if checkpoint is None else as_keeper(self, checkpoint, checkpoint_every)
+        keeper = None
+        if checkpoint is not None:
+            with torch.no_grad():
+                rows = self._make_operator(self._prior(self.train_inputs)).rows
+            keeper = as_keeper(self, checkpoint, checkpoint_every, rows)
         if keeper is not None and (known := finished_solution(self, keeper)) is not None:
             self._restore(self.train_inputs, self.train_targets, self.sample_weight, known)
             return self.solution

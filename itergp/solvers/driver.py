@@ -153,11 +153,6 @@ class _Run:
         self.earlier = None
         if self.keeper is not None:
             require_resumable(self.solver)
-            if self.operator.rows.sharded:
-                raise InputError(
-                    "`checkpoint` needs all rows in one process. Got rows divided among "
-                    f"{self.operator.rows.processes}. Leave `checkpoint` out, or pass operator='auto' to the model."
-                )
             self.earlier = self.keeper.earlier
         if self.earlier is not None:
             self._take_up(self.earlier)
@@ -238,6 +233,8 @@ class _Run:
                 status = solver.status(problem, state, self.passes + reserved) or self._asked_to_stop(problem)
                 if status is None:
                     self._between_steps(solver, problem, state)
+                elif status.reason is Reason.INTERRUPTED and self.keeper is not None:  # where Ctrl-C is no exception
+                    self.keep(solver, state)
         except KeyboardInterrupt:
             status = Status(Reason.INTERRUPTED)
             # What grows in place may have been in the middle of a step: the file then keeps an earlier state.

@@ -371,7 +371,7 @@ class LinearTimeNewton:
         arrays, values = packed.arrays, packed.values
         gradient, curvature = problem.site.derivatives(arrays["latent_values"])
         iterate = Iterate(arrays["coordinates"], arrays["latent_values"], gradient, curvature, **values["iterate"])
-        space = unpack_space(packed.part("space"), self._limit(problem))
+        space = unpack_space(packed.part("space"), capacity=self._limit(problem))
         assert isinstance(space, SupportSpace)
         polishing = None
         if "polishing" in values and self.polish is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.operators.rows import ALL_ROWS, Rows
 from itergp.solvers.problem import Problem
 from itergp.solvers.search_space import SearchSpace
 from itergp.solvers.support_space import SupportSpace
@@ -69,8 +70,8 @@ class Keeper(Protocol):
     def due(self) -> bool:
         """Whether it is time to keep the present state."""
 
-    def keep(self, packed: Packed) -> None:
-        """Keeps it in place of what was kept before."""
+    def keep(self, packed: Packed) -> bool:
+        """Keeps it in place of what was kept before; returns whether that could be done."""
 
 
 def require_resumable(solver: object) -> None:
@@ -98,11 +99,17 @@ def pack_space(space: SearchSpace) -> Packed:
     return Packed({name: getattr(space, name) for name in names})
 
 
-def unpack_space(packed: Packed, capacity: int | None = None) -> SearchSpace:
-    """The space that ``pack_space`` took apart; ``capacity`` is that of a support's buffer, default what is in it."""
+def unpack_space(packed: Packed, shards: Rows = ALL_ROWS, capacity: int | None = None) -> SearchSpace:
+    """The space that ``pack_space`` took apart.
+
+    Args:
+        packed: What it was taken apart into.
+        shards: Which of the rows are here.
+        capacity: That of a support's buffer, default what is in it.
+    """
     arrays = packed.arrays
     if "rows" not in arrays:
-        return SearchSpace(*(arrays[name] for name in _SPACE))
+        return SearchSpace(*(arrays[name] for name in _SPACE), shards=shards)
     return SupportSpace.of(capacity=capacity, **{name: arrays[name] for name in _SPACE + _SUPPORT})
 
 

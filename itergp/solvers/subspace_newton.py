@@ -393,7 +393,9 @@ class SubspaceNewton:
             arrays["coordinates"], arrays["latent_values"], gradient, curvature, **packed.values["iterate"]
         )
         memory = unpack_memory(packed.part("memory"), self._policy(problem))
-        return SubspaceState(unpack_space(packed.part("space")), iterate, arrays["weights"], memory, **values["state"])
+        return SubspaceState(
+            unpack_space(packed.part("space"), problem.rows), iterate, arrays["weights"], memory, **values["state"]
+        )
 
 
 def _resolution(problem: Problem, iterate: Iterate) -> float:
