@@ -18,7 +18,7 @@ from itergp.likelihoods.targets import require_labels
 from itergp.operators import slices
 
 _FEW_LATENTS = 8  # up to so many, outer products are summed pair by pair
-_CHUNK_ROWS = 2048  # rows at a time, to stay within a cache
+_CACHED_NUMBERS = 2**18  # nodes times latent functions times rows at a time
 
 
 class CategoricalLikelihood(Likelihood):
@@ -47,8 +47,8 @@ class CategoricalLikelihood(Likelihood):
 
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         """``f_y - logsumexp(f)``."""
-        index = targets.expand(f.shape[:-1]).unsqueeze(-1)
-        return f.gather(-1, index).squeeze(-1) - torch.logsumexp(f.mT.contiguous(), -2)
+        index = targets.expand(f.shape[:-1]).unsqueeze(-2)
+        return torch.log_softmax(f.mT.contiguous(), -2).gather(-2, index).squeeze(-2)
 
     def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient ``onehot(y) - p`` and curvature ``diag(p) - p p^T``."""
@@ -77,11 +77,16 @@ class CategoricalLikelihood(Likelihood):
     def expected_derivatives(
         self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Expected gradient and curvature; the nodes' probabilities lie row after row in memory."""
-        probs = softmax(mean + offsets).mT  # (S, C, N)
-        average = (weights @ probs.flatten(1)).reshape(probs.shape[1:]).mT
+        """Expected gradient and curvature: all nodes at once, for as many rows as a processor's cache has room for."""
+        size, latents = mean.shape
+        step = _CACHED_NUMBERS // (len(weights) * latents) if mean.device.type == "cpu" else size
+        average, moment = torch.empty_like(mean), mean.new_empty(size, latents, latents)
+        for rows in slices(size, max(1, step)):
+            probs = softmax(mean[rows] + offsets[:, rows]).mT  # (S, C, n): rows lie along memory
+            average[rows] = (weights @ probs.flatten(1)).reshape(probs.shape[1:]).mT
+            moment[rows] = _second_moment(probs, weights)
         gradient = (-average).scatter_add(-1, targets.unsqueeze(-1), torch.ones_like(average[:, :1]))
-        curvature = _second_moment(probs, -weights)
+        curvature = moment.neg_()
         curvature.diagonal(dim1=-2, dim2=-1).add_(average)
         return gradient, curvature
 
@@ -108,17 +113,15 @@ def softmax(f: Tensor) -> Tensor:
 def _second_moment(values: Tensor, weights: Tensor) -> Tensor:
     """Weighted sum over s of ``v_s v_s^T`` ``(N, C, C)``, for values ``(S, C, N)``.
 
-    A batched product of such small matrices is slow in any layout but this, and slower than sums along rows when they are
-    smaller still.
+    Very small outer products are faster as sums along the rows than as a batched product.
     """
-    _, latents, size = values.shape
-    if latents > _FEW_LATENTS or values.device.type != "cpu":
-        nodes = values.permute(2, 0, 1).contiguous()
-        return torch.bmm((nodes * weights[:, None]).mT, nodes)
-    moment = values.new_empty(latents, latents, size)
-    for rows in slices(size, _CHUNK_ROWS):
-        part = values[..., rows]
-        for c in range(latents):
-            products = (part[:, : c + 1] * (part[:, c] * weights[:, None]).unsqueeze(1)).sum(0)
-            moment[c, : c + 1, rows] = moment[: c + 1, c, rows] = products
-    return moment.permute(2, 0, 1).contiguous()
+    if values.shape[1] > _FEW_LATENTS or values.device.type != "cpu":
+        nodes = values.permute(2, 1, 0).contiguous()
+        return torch.bmm(nodes * weights, nodes.mT)
+    columns = values.unbind(1)
+    moment = [[torch.empty(0)] * len(columns) for _ in columns]
+    for c, column in enumerate(columns):
+        weighted = weights[:, None] * column
+        for d in range(c + 1):
+            moment[c][d] = moment[d][c] = (weighted * columns[d]).sum(0)
+    return torch.stack([torch.stack(row) for row in moment]).movedim(-1, 0)
