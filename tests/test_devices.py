@@ -246,8 +246,9 @@ def test_objectives_and_their_gradients(objective):
         found, slopes = evaluate(DEVICE)
     assert_close(inner(found), value)
     assert len(slopes) == len(gradients) > 0
-    for ours, theirs in zip(slopes, gradients, strict=True):
-        assert_close(inner(ours), theirs, "derivative")
+    # Together: that of a mean which the softmax takes out is zero but for rounding.
+    ours, theirs = (torch.cat([slope.flatten() for slope in kind]) for kind in (map(inner, slopes), gradients))
+    assert_close(ours, theirs, "derivative")
 
 
 def test_learning():
