@@ -50,10 +50,11 @@ class Actions:
         # Information that is a difference of much larger terms is rounding: a null direction of the curvature.
         diagonal, spread = curvature.diagonal(dim1=-2, dim2=-1), torch.zeros_like(gram[0])
         for i in slices(directions.shape[0], _CHUNK_ROWS):
-            spread += torch.einsum("nck,nc->k", directions[i].square(), diagonal[i])
+            spread += diagonal[i].flatten() @ directions[i].square().flatten(0, 1)
         spread = rows.sum(spread)
         informative = gram.diagonal() > 100 * torch.finfo(directions.dtype).eps * spread
-        products, gram = products[..., informative], gram[informative][:, informative]
+        if not bool(informative.all()):
+            products, gram = products[..., informative], gram[informative][:, informative]
         if gram.shape[0] == 0:
             return cls(products)
         scale = gram.diagonal().rsqrt()
