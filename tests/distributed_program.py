@@ -13,11 +13,13 @@ import sys
 import time
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from gpytorch.kernels import MaternKernel
 from helpers import SimpleGP, make_batch_kernel, make_binary, make_classes, make_inputs, make_kernel, make_model
 from torch import Tensor
 
@@ -25,7 +27,7 @@ import itergp
 from itergp.errors import InputError, SolverError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
 from itergp.operators import blocked, make_operator, sharded
-from itergp.solvers import DenseNewton, Reason, SubspaceNewton, newton, policies
+from itergp.solvers import DenseNewton, LinearTimeNewton, Reason, SubspaceNewton, linear_time, newton, policies
 
 ROWS = 151
 Results = dict[str, Tensor]
@@ -109,6 +111,27 @@ def _sampled(kind: str) -> Results:
         return _case("categorical", "variational")(kind)
 
 
+def _linear(name: str, order: str, **settings) -> Callable[[str], Results]:
+    """A support that grows in several steps."""
+    policy = policies.UnitVectors(order=order, rows=10)
+
+    def run(kind: str) -> Results:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(linear_time, "_FIRST", 10)
+            own = {}
+            if name == "own-kernels":  # rough, so that what the support determines does not depend on rounding
+                kernel = make_batch_kernel()
+                kernel.base_kernel = MaternKernel(nu=0.5, batch_shape=kernel.batch_shape)
+                own["kernel"] = kernel
+            solver = LinearTimeNewton(num_support=40, policy=policy, tolerance=1e-8, **settings)
+            model = make_model("categorical" if own else name, ROWS, operator=kind, solver=solver, **own)
+            results = _posterior(model)
+            assert model.solution.support is None or model.solution.support.numel() == 40
+            return results
+
+    return run
+
+
 def _learned(kind: str) -> Results:
     x, y = make_binary(510)
     model = SimpleGP(x, y, BernoulliLikelihood(), operator=kind).double()
@@ -136,11 +159,16 @@ SCENARIOS: dict[str, Callable[[str], Results]] = {
     "more rows": _more_rows,
     "sampled": _sampled,
     "learned": _learned,
+    "linear time": _linear("bernoulli-logit", "leverage"),
+    "linear time, softmax": _linear("categorical", "residual"),
+    "linear time, own kernels": _linear("own-kernels", "spread"),
+    "linear time, random": _linear("categorical", "random", covariance_rank=20),
+    "linear time, polished": _linear("categorical", "variance", polish=SubspaceNewton(tolerance=1e-6)),
     "float32, softmax": _case("categorical", "variational", torch.float32, covariance_rank=3 * ROWS),
     "float32, binary": _case("bernoulli-logit", "variational", torch.float32, covariance_rank=ROWS),
 }
 ROUNDED = ("more rows", "float32, softmax", "float32, binary")  # equal up to the tolerance, not to rounding in float64
-FEW = ("binary", "softmax", "own kernels, Laplace")
+FEW = ("binary", "softmax", "own kernels, Laplace", "linear time, softmax")
 
 
 # ------------------------------------------------------------- in processes only
@@ -243,14 +271,17 @@ def check_checkpoint(folder: Path, rank: int, part: str) -> None:
     assert torch.equal(model.solution.representer_weights, undisturbed.representer_weights)
     assert torch.equal(model.solution.precision.factor, undisturbed.precision.factor)
 
-    interrupted = folder.parent / "interrupted.safetensors"
     press = lambda _: os.kill(os.getpid(), signal.SIGINT) if rank == last else None  # noqa: E731
-    stopped = make_model("categorical", ROWS, **made).condition(
-        checkpoint=interrupted, checkpoint_every=1e6, callback=press
-    )
-    assert stopped.status.reason is Reason.INTERRUPTED
-    again = make_model("categorical", ROWS, **made).condition(checkpoint=interrupted)
-    assert torch.equal(again.representer_weights, undisturbed.representer_weights)
+    growing = policies.UnitVectors(order="leverage", rows=10)
+    linear_time._FIRST = 10
+    for solver in (made["solver"], LinearTimeNewton(num_support=40, policy=growing, tolerance=1e-8)):
+        make = partial(make_model, "categorical", ROWS, operator="sharded", solver=solver)
+        interrupted = folder.parent / f"{type(solver).__name__}.safetensors"
+        stopped = make().condition(checkpoint=interrupted, checkpoint_every=1e6, callback=press)
+        assert stopped.status.reason is Reason.INTERRUPTED
+        again, expected = make().condition(checkpoint=interrupted), make().condition()
+        assert torch.equal(again.representer_weights, expected.representer_weights)
+        assert torch.equal(again.precision.factor, expected.precision.factor)
 
     other = make_model("categorical", ROWS, kernel=make_kernel(0.7), **made)
     with pytest.raises(InputError, match=r"hyperparameter .* differs"):

@@ -130,17 +130,19 @@ class KernelOperator(ABC):
         return self._cross(inputs.detach(), block.detach())
 
     def column_blocks(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """The kernel columns of some training rows, entry by entry: slices of all rows with ``(C', b, m)``.
+        """The kernel columns of some training rows, entry by entry: slices of the own rows with ``(C', b, m)``.
 
         Args:
             rows: Row numbers ``(m,)``.
         """
-        features = self._features(self.inputs)
-        taken = features[0][..., rows, :], None if features[1] is None else features[1][..., rows]
-        self.counts.entries += self.num_kernels * self.num_rows * rows.numel()
+        features, norms = self._features(self.inputs)
+        taken = features[..., rows, :], None if norms is None else norms[..., rows]
+        start, size = self.rows.start(), self.num_own_rows
+        own = features.narrow(-2, start, size), None if norms is None else norms.narrow(-1, start, size)
+        self.counts.entries += self.num_kernels * size * rows.numel()
         step = max(1, _CACHE_BLOCK_ENTRIES // (rows.numel() * self.num_kernels))
-        for i in slices(self.num_rows, step):
-            yield i, self._block(features, i, taken, slice(None))
+        for i in slices(size, step):
+            yield i, self._block(own, i, taken, slice(None))
 
     def entries(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Kernel entries ``(C', b, m)`` between training rows ``(b,)`` and ``(m,)``."""

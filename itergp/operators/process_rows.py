@@ -89,6 +89,19 @@ class ProcessRows(Rows):
         collective(dist.all_gather, parts, padded)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).movedim(0, dim).contiguous()
 
+    def take(self, tensor: Tensor, numbers: Tensor, dim: int = 0) -> Tensor:
+        """Some of all rows, in every process."""
+        rows = tensor.movedim(dim, 0)
+        taken = rows.new_zeros(numbers.numel(), *rows.shape[1:])
+        which, own = self.here(numbers)
+        taken[which] = rows[own]
+        return self.sum(taken).movedim(0, dim)
+
+    def here(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of some row numbers are own rows, and their numbers among these."""
+        which = ((numbers >= self.start()) & (numbers < self.bounds[self.rank + 1])).nonzero().squeeze(-1)
+        return which, numbers[which] - self.start()
+
     def sum(self, value: Tensor) -> Tensor:
         """The sum of every process's value, which may be overwritten; bit by bit the same in all of them."""
         value = value.contiguous()

@@ -57,6 +57,14 @@ class Rows:
         """A tensor of all rows from the own rows of every process."""
         return tensor
 
+    def take(self, tensor: Tensor, numbers: Tensor, dim: int = 0) -> Tensor:
+        """Some of all rows, by their numbers ``(m,)``, in every process, of a tensor of the own rows."""
+        return tensor.index_select(dim, numbers)
+
+    def here(self, numbers: Tensor) -> tuple[Tensor | slice, Tensor]:
+        """Which of some row numbers ``(m,)`` are own rows, and their numbers among these."""
+        return slice(None), numbers
+
     def sum(self, value: Tensor) -> Tensor:
         """The sum of every process's value, which may be overwritten."""
         return value

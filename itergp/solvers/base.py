@@ -116,7 +116,8 @@ def require_shareable(solver: Solver[StateT], observations: Observations) -> Non
     if not getattr(solver, "shards_rows", False):
         raise InputError(
             "Rows can be divided among processes by SubspaceNewton with its default policy, ClassGradient, BlockGradient or "
-            f"Gradient. Got {solver!r}. Use one of these, or operator='auto' in one process."
+            f"Gradient, and by LinearTimeNewton with UnitVectors. Got {solver!r}. Use one of these, or operator='auto' in "
+            "one process."
         )
     if not observations.likelihood.exchangeable:
         raise InputError(

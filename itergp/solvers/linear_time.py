@@ -164,6 +164,12 @@ class LinearTimeNewton:
         """Whether a covariance is conditioned."""
         return self.covariance_rank != 0
 
+    @property
+    def shards_rows(self) -> bool:
+        """Whether the rows can be divided among processes: with ``UnitVectors``, and a polish that can."""
+        policy = self.policy is None or isinstance(self.policy, UnitVectors)
+        return policy and (self.polish is None or self.polish.shards_rows)
+
     def loosened(self, factor: float) -> LinearTimeNewton:
         """The same solver for a stage that another follows: without polish."""
         del factor  # the support is what costs time, and the stage that follows uses it too
@@ -217,8 +223,9 @@ class LinearTimeNewton:
 
     def _limit(self, problem: Problem) -> int:
         operator = problem.operator
-        size = problem.mean.element_size()
-        return self._most(operator.num_rows, problem.num_latents, operator.num_kernels * size, operator.memory_budget)
+        size = problem.mean.element_size() * operator.num_kernels
+        budget = operator.memory_budget * operator.rows.processes
+        return self._most(operator.num_rows, problem.num_latents, size, budget)
 
     def _most(self, num_rows: int, num_latents: int, bytes_per_column: int, memory_budget: int) -> int:
         """Rows of the largest support."""
@@ -253,9 +260,12 @@ class LinearTimeNewton:
         size, limit = state.space.rows.numel(), self._limit(problem)
         if size == 0:
             return min(_FIRST, limit)
+        if problem.deadline == float("inf"):
+            return min(limit, 2 * size)
         expected = _GROWTH_COST * state.last_seconds
         share = min(1.0, (problem.deadline - time.perf_counter()) / max(expected, 1e-9))
-        return min(limit, size + max(1, int(share * size)))
+        more = torch.tensor(max(1, int(share * size)), device=problem.mean.device)
+        return min(limit, size + int(problem.rows.same(more)))  # by the clock of the first process
 
     def _grow(self, problem: Problem, state: LinearTimeState, size: int) -> LinearTimeState:
         space, proposals, operator = state.space, state.proposals, problem.operator
@@ -319,7 +329,7 @@ class LinearTimeNewton:
         if state.settled:
             return Status(Reason.SETTLED, detail)
         left = problem.deadline - time.perf_counter()
-        if left <= 0.1 * _GROWTH_COST * state.last_seconds:
+        if problem.deadline < float("inf") and problem.rows.any(left <= 0.1 * _GROWTH_COST * state.last_seconds):
             return Status(Reason.TIME, detail)
         return None
 
@@ -335,10 +345,10 @@ class LinearTimeNewton:
             result = prior_covariance(problem)
         else:
             rank = rank if final else max(1, rank // _PRELIMINARY_SHARE)
-            support = space.rows
-            on_support = SearchSpace(space.directions, space.products[:, support], space.gram)
-            actions = leading_actions(on_support, iterate.curvature[support], rank)
-            result = support_covariance(problem, actions, support)
+            support, rows = space.rows, problem.rows
+            on_support = SearchSpace(space.directions, rows.take(space.products, support, 1), space.gram)
+            actions = leading_actions(on_support, rows.take(iterate.curvature, support), rank)
+            result = support_covariance(problem, replace(actions, values=rows.same(actions.values)), support)
         return Posterior(
             representer_weights=state.weights,
             latent_values=iterate.latent_values,
@@ -371,7 +381,7 @@ class LinearTimeNewton:
         arrays, values = packed.arrays, packed.values
         gradient, curvature = problem.site.derivatives(arrays["latent_values"])
         iterate = Iterate(arrays["coordinates"], arrays["latent_values"], gradient, curvature, **values["iterate"])
-        space = unpack_space(packed.part("space"), capacity=self._limit(problem))
+        space = unpack_space(packed.part("space"), problem.rows, self._limit(problem))
         assert isinstance(space, SupportSpace)
         polishing = None
         if "polishing" in values and self.polish is not None:

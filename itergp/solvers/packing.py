@@ -110,7 +110,7 @@ def unpack_space(packed: Packed, shards: Rows = ALL_ROWS, capacity: int | None =
     arrays = packed.arrays
     if "rows" not in arrays:
         return SearchSpace(*(arrays[name] for name in _SPACE), shards=shards)
-    return SupportSpace.of(capacity=capacity, **{name: arrays[name] for name in _SPACE + _SUPPORT})
+    return SupportSpace.of(capacity=capacity, shards=shards, **{name: arrays[name] for name in _SPACE + _SUPPORT})
 
 
 def pack_memory(memory: dict[Any, Any]) -> Packed:

@@ -119,7 +119,8 @@ class Solution:
 
     def weights_on_support(self) -> Tensor:
         """V where the precision's actions are: ``(N, C)``, or ``(M, C)`` on the support."""
-        return self.representer_weights if self.support is None else self.representer_weights[self.support]
+        weights = self.representer_weights
+        return weights if self.support is None else self.rows.take(weights, self.support)
 
     def all_actions(self) -> Tensor:
         """The precision's actions at all rows ``(N, C, r)``."""
@@ -127,7 +128,8 @@ class Solution:
         if self.support is None:
             return actions
         full = actions.new_zeros(self.representer_weights.shape[0], *actions.shape[1:])
-        return full.index_copy_(0, self.support, actions)
+        which, own = self.rows.here(self.support)
+        return full.index_copy_(0, own, actions[which])
 
     @property
     def converged(self) -> bool:
@@ -159,7 +161,9 @@ class Solution:
             representer_weights=of(self.representer_weights),
             latent_values=of(self.latent_values),
             latent_covariance=of(self.latent_covariance),
-            precision=replace(self.precision, actions=of(self.precision.actions)),
+            precision=self.precision
+            if self.support is not None
+            else replace(self.precision, actions=of(self.precision.actions)),
             curvature=None if self.curvature is None else of(self.curvature),
         )
 

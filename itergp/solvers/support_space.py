@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itergp.operators import KernelOperator
+from itergp.operators import KernelOperator, Rows
+from itergp.operators.rows import ALL_ROWS
 from itergp.solvers.actions import leading_directions
 from itergp.solvers.search_space import SearchSpace
 
@@ -26,7 +27,7 @@ class SupportSpace(SearchSpace):
         directions: S on the support ``(C', M, B)``, float64.
         products: T = K S ``(C', N, B)``, a view of the buffer.
         gram: ``S^T T`` ``(C', B, B)``, float64.
-        rows: The support ``(M,)``, in the order in which it grew.
+        rows: The support ``(M,)``, in the order in which it grew, by number among all rows.
         explained: Prior variance at the training inputs that the support's latent values determine, ``(C', N)``.
         buffer: Where the products are.
     """
@@ -38,7 +39,7 @@ class SupportSpace(SearchSpace):
     @classmethod
     def start(cls, operator: KernelOperator, capacity: int) -> SupportSpace:
         """No support yet; memory for ``capacity`` directions is taken as it is filled."""
-        kernels, size = operator.num_kernels, operator.num_rows
+        kernels, size = operator.num_kernels, operator.num_own_rows
         buffer = _Buffer(torch.empty(kernels, size, capacity, dtype=operator.dtype, device=operator.device))
         return cls(
             directions=torch.zeros(kernels, 0, 0, dtype=torch.float64, device=operator.device),
@@ -47,6 +48,7 @@ class SupportSpace(SearchSpace):
             rows=torch.zeros(0, dtype=torch.int64, device=operator.device),
             explained=torch.zeros(kernels, size, dtype=operator.dtype, device=operator.device),
             buffer=buffer,
+            shards=operator.rows,
         )
 
     @classmethod
@@ -59,17 +61,19 @@ class SupportSpace(SearchSpace):
         explained: Tensor,
         *,
         capacity: int | None = None,
+        shards: Rows = ALL_ROWS,
     ) -> SupportSpace:
         """The space made of these, its products at the head of a buffer for ``capacity`` directions."""
         rank = products.shape[-1]
         buffer = _Buffer(products.new_empty(*products.shape[:2], max(rank, capacity or 0)), rank)
         buffer.values[..., :rank] = products
-        return cls(directions, buffer.values[..., :rank], gram, rows, explained, buffer)
+        return cls(directions, buffer.values[..., :rank], gram, rows, explained, buffer, shards=shards)
 
     def weights(self, coordinates: Tensor) -> Tensor:
         """``S U`` ``(N, C)``, zero outside the support, for coordinates U ``(C, B)``."""
         on_support = self._combine(self.directions, coordinates).to(self.products.dtype)
-        return on_support.new_zeros(self.products.shape[1], on_support.shape[1]).index_copy_(0, self.rows, on_support)
+        which, own = self.shards.here(self.rows)
+        return on_support.new_zeros(self.products.shape[1], on_support.shape[1]).index_copy_(0, own, on_support[which])
 
     def missing_variance(self, operator: KernelOperator) -> Tensor:
         """Prior variance at the training inputs that is left once the support's latent values are known, ``(C', N)``."""
@@ -86,9 +90,10 @@ class SupportSpace(SearchSpace):
             rows: Row numbers ``(m,)``, none of them on the support.
             operator: The kernel.
         """
-        known = self.products[:, rows].double()  # L21: products of the old directions at the new rows
+        shards = self.shards
+        known = shards.take(self.products, rows, 1).double()  # L21: products of the old directions at the new rows
         schur = operator.entries(rows, rows).double() - known @ known.mT
-        values, vectors = torch.linalg.eigh(0.5 * (schur + schur.mT))
+        values, vectors = map(shards.same, torch.linalg.eigh(0.5 * (schur + schur.mT)))
         largest = operator.diagonal(operator.inputs[..., rows, :]).detach().double().amax(-1)
         floor = _RESOLUTION * torch.finfo(operator.dtype).eps * (self.rows.numel() + rows.numel()) * largest
         keep = values > floor[:, None]
@@ -102,13 +107,14 @@ class SupportSpace(SearchSpace):
             [torch.cat([self.directions, old_part], -1), torch.nn.functional.pad(mix, (self.rank, 0))], -2
         )
         support = torch.cat([self.rows, rows])
-        on_support = products[:, support].double()
+        on_support = shards.take(products, support, 1).double()
         side = torch.matmul(directions[..., : self.rank].mT, on_support[..., self.rank :])
         corner = torch.matmul(directions[..., self.rank :].mT, on_support[..., self.rank :])
         gram = torch.cat([torch.cat([self.gram, side], -1), torch.cat([side.mT, corner], -1)], -2)
         gram[:, self.rank :, self.rank :] += torch.diag_embed((mix.abs().amax(-2) == 0.0).to(gram))
         explained = self.explained + torch.cat([part.square().sum(-1) for part in new.split(_CHUNK_ROWS, 1)], -1)
-        return SupportSpace(directions, products, 0.5 * (gram + gram.mT), support, explained, buffer)
+        gram = shards.same(0.5 * (gram + gram.mT))
+        return SupportSpace(directions, products, gram, support, explained, buffer, shards=shards)
 
     def _append(self, operator: KernelOperator, rows: Tensor, known: Tensor, mix: Tensor) -> tuple[Tensor, _Buffer]:
         """``(K[:, rows] - T L21^T) mix`` written behind T, chunk by chunk of rows."""
@@ -140,16 +146,18 @@ def leave_support(space: SupportSpace, coordinates: Tensor, curvature: Tensor, k
     for c in range(kernels):
         own = list(range(latents)) if kernels == 1 else [c]
         weights = curvature.diagonal(dim1=-2, dim2=-1)[:, own].sum(-1)
-        single = SearchSpace(space.directions[c : c + 1], space.products[c : c + 1], space.gram[c : c + 1])
+        parts = (part[c : c + 1] for part in (space.directions, space.products, space.gram))
+        single = SearchSpace(*parts, shards=space.shards)
         wanted = max(1, min(keep, space.rank) - len(own))
         leading = leading_directions(single, weights[:, None, None], wanted)[0]
         mixes.append(torch.linalg.qr(torch.cat([coordinates[own].mT, leading], -1)).Q)
-    mix = torch.stack(mixes)
+    mix = space.shards.same(torch.stack(mixes))
     moved = coordinates @ mix[0] if kernels == 1 else torch.bmm(coordinates.unsqueeze(1), mix).squeeze(1)
     values = space.products.new_zeros(kernels, space.products.shape[1], mix.shape[-1])
-    values[:, space.rows] = torch.matmul(space.directions, mix).to(values)
+    which, here = space.shards.here(space.rows)
+    values[:, here] = torch.matmul(space.directions, mix).to(values)[:, which]
     products = torch.matmul(space.products, mix.to(values))
-    return SearchSpace(values, products, mix.mT @ space.gram @ mix), moved
+    return SearchSpace(values, products, mix.mT @ space.gram @ mix, shards=space.shards), moved
 
 
 class _Buffer:

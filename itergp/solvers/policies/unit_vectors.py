@@ -55,21 +55,21 @@ class UnitVectors:
 
     def propose(self, view: View) -> RowBlock | None:
         """The next rows, or None when all were proposed."""
-        size, latents = view.shape
+        size, latents = view.operator.num_rows, view.shape[1]
         start = view.index * self.rows
         if start >= size:
             return None
-        rows = self._next(view, start, min(size, start + self.rows))
+        rows = self._next(view, start, min(size, start + self.rows), size)
         units = torch.eye(rows.numel() * latents, dtype=view.gradient.dtype, device=rows.device)
         return RowBlock(rows, units.unflatten(0, (rows.numel(), latents)))
 
-    def _next(self, view: View, start: int, stop: int) -> Tensor:
+    def _next(self, view: View, start: int, stop: int, size: int) -> Tensor:
         if self.order == "given":
             return torch.arange(start, stop, device=view.gradient.device)
         if self.order == "random":
             if self not in view.memory:
                 generator = torch.Generator().manual_seed(self.seed)
-                view.memory[self] = torch.randperm(view.shape[0], generator=generator).to(view.gradient.device)
+                view.memory[self] = torch.randperm(size, generator=generator).to(view.gradient.device)
             return view.memory[self][start:stop]
         taken = view.memory.setdefault(self, [])
         del taken[start:]
@@ -78,6 +78,7 @@ class UnitVectors:
             if self.order == "spread"
             else self._scored(view, taken, stop - start)
         )
+        rows = view.operator.rows.same(rows)
         taken.extend(rows.tolist())
         return rows
 
@@ -87,7 +88,7 @@ class UnitVectors:
             variance = variance * view.curvature.diagonal(dim1=-2, dim2=-1)
         elif self.order == "residual":
             variance = variance * view.gradient.square()
-        score = variance.sum(-1).double().clamp_min(0.0).log()
+        score = view.operator.rows.gather(variance.sum(-1).double().clamp_min(0.0).log())
         if self.order != "variance":  # the largest of perturbed logarithms are a sample without replacement
             uniform = torch.rand(score.shape, generator=view.generator(self.seed), dtype=torch.float64)
             score = score - (-uniform.clamp_min(1e-300).log()).log().to(score)
@@ -98,7 +99,7 @@ class UnitVectors:
     def _spread(self, view: View, taken: list[int], count: int) -> Tensor:
         """k-means++ (Arthur & Vassilvitskii 2007): with probability proportional to the squared distance from all before."""
         generator, inputs = view.generator(self.seed), view.inputs
-        free = torch.ones(view.shape[0], dtype=torch.bool)
+        free = torch.ones(view.operator.num_rows, dtype=torch.bool)
         free[taken] = False
         rows = free.nonzero().squeeze(-1)
         wanted = max(_FEWEST_CANDIDATES, _CANDIDATES * count)
