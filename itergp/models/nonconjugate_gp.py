@@ -151,20 +151,16 @@ class NonConjugateGP(gpytorch.models.GP):
             SolverError: If a NaN appears; the error carries the last good solution, and the model keeps what it had.
         """
         check_parameters(self, self.train_inputs)
-        keeper = None
-        if checkpoint is not None:
-            with torch.no_grad():
-                rows = self._make_operator(self._prior(self.train_inputs)).rows
-            keeper = as_keeper(self, checkpoint, checkpoint_every, rows)
-        if keeper is not None and (known := finished_solution(self, keeper)) is not None:
-            self._restore(self.train_inputs, self.train_targets, self.sample_weight, known)
-            return self.solution
         with torch.no_grad():
             prior = self._prior(self.train_inputs)
             fingerprint = self._state_now()  # forward may have updated buffers
             operator = self._make_operator(prior)
             if operator.rows.sharded:
                 fingerprint.require_same(operator.rows)
+            keeper = None if checkpoint is None else as_keeper(self, checkpoint, checkpoint_every, operator.rows)
+            if keeper is not None and (known := finished_solution(self, keeper)) is not None:
+                self._restore(self.train_inputs, self.train_targets, self.sample_weight, known)
+                return self.solution
             if self._solution is not None and self._same(fingerprint) and self._operator is not None:
                 operator = self._operator
             else:
