@@ -18,8 +18,8 @@ from helpers import SimpleGP, make_batch_kernel, make_binary, make_inputs, make_
 import itergp
 from itergp.learning import fitting
 from itergp.likelihoods import BernoulliLikelihood
-from itergp.models import checkpointing
-from itergp.models.checkpointing import CheckpointFile
+from itergp.models import checkpoint_file, identity
+from itergp.models.checkpoint_file import CheckpointFile
 from itergp.operators import BlockedOperator
 from itergp.solvers import (
     DenseNewton,
@@ -190,7 +190,7 @@ def test_conditioning_after_learning_goes_on_too(tmp_path, monkeypatch):
     options = {"objective": "predictive", "max_iterations": 5}
     expected = itergp.fit(make_learner(), **options)
     options |= {"checkpoint": tmp_path / "run.safetensors", "checkpoint_every": 0}
-    writes, write = [], checkpointing.write_file
+    writes, write = [], checkpoint_file.write_file
 
     def die(path, tensors, about):
         write(path, tensors, about)
@@ -199,7 +199,7 @@ def test_conditioning_after_learning_goes_on_too(tmp_path, monkeypatch):
             raise Killed("kill -9")
 
     with monkeypatch.context() as patch:
-        patch.setattr(checkpointing, "write_file", die)
+        patch.setattr(checkpoint_file, "write_file", die)
         with pytest.raises(Killed, match=r"^kill -9$"):
             itergp.fit(make_learner(), **options)
     result = itergp.fit(make_learner(), **options)
@@ -348,7 +348,7 @@ def test_a_checkpoint_of_something_else_is_refused(change, message, interrupted)
 def test_other_versions_tasks_and_kinds_are_refused(interrupted, monkeypatch, tmp_path):
     model = make_model("bernoulli-logit")
     with monkeypatch.context() as patch:
-        patch.setattr(checkpointing, "__version__", "99.0")
+        patch.setattr(identity, "__version__", "99.0")
         with pytest.raises(itergp.InputError, match=r"the version of itergp differs: .* in the file, 99\.0 here"):
             model.condition(checkpoint=interrupted)
     with pytest.raises(itergp.InputError, match=r"must be a checkpoint of 'fit'.*Got .*, a checkpoint of 'condition'"):
@@ -418,7 +418,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_run(tmp_path):
 
 def test_a_full_disk_is_refused_before_the_run(tmp_path, monkeypatch):
     free = type("Usage", (), {"free": 10})
-    monkeypatch.setattr(checkpointing.shutil, "disk_usage", lambda _: free)
+    monkeypatch.setattr(checkpoint_file.shutil, "disk_usage", lambda _: free)
     with pytest.raises(
         itergp.InputError, match=r"bytes are needed, 10 are free\)\. Choose another folder or make room"
     ):
@@ -426,7 +426,7 @@ def test_a_full_disk_is_refused_before_the_run(tmp_path, monkeypatch):
 
 
 def test_a_write_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
-    writes, write = [], checkpointing.write_file
+    writes, write = [], checkpoint_file.write_file
 
     def fail(path, tensors, about):
         writes.append(path)
@@ -434,7 +434,7 @@ def test_a_write_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
             raise itergp.InputError("No space left on device.")
         write(path, tensors, about)
 
-    monkeypatch.setattr(checkpointing, "write_file", fail)
+    monkeypatch.setattr(checkpoint_file, "write_file", fail)
     path, expected = tmp_path / "run.safetensors", make_model("categorical", solver=SOLVERS["subspace"]).condition()
     with pytest.warns(itergp.ItergpWarning, match=r"goes on without: No space left") as caught:
         solution = make_model("categorical", solver=SOLVERS["subspace"]).condition(checkpoint=path, checkpoint_every=0)
@@ -447,8 +447,8 @@ def test_a_write_that_fails_does_not_end_the_run(tmp_path, monkeypatch):
 
 def test_writing_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(checkpointing.time, "perf_counter", lambda: clock[0])
-    monkeypatch.setattr(checkpointing, "write_file", lambda *_: clock.__setitem__(0, clock[0] + 3.0))
+    monkeypatch.setattr(checkpoint_file.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(checkpoint_file, "write_file", lambda *_: clock.__setitem__(0, clock[0] + 3.0))
     kind = {"task": "condition", "identity": {}, "device": torch.device("cpu")}
     file = CheckpointFile(tmp_path / "run.safetensors", every=1.0, **kind)
     written = 0

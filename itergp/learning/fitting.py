@@ -29,7 +29,7 @@ from itergp.learning.resuming import (
     unpack_list,
 )
 from itergp.models import NonConjugateGP
-from itergp.models.checkpointing import CheckpointFile, Within
+from itergp.models.checkpoint_file import CheckpointFile, Within
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective
 from itergp.solvers import LinearTimeNewton, Reason, Solution

@@ -14,7 +14,8 @@ from torch.optim.lr_scheduler import LRScheduler
 from itergp.diagnostics.records import FitRecord
 from itergp.errors import InputError
 from itergp.models import NonConjugateGP
-from itergp.models.checkpointing import CheckpointFile, Within, identify
+from itergp.models.checkpoint_file import CheckpointFile, Within
+from itergp.models.identity import identify
 from itergp.objectives.base import Objective
 from itergp.solvers.packing import Packed, require_resumable
 

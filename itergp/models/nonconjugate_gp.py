@@ -18,7 +18,8 @@ from torch.distributions import Distribution
 from itergp.diagnostics import TraceRecord
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
-from itergp.models.checkpointing import Within, as_keeper, finished_solution, keep_finished
+from itergp.models.checkpoint_file import Within
+from itergp.models.checkpointing import as_keeper, finished_solution, keep_finished
 from itergp.models.fingerprint import Fingerprint, PriorVariance, frozen
 from itergp.models.hyperparameters import hyperparameters
 from itergp.models.latent import LatentPosterior

@@ -1,0 +1,92 @@
+"""``DividedCheckpoint``: the files of processes that work on rows together."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import torch
+
+from itergp.errors import InputError
+from itergp.models.checkpoint_file import REMEDY, CheckpointFile
+from itergp.operators.rows import Rows
+from itergp.solvers.packing import Packed
+
+_LATEST = "latest"
+
+
+class DividedCheckpoint:
+    """The checkpoint of a solve whose rows are divided among processes.
+
+    Each process writes its rows to files of its own beside ``path``, now to one, now to the other of two. Once all have, the
+    first process replaces ``path``, which says which of the two they are. Whatever is killed, and when, the files that ``path``
+    points to are of the same step.
+
+    Args:
+        path: The file that points to the others, in a folder that all processes see.
+        rows: The rows of this process.
+        every: Seconds between writes; 0 writes after every step, whatever that costs.
+        identity: What the result depends on, by name; see ``identify``.
+        device: Where arrays are wanted.
+        size: Bytes that must be free on the disk for each process.
+
+    Raises:
+        InputError: In every process, if in one of them a file cannot be written, is damaged, or is the checkpoint of something
+            else.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        rows: Rows,
+        *,
+        every: float,
+        identity: dict[str, Any],
+        device: torch.device,
+        size: int,
+    ) -> None:
+        self._rows, error = rows, None
+        try:
+            common: dict[str, Any] = {"every": every, "task": "condition", "device": device}
+            common["identity"] = identity | {"the number of processes": rows.processes}
+            self._pointer = CheckpointFile(path, **common)
+            pointed = self._pointer.earlier
+            self._latest = 0 if pointed is None else pointed.values[_LATEST]
+            self._parts = [
+                CheckpointFile(
+                    self._pointer.path.with_name(f"{self._pointer.path.name}.{rows.start()}.{index}"),
+                    size=size,
+                    resume=pointed is not None and index == self._latest,
+                    **common,
+                )
+                for index in range(2)
+            ]
+            if pointed is not None and self.earlier is None:
+                missing = str(self._parts[self._latest].path)
+                raise InputError(f"`checkpoint` must have a file for every process. Got no {missing!r}. {REMEDY}")
+        except InputError as caught:
+            error = caught
+        if rows.any(error is not None):
+            raise error or InputError(
+                "`checkpoint` must be a file that every process can read and write. Got an error in another process, which "
+                "says why. Choose a folder that all of them see."
+            )
+
+    @property
+    def earlier(self) -> Packed | None:
+        """What an earlier run kept of these rows, or None if there is nothing."""
+        return self._parts[self._latest].earlier
+
+    def due(self) -> bool:
+        """Whether it is time to write, for some process: all do it together."""
+        return self._rows.any(all(part.due() for part in self._parts))
+
+    def keep(self, packed: Packed) -> bool:
+        """Writes the rows of every process, and returns whether that could be done; if not, what was kept before stays."""
+        index = 1 - self._latest
+        if self._rows.any(not self._parts[index].keep(packed)):
+            return False
+        if self._rows.any(self._rows.first and not self._pointer.keep(Packed({}, {_LATEST: index}))):
+            return False
+        self._latest = index
+        return True
