@@ -1,8 +1,8 @@
 """Peak memory and time of each process when rows are divided among processes, and whether the answer stays the same.
 
-``python -m benchmarks.scale.distributed`` starts itself by torchrun for 1, 2, ... processes on this machine, for the kernel
-kept in memory and evaluated again in every pass, and writes ``benchmarks/results/distributed.md``. Peak memory is that of the
-operating system (``ru_maxrss``), with and without what the imports alone take.
+``python -m benchmarks.scale.distributed`` starts itself by torchrun for 1, 2, ... processes on this machine, for the kernel kept in
+memory, evaluated again in every pass, and at the columns of a support alone, and writes ``benchmarks/results/distributed.md``.
+Peak memory is that of the operating system (``ru_maxrss``), with and without what the imports alone take.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ import torch.distributed as dist
 import itergp
 from benchmarks.data import mixture
 from benchmarks.models import MaternGP
-from itergp.solvers import SubspaceNewton
+from itergp.solvers import LinearTimeNewton, SubspaceNewton
 
 RESULTS = Path(__file__).parents[1] / "results"
-BUDGETS = {"kept": 16 * 2**30, "evaluated again": 64 * 2**20}
+BUDGETS = {"kept": 16 * 2**30, "evaluated again": 64 * 2**20, "linear time": 16 * 2**30}
+_SUPPORT = 1024  # of linear time
 
 
 def peak() -> float:
@@ -43,7 +44,8 @@ def worker(rows: int, mode: str, rank: int, out: Path) -> None:
     if torch.distributed.is_torchelastic_launched():
         dist.init_process_group("gloo")
     data = mixture(rows)
-    solver = SubspaceNewton(covariance_rank=rank)
+    linear = mode == "linear time"
+    solver = LinearTimeNewton(num_support=_SUPPORT) if linear else SubspaceNewton(covariance_rank=rank)
     # The budget is that of a process: what two keep together is what one keeps alone.
     model = MaternGP(data, 1.0, 10.0, operator="sharded", memory_budget=BUDGETS[mode], solver=solver).eval()
     started = time.perf_counter()
@@ -125,7 +127,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=40_000)
     parser.add_argument("--rank", type=int, default=128, help="actions of the covariance")
     parser.add_argument("--sizes", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--mode", choices=list(BUDGETS), help="one of the ways to keep the kernel; default both")
+    parser.add_argument("--mode", choices=list(BUDGETS), help="one of the ways to keep the kernel; default all")
     parser.add_argument("--out", type=Path, help="set where this is one of the processes")
     options = parser.parse_args()
     if options.out is not None:
