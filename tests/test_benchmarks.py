@@ -324,6 +324,23 @@ def test_a_run_ends_when_its_time_is_spent_and_its_last_checkpoint_counts():
     assert sum(event["event"] == "checkpoint" for event in events) == 1
 
 
+def test_the_latent_variance_is_the_latest_and_the_predictions_are_the_best():
+    problem, events = small_problem(), []
+    recorder = Recorder(problem, 1e4, events.append)
+    uniform = lambda x: torch.full((len(x), 3), 1.0 / 3.0)  # noqa: E731
+    worse = lambda x: torch.tensor([0.98, 0.01, 0.01]).expand(len(x), 3)  # noqa: E731
+    recorder.start()
+    recorder.clock.wall = 1.0
+    recorder(uniform)
+    recorder.clock.wall = 2.0
+    recorder(worse, lambda x: x.square().sum(-1))
+    recorder.finish()
+    first, last = (event["result"] for event in events if event["event"] == "result")
+    assert "ood_variance" not in first
+    assert last["nll"] == first["nll"] == pytest.approx(math.log(3.0), rel=1e-5)
+    assert 0.5 < last["ood_variance"] <= 1.0
+
+
 def test_a_run_ends_when_it_has_settled_and_not_while_it_improves():
     uniform, right = torch.full((1000, 3), 1.0 / 3.0), small_problem()
     recorder = Recorder(right, 1e4, lambda event: None, settles=True)

@@ -83,6 +83,8 @@ class Recorder:
         self._history: list[tuple[float, float]] = []
         self._latest: tuple[Predict, Predict | None, dict[str, Any]] | None = None
         self._evaluated = True
+        self._found: dict[str, Any] = {}
+        self._outside: dict[str, float] = {}
 
     def start(self) -> None:
         """Begins to time."""
@@ -123,9 +125,14 @@ class Recorder:
             "nll": round(validation["nll"], 6),
         }
         self._send({"event": "checkpoint", "point": point, "facts": facts})
-        if validation["nll"] < self._best:  # what early stopping on the validation rows would return
+        better = validation["nll"] < self._best
+        if better:  # what early stopping on the validation rows would return
             self._best = validation["nll"]
-            self._send({"event": "result", "result": self._result(predict, variance) | {"at": point["seconds"]}})
+            self._found = self._result(predict) | {"at": point["seconds"]}
+        if variance is not None:  # the latest there is, also where plugging in the mean predicts better
+            self._outside = self._detection(variance)
+        if better or variance is not None:
+            self._send({"event": "result", "result": self._found | self._outside})
         self._history.append((self.clock.wall, self._best))
         self._evaluated = True
         reset_peak_memory()
@@ -137,15 +144,16 @@ class Recorder:
             return False
         return earlier[-1] - self._best < SETTLED * abs(self._best)
 
-    def _result(self, predict: Predict, variance: Predict | None) -> dict[str, Any]:
+    def _result(self, predict: Predict) -> dict[str, Any]:
         problem = self._problem
         begun = time.perf_counter()
         probs = predict(problem.test_x)
         seconds = time.perf_counter() - begun
         found = scores(probs, problem.test_y, problem.train.kind) | {"predict_seconds": round(seconds, 4)}
         found["ood_entropy"] = auroc(entropy(probs), entropy(predict(problem.outside_x)))
-        if variance is not None:
-            inside, outside = variance(problem.test_x), variance(problem.outside_x)
-            if bool(torch.isfinite(inside).all()):
-                found["ood_variance"] = auroc(inside, outside)
         return found
+
+    def _detection(self, variance: Predict) -> dict[str, float]:
+        """How well the latent variance tells test inputs from those far from the data."""
+        inside, outside = variance(self._problem.test_x), variance(self._problem.outside_x)
+        return {"ood_variance": auroc(inside, outside)} if bool(torch.isfinite(inside).all()) else {}
