@@ -15,6 +15,7 @@ from benchmarks.workloads import COUNTS, END_TO_END, INFERENCE, ORDERED, Trainin
 from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Solution, SubspaceNewton, policies
 
 ALL_KINDS = ("classes", ORDERED, COUNTS)
+_PRECONDITIONER_RANK = 50
 DENSE_VALUES = 6_000  # latent values N C: a matrix of (N C)^2 in float64, and its cube in operations
 
 
@@ -185,6 +186,16 @@ def _ours() -> list[Method]:
             solver=lambda seed: IterNCGP(max_rank=50, step="backtracking"),
             approximation="laplace",
             text=f"{published}, with the line search of this package",
+        ),
+        Inference(
+            "IterNCGP, preconditioned CG",
+            "IterNCGP",
+            importance=2,
+            solver=lambda seed: IterNCGP(
+                max_rank=50, step="backtracking", policy=policies.PreconditionedCG(rank=_PRECONDITIONER_RANK)
+            ),
+            approximation="laplace",
+            text=f"{published}, with the line search of this package and a preconditioner of rank {_PRECONDITIONER_RANK}",
         ),
         Inference(
             "IterNCGP-Cholesky",
