@@ -131,7 +131,7 @@ class Recorder:
             self._found = self._result(predict) | {"at": point["seconds"]}
         if variance is not None:  # the latest there is, also where plugging in the mean predicts better
             self._outside = self._detection(variance)
-        if better or variance is not None:
+        if better or (variance is not None and self._found):
             self._send({"event": "result", "result": self._found | self._outside})
         self._history.append((self.clock.wall, self._best))
         self._evaluated = True

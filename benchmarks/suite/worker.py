@@ -87,7 +87,8 @@ def warm_up(method: Method, data: TrainingData, budget: Budget) -> None:
 
     def callback(predict_proba: Predict, latent_variance: Predict | None = None, **facts: Any) -> None:
         predict_proba(data.x[:5])
-        raise OutOfTime
+        if method.endless:
+            raise OutOfTime
 
     few = data.head(_WARM_UP_ROWS)
     if few.kind == COUNTS:
