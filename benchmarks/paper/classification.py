@@ -25,27 +25,30 @@ from itergp.solvers import IterNCGP, SubspaceNewton, policies
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     rows = 1_000 if options.quick else options.rows
     seeds = range(1 if options.quick else options.seeds)
-    figures = _earlier(folder / "classification.json")
-    figures["machine"] = machine(options.device)
+    figures = earlier(folder / "classification.json")
     problems = [("mixture", 1.0, 10.0)] + ([] if options.quick else [("mnist", 8.0, 1.0), ("mnist", 8.0, 25.0)])
     for kind, lengthscale, scale in problems:
         for seed in seeds if kind in options.data else ():
             data = to_device(mixture(rows, seed=seed) if kind == "mixture" else mnist(seed), options.device)
             for result in methods(data, lengthscale, scale, options, seed):
-                record = {"problem": f"{data.name}, scale {scale:g}", "seed": seed, **result}
+                where = {"problem": f"{data.name}, scale {scale:g}", "seed": seed, "machine": machine(options.device)}
+                record = where | result
                 figures["rows"] = [row for row in figures["rows"] if _key(row) != _key(record)] + [record]
                 print({key: value for key, value in record.items() if key != "curve"}, flush=True)
-            (folder / "classification.json").write_text(
-                json.dumps(figures, indent=1)
-            )  # hours may be lost before the end
-            _report(figures, folder, options)
+            # Hours may be lost before the end.
+            draft = folder / "classification.json.tmp"
+            draft.write_text(json.dumps(figures, indent=1))
+            draft.replace(folder / "classification.json")
+            _report(figures, folder)
             _draw(figures, folder)
     return figures
 
 
-def _earlier(path: Path) -> dict[str, Any]:
+def earlier(path: Path) -> dict[str, Any]:
     """Figures of earlier runs: those that are measured again are replaced, others stay."""
-    return json.loads(path.read_text()) if path.exists() else {"rows": []}
+    figures: dict[str, Any] = json.loads(path.read_text()) if path.exists() else {"rows": []}
+    common = {"machine": figures.pop("machine")} if "machine" in figures else {}
+    return {"rows": [common | row for row in figures["rows"]]}
 
 
 def _key(record: dict[str, Any]) -> tuple[str, str, int]:
@@ -168,7 +171,7 @@ def _synchronise(data: Split) -> None:
         torch.cuda.synchronize()
 
 
-def _report(figures: dict[str, Any], folder: Path, options: argparse.Namespace) -> None:
+def _report(figures: dict[str, Any], folder: Path) -> None:
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in figures["rows"]:
         groups.setdefault((record["problem"], record["method"]), []).append(record)
@@ -180,7 +183,7 @@ def _report(figures: dict[str, Any], folder: Path, options: argparse.Namespace) 
             [problem, method, spread(columns[0], 2), *(spread(values) for values in columns[1:]), ", ".join(ends)]
         )
     notes = [
-        f"{machine(options.device)}, float32, one Matern-3/2 kernel with fixed hyperparameters for all methods. Mean and standard deviation "
+        f"{'; '.join(dict.fromkeys(record['machine'] for record in figures['rows']))}. Float32, one Matern-3/2 kernel with fixed hyperparameters for all methods. Mean and standard deviation "
         "over seeds. NLL integrates the latent posterior (Laplace; for SVGP its own), plug-in takes its mean. SVGP: Adam, rate 0.01, "
         "minibatches of 256, its time is training alone.",
         "A subset of data is the published IterNCGP-Cholesky run to convergence on those rows; it is solved by SubspaceNewton here "
