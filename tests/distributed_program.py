@@ -286,6 +286,24 @@ def check_checkpoint(folder: Path, rank: int, part: str) -> None:
     other = make_model("categorical", ROWS, kernel=make_kernel(0.7), **made)
     with pytest.raises(InputError, match=r"hyperparameter .* differs"):
         other.condition(checkpoint=path)
+    for name in ("on_posterior", "checkpoint"):
+        given = {"on_posterior": lambda _: None, "checkpoint": folder.parent / "some.safetensors"}[name]
+        with pytest.raises(InputError, match=rf"`{name}` must be given in every process"):
+            model.condition(**{name: given if rank == 0 else None})
+    with pytest.raises(InputError, match=r"must be one file that every process sees"):
+        make_model("categorical", ROWS, **made).condition(
+            checkpoint=path if rank == 0 else folder / "local.safetensors"
+        )
+    looks = []
+    make_model("categorical", ROWS, **made).condition(on_posterior=looks.append)
+    assert {look.status.reason for look in looks} > {Reason.RUNNING}
+
+    def stop(_: object) -> None:
+        if rank == last:
+            raise KeyboardInterrupt
+
+    stopped = make_model("categorical", ROWS, **made).condition(on_posterior=stop)
+    assert stopped.status.reason is Reason.INTERRUPTED
     own = sorted(folder.parent.glob(f"kept.safetensors.{model.solution.rows.start()}.*"))
     assert len(own) == 2
     dist.barrier()

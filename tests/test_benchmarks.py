@@ -27,6 +27,7 @@ from benchmarks import micro  # noqa: E402
 from benchmarks.methods import Budget, OutOfTime, methods  # noqa: E402
 from benchmarks.methods.base import count_probabilities, from_rates  # noqa: E402
 from benchmarks.methods.gpboost import negative_binomial  # noqa: E402
+from benchmarks.paper.classification import earlier  # noqa: E402
 from benchmarks.suite import analysis, executor, findings, readme, store  # noqa: E402
 from benchmarks.suite.cli import main  # noqa: E402
 from benchmarks.suite.figures import draw_all, draw_cost  # noqa: E402
@@ -50,6 +51,13 @@ def test_every_module_can_be_imported(path):
     name = ".".join(path.relative_to(Path(benchmarks.__file__).parents[1]).with_suffix("").parts)
     if not name.endswith("__main__"):
         importlib.import_module(name)
+
+
+def test_figures_of_the_paper_add_up(tmp_path):
+    assert earlier(tmp_path / "none.json") == {"rows": []}
+    (tmp_path / "old.json").write_text('{"machine": "old", "rows": [{"seed": 0}, {"seed": 1, "machine": "new"}]}')
+    rows = earlier(tmp_path / "old.json")["rows"]
+    assert rows == [{"machine": "old", "seed": 0}, {"seed": 1, "machine": "new"}]
 
 
 def without_limit(runs: pd.DataFrame) -> pd.DataFrame:

@@ -339,7 +339,9 @@ OTHERS = {
 def test_a_checkpoint_of_something_else_is_refused(change, message, interrupted):
     model, before = make_model("bernoulli-logit"), interrupted.read_bytes()
     change(model)
-    with pytest.raises(itergp.InputError, match=message + r".*Delete the file to begin anew, or pass another path"):
+    with pytest.raises(
+        itergp.InputError, match=message + r".*Delete the checkpoint to begin anew, or pass another path"
+    ):
         model.condition(checkpoint=interrupted)
     assert interrupted.read_bytes() == before
     model.condition()  # and the model is as good as ever

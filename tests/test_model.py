@@ -6,6 +6,7 @@ import copy
 import io
 import math
 import pickle
+import time
 
 import gpytorch
 import gpytorch.likelihoods as gl
@@ -35,7 +36,8 @@ from itergp import InputError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, PoissonLikelihood
 from itergp.models import NonConjugateGP
 from itergp.operators import BlockedOperator, DenseOperator
-from itergp.solvers import DenseNewton, Reason, SubspaceNewton
+from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Reason, SubspaceNewton, linear_time
+from itergp.solvers.policies import UnitVectors
 
 EXACT = DenseNewton()
 cases = pytest.mark.parametrize("name", CORE)
@@ -477,6 +479,9 @@ def test_the_posterior_so_far_predicts_until_the_next_is_there():
 
     def early(solution):
         assert model.solution is solution
+        assert bool((solution.certificate.latent_error(x) >= 0.0).all())
+        inputs = x.clone().requires_grad_(True)
+        assert model.latent_mean(inputs).requires_grad
         seen.append((solution, model.predict(x, covariance_scale=0.0).probs))
 
     final = model.condition(on_posterior=early)
@@ -502,6 +507,28 @@ def test_looking_at_the_posterior_so_far_changes_nothing():
     assert torch.equal(looked.solution.representer_weights, plain.solution.representer_weights)
     assert looked.solution.kernel_passes == plain.solution.kernel_passes
     assert len(looked.solution.trace.stages) == len(plain.solution.trace.stages)
+
+
+@pytest.mark.parametrize(
+    "solver",
+    [
+        LinearTimeNewton(num_support=40, policy=UnitVectors(order="random", rows=5), tolerance=1e-12, time_limit=0.6),
+        SubspaceNewton(tolerance=1e-14, time_limit=0.6),
+        IterNCGP(tolerance=1e-14, time_limit=0.6),
+    ],
+)
+def test_looks_count_in_the_time_limit(solver, monkeypatch):
+    monkeypatch.setattr(linear_time, "_FIRST", 5)
+    model = make_model("categorical", 60, solver=solver, approximation="laplace")
+    seen = []
+
+    def slow(solution):
+        seen.append(solution)
+        time.sleep(0.25)
+
+    solution = model.condition(on_posterior=slow)
+    assert solution.status.reason is Reason.TIME
+    assert 1 <= len(seen) <= 3
 
 
 def test_the_model_keeps_what_it_had_if_a_look_at_an_early_posterior_fails():

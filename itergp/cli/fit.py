@@ -49,7 +49,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Learns, judges on held-out rows, adds those rows to the posterior, saves."""
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)
     estimators = require_estimators()
     table = read_table(options.data)
     X, y, rows = _columns(table, options)

@@ -38,7 +38,7 @@ def run(options: argparse.Namespace) -> int:
     names = getattr(estimator, "feature_names_in_", None)
     if names is not None:
         require_columns(table, list(names), "the model")
-    observation = {}
+    X, observation = table if names is None else table[list(names)], {}
     if options.exposure is not None:
         if not hasattr(estimator, "distribution"):
             raise InputError(
@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
             )
         require_columns(table, [options.exposure], "the exposures")
         observation["exposure"] = table[options.exposure]
-    X = table if names is None else table[list(names)]
+        X = X.drop(columns=options.exposure) if names is None else X
     predictions = predict(estimator, X, options.quantiles, **observation)
     if options.with_inputs:
         pandas = require("pandas", "Reading tables", "tables")

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
 from itergp.diagnostics import FitRecord, LearningTrace, Trace
-from itergp.errors import InputError, ItergpWarning
+from itergp.errors import InputError, ItergpWarning, SolverError
 from itergp.learning.calibration import PLUG_IN, POSTERIOR, Calibration, calibrate_predictions
 from itergp.learning.learner import OPTIMIZERS, Learner, Stage, Stop
 from itergp.learning.parameters import FreeParameter, free_parameters, initialise
@@ -32,6 +32,7 @@ from itergp.models import NonConjugateGP
 from itergp.models.checkpoint_file import CheckpointFile, Within
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective
+from itergp.operators.process_group import many_processes
 from itergp.solvers import LinearTimeNewton, Reason, Solution
 from itergp.solvers.base import require_positive
 from itergp.solvers.packing import Packed
@@ -122,10 +123,11 @@ def fit(
         progress: Draw a progress bar.
         callback: Called with every record.
         on_posterior: Called with posteriors of all rows on the way, which the model predicts from until the function returns:
-            those on the way to the mode at the hyperparameters that each stage of learning begins with, found for this
-            purpose, without a covariance (plug in the mean by ``covariance_scale=0``), and those that
-            ``NonConjugateGP.condition`` passes through in the end. It does not change what is learned, except through a
-            ``time_limit``.
+            those on the way to the mode at the hyperparameters that each stage of learning begins or resumes with, found for
+            this purpose, without a covariance (plug in the mean by ``covariance_scale=0``), and those that
+            ``NonConjugateGP.condition`` passes through in the end. With rows divided among processes only the latter. It
+            does not change what is learned, except through a ``time_limit``; a mode costs some kernel passes, with
+            ``LinearTimeNewton`` a whole support.
         checkpoint: File in which learning, and then conditioning, is kept while it runs. If it exists, ``fit`` of a model at
             the same starting values goes on from there: with Adam to the same answer as without the interruption, to the
             last bit on the same machine with as many threads. L-BFGS begins anew at the best parameters so far. Calibration,
@@ -166,7 +168,8 @@ def fit(
     model.train()
     with _bar(progress) as bar:
         learner = Learner(model, free, optimizer, deadline, started, callback, bar, keeper=file)
-        look = None if on_posterior is None else partial(_look, model, on_posterior)
+        alone = not (model.operator_kind == "sharded" and many_processes())
+        look = partial(_look, model, on_posterior) if on_posterior is not None and alone else None
         reason = _run(learner, stages, num_restarts, seed, earlier, look)
     # An interrupted run is to go on learning.
     part = None if file is None or reason is Stop.INTERRUPTED else _keep_learned(file, learner, stages[-1], reason)
@@ -306,6 +309,8 @@ def _look(model: NonConjugateGP, on_posterior: Callable[[Solution], None]) -> bo
             return solution.status.reason is Reason.INTERRUPTED
         except KeyboardInterrupt:
             return True
+        except SolverError:  # learning may lead away from here; if not, conditioning in the end will say it
+            return False
         finally:
             model.solver, model.approximation = solver, approximation
             model.train()

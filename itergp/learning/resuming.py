@@ -17,6 +17,7 @@ from itergp.models import NonConjugateGP
 from itergp.models.checkpoint_file import CheckpointFile, Within
 from itergp.models.identity import identify
 from itergp.objectives.base import Objective
+from itergp.operators.process_group import many_processes
 from itergp.solvers.packing import Packed, require_resumable
 
 if TYPE_CHECKING:
@@ -40,10 +41,10 @@ def open_checkpoint(
         InputError: If the file cannot be written, or is the checkpoint of something else.
     """
     require_resumable(model.solver)
-    if model.operator_kind == "sharded":
+    if model.operator_kind == "sharded" and many_processes():
         raise InputError(
-            "`checkpoint` of `fit` needs all rows in one process. Got operator='sharded'. Leave it out, or learn with another "
-            "operator first and then call model.condition(checkpoint=...) in every process."
+            "`checkpoint` of `fit` needs all rows in one process. Got rows divided among several. Leave it out, or learn with "
+            "operator='auto' in one process and then call model.condition(checkpoint=...) in all of them."
         )
     objective = settings["objective"]
     if isinstance(objective, Objective):

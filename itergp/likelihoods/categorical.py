@@ -15,7 +15,6 @@ from itergp.likelihoods.blocks import Root
 from itergp.likelihoods.integrals import expected_softmax
 from itergp.likelihoods.predictive import CategoricalPredictive
 from itergp.likelihoods.targets import require_labels
-from itergp.operators import slices
 
 _FEW_LATENTS = 8  # up to so many, outer products are summed pair by pair
 _CACHED_NUMBERS = 2**18  # nodes times latent functions times rows at a time
@@ -77,14 +76,15 @@ class CategoricalLikelihood(Likelihood):
     def expected_derivatives(
         self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Expected gradient and curvature: all nodes at once, for as many rows as a processor's cache has room for."""
+        """Expected gradient and curvature: all nodes at once, on the CPU for as many rows as its cache has room for."""
         size, latents = mean.shape
         step = _CACHED_NUMBERS // (len(weights) * latents) if mean.device.type == "cpu" else size
-        average, moment = torch.empty_like(mean), mean.new_empty(size, latents, latents)
-        for rows in slices(size, max(1, step)):
-            probs = softmax(mean[rows] + offsets[:, rows]).mT  # (S, C, n): rows lie along memory
-            average[rows] = (weights @ probs.flatten(1)).reshape(probs.shape[1:]).mT
-            moment[rows] = _second_moment(probs, weights)
+        averages, moments = [], []
+        for part, around in zip(mean.split(max(1, step)), offsets.split(max(1, step), 1), strict=True):
+            probs = softmax(part + around).mT  # (S, C, n): rows lie along memory
+            averages.append((weights @ probs.flatten(1)).reshape(probs.shape[1:]).mT)
+            moments.append(_second_moment(probs, weights))
+        average, moment = torch.cat(averages), torch.cat(moments)
         gradient = (-average).scatter_add(-1, targets.unsqueeze(-1), torch.ones_like(average[:, :1]))
         curvature = moment.neg_()
         curvature.diagonal(dim1=-2, dim2=-1).add_(average)

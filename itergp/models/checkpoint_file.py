@@ -22,7 +22,7 @@ from itergp.models.identity import difference
 from itergp.solvers.base import is_nonnegative
 from itergp.solvers.packing import Packed
 
-REMEDY = "Delete the file to begin anew, or pass another path."
+REMEDY = "Delete the checkpoint to begin anew, or pass another path."
 _KIND = "checkpoint"
 _SHARE = 0.05  # of the time, at most, that goes into writing
 

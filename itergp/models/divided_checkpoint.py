@@ -45,13 +45,14 @@ class DividedCheckpoint:
         device: torch.device,
         size: int,
     ) -> None:
-        self._rows, error = rows, None
+        self._rows, self._latest, seen, error = rows, 0, -1, None
         try:
             common: dict[str, Any] = {"every": every, "task": "condition", "device": device}
             common["identity"] = identity | {"the number of processes": rows.processes}
             self._pointer = CheckpointFile(path, **common)
             pointed = self._pointer.earlier
-            self._latest = 0 if pointed is None else pointed.values[_LATEST]
+            if pointed is not None:
+                self._latest = seen = pointed.values[_LATEST]
             self._parts = [
                 CheckpointFile(
                     self._pointer.path.with_name(f"{self._pointer.path.name}.{rows.start()}.{index}"),
@@ -63,13 +64,21 @@ class DividedCheckpoint:
             ]
             if pointed is not None and self.earlier is None:
                 missing = str(self._parts[self._latest].path)
-                raise InputError(f"`checkpoint` must have a file for every process. Got no {missing!r}. {REMEDY}")
+                raise InputError(
+                    f"`checkpoint` must have a file for every process beside it. Got no {missing!r}. {REMEDY}"
+                )
         except InputError as caught:
             error = caught
         if rows.any(error is not None):
             raise error or InputError(
                 "`checkpoint` must be a file that every process can read and write. Got an error in another process, which "
-                "says why. Choose a folder that all of them see."
+                "says why. Choose a folder that all of them see, or delete the file to begin anew."
+            )
+        first = int(rows.same(torch.tensor(seen, device=device)))
+        if rows.any(seen != first):
+            raise InputError(
+                "`checkpoint` must be one file that every process sees. Got another state of it, or none, in some process. "
+                "Choose a folder that all of them share."
             )
 
     @property

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
 
 _PROBE_ROWS = 16
-_HASH_ROWS = 2**24  # bytes of data hashed at a time
+_HASH_BYTES = 2**24  # hashed at a time
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
@@ -71,7 +71,7 @@ def _hash(tensor: Tensor) -> str:
     """SHA-256 of dtype, shape and content, without a copy of the whole."""
     digest = hashlib.sha256(f"{tensor.dtype} {tuple(tensor.shape)}".encode())
     rows = tensor.detach().reshape(1, -1) if tensor.dim() == 0 else tensor.detach()
-    step = max(1, _HASH_ROWS // max(1, rows[:1].numel() * rows.element_size()))
+    step = max(1, _HASH_BYTES // max(1, rows[:1].numel() * rows.element_size()))
     for part in rows.split(step):
         digest.update(part.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()

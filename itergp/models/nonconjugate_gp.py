@@ -30,6 +30,7 @@ from itergp.models.training_data import append_rows, replace_rows
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
 from itergp.models.validation import as_inputs, as_observations, check_kernel, check_parameters, check_test_inputs
 from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
+from itergp.operators.rows import require_everywhere
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton, solve
 from itergp.solvers.base import Solver, require_positive, require_solver
 
@@ -136,10 +137,12 @@ class NonConjugateGP(gpytorch.models.GP):
             callback: Called with every record of the trace.
             on_posterior: Called with the posterior so far, which is valid and which the model predicts from until the function
                 returns: after every step but a stage's last, when the covariance is still the prior's (plug in the mean by
-                ``covariance_scale=0``), and at the end of a Laplace stage that a variational one follows.
+                ``covariance_scale=0``), and at the end of a Laplace stage that a variational one follows. Its time counts. All
+                processes that share the rows pass one.
             checkpoint: File in which the state of the solve is kept while it runs, and in the end the posterior. If it exists,
                 the solve goes on from there, to the same answer as without the interruption: to the last bit on the same
-                machine with as many threads, elsewhere to rounding.
+                machine with as many threads, elsewhere to rounding. With rows divided among processes, all pass it, to a folder
+                that all see, and the end is found again from the last state.
             checkpoint_every: Seconds between writes; longer where writing would take more than a twentieth of the time.
                 0 writes after every step.
 
@@ -152,12 +155,15 @@ class NonConjugateGP(gpytorch.models.GP):
             SolverError: If a NaN appears; the error carries the last good solution, and the model keeps what it had.
         """
         check_parameters(self, self.train_inputs)
+        gradients = torch.is_grad_enabled()
         with torch.no_grad():
             prior = self._prior(self.train_inputs)
             fingerprint = self._state_now()  # forward may have updated buffers
             operator = self._make_operator(prior)
             if operator.rows.sharded:
                 fingerprint.require_same(operator.rows)
+            for name, given in (("on_posterior", on_posterior), ("checkpoint", checkpoint)):
+                require_everywhere(operator.rows, name, given)
             keeper = None if checkpoint is None else as_keeper(self, checkpoint, checkpoint_every, operator.rows)
             if keeper is not None and (known := finished_solution(self, keeper)) is not None:
                 self._restore(self.train_inputs, self.train_targets, self.sample_weight, known)
@@ -170,7 +176,8 @@ class NonConjugateGP(gpytorch.models.GP):
 
             def hand_out(early: Solution) -> None:
                 assert on_posterior is not None
-                with self._predicting_from(early, operator, fingerprint):
+                early = self._bounded(early, fingerprint)
+                with self._predicting_from(early, operator, fingerprint), torch.set_grad_enabled(gradients):
                     on_posterior(early)
 
             solution = solve(
@@ -189,9 +196,7 @@ class NonConjugateGP(gpytorch.models.GP):
         solution.trace.hyperparameters = hyperparameters(self)
         if keeper is not None:
             keep_finished(keeper, solution)
-        if solution.certificate is not None:
-            certificate = replace(solution.certificate, prior_variance=PriorVariance(self, fingerprint))
-            solution = replace(solution, certificate=certificate)
+        solution = self._bounded(solution, fingerprint)
         self._solution, self._operator, self._fingerprint = solution, operator, fingerprint
         return solution
 
@@ -516,10 +521,14 @@ class NonConjugateGP(gpytorch.models.GP):
         self._fingerprint = self._state_now()
         if self.operator_kind == "sharded":
             solution = solution.divide(self._training_operator().rows)
-        if solution.certificate is not None:
-            bound = PriorVariance(self, self._fingerprint)
-            solution = replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
-        self._solution = solution
+        self._solution = self._bounded(solution, self._fingerprint)
+
+    def _bounded(self, solution: Solution, fingerprint: Fingerprint) -> Solution:
+        """A solution whose certificate knows the prior variance, and so bounds errors at any input."""
+        if solution.certificate is None:
+            return solution
+        bound = PriorVariance(self, fingerprint)
+        return replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
 
     @contextmanager
     def _predicting_from(self, *posterior: Any) -> Iterator[None]:

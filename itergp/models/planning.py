@@ -121,7 +121,8 @@ def check_memory(operator: KernelOperator, solver: Solver, size: ProblemSize) ->
 
 def _own(operator: KernelOperator, size: ProblemSize) -> ProblemSize:
     """The share of one process."""
-    return replace(size, num_rows=-(-size.num_rows // operator.rows.processes))
+    processes = operator.rows.processes
+    return replace(size, num_rows=-(-size.num_rows // processes), processes=processes)
 
 
 def _free_memory(operator: KernelOperator) -> int:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from itergp.errors import InputError
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -114,3 +116,15 @@ class Interrupt:
 
 
 ALL_ROWS = Rows()
+
+
+def require_everywhere(rows: Rows, name: str, value: object) -> None:
+    """What processes do together at given points must be asked for in all of them.
+
+    Raises:
+        InputError: In every process, if an argument is given in some only.
+    """
+    if rows.any(value is not None) and rows.any(value is None):
+        raise InputError(
+            f"`{name}` must be given in every process that shares the rows. Got it in some only. Pass it in all."
+        )

@@ -32,6 +32,7 @@ class ProblemSize:
     itemsize: int
     variational: bool
     memory_budget: int
+    processes: int = 1
 
     def array(self, columns: int) -> int:
         """Bytes of N rows of so many numbers."""

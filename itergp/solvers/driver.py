@@ -232,7 +232,7 @@ class _Run:
                 self._record(problem, state)
                 status = solver.status(problem, state, self.passes + reserved) or self._asked_to_stop(problem)
                 if status is None:
-                    self._between_steps(solver, problem, state)
+                    status = self._between_steps(solver, problem, state)
                 elif status.reason is Reason.INTERRUPTED and self.keeper is not None:  # where Ctrl-C is no exception
                     self.keep(solver, state)
         except KeyboardInterrupt:
@@ -272,17 +272,30 @@ class _Run:
         if self.on_posterior is None:
             return solution
         try:
-            self.on_posterior(solution)
+            self._tell(self.on_posterior, solution)
         except KeyboardInterrupt:
             return replace(solution, status=Status(Reason.INTERRUPTED))
-        return solution
+        pressed = self.operator.rows.any(self.interrupt.pressed)
+        return replace(solution, status=Status(Reason.INTERRUPTED)) if pressed else solution
 
-    def _between_steps(self, solver: Solver[Any], problem: Problem, state: Any) -> None:
+    def _between_steps(self, solver: Solver[Any], problem: Problem, state: Any) -> Status | None:
+        """Keeps and hands out what there is; says whether that took up the time that was left."""
         if self.keeper is not None and self.keeper.due():
             self.keep(solver, state)
-        if self.on_posterior is not None:
-            posterior, running = self._salvage(problem, state), Status(Reason.RUNNING)
-            self.on_posterior(self._as_solution(problem, posterior, running, evidence=False))
+        if self.on_posterior is None:
+            return None
+        posterior, running = self._salvage(problem, state), Status(Reason.RUNNING)
+        self._tell(self.on_posterior, self._as_solution(problem, posterior, running, evidence=False))
+        return self._asked_to_stop(problem)
+
+    def _tell(self, function: Callable[[Any], None], argument: Any) -> None:
+        """Calls a function of the user's, who may stop the solve from it: with others at work, at the next common point."""
+        try:
+            function(argument)
+        except KeyboardInterrupt:
+            if not self.operator.rows.sharded:
+                raise
+            self.interrupt.pressed = True
 
     def _step(self, solver: Solver[Any], problem: Problem, state: Any) -> Any:
         try:
@@ -325,7 +338,7 @@ class _Run:
         self.recorded = state
         self.bar.update(record)
         if self.callback is not None:
-            self.callback(record)
+            self._tell(self.callback, record)
 
     def _check(self, problem: Problem, state: Any, previous: Any, warm_start: Solution | None) -> None:
         if not problem.rows.any(not state.finite):

@@ -183,7 +183,8 @@ class LinearTimeNewton:
     def demand(self, size: ProblemSize) -> Demand:
         """What a solve of this size is expected to need: the largest support."""
         bytes_per_column = size.num_kernels * size.itemsize
-        support = self._most(size.num_rows, size.num_latents, bytes_per_column, size.memory_budget)
+        rows, budget = size.num_rows * size.processes, size.memory_budget * size.processes
+        support = self._most(rows, size.num_latents, bytes_per_column, budget)
         latents, rank = size.num_latents, 0
         if self.gives_covariance:
             rank = _DEFAULT_COVARIANCE_RANK if self.covariance_rank is None else self.covariance_rank
@@ -238,7 +239,7 @@ class LinearTimeNewton:
     # -------------------------------------------------------------------- step
     def step(self, problem: Problem, state: LinearTimeState) -> LinearTimeState:
         """Twice the support, then the minimiser on it; or a pass of the polish. A support that came along is searched first."""
-        if state.polishing is not None or self._on_support(problem, state) is not None:
+        if state.polishing is not None or (self.polish is not None and self._on_support(problem, state) is not None):
             return self._polish(problem, state)
         begun = time.perf_counter()
         arrived = state.steps == 0 and state.space.rank > 0
