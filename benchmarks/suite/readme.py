@@ -19,23 +19,29 @@ def claims(runs: pd.DataFrame, targets: pd.DataFrame, ruleset: str) -> str:
     """One table: on every base workload the defaults of this package and the best setting of every other family."""
     mine = OURS[ruleset]
     part = runs[(runs["ruleset"] == ruleset) & (runs["trial"] == 0) & (runs["variant_of"] == "") & runs["applies"]]
-    nll = part.groupby(["method", "workload"])["nll"].mean().unstack("workload")
+    groups = part.dropna(subset=["nll"]).groupby(["method", "workload"])
+    nll, counts = groups["nll"].mean().unstack("workload"), groups["seed"].nunique().unstack("workload").fillna(0)
+    nll = nll.where(2 * counts > counts.max())  # means over few of the splits tell of other data
     time = part.groupby(["method", "workload"])["seconds"].median().unstack("workload")
     reached, family = medians(runs, targets, ruleset), families(runs)
     rivals = [name for name in dict.fromkeys(part["family"]) if name != FAMILY]
     rows = []
     for workload in nll.columns:
-        cells = [workload]
-        best = nll[workload].min()
+        chosen: list[str | None] = []
         for group in (FAMILY, *rivals):
-            names = [mine] if group == FAMILY else [n for n in nll.index if family[n] == group]
-            known = nll.loc[[n for n in names if n in nll.index], workload].dropna()
-            if known.empty:
+            names = [name for name in nll.index if (name == mine if group == FAMILY else family[name] == group)]
+            known = nll.loc[names, workload].dropna()
+            chosen.append(None if known.empty else known.idxmin())
+        best, most = min(nll[workload][name] for name in chosen if name is not None), counts[workload].max()
+        cells = [workload]
+        for name in chosen:
+            if name is None:
                 cells.append("-")
                 continue
-            name = known.idxmin()
-            text = number(known[name], 3)
-            cells.append(f"{f'**{text}**' if known[name] <= best else text} in {seconds(time[workload][name])} s")
+            value, count = nll[workload][name], counts[workload][name]
+            text = f"**{number(value, 3)}**" if value <= best else number(value, 3)
+            few = "" if count == most else f" ({count:.0f} of {most:.0f})"
+            cells.append(f"{text} in {seconds(time[workload][name])} s{few}")
         first = reached[workload].idxmin() if workload in reached else ""
         cells.append(first if first and math.isfinite(reached[workload].min()) else "nobody")
         rows.append(cells)
