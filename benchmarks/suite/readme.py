@@ -32,14 +32,16 @@ def claims(runs: pd.DataFrame, targets: pd.DataFrame, ruleset: str) -> str:
             names = [name for name in nll.index if (name == mine if group == FAMILY else family[name] == group)]
             known = nll.loc[names, workload].dropna()
             chosen.append(None if known.empty else known.idxmin())
-        best, most = min(nll[workload][name] for name in chosen if name is not None), counts[workload].max()
+        most = counts[workload].max()
+        complete = [name for name in chosen if name is not None and counts[workload][name] == most]
+        best = min(complete, key=lambda name: nll[workload][name])
         cells = [workload]
         for name in chosen:
             if name is None:
                 cells.append("-")
                 continue
             value, count = nll[workload][name], counts[workload][name]
-            text = f"**{number(value, 3)}**" if value <= best else number(value, 3)
+            text = f"**{number(value, 3)}**" if name == best else number(value, 3)
             few = "" if count == most else f" ({count:.0f} of {most:.0f})"
             cells.append(f"{text} in {seconds(time[workload][name])} s{few}")
         first = reached[workload].idxmin() if workload in reached else ""
