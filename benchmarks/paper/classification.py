@@ -216,5 +216,5 @@ def _draw(figures: dict[str, Any], folder: Path) -> None:
             ylabel="test NLL (better of integrated and plug-in)",
             title=problem,
         )
-        panel.legend(frameon=False, fontsize="small")
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
     figure.savefig(folder / "classification.png", dpi=110)

@@ -47,7 +47,9 @@ def write(folder: Path, name: str, title: str, notes: list[str], header: list[st
 
 
 def spread(values: list[float], digits: int = 4) -> str:
-    """Mean and, for several values, standard deviation."""
+    """Mean and, for several values, standard deviation; a dash where there is none."""
+    if any(value != value for value in values):
+        return "-"
     data = torch.tensor(values, dtype=torch.float64)
     text = f"{float(data.mean()):.{digits}f}"
     return text if len(values) == 1 else f"{text} ± {float(data.std()):.{digits}f}"
