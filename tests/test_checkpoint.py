@@ -378,7 +378,9 @@ def test_learning_with_other_settings_is_refused(tmp_path):
 def test_a_truncated_checkpoint_is_refused(share, interrupted):
     content = interrupted.read_bytes()
     interrupted.write_bytes(content[: int(share * len(content))])
-    with pytest.raises(itergp.InputError, match=r"must be a whole file that itergp saved.*damaged.*Delete the checkpoint"):
+    with pytest.raises(
+        itergp.InputError, match=r"must be a whole file that itergp saved.*damaged.*Delete the checkpoint"
+    ):
         make_model("bernoulli-logit").condition(checkpoint=interrupted)
 
 
