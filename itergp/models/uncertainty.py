@@ -137,7 +137,7 @@ def _krylov(operator: KernelOperator, curvature: Tensor, cross: Tensor, passes: 
             block = block - directions @ (actions.flatten(0, 1).mT @ block.flatten(0, 1))
             weighed = torch.bmm(curvature, block)
             values, vectors = torch.linalg.eigh((block.flatten(0, 1).mT @ weighed.flatten(0, 1)).double())
-            keep = values > _DEPENDENT * values.max().clamp_min(torch.finfo(values.dtype).tiny)
+            keep = values > _DEPENDENT * values[-1:].clamp_min(torch.finfo(values.dtype).tiny)  # of none, none
             block = block @ (vectors[:, keep] * values[keep].rsqrt()).to(block)
         if block.shape[-1] == 0 or directions.shape[-1] + block.shape[-1] > size * latents:
             break
