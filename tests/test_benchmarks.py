@@ -50,7 +50,7 @@ FAMILIES = {"itergp": "itergp", "itergp, Laplace": "itergp", "rival": "rivals", 
 def test_every_module_can_be_imported(path):
     name = ".".join(path.relative_to(Path(benchmarks.__file__).parents[1]).with_suffix("").parts)
     if not name.endswith("__main__"):
-        importlib.import_module(name)
+        assert importlib.import_module(name).__doc__
 
 
 def test_figures_of_the_paper_add_up(tmp_path):

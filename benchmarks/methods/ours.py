@@ -152,9 +152,9 @@ def _cholesky(seed: int) -> IterNCGP:
     return IterNCGP(policy=policies.UnitVectors(order="random", rows=100, seed=seed), step="backtracking", max_steps=10)
 
 
-def _ours() -> list[Method]:
-    published, own = "arXiv 2310.20285", "defaults of this package"
-    found: list[Method] = [
+def _own() -> list[Method]:
+    own = "defaults of this package"
+    return [
         Inference("itergp", "itergp"),
         Inference(
             "itergp, Laplace", "itergp", importance=2, approximation="laplace", text=f"{own}, `approximation='laplace'`"
@@ -170,8 +170,25 @@ def _ours() -> list[Method]:
         Growing("itergp, doubling budgets", "itergp", importance=2),
         Learning("itergp.fit", "itergp", kinds=ALL_KINDS),
         Learning("itergp.fit, 2 s of learning", "itergp", importance=2, learning_seconds=2.0),
+        Inference(
+            "itergp, linear time", "itergp", solver=lambda seed: LinearTimeNewton(), text=f"{own}, `LinearTimeNewton()`"
+        ),
+        *(
+            Inference(
+                f"subset of data, {rows:,} rows",
+                "subset of data",
+                importance=importance,
+                subset=rows,
+                text=f"{rows:,} random rows and {own}",
+            )
+            for rows, importance in ((500, 2), (2_000, 1))
+        ),
     ]
-    found += [
+
+
+def _published() -> list[Method]:
+    published = "arXiv 2310.20285"
+    return [
         Inference(
             "IterNCGP-CG",
             "IterNCGP",
@@ -205,6 +222,11 @@ def _ours() -> list[Method]:
             approximation="laplace",
             text=f"{published}: unit vectors of random rows, with the line search of this package",
         ),
+    ]
+
+
+def _exact() -> list[Method]:
+    return [
         Inference(
             "dense Laplace",
             "dense",
@@ -221,21 +243,7 @@ def _ours() -> list[Method]:
             most_values=DENSE_VALUES,
             text="exact, one variational round after the Laplace mode, as this package's default",
         ),
-        *(
-            Inference(
-                f"subset of data, {rows:,} rows",
-                "subset of data",
-                importance=importance,
-                subset=rows,
-                text=f"{rows:,} random rows and {own}",
-            )
-            for rows, importance in ((500, 2), (2_000, 1))
-        ),
-        Inference(
-            "itergp, linear time", "itergp", solver=lambda seed: LinearTimeNewton(), text=f"{own}, `LinearTimeNewton()`"
-        ),
     ]
-    return found
 
 
-METHODS = _ours()
+METHODS = [*_own(), *_published(), *_exact()]

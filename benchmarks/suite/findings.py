@@ -92,7 +92,7 @@ def _why(mine: pd.DataFrame, targets: pd.DataFrame, level: str) -> str:
     if len(behind) > len(mine) / 2:
         return f"its NLL stays {behind.median():.3f} above the target"
     phases = pd.DataFrame([facts.get("phases") or {} for facts in mine["facts"]]).mean()
-    passes = pd.Series([facts.get("kernel_passes") for facts in mine["facts"]], dtype=float).median()
+    passes = pd.Series([facts.get("kernel_passes") for facts in mine["facts"]], dtype=float).dropna().median()
     if phases.empty:
         return f"it takes {seconds(mine['seconds'].median())} s"
     parts = ", ".join(f"{name} {seconds(value)} s" for name, value in phases.sort_values(ascending=False).items())

@@ -30,6 +30,7 @@ from itergp.learning.resuming import (
 )
 from itergp.models import NonConjugateGP
 from itergp.models.checkpoint_file import CheckpointFile, Within
+from itergp.models.conditioning import keeping_posterior
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective
 from itergp.operators.process_group import many_processes
@@ -300,7 +301,7 @@ def _look(model: NonConjugateGP, on_posterior: Callable[[Solution], None]) -> bo
     Returns whether it was interrupted.
     """
     solver, approximation = model.solver, model.approximation
-    with model._predicting_from():
+    with keeping_posterior(model):
         model.eval()
         model.solver, model.approximation = solver.loosened(_LOOK_FACTOR).without_covariance(), "laplace"
         try:

@@ -42,7 +42,7 @@ def keep_finished(keeper: Checkpoint, solution: Solution) -> None:
 
     Of divided rows the last state stays, from which the end is found again.
     """
-    if solution.status.reason is Reason.INTERRUPTED or isinstance(keeper, DividedCheckpoint):
+    if solution.status.reason is Reason.INTERRUPTED or solution.rows.sharded:
         return
     arrays, values = pack_solution(solution)
     keeper.keep(Packed(arrays, {_FINISHED: values}))

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, get_args
 
 import gpytorch
@@ -19,19 +17,17 @@ from itergp.diagnostics import TraceRecord
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.checkpoint_file import Within
-from itergp.models.checkpointing import as_keeper, finished_solution, keep_finished
-from itergp.models.fingerprint import Fingerprint, PriorVariance, frozen
-from itergp.models.hyperparameters import hyperparameters
+from itergp.models.conditioning import bounded, find_posterior
+from itergp.models.fingerprint import Fingerprint, frozen
 from itergp.models.latent import LatentPosterior
-from itergp.models.planning import Plan, check_memory, make_plan, problem_size
+from itergp.models.planning import Plan, make_plan, problem_size
 from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction
 from itergp.models.training_data import append_rows, replace_rows
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
-from itergp.models.validation import as_inputs, as_observations, check_kernel, check_parameters, check_test_inputs
+from itergp.models.validation import as_inputs, as_observations, check_test_inputs
 from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
-from itergp.operators.rows import require_everywhere
-from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton, solve
+from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
 from itergp.solvers.base import Solver, require_positive, require_solver
 
 
@@ -154,51 +150,14 @@ class NonConjugateGP(gpytorch.models.GP):
                 cannot fit into memory.
             SolverError: If a NaN appears; the error carries the last good solution, and the model keeps what it had.
         """
-        check_parameters(self, self.train_inputs)
-        gradients = torch.is_grad_enabled()
-        with torch.no_grad():
-            prior = self._prior(self.train_inputs)
-            fingerprint = self._state_now()  # forward may have updated buffers
-            operator = self._make_operator(prior)
-            if operator.rows.sharded:
-                fingerprint.require_same(operator.rows)
-            for name, given in (("on_posterior", on_posterior), ("checkpoint", checkpoint)):
-                require_everywhere(operator.rows, name, given)
-            keeper = None if checkpoint is None else as_keeper(self, checkpoint, checkpoint_every, operator.rows)
-            if keeper is not None and (known := finished_solution(self, keeper)) is not None:
-                self._restore(self.train_inputs, self.train_targets, self.sample_weight, known)
-                return self.solution
-            if self._solution is not None and self._same(fingerprint) and self._operator is not None:
-                operator = self._operator
-            else:
-                check_kernel(operator)
-                check_memory(operator, self.solver, problem_size(self, operator))
-
-            def hand_out(early: Solution) -> None:
-                assert on_posterior is not None
-                early = self._bounded(early, fingerprint)
-                with self._predicting_from(early, operator, fingerprint), torch.set_grad_enabled(gradients):
-                    on_posterior(early)
-
-            solution = solve(
-                operator,
-                prior.mean.contiguous(),
-                self.observations,
-                self.solver,
-                approximation=self.approximation,
-                warm_start=self._solution,
-                progress=progress,
-                callback=callback,
-                on_posterior=None if on_posterior is None else hand_out,
-                checkpoint=keeper,
-            )
-        operator.release()
-        solution.trace.hyperparameters = hyperparameters(self)
-        if keeper is not None:
-            keep_finished(keeper, solution)
-        solution = self._bounded(solution, fingerprint)
-        self._solution, self._operator, self._fingerprint = solution, operator, fingerprint
-        return solution
+        return find_posterior(
+            self,
+            progress=progress,
+            callback=callback,
+            on_posterior=on_posterior,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+        )
 
     def plan(self) -> Plan:
         """What ``condition`` is expected to take: passes, kernel entries, time and memory.
@@ -521,24 +480,7 @@ class NonConjugateGP(gpytorch.models.GP):
         self._fingerprint = self._state_now()
         if self.operator_kind == "sharded":
             solution = solution.divide(self._training_operator().rows)
-        self._solution = self._bounded(solution, self._fingerprint)
-
-    def _bounded(self, solution: Solution, fingerprint: Fingerprint) -> Solution:
-        """A solution whose certificate knows the prior variance, and so bounds errors at any input."""
-        if solution.certificate is None:
-            return solution
-        bound = PriorVariance(self, fingerprint)
-        return replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
-
-    @contextmanager
-    def _predicting_from(self, *posterior: Any) -> Iterator[None]:
-        """Takes solution, operator and fingerprint, if given, as those of the present state; afterwards all is as before."""
-        kept = self._solution, self._operator, self._fingerprint
-        self._solution, self._operator, self._fingerprint = posterior or kept
-        try:
-            yield
-        finally:
-            self._solution, self._operator, self._fingerprint = kept
+        self._solution = bounded(self, solution, self._fingerprint)
 
     def _start_from(self, solution: Solution) -> None:
         """Takes a solution as the start of the next one, not as that of the present state."""

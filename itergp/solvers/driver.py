@@ -274,7 +274,7 @@ class _Run:
         try:
             self._tell(self.on_posterior, solution)
         except KeyboardInterrupt:
-            return replace(solution, status=Status(Reason.INTERRUPTED))
+            self.interrupt.pressed = True
         pressed = self.operator.rows.any(self.interrupt.pressed)
         return replace(solution, status=Status(Reason.INTERRUPTED)) if pressed else solution
 

@@ -156,14 +156,15 @@ class Solution:
 
     def _with_rows(self, of: Callable[[Tensor], Tensor]) -> Solution:
         """The posterior with every array of rows changed."""
+        precision = self.precision
+        if self.support is None:  # actions on a support are the same in every process
+            precision = replace(precision, actions=of(precision.actions))
         return replace(
             self.without_space(),
             representer_weights=of(self.representer_weights),
             latent_values=of(self.latent_values),
             latent_covariance=of(self.latent_covariance),
-            precision=self.precision
-            if self.support is not None
-            else replace(self.precision, actions=of(self.precision.actions)),
+            precision=precision,
             curvature=None if self.curvature is None else of(self.curvature),
         )
 
