@@ -26,7 +26,7 @@ from torch import Tensor
 import itergp
 from itergp.errors import InputError, SolverError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
-from itergp.operators import blocked, make_operator, sharded
+from itergp.operators import make_operator, tiles
 from itergp.solvers import DenseNewton, LinearTimeNewton, Reason, SubspaceNewton, linear_time, newton, policies
 
 ROWS = 151
@@ -176,9 +176,8 @@ FEW = ("binary", "softmax", "own kernels, Laplace", "linear time, softmax")
 def check_products() -> None:
     """Products and diagonals in many small pieces, kept and not kept."""
     patch = pytest.MonkeyPatch()
-    for module in (sharded, blocked):
-        patch.setattr(module, "_CACHE_BLOCK_COLUMNS", 24)
-        patch.setattr(module, "_CACHE_BLOCK_ROWS", 8)
+    patch.setattr(tiles, "_SIDE", 8)
+    patch.setattr(tiles, "_SMALLEST_SIDE", 4)
     for kernel, kernels in ((make_kernel(), 1), (make_batch_kernel(), 3), (make_kernel() + make_kernel(0.3), 1)):
         x, budget = make_inputs(ROWS), 10**7
         for memory in (budget, 1):

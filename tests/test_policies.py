@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 
 import gpytorch
@@ -354,7 +355,7 @@ def test_policies_drive_the_subspace_solver(name, kernel):
     assert -1e-6 <= gap <= solution.certificate.objective_gap + 1e-6
     assert solution.kernel_passes <= 31
     objectives = [record.objective for record in solution.trace]
-    assert objectives == sorted(objectives, reverse=True)
+    assert all(later <= earlier * (1.0 + 1e-14) for earlier, later in itertools.pairwise(objectives))  # up to rounding
 
 
 def test_the_default_directions_are_policies():

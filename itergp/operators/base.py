@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,14 +13,12 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from itergp.operators.block_product import BlockProduct, with_kernels
 from itergp.operators.memory import default_memory_budget
 from itergp.operators.radial import as_radial, cancels, evaluate_kernel
+from itergp.operators.radial_product import with_norms
 from itergp.operators.rows import ALL_ROWS, Rows
-
-# Elements of one evaluated block: small enough that its elementwise passes stay in the processor's cache.
-_CACHE_BLOCK_ROWS = 128
-_CACHE_BLOCK_COLUMNS = 2048
-_CACHE_BLOCK_ENTRIES = _CACHE_BLOCK_ROWS * _CACHE_BLOCK_COLUMNS
+from itergp.operators.tiles import pieces, run, side_of_block, symmetric, threads_for
 
 
 @dataclass
@@ -129,26 +128,30 @@ class KernelOperator(ABC):
             return self._cross_with_grad(inputs, self.inputs, block)
         return self._cross(inputs.detach(), block.detach())
 
-    def column_blocks(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """The kernel columns of some training rows, entry by entry: slices of the own rows with ``(C', b, m)``.
+    def with_columns(self, rows: Tensor, use: Callable[[slice, Tensor], None]) -> None:
+        """Hands a function the kernel columns of some training rows, a block at a time.
 
         Args:
             rows: Row numbers ``(m,)``.
+            use: Function of a slice of the own rows and the block ``(C', b, m)``; several threads may call it at once.
         """
-        features, norms = self._features(self.inputs)
-        taken = features[..., rows, :], None if norms is None else norms[..., rows]
-        start, size = self.rows.start(), self.num_own_rows
-        own = features.narrow(-2, start, size), None if norms is None else norms.narrow(-1, start, size)
-        self.counts.entries += self.num_kernels * size * rows.numel()
-        step = max(1, _CACHE_BLOCK_ENTRIES // (rows.numel() * self.num_kernels))
-        for i in slices(size, step):
-            yield i, self._block(own, i, taken, slice(None))
+        features, start, size = self._features(self.inputs), self.rows.start(), self.num_own_rows
+        taken, own = features[..., rows, :], features.narrow(-2, start, size)
+        most = max(1, side_of_block(self.device) ** 2 // max(1, rows.numel() * self.num_kernels))
+
+        def hand(i: slice) -> int:
+            entries = self._block(own[..., i, :], taken)
+            use(i, entries)
+            return entries.numel()
+
+        tasks = [((i.start,), functools.partial(hand, i)) for i in pieces(0, size, most)]
+        self.counts.entries += run(tasks, self._threads(size * rows.numel()))
 
     def entries(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Kernel entries ``(C', b, m)`` between training rows ``(b,)`` and ``(m,)``."""
         first, second = self._features(self.inputs[..., rows, :]), self._features(self.inputs[..., cols, :])
         self.counts.entries += self.num_kernels * rows.numel() * cols.numel()
-        entries = self._block(first, slice(None), second, slice(None)).clone()
+        entries = self._block(first, second).clone()
         if rows is cols:
             entries.diagonal(dim1=-2, dim2=-1).copy_(self.diagonal(self.inputs[..., rows, :]).detach())
         return entries
@@ -167,11 +170,18 @@ class KernelOperator(ABC):
 
     def dense(self) -> Tensor:
         """The kernel matrices ``(C', N, N)``, for small N: one pass."""
-        self.counts.passes += 1
-        self.counts.entries += self.num_kernels * self.num_rows**2
         features = self._features(self.inputs)
-        rows = [self._block(features, i, features, slice(None)) for i in self._row_slices(self.num_rows)]
-        matrix = torch.cat(rows, -2)
+        matrix = features.new_empty(self.num_kernels, self.num_rows, self.num_rows, dtype=self.dtype)
+
+        def write(i: slice, j: slice) -> int:
+            entries = self._block(features[..., i, :], features[..., j, :])
+            matrix[:, i, j] = entries
+            matrix[:, j, i] = entries.mT
+            return entries.numel()
+
+        side, threads = side_of_block(self.device, self.num_kernels), self._threads(self.num_rows**2 // 2)
+        self.counts.entries += symmetric(self.num_rows, side, write, threads)
+        self.counts.passes += 1
         # Exact, where a rounded distance would not be.
         matrix.diagonal(dim1=-2, dim2=-1).copy_(self.diagonal().detach())
         return matrix
@@ -192,33 +202,39 @@ class KernelOperator(ABC):
     def _cross(self, inputs: Tensor, block: Tensor) -> Tensor:
         """Blocked product with the cross-kernel, without gradients."""
         rows, cols = self._features(inputs), self._features(self.inputs)
-        out = block.new_empty(self.num_kernels, inputs.shape[-2], block.shape[-1])
-        for i in self._row_slices(inputs.shape[-2]):
-            out[:, i] = self._block(rows, i, cols, slice(None)) @ block
-        return out
+        size = side_of_block(self.device, self.num_kernels)
+        product = BlockProduct(with_kernels(block, self.num_kernels), inputs.shape[-2])
+
+        def multiply(i: slice) -> int:
+            for j in pieces(0, self.num_rows, max(size, size**2 // max(1, i.stop - i.start))):
+                product.add(i, self._block(rows[..., i, :], cols[..., j, :]), j)
+            return 0
+
+        tasks = [((i.start,), functools.partial(multiply, i)) for i in pieces(0, inputs.shape[-2], size)]
+        run(tasks, self._threads(inputs.shape[-2] * self.num_rows))
+        return product.result()
 
     # ------------------------------------------------------------ block level
-    def _features(self, inputs: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What ``_block`` evaluates entries from: scaled inputs and squared norms, or the inputs themselves."""
+    def _features(self, inputs: Tensor) -> Tensor:
+        """What ``_block`` evaluates entries from: scaled inputs with squared norms, or the inputs themselves."""
         if self._radial_form is None:
-            return inputs.detach(), None
+            return inputs.detach()
         features = self._radial_form.features(inputs.detach(), self._centre)
-        norms = features.square().sum(-1)
-        if cancels(float(norms.max()), norms.dtype):
+        if cancels(float(features.square().sum(-1).max()), features.dtype):
             # Inputs many lengthscales apart: squared distances from products would lose the digits of near neighbours.
             features = features.double()
-            norms = features.square().sum(-1)
-        return features, norms
+        return with_norms(features)
 
     @torch.no_grad()
-    def _block(
-        self, rows: tuple[Tensor, Tensor | None], i: slice, cols: tuple[Tensor, Tensor | None], j: slice
-    ) -> Tensor:
-        """Entries for a slice of rows and a slice of columns, ``(C', b, m)``."""
-        first, second = rows[0][..., i, :], cols[0][..., j, :]
-        if self._radial_form is None or rows[1] is None or cols[1] is None:
-            return evaluate_kernel(self.kernel, first, second, self.num_kernels)
-        return self._radial_form.evaluate(first, rows[1][:, i, None], second, cols[1][:, None, j])
+    def _block(self, rows: Tensor, cols: Tensor) -> Tensor:
+        """Entries ``(C', b, m)`` between features of rows and of columns."""
+        if self._radial_form is None:
+            return evaluate_kernel(self.kernel, rows, cols, self.num_kernels)
+        return self._radial_form.evaluate(rows, cols)
+
+    def _threads(self, entries: int) -> int:
+        """Threads that share so many entries: kernels other than radial ones run code of their authors', in one."""
+        return 1 if self._radial_form is None else threads_for(self.device, self.num_kernels * entries)
 
     def _row_slices(self, num_rows: int) -> Iterator[slice]:
         """Slices of rows such that a block of them against all training rows respects the memory budget."""

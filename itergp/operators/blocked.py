@@ -2,45 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable
 
 from torch import Tensor
 
-from itergp.operators.base import _CACHE_BLOCK_COLUMNS, _CACHE_BLOCK_ROWS, KernelOperator, slices
+from itergp.operators.base import KernelOperator
+from itergp.operators.block_product import BlockProduct, with_kernels
+from itergp.operators.tiles import side_of_block, symmetric
 
 
 class BlockedOperator(KernelOperator):
     """Evaluates each block of the symmetric kernel matrix once per pass and uses it for its rows and its columns.
 
-    Cost of a pass: ``N (N + 1) / 2`` kernel entries and ``2 N^2 k`` multiply-adds per kernel; memory: one block. Any
-    GPyTorch kernel works.
+    Blocks of an RBF or Matern kernel are shared among PyTorch's threads. Other kernels, whose code may not bear it, are
+    evaluated one block after another.
+
+    Cost of a pass: ``N (N + 1) / 2`` kernel entries and ``2 N^2 k`` multiply-adds per kernel; memory: one block for each
+    thread. Any GPyTorch kernel works.
     """
 
     def _matmul(self, block: Tensor) -> Tensor:
-        # Vectors are kept as rows: for a few columns the products are two to three times faster that way round.
-        right = block.mT if block.dim() == 3 else block.mT.unsqueeze(0)
-        right = right.contiguous().expand(self.num_kernels, -1, -1)
-        out = block.new_zeros(self.num_kernels, block.shape[-1], self.num_rows)
-        for i, j, entries in self.symmetric_blocks():
-            for c in range(self.num_kernels):  # plain products: batched ones copy strided slices
-                out[c, :, i].addmm_(right[c, :, j], entries[c].mT)
-                if j.start != i.start:
-                    out[c, :, j].addmm_(right[c, :, i], entries[c])
-        return out.mT
+        product, evaluate = BlockProduct(with_kernels(block, self.num_kernels), self.num_rows), self._evaluator()
 
-    def symmetric_blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Blocks on and above the diagonal: slices of rows and of columns, and the entries ``(C', b, m)``."""
+        def multiply(i: slice, j: slice) -> int:
+            entries, new = evaluate(i, j)
+            product.add(i, entries, j)
+            if j.start != i.start:
+                product.add(j, entries.mT, i)
+            return new
+
+        threads = self._threads(self.num_rows**2 // 2)
+        self.counts.entries += symmetric(self.num_rows, side_of_block(self.device, self.num_kernels), multiply, threads)
+        return product.result()
+
+    def _evaluator(self) -> Callable[[slice, slice], tuple[Tensor, int]]:
+        """A function of slices of rows and of columns: entries ``(C', b, m)``, and how many of them are new."""
         features, diagonal = self._features(self.inputs), self.diagonal().detach()
-        columns = max(_CACHE_BLOCK_ROWS, _CACHE_BLOCK_COLUMNS // self.num_kernels)
-        for i in slices(self.num_rows, _CACHE_BLOCK_ROWS):
-            for j in (i, *(slice(i.stop + k.start, i.stop + k.stop) for k in slices(self.num_rows - i.stop, columns))):
-                entries = self._block(features, i, features, j)
-                if j.start == i.start:
-                    # Exact, where a rounded distance would not be; what a kernel's forward returned may be its own.
-                    entries = entries if self._radial_form is not None else entries.clone()
-                    entries.diagonal(dim1=-2, dim2=-1).copy_(diagonal[:, i])
-                self.counts.entries += entries.numel()
-                yield i, j, entries
+
+        def evaluate(i: slice, j: slice) -> tuple[Tensor, int]:
+            entries = self._block(features[..., i, :], features[..., j, :])
+            if j.start == i.start:
+                # Exact, where a rounded distance would not be; what a kernel's forward returned may be its own.
+                entries = entries if self._radial_form is not None else entries.clone()
+                entries.diagonal(dim1=-2, dim2=-1).copy_(diagonal[:, i])
+            return entries, entries.numel()
+
+        return evaluate
 
 
 class DenseOperator(BlockedOperator):
@@ -50,14 +58,25 @@ class DenseOperator(BlockedOperator):
     """
 
     keeps_entries = True
-    _kept: list[tuple[slice, slice, Tensor]] | None = None
 
-    def symmetric_blocks(self) -> Iterator[tuple[slice, slice, Tensor]]:
-        """The kept blocks on and above the diagonal."""
-        if self._kept is None:
-            self._kept = list(super().symmetric_blocks())
-        yield from self._kept
+    def __init__(self, *args, **kwargs) -> None:
+        """See ``KernelOperator``."""
+        super().__init__(*args, **kwargs)
+        self._kept: dict[tuple[int, int], Tensor] = {}
+
+    def _evaluator(self) -> Callable[[slice, slice], tuple[Tensor, int]]:
+        """The kept blocks, evaluated when they are first wanted."""
+        fresh, kept = functools.cache(super()._evaluator), self._kept
+
+        def find(i: slice, j: slice) -> tuple[Tensor, int]:
+            if (i.start, j.start) in kept:
+                return kept[i.start, j.start], 0
+            entries, new = fresh()(i, j)
+            kept[i.start, j.start] = entries
+            return entries, new
+
+        return find
 
     def release(self) -> None:
         """Frees the kept blocks."""
-        self._kept = None
+        self._kept = {}

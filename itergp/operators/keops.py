@@ -47,8 +47,10 @@ class KeOpsOperator(KernelOperator):
         from pykeops.torch import LazyTensor  # optional dependency
 
         assert self._radial_form is not None
-        rows, _ = self._features(inputs)
-        cols, _ = self._features(self.inputs)
+        rows, cols = (
+            self._features(inputs)[..., :-2],
+            self._features(self.inputs)[..., :-2],
+        )  # the distances are its own
         out = block.new_empty(self.num_kernels, inputs.shape[-2], block.shape[-1])
         for c in range(self.num_kernels):
             right = block if block.dim() == 2 else block[c]

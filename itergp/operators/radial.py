@@ -17,7 +17,7 @@ import torch
 from gpytorch.kernels import AdditiveKernel, Kernel, MaternKernel, ProductKernel, RBFKernel, ScaleKernel
 from torch import Tensor
 
-from itergp.operators.radial_product import profile, radial_product
+from itergp.operators.radial_product import profile, radial_product, squared_distances
 
 try:  # GPyTorch's KeOps kernels exist with and without pykeops installed
     from gpytorch.kernels.keops import MaternKernel as KeOpsMaternKernel
@@ -59,22 +59,19 @@ class RadialKernel:
             centre = centre.index_select(-1, self.active_dims)
         return ((inputs - centre) * self.inputs_scale).contiguous()
 
-    def evaluate(self, rows: Tensor, row_norms: Tensor, cols: Tensor, col_norms: Tensor) -> Tensor:
+    def evaluate(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Kernel entries of one block.
 
         Args:
-            rows: Features ``(C', b, D)``.
-            row_norms: Their squared norms ``(C', b, 1)``.
-            cols: Features ``(C', m, D)``.
-            col_norms: Their squared norms ``(C', 1, m)``.
+            rows: Features with their squared norms ``(C', b, D + 2)``, see ``with_norms``.
+            cols: The same ``(C', m, D + 2)``.
 
         Returns:
             The block ``(C', b, m)``.
         """
         if rows.dtype != cols.dtype:
-            rows, row_norms, cols, col_norms = (t.double() for t in (rows, row_norms, cols, col_norms))
-        squared = torch.baddbmm(row_norms + col_norms, rows, cols.mT, alpha=-2.0).clamp_min_(0.0)
-        squared = squared.to(self.output_scale.dtype)
+            rows, cols = rows.double(), cols.double()
+        squared = squared_distances(rows, cols).to(self.output_scale.dtype)
         return profile(squared, self.smoothness).mul_(self.output_scale[:, None, None])
 
     def product(self, inputs: Tensor, others: Tensor | None, centre: Tensor, block: Tensor) -> Tensor:

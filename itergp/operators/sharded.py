@@ -11,12 +11,11 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.operators.base import _CACHE_BLOCK_COLUMNS, _CACHE_BLOCK_ROWS, KernelOperator, slices
+from itergp.operators.base import KernelOperator, slices
 from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.process_group import exchange
 from itergp.operators.process_rows import ProcessRows
-
-_Features = tuple[Tensor, Tensor | None]
+from itergp.operators.tiles import rectangular, side_of_block
 
 
 class ShardedOperator(KernelOperator):
@@ -122,10 +121,10 @@ class ShardedOperator(KernelOperator):
         return out.mT
 
     def _multiply(
-        self, own: _Rectangle, served: _Rectangle, features: _Features | None, right: Tensor, out: Tensor
+        self, own: _Rectangle, served: _Rectangle, features: Tensor | None, right: Tensor, out: Tensor
     ) -> None:
         """Adds the products of an own rectangle, and those that the process which has ours as columns sends back."""
-        start, width = self.rows.start(), max(_CACHE_BLOCK_ROWS, _CACHE_BLOCK_COLUMNS // (2 * self.num_kernels))
+        start, width = self.rows.start(), 2 * side_of_block(self.device, self.num_kernels)
         asked, given = list(own.column_slices(width)), list(served.column_slices(width))
         for k in range(max(len(asked), len(given))):
             j = asked[k] if k < len(asked) else None
@@ -135,32 +134,46 @@ class ShardedOperator(KernelOperator):
             back = None  # products for the rows that the columns are
             if j is not None and received is not None:
                 back = out.new_zeros(*out.shape[:2], j.stop - j.start)
-                for i, entries in self._entries(own, j, features):
-                    for c in range(self.num_kernels):
-                        of = min(c, right.shape[0] - 1)
-                        out[c, :, i].addmm_(received[of], entries[c].mT)
-                        back[c].addmm_(right[of, :, i], entries[c])
+                self._multiply_piece(own, j, features, right, received, out, back)
             del received
             returned = None if mine is None else out.new_empty(*out.shape[:2], mine.stop - mine.start)
             exchange(back, own.peer, returned, served.rank)
             if mine is not None and returned is not None:
                 out[..., mine] += returned
 
-    def _entries(self, own: _Rectangle, j: slice, features: _Features | None) -> Iterator[tuple[slice, Tensor]]:
-        """Slices of the own rows, by number among them, and the entries ``(C', b, m)`` for columns j."""
-        first = own.rows.start - self.rows.start()
+    def _multiply_piece(
+        self,
+        own: _Rectangle,
+        j: slice,
+        features: Tensor | None,
+        right: Tensor,
+        received: Tensor,
+        out: Tensor,
+        back: Tensor,
+    ) -> None:
+        """Adds the products of some columns of a rectangle to those of its rows, ``out``, and of the columns, ``back``."""
+        first, kept = own.rows.start - self.rows.start(), self._kept
         columns = None if features is None else self._features(self.inputs[..., j, :])
-        for k in slices(own.rows.stop - own.rows.start, _CACHE_BLOCK_ROWS):
-            i = slice(first + k.start, first + k.stop)
+
+        def multiply(of_rows: slice, k: slice) -> int:
+            i, key, new = slice(first + of_rows.start, first + of_rows.stop), (of_rows.start, j.start + k.start), 0
             if features is None or columns is None:
-                assert self._kept is not None
-                entries = self._kept[i.start, j.start]
+                assert kept is not None
+                entries = kept[key]
             else:
-                entries = self._block(features, i, columns, slice(None))
-                self.counts.entries += entries.numel()
-                if self._kept is not None:
-                    self._kept[i.start, j.start] = entries
-            yield i, entries
+                entries = self._block(features[..., i, :], columns[..., k, :])
+                new = entries.numel()
+                if kept is not None:
+                    kept[key] = entries
+            for c in range(self.num_kernels):
+                of = min(c, right.shape[0] - 1)
+                out[c, :, i].addmm_(received[of][:, k], entries[c].mT)
+                back[c, :, k].addmm_(right[of, :, i], entries[c])
+            return new
+
+        height, width = own.rows.stop - own.rows.start, j.stop - j.start
+        side, threads = side_of_block(self.device, self.num_kernels), self._threads(height * width)
+        self.counts.entries += rectangular(height, width, side, multiply, threads)
 
 
 @dataclass(frozen=True)

@@ -94,11 +94,15 @@ def support_covariance(problem: Problem, actions: Actions, support: Tensor) -> C
     operator, values = problem.operator, actions.values
     own = columns_times(operator.entries(support, support), values)
     precision = LowRankPrecision.from_products(actions, own)
-    variance, parts = problem.prior_variance(), []
-    for rows, entries in operator.column_blocks(support):
+    variance = problem.prior_variance()
+    latent_covariance = variance.new_empty(*variance.shape, variance.shape[-1])
+
+    def write(rows: slice, entries: Tensor) -> None:
         whitened = precision.whiten(columns_times(entries, values))
-        parts.append(marginal_covariance(variance[rows], whitened))
-    return CovarianceResult(precision, torch.cat(parts), None)
+        latent_covariance[rows] = marginal_covariance(variance[rows], whitened)
+
+    operator.with_columns(support, write)
+    return CovarianceResult(precision, latent_covariance, None)
 
 
 def prior_covariance(problem: Problem) -> CovarianceResult:

@@ -121,11 +121,14 @@ class SupportSpace(SearchSpace):
         rank, width = self.rank, mix.shape[-1]
         buffer = self.buffer.with_room(rank, width)
         back, forth = torch.matmul(known.mT, mix).to(operator.dtype), mix.to(operator.dtype)
-        for chunk, entries in operator.column_blocks(rows):
+
+        def write(chunk: slice, entries: Tensor) -> None:
             part = torch.matmul(entries, forth)
             if rank:
                 part -= torch.matmul(self.products[:, chunk], back)
             buffer.values[:, chunk, rank : rank + width] = part
+
+        operator.with_columns(rows, write)
         return buffer.values[..., : rank + width], buffer
 
 
