@@ -32,8 +32,9 @@ class BlockedOperator(KernelOperator):
                 product.add(j, entries.mT, i)
             return new
 
-        threads = self._threads(self.num_rows**2 // 2)
-        self.counts.entries += symmetric(self.num_rows, side_of_block(self.device, self.num_kernels), multiply, threads)
+        columns = 0 if self.keeps_entries else block.shape[-1]  # what is kept serves every number of columns
+        side, threads = side_of_block(self.device, self.num_kernels, columns), self._threads(self.num_rows**2 // 2)
+        self.counts.entries += symmetric(self.num_rows, side, multiply, threads)
         return product.result()
 
     def _evaluator(self) -> Callable[[slice, slice], tuple[Tensor, int]]:

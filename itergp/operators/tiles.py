@@ -19,6 +19,7 @@ import torch
 
 # Rows and columns of a block: a mebibyte in float32, or enough for all of a GPU.
 _SIDE, _SMALLEST_SIDE, _SIDE_ELSEWHERE = 512, 128, 4096
+_MANY_COLUMNS = 256  # of a product whose time is that of multiplying, whatever is in the cache
 _MANY_TILES, _MAX_TILES = 4, 64  # along one side of the matrix
 _WORTH_A_THREAD = 2**20  # entries
 
@@ -26,9 +27,10 @@ Task = tuple[tuple[Hashable, ...], Callable[[], int]]
 Work = Callable[[slice, slice], int]
 
 
-def side_of_block(device: torch.device, num_kernels: int = 1) -> int:
-    """Rows and columns of a block of entries for so many kernels at once."""
+def side_of_block(device: torch.device, num_kernels: int = 1, columns: int = 0) -> int:
+    """Rows and columns of a block of entries for so many kernels at once, multiplied by so many columns."""
     side = _SIDE if device.type == "cpu" else _SIDE_ELSEWHERE
+    side *= 2 if columns >= _MANY_COLUMNS else 1
     return max(_SMALLEST_SIDE, int(side / math.sqrt(num_kernels)))
 
 
