@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from itergp.operators import make_operator, tiles
+from itergp.operators.block_store import BlockStore
 
 
 @pytest.fixture
@@ -145,3 +146,16 @@ def test_a_forked_process_has_threads_of_its_own(three_threads):
     if child == 0:
         os._exit(tiles.run(tasks, three_threads))
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 20
+
+
+def test_kept_blocks_lie_side_by_side():
+    store, blocks = BlockStore(1000), {(0, k): torch.randn(2, 3, 7 + k) for k in range(20)}
+    for key, entries in blocks.items():
+        assert torch.equal(store.keep(key, entries), entries)
+    assert len(store) == 20
+    assert (0, 3) in store
+    assert (1, 3) not in store
+    assert all(torch.equal(store[key], entries) for key, entries in blocks.items())
+    pieces = {store[key].untyped_storage().data_ptr() for key in blocks}
+    assert len(pieces) <= 4
+    assert all(store[key].data_ptr() % 64 == 0 for key in blocks)

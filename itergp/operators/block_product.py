@@ -15,13 +15,17 @@ class BlockProduct:
     Args:
         vectors: What is multiplied, ``(C', N, k)``.
         num_rows: Rows M of the product.
+        into: What the products are added to, ``(C', M, k)``, and may be written over; default zeros.
     """
 
-    def __init__(self, vectors: Tensor, num_rows: int) -> None:
+    def __init__(self, vectors: Tensor, num_rows: int, into: Tensor | None = None) -> None:
         self._few = vectors.shape[-1] < _FEW_COLUMNS
         self._vectors = vectors.mT.contiguous() if self._few else vectors
         kernels, _, columns = vectors.shape
-        self._sums = vectors.new_zeros((kernels, columns, num_rows) if self._few else (kernels, num_rows, columns))
+        if into is None:
+            into = vectors.new_zeros((kernels, columns, num_rows) if self._few else (kernels, num_rows, columns))
+            into = into.mT if self._few else into
+        self._sums = into.mT.contiguous() if self._few else into
 
     def add(self, i: slice, entries: Tensor, j: slice) -> None:
         """Adds, at rows i, entries ``(C', b, m)`` times the vectors at rows j."""

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from itergp.operators.base import KernelOperator
 from itergp.operators.block_product import BlockProduct, with_kernels
+from itergp.operators.block_store import BlockStore
 from itergp.operators.tiles import side_of_block, symmetric
 
 
@@ -63,7 +64,7 @@ class DenseOperator(BlockedOperator):
     def __init__(self, *args, **kwargs) -> None:
         """See ``KernelOperator``."""
         super().__init__(*args, **kwargs)
-        self._kept: dict[tuple[int, int], Tensor] = {}
+        self.release()
 
     def _evaluator(self) -> Callable[[slice, slice], tuple[Tensor, int]]:
         """The kept blocks, evaluated when they are first wanted."""
@@ -73,11 +74,10 @@ class DenseOperator(BlockedOperator):
             if (i.start, j.start) in kept:
                 return kept[i.start, j.start], 0
             entries, new = fresh()(i, j)
-            kept[i.start, j.start] = entries
-            return entries, new
+            return kept.keep((i.start, j.start), entries), new
 
         return find
 
     def release(self) -> None:
         """Frees the kept blocks."""
-        self._kept = {}
+        self._kept = BlockStore(self.num_kernels * self.num_rows * (self.num_rows + 1) // 2)

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.operators.base import KernelOperator, slices
+from itergp.operators.block_product import BlockProduct, with_kernels
+from itergp.operators.block_store import BlockStore
 from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.process_group import exchange
 from itergp.operators.process_rows import ProcessRows
@@ -55,7 +57,8 @@ class ShardedOperator(KernelOperator):
         kind = DenseOperator if fits else BlockedOperator
         self._own = kind(kernel, own, num_kernels=num_kernels, memory_budget=self.memory_budget)
         self._own.counts = self.counts
-        self._kept: dict[tuple[int, int], Tensor] | None = {} if fits else None
+        self._kept: BlockStore | None = None
+        self.release()
 
     # --------------------------------------------------------------- products
     def matmul(self, block: Tensor) -> Tensor:
@@ -99,7 +102,9 @@ class ShardedOperator(KernelOperator):
     def release(self) -> None:
         """Frees cached entries."""
         self._own.release()
-        self._kept = None if self._kept is None else {}
+        self._kept = (
+            BlockStore(self.num_kernels * sum(r.size for r in self._rectangles)) if self.keeps_entries else None
+        )
 
     def dense(self) -> Tensor:
         """Refused: no process holds the matrix.
@@ -113,47 +118,42 @@ class ShardedOperator(KernelOperator):
 
     # ----------------------------------------------------------------- inside
     def _matmul(self, block: Tensor) -> Tensor:
-        out = self._own._matmul(block).mT.contiguous()  # (C', k, n): vectors are rows, as in BlockedOperator
-        right = (block.mT if block.dim() == 3 else block.mT.unsqueeze(0)).contiguous()
+        out = self._own._matmul(block)
+        right = block if block.dim() == 3 else block.unsqueeze(0)
         features = None if self._kept else self._features(self._own.inputs)
         for step, rectangle in enumerate(self._rectangles, 1):
-            self._multiply(rectangle, _Rectangle.served(self.rows, step), features, right, out)
-        return out.mT
+            out = self._multiply(rectangle, _Rectangle.served(self.rows, step), features, right, out)
+        return out
 
     def _multiply(
         self, own: _Rectangle, served: _Rectangle, features: Tensor | None, right: Tensor, out: Tensor
-    ) -> None:
+    ) -> Tensor:
         """Adds the products of an own rectangle, and those that the process which has ours as columns sends back."""
-        start, width = self.rows.start(), 2 * side_of_block(self.device, self.num_kernels)
+        start, width, columns = self.rows.start(), 2 * side_of_block(self.device, self.num_kernels), right.shape[-1]
         asked, given = list(own.column_slices(width)), list(served.column_slices(width))
         for k in range(max(len(asked), len(given))):
             j = asked[k] if k < len(asked) else None
             mine = slice(given[k].start - start, given[k].stop - start) if k < len(given) else None
-            received = None if j is None else right.new_empty(*right.shape[:2], j.stop - j.start)
-            exchange(None if mine is None else right[..., mine].contiguous(), served.rank, received, own.peer)
+            received = None if j is None else right.new_empty(right.shape[0], j.stop - j.start, columns)
+            exchange(None if mine is None else right[:, mine].contiguous(), served.rank, received, own.peer)
             back = None  # products for the rows that the columns are
             if j is not None and received is not None:
-                back = out.new_zeros(*out.shape[:2], j.stop - j.start)
-                self._multiply_piece(own, j, features, right, received, out, back)
+                out, back = self._multiply_piece(own, j, features, right, received, out)
             del received
-            returned = None if mine is None else out.new_empty(*out.shape[:2], mine.stop - mine.start)
+            returned = None if mine is None else out.new_empty(self.num_kernels, mine.stop - mine.start, columns)
             exchange(back, own.peer, returned, served.rank)
             if mine is not None and returned is not None:
-                out[..., mine] += returned
+                out[:, mine] += returned
+        return out
 
     def _multiply_piece(
-        self,
-        own: _Rectangle,
-        j: slice,
-        features: Tensor | None,
-        right: Tensor,
-        received: Tensor,
-        out: Tensor,
-        back: Tensor,
-    ) -> None:
-        """Adds the products of some columns of a rectangle to those of its rows, ``out``, and of the columns, ``back``."""
-        first, kept = own.rows.start - self.rows.start(), self._kept
-        columns = None if features is None else self._features(self.inputs[..., j, :])
+        self, own: _Rectangle, j: slice, features: Tensor | None, right: Tensor, received: Tensor, out: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Adds the products of some columns of a rectangle to those of its rows, and makes those of the columns."""
+        first, height, width = own.rows.start - self.rows.start(), own.rows.stop - own.rows.start, j.stop - j.start
+        kept, columns = self._kept, None if features is None else self._features(self.inputs[..., j, :])
+        forth = BlockProduct(with_kernels(received, self.num_kernels), out.shape[1], into=out)
+        back = BlockProduct(with_kernels(right, self.num_kernels), width)
 
         def multiply(of_rows: slice, k: slice) -> int:
             i, key, new = slice(first + of_rows.start, first + of_rows.stop), (of_rows.start, j.start + k.start), 0
@@ -163,17 +163,14 @@ class ShardedOperator(KernelOperator):
             else:
                 entries = self._block(features[..., i, :], columns[..., k, :])
                 new = entries.numel()
-                if kept is not None:
-                    kept[key] = entries
-            for c in range(self.num_kernels):
-                of = min(c, right.shape[0] - 1)
-                out[c, :, i].addmm_(received[of][:, k], entries[c].mT)
-                back[c, :, k].addmm_(right[of, :, i], entries[c])
+                entries = entries if kept is None else kept.keep(key, entries)
+            forth.add(i, entries, k)
+            back.add(k, entries.mT, i)
             return new
 
-        height, width = own.rows.stop - own.rows.start, j.stop - j.start
         side, threads = side_of_block(self.device, self.num_kernels), self._threads(height * width)
         self.counts.entries += rectangular(height, width, side, multiply, threads)
+        return forth.result(), back.result().contiguous()
 
 
 @dataclass(frozen=True)
