@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from itergp.likelihoods import VariationalSite
+from itergp.operators import slices
 from itergp.solvers.action_buffer import ActionBuffer
 from itergp.solvers.precision import Actions, LowRankPrecision, columns_times, marginal_covariance
 from itergp.solvers.problem import Problem
 from itergp.solvers.search_space import SearchSpace
 
 _ELBO_SEED = 1
+_CHUNK_ROWS = 8192
 
 
 @dataclass(frozen=True)
@@ -79,8 +81,11 @@ def posterior_covariance(problem: Problem, actions: Actions, extra: Tensor | Non
     """
     products, extra_product = actions.products(problem.operator, extra)
     precision = LowRankPrecision.from_products(actions, products, problem.rows)
-    whitened = precision.whiten(products)
-    return CovarianceResult(precision, marginal_covariance(problem.prior_variance(), whitened), extra_product)
+    variance = problem.prior_variance()
+    latent_covariance = variance.new_empty(*variance.shape, variance.shape[-1])
+    for i in slices(variance.shape[0], _CHUNK_ROWS):  # the whitened products of all rows are as large as the products
+        latent_covariance[i] = marginal_covariance(variance[i], precision.whiten(products[i]))
+    return CovarianceResult(precision, latent_covariance, extra_product)
 
 
 def support_covariance(problem: Problem, actions: Actions, support: Tensor) -> CovarianceResult:
