@@ -69,6 +69,8 @@ class DenseOperator(BlockedOperator):
     def _evaluator(self) -> Callable[[slice, slice], tuple[Tensor, int]]:
         """The kept blocks, evaluated when they are first wanted."""
         fresh, kept = functools.cache(super()._evaluator), self._kept
+        if not kept:
+            fresh()  # here, not in a thread: the diagonal comes from the kernel's own code
 
         def find(i: slice, j: slice) -> tuple[Tensor, int]:
             if (i.start, j.start) in kept:
