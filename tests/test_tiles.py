@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 import time
 
@@ -103,6 +104,24 @@ def test_a_failing_task_ends_the_others_and_is_told(three_threads):
     with pytest.raises(ValueError, match="the fifth"):
         tiles.run(tasks, three_threads)
     assert len(done) < 100
+    assert tiles.run(tasks[:4], three_threads) == 4
+
+
+@pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no such signals on this system")
+def test_ctrl_c_ends_a_pass_at_once(three_threads):
+    done = []
+
+    def task(number: int) -> int:
+        if number == 4:
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+        time.sleep(0.001)
+        done.append(number)
+        return 1
+
+    tasks = [((n,), lambda n=n: task(n)) for n in range(4000)]
+    with pytest.raises(KeyboardInterrupt):  # noqa: PT011 - it has no message
+        tiles.run(tasks, three_threads)
+    assert len(done) < 2000
     assert tiles.run(tasks[:4], three_threads) == 4
 
 
