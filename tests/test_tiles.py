@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
+import pickle
 import signal
 import threading
 import time
@@ -178,3 +180,6 @@ def test_kept_blocks_lie_side_by_side():
     pieces = {store[key].untyped_storage().data_ptr() for key in blocks}
     assert len(pieces) <= 4
     assert all(store[key].data_ptr() % 64 == 0 for key in blocks)
+    other = pickle.loads(pickle.dumps(copy.deepcopy(store)))
+    assert len(other) == 0
+    assert torch.equal(other.keep((0, 0), blocks[0, 0]), blocks[0, 0])

@@ -27,6 +27,10 @@ class BlockStore:
         self._room: Tensor | None = None
         self._lock = threading.Lock()
 
+    def __reduce__(self) -> tuple[type[BlockStore], tuple[int]]:
+        """Copies and files are without the blocks: evaluating them again costs less than a file of that size."""
+        return BlockStore, (self._piece_size,)
+
     def __contains__(self, key: tuple[int, int]) -> bool:
         return key in self._blocks
 
