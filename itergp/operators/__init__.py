@@ -1,6 +1,6 @@
 """How the kernel matrix times a block of vectors is computed."""
 
-from itergp.operators.base import KernelCounts, KernelOperator, slices
+from itergp.operators.base import KernelCounts, KernelOperator
 from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.choose import OperatorKind, make_operator
 from itergp.operators.keops import KeOpsOperator
@@ -9,6 +9,7 @@ from itergp.operators.prior import Prior
 from itergp.operators.process_rows import ProcessRows
 from itergp.operators.rows import Rows
 from itergp.operators.sharded import ShardedOperator
+from itergp.operators.tiles import slices
 
 __all__ = [
     "BlockedOperator",

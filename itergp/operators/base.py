@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -13,12 +13,12 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from itergp.operators.block_product import BlockProduct, with_kernels
+from itergp.operators.block_product import BlockProduct
 from itergp.operators.memory import default_memory_budget
 from itergp.operators.radial import as_radial, cancels, evaluate_kernel
 from itergp.operators.radial_product import with_norms
 from itergp.operators.rows import ALL_ROWS, Rows
-from itergp.operators.tiles import pieces, run, side_of_block, symmetric, threads_for
+from itergp.operators.tiles import run, side_of_block, slices, symmetric, threads_for
 
 
 @dataclass
@@ -144,7 +144,7 @@ class KernelOperator(ABC):
             use(i, entries)
             return entries.numel()
 
-        tasks = [((i.start,), functools.partial(hand, i)) for i in pieces(0, size, most)]
+        tasks = [((i.start,), functools.partial(hand, i)) for i in slices(size, most)]
         self.counts.entries += run(tasks, self._threads(size * rows.numel()))
 
     def entries(self, rows: Tensor, cols: Tensor) -> Tensor:
@@ -203,14 +203,14 @@ class KernelOperator(ABC):
         """Blocked product with the cross-kernel, without gradients."""
         rows, cols = self._features(inputs), self._features(self.inputs)
         size = side_of_block(self.device, self.num_kernels)
-        product = BlockProduct(with_kernels(block, self.num_kernels), inputs.shape[-2])
+        product = BlockProduct(block, self.num_kernels, inputs.shape[-2])
 
         def multiply(i: slice) -> int:
-            for j in pieces(0, self.num_rows, max(size, size**2 // max(1, i.stop - i.start))):
+            for j in slices(self.num_rows, max(size, size**2 // (i.stop - i.start))):
                 product.add(i, self._block(rows[..., i, :], cols[..., j, :]), j)
             return 0
 
-        tasks = [((i.start,), functools.partial(multiply, i)) for i in pieces(0, inputs.shape[-2], size)]
+        tasks = [((i.start,), functools.partial(multiply, i)) for i in slices(inputs.shape[-2], size)]
         run(tasks, self._threads(inputs.shape[-2] * self.num_rows))
         return product.result()
 
@@ -236,7 +236,7 @@ class KernelOperator(ABC):
         """Threads that share so many entries: kernels other than radial ones run code of their authors', in one."""
         return 1 if self._radial_form is None else threads_for(self.device, self.num_kernels * entries)
 
-    def _row_slices(self, num_rows: int) -> Iterator[slice]:
+    def _row_slices(self, num_rows: int) -> list[slice]:
         """Slices of rows such that a block of them against all training rows respects the memory budget."""
         bytes_per_row = 4 * self.num_rows * self.num_kernels * self.inputs.element_size()
         return slices(num_rows, max(1, min(256, self.memory_budget // max(1, bytes_per_row))))
@@ -257,9 +257,3 @@ class KernelOperator(ABC):
 
         parts = [rows[..., i, :] for i in self._row_slices(rows.shape[-2])]
         return torch.cat([checkpoint(product, part, use_reentrant=False) for part in parts], dim=-2)
-
-
-def slices(size: int, step: int) -> Iterator[slice]:
-    """Consecutive slices of at most ``step`` that cover ``range(size)``."""
-    for start in range(0, size, step):
-        yield slice(start, min(size, start + step))

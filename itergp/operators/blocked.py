@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from itergp.operators.base import KernelOperator
-from itergp.operators.block_product import BlockProduct, with_kernels
+from itergp.operators.block_product import BlockProduct
 from itergp.operators.block_store import BlockStore
 from itergp.operators.tiles import side_of_block, symmetric
 
@@ -24,7 +24,7 @@ class BlockedOperator(KernelOperator):
     """
 
     def _matmul(self, block: Tensor) -> Tensor:
-        product, evaluate = BlockProduct(with_kernels(block, self.num_kernels), self.num_rows), self._evaluator()
+        product, evaluate = BlockProduct(block, self.num_kernels, self.num_rows), self._evaluator()
 
         def multiply(i: slice, j: slice) -> int:
             entries, new = evaluate(i, j)

@@ -61,7 +61,7 @@ class _RadialProduct(torch.autograd.Function):
         ctx.save_for_backward(rows, cols, scale, block)
         ctx.smoothness, ctx.symmetric = smoothness, symmetric
         first, second = with_norms(rows), with_norms(cols)
-        product = BlockProduct(block, rows.shape[1])
+        product = BlockProduct(block, len(rows), rows.shape[1])
 
         def multiply(i: slice, j: slice) -> int:
             entries = profile(_squared(first, second, i, j, symmetric).to(block.dtype), smoothness)
@@ -82,8 +82,9 @@ class _RadialProduct(torch.autograd.Function):
         of_inputs, of_block, of_stretch = needed[0] or needed[1], needed[3], needed[4]
         first, second = with_norms(rows), with_norms(cols)
         scaled = grad.contiguous() * scale[:, None, None]
-        grad_block = BlockProduct(scaled, cols.shape[1])
-        pulled_rows, pulled_cols = BlockProduct(second, rows.shape[1]), BlockProduct(first, cols.shape[1])
+        grad_block = BlockProduct(scaled, len(cols), cols.shape[1])
+        pulled_rows = BlockProduct(second, len(rows), rows.shape[1])
+        pulled_cols = BlockProduct(first, len(cols), cols.shape[1])
         sums: dict[tuple[int, int], Tensor] = {}  # of what moves the scale and the stretch, by block
 
         def differentiate(i: slice, j: slice) -> int:

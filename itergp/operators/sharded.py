@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +10,13 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.operators.base import KernelOperator, slices
-from itergp.operators.block_product import BlockProduct, with_kernels
+from itergp.operators.base import KernelOperator
+from itergp.operators.block_product import BlockProduct
 from itergp.operators.block_store import BlockStore
 from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.process_group import exchange
 from itergp.operators.process_rows import ProcessRows
-from itergp.operators.tiles import rectangular, side_of_block
+from itergp.operators.tiles import rectangular, side_of_block, slices
 
 
 class ShardedOperator(KernelOperator):
@@ -130,7 +129,7 @@ class ShardedOperator(KernelOperator):
     ) -> Tensor:
         """Adds the products of an own rectangle, and those that the process which has ours as columns sends back."""
         start, width, columns = self.rows.start(), 2 * side_of_block(self.device, self.num_kernels), right.shape[-1]
-        asked, given = list(own.column_slices(width)), list(served.column_slices(width))
+        asked, given = own.column_slices(width), served.column_slices(width)
         for k in range(max(len(asked), len(given))):
             j = asked[k] if k < len(asked) else None
             mine = slice(given[k].start - start, given[k].stop - start) if k < len(given) else None
@@ -152,8 +151,8 @@ class ShardedOperator(KernelOperator):
         """Adds the products of some columns of a rectangle to those of its rows, and makes those of the columns."""
         first, height, width = own.rows.start - self.rows.start(), own.rows.stop - own.rows.start, j.stop - j.start
         kept, columns = self._kept, None if features is None else self._features(self.inputs[..., j, :])
-        forth = BlockProduct(with_kernels(received, self.num_kernels), out.shape[1], into=out)
-        back = BlockProduct(with_kernels(right, self.num_kernels), width)
+        forth = BlockProduct(received, self.num_kernels, out.shape[1], into=out)
+        back = BlockProduct(right, self.num_kernels, width)
 
         def multiply(of_rows: slice, k: slice) -> int:
             i, key, new = slice(first + of_rows.start, first + of_rows.stop), (of_rows.start, j.start + k.start), 0
@@ -215,10 +214,9 @@ class _Rectangle:
         """Entries."""
         return (self.rows.stop - self.rows.start) * (self.columns.stop - self.columns.start)
 
-    def column_slices(self, width: int) -> Iterator[slice]:
+    def column_slices(self, width: int) -> list[slice]:
         """Pieces of the columns."""
-        for k in slices(self.columns.stop - self.columns.start, width):
-            yield slice(self.columns.start + k.start, self.columns.start + k.stop)
+        return slices(self.columns.stop - self.columns.start, width, self.columns.start)
 
 
 class _Shared(torch.autograd.Function):

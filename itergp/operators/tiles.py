@@ -34,10 +34,10 @@ def side_of_block(device: torch.device, num_kernels: int = 1, columns: int = 0) 
     return max(_SMALLEST_SIDE, int(side / math.sqrt(num_kernels)))
 
 
-def pieces(start: int, stop: int, most: int) -> list[slice]:
-    """``range(start, stop)`` in as few slices of at most ``most`` as it takes, of nearly the same size."""
-    number = max(1, math.ceil((stop - start) / most))
-    edges = [start + (stop - start) * k // number for k in range(number + 1)]
+def slices(size: int, most: int, start: int = 0) -> list[slice]:
+    """``range(start, start + size)`` in as few slices of at most ``most`` as it takes, of nearly the same size."""
+    number = math.ceil(size / most)
+    edges = [start + size * k // number for k in range(number + 1)] if number else []
     return [slice(low, high) for low, high in itertools.pairwise(edges)]
 
 
@@ -85,7 +85,8 @@ def rectangular(rows: int, cols: int, side: int, work: Work, threads: int) -> in
 
 def _each(work: Work, rows: slice, cols: slice, most: int, upper: bool = False) -> int:
     """Calls a function for the blocks of a tile; of one on the diagonal, for those on and above it."""
-    blocks = itertools.product(pieces(rows.start, rows.stop, most), pieces(cols.start, cols.stop, most))
+    sides = [slices(band.stop - band.start, most, band.start) for band in (rows, cols)]
+    blocks = itertools.product(*sides)
     return sum(work(i, j) for i, j in blocks if i.start <= j.start or not upper)
 
 
@@ -93,7 +94,7 @@ def _bands(size: int, side: int) -> list[slice]:
     """Rows of the bands whose pairs are the tiles: enough of them for every core, whatever their number here."""
     blocks = max(1, math.ceil(size / (side * _MAX_TILES)))  # along a side of a tile
     number = max(1, min(2 * size // side, _MANY_TILES), math.ceil(size / (side * blocks)))
-    return pieces(0, size, math.ceil(size / number))
+    return slices(size, math.ceil(size / number))
 
 
 def _pairs(number: int) -> Iterator[tuple[int, int]]:
