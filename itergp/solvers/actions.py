@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from itergp.operators import slices
 from itergp.solvers.newton import data_information
 from itergp.solvers.precision import Actions
 from itergp.solvers.search_space import SearchSpace
@@ -12,6 +13,7 @@ from itergp.solvers.search_space import SearchSpace
 _DENSE_LIMIT = 1200
 _OVERSAMPLING = 10
 _POWER_STEPS = 3
+_CHUNK_ROWS = 8192
 
 
 def leading_actions(space: SearchSpace, curvature: Tensor, rank: int, seed: int = 0) -> Actions:
@@ -68,16 +70,21 @@ def leading_directions(space: SearchSpace, curvature: Tensor, rank: int, seed: i
     return vectors.view(latents, space.rank, -1)
 
 
-def _latent_blocks(space: SearchSpace, coordinates: Tensor) -> Tensor:
-    """``T X`` ``(N, C, k)`` for coordinates ``(C, B, k)``."""
-    values, last = coordinates.to(space.products), space.products.shape[0] - 1
-    blocks = values.new_empty(space.products.shape[1], values.shape[0], values.shape[2])
+def _latent_blocks(space: SearchSpace, coordinates: Tensor, rows: slice = slice(None)) -> Tensor:
+    """``T X`` ``(n, C, k)`` at some of the rows, for coordinates ``(C, B, k)``."""
+    products, last = space.products[:, rows], space.products.shape[0] - 1
+    values = coordinates.to(products)
+    blocks = values.new_empty(products.shape[1], values.shape[0], values.shape[2])
     for c in range(values.shape[0]):  # a broadcast product would copy T for every latent function
-        blocks[:, c] = space.products[min(c, last)] @ values[c]
+        blocks[:, c] = products[min(c, last)] @ values[c]
     return blocks
 
 
 def _apply_information(space: SearchSpace, curvature: Tensor, coordinates: Tensor) -> Tensor:
-    weighted, last = torch.bmm(curvature, _latent_blocks(space, coordinates)), space.products.shape[0] - 1
-    applied = [space.products[min(c, last)].mT @ weighted[:, c] for c in range(weighted.shape[1])]
-    return space.shards.sum(torch.stack(applied).double())
+    """``T^T W T X`` ``(C, B, k)``, float64, for coordinates ``(C, B, k)``."""
+    applied, last = torch.zeros_like(coordinates), space.products.shape[0] - 1
+    for rows in slices(curvature.shape[0], _CHUNK_ROWS):
+        weighted = torch.bmm(curvature[rows], _latent_blocks(space, coordinates, rows))
+        for c in range(applied.shape[0]):
+            applied[c] += space.products[min(c, last), rows].mT @ weighted[:, c]
+    return space.shards.sum(applied)

@@ -10,7 +10,7 @@ from torch import Tensor
 from itergp.likelihoods import VariationalSite
 from itergp.operators import slices
 from itergp.solvers.action_buffer import ActionBuffer
-from itergp.solvers.precision import Actions, LowRankPrecision, columns_times, marginal_covariance
+from itergp.solvers.precision import Actions, LowRankPrecision, columns_times, marginal_covariance, multiply
 from itergp.solvers.problem import Problem
 from itergp.solvers.search_space import SearchSpace
 
@@ -76,16 +76,20 @@ def posterior_covariance(problem: Problem, actions: Actions, extra: Tensor | Non
 
     Args:
         problem: The problem.
-        actions: A.
+        actions: A. With an extra block they are put beside it, and kept there: a caller that holds on to these keeps both.
         extra: A block ``(N, C)`` to multiply in the same pass.
     """
-    products, extra_product = actions.products(problem.operator, extra)
-    precision = LowRankPrecision.from_products(actions, products, problem.rows)
+    rank, block = actions.rank, actions.values
+    if extra is not None:
+        block = torch.cat([block, extra.unsqueeze(-1)], -1)
+        actions = Actions(block[..., :rank])
+    products = multiply(problem.operator, block)
+    precision = LowRankPrecision.from_products(actions, products[..., :rank], problem.rows)
     variance = problem.prior_variance()
     latent_covariance = variance.new_empty(*variance.shape, variance.shape[-1])
     for i in slices(variance.shape[0], _CHUNK_ROWS):  # the whitened products of all rows are as large as the products
-        latent_covariance[i] = marginal_covariance(variance[i], precision.whiten(products[i]))
-    return CovarianceResult(precision, latent_covariance, extra_product)
+        latent_covariance[i] = marginal_covariance(variance[i], precision.whiten(products[i, ..., :rank]))
+    return CovarianceResult(precision, latent_covariance, None if extra is None else products[..., rank].clone())
 
 
 def support_covariance(problem: Problem, actions: Actions, support: Tensor) -> CovarianceResult:

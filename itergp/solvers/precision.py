@@ -38,41 +38,38 @@ class Actions:
         """Actions along given directions.
 
         Args:
-            directions: Uhat ``(N, C, k)``.
+            directions: Uhat ``(N, C, k)``; the actions are written over it.
             curvature: W ``(N, C, C)``.
             rows: Which of the N rows are here.
 
         Returns:
             At most k actions; dependent or uninformative directions are dropped, which can only widen the posterior.
         """
-        products = torch.bmm(curvature, directions)
-        gram = rows.sum((directions.flatten(0, 1).mT @ products.flatten(0, 1)).double())
-        # Information that is a difference of much larger terms is rounding: a null direction of the curvature.
-        diagonal, spread = curvature.diagonal(dim1=-2, dim2=-1), torch.zeros_like(gram[0])
-        for i in slices(directions.shape[0], _CHUNK_ROWS):
+        width, chunks = directions.shape[-1], slices(directions.shape[0], _CHUNK_ROWS)
+        gram = torch.zeros(width, width, dtype=torch.float64, device=directions.device)
+        spread, diagonal = torch.zeros_like(gram[0]), curvature.diagonal(dim1=-2, dim2=-1)
+        for i in chunks:
+            gram += directions[i].flatten(0, 1).mT @ torch.bmm(curvature[i], directions[i]).flatten(0, 1)
             spread += diagonal[i].flatten() @ directions[i].square().flatten(0, 1)
-        spread = rows.sum(spread)
+        gram, spread = rows.sum(gram), rows.sum(spread)
+        # Information that is a difference of much larger terms is rounding: a null direction of the curvature.
         informative = gram.diagonal() > 100 * torch.finfo(directions.dtype).eps * spread
-        if not bool(informative.all()):
-            products, gram = products[..., informative], gram[informative][:, informative]
-        if gram.shape[0] == 0:
-            return cls(products)
-        scale = gram.diagonal().rsqrt()
-        values, vectors = torch.linalg.eigh(_symmetric(scale[:, None] * gram * scale))
+        if not bool(informative.any()):
+            return cls.empty(directions[..., 0])
+        scale = gram.diagonal()[informative].rsqrt()
+        values, vectors = torch.linalg.eigh(_symmetric(scale[:, None] * gram[informative][:, informative] * scale))
         keep = values > _DROP[directions.dtype] * values.max()
-        mix = rows.same(scale[:, None] * vectors[:, keep] * values[keep].rsqrt())
-        return cls(products @ mix.to(products))
+        mix = gram.new_zeros(width, int(keep.sum()))
+        mix[informative] = scale[:, None] * vectors[:, keep] * values[keep].rsqrt()
+        mix = rows.same(mix).to(directions)
+        for i in chunks:
+            directions[i, :, : mix.shape[1]] = torch.bmm(curvature[i], directions[i]) @ mix
+        return cls(directions[..., : mix.shape[1]].contiguous())
 
     @classmethod
     def empty(cls, like: Tensor) -> Actions:
         """No actions: the posterior covariance is the prior's. ``like`` is ``(N, C)``."""
         return cls(like.new_zeros(*like.shape, 0))
-
-    def products(self, operator: KernelOperator, extra: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-        """``K A`` ``(N, C, r)`` and, from the same pass, ``K R`` for an extra block R ``(N, C)``."""
-        block = self.values if extra is None else torch.cat([self.values, extra.unsqueeze(-1)], -1)
-        product = multiply(operator, block)
-        return (product, None) if extra is None else (product[..., :-1], product[..., -1])
 
 
 def multiply(operator: KernelOperator, block: Tensor) -> Tensor:
@@ -123,8 +120,10 @@ class LowRankPrecision:
     @classmethod
     def from_products(cls, actions: Actions, products: Tensor, rows: Rows = ALL_ROWS) -> LowRankPrecision:
         """From the actions and ``K A``; ``rows`` says which of them are here."""
-        gram = _symmetric(rows.sum((actions.values.flatten(0, 1).mT @ products.flatten(0, 1)).double()))
-        return cls.from_gram(actions.values, gram)
+        gram = torch.zeros(actions.rank, actions.rank, dtype=torch.float64, device=products.device)
+        for i in slices(products.shape[0], _CHUNK_ROWS):  # sums over more rows lose digits in the data's dtype
+            gram += actions.values[i].flatten(0, 1).mT @ products[i].flatten(0, 1)
+        return cls.from_gram(actions.values, _symmetric(rows.sum(gram)))
 
     @classmethod
     def from_gram(cls, actions: Tensor, gram: Tensor) -> LowRankPrecision:

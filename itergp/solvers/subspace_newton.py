@@ -358,8 +358,7 @@ class SubspaceNewton:
         if rank == 0:
             result, norm_squared = prior_covariance(problem), state.norm_squared
         else:
-            actions = leading_actions(state.space, iterate.curvature, rank)
-            result = posterior_covariance(problem, actions, residual)
+            result = posterior_covariance(problem, leading_actions(state.space, iterate.curvature, rank), residual)
             assert result.extra is not None
             renewed = max(problem.inner(residual, result.extra), 0.0) + 2.0 * _resolution(problem, iterate)
             norm_squared = min(state.norm_squared, renewed)
