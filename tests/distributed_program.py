@@ -312,8 +312,47 @@ def check_checkpoint(folder: Path, rank: int, part: str) -> None:
     dist.barrier()
     with pytest.raises(InputError, match=r"damaged" if rank == last else r"Got an error in another process"):
         make_model("categorical", ROWS, **made).condition(checkpoint=path)
-    with pytest.raises(InputError, match=r"needs all rows in one process"):
-        itergp.fit(model, checkpoint=path)
+
+
+def check_learning_checkpoint(folder: Path, rank: int) -> None:
+    """Learning that was interrupted, and then the conditioning after it, go on to the last bit."""
+    path = folder.parent / "learning.safetensors"
+
+    def make() -> SimpleGP:
+        return SimpleGP(*make_binary(510), BernoulliLikelihood(), operator="sharded").double()
+
+    def fit(model: SimpleGP, **settings) -> itergp.learning.FitResult:
+        return itergp.fit(model, max_iterations=6, **settings)
+
+    def stop_learning(record: object) -> None:
+        if record.iteration == 2:
+            raise KeyboardInterrupt
+
+    def stop_conditioning(early: object) -> None:
+        if early.kernel_passes == 2:
+            raise KeyboardInterrupt
+
+    expected, whole = make(), []
+    result = fit(expected, callback=whole.append)
+    kept = {"checkpoint": path, "checkpoint_every": 0}
+    assert fit(make(), callback=stop_learning, **kept).solution.status.reason is not Reason.INTERRUPTED
+    new: list[object] = []
+    stopped = fit(make(), callback=new.append, on_posterior=stop_conditioning, **kept)
+    assert [record.iteration for record in new] == [record.iteration for record in whole][2:]
+    assert stopped.solution.status.reason is Reason.INTERRUPTED
+    again, new = make(), []
+    resumed = fit(again, callback=new.append, **kept)
+    assert not new
+    assert resumed.reason == result.reason
+    assert again._operator.counts.passes < result.solution.kernel_passes == resumed.solution.kernel_passes
+    for first, second in zip(again.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(first, second)
+    assert torch.equal(again.solution.representer_weights, expected.solution.representer_weights)
+    assert torch.equal(again.solution.precision.factor, expected.solution.precision.factor)
+    with pytest.raises(InputError, match=r"`checkpoint` must be given in every process"):
+        fit(make(), checkpoint=path if rank == 0 else None)
+    with pytest.raises(InputError, match=r"must be one file that every process sees"):
+        fit(make(), checkpoint=path if rank == 0 else folder / "local.safetensors")
 
 
 def check_failure(rank: int, how: str) -> None:
@@ -351,6 +390,8 @@ def main(folder: Path, part: str) -> None:
     )
     if part in ("killed", "resumed"):
         check_checkpoint(folder, rank, part)
+        if part == "resumed":
+            check_learning_checkpoint(folder, rank)
         print("finished", flush=True)
         os._exit(0)
     if part != "sleep":

@@ -22,18 +22,18 @@ from itergp.learning.calibration import PLUG_IN, POSTERIOR, Calibration, calibra
 from itergp.learning.learner import OPTIMIZERS, Learner, Stage, Stop
 from itergp.learning.parameters import FreeParameter, free_parameters, initialise
 from itergp.learning.resuming import (
-    conditioning_part,
+    keep_learned,
     open_checkpoint,
     pack_learner,
     pack_list,
     unpack_list,
 )
 from itergp.models import NonConjugateGP
-from itergp.models.checkpoint_file import CheckpointFile, Within
 from itergp.models.conditioning import keeping_posterior
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective
-from itergp.operators.process_group import many_processes
+from itergp.operators import Rows, own_rows
+from itergp.operators.rows import require_everywhere
 from itergp.solvers import LinearTimeNewton, Reason, Solution
 from itergp.solvers.base import require_positive
 from itergp.solvers.packing import Packed
@@ -152,9 +152,11 @@ def fit(
         "initialise_kernel": initialise_kernel,
         "seed": seed,
     }
-    rows = _largest_subset(model) if max_rows == "auto" else max_rows
-    _check(optimizer, max_iterations, learning_rate, rows, num_restarts, time_limit)
-    file = None if checkpoint is None else open_checkpoint(model, checkpoint, checkpoint_every, settings)
+    most = _largest_subset(model) if max_rows == "auto" else max_rows
+    _check(optimizer, max_iterations, learning_rate, most, num_restarts, time_limit)
+    rows = own_rows(model.operator_kind, model.train_targets.shape[0], model.train_inputs[0].device)
+    require_everywhere(rows, "checkpoint", checkpoint)
+    file = None if checkpoint is None else open_checkpoint(model, checkpoint, checkpoint_every, settings, rows)
     earlier = None if file is None else file.earlier
     started = time.perf_counter() - (0.0 if earlier is None else earlier.values["seconds"])
     initialised = _initialise(model) if initialise_kernel else []
@@ -163,21 +165,23 @@ def fit(
         raise InputError(
             "`fit` needs parameters to learn. Got none that require gradients. Use model.condition() instead."
         )
-    stages = _stages(objective, model, optimizer, max_iterations, learning_rate, rows, seed)
+    stages = _stages(objective, model, optimizer, max_iterations, learning_rate, most, seed)
     deadline = None if time_limit is None else started + time_limit
     model.covariance_scale = 1.0  # what was chosen for other hyperparameters
     model.train()
     with _bar(progress) as bar:
-        learner = Learner(model, free, optimizer, deadline, started, callback, bar, keeper=file)
-        alone = not (model.operator_kind == "sharded" and many_processes())
-        look = partial(_look, model, on_posterior) if on_posterior is not None and alone else None
+        keeper = file if rows.first else None
+        learner = Learner(model, free, optimizer, deadline, started, callback, bar, keeper=keeper)
+        look = partial(_look, model, on_posterior) if on_posterior is not None and not rows.sharded else None
         reason = _run(learner, stages, num_restarts, seed, earlier, look)
-    # An interrupted run is to go on learning.
-    part = None if file is None or reason is Stop.INTERRUPTED else _keep_learned(file, learner, stages[-1], reason)
+    reason = _agree(model, reason, rows)
+    part = None
+    if file is not None and reason is not Stop.INTERRUPTED:  # an interrupted run is to go on learning
+        learned = pack_learner(learner, stages[-1].objective)
+        learned.values["reason"] = reason.name
+        part = keep_learned(file, learned, rows)
     _warn_of_extremes(free)
     model.eval()
-    if model.operator_kind == "sharded":
-        model._share_parameters()
     seconds = {"learn": time.perf_counter() - started}
     calibration = None
     if calibrate and model.observations.likelihood.exchangeable and model.train_targets.shape[0] > 1:
@@ -185,7 +189,9 @@ def fit(
         calibration = _calibrate(model, stages[-1].objective, seed)
         seconds["calibrate"] = time.perf_counter() - begun
     begun = time.perf_counter()
-    solution = model.condition(progress=progress, on_posterior=on_posterior, checkpoint=part)
+    solution = model.condition(
+        progress=progress, on_posterior=on_posterior, checkpoint=part, checkpoint_every=checkpoint_every
+    )
     seconds["condition"] = time.perf_counter() - begun
     logarithmic = [parameter.name for parameter in free if parameter.constraint is not None]
     solution.trace.learning = LearningTrace(learner.records, reason.name, seconds, logarithmic)
@@ -226,14 +232,15 @@ def _calibrate(model: NonConjugateGP, objective: Objective, seed: int) -> Calibr
     return calibration
 
 
-def _keep_learned(file: CheckpointFile, learner: Learner, stage: Stage, reason: Stop) -> Within:
-    """Keeps what was learned; returns the part of the file that conditioning is kept in."""
-    learned = pack_learner(learner, stage.objective)
-    learned.values["reason"] = reason.name
-    part = conditioning_part(file, learned)
-    if part.earlier is None:
-        file.keep(learned)
-    return part
+def _agree(model: NonConjugateGP, reason: Stop, rows: Rows) -> Stop:
+    """Gives every process the first one's hyperparameters and reason: a clock may have ended learning elsewhere in each."""
+    if not rows.sharded:
+        return reason
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(rows.same(parameter.detach()))
+    reasons = list(Stop)
+    return reasons[int(rows.same(torch.tensor(reasons.index(reason), device=model.train_inputs[0].device)))]
 
 
 def _initialise(model: NonConjugateGP) -> list[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,12 +13,12 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from itergp.diagnostics.records import FitRecord
-from itergp.errors import InputError
 from itergp.models import NonConjugateGP
 from itergp.models.checkpoint_file import CheckpointFile, Within
+from itergp.models.divided_checkpoint import errors_everywhere, require_one_file
 from itergp.models.identity import identify
 from itergp.objectives.base import Objective
-from itergp.operators.process_group import many_processes
+from itergp.operators import Rows
 from itergp.solvers.packing import Packed, require_resumable
 
 if TYPE_CHECKING:
@@ -27,41 +28,46 @@ _MODEL, _RANDOM = "model", "random_state"
 
 
 def open_checkpoint(
-    model: NonConjugateGP, path: str | os.PathLike[str], every: float, settings: dict[str, Any]
+    model: NonConjugateGP, path: str | os.PathLike[str], every: float, settings: dict[str, Any], rows: Rows
 ) -> CheckpointFile:
-    """The checkpoint of ``fit`` for a model at its starting values.
+    """The checkpoint of ``fit`` for a model at its starting values: all processes read it, the first writes it.
 
     Args:
         model: The model.
         path: The file.
         every: Seconds between writes.
         settings: Arguments that the result depends on.
+        rows: The rows of this process.
 
     Raises:
-        InputError: If the file cannot be written, or is the checkpoint of something else.
+        InputError: If the file cannot be written, or is the checkpoint of something else, in every process alike.
     """
     require_resumable(model.solver)
-    if model.operator_kind == "sharded" and many_processes():
-        raise InputError(
-            "`checkpoint` of `fit` needs all rows in one process. Got rows divided among several. Leave it out, or learn with "
-            "operator='auto' in one process and then call model.condition(checkpoint=...) in all of them."
-        )
     objective = settings["objective"]
     if isinstance(objective, Objective):
         plain = {name: v for name, v in vars(objective).items() if isinstance(v, (bool, int, float, str, type(None)))}
         settings = settings | {"objective": (type(objective).__name__, plain)}
     device = model.train_inputs[0].device
     size = sum(p.numel() * p.element_size() for p in model.parameters())
-    return CheckpointFile(
-        path, every=every, task="fit", identity=identify(model, **settings), device=device, size=4 * size
-    )
+    identity = identify(model, **settings)
+    with errors_everywhere(rows):
+        file = CheckpointFile(path, every=every, task="fit", identity=identity, device=device, size=4 * size)
+    require_one_file(rows, -1 if file.earlier is None else file.earlier.values["evaluations"], device)
+    return file
 
 
-def conditioning_part(file: CheckpointFile, learned: Packed) -> Within:
-    """The part of the file that belongs to the conditioning after learning."""
+def keep_learned(file: CheckpointFile, learned: Packed, rows: Rows) -> Within | Path:
+    """Keeps what was learned; returns where the conditioning that follows is kept.
+
+    That is a part of the same file, or, with rows divided among processes, files of its own beside it.
+    """
     earlier = file.earlier
-    done = earlier is not None and "condition" in earlier.values
-    return Within(file, "condition", learned, earlier.part("condition") if earlier is not None and done else None)
+    begun = earlier is not None and "condition" in earlier.values
+    if rows.first and not begun:
+        file.keep(learned)
+    if rows.sharded:
+        return file.path.with_name(f"{file.path.name}.condition")
+    return Within(file, "condition", learned, earlier.part("condition") if earlier is not None and begun else None)
 
 
 def pack_learner(learner: Learner, objective: Objective) -> Packed:

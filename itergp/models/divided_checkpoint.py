@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -45,8 +47,8 @@ class DividedCheckpoint:
         device: torch.device,
         size: int,
     ) -> None:
-        self._rows, self._latest, seen, error = rows, 0, -1, None
-        try:
+        self._rows, self._latest, seen = rows, 0, -1
+        with errors_everywhere(rows):
             common: dict[str, Any] = {"every": every, "task": "condition", "device": device}
             common["identity"] = identity | {"the number of processes": rows.processes}
             self._pointer = CheckpointFile(path, **common)
@@ -67,19 +69,7 @@ class DividedCheckpoint:
                 raise InputError(
                     f"`checkpoint` must have a file for every process beside it. Got no {missing!r}. {REMEDY}"
                 )
-        except InputError as caught:
-            error = caught
-        if rows.any(error is not None):
-            raise error or InputError(
-                "`checkpoint` must be a file that every process can read and write. Got an error in another process, which "
-                "says why. Choose a folder that all of them see, or delete the file to begin anew."
-            )
-        first = int(rows.same(torch.tensor(seen, device=device)))
-        if rows.any(seen != first):
-            raise InputError(
-                "`checkpoint` must be one file that every process sees. Got another state of it, or none, in some process. "
-                "Choose a folder that all of them share."
-            )
+        require_one_file(rows, seen, device)
 
     @property
     def earlier(self) -> Packed | None:
@@ -99,3 +89,35 @@ class DividedCheckpoint:
             return False
         self._latest = index
         return True
+
+
+@contextmanager
+def errors_everywhere(rows: Rows) -> Iterator[None]:
+    """What one process finds wrong with its checkpoint, every process reports.
+
+    Raises:
+        InputError: In every process, if there is one in some.
+    """
+    error = None
+    try:
+        yield
+    except InputError as caught:
+        error = caught
+    if rows.any(error is not None):
+        raise error or InputError(
+            "`checkpoint` must be a file that every process can read and write. Got an error in another process, which "
+            "says why. Choose a folder that all of them see, or delete the file to begin anew."
+        )
+
+
+def require_one_file(rows: Rows, state: int, device: torch.device) -> None:
+    """Every process must have read the same checkpoint: what is in it has a number, -1 if there is none.
+
+    Raises:
+        InputError: In every process, if some have read another.
+    """
+    if rows.any(state != int(rows.same(torch.tensor(state, device=device)))):
+        raise InputError(
+            "`checkpoint` must be one file that every process sees. Got another state of it, or none, in some process. "
+            "Choose a folder that all of them share."
+        )

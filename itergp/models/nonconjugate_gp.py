@@ -406,13 +406,6 @@ class NonConjugateGP(gpytorch.models.GP):
             memory_budget=self.memory_budget,
         )
 
-    def _share_parameters(self) -> None:
-        """Gives every process the first one's hyperparameters: a time limit may have ended learning elsewhere in each."""
-        with torch.no_grad():
-            rows = self._make_operator(self._prior(self.train_inputs)).rows
-            for parameter in self.parameters():
-                parameter.copy_(rows.same(parameter.detach()))
-
     def _training_operator(self) -> KernelOperator:
         """The operator of the present posterior, made again if it was not kept."""
         if self._operator is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
+import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
@@ -13,7 +14,9 @@ from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.keops import KeOpsOperator, keops_available
 from itergp.operators.memory import default_memory_budget
 from itergp.operators.process_group import many_processes
+from itergp.operators.process_rows import ProcessRows
 from itergp.operators.radial import KeOpsMaternKernel, KeOpsRBFKernel, as_radial
+from itergp.operators.rows import ALL_ROWS, Rows
 from itergp.operators.sharded import ShardedOperator
 
 OperatorKind = Literal["auto", "dense", "blocked", "keops", "sharded"]
@@ -56,6 +59,15 @@ def make_operator(
         kind = _automatic(kernel, inputs, num_kernels, budget)
     operators = {"dense": DenseOperator, "blocked": BlockedOperator, "keops": KeOpsOperator}
     return operators[kind](kernel, inputs, num_kernels=num_kernels, memory_budget=budget)
+
+
+def own_rows(kind: OperatorKind, total: int, device: torch.device) -> Rows:
+    """Which of so many training rows an operator of this kind will hold in this process.
+
+    Raises:
+        InputError: If there are fewer rows than processes, or these cannot work together.
+    """
+    return ProcessRows.divide(total, device) if kind == "sharded" and many_processes() else ALL_ROWS
 
 
 def _automatic(kernel: Kernel, inputs: Tensor, num_kernels: int, budget: int) -> OperatorKind:
