@@ -26,7 +26,8 @@ from itergp.errors import InputError
 from itergp.likelihoods import CategoricalLikelihood, LaplaceSite, Observations
 from itergp.operators import make_operator
 from itergp.solvers.actions import leading_actions
-from itergp.solvers.newton import evaluate, minimise, newton_matrix
+from itergp.solvers.newton import evaluate, minimise
+from itergp.solvers.newton_matrix import newton_matrix
 from itergp.solvers.posterior import posterior_covariance
 from itergp.solvers.problem import Problem
 from itergp.solvers.search_space import SearchSpace

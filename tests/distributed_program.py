@@ -27,7 +27,7 @@ import itergp
 from itergp.errors import InputError, SolverError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
 from itergp.operators import make_operator, tiles
-from itergp.solvers import DenseNewton, LinearTimeNewton, Reason, SubspaceNewton, linear_time, newton, policies
+from itergp.solvers import DenseNewton, LinearTimeNewton, Reason, SubspaceNewton, linear_time, newton_system, policies
 
 ROWS = 151
 Results = dict[str, Tensor]
@@ -105,9 +105,9 @@ def _more_rows(kind: str) -> Results:
 def _sampled(kind: str) -> Results:
     """Newton systems by conjugate gradients, preconditioned from a sample of rows, as for many rows and directions."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(newton, "_DENSE_LIMIT", 5)
-        patch.setattr(newton, "_SAMPLE_ROWS", 20)
-        patch.setattr(newton, "_SAMPLE_FACTOR", 1)
+        patch.setattr(newton_system, "_DENSE_LIMIT", 5)
+        patch.setattr(newton_system, "_SAMPLE_ROWS", 20)
+        patch.setattr(newton_system, "_SAMPLE_FACTOR", 1)
         return _case("categorical", "variational")(kind)
 
 

@@ -9,11 +9,74 @@ from helpers import CORE, SimpleGP, assert_close, make_batch_kernel, make_binary
 from itergp.diagnostics import TraceRecord
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Observations
 from itergp.operators import make_operator
-from itergp.solvers import DenseNewton, Reason, SubspaceNewton, dense_newton, solve
+from itergp.solvers import DenseNewton, Reason, SubspaceNewton, dense_newton, newton_system, solve
 from itergp.solvers.actions import leading_actions
+from itergp.solvers.newton_matrix import newton_matrix
 from itergp.solvers.policies.block_gradient import cluster_rows
 from itergp.solvers.policies.directions import shared_directions
 from itergp.solvers.search_space import SearchSpace
+
+
+# -------------------------------------------------------------- Newton systems
+def _newton_problem(kernel, scale: float = 30.0, rank: int = 12) -> tuple[SearchSpace, torch.Tensor]:
+    """A search space, and curvatures of softmax where one class or another is nearly certain."""
+    x, generator = make_inputs(90), torch.Generator().manual_seed(0)
+    operator = make_operator(kernel.double(), x, num_kernels=kernel.batch_shape.numel())
+    space, _ = SearchSpace.empty(operator).extend(torch.randn(90, rank, generator=generator).double(), operator)
+    probs = torch.softmax(3.0 * torch.randn(90, 3, generator=generator).double(), -1)
+    return space, scale * (torch.diag_embed(probs) - probs.unsqueeze(-1) * probs.unsqueeze(-2))
+
+
+@pytest.mark.parametrize("kernel", [make_kernel, make_batch_kernel])
+@pytest.mark.parametrize("coupled", [36, 9, 3])
+@torch.no_grad()
+def test_the_preconditioner_is_definite_and_exact_where_functions_are_coupled(kernel, coupled, monkeypatch):
+    monkeypatch.setattr(newton_system, "_COUPLED", coupled)
+    space, curvature = _newton_problem(kernel())
+    matrix, precondition = newton_matrix(space, curvature), newton_system.Preconditioner(space, curvature)
+    columns = [precondition(unit.view(3, -1)).flatten() for unit in torch.eye(36, dtype=torch.float64)]
+    inverse = torch.stack(columns, 1)
+    assert_close(inverse, inverse.mT)
+    scaled = torch.linalg.eigvals(inverse @ matrix).real
+    assert float(scaled.min()) > 0.0
+    if coupled == 36:
+        assert_close(inverse @ matrix, torch.eye(36, dtype=torch.float64))
+
+
+@torch.no_grad()
+def test_coupling_in_leading_directions_improves_the_condition(monkeypatch):
+    space, curvature = _newton_problem(make_kernel(), scale=300.0)
+    matrix, conditions = newton_matrix(space, curvature), []
+    for coupled in (0, 18):
+        monkeypatch.setattr(newton_system, "_COUPLED", coupled)
+        precondition = newton_system.Preconditioner(space, curvature)
+        columns = [precondition(column.view(3, -1)).flatten() for column in matrix]
+        values = torch.linalg.eigvals(torch.stack(columns, 1)).real
+        conditions.append(float(values.max() / values.min()))
+    assert conditions[1] < 0.5 * conditions[0]
+
+
+@pytest.mark.parametrize("kernel", [make_kernel, make_batch_kernel])
+@torch.no_grad()
+def test_newton_systems_by_conjugate_gradients_equal_dense_ones(kernel, monkeypatch):
+    monkeypatch.setattr(newton_system, "_CG_TOLERANCE", 1e-12)
+    monkeypatch.setattr(newton_system, "_COUPLED", 6)
+    space, curvature = _newton_problem(kernel())
+    right = torch.randn(3, 12, generator=torch.Generator().manual_seed(1)).double()
+    dense, system = newton_system.NewtonSystem(space), newton_system.NewtonSystem(space)
+    for change in (1.0, 1.001, 100.0):  # the preconditioner of the first serves the second, not the third
+        weight = change * curvature
+
+        def weigh(block, weight=weight):
+            return torch.matmul(weight, block.unsqueeze(-1)).squeeze(-1)
+
+        before = system._preconditioner
+        expected = dense.solve(right, weight, weigh)
+        with monkeypatch.context() as patch:
+            patch.setattr(newton_system, "_DENSE_LIMIT", 0)
+            patch.setattr(newton_system, "_FEW_STEPS", 36 if change < 2.0 else 2)
+            assert_close(system.solve(right, weight, weigh), expected)
+        assert (system._preconditioner is before) == (change == 1.001)
 
 
 # ------------------------------------------------------------- dense reference

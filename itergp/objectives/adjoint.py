@@ -10,7 +10,7 @@ from torch import Tensor
 from itergp.likelihoods import Observations
 from itergp.likelihoods.blocks import Root, apply_blocks
 from itergp.operators import KernelOperator
-from itergp.solvers.newton import newton_matrix, robust_cholesky, weighted_gram
+from itergp.solvers.newton_matrix import newton_matrix, robust_cholesky, weighted_gram
 from itergp.solvers.precision import multiply
 from itergp.solvers.search_space import SearchSpace
 

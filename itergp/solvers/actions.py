@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from itergp.operators import slices
-from itergp.solvers.newton import data_information
+from itergp.solvers.newton_matrix import data_information
 from itergp.solvers.precision import Actions
 from itergp.solvers.search_space import SearchSpace
 

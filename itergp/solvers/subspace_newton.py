@@ -12,7 +12,8 @@ from itergp.errors import InputError
 from itergp.solvers.actions import leading_actions
 from itergp.solvers.base import require_positive
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
-from itergp.solvers.newton import Iterate, evaluate, minimise, weighted_gram
+from itergp.solvers.newton import Iterate, evaluate, minimise
+from itergp.solvers.newton_matrix import weighted_gram
 from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space, unpack_memory, unpack_space
 from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, View
 from itergp.solvers.policies.directions import holds, shared_directions

@@ -107,9 +107,9 @@ class SupportSpace(SearchSpace):
             [torch.cat([self.directions, old_part], -1), torch.nn.functional.pad(mix, (self.rank, 0))], -2
         )
         support = torch.cat([self.rows, rows])
-        on_support = shards.take(products, support, 1).double()
-        side = torch.matmul(directions[..., : self.rank].mT, on_support[..., self.rank :])
-        corner = torch.matmul(directions[..., self.rank :].mT, on_support[..., self.rank :])
+        on_support = shards.take(new, support, 1).double()
+        side = torch.matmul(directions[..., : self.rank].mT, on_support)
+        corner = torch.matmul(directions[..., self.rank :].mT, on_support)
         gram = torch.cat([torch.cat([self.gram, side], -1), torch.cat([side.mT, corner], -1)], -2)
         gram[:, self.rank :, self.rank :] += torch.diag_embed((mix.abs().amax(-2) == 0.0).to(gram))
         explained = self.explained + torch.cat([part.square().sum(-1) for part in new.split(_CHUNK_ROWS, 1)], -1)

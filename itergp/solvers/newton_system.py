@@ -1,0 +1,149 @@
+"""``NewtonSystem``: the linear systems of Newton's method within a search space."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from itergp.solvers.newton_matrix import newton_matrix, robust_cholesky, weighted_gram
+from itergp.solvers.search_space import SearchSpace
+
+_DENSE_LIMIT = 500
+_DENSE_WORK = 2e10  # multiply-adds for which the Newton matrix of a single latent function is formed
+_CG_TOLERANCE = 0.05
+_CG_MAX_STEPS = 60
+# Rows from which the preconditioner is estimated: a multiple of the directions, and at least so many.
+_SAMPLE_FACTOR, _SAMPLE_ROWS = 2, 4096
+_COUPLED = 1280  # unknowns, directions times latent functions, whose coupling the preconditioner knows
+_POWER_STEPS = 3
+_FEW_STEPS = 8  # of conjugate gradients, besides those that take as long as making the preconditioner again
+_READING = 16  # columns whose product costs as much arithmetic as reading a matrix
+
+
+class NewtonSystem:
+    """``(S^T K S + T^T W T) X = B``: by Cholesky when small, otherwise by preconditioned conjugate gradients.
+
+    The preconditioner serves several systems. When another W makes it need as many steps as it is worth, it is made again.
+
+    Args:
+        space: The search space.
+    """
+
+    def __init__(self, space: SearchSpace) -> None:
+        self.space = space
+        self._preconditioner: Preconditioner | None = None
+
+    def solve(self, right: Tensor, curvature: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
+        """X ``(C, B)``.
+
+        Args:
+            right: B ``(C, B)``, float64.
+            curvature: W ``(N, C, C)``.
+            weigh: Its product with a block ``(N, C)``.
+        """
+        latents, rank = right.shape
+        few = latents == 1 and self.space.shards.whole(curvature.shape[0]) * rank**2 <= _DENSE_WORK
+        if few or latents * rank <= _DENSE_LIMIT:
+            factor = robust_cholesky(newton_matrix(self.space, curvature), self.space.products.dtype)
+            return torch.cholesky_solve(right.reshape(-1, 1), factor).reshape(latents, rank)
+        X, residual = torch.zeros_like(right), right
+        if self._preconditioner is not None:
+            reading = 2 * self.space.shards.whole(curvature.shape[0]) * rank * (latents + _READING)
+            most = _FEW_STEPS + self._preconditioner.work // reading
+            X, residual, close = self._descend(right, X, residual, weigh, self._preconditioner, most)
+            if close:
+                return X
+        self._preconditioner = Preconditioner(self.space, curvature)
+        return self._descend(right, X, residual, weigh, self._preconditioner, _CG_MAX_STEPS)[0]
+
+    def _descend(
+        self,
+        right: Tensor,
+        X: Tensor,
+        residual: Tensor,
+        weigh: Callable[[Tensor], Tensor],
+        precondition: Preconditioner,
+        most: int,
+    ) -> tuple[Tensor, Tensor, bool]:
+        """At most so many steps of conjugate gradients from X; the new X, its residual, and whether that is small."""
+        target = _CG_TOLERANCE**2 * (right * precondition(right)).sum()
+        z = precondition(residual)
+        p, rho = z, (residual * z).sum()
+        for _ in range(most):
+            product = self.space.metric(p) + self.space.project(weigh(self.space.latent(p)))
+            alpha = rho / (p * product).sum()
+            X, residual = X + alpha * p, residual - alpha * product
+            z = precondition(residual)
+            previous, rho = rho, (residual * z).sum()
+            if self.space.shards.any(bool(rho <= target)):
+                return X, residual, True
+            p = z + (rho / previous) * p
+        return X, residual, False
+
+
+class Preconditioner:
+    """The inverse of the Newton matrix, estimated from some of the rows when there are many.
+
+    Latent functions are coupled in the leading directions, where the curvature has most to say: what lowers one class
+    there raises another, and to leave that out is to be wrong by as much as the data know. In the other directions each has a
+    block of its own.
+
+    Args:
+        space: The search space.
+        curvature: W ``(N, C, C)``.
+
+    Attributes:
+        work: Multiply-adds that it took to make.
+    """
+
+    def __init__(self, space: SearchSpace, curvature: Tensor) -> None:
+        own, latents = curvature.shape[:2]
+        size, rank, last = space.shards.whole(own), space.rank, space.gram.shape[0] - 1
+        wanted = max(_SAMPLE_ROWS, _SAMPLE_FACTOR * rank)
+        products = space.products
+        if wanted < size // 2:
+            rows = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:wanted] - space.shards.start()
+            rows = rows[(rows >= 0) & (rows < own)].to(curvature.device)
+            products, curvature, size = products[:, rows], size / wanted * curvature[rows], wanted
+        sample = SearchSpace(products[:, :0], products, space.gram, shards=space.shards)
+        self.work = latents * (size * rank**2 // 2 + rank**3)
+        self._factors = products.new_empty(
+            latents, rank, rank
+        )  # in the data's dtype: half the memory to read in every step
+        information = torch.zeros_like(space.gram)
+        for c in range(latents):
+            block = weighted_gram(sample, curvature[:, c, c], c, c) + space.gram[min(c, last)]
+            information[min(c, last)] += block
+            self._factors[c] = robust_cholesky(block, products.dtype)
+        width = min(rank, _COUPLED // latents) if latents > 1 else 0
+        self._leading = space.shards.same(_leading_eigenvectors(information, width))
+        coupled = newton_matrix(sample.compress(self._leading), curvature)
+        self._coupled = robust_cholesky(coupled, products.dtype) if width else coupled
+
+    def __call__(self, X: Tensor) -> Tensor:
+        """``P^{-1} X`` ``(C, B)``."""
+        leading = self._inside(X)
+        rest = (X - self._outside(leading)).to(self._factors).unsqueeze(-1)
+        rest = torch.cholesky_solve(rest, self._factors).squeeze(-1).to(X)
+        solved = torch.cholesky_solve(leading.reshape(-1, 1), self._coupled).view_as(leading)
+        return rest + self._outside(solved - self._inside(rest))
+
+    def _inside(self, X: Tensor) -> Tensor:
+        """Coordinates ``(C, q)`` among the leading directions."""
+        return torch.matmul(X.unsqueeze(1), self._leading).squeeze(1)
+
+    def _outside(self, coordinates: Tensor) -> Tensor:
+        """What has these coordinates, ``(C, B)``."""
+        return torch.matmul(coordinates.unsqueeze(1), self._leading.mT).squeeze(1)
+
+
+def _leading_eigenvectors(matrices: Tensor, width: int) -> Tensor:
+    """Orthonormal bases ``(C', B, width)`` near the leading eigenvectors of symmetric matrices, by subspace iteration."""
+    generator = torch.Generator().manual_seed(0)
+    block = torch.randn(matrices.shape[-1], width, generator=generator, dtype=torch.float64).to(matrices)
+    block = block.expand(matrices.shape[0], -1, -1)
+    for _ in range(_POWER_STEPS):
+        block = torch.linalg.qr(torch.matmul(matrices, block)).Q
+    return block
