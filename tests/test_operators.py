@@ -26,12 +26,14 @@ from gpytorch.means import ConstantMean, LinearMean, ZeroMean
 from helpers import DTYPES, assert_close, keops_test, make_batch_kernel, make_inputs, make_kernel, needs_pykeops
 
 from itergp import InputError
+from itergp.errors import ItergpWarning
 from itergp.operators import (
     BlockedOperator,
     DenseOperator,
     KeOpsOperator,
     Prior,
     default_memory_budget,
+    keops,
     make_operator,
     tiles,
 )
@@ -339,11 +341,64 @@ def test_the_memory_budget_decides(name, dtype):
 
 
 @needs_pykeops
-def test_keops_kernels_choose_keops_when_memory_is_short():
+def test_the_faster_of_keops_and_blocks_is_chosen(monkeypatch):
+    x, seconds, timed = make_inputs(100, COLUMNS), {KeOpsOperator: 1.0, BlockedOperator: 2.0}, []
+
+    def time(operator, columns):
+        timed.append(type(operator))
+        return seconds[type(operator)]
+
+    monkeypatch.setattr(keops, "seconds_of_product", time)
+    assert type(_make("keops rbf", "auto", x, memory_budget=1_000)) is BlockedOperator  # never on a CPU
+    assert not timed
+    monkeypatch.setattr(keops, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(keops, "_pays", {})
+    for _ in range(2):
+        assert type(_make("rbf", "auto", x, memory_budget=1_000)) is KeOpsOperator
+    assert timed == [KeOpsOperator, BlockedOperator]
+    assert type(_make("rbf", "auto", x)) is DenseOperator
+    assert type(_make("linear", "auto", x, memory_budget=1_000)) is BlockedOperator
+    assert type(_make("rbf", "auto", make_inputs(100, 65), memory_budget=1_000)) is BlockedOperator
+    assert len(timed) == 2
+    seconds[KeOpsOperator] = 3.0
+    assert type(_make("keops matern", "auto", x, memory_budget=1_000)) is BlockedOperator
+    assert len(timed) == 4
+
+
+@keops_test
+def test_keops_is_timed_in_earnest(monkeypatch):
+    monkeypatch.setattr(keops, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(keops, "_pays", {})
+    x = make_inputs(100, COLUMNS, torch.float32)
+    assert type(_make("keops rbf", "auto", x, memory_budget=1_000)) in (KeOpsOperator, BlockedOperator)
+    assert len(keops._pays) == 1
+
+
+@needs_pykeops
+def test_keops_that_does_not_work_is_left_out(monkeypatch):
+    def fail(*_):
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(keops, "_DEVICES", ("cpu",))
+    monkeypatch.setattr(keops, "_pays", {})
+    monkeypatch.setattr(KeOpsOperator, "_reduce", fail)
     x = make_inputs(100, COLUMNS)
-    assert type(_make("keops rbf", "auto", x, memory_budget=1_000)) is KeOpsOperator
-    assert type(_make("keops rbf", "auto", x)) is DenseOperator
-    assert type(_make("rbf", "auto", x, memory_budget=1_000)) is BlockedOperator  # does not pay on a CPU
+    with pytest.warns(ItergpWarning, match=r"does not \(OSError: no compiler\), and .* in blocks"):
+        assert type(_make("rbf", "auto", x, memory_budget=1_000)) is BlockedOperator
+    assert type(_make("rbf", "auto", x, memory_budget=1_000)) is BlockedOperator  # without a warning
+
+
+@keops_test
+@pytest.mark.parametrize("columns", [1, 3, 64, 65])
+@torch.no_grad()
+def test_wide_products_of_keops_are_made_in_blocks(columns):
+    x = make_inputs(ROWS, COLUMNS, torch.float32)
+    operator, expected = _make("matern ard", "keops", x), _make("matern ard", "blocked", x)
+    block, new = torch.randn(ROWS, columns), make_inputs(9, COLUMNS, torch.float32, seed=7)
+    assert_close(operator.matmul(block), expected.matmul(block))
+    assert_close(operator.cross_matmul(new, block), expected.cross_matmul(new, block))
+    halves = operator.counts.entries == expected.counts.entries
+    assert halves == (columns == 65)
 
 
 def test_default_memory_budget_is_part_of_what_is_free():

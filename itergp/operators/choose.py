@@ -11,17 +11,14 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.operators.base import KernelOperator
 from itergp.operators.blocked import BlockedOperator, DenseOperator
-from itergp.operators.keops import KeOpsOperator, keops_available
+from itergp.operators.keops import KeOpsOperator, keops_pays
 from itergp.operators.memory import default_memory_budget
 from itergp.operators.process_group import many_processes
 from itergp.operators.process_rows import ProcessRows
-from itergp.operators.radial import KeOpsMaternKernel, KeOpsRBFKernel, as_radial
 from itergp.operators.rows import ALL_ROWS, Rows
 from itergp.operators.sharded import ShardedOperator
 
 OperatorKind = Literal["auto", "dense", "blocked", "keops", "sharded"]
-
-_KEOPS_MAX_DIMENSION = 64
 
 
 def make_operator(
@@ -34,9 +31,9 @@ def make_operator(
 ) -> KernelOperator:
     """Builds the operator for a kernel and its training inputs.
 
-    ``"auto"`` keeps the dense matrix when it fits the memory budget; otherwise it uses KeOps when the kernel is one of
-    GPyTorch's KeOps kernels, or on CUDA for at most 64 input dimensions; otherwise blocks. ``"sharded"`` divides the rows
-    among the processes of ``torch.distributed``; a single process has them all, as with ``"auto"``.
+    ``"auto"`` keeps the dense matrix when it fits the memory budget. Otherwise it uses blocks or, on CUDA for RBF and Matern
+    kernels of at most 64 input dimensions, KeOps where a product of some rows shows it to be faster. ``"sharded"`` divides the
+    rows among the processes of ``torch.distributed``; a single process has them all, as with ``"auto"``.
 
     Args:
         kernel: Any GPyTorch kernel.
@@ -73,8 +70,4 @@ def own_rows(kind: OperatorKind, total: int, device: torch.device) -> Rows:
 def _automatic(kernel: Kernel, inputs: Tensor, num_kernels: int, budget: int) -> OperatorKind:
     if num_kernels * inputs.shape[-2] ** 2 * inputs.element_size() // 2 <= budget:
         return "dense"
-    if not keops_available() or as_radial(kernel, num_kernels) is None:
-        return "blocked"
-    wanted = any(isinstance(k, (KeOpsMaternKernel, KeOpsRBFKernel)) for k in kernel.modules())
-    pays = inputs.device.type == "cuda" and inputs.shape[-1] <= _KEOPS_MAX_DIMENSION
-    return "keops" if wanted or pays else "blocked"
+    return "keops" if keops_pays(kernel, inputs, num_kernels, budget) else "blocked"

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import warnings
+from collections.abc import Hashable
 
+import torch
+from gpytorch.kernels import Kernel
 from torch import Tensor
+from torch.nn.functional import pad
 
-from itergp.errors import InputError
-from itergp.operators.base import KernelOperator
+from itergp.errors import InputError, ItergpWarning
+from itergp.operators.blocked import BlockedOperator
+from itergp.operators.radial import as_radial
+from itergp.operators.timing import sample_of_rows, seconds_of_product
+
+# Each thread keeps a sum for every column in its registers; more columns are a matter of multiplying matrices.
+_MOST_COLUMNS = 64
+_MOST_DIMENSIONS = 64
+_DEVICES = ("cuda",)  # on a CPU blocks are faster by far, and nothing must be compiled for them
+_TIMED_ROWS, _TIMED_COLUMNS = 16_384, 8
+_pays: dict[Hashable, bool] = {}
 
 
 def keops_available() -> bool:
@@ -16,10 +30,11 @@ def keops_available() -> bool:
     return importlib.util.find_spec("pykeops") is not None
 
 
-class KeOpsOperator(KernelOperator):
+class KeOpsOperator(BlockedOperator):
     """Map-reduce products that never hold a block of entries: memory ``O(N k)``.
 
-    Works for (scaled) RBF and Matern kernels, GPyTorch's ordinary ones and its KeOps ones.
+    Works for (scaled) RBF and Matern kernels, GPyTorch's ordinary and its KeOps ones. Columns are padded to a power of two,
+    so that few formulas are compiled; blocks of more than 64 columns are multiplied as ``BlockedOperator`` does it.
 
     Raises:
         InputError: If KeOps is not installed, or the kernel is not one it knows here.
@@ -40,25 +55,33 @@ class KeOpsOperator(KernelOperator):
             )
 
     def _matmul(self, block: Tensor) -> Tensor:
+        if not _reduces(block):
+            return super()._matmul(block)
         self.counts.entries += self.num_kernels * self.num_rows**2
-        return self._cross(self.inputs.detach(), block)
+        return self._reduce(self.inputs.detach(), block)
 
     def _cross(self, inputs: Tensor, block: Tensor) -> Tensor:
+        return self._reduce(inputs, block) if _reduces(block) else super()._cross(inputs, block)
+
+    def _reduce(self, inputs: Tensor, block: Tensor) -> Tensor:
         from pykeops.torch import LazyTensor  # optional dependency
 
         assert self._radial_form is not None
-        rows, cols = (
-            self._features(inputs)[..., :-2],
-            self._features(self.inputs)[..., :-2],
-        )  # the distances are its own
-        out = block.new_empty(self.num_kernels, inputs.shape[-2], block.shape[-1])
+        # KeOps takes distances itself, without the norms.
+        rows, cols = self._features(inputs)[..., :-2], self._features(self.inputs)[..., :-2]
+        columns = block.shape[-1]
+        padded = pad(block, (0, (1 << (columns - 1).bit_length()) - columns)).contiguous()
+        out = block.new_empty(self.num_kernels, inputs.shape[-2], columns)
         for c in range(self.num_kernels):
-            right = block if block.dim() == 2 else block[c]
+            right = padded if padded.dim() == 2 else padded[min(c, padded.shape[0] - 1)]
             x, y = LazyTensor(rows[c][:, None, :]), LazyTensor(cols[c][None, :, :])
-            squared = ((x - y) ** 2).sum(-1)
-            entries = _profile(squared, self._radial_form.smoothness)
-            out[c] = self._radial_form.output_scale[c] * (entries @ right.contiguous())
+            entries = _profile(((x - y) ** 2).sum(-1), self._radial_form.smoothness)
+            out[c] = self._radial_form.output_scale[c] * (entries @ right.to(rows))[:, :columns]
         return out
+
+
+def _reduces(block: Tensor) -> bool:
+    return 0 < block.shape[-1] <= _MOST_COLUMNS
 
 
 def _profile(squared, smoothness: float):
@@ -70,3 +93,42 @@ def _profile(squared, smoothness: float):
     if smoothness == 1.5:
         return (1.0 + distance) * (-distance).exp()
     return (1.0 + distance + squared / 3.0) * (-distance).exp()
+
+
+def keops_pays(kernel: Kernel, inputs: Tensor, num_kernels: int, memory_budget: int) -> bool:
+    """Whether KeOps can be used for a kernel, and is faster than blocks: timed once for every kind of problem.
+
+    Args:
+        kernel: Any GPyTorch kernel.
+        inputs: ``(N, D)`` or ``(C, N, D)``.
+        num_kernels: ``C'``.
+        memory_budget: Bytes.
+    """
+    radial = as_radial(kernel, num_kernels)
+    if (
+        inputs.device.type not in _DEVICES
+        or inputs.shape[-1] > _MOST_DIMENSIONS
+        or radial is None
+        or not keops_available()
+    ):
+        return False
+    key = (inputs.device, inputs.dtype, inputs.shape[-1], num_kernels, radial.smoothness)
+    if key not in _pays:
+        sample = sample_of_rows(inputs, _TIMED_ROWS)
+        operators = [
+            kind(kernel, sample, num_kernels=num_kernels, memory_budget=memory_budget)
+            for kind in (KeOpsOperator, BlockedOperator)
+        ]
+        try:
+            with torch.no_grad():
+                keops, blocked = (seconds_of_product(operator, _TIMED_COLUMNS) for operator in operators)
+            _pays[key] = keops < blocked
+        except Exception as error:  # of compilers, drivers and libraries that it loads
+            warnings.warn(
+                f"KeOps is installed and should work on {inputs.device}. It does not ({type(error).__name__}: {error}), and "
+                "kernel products are made in blocks. Repair it for speed, or choose operator='blocked' to silence this.",
+                ItergpWarning,
+                stacklevel=2,
+            )
+            _pays[key] = False
+    return _pays[key]

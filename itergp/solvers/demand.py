@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
 
 import torch
 
-from itergp.operators import BlockedOperator, KernelOperator
+from itergp.operators import BlockedOperator, KeOpsOperator, KernelOperator
+from itergp.operators.timing import sample_of_rows, seconds_of_product
 
 _SAMPLE_ROWS = 3072
 _COLUMNS = 128
@@ -81,22 +81,11 @@ class Rates:
     @torch.no_grad()
     def measured(cls, operator: KernelOperator) -> Rates:
         """Times products with the kernel matrix of some rows: a fraction of a second."""
-        size = operator.num_rows
-        rows = torch.linspace(0, size - 1, min(size, _SAMPLE_ROWS), device=operator.device).long()
-        sample = BlockedOperator(operator.kernel, operator.inputs[..., rows, :], num_kernels=operator.num_kernels)
-        seconds = [_timed(sample, columns) for columns in (1, 1 + _COLUMNS)]
-        multiplications = operator.num_kernels * rows.numel() ** 2 * _COLUMNS
+        kind = KeOpsOperator if isinstance(operator, KeOpsOperator) else BlockedOperator
+        rows = sample_of_rows(operator.inputs, _SAMPLE_ROWS)
+        sample = kind(operator.kernel, rows, num_kernels=operator.num_kernels)
+        seconds = [seconds_of_product(sample, columns) for columns in (1, 1 + _COLUMNS)]
+        multiplications = operator.num_kernels * sample.num_rows**2 * _COLUMNS
         per_multiplication = max(seconds[1] - seconds[0], 0.0) / multiplications
-        entries = operator.num_kernels * rows.numel() ** 2 / 2
+        entries = operator.num_kernels * sample.num_rows**2 / 2
         return cls(seconds[0] / entries, per_multiplication)
-
-
-def _timed(operator: KernelOperator, columns: int) -> float:
-    """The faster of two products; the first also warms up."""
-    block = torch.ones(operator.num_rows, columns, dtype=operator.dtype, device=operator.device)
-    seconds = []
-    for _ in range(2):
-        begun = time.perf_counter()
-        float(operator.matmul(block).sum())  # waits for the device
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds)

@@ -1,0 +1,27 @@
+"""How long a product takes here, found by making it."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor
+
+from itergp.operators.base import KernelOperator
+
+
+def sample_of_rows(inputs: Tensor, most: int) -> Tensor:
+    """At most so many rows of inputs ``(..., N, D)``, evenly spaced."""
+    size = inputs.shape[-2]
+    return inputs[..., torch.linspace(0, size - 1, min(size, most), device=inputs.device).long(), :]
+
+
+def seconds_of_product(operator: KernelOperator, columns: int) -> float:
+    """The faster of two products with so many columns; the first also warms up, and compiles."""
+    block = torch.ones(operator.num_rows, columns, dtype=operator.dtype, device=operator.device)
+    seconds = []
+    for _ in range(2):
+        begun = time.perf_counter()
+        float(operator.matmul(block).sum())  # waits for the device
+        seconds.append(time.perf_counter() - begun)
+    return min(seconds)
