@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import platform
 import resource
 import time
-from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gpytorch
@@ -26,15 +27,32 @@ def peak_memory() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
-def kernel_pass(rows: int, columns: int = 10) -> dict[str, Any]:
-    """One pass of a Matern-3/2 kernel, best of three, next to a plain loop over half the matrix."""
-    x = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
-    block = torch.randn(rows, columns, generator=torch.Generator().manual_seed(1))
+def kernel_pass(rows: list[int], columns: int = 10, repeats: int = 5) -> dict[str, Any]:
+    """Passes of a Matern-3/2 kernel, the best of some, next to a plain loop over half the matrix.
+
+    Sizes take turns, so that a machine whose speed changes does so for all of them.
+    """
     kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5)).requires_grad_(False)
     kernel.outputscale, kernel.base_kernel.lengthscale = 1.0, 1.0
-    operator = make_operator(kernel, x, kind="blocked")
-    ours, plain = _best(lambda: operator.matmul(block)), _best(lambda: _plain_pass(x, block))
-    return {"seconds": ours, "plain_seconds": plain, "rate": plain / ours, "entries_per_second": rows**2 / 2 / ours}
+    calls = []
+    for size in rows:
+        x = torch.randn(size, 3, generator=torch.Generator().manual_seed(0))
+        block = torch.randn(size, columns, generator=torch.Generator().manual_seed(1))
+        operator = make_operator(kernel, x, kind="blocked")
+        calls.append((partial(operator.matmul, block), partial(_plain_pass, x, block)))
+    seconds = [([math.inf], [math.inf]) for _ in rows]
+    for _ in range(repeats):
+        for pair, found in zip(calls, seconds, strict=True):
+            for call, own in zip(pair, found, strict=True):
+                begun = time.perf_counter()
+                call()
+                own.append(time.perf_counter() - begun)
+    return {
+        "by_rows": [
+            {"rows": size, "seconds": min(ours), "plain_seconds": min(plain)}
+            for size, (ours, plain) in zip(rows, seconds, strict=True)
+        ]
+    }
 
 
 def _plain_pass(x: torch.Tensor, block: torch.Tensor, step: int = 1000) -> torch.Tensor:
@@ -49,15 +67,6 @@ def _plain_pass(x: torch.Tensor, block: torch.Tensor, step: int = 1000) -> torch
             if j > i:
                 out[j : j + step] += entries.mT @ block[i : i + step]
     return out
-
-
-def _best(call: Callable[[], object], repeats: int = 3) -> float:
-    seconds = []
-    for _ in range(repeats):
-        begun = time.perf_counter()
-        call()
-        seconds.append(time.perf_counter() - begun)
-    return min(seconds)
 
 
 def full(rows: int, rank: int = 100, max_passes: int = 12) -> dict[str, Any]:
@@ -142,7 +151,13 @@ def cost(rows: int, method: str) -> dict[str, Any]:
     solution = model.condition()
     seconds = time.perf_counter() - begun
     probs = class_probabilities(model.predict(data.test_x, covariance_scale=0.0).probs)
-    return {"seconds": seconds, "passes": solution.kernel_passes, "memory": peak_memory(), **scores(probs, data)}
+    return {
+        "seconds": seconds,
+        "passes": solution.kernel_passes,
+        "directions": solution.space.rank,
+        "memory": peak_memory(),
+        **scores(probs, data),
+    }
 
 
 def cost_svgp(rows: int, num_inducing: int = 500) -> dict[str, Any]:

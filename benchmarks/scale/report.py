@@ -31,10 +31,15 @@ def _of(lines: list[dict[str, Any]], item: str) -> Iterator[tuple[dict[str, Any]
 
 
 def _kernel(lines: list[dict[str, Any]]) -> list[str]:
-    rows = [
-        f"| {a['rows']:,} | {r['seconds']:.2f} | {r['entries_per_second']:.2g} | {r['rate']:.2f} |"
-        for a, r in _of(lines, "kernel_pass")
-    ]
+    rows = []
+    for _, found in _of(lines, "kernel_pass"):
+        first = found["by_rows"][0]
+        for r in found["by_rows"]:
+            growth = (r["seconds"] / first["seconds"]) / (r["rows"] / first["rows"]) ** 2
+            rows.append(
+                f"| {r['rows']:,} | {r['seconds']:.3f} | {r['rows'] ** 2 / 2 / r['seconds']:.2g} | "
+                f"{r['plain_seconds'] / r['seconds']:.2f} | {growth:.2f} |"
+            )
     if not rows:
         return []
     head = [
@@ -42,7 +47,8 @@ def _kernel(lines: list[dict[str, Any]]) -> list[str]:
         "",
         "Matern-3/2, 3 inputs, 10 columns; a plain loop over half the matrix in the same process.",
     ]
-    return [*head, "", "| rows | s | entries/s | rate of the plain loop |", "|---|---|---|---|", *rows]
+    columns = "| rows | s | entries/s | rate, plain loop = 1 | time over that of N^2 growth |"
+    return [*head, "", columns, "|---|---|---|---|---|", *rows]
 
 
 def _mixture(lines: list[dict[str, Any]]) -> list[str]:
@@ -115,9 +121,12 @@ def _cost(lines: list[dict[str, Any]]) -> list[str]:
         for arguments, r in _of(lines, item):
             name = {"full": "full", "linear": "linear time"}[arguments[key]] if key else "SVGP, 500, after"
             if "failed" in r:
-                rows.append(f"| {name} | {arguments['rows']:,} | {r['failed']} | | |")
+                rows.append(f"| {name} | {arguments['rows']:,} | {r['failed']} | | | |")
                 continue
-            rows.append(f"| {name} | {arguments['rows']:,} | {r['seconds']:.1f} | {r['nll']:.4f} | {r['memory']:.1f} |")
+            directions = f"{r['directions']:,}" if "directions" in r else ""
+            rows.append(
+                f"| {name} | {arguments['rows']:,} | {r['seconds']:.1f} | {directions} | {r['nll']:.4f} | {r['memory']:.1f} |"
+            )
     if not rows:
         return []
     head = [
@@ -125,7 +134,7 @@ def _cost(lines: list[dict[str, Any]]) -> list[str]:
         "",
         "The mode at given hyperparameters, synthetic binary, 4 inputs, one thread; an SVGP that trains.",
     ]
-    return [*head, "", "| | rows | s | test NLL | peak GiB |", "|---|---|---|---|---|", *rows]
+    return [*head, "", "| | rows | s | directions | test NLL | peak GiB |", "|---|---|---|---|---|---|", *rows]
 
 
 def draw_cost(lines: list[dict[str, Any]]) -> None:
