@@ -61,7 +61,7 @@ class Rows:
 
     def take(self, tensor: Tensor, numbers: Tensor, dim: int = 0) -> Tensor:
         """Some of all rows, by their numbers ``(m,)``, in every process, of a tensor of the own rows."""
-        return tensor.index_select(dim, numbers)
+        return tensor.movedim(dim, 0)[numbers].movedim(0, dim)  # index_select copies all of an array with gaps
 
     def here(self, numbers: Tensor) -> tuple[Tensor | slice, Tensor]:
         """Which of some row numbers ``(m,)`` are own rows, and their numbers among these."""

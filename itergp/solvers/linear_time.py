@@ -194,7 +194,7 @@ class LinearTimeNewton:
         polish = None if self.polish is None else self.polish.demand(size)
         memory = {
             "products with the support": size.array(columns),
-            "directions and small matrices": 4 * size.num_kernels * support**2 * 8,
+            "directions and small matrices": (4 * size.num_kernels + size.num_latents) * support**2 * 8,
             "rows": likelihood_memory(size),
         }
         if polish is None:

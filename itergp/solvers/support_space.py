@@ -12,7 +12,6 @@ from itergp.operators.rows import ALL_ROWS
 from itergp.solvers.actions import leading_directions
 from itergp.solvers.search_space import SearchSpace
 
-_CHUNK_ROWS = 2048
 # A direction of less prior variance than this many roundings of the support's kernel matrix is rounding itself.
 _RESOLUTION = 4.0
 
@@ -112,7 +111,7 @@ class SupportSpace(SearchSpace):
         corner = torch.matmul(directions[..., self.rank :].mT, on_support)
         gram = torch.cat([torch.cat([self.gram, side], -1), torch.cat([side.mT, corner], -1)], -2)
         gram[:, self.rank :, self.rank :] += torch.diag_embed((mix.abs().amax(-2) == 0.0).to(gram))
-        explained = self.explained + torch.cat([part.square().sum(-1) for part in new.split(_CHUNK_ROWS, 1)], -1)
+        explained = self.explained + torch.linalg.vector_norm(new, dim=-1).square()  # without a copy of their size
         gram = shards.same(0.5 * (gram + gram.mT))
         return SupportSpace(directions, products, gram, support, explained, buffer, shards=shards)
 
