@@ -107,7 +107,8 @@ def _sampled(kind: str) -> Results:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(newton_system, "_DENSE_LIMIT", 5)
         patch.setattr(newton_system, "_SAMPLE_ROWS", 20)
-        patch.setattr(newton_system, "_SAMPLE_FACTOR", 1)
+        patch.setattr(newton_system, "_FEWEST_SAMPLES", 1)
+        patch.setattr(newton_system, "_MOST_SAMPLES", 1)
         return _case("categorical", "variational")(kind)
 
 

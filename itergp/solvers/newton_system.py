@@ -14,8 +14,9 @@ _DENSE_LIMIT = 500
 _DENSE_WORK = 2e10  # multiply-adds for which the Newton matrix of a single latent function is formed
 _CG_TOLERANCE = 0.05
 _CG_MAX_STEPS = 60
-# Rows from which the preconditioner is estimated: a multiple of the directions, and at least so many.
-_SAMPLE_FACTOR, _SAMPLE_ROWS = 2, 4096
+# Rows from which the preconditioner is estimated: at least so many, and multiples of the directions; more of them as long as they
+# cost no more than so many steps of conjugate gradients.
+_SAMPLE_ROWS, _FEWEST_SAMPLES, _MOST_SAMPLES, _WORTH_STEPS = 4096, 2, 16, 2
 _COUPLED = 1280  # unknowns, directions times latent functions, whose coupling the preconditioner knows
 _POWER_STEPS = 3
 _FEW_STEPS = 8  # of conjugate gradients, besides those that take as long as making the preconditioner again
@@ -50,8 +51,8 @@ class NewtonSystem:
             return torch.cholesky_solve(right.reshape(-1, 1), factor).reshape(latents, rank)
         X, residual = torch.zeros_like(right), right
         if self._preconditioner is not None:
-            reading = 2 * self.space.shards.whole(curvature.shape[0]) * rank * (latents + _READING)
-            most = _FEW_STEPS + self._preconditioner.work // reading
+            step = _work_of_step(self.space.shards.whole(curvature.shape[0]), rank, latents)
+            most = _FEW_STEPS + self._preconditioner.work // step
             X, residual, close = self._descend(right, X, residual, weigh, self._preconditioner, most)
             if close:
                 return X
@@ -101,7 +102,8 @@ class Preconditioner:
     def __init__(self, space: SearchSpace, curvature: Tensor) -> None:
         own, latents = curvature.shape[:2]
         size, rank, last = space.shards.whole(own), space.rank, space.gram.shape[0] - 1
-        wanted = max(_SAMPLE_ROWS, _SAMPLE_FACTOR * rank)
+        affordable = 2 * _WORTH_STEPS * _work_of_step(size, rank, latents) // (latents * rank**2)
+        wanted = max(_SAMPLE_ROWS, _FEWEST_SAMPLES * rank, min(_MOST_SAMPLES * rank, affordable))
         products = space.products
         if wanted < size // 2:
             rows = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:wanted] - space.shards.start()
@@ -137,6 +139,11 @@ class Preconditioner:
     def _outside(self, coordinates: Tensor) -> Tensor:
         """What has these coordinates, ``(C, B)``."""
         return torch.matmul(coordinates.unsqueeze(1), self._leading.mT).squeeze(1)
+
+
+def _work_of_step(rows: int, rank: int, latents: int) -> int:
+    """Multiply-adds of a step of conjugate gradients: two products with so few columns that it takes longer to read T."""
+    return 2 * rows * rank * (latents + _READING)
 
 
 def _leading_eigenvectors(matrices: Tensor, width: int) -> Tensor:
