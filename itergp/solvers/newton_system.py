@@ -14,8 +14,8 @@ _DENSE_LIMIT = 500
 _DENSE_WORK = 2e10  # multiply-adds for which the Newton matrix of a single latent function is formed
 _CG_TOLERANCE = 0.05
 _CG_MAX_STEPS = 60
-# Rows from which the preconditioner is estimated: at least so many, and multiples of the directions; more of them as long as they
-# cost no more than so many steps of conjugate gradients.
+# Rows from which the preconditioner is estimated: at least so many, and a multiple of the directions; more of them, up to
+# another multiple, as long as they cost no more than so many steps of conjugate gradients.
 _SAMPLE_ROWS, _FEWEST_SAMPLES, _MOST_SAMPLES, _WORTH_STEPS = 4096, 2, 16, 2
 _COUPLED = 1280  # unknowns, directions times latent functions, whose coupling the preconditioner knows
 _POWER_STEPS = 3
@@ -111,9 +111,8 @@ class Preconditioner:
             products, curvature, size = products[:, rows], size / wanted * curvature[rows], wanted
         sample = SearchSpace(products[:, :0], products, space.gram, shards=space.shards)
         self.work = latents * (size * rank**2 // 2 + rank**3)
-        self._factors = products.new_empty(
-            latents, rank, rank
-        )  # in the data's dtype: half the memory to read in every step
+        # In the data's dtype: half the memory to read in every step.
+        self._factors = products.new_empty(latents, rank, rank)
         information = torch.zeros_like(space.gram)
         for c in range(latents):
             block = weighted_gram(sample, curvature[:, c, c], c, c) + space.gram[min(c, last)]
