@@ -25,6 +25,7 @@ from torch import Tensor
 
 import itergp
 from itergp.errors import InputError, SolverError
+from itergp.learning.learner import Stop
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
 from itergp.operators import make_operator, tiles
 from itergp.solvers import DenseNewton, LinearTimeNewton, Reason, SubspaceNewton, linear_time, newton_system, policies
@@ -354,6 +355,24 @@ def check_learning_checkpoint(folder: Path, rank: int) -> None:
         fit(make(), checkpoint=path if rank == 0 else None)
     with pytest.raises(InputError, match=r"must be one file that every process sees"):
         fit(make(), checkpoint=path if rank == 0 else folder / "local.safetensors")
+    last = rank == dist.get_world_size() - 1
+
+    def stop_one(record: object) -> None:
+        if last and record.iteration == 2:
+            raise KeyboardInterrupt
+
+    alone = make()
+    assert fit(alone, callback=stop_one).reason == Stop.INTERRUPTED.value
+    rows = alone.solution.rows
+    for parameter in alone.parameters():
+        assert torch.equal(rows.same(parameter.detach()), parameter.detach())
+    # The file of learning is gone, and what is left of the conditioning belongs to other hyperparameters.
+    dist.barrier()
+    if rank == 0:
+        path.unlink()
+    dist.barrier()
+    itergp.fit(make(), max_iterations=3, **kept)
+    assert path.exists()
 
 
 def check_failure(rank: int, how: str) -> None:

@@ -355,7 +355,7 @@ def test_the_faster_of_keops_and_blocks_is_chosen(monkeypatch):
     monkeypatch.setattr(keops, "_pays", {})
     for _ in range(2):
         assert type(_make("rbf", "auto", x, memory_budget=1_000)) is KeOpsOperator
-    assert timed == [KeOpsOperator, BlockedOperator]
+    assert timed == [BlockedOperator, KeOpsOperator]
     assert type(_make("rbf", "auto", x)) is DenseOperator
     assert type(_make("linear", "auto", x, memory_budget=1_000)) is BlockedOperator
     assert type(_make("rbf", "auto", make_inputs(100, 65), memory_budget=1_000)) is BlockedOperator
@@ -367,11 +367,29 @@ def test_the_faster_of_keops_and_blocks_is_chosen(monkeypatch):
 
 @keops_test
 def test_keops_is_timed_in_earnest(monkeypatch):
+    calls, reduce = [], KeOpsOperator._reduce
     monkeypatch.setattr(keops, "_DEVICES", ("cpu",))
     monkeypatch.setattr(keops, "_pays", {})
+    monkeypatch.setattr(KeOpsOperator, "_reduce", lambda *args: calls.append(args) or reduce(*args))
     x = make_inputs(100, COLUMNS, torch.float32)
-    assert type(_make("keops rbf", "auto", x, memory_budget=1_000)) in (KeOpsOperator, BlockedOperator)
-    assert len(keops._pays) == 1
+    chosen = type(_make("keops rbf", "auto", x, memory_budget=1_000))
+    assert len(calls) == 2
+    assert list(keops._pays.values()) == [chosen is KeOpsOperator]
+
+
+@keops_test
+@pytest.mark.parametrize("far", [0, 1])
+@torch.no_grad()
+def test_keops_between_near_and_far_inputs(far):
+    # Distances between far inputs need float64, those between near ones do not.
+    pair = [make_inputs(30, COLUMNS, torch.float32, seed=seed) for seed in (1, 2)]
+    pair[far][0] = 300.0
+    x, new = pair
+    block = torch.randn(30, 2)
+    operator = _make("rbf", "keops", x)
+    assert operator._features(x).dtype != operator._features(new).dtype
+    expected = _reference(operator.kernel, new, x) @ block.double()
+    assert_close(operator.cross_matmul(new, block), expected)
 
 
 @needs_pykeops

@@ -9,7 +9,8 @@ from helpers import CORE, SimpleGP, assert_close, make_batch_kernel, make_binary
 from itergp.diagnostics import TraceRecord
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Observations
 from itergp.operators import make_operator
-from itergp.solvers import DenseNewton, Reason, SubspaceNewton, dense_newton, newton_system, solve
+from itergp.solvers import DenseNewton, Reason, SubspaceNewton, actions, dense_newton, newton_system, precision, solve
+from itergp.solvers import newton_matrix as newton_matrix_module
 from itergp.solvers.actions import leading_actions
 from itergp.solvers.newton_matrix import newton_matrix
 from itergp.solvers.policies.block_gradient import cluster_rows
@@ -41,6 +42,37 @@ def test_the_preconditioner_is_definite_and_exact_where_functions_are_coupled(ke
     assert float(scaled.min()) > 0.0
     if coupled == 36:
         assert_close(inverse @ matrix, torch.eye(36, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("kernel", [make_kernel, make_batch_kernel])
+@torch.no_grad()
+def test_sums_over_rows_in_pieces_are_those_in_one(kernel, monkeypatch):
+    space, curvature = _newton_problem(kernel())
+
+    def seeded() -> torch.Generator:
+        return torch.Generator().manual_seed(2)
+
+    def everything() -> list[torch.Tensor]:
+        found = leading_actions(space, curvature, 7)
+        rows = found.values.flatten(0, 1)
+        gram = precision.LowRankPrecision.from_products(
+            found, found.values * torch.rand(90, 1, 1, generator=seeded())
+        ).gram
+        applied = actions._apply_information(space, curvature, torch.randn(3, 12, 4, generator=seeded()).double())
+        # Eigenvectors have either sign.
+        return [newton_matrix(space, curvature), rows @ rows.mT, torch.linalg.eigvalsh(gram), applied]
+
+    whole = everything()
+    assert_close(whole[0], whole[0].mT)
+    for module, pieces in (
+        (newton_matrix_module, {"_CHUNK_ROWS": 7, "_CHUNK_COLUMNS": 5}),
+        (precision, {"_CHUNK_ROWS": 7}),
+        (actions, {"_CHUNK_ROWS": 7}),
+    ):
+        for name, size in pieces.items():
+            monkeypatch.setattr(module, name, size)
+    for parts, one in zip(everything(), whole, strict=True):
+        assert_close(parts, one, "derivative")
 
 
 @torch.no_grad()

@@ -32,7 +32,10 @@ def _of(lines: list[dict[str, Any]], item: str) -> Iterator[tuple[dict[str, Any]
 
 def _kernel(lines: list[dict[str, Any]]) -> list[str]:
     rows = []
-    for _, found in _of(lines, "kernel_pass"):
+    for arguments, found in _of(lines, "kernel_pass"):
+        if "failed" in found:
+            rows.append(f"| {arguments['rows']} | {found['failed']} | | | |")
+            continue
         first = found["by_rows"][0]
         for r in found["by_rows"]:
             growth = (r["seconds"] / first["seconds"]) / (r["rows"] / first["rows"]) ** 2
@@ -80,7 +83,7 @@ def _mixture(lines: list[dict[str, Any]]) -> list[str]:
 
 def _flights(lines: list[dict[str, Any]]) -> list[str]:
     rows = []
-    for arguments, r in _of(lines, "flights_in_time"):
+    for arguments, r in sorted(_of(lines, "flights_in_time"), key=lambda pair: pair[0]["support"]):
         if "failed" in r:
             rows.append(f"| support of {arguments['support']:,} | {r['failed']} | | | |")
             continue

@@ -132,7 +132,9 @@ def fit(
         checkpoint: File in which learning, and then conditioning, is kept while it runs. If it exists, ``fit`` of a model at
             the same starting values goes on from there: with Adam to the same answer as without the interruption, to the
             last bit on the same machine with as many threads. L-BFGS begins anew at the best parameters so far. Calibration,
-            a few seconds, is done again. torch's global random state is restored too.
+            a few seconds, is done again. torch's global random state is restored too. With rows divided among processes,
+            which must all see the file, conditioning is kept in files beside it whose names begin with its name and
+            ``.condition``.
         checkpoint_every: Seconds between writes; longer where writing would take more than a twentieth of the time.
             0 writes after every step.
 
@@ -155,7 +157,8 @@ def fit(
     most = _largest_subset(model) if max_rows == "auto" else max_rows
     _check(optimizer, max_iterations, learning_rate, most, num_restarts, time_limit)
     rows = own_rows(model.operator_kind, model.train_targets.shape[0], model.train_inputs[0].device)
-    require_everywhere(rows, "checkpoint", checkpoint)
+    for name, given in (("on_posterior", on_posterior), ("checkpoint", checkpoint)):
+        require_everywhere(rows, name, given)
     file = None if checkpoint is None else open_checkpoint(model, checkpoint, checkpoint_every, settings, rows)
     earlier = None if file is None else file.earlier
     started = time.perf_counter() - (0.0 if earlier is None else earlier.values["seconds"])
@@ -169,7 +172,7 @@ def fit(
     deadline = None if time_limit is None else started + time_limit
     model.covariance_scale = 1.0  # what was chosen for other hyperparameters
     model.train()
-    with _bar(progress) as bar:
+    with _bar(progress) as bar, rows.alive():
         keeper = file if rows.first else None
         learner = Learner(model, free, optimizer, deadline, started, callback, bar, keeper=keeper)
         look = partial(_look, model, on_posterior) if on_posterior is not None and not rows.sharded else None
@@ -233,12 +236,17 @@ def _calibrate(model: NonConjugateGP, objective: Objective, seed: int) -> Calibr
 
 
 def _agree(model: NonConjugateGP, reason: Stop, rows: Rows) -> Stop:
-    """Gives every process the first one's hyperparameters and reason: a clock may have ended learning elsewhere in each."""
+    """Gives every process the first one's hyperparameters and reason: a clock may have ended learning elsewhere in each.
+
+    If one of them was interrupted, all were.
+    """
     if not rows.sharded:
         return reason
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(rows.same(parameter.detach()))
+    if rows.any(reason is Stop.INTERRUPTED):
+        return Stop.INTERRUPTED
     reasons = list(Stop)
     return reasons[int(rows.same(torch.tensor(reasons.index(reason), device=model.train_inputs[0].device)))]
 

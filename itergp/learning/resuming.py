@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from itergp.learning.learner import Learner
 
 _MODEL, _RANDOM = "model", "random_state"
+_CONDITION = ".condition"  # at the end of the name of the conditioning's checkpoint, where it has one of its own
 
 
 def open_checkpoint(
@@ -52,6 +54,9 @@ def open_checkpoint(
     identity = identify(model, **settings)
     with errors_everywhere(rows):
         file = CheckpointFile(path, every=every, task="fit", identity=identity, device=device, size=4 * size)
+        if rows.first and rows.sharded and (file.earlier is None or "reason" not in file.earlier.values):
+            for left in file.path.parent.glob(f"{glob.escape(file.path.name)}{_CONDITION}*"):  # of another run
+                left.unlink()
     require_one_file(rows, -1 if file.earlier is None else file.earlier.values["evaluations"], device)
     return file
 
@@ -66,7 +71,7 @@ def keep_learned(file: CheckpointFile, learned: Packed, rows: Rows) -> Within | 
     if rows.first and not begun:
         file.keep(learned)
     if rows.sharded:
-        return file.path.with_name(f"{file.path.name}.condition")
+        return file.path.with_name(f"{file.path.name}{_CONDITION}")
     return Within(file, "condition", learned, earlier.part("condition") if earlier is not None and begun else None)
 
 

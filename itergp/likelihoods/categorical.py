@@ -78,13 +78,13 @@ class CategoricalLikelihood(Likelihood):
     ) -> tuple[Tensor, Tensor]:
         """Expected gradient and curvature: all nodes at once, on the CPU for as many rows as its cache has room for."""
         size, latents = mean.shape
-        step = max(1, _CACHED_NUMBERS // (len(weights) * latents)) if mean.device.type == "cpu" else max(1, size)
-        average, moment = torch.empty_like(mean), mean.new_empty(size, latents, latents)
-        for start in range(0, size, step):
-            rows = slice(start, start + step)
-            probs = softmax(mean[rows] + offsets[:, rows]).mT  # (S, C, n): rows lie along memory
-            average[rows] = (weights @ probs.flatten(1)).reshape(probs.shape[1:]).mT
-            moment[rows] = _second_moment(probs, weights)
+        step = _CACHED_NUMBERS // (len(weights) * latents) if mean.device.type == "cpu" else size
+        averages, moments = [], []
+        for part, around in zip(mean.split(max(1, step)), offsets.split(max(1, step), 1), strict=True):
+            probs = softmax(part + around).mT  # (S, C, n): rows lie along memory
+            averages.append((weights @ probs.flatten(1)).reshape(probs.shape[1:]).mT)
+            moments.append(_second_moment(probs, weights))
+        average, moment = torch.cat(averages), torch.cat(moments)
         gradient = (-average).scatter_add(-1, targets.unsqueeze(-1), torch.ones_like(average[:, :1]))
         curvature = moment.neg_()
         curvature.diagonal(dim1=-2, dim2=-1).add_(average)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from itergp._version import __version__
 from itergp.operators import Prior, make_operator
+from itergp.operators.rows import evenly_spaced
 
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
@@ -60,7 +61,7 @@ def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[str, str, 
 
 def _probe(model: NonConjugateGP) -> list[float]:
     """Prior means and kernel entries of a few rows: they notice what is neither a parameter nor in the structure."""
-    rows = torch.linspace(0, model.train_targets.shape[0] - 1, _PROBE_ROWS).long().unique()
+    rows = evenly_spaced(model.train_targets.shape[0], _PROBE_ROWS, torch.device("cpu"))
     with torch.no_grad():
         prior: Prior = model._prior(tuple(x[rows.to(x.device)] for x in model.train_inputs))
         entries = make_operator(prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="dense").dense()

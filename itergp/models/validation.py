@@ -12,6 +12,7 @@ from itergp.errors import InputError, ItergpWarning
 from itergp.likelihoods import Likelihood, Observations
 from itergp.models.arrays import as_tensor, is_array
 from itergp.operators import BlockedOperator, KernelOperator
+from itergp.operators.rows import sample_of_rows
 
 _PROBE_ROWS = 64
 _BLOCK_ROWS = 65_536
@@ -196,11 +197,9 @@ def check_kernel(operator: KernelOperator) -> None:
     Raises:
         InputError: With the smallest eigenvalue found.
     """
-    size = operator.num_rows
-    rows = torch.linspace(0, size - 1, min(size, _PROBE_ROWS), device=operator.device).long().unique()
     probe = BlockedOperator(
         operator.kernel,
-        operator.inputs[..., rows, :],
+        sample_of_rows(operator.inputs, _PROBE_ROWS),
         num_kernels=operator.num_kernels,
         memory_budget=operator.memory_budget,
     )
@@ -215,7 +214,7 @@ def check_kernel(operator: KernelOperator) -> None:
     if smallest < -2e-3 * largest:
         raise InputError(
             f"The kernel must be positive semi-definite. Got eigenvalue {smallest:.3g} (largest {largest:.3g}) on "
-            f"{rows.numel()} training inputs. Use a valid covariance function; a distance or similarity is not one by itself."
+            f"{probe.num_rows} training inputs. Use a valid covariance function; a distance or similarity is not one by itself."
         )
 
 

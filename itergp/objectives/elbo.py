@@ -140,7 +140,7 @@ class ComputationAwareELBO(Objective):
                     "ComputationAwareELBO learns in one process. Got rows divided among several. Use PredictiveLogDensity, "
                     "which every process evaluates alike on a subset, or operator='auto'."
                 )
-            self._held = _Held(solution.weights_on_support(), solution.precision.actions, solution.support)
+            self._held = _Held(solution.weights_on_support(), solution.precision.actions.contiguous(), solution.support)
             if self.batch_rows is not None and solution.support is None:
                 raise InputError(
                     "`batch_rows` needs a posterior whose weights and actions are on a support of some rows. Got one on all "

@@ -208,7 +208,7 @@ class PredictiveLogDensity(Objective):
         if split.actions is None:
             problem = Problem(part.mean.detach().contiguous(), operator, LaplaceSite(seen))
             solution = solve_problem(problem, SubspaceNewton(covariance_rank=self.rank, tolerance=self.tolerance))
-            split.actions, split.warm = solution.all_actions(), solution.without_space()
+            split.actions, split.warm = solution.all_actions().contiguous(), solution.without_space()
         return DifferentiableCovariance(split.actions, multiply(smooth, split.actions))
 
     @staticmethod

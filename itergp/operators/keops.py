@@ -13,15 +13,17 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from itergp.errors import InputError, ItergpWarning
+from itergp.operators.base import KernelOperator
 from itergp.operators.blocked import BlockedOperator
 from itergp.operators.radial import as_radial
-from itergp.operators.timing import sample_of_rows, seconds_of_product
+from itergp.operators.rows import sample_of_rows
+from itergp.operators.timing import FEW_COLUMNS, seconds_of_product
 
 # Each thread keeps a sum for every column in its registers; more columns are a matter of multiplying matrices.
-_MOST_COLUMNS = 64
+MOST_COLUMNS = 64
 _MOST_DIMENSIONS = 64
 _DEVICES = ("cuda",)  # on a CPU blocks are faster by far, and nothing must be compiled for them
-_TIMED_ROWS, _TIMED_COLUMNS = 16_384, 8
+_TIMED_ROWS = 16_384
 _pays: dict[Hashable, bool] = {}
 
 
@@ -69,6 +71,8 @@ class KeOpsOperator(BlockedOperator):
         assert self._radial_form is not None
         # KeOps takes distances itself, without the norms.
         rows, cols = self._features(inputs)[..., :-2], self._features(self.inputs)[..., :-2]
+        exact = torch.promote_types(rows.dtype, cols.dtype)  # of far inputs it is float64
+        rows, cols = rows.to(exact), cols.to(exact)
         columns = block.shape[-1]
         padded = pad(block, (0, (1 << (columns - 1).bit_length()) - columns)).contiguous()
         out = block.new_empty(self.num_kernels, inputs.shape[-2], columns)
@@ -81,7 +85,7 @@ class KeOpsOperator(BlockedOperator):
 
 
 def _reduces(block: Tensor) -> bool:
-    return 0 < block.shape[-1] <= _MOST_COLUMNS
+    return 0 < block.shape[-1] <= MOST_COLUMNS
 
 
 def _profile(squared, smoothness: float):
@@ -112,17 +116,13 @@ def keops_pays(kernel: Kernel, inputs: Tensor, num_kernels: int, memory_budget: 
         or not keops_available()
     ):
         return False
-    key = (inputs.device, inputs.dtype, inputs.shape[-1], num_kernels, radial.smoothness)
+    sample = sample_of_rows(inputs, _TIMED_ROWS)
+    key = (inputs.device, inputs.dtype, *sample.shape, num_kernels, radial.smoothness, str(radial.active_dims))
     if key not in _pays:
-        sample = sample_of_rows(inputs, _TIMED_ROWS)
-        operators = [
-            kind(kernel, sample, num_kernels=num_kernels, memory_budget=memory_budget)
-            for kind in (KeOpsOperator, BlockedOperator)
-        ]
+        settings = {"num_kernels": num_kernels, "memory_budget": memory_budget}
+        blocked = _seconds(BlockedOperator(kernel, sample, **settings))
         try:
-            with torch.no_grad():
-                keops, blocked = (seconds_of_product(operator, _TIMED_COLUMNS) for operator in operators)
-            _pays[key] = keops < blocked
+            _pays[key] = _seconds(KeOpsOperator(kernel, sample, **settings)) < blocked
         except Exception as error:  # of compilers, drivers and libraries that it loads
             warnings.warn(
                 f"KeOps is installed and should work on {inputs.device}. It does not ({type(error).__name__}: {error}), and "
@@ -132,3 +132,8 @@ def keops_pays(kernel: Kernel, inputs: Tensor, num_kernels: int, memory_budget: 
             )
             _pays[key] = False
     return _pays[key]
+
+
+def _seconds(operator: KernelOperator) -> float:
+    with torch.no_grad():
+        return seconds_of_product(operator, FEW_COLUMNS)

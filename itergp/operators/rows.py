@@ -95,6 +95,11 @@ class Rows:
         """
 
     @contextmanager
+    def alive(self) -> Iterator[None]:
+        """What one process does while others wait for it: an unexpected error ends theirs too."""
+        yield
+
+    @contextmanager
     def together(self) -> Iterator[Interrupt]:
         """What processes do together: an unexpected error in one ends it in all of them.
 
@@ -116,6 +121,17 @@ class Interrupt:
 
 
 ALL_ROWS = Rows()
+
+
+def evenly_spaced(size: int, most: int, device: torch.device) -> Tensor:
+    """At most so many of ``size`` row numbers, the first and the last among them."""
+    number = min(size, most)
+    return torch.arange(number, device=device) * (size - 1) // max(1, number - 1)
+
+
+def sample_of_rows(inputs: Tensor, most: int) -> Tensor:
+    """At most so many rows of inputs ``(..., N, D)``, evenly spaced."""
+    return inputs[..., evenly_spaced(inputs.shape[-2], most, inputs.device), :]
 
 
 def require_everywhere(rows: Rows, name: str, value: object) -> None:

@@ -5,15 +5,10 @@ from __future__ import annotations
 import time
 
 import torch
-from torch import Tensor
 
 from itergp.operators.base import KernelOperator
 
-
-def sample_of_rows(inputs: Tensor, most: int) -> Tensor:
-    """At most so many rows of inputs ``(..., N, D)``, evenly spaced."""
-    size = inputs.shape[-2]
-    return inputs[..., torch.linspace(0, size - 1, min(size, most), device=inputs.device).long(), :]
+FEW_COLUMNS = 8  # of a product whose time is that of evaluating entries
 
 
 def seconds_of_product(operator: KernelOperator, columns: int) -> float:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 
 from itergp.operators import BlockedOperator, KeOpsOperator, KernelOperator
-from itergp.operators.timing import sample_of_rows, seconds_of_product
+from itergp.operators.rows import sample_of_rows
+from itergp.operators.timing import FEW_COLUMNS, seconds_of_product
 
 _SAMPLE_ROWS = 3072
 _COLUMNS = 128
@@ -81,11 +82,10 @@ class Rates:
     @torch.no_grad()
     def measured(cls, operator: KernelOperator) -> Rates:
         """Times products with the kernel matrix of some rows: a fraction of a second."""
-        kind = KeOpsOperator if isinstance(operator, KeOpsOperator) else BlockedOperator
-        rows = sample_of_rows(operator.inputs, _SAMPLE_ROWS)
-        sample = kind(operator.kernel, rows, num_kernels=operator.num_kernels)
-        seconds = [seconds_of_product(sample, columns) for columns in (1, 1 + _COLUMNS)]
-        multiplications = operator.num_kernels * sample.num_rows**2 * _COLUMNS
-        per_multiplication = max(seconds[1] - seconds[0], 0.0) / multiplications
-        entries = operator.num_kernels * sample.num_rows**2 / 2
-        return cls(seconds[0] / entries, per_multiplication)
+        rows, kernels = sample_of_rows(operator.inputs, _SAMPLE_ROWS), operator.num_kernels
+        sample = BlockedOperator(operator.kernel, rows, num_kernels=kernels)
+        few, many = (seconds_of_product(sample, columns) for columns in (FEW_COLUMNS, FEW_COLUMNS + _COLUMNS))
+        per_multiplication = max(many - few, 0.0) / (kernels * sample.num_rows**2 * _COLUMNS)
+        if isinstance(operator, KeOpsOperator):  # many columns are multiplied in blocks there too
+            few = seconds_of_product(KeOpsOperator(operator.kernel, rows, num_kernels=kernels), FEW_COLUMNS)
+        return cls(few / (kernels * sample.num_rows**2 / 2), per_multiplication)

@@ -56,6 +56,7 @@ class NewtonSystem:
             X, residual, close = self._descend(right, X, residual, weigh, self._preconditioner, most)
             if close:
                 return X
+        self._preconditioner = None  # before there are two
         self._preconditioner = Preconditioner(self.space, curvature)
         return self._descend(right, X, residual, weigh, self._preconditioner, _CG_MAX_STEPS)[0]
 
@@ -110,33 +111,48 @@ class Preconditioner:
             rows = rows[(rows >= 0) & (rows < own)].to(curvature.device)
             products, curvature, size = products[:, rows], size / wanted * curvature[rows], wanted
         sample = SearchSpace(products[:, :0], products, space.gram, shards=space.shards)
-        self.work = latents * (size * rank**2 // 2 + rank**3)
-        # In the data's dtype: half the memory to read in every step.
-        self._factors = products.new_empty(latents, rank, rank)
-        information = torch.zeros_like(space.gram)
-        for c in range(latents):
-            block = weighted_gram(sample, curvature[:, c, c], c, c) + space.gram[min(c, last)]
-            information[min(c, last)] += block
-            self._factors[c] = robust_cholesky(block, products.dtype)
         width = min(rank, _COUPLED // latents) if latents > 1 else 0
-        self._leading = space.shards.same(_leading_eigenvectors(information, width))
-        coupled = newton_matrix(sample.compress(self._leading), curvature)
-        self._coupled = robust_cholesky(coupled, products.dtype) if width else coupled
+        self.work = size * (latents * width) ** 2 // 2 + (latents * width) ** 3 // 3
+        self._factors: Tensor | None = None
+        leading = torch.eye(rank).to(space.gram).expand_as(space.gram)
+        if width < rank:
+            self.work += latents * (size * rank**2 // 2 + rank**3 // 3)
+            # In the data's dtype: half the memory to read in every step.
+            self._factors = products.new_empty(latents, rank, rank)
+            information = torch.zeros_like(space.gram)
+            for c in range(latents):
+                block = weighted_gram(sample, curvature[:, c, c], c, c) + space.gram[min(c, last)]
+                information[min(c, last)] += block
+                self._factors[c] = robust_cholesky(block, products.dtype)
+            leading = space.shards.same(_leading_eigenvectors(information, width))
+        self._leading: Tensor | None = None
+        if width:
+            self._leading = leading
+            self._coupled = robust_cholesky(newton_matrix(sample.compress(leading), curvature), products.dtype)
 
     def __call__(self, X: Tensor) -> Tensor:
         """``P^{-1} X`` ``(C, B)``."""
-        leading = self._inside(X)
-        rest = (X - self._outside(leading)).to(self._factors).unsqueeze(-1)
-        rest = torch.cholesky_solve(rest, self._factors).squeeze(-1).to(X)
-        solved = torch.cholesky_solve(leading.reshape(-1, 1), self._coupled).view_as(leading)
+        if self._leading is None:
+            return self._solve_blocks(X)
+        inside = self._inside(X)
+        solved = torch.cholesky_solve(inside.reshape(-1, 1), self._coupled).view_as(inside)
+        if self._factors is None:
+            return self._outside(solved)
+        rest = self._solve_blocks(X - self._outside(inside))
         return rest + self._outside(solved - self._inside(rest))
+
+    def _solve_blocks(self, X: Tensor) -> Tensor:
+        assert self._factors is not None
+        return torch.cholesky_solve(X.to(self._factors).unsqueeze(-1), self._factors).squeeze(-1).to(X)
 
     def _inside(self, X: Tensor) -> Tensor:
         """Coordinates ``(C, q)`` among the leading directions."""
+        assert self._leading is not None
         return torch.matmul(X.unsqueeze(1), self._leading).squeeze(1)
 
     def _outside(self, coordinates: Tensor) -> Tensor:
         """What has these coordinates, ``(C, B)``."""
+        assert self._leading is not None
         return torch.matmul(coordinates.unsqueeze(1), self._leading.mT).squeeze(1)
 
 

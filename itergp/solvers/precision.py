@@ -55,7 +55,7 @@ class Actions:
         # Information that is a difference of much larger terms is rounding: a null direction of the curvature.
         informative = gram.diagonal() > 100 * torch.finfo(directions.dtype).eps * spread
         if not bool(informative.any()):
-            return cls.empty(directions[..., 0])
+            return cls.empty(curvature[..., 0])
         scale = gram.diagonal()[informative].rsqrt()
         values, vectors = torch.linalg.eigh(_symmetric(scale[:, None] * gram[informative][:, informative] * scale))
         keep = values > _DROP[directions.dtype] * values.max()

@@ -154,7 +154,7 @@ class SubspaceNewton:
         early = self._covariance_rank(latents, final=False) if size.variational else 0
         memory = {
             "search space": 4 * size.array(kernels * rank),  # two arrays, twice while they grow
-            "covariance": 4 * size.array(latents * actions),
+            "covariance": 3 * size.array(latents * actions),  # actions, put beside the residual, and their products
             "rows": likelihood_memory(size),
         }
         work = size.num_rows * kernels * rank**2 * (4 + latents)
