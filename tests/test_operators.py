@@ -377,6 +377,25 @@ def test_keops_is_timed_in_earnest(monkeypatch):
     assert list(keops._pays.values()) == [chosen is KeOpsOperator]
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("kind", ["dense", "blocked", "auto", pytest.param("keops", marks=needs_pykeops)])
+@pytest.mark.parametrize("columns", [3, 100])
+@torch.no_grad()
+def test_products_on_cuda(kind, columns):
+    x = make_inputs(5000, COLUMNS, torch.float32)
+    block, new = torch.randn(5000, columns), make_inputs(20, COLUMNS, torch.float32, seed=7)
+    expected = _make("matern ard", "blocked", x)
+    operator = make_operator(
+        expected.kernel.cuda(), x.cuda(), kind=kind, memory_budget=10**9 if kind == "dense" else 10**6
+    )
+    product, cross = operator.matmul(block.cuda()), operator.cross_matmul(new.cuda(), block.cuda())
+    assert product.is_cuda
+    expected.kernel.cpu()
+    assert_close(product.cpu(), expected.matmul(block))
+    assert_close(cross.cpu(), expected.cross_matmul(new, block))
+
+
 @keops_test
 @pytest.mark.parametrize("far", [0, 1])
 @torch.no_grad()
