@@ -33,6 +33,7 @@ from itergp.likelihoods import (
     SingleLatentLikelihood,
     VariationalSite,
     as_likelihood,
+    base,
     latent_marginals,
 )
 
@@ -1002,3 +1003,16 @@ def test_more_rows_leave_the_samples_of_the_others_as_they_are():
     for rows in (1, 7, 40):
         assert torch.equal(likelihood.standard_nodes(torch.zeros(rows, 3))[0], nodes[:, :rows])
     assert not torch.equal(nodes[:, 0], nodes[:, 1])
+
+
+def test_offsets_of_nodes_in_pieces_are_those_of_all_rows(monkeypatch):
+    root = torch.randn(20, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    nodes = torch.randn(4, 20, 3, generator=torch.Generator().manual_seed(1)).double()
+    expected = torch.einsum("ncd,snd->snc", root, nodes)
+    for rows in (7, 100):
+        monkeypatch.setattr(base, "_CHUNK_ROWS", rows)
+        for one in (root, root.clone().requires_grad_(True)):
+            offsets = base.node_offsets(one, nodes)
+            assert offsets.is_contiguous()
+            assert offsets.requires_grad == one.requires_grad
+            assert_close(offsets, expected)

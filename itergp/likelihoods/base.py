@@ -21,6 +21,7 @@ from itergp.likelihoods.quadrature import gauss_hermite
 
 _NUM_NODES = 20
 _NUM_PAIRS = 16
+_CHUNK_ROWS = 8192
 
 
 class Likelihood(gpytorch.likelihoods.Likelihood):
@@ -194,7 +195,16 @@ def node_offsets(root: Tensor, nodes: Tensor) -> Tensor:
     """``root_n @ node_s`` ``(S, N, C)`` for roots ``(N, C, C)`` and nodes ``(S, N or 1, C)``."""
     if root.shape[-1] == 1:
         return nodes * root.squeeze(-1)
-    return torch.bmm(root, nodes.permute(1, 2, 0)).permute(2, 0, 1).contiguous()
+    by_row = nodes.permute(1, 2, 0)
+    if root.requires_grad:
+        return torch.bmm(root, by_row).permute(2, 0, 1).contiguous()
+    offsets = nodes.new_empty(nodes.shape)
+    for start in range(
+        0, root.shape[0], _CHUNK_ROWS
+    ):  # products of all rows, and their copy, are as large as the result
+        rows = slice(start, start + _CHUNK_ROWS)
+        offsets[:, rows] = torch.bmm(root[rows], by_row[rows]).permute(2, 0, 1)
+    return offsets
 
 
 def latent_marginals(function_dist: MultivariateNormal, num_latents: int) -> tuple[Tensor, Tensor]:

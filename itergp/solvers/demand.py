@@ -60,10 +60,10 @@ class Demand:
 
 
 def likelihood_memory(size: ProblemSize) -> int:
-    """Bytes of f, g and W in the dtype of the data and, while they are evaluated, in float64 at every node."""
+    """Bytes of f, g, W and covariances of this and the last posterior, and of every node three times, as while a site is made."""
     latents = size.num_latents
     nodes = (20 if latents == 1 else 32) if size.variational else 1
-    return size.num_rows * (latents * (4 + latents) * size.itemsize + latents * 8 * (2 + nodes))
+    return size.num_rows * latents * (4 + 3 * latents + 3 * nodes) * size.itemsize
 
 
 @dataclass(frozen=True)
