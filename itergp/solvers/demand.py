@@ -60,7 +60,7 @@ class Demand:
 
 
 def likelihood_memory(size: ProblemSize) -> int:
-    """Bytes of f, g, W and covariances of this and the last posterior, and of every node three times, as while a site is made."""
+    """Bytes of f, g, W and covariances of this and the last posterior, and of every node, thrice while a site is made."""
     latents = size.num_latents
     nodes = (20 if latents == 1 else 32) if size.variational else 1
     return size.num_rows * latents * (4 + 3 * latents + 3 * nodes) * size.itemsize
