@@ -1016,3 +1016,14 @@ def test_offsets_of_nodes_in_pieces_are_those_of_all_rows(monkeypatch):
             assert offsets.is_contiguous()
             assert offsets.requires_grad == one.requires_grad
             assert_close(offsets, expected)
+
+
+@pytest.mark.parametrize("latents", [1, 3])
+def test_nodes_of_later_rows_do_not_depend_on_where_rows_are_divided(latents, monkeypatch):
+    monkeypatch.setattr(base, "_CHUNK_ROWS", 7)
+    likelihood = BernoulliLikelihood() if latents == 1 else CategoricalLikelihood(3)
+    like = torch.zeros(50, latents)
+    nodes, _ = likelihood.standard_nodes(like, seed=3)
+    for start in (0, 1, 14, 33):
+        part, _ = likelihood.standard_nodes(like[start:], seed=3, skip=start)
+        assert torch.equal(part, nodes[:, start:] if latents > 1 else nodes)

@@ -168,7 +168,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             gradient, curvature = gradient + weight * g, curvature + weight * W
         return gradient, curvature
 
-    def standard_nodes(self, like: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
+    def standard_nodes(self, like: Tensor, seed: int = 0, skip: int = 0) -> tuple[Tensor, Tensor]:
         """Standard normal nodes for expectations over a row's latent values.
 
         20 Gauss-Hermite nodes, the same for every row, when C = 1; otherwise 16 antithetic pairs of fixed
@@ -177,6 +177,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         Args:
             like: Means ``(N, C)``, for shape, dtype and device.
             seed: Seed of the samples.
+            skip: Rows before these, whose samples are drawn and left out.
 
         Returns:
             Nodes ``(S, N or 1, C)`` and weights ``(S,)``.
@@ -185,8 +186,10 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             nodes, weights = gauss_hermite(_NUM_NODES, like=like)
             return nodes[:, None, None], weights
         generator = torch.Generator().manual_seed(seed)
-        # Row by row, in multiples of the 16 numbers that are drawn at once: more rows leave those before as they are.
+        # Row by row, in multiples of the 16 numbers that are drawn at once: neither rows nor pieces change what others get.
         size, latents = like.shape
+        for start in range(0, skip, _CHUNK_ROWS):
+            torch.randn(min(_CHUNK_ROWS, skip - start), _NUM_PAIRS, latents, generator=generator, dtype=torch.float32)
         half = torch.randn(size, _NUM_PAIRS, latents, generator=generator, dtype=torch.float32).movedim(1, 0).to(like)
         return torch.cat([half, -half]), like.new_full((2 * _NUM_PAIRS,), 0.5 / _NUM_PAIRS)
 

@@ -51,8 +51,8 @@ class HeteroscedasticGaussianLikelihood(Likelihood):
         gradient = torch.stack([residual * precision, 0.5 * (residual.square() * slope - 1.0)], -1)
         return gradient, torch.diag_embed(torch.stack([slope, torch.full_like(slope, 0.5)], -1))
 
-    def standard_nodes(self, like: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-        """The 49 nodes of a product of two Gauss-Hermite rules, the same for every row; the seed is not used."""
+    def standard_nodes(self, like: Tensor, seed: int = 0, skip: int = 0) -> tuple[Tensor, Tensor]:
+        """The 49 nodes of a product of two Gauss-Hermite rules, the same for every row; neither seed nor skip is used."""
         nodes, weights = gauss_hermite(_NODES_PER_FUNCTION, like=like)
         pairs = torch.cartesian_prod(nodes, nodes)
         return pairs.unsqueeze(1).expand(-1, like.shape[0], -1), torch.cartesian_prod(weights, weights).prod(-1)

@@ -23,14 +23,14 @@ class Observations:
         likelihood: The likelihood.
         targets: Validated targets, N rows.
         sample_weight: Weights of the rows ``(N,)``, or None when all are 1.
-        part_of: When these are consecutive rows of more, the number of the first of them and how many there are in all:
-            samples are then those of the same rows among all.
+        first_row: Number of the first row when these are consecutive rows of more: samples are then those of the same rows
+            among all.
     """
 
     likelihood: Likelihood
     targets: Tensor
     sample_weight: Tensor | None = None
-    part_of: tuple[int, int] | None = None
+    first_row: int = 0
 
     @property
     def num_rows(self) -> int:
@@ -51,16 +51,11 @@ class Observations:
         """Consecutive rows, with the samples they have among all."""
         rows = slice(start, start + count)
         weight = None if self.sample_weight is None else self.sample_weight[rows]
-        return replace(self, targets=self.targets[rows], sample_weight=weight, part_of=(start, self.num_rows))
+        return replace(self, targets=self.targets[rows], sample_weight=weight, first_row=start)
 
     def standard_nodes(self, like: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
         """``Likelihood.standard_nodes`` for means ``(N, C)``; those of a part do not depend on where it was divided."""
-        if self.part_of is None:
-            return self.likelihood.standard_nodes(like, seed)
-        start, total = self.part_of
-        everywhere = like.new_zeros(()).expand(total, like.shape[1])  # for the shape alone
-        nodes, weights = self.likelihood.standard_nodes(everywhere, seed)
-        return (nodes if nodes.shape[1] == 1 else nodes[:, start : start + like.shape[0]].clone()), weights
+        return self.likelihood.standard_nodes(like, seed, self.first_row)
 
     def log_density(self, f: Tensor) -> Tensor:
         """``w_n log p(y_n | f_n)`` ``(..., N)`` at latent values ``(..., N, C)``."""
