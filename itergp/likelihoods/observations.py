@@ -55,7 +55,8 @@ class Observations:
 
     def standard_nodes(self, like: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
         """``Likelihood.standard_nodes`` for means ``(N, C)``; those of a part do not depend on where it was divided."""
-        return self.likelihood.standard_nodes(like, seed, self.first_row)
+        skipped = {"skip": self.first_row} if self.first_row else {}  # a likelihood of one's own may not know it
+        return self.likelihood.standard_nodes(like, seed, **skipped)
 
     def log_density(self, f: Tensor) -> Tensor:
         """``w_n log p(y_n | f_n)`` ``(..., N)`` at latent values ``(..., N, C)``."""
