@@ -256,7 +256,7 @@ def test_an_exposure_may_be_left_out():
 @pytest.mark.parametrize("approximation", ["laplace", "variational"])
 @pytest.mark.parametrize("name", [*CORE, "ordinal-logit", "student-t", "gamma"])
 def test_looking_ahead_from_the_prior_is_the_dense_posterior(name, approximation, monkeypatch):
-    def shared(self, like, seed=0):
+    def shared(self, like, seed=0, skip=0):
         nodes, weights = _nodes(like.shape[1], like)
         return nodes.expand(-1, len(like), -1), weights
 

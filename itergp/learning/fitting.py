@@ -24,7 +24,6 @@ from itergp.learning.parameters import FreeParameter, free_parameters, initialis
 from itergp.learning.resuming import (
     keep_learned,
     open_checkpoint,
-    pack_learner,
     pack_list,
     unpack_list,
 )
@@ -180,9 +179,7 @@ def fit(
     reason = _agree(model, reason, rows)
     part = None
     if file is not None and reason is not Stop.INTERRUPTED:  # an interrupted run is to go on learning
-        learned = pack_learner(learner, stages[-1].objective)
-        learned.values["reason"] = reason.name
-        part = keep_learned(file, learned, rows)
+        part = keep_learned(file, learner, stages[-1].objective, reason.name, rows)
     _warn_of_extremes(free)
     model.eval()
     seconds = {"learn": time.perf_counter() - started}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import glob
 import os
 from dataclasses import asdict
 from pathlib import Path
@@ -16,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from itergp.diagnostics.records import FitRecord
 from itergp.models import NonConjugateGP
 from itergp.models.checkpoint_file import CheckpointFile, Within
-from itergp.models.divided_checkpoint import errors_everywhere, require_one_file
+from itergp.models.divided_checkpoint import errors_everywhere, remove_checkpoint, require_one_file
 from itergp.models.identity import identify
 from itergp.objectives.base import Objective
 from itergp.operators import Rows
@@ -26,7 +25,6 @@ if TYPE_CHECKING:
     from itergp.learning.learner import Learner
 
 _MODEL, _RANDOM = "model", "random_state"
-_CONDITION = ".condition"  # at the end of the name of the conditioning's checkpoint, where it has one of its own
 
 
 def open_checkpoint(
@@ -55,24 +53,32 @@ def open_checkpoint(
     with errors_everywhere(rows):
         file = CheckpointFile(path, every=every, task="fit", identity=identity, device=device, size=4 * size)
         if rows.first and rows.sharded and (file.earlier is None or "reason" not in file.earlier.values):
-            for left in file.path.parent.glob(f"{glob.escape(file.path.name)}{_CONDITION}*"):  # of another run
-                left.unlink()
+            remove_checkpoint(_beside(file))  # of another run, since this one has not come so far
     require_one_file(rows, -1 if file.earlier is None else file.earlier.values["evaluations"], device)
     return file
 
 
-def keep_learned(file: CheckpointFile, learned: Packed, rows: Rows) -> Within | Path:
+def keep_learned(
+    file: CheckpointFile, learner: Learner, objective: Objective, reason: str, rows: Rows
+) -> Within | Path:
     """Keeps what was learned; returns where the conditioning that follows is kept.
 
     That is a part of the same file, or, with rows divided among processes, files of its own beside it.
     """
     earlier = file.earlier
     begun = earlier is not None and "condition" in earlier.values
+    learned = pack_learner(learner, objective)
+    learned.values["reason"] = reason
     if rows.first and not begun:
         file.keep(learned)
     if rows.sharded:
-        return file.path.with_name(f"{file.path.name}{_CONDITION}")
+        return _beside(file)
     return Within(file, "condition", learned, earlier.part("condition") if earlier is not None and begun else None)
+
+
+def _beside(file: CheckpointFile) -> Path:
+    """The conditioning's checkpoint where it is not a part of the file."""
+    return file.path.with_name(f"{file.path.name}.condition")
 
 
 def pack_learner(learner: Learner, objective: Objective) -> Packed:

@@ -202,9 +202,8 @@ def node_offsets(root: Tensor, nodes: Tensor) -> Tensor:
     if root.requires_grad:
         return torch.bmm(root, by_row).permute(2, 0, 1).contiguous()
     offsets = nodes.new_empty(nodes.shape)
-    for start in range(
-        0, root.shape[0], _CHUNK_ROWS
-    ):  # products of all rows, and their copy, are as large as the result
+    # Products of all rows at once, and then their copy, are as large as the result.
+    for start in range(0, root.shape[0], _CHUNK_ROWS):
         rows = slice(start, start + _CHUNK_ROWS)
         offsets[:, rows] = torch.bmm(root[rows], by_row[rows]).permute(2, 0, 1)
     return offsets

@@ -55,8 +55,7 @@ class Observations:
 
     def standard_nodes(self, like: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
         """``Likelihood.standard_nodes`` for means ``(N, C)``; those of a part do not depend on where it was divided."""
-        skipped = {"skip": self.first_row} if self.first_row else {}  # a likelihood of one's own may not know it
-        return self.likelihood.standard_nodes(like, seed, **skipped)
+        return self.likelihood.standard_nodes(like, seed, self.first_row)
 
     def log_density(self, f: Tensor) -> Tensor:
         """``w_n log p(y_n | f_n)`` ``(..., N)`` at latent values ``(..., N, C)``."""

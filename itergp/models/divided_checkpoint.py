@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import glob
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -91,17 +93,23 @@ class DividedCheckpoint:
         return True
 
 
+def remove_checkpoint(path: Path) -> None:
+    """Removes the files of a ``DividedCheckpoint``, its own and those of the processes beside it, as far as there are any."""
+    for file in path.parent.glob(f"{glob.escape(path.name)}*"):
+        file.unlink()
+
+
 @contextmanager
 def errors_everywhere(rows: Rows) -> Iterator[None]:
     """What one process finds wrong with its checkpoint, every process reports.
 
     Raises:
-        InputError: In every process, if there is one in some.
+        InputError: In every process, if one finds an error; where that is an ``OSError``, itself.
     """
-    error = None
+    error: Exception | None = None
     try:
         yield
-    except InputError as caught:
+    except (InputError, OSError) as caught:
         error = caught
     if rows.any(error is not None):
         raise error or InputError(

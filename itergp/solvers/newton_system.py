@@ -114,8 +114,10 @@ class Preconditioner:
         width = min(rank, _COUPLED // latents) if latents > 1 else 0
         self.work = size * (latents * width) ** 2 // 2 + (latents * width) ** 3 // 3
         self._factors: Tensor | None = None
-        leading = torch.eye(rank).to(space.gram).expand_as(space.gram)
-        if width < rank:
+        self._leading: Tensor | None = None
+        if width == rank:  # few enough unknowns for all to be coupled
+            self._leading = torch.eye(rank).to(space.gram).unsqueeze(0)
+        else:
             self.work += latents * (size * rank**2 // 2 + rank**3 // 3)
             # In the data's dtype: half the memory to read in every step.
             self._factors = products.new_empty(latents, rank, rank)
@@ -124,11 +126,11 @@ class Preconditioner:
                 block = weighted_gram(sample, curvature[:, c, c], c, c) + space.gram[min(c, last)]
                 information[min(c, last)] += block
                 self._factors[c] = robust_cholesky(block, products.dtype)
-            leading = space.shards.same(_leading_eigenvectors(information, width))
-        self._leading: Tensor | None = None
-        if width:
-            self._leading = leading
-            self._coupled = robust_cholesky(newton_matrix(sample.compress(leading), curvature), products.dtype)
+            if width:
+                self._leading = space.shards.same(_leading_eigenvectors(information, width))
+        if self._leading is not None:
+            matrix = newton_matrix(sample.compress(self._leading), curvature)
+            self._coupled = robust_cholesky(matrix, products.dtype)
 
     def __call__(self, X: Tensor) -> Tensor:
         """``P^{-1} X`` ``(C, B)``."""
