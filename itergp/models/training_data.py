@@ -95,4 +95,5 @@ def _with_rows(solution: Solution, count: int) -> Solution:
         operator=None,
         curvature=None,
         actions=None,
+        local=None,
     )

@@ -31,7 +31,7 @@ from itergp.sklearn.scaling import Scaling
 Array = NDArray[np.float64]
 
 # Held-out rows choose the predictive distribution of classifiers from this number on; of fewer they choose by luck.
-_CALIBRATION_ROWS = 500
+_CALIBRATION_ROWS = 100
 _OPTIMIZERS = {"adam": "adam", "lbfgs": "lbfgs", "fmin_l_bfgs_b": "lbfgs"}  # the last is scikit-learn's name
 
 
