@@ -9,7 +9,8 @@ from helpers import CORE, SimpleGP, assert_close, make_batch_kernel, make_binary
 from itergp.diagnostics import TraceRecord
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Observations
 from itergp.operators import make_operator
-from itergp.solvers import DenseNewton, Reason, SubspaceNewton, actions, dense_newton, newton_system, precision, solve
+from itergp.posterior import precision
+from itergp.solvers import DenseNewton, Reason, SubspaceNewton, actions, dense_newton, newton_system, solve
 from itergp.solvers import newton_matrix as newton_matrix_module
 from itergp.solvers.actions import leading_actions
 from itergp.solvers.newton_matrix import newton_matrix
@@ -298,7 +299,8 @@ def test_the_trace_accounts_for_the_run(name):
     records = []
     solution = model.condition(callback=records.append)
     assert records == list(solution.trace)
-    assert solution.trace[-1].kernel_passes == solution.kernel_passes - 1
+    # The covariance's pass is the last of a Laplace solve; the one that certifies a variational mean is recorded.
+    assert solution.trace[-1].kernel_passes == solution.kernel_passes - (name == "gaussian")
     assert set(solution.trace.phase_seconds) == {"kernel", "mode", "covariance"}
     assert sum(solution.trace.phase_seconds.values()) <= solution.seconds * 1.05
     assert all(set(record) == set(TraceRecord.__dataclass_fields__) for record in solution.trace.to_dicts())

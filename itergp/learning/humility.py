@@ -91,8 +91,9 @@ def _held_out_density(model: NonConjugateGP, seed: int) -> Tensor:
 
 def _is_free(module: torch.nn.Module) -> bool:
     """Whether a module is a kernel with learned lengthscales in units of its inputs."""
-    in_units = isinstance(module, (MaternKernel, RBFKernel, RQKernel))
-    return in_units and module.raw_lengthscale.requires_grad and not hasattr(module, "lengthscale_prior")
+    if not isinstance(module, (MaternKernel, RBFKernel, RQKernel)):
+        return False
+    return bool(module.raw_lengthscale.requires_grad) and not hasattr(module, "lengthscale_prior")
 
 
 def _columns(kernel: Kernel, spread: Tensor) -> Tensor | None:

@@ -26,7 +26,7 @@ def dense_posterior(kernel: Tensor, root: Tensor, prior_variance: Tensor) -> tup
     actions = actions.reshape(size, latents, size * latents)
     joint = joint_matrix(kernel, root)
     gram = joint - torch.eye(joint.shape[0], dtype=joint.dtype, device=joint.device)
-    precision = LowRankPrecision(actions, gram, torch.linalg.cholesky(joint))
+    precision = LowRankPrecision.from_gram(actions, gram)
     if kernel.shape[0] == 1:
         products = torch.einsum("nm,mcr->ncr", kernel[0], actions)
     else:
