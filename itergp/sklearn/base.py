@@ -25,12 +25,12 @@ from itergp.likelihoods import Likelihood
 from itergp.sklearn.checks import as_column, check_inputs, check_rows, check_size, check_weights, list_columns
 from itergp.sklearn.kernels import make_kernel
 from itergp.sklearn.model import (
-    MOST_IN_SINGLE,
     EstimatorGP,
     as_device,
     as_dtype,
     as_numpy,
     default_solver,
+    lacks_digits,
     signal_to_noise,
     take_hyperparameters,
     warn_of_ending,
@@ -258,18 +258,11 @@ class GPEstimator(BaseEstimator):
         self.log_marginal_likelihood_value_ = float(solution.elbo if evidence is None else evidence)
 
     def _in_double(self, solution: Solution) -> Solution:
-        """The posterior in float64 if what was learned asks for it: small noise, large counts."""
-        model = self.model_
-        curvature = solution.curvature
-        if solution.representer_weights.dtype == torch.float64 or curvature is None:
+        """The posterior in float64 if what was learned asks for it, such as a small noise."""
+        if solution.representer_weights.dtype == torch.float64 or not lacks_digits(solution):
             return solution
-        with torch.no_grad():
-            prior = model.covar_module(model.train_inputs[0][..., :1, :], diag=True).max()
-            signal = float(prior * curvature.diagonal(dim1=-2, dim2=-1).max())
-        if signal <= MOST_IN_SINGLE:
-            return solution
-        model.double()
-        return model.condition(progress=bool(self.verbose))
+        self.model_.double()
+        return self.model_.condition(progress=bool(self.verbose))
 
     # ------------------------------------------------------------ predictions
     def _new_inputs(self, X: Any) -> Tensor:
