@@ -18,7 +18,8 @@ from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.checkpoint_file import Within
 from itergp.models.conditioning import bounded, find_posterior
-from itergp.models.fingerprint import Fingerprint, frozen
+from itergp.models.hyperparameters import frozen
+from itergp.models.identity import Identity
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, make_plan, problem_size
 from itergp.models.saving import load_model, save_model
@@ -79,7 +80,7 @@ class NonConjugateGP(gpytorch.models.GP):
     sample_weight: Tensor | None
     _solution: Solution | None
     _operator: KernelOperator | None
-    _fingerprint: Fingerprint | None
+    _identity: Identity | None
 
     def __init__(
         self,
@@ -171,9 +172,7 @@ class NonConjugateGP(gpytorch.models.GP):
     @property
     def solution(self) -> Solution:
         """The posterior at the current hyperparameters; found now if they changed since it was last found."""
-        if self._solution is None or not self._same(self._state_now()):
-            return self.condition()
-        return self._solution
+        return self._current_solution() or self.condition()
 
     def predict(
         self, x: Any, *, covariance_scale: float | None = None, progress: bool = False, **observation: Any
@@ -356,19 +355,21 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NonConjugateGP:
         """Moves data and posterior along with the parameters; another dtype asks for another posterior."""
-        fingerprint_held = self._solution is not None and self._same(self._state_now())
-        kinds = [(p.dtype, p.device) for p in self.parameters()]
+        data = [*self.train_inputs, self.train_targets]
+        data += [] if self.sample_weight is None else [self.sample_weight]
+        if all(fn(t) is t for t in (*self.parameters(), *self.buffers(), *data)):
+            return super()._apply(
+                fn, recurse=recurse
+            )  # BoTorch's acquisition functions call .to(X) at every evaluation
+        known = self._current_solution()
         result = super()._apply(fn, recurse=recurse)
-        moved = not all(fn(x) is x for x in self.train_inputs)
-        if fingerprint_held and not moved and kinds == [(p.dtype, p.device) for p in self.parameters()]:
-            return result  # BoTorch's acquisition functions call .to(X) at every evaluation
         self.train_inputs = tuple(fn(x) for x in self.train_inputs)
         self.train_targets = fn(self.train_targets)
         self.sample_weight = None if self.sample_weight is None else fn(self.sample_weight)
         self._operator = None
         same_dtype = self._solution is None or self._solution.representer_weights.dtype == self.train_inputs[0].dtype
-        if fingerprint_held and self._solution is not None and same_dtype:
-            self._adopt(self._solution.to(self.train_inputs[0]))
+        if known is not None and same_dtype:
+            self._adopt(known.to(self.train_inputs[0]))
         else:
             self._forget()
         return result
@@ -440,20 +441,10 @@ class NonConjugateGP(gpytorch.models.GP):
         check_test_inputs(self._like_training(x, seen), self.train_inputs)
         return Stream(self, inputs, batch_size, progress)
 
-    def _state_now(self) -> Fingerprint:
-        """Everything the posterior depends on, to tell whether it is still current."""
-        return Fingerprint.of(
-            self,
-            (*self.train_inputs, self.train_targets, self.sample_weight),
-            (self.likelihood, self.solver, self.approximation, self.operator_kind),
-        )
-
-    def _same(self, fingerprint: Fingerprint) -> bool:
-        return self._fingerprint is not None and self._fingerprint.equals(fingerprint)
-
     def _current_solution(self) -> Solution | None:
         """The posterior if it is known and up to date."""
-        return self._solution if self._same(self._state_now()) else None
+        known = self._solution is not None and self._identity is not None
+        return self._solution if known and self._identity == Identity.of(self) else None
 
     def _restore(
         self,
@@ -470,10 +461,10 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _adopt(self, solution: Solution) -> None:
         """Takes a solution as that of the present state."""
-        self._fingerprint = self._state_now()
+        self._identity = Identity.of(self)
         if self.operator_kind == "sharded":
             solution = solution.divide(self._training_operator().rows)
-        self._solution = bounded(self, solution, self._fingerprint)
+        self._solution = bounded(self, solution, self._identity)
 
     def _start_from(self, solution: Solution) -> None:
         """Takes a solution as the start of the next one, not as that of the present state."""
@@ -481,4 +472,4 @@ class NonConjugateGP(gpytorch.models.GP):
         self._solution = solution
 
     def _forget(self) -> None:
-        self._solution, self._operator, self._fingerprint = None, None, None
+        self._solution, self._operator, self._identity = None, None, None

@@ -14,9 +14,10 @@ from torch.distributions import Distribution
 
 from itergp.errors import InputError
 from itergp.likelihoods.predictive import joinable, joined
-from itergp.models.fingerprint import frozen
+from itergp.models.hyperparameters import frozen
 from itergp.models.latent import LatentPosterior, batches, weights_and_actions
 from itergp.operators import default_memory_budget
+from itergp.solvers import Solution
 
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
@@ -72,7 +73,7 @@ class Stream:
         like = model.train_inputs[0]
         with _bar(self.progress) as bar:
             task = bar.add_task("predict", total=self.num_rows)
-            for rows in self._slices(solution.rank if covariance else 0):
+            for rows in self._slices(solution, solution.rank if covariance else 0):
                 part = tuple(x[rows].to(like) for x in self.inputs)
                 wanted = torch.is_grad_enabled() and any(x.requires_grad for x in part)
                 # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
@@ -120,9 +121,9 @@ class Stream:
         return calculus.predictive(*(torch.cat(column) for column in zip(*kept, strict=True)), **observation)
 
     # ------------------------------------------------------------------ inside
-    def _slices(self, rank: int) -> Iterator[slice]:
+    def _slices(self, solution: Solution, rank: int) -> Iterator[slice]:
         model = self.model
-        solution, device = model.solution, model.train_inputs[0].device
+        device = model.train_inputs[0].device
         size, latents = model.train_inputs[0].shape[0], solution.representer_weights.shape[1]
         if self.batch_size is not None:
             return batches(self.num_rows, 1, 8 * self.batch_size)
