@@ -130,9 +130,10 @@ class _Writer:
         self._class(type(value), name, name)
         if hasattr(value, "__dict__"):
             self._attributes(value, f"{name}.", frozenset())
-            return
+            if type(value).__reduce__ is object.__reduce__ and type(value).__reduce_ex__ is object.__reduce_ex__:
+                return
         try:
-            parts = value.__reduce_ex__(2)  # of objects without attributes, what they are copied from
+            parts = value.__reduce_ex__(2)  # where attributes do not say it all: what a copy is made from
         except Exception:  # such as a lock or an open file, which are not part of a value
             return
         if isinstance(parts, tuple):

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,7 +11,6 @@ import torch
 from itergp._version import __version__
 from itergp.models.description import CODE, describe
 from itergp.operators import Prior, Rows, make_operator
-from itergp.operators.digest import digest
 from itergp.operators.rows import evenly_spaced
 
 if TYPE_CHECKING:
@@ -23,10 +20,9 @@ _PROBE_ROWS = 16
 _METHOD = ("solver", "approximation", "operator_kind")
 # Data, which have names of their own; what costs or predictions depend on but the posterior does not; and the posterior.
 _NOT_PRIOR = (
-    *("train_inputs", "train_targets", "sample_weight", "missing_targets", "covariance_scale", "memory_budget"),
-    *("_solution", "_operator", "_identity"),
+    *("missing_targets", "covariance_scale", "memory_budget"),
+    *("_held_data", "_solution", "_operator", "_identity"),
 )
-_STATE = ("hyperparameter ", "buffer ")
 
 
 @dataclass(frozen=True)
@@ -50,32 +46,19 @@ class Identity:
     def of(cls, model: NonConjugateGP) -> Identity:
         """The identity of the posterior that a model has at present.
 
-        Its cost does not grow with the rows where the training data are known not to have changed; otherwise all of the
-        data are read.
+        Its cost does not grow with the rows where only the model can have changed the training data, see ``HeldTensors``;
+        otherwise all of the data are read.
         """
         method: dict[str, str] = {}
         for name in _METHOD:
             method |= describe(getattr(model, name), name.removesuffix("_kind"))
-        data = {f"train_inputs {i}": digest(x) for i, x in enumerate(model.train_inputs)}
-        data["train_targets"] = digest(model.train_targets)
-        if model.sample_weight is not None:
-            data["sample_weight"] = digest(model.sample_weight)
-        return cls(describe(model, "", leave_out=(*_NOT_PRIOR, *_METHOD)), data, method)
-
-    @cached_property
-    def key(self) -> str:
-        """SHA-256 of all there is."""
-        return _hash(self.names)
+        prior = describe(model, "", leave_out=(*_NOT_PRIOR, *_METHOD))
+        return cls(prior, model._data_digests(), method)
 
     @property
     def names(self) -> dict[str, str]:
         """Everything by name."""
         return self.data | self.prior | self.method
-
-    @property
-    def structure(self) -> dict[str, str]:
-        """What a model is built with, and ``load`` does not restore: all of the prior but parameters, buffers and code."""
-        return {name: text for name, text in self.prior.items() if not name.startswith((*_STATE, CODE))}
 
     def require_same(self, rows: Rows) -> None:
         """Every process must have the same data, in the same order, and the same model and settings.
@@ -83,9 +66,9 @@ class Identity:
         Raises:
             InputError: In every process, if they differ.
         """
-        rows.require_same("training data", _hash(self.data))
-        rows.require_same("hyperparameters", _hash(self.prior))
-        rows.require_same("solver", _hash(self.method))
+        rows.require_same("training data", self.data)
+        rows.require_same("hyperparameters and attributes", self.prior)
+        rows.require_same("solver and settings", self.method)
 
 
 def identify(model: NonConjugateGP, **settings: Any) -> dict[str, Any]:
@@ -114,8 +97,18 @@ def difference(theirs: dict[str, Any], ours: dict[str, Any]) -> tuple[str, str, 
     return None
 
 
-def _hash(names: dict[str, str]) -> str:
-    return hashlib.sha256(repr(sorted(names.items())).encode()).hexdigest()
+def prior_difference(theirs: dict[str, str], ours: dict[str, str], *, code: bool) -> tuple[str, str, str] | None:
+    """The first name in which two priors differ, with both values, or None.
+
+    What only one of them knows does not count: libraries add attributes from one version to the next.
+
+    Args:
+        theirs: ``Identity.prior`` of one.
+        ours: That of the other.
+        code: Whether the code of functions counts, which is the same in one version of Python only.
+    """
+    known = {name for name in theirs.keys() & ours.keys() if code or not name.startswith(CODE)}
+    return difference(*({name: text for name, text in names.items() if name in known} for names in (theirs, ours)))
 
 
 def _probe(model: NonConjugateGP) -> list[float]:

@@ -18,6 +18,7 @@ from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.checkpoint_file import Within
 from itergp.models.conditioning import bounded, find_posterior
+from itergp.models.held_tensors import HeldTensors
 from itergp.models.hyperparameters import frozen
 from itergp.models.identity import Identity
 from itergp.models.latent import LatentPosterior
@@ -76,8 +77,7 @@ class NonConjugateGP(gpytorch.models.GP):
         True
     """
 
-    train_targets: Tensor
-    sample_weight: Tensor | None
+    _held_data: HeldTensors
     _solution: Solution | None
     _operator: KernelOperator | None
     _identity: Identity | None
@@ -103,10 +103,10 @@ class NonConjugateGP(gpytorch.models.GP):
         require_solver(SubspaceNewton() if solver is None else solver)
         require_positive("memory_budget", memory_budget, integer=True)
         calculus = as_likelihood(likelihood)
-        self.train_inputs = as_inputs(train_inputs, "train_inputs")
+        inputs = as_inputs(train_inputs, "train_inputs")
         self.missing_targets = missing_targets
-        observed = as_observations(train_targets, self.train_inputs, calculus, sample_weight, missing_targets)
-        self.train_targets, self.sample_weight = observed.targets, observed.sample_weight
+        observed = as_observations(train_targets, inputs, calculus, sample_weight, missing_targets)
+        self._held_data = HeldTensors((*inputs, observed.targets, observed.sample_weight))
         self.likelihood = likelihood
         self.solver = SubspaceNewton() if solver is None else solver
         self.approximation = approximation
@@ -114,6 +114,34 @@ class NonConjugateGP(gpytorch.models.GP):
         self.operator_kind = operator
         self.memory_budget = memory_budget
         self._forget()
+
+    # ------------------------------------------------------ the training data
+    @property
+    def train_inputs(self) -> tuple[Tensor, ...]:
+        """Training inputs, ``(N, D)`` each."""
+        return self._held_data.lend()[:-2]  # type: ignore[return-value]
+
+    @train_inputs.setter
+    def train_inputs(self, inputs: tuple[Tensor, ...]) -> None:
+        self._held_data = HeldTensors((*inputs, *self._held_data.look()[-2:]))
+
+    @property
+    def train_targets(self) -> Tensor:
+        """Training targets ``(N,)``, as the likelihood wants them."""
+        return self._held_data.lend()[-2]  # type: ignore[return-value]
+
+    @train_targets.setter
+    def train_targets(self, targets: Tensor) -> None:
+        self._held_data = HeldTensors((*self._held_data.look()[:-2], targets, self._held_data.look()[-1]))
+
+    @property
+    def sample_weight(self) -> Tensor | None:
+        """Weights of the targets ``(N,)``, or None if all are 1."""
+        return self._held_data.lend()[-1]
+
+    @sample_weight.setter
+    def sample_weight(self, weight: Tensor | None) -> None:
+        self._held_data = HeldTensors((*self._held_data.look()[:-1], weight))
 
     # ---------------------------------------------------------- the posterior
     def condition(
@@ -268,7 +296,8 @@ class NonConjugateGP(gpytorch.models.GP):
         """The prior at the training inputs in training mode, the latent posterior in evaluation mode."""
         if self.training:
             inputs = as_inputs(args, "inputs")
-            if len(inputs) != len(self.train_inputs) or not all(map(torch.equal, inputs, self.train_inputs)):
+            known = self._held_inputs
+            if len(inputs) != len(known) or not all(map(torch.equal, inputs, known)):
                 raise InputError(
                     "In training mode the model must be called on its training inputs. Got others. "
                     "Call model.eval() to predict."
@@ -355,21 +384,17 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NonConjugateGP:
         """Moves data and posterior along with the parameters; another dtype asks for another posterior."""
-        data = [*self.train_inputs, self.train_targets]
-        data += [] if self.sample_weight is None else [self.sample_weight]
-        if all(fn(t) is t for t in (*self.parameters(), *self.buffers(), *data)):
+        if all(t is None or fn(t) is t for t in (*self.parameters(), *self.buffers(), *self._held_data.look())):
             return super()._apply(
                 fn, recurse=recurse
             )  # BoTorch's acquisition functions call .to(X) at every evaluation
         known = self._current_solution()
         result = super()._apply(fn, recurse=recurse)
-        self.train_inputs = tuple(fn(x) for x in self.train_inputs)
-        self.train_targets = fn(self.train_targets)
-        self.sample_weight = None if self.sample_weight is None else fn(self.sample_weight)
+        self._held_data = HeldTensors(tuple(None if t is None else fn(t) for t in self._held_data.look()))
         self._operator = None
-        same_dtype = self._solution is None or self._solution.representer_weights.dtype == self.train_inputs[0].dtype
+        same_dtype = self._solution is None or self._solution.representer_weights.dtype == self._like_data.dtype
         if known is not None and same_dtype:
-            self._adopt(known.to(self.train_inputs[0]))
+            self._adopt(known.to(self._like_data))
         else:
             self._forget()
         return result
@@ -387,6 +412,26 @@ class NonConjugateGP(gpytorch.models.GP):
     def observations(self) -> Observations:
         """Targets, their weights and the likelihood."""
         return Observations(self._calculus, self.train_targets, self.sample_weight)
+
+    @property
+    def _held_inputs(self) -> tuple[Tensor, ...]:
+        """The training inputs, to look at: who keeps or changes them takes ``train_inputs``."""
+        return self._held_data.look()[:-2]  # type: ignore[return-value]
+
+    @property
+    def _like_data(self) -> Tensor:
+        """An empty tensor of the dtype and on the device of the data."""
+        return self._held_inputs[0].new_empty(0)
+
+    def _data_digests(self) -> dict[str, str]:
+        """Digests of the training data by name."""
+        kept = (self._operator, None if self._solution is None else self._solution.operator)
+        *inputs, targets, weight = self._held_data.digests(kept)
+        found = {f"train_inputs {i}": x for i, x in enumerate(inputs)} | {
+            "train_targets": targets,
+            "sample_weight": weight,
+        }
+        return {name: text for name, text in found.items() if text is not None}
 
     @property
     def _calculus(self) -> Likelihood:
@@ -424,13 +469,13 @@ class NonConjugateGP(gpytorch.models.GP):
     def _test_inputs(self, x: Any) -> tuple[Tensor, ...]:
         inputs = as_inputs(x, "inputs")
         inputs = self._like_training(x, inputs)
-        check_test_inputs(inputs, self.train_inputs)
+        check_test_inputs(inputs, self._held_inputs)
         return inputs
 
     def _like_training(self, x: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Inputs, those that were not tensors in the dtype and on the device of the training inputs."""
         given = x if isinstance(x, tuple) else (x,)
-        like = self.train_inputs[0]
+        like = self._like_data
         return tuple(t if torch.is_tensor(raw) else t.to(like) for raw, t in zip(given, inputs, strict=True))
 
     def _stream(self, x: Any, batch_size: int | None = None, progress: bool = False) -> Stream:
@@ -438,7 +483,7 @@ class NonConjugateGP(gpytorch.models.GP):
         # What is not a tensor is converted batch by batch: one row shows whether it fits.
         given = x if isinstance(x, tuple) else (x,)
         seen = tuple(t if torch.is_tensor(raw) else t[:1] for raw, t in zip(given, inputs, strict=True))
-        check_test_inputs(self._like_training(x, seen), self.train_inputs)
+        check_test_inputs(self._like_training(x, seen), self._held_inputs)
         return Stream(self, inputs, batch_size, progress)
 
     def _current_solution(self) -> Solution | None:
@@ -454,7 +499,7 @@ class NonConjugateGP(gpytorch.models.GP):
         solution: Solution | None,
     ) -> None:
         """Replaces data and posterior by ones that belong together."""
-        self.train_inputs, self.train_targets, self.sample_weight = inputs, targets, sample_weight
+        self._held_data = HeldTensors((*inputs, targets, sample_weight))
         self._forget()
         if solution is not None:
             self._adopt(solution)

@@ -31,7 +31,7 @@ def check_prediction(model: NonConjugateGP, covariance_scale: float | None, obse
     Raises:
         InputError: If it is not between 0 and 1, or the likelihood does not know a keyword.
     """
-    likelihood = model.observations.likelihood
+    likelihood = model._calculus
     if unknown := sorted(set(observation) - set(likelihood.predictive_options)):
         known = likelihood.predictive_options or "none"
         raise InputError(
@@ -70,10 +70,10 @@ class Stream:
         model = self.model
         solution, operator = model.solution, model._training_operator()
         block = weights_and_actions(solution, covariance=covariance)
-        like = model.train_inputs[0]
+        like = model._like_data
         with _bar(self.progress) as bar:
             task = bar.add_task("predict", total=self.num_rows)
-            for rows in self._slices(solution, solution.rank if covariance else 0):
+            for rows in self._slices(solution, operator.num_rows, solution.rank if covariance else 0):
                 part = tuple(x[rows].to(like) for x in self.inputs)
                 wanted = torch.is_grad_enabled() and any(x.requires_grad for x in part)
                 # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
@@ -121,10 +121,9 @@ class Stream:
         return calculus.predictive(*(torch.cat(column) for column in zip(*kept, strict=True)), **observation)
 
     # ------------------------------------------------------------------ inside
-    def _slices(self, solution: Solution, rank: int) -> Iterator[slice]:
+    def _slices(self, solution: Solution, size: int, rank: int) -> Iterator[slice]:
         model = self.model
-        device = model.train_inputs[0].device
-        size, latents = model.train_inputs[0].shape[0], solution.representer_weights.shape[1]
+        device, latents = solution.representer_weights.device, solution.representer_weights.shape[1]
         if self.batch_size is not None:
             return batches(self.num_rows, 1, 8 * self.batch_size)
         budget = model.memory_budget or default_memory_budget(device)

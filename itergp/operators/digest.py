@@ -7,11 +7,13 @@ import hashlib
 import torch
 from torch import Tensor
 
-_BLOCK_BYTES = 2**24  # hashed at a time
+_BLOCK_BYTES = 2**20  # hashed at a time
 
 
 def digest(tensor: Tensor) -> str:
-    """SHA-256 of dtype, shape and content, in the order of the entries, without a copy of the whole.
+    """SHA-256 of dtype, shape and content, in the order of the entries.
+
+    Memory is copied block by block: a NumPy view of the tensor's own would forbid its owner to resize it.
 
     Args:
         tensor: Any tensor; those on another device are read block by block.
@@ -23,6 +25,6 @@ def digest(tensor: Tensor) -> str:
     rows = tensor.reshape(1, -1) if tensor.dim() == 0 else tensor
     step = max(1, _BLOCK_BYTES // max(1, rows[:1].numel() * rows.element_size()))
     for part in rows.split(step):
-        values = part.cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
+        values = part.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format).cpu().reshape(-1)
         content.update(values.view(torch.uint8).numpy().data)
     return content.hexdigest()

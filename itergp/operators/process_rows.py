@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -132,23 +133,25 @@ class ProcessRows(Rows):
             collective(dist.broadcast, value, 0)
         return value
 
-    def require_same(self, name: str, content: str) -> None:
-        """Something that every process must have alike, by the hash of its content.
+    def require_same(self, name: str, content: Mapping[str, str]) -> None:
+        """Something that every process must have alike.
 
         Args:
             name: What it is.
-            content: Its SHA-256, in hexadecimal digits.
+            content: Its parts by name, as text: tensors by the hash of their content.
 
         Raises:
             InputError: In every process, if they differ.
         """
-        mine = torch.tensor([*bytes.fromhex(content)], dtype=torch.int64, device=self.device)
-        high, low = self.largest(torch.stack([mine, -mine]))
-        if bool((high + low != 0).any()):
+        mine = torch.tensor([*json.dumps(dict(content)).encode()], dtype=torch.uint8, device=self.device)
+        first = json.loads(bytes(self.same(mine).tolist()))
+        others = sorted(part for part in first.keys() | content.keys() if first.get(part) != content.get(part))
+        if self.any(bool(others)):
+            got = f"{', '.join(others[:3])} unlike the first process" if others else "other ones in another process"
             raise InputError(
-                f"Every process must have the same {name}. Got other ones, or the same in another order, in some process. "
-                "Load the same data in the same order, and seed random numbers and shuffles alike everywhere; "
-                "torch.distributed.broadcast copies a tensor from one to all."
+                f"Every process must have the same {name}, in the same order. Got {got}. Load the same data in the same order, "
+                "and seed random numbers and shuffles alike everywhere; torch.distributed.broadcast copies a tensor from one "
+                "to all."
             )
 
     @contextmanager

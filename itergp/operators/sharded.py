@@ -86,7 +86,7 @@ class ShardedOperator(KernelOperator):
         Raises:
             InputError: If ``inputs`` or their order differ between processes.
         """
-        self.rows.require_same("new inputs", digest(inputs))
+        self.rows.require_same("new inputs", {"inputs": digest(inputs)})
         with self.rows.alive():
             if torch.is_grad_enabled() and inputs.requires_grad:
                 product = self._own.cross_matmul(_Shared.apply(inputs, self.rows), block)

@@ -207,7 +207,7 @@ class GPEstimator(BaseEstimator):
         device: torch.device | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         if dtype is None:
-            dtype, device = self.model_.train_inputs[0].dtype, self.model_.train_inputs[0].device
+            dtype, device = self.model_._like_data.dtype, self.model_._like_data.device
         kind: dict[str, Any] = {"dtype": dtype, "device": device}
         weight = None if bool((weights == 1.0).all()) else torch.as_tensor(weights, **kind)
         return torch.as_tensor(x, **kind), torch.as_tensor(self._model_targets(y), **kind), weight
@@ -239,7 +239,7 @@ class GPEstimator(BaseEstimator):
     # ------------------------------------------------------------ predictions
     def _new_inputs(self, X: Any) -> Tensor:
         check_is_fitted(self)
-        like = self.model_.train_inputs[0]
+        like = self.model_._like_data
         scaled = self._scaled(check_inputs(self, X, reset=False))
         return torch.as_tensor(scaled, dtype=like.dtype, device=like.device)
 
