@@ -223,11 +223,11 @@ def check_refusals(rank: int) -> None:
     order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(rank))
     for inputs, targets in ((x[order], y[order]), (x, y[order]), (x[order], y)):  # the same sums in every process
         shuffled = SimpleGP(inputs, targets, BernoulliLikelihood(), operator="sharded").double()
-        with pytest.raises(InputError, match=r"same training data, in the same order.*shuffles alike everywhere"):
+        with pytest.raises(InputError, match=r"same training data\..*in the same order.*shuffles alike everywhere"):
             shuffled.condition()
     model = make_model("bernoulli-logit", ROWS, operator="sharded")
     model.condition()
-    with pytest.raises(InputError, match=r"same new inputs, in the same order"):
+    with pytest.raises(InputError, match=r"same new inputs"):
         model.predict(make_inputs(5).roll(rank, 0))
     model.covar_module.base_kernel.nu = (0.5, 1.5, 2.5)[rank]
     with pytest.raises(InputError, match=r"nu unlike the first process" if rank else r"other ones in another process"):

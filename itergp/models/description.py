@@ -27,13 +27,9 @@ _FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, n
 # What says nothing about values: a state of random numbers moves on, the rest belongs to the program.
 _OPAQUE = (torch.Generator, np.random.Generator, types.ModuleType, logging.Logger, weakref.ReferenceType)
 _MODE_MATTERS = (_NormBase, _DropoutNd)
-# What every module has, and what GPyTorch's kernels keep of an evaluation.
-_BOOKKEEPING = frozenset(vars(gpytorch.Module())) | {
-    "distance_module",
-    "_memoize_cache",
-    "_cached_kernel_mat",
-    "_cached_kernel_inv_root",
-}
+# What GPyTorch's kernels and linear operators keep of an evaluation, and what every module has.
+_CACHES = frozenset({"_memoize_cache", "_cached_kernel_mat", "_cached_kernel_inv_root", "distance_module"})
+_BOOKKEEPING = frozenset(vars(gpytorch.Module()))
 # Whose code comes with a version number; any other code may be edited while a program runs.
 _LIBRARIES = frozenset({"abc", "builtins", "gpytorch", "itergp", "linear_operator", "numpy", "torch", "typing"})
 
@@ -143,7 +139,7 @@ class _Writer:
     def _attributes(self, value: Any, head: str, leave_out: frozenset[str]) -> None:
         shared = {key: part for key, part in _of_class(type(value)).items() if _is_setting(key, part)}
         for key, part in (shared | _in_slots(value) | getattr(value, "__dict__", {})).items():
-            if key not in leave_out:
+            if key not in leave_out and key not in _CACHES:
                 self.write(part, head + key)
 
     def _class(self, kind: type, name: str, entry: str) -> None:
