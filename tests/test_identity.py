@@ -336,6 +336,52 @@ def test_what_changes_nothing_costs_no_pass(act):
     assert operator.counts.passes == passes
 
 
+class Counting(UserLikelihood):
+    """Counts its evaluations."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = 0
+
+    def log_density(self, f, targets):
+        self.calls += 1
+        return super().log_density(f, targets)
+
+
+class CountingModel(UserModel):
+    """Counts its calls."""
+
+    calls = 0
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x)
+
+
+def test_counting_evaluations_changes_nothing():
+    model = CountingModel(*make_binary(ROWS), Counting()).double().eval()
+    first, x = model.solution, make_inputs(3)
+    for _ in range(2):
+        model.predict(x)
+        model(x)
+        model.likelihood.log_density(x[:, :1], torch.ones(3))
+    assert model.calls > 4
+    assert model.solution is first
+    assert model.solution.certificate.latent_error(x).shape == (3, 1)
+    model.likelihood.temperature = 0.5
+    assert model.solution is not first
+
+
+def test_what_a_callback_changes_is_no_counter():
+    model = make_user_model(PolynomialKernel(power=1))
+    model.condition(callback=lambda _: _setting("covar_module.power", 2)(model))
+    assert model._current_solution() is None
+    first = model.condition()
+    assert model.solution is first
+    model.covar_module.power = 3
+    assert model.solution is not first
+
+
 class Plain:
     """Neither a module nor a dataclass; it holds what cannot be copied by value."""
 

@@ -25,6 +25,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_dense_data, parametrize_with_checks
 
 from itergp import InputError, ItergpWarning
+from itergp.models import held_tensors
 from itergp.sklearn import GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor, load
 from itergp.sklearn.kernels import KERNELS, translate
 from itergp.sklearn.noise import COUNTS, NOISES
@@ -579,3 +580,12 @@ def test_many_rows_are_learned_in_linear_time(monkeypatch):
     assert many.model_.solution.support is not None
     assert given.model_.solution.support is None
     assert many.score(x, y) > 0.95
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_predictions_do_not_read_the_training_data_again(standardize, monkeypatch):
+    X, y = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30.0) % 3
+    estimator = GPRegressor(standardize=standardize, optimizer=None).fit(X, y, sample_weight=np.linspace(0.5, 1.5, 30))
+    before = estimator.predict(X[:3])
+    monkeypatch.setattr(held_tensors, "digest", lambda _: pytest.fail("read again"))
+    np.testing.assert_array_equal(estimator.predict(X[:3]), before)

@@ -16,7 +16,7 @@ from itergp.errors import InputError
 from itergp.models.checkpoint_file import Within
 from itergp.models.checkpointing import as_keeper, finished_solution, keep_finished
 from itergp.models.hyperparameters import hyperparameters
-from itergp.models.identity import Identity
+from itergp.models.identity import Identity, describe_prior
 from itergp.models.planning import check_memory, problem_size
 from itergp.models.validation import check_kernel, check_parameters
 from itergp.operators import BlockedOperator, KernelOperator
@@ -39,6 +39,7 @@ def find_posterior(
     """``NonConjugateGP.condition``, which says what the arguments are; the model predicts from the result."""
     check_parameters(model, model.train_inputs)
     gradients = torch.is_grad_enabled()
+    untouched = describe_prior(model)
     with torch.no_grad():
         prior = model._prior(model.train_inputs)
         identity = Identity.of(model)  # forward may have updated buffers
@@ -51,7 +52,7 @@ def find_posterior(
         if keeper is not None and (known := finished_solution(model, keeper)) is not None:
             model._restore(model.train_inputs, model.train_targets, model.sample_weight, known)
             return model.solution
-        if model._solution is not None and model._identity == identity and model._operator is not None:
+        if model._operator is not None and model._identity is not None and model._identity.matches(identity):
             operator = model._operator
         else:
             check_kernel(operator)
@@ -80,6 +81,8 @@ def find_posterior(
     solution.trace.hyperparameters = hyperparameters(model)
     if keeper is not None:
         keep_finished(keeper, solution)
+    if callback is None and on_posterior is None:  # which may change a model in earnest
+        identity = identity.with_counters(untouched, describe_prior(model))
     solution = bounded(model, solution, identity)
     _take(model, solution, operator, identity)
     return solution
@@ -102,7 +105,7 @@ class PriorVariance:
 
     def __call__(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
         """``k_c(x, x)`` ``(M, C)``."""
-        if Identity.of(self.model) != self.identity:
+        if not self.identity.matches(Identity.of(self.model)):
             raise InputError(
                 "The certificate belongs to hyperparameters or data that have since changed. "
                 "Take it from model.solution again."

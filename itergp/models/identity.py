@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,11 +36,13 @@ class Identity:
         prior: Classes, hyperparameters, buffers and all other attributes of the model, its likelihood and their parts.
         data: Training inputs, targets and weights, with their order.
         method: The solver, the approximation and the kind of operator.
+        counters: Names in ``prior`` of whole numbers that evaluating the model changes, which say nothing about it.
     """
 
     prior: dict[str, str]
     data: dict[str, str]
     method: dict[str, str]
+    counters: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, model: NonConjugateGP) -> Identity:
@@ -52,8 +54,19 @@ class Identity:
         method: dict[str, str] = {}
         for name in _METHOD:
             method |= describe(getattr(model, name), name.removesuffix("_kind"))
-        prior = describe(model, "", leave_out=(*_NOT_PRIOR, *_METHOD))
-        return cls(prior, model._data_digests(), method)
+        return cls(describe_prior(model), model._data_digests(), method)
+
+    def matches(self, now: Identity) -> bool:
+        """Whether nothing has changed that a posterior of this identity depends on."""
+        changed = {name for name in self.prior.keys() | now.prior.keys() if self.prior.get(name) != now.prior.get(name)}
+        return changed <= self.counters and (self.data, self.method) == (now.data, now.method)
+
+    def with_counters(self, before: dict[str, str], after: dict[str, str]) -> Identity:
+        """The same, if only evaluations of the model lie between two descriptions of its prior."""
+        numbers = {
+            name for name in before.keys() & after.keys() if before[name] != after[name] and _is_count(after[name])
+        }
+        return replace(self, counters=frozenset(name for name in numbers if _is_count(before[name])))
 
     @property
     def names(self) -> dict[str, str]:
@@ -69,6 +82,11 @@ class Identity:
         rows.require_same("training data", self.data)
         rows.require_same("hyperparameters and attributes", self.prior)
         rows.require_same("solver and settings", self.method)
+
+
+def describe_prior(model: NonConjugateGP) -> dict[str, str]:
+    """Classes, hyperparameters, buffers and all other attributes of a model, its likelihood and their parts."""
+    return describe(model, "", leave_out=(*_NOT_PRIOR, *_METHOD))
 
 
 def identify(model: NonConjugateGP, **settings: Any) -> dict[str, Any]:
@@ -118,6 +136,10 @@ def _probe(model: NonConjugateGP) -> list[float]:
         prior: Prior = model._prior(tuple(x[rows.to(x.device)] for x in model.train_inputs))
         entries = make_operator(prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="dense").dense()
     return [round(value, 8) for value in torch.cat([prior.mean.reshape(-1), entries.reshape(-1)]).double().tolist()]
+
+
+def _is_count(text: str) -> bool:
+    return text.removeprefix("-").isdigit()
 
 
 def _short(value: Any) -> str:

@@ -488,8 +488,8 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _current_solution(self) -> Solution | None:
         """The posterior if it is known and up to date."""
-        known = self._solution is not None and self._identity is not None
-        return self._solution if known and self._identity == Identity.of(self) else None
+        known = self._solution is not None and self._identity is not None and self._identity.matches(Identity.of(self))
+        return self._solution if known else None
 
     def _restore(
         self,

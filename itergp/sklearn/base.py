@@ -209,8 +209,10 @@ class GPEstimator(BaseEstimator):
         if dtype is None:
             dtype, device = self.model_._like_data.dtype, self.model_._like_data.device
         kind: dict[str, Any] = {"dtype": dtype, "device": device}
-        weight = None if bool((weights == 1.0).all()) else torch.as_tensor(weights, **kind)
-        return torch.as_tensor(x, **kind), torch.as_tensor(self._model_targets(y), **kind), weight
+        weight = None if bool((weights == 1.0).all()) else torch.as_tensor(weights).to(**kind, copy=True)
+        # Memory of the model's own: what is fitted does not follow later changes of X and y.
+        inputs, targets = (torch.as_tensor(part).to(**kind, copy=True) for part in (x, self._model_targets(y)))
+        return inputs, targets, weight
 
     def _learn(self, num_rows: int) -> FitResult | None:
         if self.optimizer is not None:
