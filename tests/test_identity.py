@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+import types
 import weakref
 from dataclasses import dataclass
 from functools import partial
@@ -387,8 +388,12 @@ class Plain:
 
     __slots__ = ("size",)
 
-    def __init__(self):
-        self.size = 3
+    def __init__(self, size=3):
+        self.size = size
+
+
+class Extended(Plain):
+    """With attributes of both sorts."""
 
 
 def test_copies_keep_the_posterior_whatever_they_hold():
@@ -510,14 +515,35 @@ def test_data_in_two_places_and_in_other_memory(reads):
     array = make_inputs(ROWS).numpy().copy()
     model = SimpleGP(array, make_binary(ROWS)[1], BernoulliLikelihood()).double().eval()
     first = model.solution
+    assert model.solution is model.solution is first
     array[0] += 1.0
     assert model.solution is not first
+    model = make_model("bernoulli-logit")
     first = model.solution
-    model.train_inputs[0].share_memory_()
+    model.train_inputs[0].share_memory_()  # with other processes
     assert model.solution is model.solution is first
     reads.clear()
     assert model.solution is first
     assert reads
+
+
+def test_a_copy_reads_its_data_once(reads):
+    model = make_model("bernoulli-logit")
+    first = model.solution
+    assert model.solution is model.solution is first
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        reads.clear()
+        assert other.solution is other.solution
+        assert len(reads) == 2  # its memory is another, which pickle may share with another process
+
+
+def test_a_certificate_of_other_data_is_refused():
+    model, x = make_model("bernoulli-logit"), make_inputs(3)
+    certificate = model.solution.certificate
+    certificate.latent_error(x)
+    _shuffled_targets(model)
+    with pytest.raises(itergp.InputError, match=r"belongs to hyperparameters or data that have since changed"):
+        certificate.latent_error(x)
 
 
 def test_a_users_tensor_can_still_be_resized():
@@ -535,6 +561,7 @@ def test_digests_say_order_dtype_and_shape():
     others = [x.flip(0), x.flip(1), x.float(), x.reshape(-1), x.reshape(2, 12), x[:11], -x, x.mT, x[:0], x[0, 0]]
     assert len({digest(other) for other in [x, *others]}) == len(others) + 1
     assert digest(torch.tensor([0.0])) != digest(torch.tensor([-0.0]))
+    assert len({digest(torch.zeros(2, dtype=kind)) for kind in (torch.int32, torch.float32, torch.int64)}) == 3
     assert digest(torch.tensor(torch.nan)) == digest(torch.tensor(torch.nan))
     assert digest(x.to_sparse()) == digest(x)
     assert digest(x.bfloat16()) != digest(x.half())
@@ -566,8 +593,26 @@ UNEQUAL = {
     "dtypes": (torch.float32, torch.float64, torch.device("cpu"), torch.device("meta")),
     "arrays": (np.array([1.0, 2.0]), np.array([2.0, 1.0]), np.array([1, 2]), np.array(["a", "b"], dtype=object)),
     "functions": (_first, _second, torch.sin, torch.cos, partial(_first), partial(_second), partial(_first, 1)),
-    "objects": (Shape(), Shape(power=2.0), Plain(), slice(1), slice(2), Shape, Plain),
-    "modules": (torch.nn.ReLU(), torch.nn.Sequential(torch.nn.ReLU()), torch.nn.ELU(), torch.nn.ELU(alpha=2.0)),
+    "objects": (
+        Shape(),
+        Shape(power=2.0),
+        Plain(),
+        Plain(4),
+        Extended(),
+        Extended(4),
+        slice(1),
+        slice(2),
+        Shape,
+        Plain,
+    ),
+    "modules": (
+        torch.nn.ReLU(),
+        torch.nn.Sequential(torch.nn.ReLU()),
+        torch.nn.ELU(),
+        torch.nn.ELU(alpha=2.0),
+        torch.nn.Tanh(),
+        torch.nn.Sigmoid(),
+    ),
 }
 
 
@@ -597,7 +642,23 @@ def test_sets_and_code_say_the_same_in_every_process():
 
     text = describe([code, {"a", "b", "c"}], "v")
     assert text["v[1]"] == "set of 3: [\"'a'\", \"'b'\", \"'c'\"]"
-    assert text["the code of v[0]"] == describe([code], "v")["the code of v[0]"]
+
+    def one(x):
+        return x in {0, 8}
+
+    consts = tuple(frozenset((8, 0)) if isinstance(c, frozenset) else c for c in one.__code__.co_consts)
+    assert repr(consts) != repr(one.__code__.co_consts)  # equal, and in another order
+    other = types.FunctionType(one.__code__.replace(co_consts=consts), globals(), "one")
+    assert describe(one, "f")["the code of f"] == describe(other, "f")["the code of f"]
+
+
+def test_one_module_in_two_places_is_what_two_equal_ones_are():
+    part = torch.nn.Linear(2, 2)
+    shared, apart = torch.nn.Sequential(part, part), torch.nn.Sequential(part, copy.deepcopy(part))
+    assert describe(shared, "") == describe(apart, "")
+    with torch.no_grad():
+        apart[1].bias.add_(1.0)
+    assert describe(shared, "") != describe(apart, "")
 
 
 # ------------------------------------------------------------------------- files

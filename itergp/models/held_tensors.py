@@ -90,7 +90,7 @@ def _views(operator: KernelOperator) -> list[Tensor]:
 
 
 def _is_ours(tensor: Tensor) -> bool:
-    """Whether the memory was made by PyTorch for this process, and was never lent to NumPy or taken from it."""
+    """Whether PyTorch made the memory for this process, and neither took it from NumPy or a file nor lent it to NumPy."""
     if type(tensor) is not Tensor or tensor.layout is not torch.strided or tensor.requires_grad:
         return False
     storage = tensor.untyped_storage()

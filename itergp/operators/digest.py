@@ -25,6 +25,6 @@ def digest(tensor: Tensor) -> str:
     rows = tensor.reshape(1, -1) if tensor.dim() == 0 else tensor
     step = max(1, _BLOCK_BYTES // max(1, rows[:1].numel() * rows.element_size()))
     for part in rows.split(step):
-        values = part.resolve_conj().resolve_neg().clone(memory_format=torch.contiguous_format).cpu().reshape(-1)
+        values = part.clone(memory_format=torch.contiguous_format).cpu().reshape(-1)
         content.update(values.view(torch.uint8).numpy().data)
     return content.hexdigest()
