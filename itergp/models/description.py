@@ -37,9 +37,9 @@ _LIBRARIES = frozenset({"abc", "builtins", "gpytorch", "itergp", "linear_operato
 def describe(value: Any, name: str, *, leave_out: Iterable[str] = ()) -> dict[str, str]:
     """The content of an object by name, such that objects with equal descriptions compute the same.
 
-    Modules are described by their class, parameters, buffers and every other attribute, and so are their parts; tensors and
-    arrays by a hash of their content; functions by name and code, not by the variables they capture; any other object by its
-    class and attributes. The address of an object says nothing, so that a copy has the description of the original.
+    Modules are described by their class, parameters, buffers and every other attribute, and so are their parts; tensors
+    and arrays by a hash of their content; functions by name and code, not by the variables they capture; any other object
+    by its class and attributes. The address of an object says nothing: a copy has the description of the original.
 
     Args:
         value: The object.

@@ -123,7 +123,8 @@ class NonConjugateGP(gpytorch.models.GP):
 
     @train_inputs.setter
     def train_inputs(self, inputs: tuple[Tensor, ...]) -> None:
-        self._held_data = HeldTensors((*inputs, *self._held_data.look()[-2:]))
+        given = (inputs,) if torch.is_tensor(inputs) else inputs
+        self._held_data = HeldTensors((*given, *self._held_data.look()[-2:]))
 
     @property
     def train_targets(self) -> Tensor:
@@ -385,9 +386,8 @@ class NonConjugateGP(gpytorch.models.GP):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NonConjugateGP:
         """Moves data and posterior along with the parameters; another dtype asks for another posterior."""
         if all(t is None or fn(t) is t for t in (*self.parameters(), *self.buffers(), *self._held_data.look())):
-            return super()._apply(
-                fn, recurse=recurse
-            )  # BoTorch's acquisition functions call .to(X) at every evaluation
+            # BoTorch's acquisition functions call .to(X) at every evaluation
+            return super()._apply(fn, recurse=recurse)
         known = self._current_solution()
         result = super()._apply(fn, recurse=recurse)
         self._held_data = HeldTensors(tuple(None if t is None else fn(t) for t in self._held_data.look()))
@@ -427,10 +427,8 @@ class NonConjugateGP(gpytorch.models.GP):
         """Digests of the training data by name."""
         kept = (self._operator, None if self._solution is None else self._solution.operator)
         *inputs, targets, weight = self._held_data.digests(kept)
-        found = {f"train_inputs {i}": x for i, x in enumerate(inputs)} | {
-            "train_targets": targets,
-            "sample_weight": weight,
-        }
+        found = {f"train_inputs {i}": x for i, x in enumerate(inputs)}
+        found |= {"train_targets": targets, "sample_weight": weight}
         return {name: text for name, text in found.items() if text is not None}
 
     @property
@@ -488,8 +486,9 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _current_solution(self) -> Solution | None:
         """The posterior if it is known and up to date."""
-        known = self._solution is not None and self._identity is not None and self._identity.matches(Identity.of(self))
-        return self._solution if known else None
+        if self._solution is None or self._identity is None or not self._identity.matches(Identity.of(self)):
+            return None
+        return self._solution
 
     def _restore(
         self,
