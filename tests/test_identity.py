@@ -661,6 +661,14 @@ def test_one_module_in_two_places_is_what_two_equal_ones_are():
     assert describe(shared, "") != describe(apart, "")
 
 
+def test_inputs_may_be_set_without_a_tuple():
+    model, x = make_model("bernoulli-logit"), make_inputs(3)
+    model.condition()
+    model.train_inputs = model.train_inputs[0].flip(0)
+    assert model.train_inputs[0].shape == (ROWS, 2)
+    assert model.predict(x).probs.shape == (3,)
+
+
 # ------------------------------------------------------------------------- files
 def test_a_posterior_of_another_kernel_is_not_loaded(tmp_path):
     path = tmp_path / "model.safetensors"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 _PROBE_ROWS = 16
 _METHOD = ("solver", "approximation", "operator_kind")
-# Data, which have names of their own; what costs or predictions depend on but the posterior does not; and the posterior.
+# Data, which have names of their own; what only costs or predictions depend on; and the posterior.
 _NOT_PRIOR = (
     *("missing_targets", "covariance_scale", "memory_budget"),
     *("_held_data", "_solution", "_operator", "_identity"),
@@ -63,10 +63,8 @@ class Identity:
 
     def with_counters(self, before: dict[str, str], after: dict[str, str]) -> Identity:
         """The same, if only evaluations of the model lie between two descriptions of its prior."""
-        numbers = {
-            name for name in before.keys() & after.keys() if before[name] != after[name] and _is_count(after[name])
-        }
-        return replace(self, counters=frozenset(name for name in numbers if _is_count(before[name])))
+        numbers = {name for name in before.keys() & after.keys() if _is_count(before[name]) and _is_count(after[name])}
+        return replace(self, counters=frozenset(name for name in numbers if before[name] != after[name]))
 
     @property
     def names(self) -> dict[str, str]:

@@ -149,8 +149,8 @@ class ProcessRows(Rows):
         if self.any(bool(others)):
             got = f"{', '.join(others[:3])} unlike the first process" if others else "other ones in another process"
             raise InputError(
-                f"Every process must have the same {name}. Got {got}. Load the same data in the same order, and seed random "
-                "numbers and shuffles alike everywhere; torch.distributed.broadcast copies a tensor from one to all."
+                f"Every process must have the same {name}. Got {got}. Load the same data in the same order, and seed "
+                "random numbers and shuffles alike everywhere; torch.distributed.broadcast copies a tensor to all."
             )
 
     @contextmanager
