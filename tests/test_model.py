@@ -870,6 +870,27 @@ def test_a_sum_with_a_linear_kernel():
     assert all(bool(torch.isfinite(t).all()) for t in _predictions(model))
 
 
+class Misspelt(SimpleGP):
+    """Its ``forward``, and a property of its own, ask for what does not exist."""
+
+    @property
+    def half_scale(self):
+        return 0.5 * self.covar_modul.outputscale
+
+    def forward(self, x):
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_modul(x))
+
+
+@pytest.mark.parametrize("ask", [lambda m: m(m.train_inputs[0]), lambda m: m.solution, lambda m: m.half_scale])
+def test_an_attribute_error_of_the_users_shows_as_itself(ask):
+    x, y = CASES["bernoulli-logit"].data(12)
+    model = Misspelt(x, y, CASES["bernoulli-logit"].make()).double().eval()
+    with pytest.raises(AttributeError, match=r"has no attribute 'covar_modul'"):
+        ask(model)
+    with pytest.raises(AttributeError, match=r"has no attribute 'unknown'"):
+        _ = model.unknown
+
+
 def test_forward_must_be_defined():
     model = NonConjugateGP(*make_binary(10), BernoulliLikelihood()).eval()
     with pytest.raises(NotImplementedError, match=r"Define forward\(self, x\) in the subclass"):

@@ -25,7 +25,7 @@ from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction
 from itergp.models.training_data import append_rows, replace_rows
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
-from itergp.models.validation import as_inputs, as_observations, check_test_inputs
+from itergp.models.validation import allows_missing, as_inputs, as_observations, check_test_inputs
 from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
 from itergp.solvers.base import Solver, require_positive, require_solver
@@ -55,7 +55,7 @@ class NonConjugateGP(gpytorch.models.GP):
         memory_budget: Bytes for cached kernel entries and batches; default a quarter of the free memory.
         sample_weight: Weights ``(N,)`` that multiply the rows' log-densities; default 1.
         missing_targets: Whether targets may be missing (NaN, or -1 for labels): such rows carry no information, but are
-            part of the model.
+            part of the model. Also where GPyTorch's ``observation_nan_policy`` or the likelihood says that they may be.
 
     Raises:
         InputError: If inputs and targets are not finite, do not fit each other, or do not fit the likelihood.
@@ -103,8 +103,8 @@ class NonConjugateGP(gpytorch.models.GP):
         require_positive("memory_budget", memory_budget, integer=True)
         calculus = as_likelihood(likelihood)
         self.train_inputs = as_inputs(train_inputs, "train_inputs")
-        self.missing_targets = missing_targets
-        observed = as_observations(train_targets, self.train_inputs, calculus, sample_weight, missing_targets)
+        self.missing_targets = allows_missing(calculus, missing_targets)
+        observed = as_observations(train_targets, self.train_inputs, calculus, sample_weight, self.missing_targets)
         self.train_targets, self.sample_weight = observed.targets, observed.sample_weight
         self.likelihood = likelihood
         self.solver = SubspaceNewton() if solver is None else solver
@@ -285,6 +285,11 @@ class NonConjugateGP(gpytorch.models.GP):
         raise NotImplementedError(
             "Define forward(self, x) in the subclass: return MultivariateNormal(mean, covariance)."
         )
+
+    def __getattr__(self, name: str) -> Any:
+        """Python asks here also after a property has raised an AttributeError, which is then shown as it is."""
+        known = getattr(type(self), name, None)
+        return known.__get__(self) if isinstance(known, property) else super().__getattr__(name)
 
     def set_train_data(
         self,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.models.arrays import as_tensor, is_array
-from itergp.models.validation import as_inputs, as_observations, check_target_tensor, check_test_inputs
+from itergp.models.validation import allows_missing, as_inputs, as_observations, check_target_tensor, check_test_inputs
 from itergp.solvers import Solution
 from itergp.solvers.support_space import SupportSpace
 
@@ -44,7 +44,9 @@ def replace_rows(model: NonConjugateGP, inputs: Any, targets: Any, strict: bool,
             "do not say which targets are missing. Pass the targets too."
         )
     weight = model.sample_weight if targets is None and sample_weight is None else sample_weight
-    observations = as_observations(old, new_inputs, model._calculus, weight, model.missing_targets)
+    missing = allows_missing(model._calculus, model.missing_targets)
+    observations = as_observations(old, new_inputs, model._calculus, weight, missing)
+    model.missing_targets = missing
     model._restore(new_inputs, observations.targets, observations.sample_weight, None)
 
 
@@ -61,9 +63,11 @@ def append_rows(model: NonConjugateGP, inputs: Any, targets: Any, sample_weight:
         given = (model.sample_weight, sample_weight)
         parts = [one if w is None else torch.as_tensor(w).to(one) for w, one in zip(given, ones, strict=True)]
         weight = torch.cat(parts)
+    missing = allows_missing(model._calculus, model.missing_targets)
     observations = as_observations(
-        torch.cat([model.train_targets, targets]), together, model._calculus, weight, model.missing_targets
+        torch.cat([model.train_targets, targets]), together, model._calculus, weight, missing
     )
+    model.missing_targets = missing
     earlier = model._solution
     model._restore(together, observations.targets, observations.sample_weight, None)
     if earlier is not None and not earlier.rows.sharded:  # processes divide more rows otherwise

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import gpytorch
 import torch
 from torch import Tensor
 
@@ -63,6 +64,11 @@ def _rows_not_finite(x: Tensor) -> int:
     return sum(int((~torch.isfinite(part)).any(-1).sum()) for part in x.detach().split(_BLOCK_ROWS))
 
 
+def allows_missing(likelihood: Likelihood, missing_targets: bool) -> bool:
+    """Whether targets may be missing: the model says so, the likelihood, or GPyTorch's ``observation_nan_policy``."""
+    return missing_targets or likelihood.accepts_missing or gpytorch.settings.observation_nan_policy.value() != "ignore"
+
+
 def as_observations(
     targets: Any,
     inputs: tuple[Tensor, ...],
@@ -79,6 +85,7 @@ def as_observations(
     """
     targets = as_tensor(targets, "train_targets") if is_array(targets) else targets
     sample_weight = as_tensor(sample_weight, "sample_weight") if is_array(sample_weight) else sample_weight
+    likelihood.check_rows(inputs[0].shape[0], targets)
     check_target_tensor(targets, inputs)
     weight = None if sample_weight is None else _as_weight(sample_weight, inputs[0])
     missing = likelihood.missing(targets)
