@@ -20,7 +20,7 @@ from itergp.diagnostics import FitRecord, LearningTrace, Trace
 from itergp.errors import InputError, ItergpWarning, SolverError
 from itergp.learning.calibration import PLUG_IN, POSTERIOR, Calibration, calibrate_predictions
 from itergp.learning.learner import OPTIMIZERS, Learner, Stage, Stop
-from itergp.learning.parameters import FreeParameter, free_parameters, initialise
+from itergp.learning.parameters import FreeParameter, free_parameters
 from itergp.learning.resuming import (
     keep_learned,
     open_checkpoint,
@@ -29,6 +29,7 @@ from itergp.learning.resuming import (
 )
 from itergp.models import NonConjugateGP
 from itergp.models.conditioning import keeping_posterior
+from itergp.models.starting_values import initialise_model
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective
 from itergp.operators import Rows, own_rows
@@ -161,7 +162,7 @@ def fit(
     file = None if checkpoint is None else open_checkpoint(model, checkpoint, checkpoint_every, settings, rows)
     earlier = None if file is None else file.earlier
     started = time.perf_counter() - (0.0 if earlier is None else earlier.values["seconds"])
-    initialised = _initialise(model) if initialise_kernel else []
+    initialised = initialise_model(model) if initialise_kernel else []
     free = free_parameters(model)
     if not free:
         raise InputError(
@@ -248,17 +249,6 @@ def _agree(model: NonConjugateGP, reason: Stop, rows: Rows) -> Stop:
     return reasons[int(rows.same(torch.tensor(reasons.index(reason), device=model.train_inputs[0].device)))]
 
 
-def _initialise(model: NonConjugateGP) -> list[str]:
-    with torch.no_grad():
-        prior = model._prior(model.train_inputs)
-        features = prior.features if prior.features.dim() == 2 else prior.features[0]
-        observations = model.observations
-        seen = observations.targets
-        if observations.sample_weight is not None:
-            seen = seen[observations.sample_weight > 0]
-        return initialise(prior.kernel, features) + observations.likelihood.initialise(seen)
-
-
 def _stages(
     objective: str | Objective,
     model: NonConjugateGP,
@@ -273,16 +263,16 @@ def _stages(
     likelihood = model.observations.likelihood
     few = model.train_targets.shape[0] <= _FEW_ROWS or not PredictiveLogDensity.supports(likelihood)
     if objective == "elbo" or (objective == "auto" and few):
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"initialise_kernel": False}  # that is over
         if optimizer == "adam" and likelihood.exchangeable and _has_large_support(model):
-            options = {"batch_rows": _BATCH_ROWS, "seed": seed}
+            options |= {"batch_rows": _BATCH_ROWS, "seed": seed}
         bound = ComputationAwareELBO(model.likelihood, model, **options)
         return [Stage("learn", bound, max_iterations, learning_rate)]
     if objective not in ("auto", "predictive"):
         raise InputError(f"`objective` must be 'auto', 'predictive', 'elbo' or an objective. Got {objective!r}.")
     # A noise or dispersion to learn would stand in for the latent variance that plugging in leaves out.
     integrate = any(parameter.requires_grad for parameter in likelihood.parameters())
-    options = {"predictive": "variational" if integrate else "plug-in"}
+    options = {"predictive": "variational" if integrate else "plug-in", "initialise_kernel": False}
     options |= {"renew_every": 5, "tolerance": 1e-3, "seed": seed}
     if optimizer == "lbfgs":  # a line search compares values: one split, and no trace of earlier evaluations in them
         options |= {"renew_every": None, "tolerance": 1e-6, "warm_start": False}

@@ -7,11 +7,7 @@ from dataclasses import dataclass
 import gpytorch
 import torch
 from gpytorch.constraints import Interval
-from gpytorch.kernels import Kernel, ScaleKernel
 from torch import Tensor
-
-_INITIAL_OUTPUTSCALE = 10.0
-_SAMPLE = 1000
 
 
 @dataclass
@@ -75,34 +71,3 @@ def free_parameters(model: gpytorch.Module) -> list[FreeParameter]:
         found.append(FreeParameter(name, parameter, constraint if one_sided else None, value.requires_grad_(True)))
     return found
 
-
-def initialise(kernel: Kernel, features: Tensor) -> list[str]:
-    """Sets lengthscales and output scales that are still at GPyTorch's default.
-
-    Lengthscales start at half the median distance between rows, output scales at 10.
-
-    Args:
-        kernel: The model's kernel.
-        features: What it is evaluated on, ``(N, D)``.
-
-    Returns:
-        Names of what was set.
-    """
-    changed = []
-    sample = features.detach()[torch.linspace(0, len(features) - 1, min(_SAMPLE, len(features))).long()]
-    for name, module in kernel.named_modules():
-        at_default = isinstance(module, Kernel) and module.has_lengthscale and not bool(module.raw_lengthscale.any())
-        if at_default and module.raw_lengthscale.requires_grad:
-            columns = sample if module.active_dims is None else sample[:, module.active_dims]
-            median = torch.pdist(columns.float()).median() if len(columns) > 1 else columns.new_tensor(1.0)
-            if float(median) > 0.0:
-                module.lengthscale = 0.5 * float(median)
-                changed.append(f"{name}.lengthscale".lstrip("."))
-        if (
-            isinstance(module, ScaleKernel)
-            and module.raw_outputscale.requires_grad
-            and not bool(module.raw_outputscale.any())
-        ):
-            module.outputscale = _INITIAL_OUTPUTSCALE
-            changed.append(f"{name}.outputscale".lstrip("."))
-    return changed

@@ -14,6 +14,7 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.likelihoods import Observations
 from itergp.models import NonConjugateGP
+from itergp.models.starting_values import initialise_model
 from itergp.operators import KernelOperator, Prior, make_operator
 from itergp.solvers.packing import Packed
 from itergp.solvers.precision import marginal_covariance
@@ -28,6 +29,9 @@ class Objective(MarginalLogLikelihood):
     Args:
         likelihood: The model's likelihood.
         model: The model.
+        initialise_kernel: Whether hyperparameters of the model that are still at their default get a start from the data, as
+            in ``itergp.fit``: from GPyTorch's own, a lengthscale near 1 and an output scale below it, a bound may climb to a
+            prior that says nothing.
 
     Raises:
         InputError: If the model is not a ``NonConjugateGP`` with this likelihood.
@@ -35,13 +39,17 @@ class Objective(MarginalLogLikelihood):
 
     predictive: str = "variational"
 
-    def __init__(self, likelihood: gpytorch.likelihoods.Likelihood, model: NonConjugateGP) -> None:
+    def __init__(
+        self, likelihood: gpytorch.likelihoods.Likelihood, model: NonConjugateGP, *, initialise_kernel: bool = True
+    ) -> None:
         if not isinstance(model, NonConjugateGP) or model.likelihood is not likelihood:
             raise InputError(
                 f"`model` must be a NonConjugateGP with this likelihood. Got {type(model).__name__}. "
                 "Pass the likelihood that the model was made with."
             )
         super().__init__(likelihood, model)
+        if initialise_kernel:
+            initialise_model(model)
 
     def forward(self, function_dist: MultivariateNormal, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The objective per training row, with log-densities of priors and added losses.
