@@ -105,7 +105,10 @@ REFUSED = {
     "batch of noises": (lambda: gl.GaussianLikelihood(batch_shape=torch.Size([2])), r"Got shape \(2, 1\)\. Leave out"),
     "batch of degrees": (lambda: gl.StudentTLikelihood(batch_shape=torch.Size([2])), r"Got shape \(2, 1\)\. Leave out"),
     "batch of rows": (lambda: gl.FixedNoiseGaussianLikelihood(torch.ones(2, 30)), r"\(N,\)\. Got \(2, 30\)"),
-    "noise of other rows": (lambda: gl.FixedNoiseGaussianLikelihood(torch.ones(9)), r"Got 9 noise\(s\) and 30 row\(s\)"),
+    "noise of other rows": (
+        lambda: gl.FixedNoiseGaussianLikelihood(torch.ones(9)),
+        r"Got 9 noise\(s\) and 30 row\(s\)",
+    ),
     "own rows": (lambda: _PerRow(torch.ones(30)), r"_PerRow, which overrides that\. .*exchangeable = False"),
     "inputs": (_NeedsInputs, r"from the latent values alone\. Got an error: .*inputs"),
     "one number in all": (_OneNumberInAll, r"one number per row, batch shape \(30,\)\. Got batch shape \(\)"),

@@ -518,7 +518,9 @@ def test_observations_with_a_second_column_are_no_observations_of_a_predictive_d
     x, y = CASES["poisson-exposure"].data(20)
     model = SimpleGP(x, y, CASES["poisson-exposure"].make()).double().eval()
     with torch.no_grad():
-        with pytest.raises(InputError, match=r"one observation per row, shape \(\.\.\., 20\)\. Got \(20, 2\)\. .*exposure"):
+        with pytest.raises(
+            InputError, match=r"one observation per row, shape \(\.\.\., 20\)\. Got \(20, 2\)\. .*exposure"
+        ):
             model.predict(x).log_prob(y)
         right = model.predict(x, exposure=y[:, 1]).log_prob(y[:, 0])
         assert_close(right, model.likelihood.log_marginal(y, model(x)), "derivative")

@@ -70,4 +70,3 @@ def free_parameters(model: gpytorch.Module) -> list[FreeParameter]:
             value = (constraint.transform(value) - constraint.lower_bound.to(value)).clamp_min(tiny).log()
         found.append(FreeParameter(name, parameter, constraint if one_sided else None, value.requires_grad_(True)))
     return found
-

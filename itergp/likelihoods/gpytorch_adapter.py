@@ -76,7 +76,11 @@ def _adapter(likelihood: gl.Likelihood) -> Any:
 
 # What GPyTorch calls a likelihood, but is something else: (kinds, what is wrong with them, the way out).
 _REFUSALS: tuple[tuple[Any, str, str], ...] = (
-    ((gl.LikelihoodList, gl._MultitaskGaussianLikelihoodBase), "which has several outputs", "Fit one model per output."),
+    (
+        (gl.LikelihoodList, gl._MultitaskGaussianLikelihoodBase),
+        "which has several outputs",
+        "Fit one model per output.",
+    ),
     (
         gl.HadamardGaussianLikelihood,
         "whose noise depends on task indices that are passed with every call",

@@ -111,8 +111,9 @@ def _recording(kernels: dict[str, Kernel]) -> Iterator[dict[str, Tensor]]:
     seen: dict[str, Tensor] = {}
 
     def record(name: str, forward: Any, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> Any:
-        if name not in seen or x1.shape[-2] > seen[name].shape[-2]:
-            seen[name] = x1.detach()
+        rows = x1.mT.unsqueeze(-1) if kwargs.get("last_dim_is_batch") else x1  # every column by itself
+        if name not in seen or rows.shape[-2] > seen[name].shape[-2]:
+            seen[name] = rows.detach()
         return forward(x1, x2, *args, **kwargs)
 
     for name, module in kernels.items():
