@@ -24,8 +24,8 @@ from itergp.diagnostics import plot_trajectory
 from itergp.learning import calibrate_predictions, fit
 from itergp.learning.calibration import SCALES
 from itergp.learning.parameters import free_parameters
-from itergp.models.starting_values import initialise
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
+from itergp.models.starting_values import initialise
 from itergp.objectives import ComputationAwareELBO, LaplaceEvidence, PredictiveLogDensity
 
 
