@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,6 +47,16 @@ class Scaling:
         """Leaves columns as they are."""
         ones = np.ones(values.shape[1])
         return cls(ones, np.zeros_like(ones), ones, np.zeros(values.shape[1], dtype=bool))
+
+    def keeping(self, columns: Sequence[int]) -> Scaling:
+        """The same, but some columns are left as they are."""
+        kept = np.isin(np.arange(len(self.mean)), list(columns))
+        return Scaling(
+            np.where(kept, 1.0, self.magnitude),
+            np.where(kept, 0.0, self.mean),
+            np.where(kept, 1.0, self.deviation),
+            self.constant & ~kept,
+        )
 
     @property
     def scale(self) -> Array:
