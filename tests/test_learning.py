@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import gpytorch
 import pytest
@@ -168,6 +169,44 @@ def test_positive_parameters_move_by_their_logarithm():
         parameter.read_gradient()
         value = parameter.constraint.transform(parameter.parameter).detach()
         assert torch.allclose(parameter.variable.grad, 2.0 * value.square(), rtol=1e-5)
+
+
+def test_a_noise_variance_moves_as_its_standard_deviation_does():
+    x = make_inputs(20)
+    model = SimpleGP(x, x[:, 0], GaussianLikelihood(noise=0.04)).double()
+    noise = next(parameter for parameter in free_parameters(model) if parameter.name.endswith("noise"))
+    assert noise.variable.item() == pytest.approx(math.log(0.2), rel=1e-5)
+    assert noise.value.item() == pytest.approx(math.log(0.04), rel=1e-5)
+    model.likelihood.noise.square().sum().backward()
+    noise.read_gradient()
+    assert noise.variable.grad.item() == pytest.approx(4.0 * 0.04**2, rel=1e-5)
+    with torch.no_grad():
+        noise.variable.sub_(math.log(10.0))
+    noise.write()
+    assert model.likelihood.noise.item() == pytest.approx(0.0004, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_learned_noise_becomes_as_small_as_targets_without_noise_ask_for(dtype):
+    x, new = make_inputs(120, 1, dtype=dtype, seed=1), make_inputs(60, 1, dtype=dtype, seed=2).clamp(-1.5, 1.5)
+    kernel = GK.ScaleKernel(GK.RBFKernel())
+    model = SimpleGP(x, torch.sin(2.0 * x[:, 0]), GaussianLikelihood(noise=0.1), kernel=kernel).to(dtype)
+    itergp.fit(model, max_iterations=50)
+    assert model.likelihood.noise.item() < 1e-4
+    with torch.no_grad():
+        predictive = model.predict(new)
+        error = (predictive.mean - torch.sin(2.0 * new[:, 0])).square().mean().sqrt()
+        assert float(error) < 0.02
+        assert float(predictive.stddev.mean()) < 0.02
+
+
+def test_a_noise_at_a_bound_that_shows_is_told():
+    x = make_inputs(60, 1)
+    likelihood = gpytorch.likelihoods.GaussianLikelihood()
+    likelihood.noise = 1.1e-4
+    model = SimpleGP(x, torch.sin(x[:, 0]), likelihood, kernel=GK.ScaleKernel(GK.RBFKernel())).double()
+    with pytest.warns(itergp.ItergpWarning, match=r"raw_noise reached its lower bound, 0\.0001: .*noise_constraint"):
+        itergp.fit(model, max_iterations=40)
 
 
 def test_fixed_parameters_stay():

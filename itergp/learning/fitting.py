@@ -48,6 +48,7 @@ _SPREAD = 1.5  # standard deviation of the random starts, in the optimiser's var
 _REFINEMENT_RATE = 0.7  # of the learning rate
 _CALIBRATION_VALUES = 20_000  # latent values, rows times functions, to choose by
 _COLLAPSED, _DIVERGED = 1e-3, 1e5
+_NO_NOISE = 1e-6  # a noise variance that nobody misses
 _LOOK_FACTOR = 100.0  # times the tolerance, for a look at the posterior on the way
 
 
@@ -412,6 +413,15 @@ def _warn_of_extremes(free: list[FreeParameter]) -> None:
             problem, remedy = "collapsed", "standardise the inputs, or put a prior on the lengthscale"
         elif parameter.name.endswith("raw_outputscale") and bool((value > _DIVERGED).any()):
             problem, remedy = "diverged, as it does when classes are separable", "put a prior on the output scale"
+        elif parameter.name.endswith("noise") and _at_bound(parameter):
+            bound = float(parameter.constraint.lower_bound)  # type: ignore[union-attr] # it has one
+            warnings.warn(
+                f"{parameter.name} reached its lower bound, {bound:g}: the targets have less noise, and predictions claim more. "
+                "Please pass the likelihood a noise_constraint with a lower bound, such as GreaterThan(1e-8).",
+                ItergpWarning,
+                stacklevel=3,
+            )
+            continue
         else:
             continue
         warnings.warn(
@@ -419,6 +429,13 @@ def _warn_of_extremes(free: list[FreeParameter]) -> None:
             ItergpWarning,
             stacklevel=3,
         )
+
+
+def _at_bound(parameter: FreeParameter) -> bool:
+    """Whether a noise is at a bound that shows in predictions of standardised targets."""
+    if parameter.constraint is None or not float(parameter.constraint.lower_bound) > _NO_NOISE:
+        return False
+    return bool((parameter.value.exp() < 0.01 * parameter.constraint.lower_bound).any())
 
 
 def _bar(enabled: bool) -> Progress:

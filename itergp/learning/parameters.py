@@ -9,25 +9,35 @@ import torch
 from gpytorch.constraints import Interval
 from torch import Tensor
 
+_NOISE_FACTOR = 2.0  # a variance is a standard deviation squared
+
 
 @dataclass
 class FreeParameter:
     """One trainable parameter and the variable that the optimiser moves in its place.
 
     A parameter with a lower bound and no upper one (lengthscales, scales, noise) moves as the logarithm of its distance from
-    the bound, so that steps are relative; any other parameter moves as it is.
+    the bound, so that steps are relative; a noise variance as its standard deviation does, twice as far, for it may have to
+    become thousands of times smaller. Any other parameter moves as it is.
 
     Attributes:
         name: Its name in the model.
         parameter: The raw parameter.
         constraint: Its constraint if it moves by logarithm, else None.
         variable: What the optimiser moves.
+        factor: How many times as far the logarithm moves.
     """
 
     name: str
     parameter: torch.nn.Parameter
     constraint: Interval | None
     variable: Tensor
+    factor: float = 1.0
+
+    @property
+    def value(self) -> Tensor:
+        """The parameter, or the logarithm of its distance from its bound, as records show it."""
+        return self.factor * self.variable.detach()
 
     def write(self) -> None:
         """Sets the parameter from the variable."""
@@ -35,7 +45,7 @@ class FreeParameter:
             if self.constraint is None:
                 self.parameter.copy_(self.variable)
             else:
-                value = self.constraint.lower_bound.to(self.variable) + self.variable.exp()
+                value = self.constraint.lower_bound.to(self.variable) + self.value.exp()
                 self.parameter.copy_(self.constraint.inverse_transform(value))
 
     def read_gradient(self) -> None:
@@ -49,7 +59,7 @@ class FreeParameter:
             with torch.enable_grad():
                 (slope,) = torch.autograd.grad(self.constraint.transform(raw).sum(), raw)
             distance = self.constraint.transform(raw).detach() - self.constraint.lower_bound.to(slope)
-            gradient = gradient * distance / slope.clamp_min(torch.finfo(slope.dtype).tiny)
+            gradient = self.factor * gradient * distance / slope.clamp_min(torch.finfo(slope.dtype).tiny)
         self.variable.grad = gradient.clone()
 
 
@@ -68,5 +78,7 @@ def free_parameters(model: gpytorch.Module) -> list[FreeParameter]:
         if one_sided:
             tiny = torch.finfo(value.dtype).tiny
             value = (constraint.transform(value) - constraint.lower_bound.to(value)).clamp_min(tiny).log()
-        found.append(FreeParameter(name, parameter, constraint if one_sided else None, value.requires_grad_(True)))
+        factor = _NOISE_FACTOR if one_sided and name.endswith("noise") else 1.0
+        variable = (value / factor).requires_grad_(True)
+        found.append(FreeParameter(name, parameter, constraint if one_sided else None, variable, factor))
     return found

@@ -14,7 +14,7 @@ from torch.distributions import Distribution, LogNormal
 from itergp.likelihoods.base import Likelihood
 from itergp.likelihoods.distributions import Gamma
 from itergp.likelihoods.gaussian import GaussianLikelihood
-from itergp.likelihoods.parameters import ConstrainedParameter
+from itergp.likelihoods.parameters import SMALLEST_NOISE, ConstrainedParameter
 from itergp.likelihoods.predictive import LogNormalPredictive
 from itergp.likelihoods.single_latent import SingleLatentLikelihood
 from itergp.likelihoods.special import MAX_EXPONENT, continued_exp
@@ -72,7 +72,7 @@ class LogNormalLikelihood(GaussianLikelihood):
     Args:
         noise: Initial noise variance of ``log(y)``.
         noise_prior: Prior over the noise variance.
-        noise_constraint: Constraint on the noise variance; default above 1e-4.
+        noise_constraint: Constraint on the noise variance; default above 1e-8.
     """
 
     def validate_targets(self, targets: Tensor) -> Tensor:
