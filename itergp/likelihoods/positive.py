@@ -14,7 +14,7 @@ from torch.distributions import Distribution, LogNormal
 from itergp.likelihoods.base import Likelihood
 from itergp.likelihoods.distributions import Gamma
 from itergp.likelihoods.gaussian import GaussianLikelihood
-from itergp.likelihoods.parameters import SMALLEST_NOISE, ConstrainedParameter
+from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.predictive import LogNormalPredictive
 from itergp.likelihoods.single_latent import SingleLatentLikelihood
 from itergp.likelihoods.special import MAX_EXPONENT, continued_exp
