@@ -21,9 +21,10 @@ from itergp.models.conditioning import bounded, find_posterior
 from itergp.models.fingerprint import Fingerprint, frozen
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, make_plan, problem_size
+from itergp.models.prior_shapes import PriorOfWeightedRows, of_one_output, require_one_output
 from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction
-from itergp.models.training_data import append_rows, replace_rows
+from itergp.models.training_data import append_rows, fantasy_model, replace_rows
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
 from itergp.models.validation import allows_missing, as_inputs, as_observations, check_test_inputs
 from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
@@ -274,7 +275,9 @@ class NonConjugateGP(gpytorch.models.GP):
                     "In training mode the model must be called on its training inputs. Got others. "
                     "Call model.eval() to predict."
                 )
-            return super().__call__(*inputs, **kwargs)
+            prior = super().__call__(*inputs, **kwargs)
+            require_one_output(prior)
+            return prior if self.sample_weight is None else PriorOfWeightedRows.of(prior)
         inputs = self._test_inputs(args)
         if gpytorch.settings.prior_mode.on():
             return super().__call__(*inputs, **kwargs)
@@ -324,6 +327,48 @@ class NonConjugateGP(gpytorch.models.GP):
             InputError: If the rows do not look like the training data.
         """
         append_rows(self, inputs, targets, sample_weight)
+
+    def get_fantasy_model(self, inputs: Any, targets: Any, *, noise: Tensor | None = None) -> NonConjugateGP:
+        """A copy that has seen more rows; hyperparameters stay, and its posterior is found starting from the present one.
+
+        Args:
+            inputs: Inputs of the new rows ``(M, D)``, or a tuple or list of such.
+            targets: Their targets ``(M,)``.
+            noise: Their noise variances ``(M,)``, for a ``FixedNoiseGaussianLikelihood``.
+
+        Returns:
+            The copy, in the same mode.
+
+        Raises:
+            InputError: If the rows do not look like the training data, are a batch of such, or their noise is missing.
+        """
+        return fantasy_model(self, inputs, targets, noise)
+
+    def transform_inputs(self, X: Tensor, input_transform: torch.nn.Module | None = None) -> Tensor:
+        """Inputs as they are: BoTorch's ``fit_gpytorch_mll`` asks for them.
+
+        Args:
+            X: Inputs.
+            input_transform: None; ``itergp.botorch.BotorchModel`` takes one.
+
+        Raises:
+            InputError: If rows have weights, of which the marginal likelihood that is being maximised knows nothing.
+        """
+        if self.sample_weight is not None:
+            PriorOfWeightedRows.refuse()
+        return X
+
+    def pyro_load_from_samples(self, samples_dict: dict[str, Tensor]) -> None:
+        """Refuses samples of hyperparameters, which would make a batch of models.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "Hyperparameters must be one set for a model. Got samples of "
+            f"{sorted(samples_dict)}. Set one sample at a time, by model.initialize(**values) or model.load_state_dict, and "
+            "average predictions over them."
+        )
 
     # ------------------------------------------------------------------ saving
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -397,7 +442,7 @@ class NonConjugateGP(gpytorch.models.GP):
         return as_likelihood(self.likelihood)
 
     def _prior(self, inputs: tuple[Tensor, ...]) -> Prior:
-        return Prior.from_forward(self.forward, inputs, self._calculus.num_latents)
+        return Prior.from_forward(of_one_output(self.forward), inputs, self._calculus.num_latents)
 
     def _make_operator(self, prior: Prior) -> KernelOperator:
         """The operator of a snapshot of the kernel, so that it stays what the posterior was found with."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from torch import Tensor
 
 from itergp.errors import InputError
@@ -72,6 +74,30 @@ def append_rows(model: NonConjugateGP, inputs: Any, targets: Any, sample_weight:
     model._restore(together, observations.targets, observations.sample_weight, None)
     if earlier is not None and not earlier.rows.sharded:  # processes divide more rows otherwise
         model._start_from(_with_rows(earlier, new[0].shape[0]))
+
+
+def fantasy_model(model: NonConjugateGP, inputs: Any, targets: Any, noise: Tensor | None) -> NonConjugateGP:
+    """A copy with more rows; see ``NonConjugateGP.get_fantasy_model``."""
+    inputs = tuple(inputs) if isinstance(inputs, list) else inputs
+    if torch.is_tensor(targets) and targets.dim() > model.train_targets.dim():
+        raise InputError(
+            f"`targets` must be one set of new rows, shape (M,). Got a batch, {tuple(targets.shape)}. Use "
+            "itergp.botorch.BotorchModel(model).condition_on_observations(X, Y), which takes batches."
+        )
+    fixed = isinstance(model.likelihood, FixedNoiseGaussianLikelihood)
+    if fixed != (noise is not None):
+        raise InputError(
+            "`noise` must be given for the new rows of a FixedNoiseGaussianLikelihood, and for no other. Got "
+            f"{'none' if noise is None else 'some'} with {type(model.likelihood).__name__}. "
+            + ("Pass noise=..., one variance per row." if fixed else "Leave it out.")
+        )
+    solution = model._solution
+    longer = copy.deepcopy(model)
+    longer._solution = solution  # with the search space, which a copy leaves behind
+    if noise is not None:
+        longer.likelihood = model.likelihood.get_fantasy_likelihood(noise=noise)
+    longer.append_train_data(inputs, targets)
+    return longer
 
 
 def _with_rows(solution: Solution, count: int) -> Solution:

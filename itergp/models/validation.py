@@ -37,6 +37,11 @@ def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
         raise InputError(f"`{name}` must be a torch tensor or a tuple of them. Got {kinds}. Use torch.as_tensor(x).")
     checked = tuple(x.unsqueeze(-1) if x.dim() == 1 else x for x in given)
     for x in checked:
+        if x.dim() == 3:
+            raise InputError(
+                f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}, a batch. Build one model per "
+                "batch element, for example in a torch.nn.ModuleList; itergp.botorch.BotorchModel takes t-batches of points."
+            )
         if x.dim() != 2:
             raise InputError(
                 f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}. Reshape it."
@@ -128,6 +133,11 @@ def check_target_tensor(targets: Tensor, inputs: tuple[Tensor, ...]) -> None:
             f"`train_targets` must be a torch tensor. Got {type(targets).__name__}. Use torch.as_tensor(y)."
         )
     rows = inputs[0].shape[0]
+    if targets.dim() == 2 and targets.shape[0] != rows and targets.shape[1] == rows:
+        raise InputError(
+            f"`train_targets` must have one row per observation, {rows}. Got {tuple(targets.shape)}, a batch. Build one model "
+            "per batch element, for example in a torch.nn.ModuleList."
+        )
     if targets.dim() >= 1 and targets.shape[0] != rows:
         raise InputError(
             f"`train_inputs` and `train_targets` must have the same number of rows. Got {rows} and {targets.shape[0]}. "
