@@ -26,7 +26,7 @@ def make_operator(
     inputs: Tensor,
     *,
     num_kernels: int = 1,
-    kind: OperatorKind = "auto",
+    kind: OperatorKind | type[KernelOperator] = "auto",
     memory_budget: int | None = None,
 ) -> KernelOperator:
     """Builds the operator for a kernel and its training inputs.
@@ -39,14 +39,15 @@ def make_operator(
         kernel: Any GPyTorch kernel.
         inputs: ``(N, D)`` or ``(C, N, D)``.
         num_kernels: 1 for a shared kernel, otherwise C.
-        kind: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"`` or ``"sharded"``.
+        kind: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"`` or ``"sharded"``, or a class of operators.
         memory_budget: Bytes; default a quarter of the free memory.
 
     Raises:
         InputError: If ``kind`` is unknown, or KeOps or processes are asked for where they cannot work.
     """
-    if kind not in get_args(OperatorKind):
-        raise InputError(f"`operator` must be one of {get_args(OperatorKind)}. Got {kind!r}.")
+    require_operator(kind)
+    if isinstance(kind, type):
+        return kind(kernel, inputs, num_kernels=num_kernels, memory_budget=memory_budget)
     if kind == "sharded":
         if many_processes():
             return ShardedOperator(kernel, inputs, num_kernels=num_kernels, memory_budget=memory_budget)
@@ -58,7 +59,22 @@ def make_operator(
     return operators[kind](kernel, inputs, num_kernels=num_kernels, memory_budget=budget)
 
 
-def own_rows(kind: OperatorKind, total: int, device: torch.device) -> Rows:
+def require_operator(kind: object) -> None:
+    """An operator is chosen by name, or by its class.
+
+    Raises:
+        InputError: If it is neither.
+    """
+    if isinstance(kind, type) and issubclass(kind, KernelOperator):
+        return
+    if kind not in get_args(OperatorKind):
+        raise InputError(
+            f"`operator` must be one of {get_args(OperatorKind)}, or a subclass of KernelOperator. Got {kind!r}. Pass a name "
+            "or the class, which the model calls with its kernel and inputs."
+        )
+
+
+def own_rows(kind: OperatorKind | type[KernelOperator], total: int, device: torch.device) -> Rows:
     """Which of so many training rows an operator of this kind will hold in this process.
 
     Raises:
