@@ -155,7 +155,9 @@ def test_the_documented_member_of_an_operator_is_enough():
         assert_close(own.predict(x).probs, plain.predict(x).probs, "posterior")
     assert isinstance(own.solution.operator, MatrixOperator)
     itergp.fit(own, max_iterations=2)
-    with pytest.raises(InputError, match=r"or a subclass of KernelOperator\. Got <class 'int'>\. Pass a name"):
+    with pytest.raises(
+        InputError, match=r"Got <class 'int'>\. Choose one, or pass a subclass of itergp.operators.Kernel"
+    ):
         SimpleGP(x, y, BernoulliLikelihood(), operator=int)
 
 

@@ -74,27 +74,13 @@ def _adapter(likelihood: gl.Likelihood) -> Any:
     return _ADAPTERS.get(kind, AutomaticLikelihood)
 
 
-# What GPyTorch calls a likelihood, but is something else: (kinds, what is wrong with them, the way out).
-_REFUSALS: tuple[tuple[Any, str, str], ...] = (
-    (
-        (gl.LikelihoodList, gl._MultitaskGaussianLikelihoodBase),
-        "which has several outputs",
-        "Fit one model per output.",
-    ),
-    (
-        gl.HadamardGaussianLikelihood,
-        "whose noise depends on task indices that are passed with every call",
-        "Pass the noise of every row to gpytorch.likelihoods.FixedNoiseGaussianLikelihood, or use one GaussianLikelihood.",
-    ),
-)
-
-
 def _refuse(likelihood: gl.Likelihood) -> None:
     """Likelihoods that are not those of one output per row, given its latent values, are not approximated by one that is."""
     name = type(likelihood).__name__
-    for kinds, what, remedy in _REFUSALS:
-        if isinstance(likelihood, kinds):
-            raise InputError(f"`likelihood` must be one likelihood of one output per row. Got {name}, {what}. {remedy}")
+    if isinstance(likelihood, (gl.LikelihoodList, gl._MultitaskGaussianLikelihoodBase)):
+        raise InputError(
+            f"`likelihood` must be one likelihood of one output per row. Got {name}. Fit one model per output."
+        )
     noise = getattr(likelihood, "noise_covar", None)
     if isinstance(noise, gl.HeteroskedasticNoise):
         raise InputError(
@@ -108,7 +94,7 @@ def _refuse(likelihood: gl.Likelihood) -> None:
         )
     for parameter in ("noise", "deg_free"):
         value = None if isinstance(noise, FixedGaussianNoise) else getattr(likelihood, parameter, None)
-        if torch.is_tensor(value) and value.numel() != 1:
+        if torch.is_tensor(value) and value.numel() != 1 and not isinstance(likelihood, gl.HadamardGaussianLikelihood):
             raise InputError(
                 f"`{parameter}` of {name} must be one number for all rows. Got shape {tuple(value.shape)}. Leave out "
                 "batch_shape, and build one model per batch element."

@@ -27,7 +27,7 @@ from itergp.models.streaming import Stream, check_prediction
 from itergp.models.training_data import append_rows, fantasy_model, replace_rows
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
 from itergp.models.validation import allows_missing, as_inputs, as_observations, check_test_inputs
-from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator, require_operator
+from itergp.operators import KernelOperator, OperatorClass, OperatorKind, Prior, make_operator, require_operator
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
 from itergp.solvers.base import Solver, require_positive, require_solver
 
@@ -52,8 +52,8 @@ class NonConjugateGP(gpytorch.models.GP):
         solver: How the posterior is found; default ``SubspaceNewton()``.
         approximation: ``"variational"`` (default) or ``"laplace"``.
         operator: How kernel products are computed: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"``, or ``"sharded"``, with
-            the rows divided among the processes of ``torch.distributed``, which all run the same program; or a class of
-            operators of your own.
+            the rows divided among the processes of ``torch.distributed``, which all run the same program. Or a subclass of
+            ``KernelOperator``, for one of your own.
         memory_budget: Bytes for cached kernel entries and batches; default a quarter of the free memory.
         sample_weight: Weights ``(N,)`` that multiply the rows' log-densities; default 1.
         missing_targets: Whether targets may be missing (NaN, or -1 for labels): such rows carry no information, but are
@@ -91,7 +91,7 @@ class NonConjugateGP(gpytorch.models.GP):
         *,
         solver: Solver[Any] | None = None,
         approximation: str = "variational",
-        operator: OperatorKind | type[KernelOperator] = "auto",
+        operator: OperatorKind | OperatorClass = "auto",
         memory_budget: int | None = None,
         sample_weight: Any = None,
         missing_targets: bool = False,

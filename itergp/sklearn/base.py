@@ -31,7 +31,7 @@ from itergp.sklearn.checks import (
     check_weights,
     list_columns,
 )
-from itergp.sklearn.kernels import make_kernel, raw_columns
+from itergp.sklearn.kernels import category_columns, make_kernel, raw_columns
 from itergp.sklearn.model import EstimatorGP, as_device, as_dtype, as_numpy, default_solver, take_hyperparameters
 from itergp.sklearn.saving import load_estimator, save_estimator
 from itergp.sklearn.scaling import Scaling
@@ -119,9 +119,11 @@ class GPEstimator(BaseEstimator):
 
     def _fit_rows(self, values: Array, targets: Array, weights: Array) -> None:
         """Learns scaling and hyperparameters, and finds the posterior."""
-        raw, self._codes = raw_columns(self.kernel, values.shape[1])
-        scaling = Scaling.learn(values, weights) if self.standardize else Scaling.nothing(values)
-        self._scaling = scaling.keeping(raw)
+        self._scaling = Scaling.nothing(values)
+        if self.standardize:
+            raw = raw_columns(self.kernel, values.shape[1])
+            self._scaling = Scaling.learn(values, weights).except_for(raw)
+        self._codes = category_columns(self.kernel, values.shape[1])
         if len(values) > 1:  # a single one says nothing about what varies
             self._warn_of_constants()
         self._learn_targets(targets, weights)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import gpytorch
+import numpy as np
 import torch
 from gpytorch.kernels import (
     AdditiveKernel,
@@ -30,6 +31,7 @@ from gpytorch.kernels import (
     ScaleKernel,
     SpectralMixtureKernel,
 )
+from numpy.typing import NDArray
 from sklearn.gaussian_process import kernels as theirs
 
 from itergp.errors import InputError
@@ -120,31 +122,38 @@ def _check_columns(kernel: Kernel, num_columns: int) -> None:
             )
 
 
-def raw_columns(kernel: Any, num_columns: int) -> tuple[list[int], dict[int, int]]:
-    """Columns that standardising would turn into something else for a kernel: categories, periods, grids, points of its own.
+def raw_columns(kernel: Any, num_columns: int) -> NDArray[np.bool_]:
+    """Which columns ``(D,)`` a kernel needs as they are, not standardised: categories, those with periods, grids or points.
 
     Args:
-        kernel: As an estimator gets it; kernels by name take any columns.
+        kernel: As in ``make_kernel``; kernels by name take any columns.
         num_columns: D.
-
-    Returns:
-        The columns, and for those of index kernels how many categories these know.
 
     Raises:
         InputError: If the kernel reads columns that there are not.
     """
+    raw = np.zeros(num_columns, dtype=bool)
+    around = list(range(num_columns))  # those of the kernel around one whose own are not known
+    for module, columns in _parts(kernel, num_columns):
+        around = around if columns is None else columns
+        if _needs_raw(module):
+            raw[around] = True
+    return raw
+
+
+def category_columns(kernel: Any, num_columns: int) -> dict[int, int]:
+    """Columns that index kernels read, and how many categories these know; arguments as for ``raw_columns``."""
+    found: dict[int, int] = {}
+    for module, columns in _parts(kernel, num_columns):
+        if isinstance(module, IndexKernel):
+            found.update(dict.fromkeys(columns or [], module.covar_factor.shape[-2]))
+    return found
+
+
+def _parts(kernel: Any, num_columns: int) -> Iterator[tuple[Kernel, list[int] | None]]:
     kernel = translate(kernel) if isinstance(kernel, theirs.Kernel) else kernel
-    raw: set[int] = set()
-    codes: dict[int, int] = {}
     if isinstance(kernel, Kernel):
-        inside = list(range(num_columns))  # of the kernel around those whose columns are not known
-        for module, columns in _columns_of(kernel, inside):
-            inside = inside if columns is None else columns
-            if _needs_raw(module):
-                raw.update(inside)
-                if isinstance(module, IndexKernel) and columns is not None:
-                    codes.update(dict.fromkeys(columns, module.covar_factor.shape[-2]))
-    return sorted(raw), codes
+        yield from _columns_of(kernel, list(range(num_columns)))
 
 
 def _needs_raw(module: Kernel) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,21 +41,20 @@ class Scaling:
         constant = (deviation <= _CONSTANT) | (np.ptp(relative, axis=0) == 0.0)
         return cls(magnitude, np.where(constant, relative[0], mean), np.where(constant, 1.0, deviation), constant)
 
+    def except_for(self, columns: NDArray[np.bool_]) -> Scaling:
+        """The same, but for columns ``(D,)`` that stay as they are."""
+        return Scaling(
+            np.where(columns, 1.0, self.magnitude),
+            np.where(columns, 0.0, self.mean),
+            np.where(columns, 1.0, self.deviation),
+            self.constant & ~columns,
+        )
+
     @classmethod
     def nothing(cls, values: Array) -> Scaling:
         """Leaves columns as they are."""
         ones = np.ones(values.shape[1])
         return cls(ones, np.zeros_like(ones), ones, np.zeros(values.shape[1], dtype=bool))
-
-    def keeping(self, columns: Sequence[int]) -> Scaling:
-        """The same, but some columns are left as they are."""
-        kept = np.isin(np.arange(len(self.mean)), list(columns))
-        return Scaling(
-            np.where(kept, 1.0, self.magnitude),
-            np.where(kept, 0.0, self.mean),
-            np.where(kept, 1.0, self.deviation),
-            self.constant & ~kept,
-        )
 
     @property
     def scale(self) -> Array:
