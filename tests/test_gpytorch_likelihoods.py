@@ -49,9 +49,23 @@ def test_missing_observations_say_nothing(policy, make):
         mean, variance = exact(new).mean, exact(new).variance
         assert_close(ours(new).mean, mean, "posterior")
         assert_close(ours(new).variance, variance, "posterior")
-    assert ours.missing_targets
+    assert ours.sample_weight.eq(0.0).equal(~seen)
     ours.set_train_data(targets=y)  # outside the setting too
     assert_close(ours(new).mean, mean, "posterior")
+
+
+def test_a_policy_about_nan_says_nothing_about_labels_of_minus_one():
+    x, labels = make_binary(20)
+    labels = labels.double()
+    signs, holes = 2.0 * labels - 1.0, torch.where(torch.arange(20) < 3, torch.nan, labels)
+    with gpytorch.settings.observation_nan_policy("mask"):
+        with pytest.raises(InputError, match=r"must be labels 0 or 1 .*Got values \[-1\]"):
+            SimpleGP(x, signs, gl.BernoulliLikelihood())
+        model = SimpleGP(x, holes, gl.BernoulliLikelihood())
+    with pytest.raises(InputError, match=r"`targets` must be given with `sample_weight`"):
+        model.set_train_data(sample_weight=torch.ones(20))
+    model.append_train_data(x[:2], holes[:2])
+    assert model.sample_weight.tolist() == [0.0] * 3 + [1.0] * 17 + [0.0] * 2
 
 
 def test_missing_observations_are_refused_without_a_word_about_them():

@@ -26,7 +26,7 @@ from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction
 from itergp.models.training_data import append_rows, fantasy_model, replace_rows
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
-from itergp.models.validation import allows_missing, as_inputs, as_observations, check_test_inputs
+from itergp.models.validation import allows_nan, as_inputs, as_observations, check_test_inputs
 from itergp.operators import KernelOperator, OperatorClass, OperatorKind, Prior, make_operator, require_operator
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
 from itergp.solvers.base import Solver, require_positive, require_solver
@@ -57,7 +57,7 @@ class NonConjugateGP(gpytorch.models.GP):
         memory_budget: Bytes for cached kernel entries and batches; default a quarter of the free memory.
         sample_weight: Weights ``(N,)`` that multiply the rows' log-densities; default 1.
         missing_targets: Whether targets may be missing (NaN, or -1 for labels): such rows carry no information, but are
-            part of the model. Also where GPyTorch's ``observation_nan_policy`` or the likelihood says that they may be.
+            part of the model. NaN may be missing too where GPyTorch's ``observation_nan_policy`` or the likelihood says so.
 
     Raises:
         InputError: If inputs and targets are not finite, do not fit each other, or do not fit the likelihood.
@@ -104,8 +104,10 @@ class NonConjugateGP(gpytorch.models.GP):
         require_positive("memory_budget", memory_budget, integer=True)
         calculus = as_likelihood(likelihood)
         self.train_inputs = as_inputs(train_inputs, "train_inputs")
-        self.missing_targets = allows_missing(calculus, missing_targets)
-        observed = as_observations(train_targets, self.train_inputs, calculus, sample_weight, self.missing_targets)
+        self.missing_targets, self._nan_targets = missing_targets, allows_nan(calculus)
+        observed = as_observations(
+            train_targets, self.train_inputs, calculus, sample_weight, missing_targets, self._nan_targets
+        )
         self.train_targets, self.sample_weight = observed.targets, observed.sample_weight
         self.likelihood = likelihood
         self.solver = SubspaceNewton() if solver is None else solver

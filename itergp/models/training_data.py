@@ -12,7 +12,7 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.models.arrays import as_tensor, is_array
-from itergp.models.validation import allows_missing, as_inputs, as_observations, check_target_tensor, check_test_inputs
+from itergp.models.validation import allows_nan, as_inputs, as_observations, check_target_tensor, check_test_inputs
 from itergp.solvers import Solution
 from itergp.solvers.support_space import SupportSpace
 
@@ -40,15 +40,16 @@ def replace_rows(model: NonConjugateGP, inputs: Any, targets: Any, strict: bool,
             f"New targets must have the shape of the old. Got {tuple(targets.shape)} for "
             f"{tuple(model.train_targets.shape)}. Pass strict=False to allow it."
         )
-    if targets is None and sample_weight is not None and model.missing_targets and model.sample_weight is not None:
+    some_missing = (model.missing_targets or model._nan_targets) and model.sample_weight is not None
+    if targets is None and sample_weight is not None and some_missing:
         raise InputError(
             "`targets` must be given with `sample_weight` when some of them may be missing. Got weights alone, which "
             "do not say which targets are missing. Pass the targets too."
         )
     weight = model.sample_weight if targets is None and sample_weight is None else sample_weight
-    missing = allows_missing(model._calculus, model.missing_targets)
-    observations = as_observations(old, new_inputs, model._calculus, weight, missing)
-    model.missing_targets = missing
+    nan_targets = model._nan_targets or allows_nan(model._calculus)
+    observations = as_observations(old, new_inputs, model._calculus, weight, model.missing_targets, nan_targets)
+    model._nan_targets = nan_targets
     model._restore(new_inputs, observations.targets, observations.sample_weight, None)
 
 
@@ -65,11 +66,10 @@ def append_rows(model: NonConjugateGP, inputs: Any, targets: Any, sample_weight:
         given = (model.sample_weight, sample_weight)
         parts = [one if w is None else torch.as_tensor(w).to(one) for w, one in zip(given, ones, strict=True)]
         weight = torch.cat(parts)
-    missing = allows_missing(model._calculus, model.missing_targets)
-    observations = as_observations(
-        torch.cat([model.train_targets, targets]), together, model._calculus, weight, missing
-    )
-    model.missing_targets = missing
+    nan_targets = model._nan_targets or allows_nan(model._calculus)
+    targets = torch.cat([model.train_targets, targets])
+    observations = as_observations(targets, together, model._calculus, weight, model.missing_targets, nan_targets)
+    model._nan_targets = nan_targets
     earlier = model._solution
     model._restore(together, observations.targets, observations.sample_weight, None)
     if earlier is not None and not earlier.rows.sharded:  # processes divide more rows otherwise

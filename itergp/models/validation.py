@@ -69,9 +69,9 @@ def _rows_not_finite(x: Tensor) -> int:
     return sum(int((~torch.isfinite(part)).any(-1).sum()) for part in x.detach().split(_BLOCK_ROWS))
 
 
-def allows_missing(likelihood: Likelihood, missing_targets: bool) -> bool:
-    """Whether targets may be missing: the model says so, the likelihood, or GPyTorch's ``observation_nan_policy``."""
-    return missing_targets or likelihood.accepts_missing or gpytorch.settings.observation_nan_policy.value() != "ignore"
+def allows_nan(likelihood: Likelihood) -> bool:
+    """Whether targets may be NaN without ``missing_targets``, by the likelihood or GPyTorch's ``observation_nan_policy``."""
+    return likelihood.accepts_missing or gpytorch.settings.observation_nan_policy.value() != "ignore"
 
 
 def as_observations(
@@ -80,10 +80,12 @@ def as_observations(
     likelihood: Likelihood,
     sample_weight: Any,
     missing_targets: bool,
+    nan_targets: bool,
 ) -> Observations:
     """Targets in the form of the likelihood, one per row of the inputs, with their weights.
 
-    Missing targets get weight 0 and the value of a row that was observed.
+    Missing targets get weight 0 and the value of a row that was observed: those that the likelihood calls missing with
+    ``missing_targets``, which may be labels of -1 too, and NaN alone with ``nan_targets``.
 
     Raises:
         InputError: If their number, dtype, device or values do not fit.
@@ -93,8 +95,8 @@ def as_observations(
     likelihood.check_rows(inputs[0].shape[0], targets)
     check_target_tensor(targets, inputs)
     weight = None if sample_weight is None else _as_weight(sample_weight, inputs[0])
-    missing = likelihood.missing(targets)
-    if not missing_targets or not bool(missing.any()):
+    missing = likelihood.missing(targets) if missing_targets else Likelihood.missing(likelihood, targets)
+    if not (missing_targets or nan_targets) or not bool(missing.any()):
         return Observations(likelihood, _valid_targets(targets, inputs[0], likelihood), weight)
     if bool(missing.all()):
         raise InputError(
