@@ -145,6 +145,7 @@ def test_an_optimiser_of_torch_learns_from_gpytorchs_defaults():
     assert not bool(kept.covar_module.raw_outputscale.any())
     optimizer = torch.optim.Adam(model.train().parameters(), lr=0.1)
     objective = itergp.objectives.ComputationAwareELBO(model.likelihood, model)
+    assert len(objective.initialised) == 2
     for _ in range(50):
         optimizer.zero_grad()
         (-objective(model(x), y)).backward()

@@ -89,14 +89,14 @@ def _what_kernels_see(kernel: Kernel, sample: Tensor) -> dict[str, Tensor]:
     Only the kernels know: ``active_dims`` may be applied by an outer kernel, columns taken one by one, or inputs transformed.
     Where one is evaluated on something else than the rows, such as a grid, the columns that it names.
     """
-    with torch.no_grad():
+    seen: dict[str, Tensor] = {}
+    # Some kernels take their own inputs only, or have no copy, and say so by one of these errors.
+    with torch.no_grad(), contextlib.suppress(RuntimeError, ValueError):
         probe = copy.deepcopy(kernel)  # an evaluation may fill caches, or draw weights
-        kernels = {n: m for n, m in probe.named_modules() if isinstance(m, Kernel) and m.has_lengthscale}
-        # Some kernels take their own inputs only, and say so by a RuntimeError.
-        with _recording(kernels) as seen, contextlib.suppress(RuntimeError):
+        with _recording(_with_lengthscale(probe), seen):
             probe(sample, sample, diag=True)
     found = {}
-    for name, module in kernels.items():
+    for name, module in _with_lengthscale(kernel).items():
         dims, rows = module.active_dims, seen.get(name)
         if rows is not None and rows.shape[-2] == len(sample):
             found[name] = rows
@@ -105,10 +105,13 @@ def _what_kernels_see(kernel: Kernel, sample: Tensor) -> dict[str, Tensor]:
     return found
 
 
+def _with_lengthscale(kernel: Kernel) -> dict[str, Kernel]:
+    return {n: m for n, m in kernel.named_modules() if isinstance(m, Kernel) and m.has_lengthscale}
+
+
 @contextmanager
-def _recording(kernels: dict[str, Kernel]) -> Iterator[dict[str, Tensor]]:
-    """Notes what ``forward`` of kernels is called on; wrappers call it directly, past any hook."""
-    seen: dict[str, Tensor] = {}
+def _recording(kernels: dict[str, Kernel], seen: dict[str, Tensor]) -> Iterator[None]:
+    """Notes by name what ``forward`` of kernels is called on; wrappers call it directly, past any hook."""
 
     def record(name: str, forward: Any, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> Any:
         rows = x1.mT.unsqueeze(-1) if kwargs.get("last_dim_is_batch") else x1  # every column by itself
@@ -119,7 +122,7 @@ def _recording(kernels: dict[str, Kernel]) -> Iterator[dict[str, Tensor]]:
     for name, module in kernels.items():
         module.__dict__["forward"] = partial(record, name, module.forward)
     try:
-        yield seen
+        yield
     finally:
         for module in kernels.values():
             del module.__dict__["forward"]

@@ -25,6 +25,7 @@ class Objective(MarginalLogLikelihood):
 
     Attributes:
         predictive: The predictive distribution that it tunes: ``"variational"``, the posterior integrated, or ``"plug-in"``.
+        initialised: Names of hyperparameters of the model that were at their default and got a start from the data.
 
     Args:
         likelihood: The model's likelihood.
@@ -48,8 +49,7 @@ class Objective(MarginalLogLikelihood):
                 "Pass the likelihood that the model was made with."
             )
         super().__init__(likelihood, model)
-        if initialise_kernel:
-            initialise_model(model)
+        self.initialised = initialise_model(model) if initialise_kernel else []
 
     def forward(self, function_dist: MultivariateNormal, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The objective per training row, with log-densities of priors and added losses.
