@@ -12,6 +12,7 @@ from helpers import SimpleGP, assert_close, make_binary, make_inputs, make_kerne
 from torch.distributions import Independent, Normal
 
 from itergp.errors import InputError
+from itergp.objectives import ComputationAwareELBO
 from itergp.solvers import DenseNewton
 
 X, Y = make_reals(30)
@@ -52,6 +53,21 @@ def test_missing_observations_say_nothing(policy, make):
     assert ours.sample_weight.eq(0.0).equal(~seen)
     ours.set_train_data(targets=y)  # outside the setting too
     assert_close(ours(new).mean, mean, "posterior")
+
+
+def test_objectives_take_the_targets_with_their_holes():
+    y, seen = _with_holes()
+    with gpytorch.settings.observation_nan_policy("mask"):
+        model = SimpleGP(X, y, gl.GaussianLikelihood(), solver=DenseNewton()).double().train()
+        objective = ComputationAwareELBO(model.likelihood, model)
+        value = objective(model(X), y)
+        exact = _Exact(X, y, gl.GaussianLikelihood()).double().train()
+        exact.mean_module = gpytorch.means.ConstantMean().double()
+        mll = gpytorch.mlls.ExactMarginalLogLikelihood(exact.likelihood, exact)
+        assert_close(value, mll(exact(X), y), "posterior")
+        assert_close(gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)(model(X), y), value, "posterior")
+    with pytest.raises(InputError, match=r"needs the model's own training targets\. Got others"):
+        objective(model(X), torch.where(seen, 0.0, y))
 
 
 def test_a_policy_about_nan_says_nothing_about_labels_of_minus_one():

@@ -70,9 +70,7 @@ class Objective(MarginalLogLikelihood):
                 f"The objective needs the prior at all {rows} training inputs. Got another distribution. "
                 "Call it as objective(model(*model.train_inputs), model.train_targets) with model.train()."
             )
-        if target.shape != model.train_targets.shape or not bool(
-            (target.to(model.train_targets) == model.train_targets).all()
-        ):
+        if target.shape != model.train_targets.shape or not bool(self._as_known(target).all()):
             raise InputError(
                 "The objective needs the model's own training targets. Got others. Pass model.train_targets, or change them "
                 "with model.set_train_data."
@@ -85,6 +83,12 @@ class Objective(MarginalLogLikelihood):
         for _, module, density, closure, _ in model.named_priors():
             value = value + density.log_prob(closure(module)).sum()
         return value / rows
+
+    def _as_known(self, target: Tensor) -> Tensor:
+        """Which rows ``(N,)`` have the model's own target, or none that counts: what is missing need not be filled."""
+        known, weight = self.model.train_targets, self.model.sample_weight
+        same = (target.to(known) == known).flatten(1).all(1) if known.dim() > 1 else target.to(known) == known
+        return same if weight is None else same | (weight == 0)
 
     def pack(self) -> Packed:
         """What evaluations leave behind for later ones, for a checkpoint; nothing by default."""
