@@ -97,6 +97,17 @@ class LatentModel(Model, FantasizeMixin):
     def _revert_to_original_inputs(self) -> None:
         pass
 
+    def forward(self, *args: Any, **kwargs: Any) -> MultivariateNormal:
+        """Refused: training calls the model inside.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            f"{type(self).__name__} has posteriors, and no prior to be called. Got a call. Learn hyperparameters of its "
+            "`model`: itergp.fit(m), or fit_gpytorch_mll(ExactMarginalLogLikelihood(m.likelihood, m)) with m = model.model."
+        )
+
     # --------------------------------------------------------------- posterior
     def posterior(
         self,
