@@ -48,9 +48,9 @@ class LatentModel(Model, FantasizeMixin):
         if outcome_transform is not None:  # BoTorch asks whether there is such an attribute
             if not _is_gaussian(model._calculus):
                 raise InputError(
-                    "`outcome_transform` needs a Gaussian likelihood, whose outputs have the units of the targets. Got "
-                    f"{type(model.likelihood).__name__}, whose outputs are latent functions. Leave it out, and transform what "
-                    "you observe before."
+                    "`outcome_transform` needs a Gaussian likelihood, whose outputs have the units of the targets. "
+                    f"Got {type(model.likelihood).__name__}, whose outputs are latent functions. Leave it out, and "
+                    "transform what you observe before."
                 )
             self.outcome_transform = outcome_transform
         self.outputs = tuple(range(self.num_latents)) if outputs is None else outputs
@@ -104,8 +104,9 @@ class LatentModel(Model, FantasizeMixin):
             InputError: Always.
         """
         raise InputError(
-            f"{type(self).__name__} has posteriors, and no prior to be called. Got a call. Learn hyperparameters of its "
-            "`model`: itergp.fit(m), or fit_gpytorch_mll(ExactMarginalLogLikelihood(m.likelihood, m)) with m = model.model."
+            f"{type(self).__name__} has posteriors, and no prior to be called. Got a call. Learn hyperparameters of "
+            "its `model`: itergp.fit(m), or fit_gpytorch_mll(ExactMarginalLogLikelihood(m.likelihood, m)) with m = "
+            "model.model."
         )
 
     # --------------------------------------------------------------- posterior

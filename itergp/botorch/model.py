@@ -28,8 +28,9 @@ class BotorchModel(LatentModel):
         model: The model, conditioned on demand. It is shared, not copied: learn its hyperparameters by ``itergp.fit``.
         input_transform: An input transform of BoTorch, applied to points before the model sees them. The model's own training
             inputs must be transformed already.
-        outcome_transform: An outcome transform of BoTorch that has been learned, for a Gaussian likelihood: posteriors and new
-            observations are in the units of what was observed. The model's own training targets must be transformed already.
+        outcome_transform: An outcome transform of BoTorch that has been learned, for a Gaussian likelihood: posteriors
+            and new observations are in the units of what was observed. The model's own training targets must be
+            transformed already.
         outputs: Which latent functions are outputs; default all.
 
     Raises:

@@ -416,8 +416,8 @@ def _warn_of_extremes(free: list[FreeParameter]) -> None:
         elif parameter.name.endswith("noise") and _at_bound(parameter):
             bound = float(parameter.constraint.lower_bound)  # type: ignore[union-attr] # it has one
             warnings.warn(
-                f"{parameter.name} reached its lower bound, {bound:g}: targets have less noise than predictions claim. Please "
-                "pass the likelihood a noise_constraint with a lower bound, such as GreaterThan(1e-8).",
+                f"{parameter.name} reached its lower bound, {bound:g}: targets have less noise than predictions "
+                "claim. Please pass the likelihood a noise_constraint with a lower bound, such as GreaterThan(1e-8).",
                 ItergpWarning,
                 stacklevel=3,
             )

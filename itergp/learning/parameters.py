@@ -17,8 +17,8 @@ class FreeParameter:
     """One trainable parameter and the variable that the optimiser moves in its place.
 
     A parameter with a lower bound and no upper one (lengthscales, scales, noise) moves as the logarithm of its distance from
-    the bound, so that steps are relative; a noise variance as its standard deviation does, twice as far, for it may have to
-    become thousands of times smaller. Any other parameter moves as it is.
+    the bound, so that steps are relative; a noise variance as its standard deviation does, twice as far, for it may
+    have to become thousands of times smaller. Any other parameter moves as it is.
 
     Attributes:
         name: Its name in the model.

@@ -37,8 +37,8 @@ def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
     """The calculus of a likelihood, ours or GPyTorch's.
 
     Raises:
-        InputError: If it is not a likelihood of a row's targets given its latent values alone: one of several outputs, of
-            transformed targets, or with a noise that needs the inputs.
+        InputError: If it is not a likelihood of a row's targets given its latent values alone: one of several outputs,
+            of transformed targets, or with a noise that needs the inputs.
     """
     if isinstance(likelihood, Likelihood):
         return likelihood
@@ -59,7 +59,7 @@ def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
 
 
 def _adapter(likelihood: gl.Likelihood) -> Any:
-    """The adapter of a likelihood's type, also of a subclass that adds no noise of its own where rows have their own."""
+    """The adapter of a likelihood's type, also of a subclass that adds no noise of its own to that of every row."""
     kind = type(likelihood)
     if kind not in _ADAPTERS and isinstance(likelihood, gl.DirichletClassificationLikelihood):
         return _Dirichlet
@@ -68,14 +68,15 @@ def _adapter(likelihood: gl.Likelihood) -> Any:
         if kind.forward is not base.forward or kind._shaped_noise_covar is not base._shaped_noise_covar:
             raise InputError(
                 "`likelihood` with the noise of every row must add it as FixedNoiseGaussianLikelihood does. Got "
-                f"{kind.__name__}, which overrides that. Write an itergp.likelihoods.Likelihood with exchangeable = False."
+                f"{kind.__name__}, which overrides that. Write an itergp.likelihoods.Likelihood with exchangeable = "
+                "False."
             )
         return _FixedNoise
     return _ADAPTERS.get(kind, AutomaticLikelihood)
 
 
 def _refuse(likelihood: gl.Likelihood) -> None:
-    """Likelihoods that are not those of one output per row, given its latent values, are not approximated by one that is."""
+    """Likelihoods that are not those of one output per row, given its latent values, are not taken for one that is."""
     name = type(likelihood).__name__
     if isinstance(likelihood, (gl.LikelihoodList, gl._MultitaskGaussianLikelihoodBase)):
         raise InputError(
@@ -84,13 +85,15 @@ def _refuse(likelihood: gl.Likelihood) -> None:
     noise = getattr(likelihood, "noise_covar", None)
     if isinstance(noise, gl.HeteroskedasticNoise):
         raise InputError(
-            f"`likelihood` must know its noise from the latent values. Got {name} with HeteroskedasticNoise, which needs the "
-            "inputs. Use itergp.likelihoods.HeteroscedasticGaussianLikelihood, whose noise is a second latent function."
+            f"`likelihood` must know its noise from the latent values. Got {name} with HeteroskedasticNoise, which "
+            "needs the inputs. Use itergp.likelihoods.HeteroscedasticGaussianLikelihood, whose noise is a second "
+            "latent function."
         )
     dirichlet = isinstance(likelihood, gl.DirichletClassificationLikelihood)
     if isinstance(noise, FixedGaussianNoise) and noise.noise.dim() != 1 and not dirichlet:
         raise InputError(
-            f"The noise of {name} must have shape (N,). Got {tuple(noise.noise.shape)}. Build one model per batch element."
+            f"The noise of {name} must have shape (N,). Got {tuple(noise.noise.shape)}. Build one model per batch "
+            "element."
         )
     for parameter in ("noise", "deg_free"):
         value = None if isinstance(noise, FixedGaussianNoise) else getattr(likelihood, parameter, None)
@@ -150,14 +153,15 @@ class AutomaticLikelihood(Likelihood):
             conditional = self._conditional(f)
         except (TypeError, ValueError, IndexError) as error:
             raise InputError(
-                f"`forward` of {name} must give the distribution of targets from the latent values alone. Got an error: "
-                f"{error}. Write an itergp.likelihoods.Likelihood whose targets have what else it needs as a column."
+                f"`forward` of {name} must give the distribution of targets from the latent values alone. Got an "
+                f"error: {error}. Write an itergp.likelihoods.Likelihood whose targets have what else it needs as a "
+                "column."
             ) from error
         if conditional.batch_shape != f.shape[:-1] or conditional.event_shape:
             raise InputError(
-                f"`forward` of {name} must return a distribution of one number per row, batch shape {tuple(f.shape[:-1])}. Got "
-                f"batch shape {tuple(conditional.batch_shape)} and event shape {tuple(conditional.event_shape)}. Use one model "
-                "per output."
+                f"`forward` of {name} must return a distribution of one number per row, batch shape "
+                f"{tuple(f.shape[:-1])}. Got batch shape {tuple(conditional.batch_shape)} and event shape "
+                f"{tuple(conditional.event_shape)}. Use one model per output."
             )
         return conditional
 
@@ -276,8 +280,8 @@ class _FixedNoise(_Gaussian):
         known = self.wrapped.noise_covar.noise.shape[-1]
         if num_rows != known:
             raise InputError(
-                f"FixedNoiseGaussianLikelihood must hold the noise of every training row. Got {known} noise(s) and {num_rows} "
-                "row(s). Replace the likelihood by one with the noise of all rows."
+                f"FixedNoiseGaussianLikelihood must hold the noise of every training row. Got {known} noise(s) and "
+                f"{num_rows} row(s). Replace the likelihood by one with the noise of all rows."
             )
 
     def _row_noise(self, like: Tensor) -> Tensor:
@@ -301,7 +305,7 @@ class _FixedNoise(_Gaussian):
 
 
 class _Dirichlet(Likelihood):
-    """GPyTorch's Dirichlet classification, which is refused where it is used: it replaces labels by regression targets."""
+    """GPyTorch's Dirichlet classification, refused where it is used: it replaces labels by regression targets."""
 
     def __init__(self, wrapped: gl.DirichletClassificationLikelihood) -> None:
         super().__init__()
@@ -309,8 +313,9 @@ class _Dirichlet(Likelihood):
 
     def _refuse(self, *args: Any, **kwargs: Any) -> Any:
         raise InputError(
-            "`likelihood` must be one of the labels themselves. Got DirichletClassificationLikelihood, which replaces them by "
-            "one regression target per class. Use itergp.likelihoods.CategoricalLikelihood(num_classes) with the labels."
+            "`likelihood` must be one of the labels themselves. Got DirichletClassificationLikelihood, which replaces "
+            "them by one regression target per class. Use itergp.likelihoods.CategoricalLikelihood(num_classes) with "
+            "the labels."
         )
 
     log_density = derivatives = predictive = forward = marginal = initialise = _refuse

@@ -47,9 +47,10 @@ class QuadratureMixture(MixtureSameFamily):
         value = torch.as_tensor(value).to(self.mixture_distribution.probs)
         if value.dim() and value.shape[-1] != self.batch_shape[-1] and 1 not in (value.shape[-1], self.batch_shape[-1]):
             raise InputError(
-                f"`value` must be one observation per row, shape (..., {self.batch_shape[-1]}). Got {tuple(value.shape)}. Say "
-                "what else belongs to the rows in predict, such as predict(x, exposure=...), or use "
-                "likelihood.log_marginal(targets, model(x)), which takes targets as the model does."
+                f"`value` must be one observation per row, shape (..., {self.batch_shape[-1]}). Got "
+                f"{tuple(value.shape)}. Say what else belongs to the rows in predict, such as predict(x, "
+                "exposure=...), or use likelihood.log_marginal(targets, model(x)), which takes targets as the model "
+                "does."
             )
         return super().log_prob(value)
 

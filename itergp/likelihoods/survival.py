@@ -24,10 +24,11 @@ class SurvivalMixture(QuadratureMixture):
     component_distribution: Weibull
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of times ``(M,)``; of targets ``(M, 2)`` that of observed times, and ``log P(T > t)`` of censored ones.
+        """Log-density of times ``(M,)``, or of targets ``(M, 2)``, where it is ``log P(T > t)`` of censored ones.
 
         Raises:
-            InputError: For ``(2, 2)`` and two rows, which may be two samples of times, or two targets with their indicators.
+            InputError: For ``(2, 2)`` and two rows, which may be two samples of times, or two targets with their
+                indicators.
         """
         value, rows = torch.as_tensor(value), self.batch_shape[-1]
         if value.dim() < 2 or value.shape[-2:] != (rows, 2):
@@ -35,14 +36,14 @@ class SurvivalMixture(QuadratureMixture):
         if rows == 2:
             raise InputError(
                 "`value` of two rows must be times (2,). Got shape (..., 2, 2): samples of times, or times with event "
-                "indicators. Use likelihood.log_marginal(targets, model(x)) for the latter, one sample after the other for "
-                "the former."
+                "indicators. Use likelihood.log_marginal(targets, model(x)) for the latter, one sample after the "
+                "other for the former."
             )
         times, events = value.to(self.mixture_distribution.logits).unsqueeze(-2).unbind(-1)  # (..., M, 1)
         if not bool(((events == 0) | (events == 1)).all()):
             raise InputError(
-                "Event indicators must be 0 or 1, in the second column of `value`. Got others. Code observed events as 1 and "
-                "right-censored rows as 0."
+                "Event indicators must be 0 or 1, in the second column of `value`. Got others. Code observed events "
+                "as 1 and right-censored rows as 0."
             )
         components = self.component_distribution
         density = torch.where(events.bool(), components.log_prob(times), components.log_survival(times))
@@ -96,8 +97,8 @@ class WeibullLikelihood(_SurvivalLikelihood):
     Targets are times ``(N,)`` if every event was observed, or ``(N, 2)`` with the event indicator in the second column: 1
     observed, 0 right-censored, that is, known to be later than the time.
 
-    ``log_prob`` of a predictive distribution is the density of observed times, or of targets ``(N, 2)`` with their indicators;
-    ``1 - cdf`` is the probability of surviving a time.
+    ``log_prob`` of a predictive distribution is the density of observed times, or of targets ``(N, 2)`` with their
+    indicators; ``1 - cdf`` is the probability of surviving a time.
 
     Args:
         shape: Initial shape; default softplus(0), about 0.69.

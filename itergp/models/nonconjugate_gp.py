@@ -52,12 +52,13 @@ class NonConjugateGP(gpytorch.models.GP):
         solver: How the posterior is found; default ``SubspaceNewton()``.
         approximation: ``"variational"`` (default) or ``"laplace"``.
         operator: How kernel products are computed: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"``, or ``"sharded"``, with
-            the rows divided among the processes of ``torch.distributed``, which all run the same program. Or a subclass of
-            ``KernelOperator``, for one of your own.
+            the rows divided among the processes of ``torch.distributed``, which all run the same program. Or a
+            subclass of ``KernelOperator``, for one of your own.
         memory_budget: Bytes for cached kernel entries and batches; default a quarter of the free memory.
         sample_weight: Weights ``(N,)`` that multiply the rows' log-densities; default 1.
         missing_targets: Whether targets may be missing (NaN, or -1 for labels): such rows carry no information, but are
-            part of the model. NaN may be missing too where GPyTorch's ``observation_nan_policy`` or the likelihood says so.
+            part of the model. NaN may be missing too where GPyTorch's ``observation_nan_policy`` or the likelihood
+            says so.
 
     Raises:
         InputError: If inputs and targets are not finite, do not fit each other, or do not fit the likelihood.
@@ -331,7 +332,7 @@ class NonConjugateGP(gpytorch.models.GP):
         append_rows(self, inputs, targets, sample_weight)
 
     def get_fantasy_model(self, inputs: Any, targets: Any, *, noise: Tensor | None = None) -> NonConjugateGP:
-        """A copy that has seen more rows; hyperparameters stay, and its posterior is found starting from the present one.
+        """A copy that has seen more rows; hyperparameters stay, and its posterior starts from the present one.
 
         Args:
             inputs: Inputs of the new rows ``(M, D)``, or a tuple or list of such.
@@ -367,9 +368,8 @@ class NonConjugateGP(gpytorch.models.GP):
             InputError: Always.
         """
         raise InputError(
-            "Hyperparameters must be one set for a model. Got samples of "
-            f"{sorted(samples_dict)}. Set one sample at a time, by model.initialize(**values) or model.load_state_dict, and "
-            "average predictions over them."
+            f"Hyperparameters must be one set for a model. Got samples of {sorted(samples_dict)}. Set one sample at a "
+            "time, by model.initialize(**values) or model.load_state_dict, and average predictions over them."
         )
 
     # ------------------------------------------------------------------ saving

@@ -23,10 +23,10 @@ def require_one_output(prior: Any) -> None:
     size, own = prior.loc.shape[-1], prior.lazy_covariance_matrix.shape[-1]
     if isinstance(prior, MultitaskMultivariateNormal) or size != own:
         raise InputError(
-            f"forward must return a gpytorch MultivariateNormal over one value per row. Got {type(prior).__name__} with a mean "
-            f"of shape {tuple(prior.mean.shape)} and {own} rows of covariance: coupled outputs, as multitask kernels and "
-            "kernels with derivatives have them. Fit one model per output, or make the output's number a column of the "
-            "inputs and multiply by an IndexKernel of it."
+            f"forward must return a gpytorch MultivariateNormal over one value per row. Got {type(prior).__name__} "
+            f"with a mean of shape {tuple(prior.mean.shape)} and {own} rows of covariance: coupled outputs, as "
+            "multitask kernels and kernels with derivatives have them. Fit one model per output, or make the output's "
+            "number a column of the inputs and multiply by an IndexKernel of it."
         )
 
 
@@ -43,7 +43,7 @@ def of_one_output(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class PriorOfWeightedRows(MultivariateNormal):
-    """The prior at training inputs whose rows have weights, or missing targets: no marginal likelihood knows of these."""
+    """The prior at training inputs with weights or missing targets, of which no marginal likelihood knows."""
 
     @classmethod
     def of(cls, prior: MultivariateNormal) -> MultivariateNormal:
@@ -58,9 +58,9 @@ class PriorOfWeightedRows(MultivariateNormal):
             InputError: Always.
         """
         raise InputError(
-            "ExactMarginalLogLikelihood takes all rows alike. Got a model with sample_weight or missing targets. Learn its "
-            "hyperparameters by itergp.fit, or maximise itergp.objectives.ComputationAwareELBO, which is exact for "
-            "Gaussian noise at full rank."
+            "ExactMarginalLogLikelihood takes all rows alike. Got a model with sample_weight or missing targets. "
+            "Learn its hyperparameters by itergp.fit, or maximise itergp.objectives.ComputationAwareELBO, which is "
+            "exact for Gaussian noise at full rank."
         )
 
     def log_prob(self, value: Tensor) -> Tensor:

@@ -44,8 +44,8 @@ def initialise_model(model: NonConjugateGP) -> list[str]:
 def initialise(kernel: Kernel, features: Tensor) -> list[str]:
     """Sets lengthscales and output scales that are still at GPyTorch's default.
 
-    Lengthscales start at half the median distance between rows in the columns that the kernel sees, output scales at 10.
-    Lengthscales that are not distances between inputs, such as a periodic kernel's, stay.
+    Lengthscales start at half the median distance between rows in the columns that the kernel sees, output scales at
+    10. Lengthscales that are not distances between inputs, such as a periodic kernel's, stay.
 
     Args:
         kernel: The model's kernel.
@@ -86,8 +86,8 @@ def _median_distance(columns: Tensor) -> float:
 def _what_kernels_see(kernel: Kernel, sample: Tensor) -> dict[str, Tensor]:
     """The rows that every kernel with a lengthscale is evaluated on when the outermost is evaluated on a sample.
 
-    Only the kernels know: ``active_dims`` may be applied by an outer kernel, columns taken one by one, or inputs transformed.
-    Where one is evaluated on something else than the rows, such as a grid, the columns that it names.
+    Only the kernels know: ``active_dims`` may be applied by an outer kernel, columns taken one by one, or inputs
+    transformed. Where one is evaluated on something else than the rows, such as a grid, the columns that it names.
     """
     seen: dict[str, Tensor] = {}
     # Some kernels take their own inputs only, or have no copy, and say so by one of these errors.

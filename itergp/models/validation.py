@@ -39,8 +39,9 @@ def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
     for x in checked:
         if x.dim() == 3:
             raise InputError(
-                f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}, a batch. Build one model per "
-                "batch element, for example in a torch.nn.ModuleList; itergp.botorch.BotorchModel takes t-batches of points."
+                f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}, a batch. Build one "
+                "model per batch element, for example in a torch.nn.ModuleList; itergp.botorch.BotorchModel takes "
+                "t-batches of points."
             )
         if x.dim() != 2:
             raise InputError(
@@ -70,7 +71,7 @@ def _rows_not_finite(x: Tensor) -> int:
 
 
 def allows_nan(likelihood: Likelihood) -> bool:
-    """Whether targets may be NaN without ``missing_targets``, by the likelihood or GPyTorch's ``observation_nan_policy``."""
+    """Whether targets may be NaN without ``missing_targets``: the likelihood or ``observation_nan_policy`` says so."""
     return likelihood.accepts_missing or gpytorch.settings.observation_nan_policy.value() != "ignore"
 
 
@@ -137,8 +138,8 @@ def check_target_tensor(targets: Tensor, inputs: tuple[Tensor, ...]) -> None:
     rows = inputs[0].shape[0]
     if targets.dim() == 2 and targets.shape[0] != rows and targets.shape[1] == rows:
         raise InputError(
-            f"`train_targets` must have one row per observation, {rows}. Got {tuple(targets.shape)}, a batch. Build one model "
-            "per batch element, for example in a torch.nn.ModuleList."
+            f"`train_targets` must have one row per observation, {rows}. Got {tuple(targets.shape)}, a batch. Build "
+            "one model per batch element, for example in a torch.nn.ModuleList."
         )
     if targets.dim() >= 1 and targets.shape[0] != rows:
         raise InputError(

@@ -30,9 +30,9 @@ class Objective(MarginalLogLikelihood):
     Args:
         likelihood: The model's likelihood.
         model: The model.
-        initialise_kernel: Whether hyperparameters of the model that are still at their default get a start from the data, as
-            in ``itergp.fit``: from GPyTorch's own, a lengthscale near 1 and an output scale below it, a bound may climb to a
-            prior that says nothing.
+        initialise_kernel: Whether hyperparameters of the model that are still at their default get a start from the
+            data, as in ``itergp.fit``: from GPyTorch's own, a lengthscale near 1 and an output scale below it, a bound
+            may climb to a prior that says nothing.
 
     Raises:
         InputError: If the model is not a ``NonConjugateGP`` with this likelihood.

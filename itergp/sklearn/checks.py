@@ -155,9 +155,9 @@ def check_codes(values: NDArray[np.float64], codes: Mapping[int, int], names: Se
         wrong = (given != np.floor(given)) | (given < 0) | (given >= count)
         if wrong.any():
             raise InputError(
-                f"Column {list_columns(np.array([column]), names)} of `X` must be whole numbers 0..{count - 1}, which its "
-                f"index kernel has rows for. Got {given[wrong][0]:g}. Encode it, for example with OrdinalEncoder, or pass a "
-                "kernel with a larger num_tasks."
+                f"Column {list_columns(np.array([column]), names)} of `X` must be whole numbers 0..{count - 1}, which "
+                f"its index kernel has rows for. Got {given[wrong][0]:g}. Encode it, for example with OrdinalEncoder, "
+                "or pass a kernel with a larger num_tasks."
             )
 
 

@@ -123,7 +123,7 @@ def _check_columns(kernel: Kernel, num_columns: int) -> None:
 
 
 def raw_columns(kernel: Any, num_columns: int) -> NDArray[np.bool_]:
-    """Which columns ``(D,)`` a kernel needs as they are, not standardised: categories, those with periods, grids or points.
+    """Which columns ``(D,)`` a kernel needs as they are, not standardised: with categories, periods, grids or points.
 
     Args:
         kernel: As in ``make_kernel``; kernels by name take any columns.
@@ -174,8 +174,8 @@ def _columns_of(kernel: Kernel, around: list[int] | None) -> Iterator[tuple[Kern
         dims = kernel.active_dims.tolist()
         if not all(0 <= dim < len(around) for dim in dims):
             raise InputError(
-                f"`active_dims` must be among the {len(around)} column(s) that {type(kernel).__name__} is given, counted from "
-                f"0. Got {dims}. Correct them."
+                f"`active_dims` must be among the {len(around)} column(s) that {type(kernel).__name__} is given, "
+                f"counted from 0. Got {dims}. Correct them."
             )
         columns = [around[dim] for dim in dims]
     yield kernel, columns

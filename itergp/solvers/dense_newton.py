@@ -127,7 +127,8 @@ class DenseNewton:
         kernel = problem.operator.dense().double()
         state = self._state(problem, kernel, torch.zeros_like(problem.mean, dtype=torch.float64))
         if warm_start is not None and warm_start.representer_weights.shape == state.weights.shape:
-            # Under another kernel the same weights can be another function, from which Newton's method does not find back.
+            # Under another kernel the same weights can be another function, from which Newton's method does not find
+            # back.
             earlier = self._state(problem, kernel, warm_start.representer_weights.double())
             state = earlier if earlier.objective < state.objective else state
         return state
@@ -257,8 +258,8 @@ def joint_matrix(kernel: Tensor, root: Tensor) -> Tensor:
 def _factorise(kernel: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
     """``I + H^T K H`` and its Cholesky factor.
 
-    A singular K has eigenvalues below zero by rounding, which a large curvature makes large. Its diagonal is then lifted by as
-    much: that shortens a Newton step, and widens a covariance.
+    A singular K has eigenvalues below zero by rounding, which a large curvature makes large. Its diagonal is then
+    lifted by as much: that shortens a Newton step, and widens a covariance.
     """
     joint = joint_matrix(kernel, root)
     rounding = torch.finfo(kernel.dtype).eps * kernel.shape[-1] * kernel.abs().amax()

@@ -59,8 +59,8 @@ def newton_matrix(space: SearchSpace, curvature: Tensor) -> Tensor:
 def robust_cholesky(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """Cholesky factor; a diagonal is added as far as rounding made the matrix indefinite.
 
-    That only shortens a Newton direction, which the line search still guards. Directions kept from a kernel that has since
-    changed may have next to no prior norm left; rounding is then far above that of well-conditioned products.
+    That only shortens a Newton direction, which the line search still guards. Directions kept from a kernel that has
+    since changed may have next to no prior norm left; rounding is then far above that of well-conditioned products.
 
     Args:
         matrix: ``(..., n, n)``, float64.
