@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import warnings
 
 import gpytorch
 import joblib
@@ -27,7 +28,7 @@ from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_de
 from itergp import InputError, ItergpWarning
 from itergp.models import held_tensors
 from itergp.sklearn import GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor, load
-from itergp.sklearn.kernels import KERNELS, translate
+from itergp.sklearn.kernels import KERNELS, raw_columns, translate
 from itergp.sklearn.noise import COUNTS, NOISES
 from itergp.solvers import DenseNewton, IterNCGP, SubspaceNewton
 
@@ -393,6 +394,104 @@ def test_the_first_partial_fit_is_fit_and_may_name_all_classes():
     classifier.partial_fit(X[~known], y[~known])
     assert np.all(classifier.predict_proba(X[~known])[:, 2] > before)
     assert_same(GPRegressor(max_iterations=2).partial_fit(X, X[:, 0]), GPRegressor(max_iterations=2).fit(X, X[:, 0]), X)
+
+
+@each
+def test_rows_one_by_one_learn_what_all_of_them_would(make):
+    X, y = make_data(make, 34)
+    options = {"max_iterations": 2}
+    online = make(**options)
+    first = {"classes": np.unique(y)} if is_classifier(online) else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ItergpWarning)  # one class so far
+        online.partial_fit(X[:1], y[:1], **first)
+        learned = [online._learned_rows]
+        for i in range(1, 34):
+            online.partial_fit(X[i : i + 1], y[i : i + 1])
+            learned.append(online._learned_rows)
+    assert sorted(set(learned)) == [1, 2, 4, 8, 16, 32]
+    np.testing.assert_allclose(online._known_rows()[0], X, rtol=1e-9)
+    together = make(**options)
+    together = together.partial_fit(X[:32], y[:32], **first)
+    together.partial_fit(X[32:], y[32:])
+    for left, right in zip(outputs(online, X), outputs(together, X), strict=True):
+        np.testing.assert_allclose(left, right, rtol=2e-2, atol=2e-2)
+
+
+def test_a_first_row_alone_fixes_no_scale():
+    rng = np.random.default_rng(0)
+    X = rng.uniform(0.0, 10.0, size=(40, 1))
+    y = np.sin(X[:, 0])
+    online = GPRegressor(max_iterations=10)
+    online.partial_fit(X[:1], y[:1])
+    assert online.kernel_.base_kernel.lengthscale.item() > 0.1
+    for i in range(1, 40):
+        online.partial_fit(X[i : i + 1], y[i : i + 1])
+    new = np.linspace(0.5, 9.5, 30)[:, None]
+    assert online.score(new, np.sin(new[:, 0])) > 0.9
+
+
+def test_hyperparameters_from_few_rows_are_learned_again_after_loading(tmp_path):
+    X, y = make_data(GPRegressor, 30)
+    weights = np.linspace(0.5, 1.5, 30)
+    GPRegressor(max_iterations=2).fit(X[:10], y[:10], weights[:10]).save(tmp_path / "few")
+    again = load(tmp_path / "few").partial_fit(X[10:15], y[10:15])
+    assert again._learned_rows == 10
+    again.partial_fit(X[15:], y[15:])
+    assert again._learned_rows == 30
+    np.testing.assert_allclose(again._known_rows()[2][:10], weights[:10])
+    np.testing.assert_allclose(again._known_rows()[1], y, rtol=1e-9)
+
+
+# -------------------------------------------------------- columns in their own units
+GK = gpytorch.kernels
+
+
+def _periodic(**options) -> GK.Kernel:
+    kernel = GK.PeriodicKernel(**options)
+    kernel.period_length = 12.0
+    return kernel
+
+
+RAW = {  # kernels of three columns, and the columns that must stay as they are
+    "index": (lambda: GK.ScaleKernel(GK.RBFKernel(active_dims=[0])) * GK.IndexKernel(4, active_dims=[2]), [2]),
+    "scaled index": (lambda: GK.RBFKernel() * GK.ScaleKernel(GK.IndexKernel(4, active_dims=[2])), [2]),
+    "period": (lambda: GK.ScaleKernel(_periodic(active_dims=[1])) + GK.RBFKernel(), [1]),
+    "period of one of some": (
+        lambda: GK.ScaleKernel(GK.RBFKernel() * _periodic(active_dims=[0]), active_dims=[1, 2]),
+        [1],
+    ),
+    "period to learn": (lambda: GK.ScaleKernel(GK.PeriodicKernel()), []),
+    "inducing points": (lambda: GK.InducingPointKernel(GK.RBFKernel(), torch.zeros(2, 3), None), [0, 1, 2]),
+    "cylinder": (lambda: GK.CylindricalKernel(3, GK.MaternKernel()), [0, 1, 2]),
+    "grid": (lambda: GK.GridInterpolationKernel(GK.RBFKernel(), 8, grid_bounds=[(0.0, 1.0)], active_dims=[1]), [1]),
+    "grid to fit": (lambda: GK.GridInterpolationKernel(GK.RBFKernel(), 8, num_dims=3), []),
+    "scikit-learn": (lambda: kernels.RBF(1.0), []),
+    "name": (lambda: "rbf", []),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_columns_that_a_kernel_reads_in_their_own_units_are_not_standardised(name):
+    make, expected = RAW[name]
+    assert np.flatnonzero(raw_columns(make(), 3)).tolist() == expected
+
+
+def test_standardising_leaves_categories_and_periods_alone():
+    rng = np.random.default_rng(0)
+    month, group = np.arange(96.0), rng.integers(0, 4, 96)
+    X, y = np.c_[month, group], np.sin(month * 2 * np.pi / 12) + np.array([-2.0, 2.0, -2.0, 2.0])[group]
+    kernel = GK.ScaleKernel(_periodic(active_dims=[0])) + GK.IndexKernel(4, rank=2, active_dims=[1])
+    both = [GPRegressor(kernel=kernel, optimizer=None, standardize=standardize) for standardize in (True, False)]
+    scaled, raw = (estimator.fit(X, y).predict(X) for estimator in both)
+    np.testing.assert_allclose(scaled, raw, rtol=1e-6, atol=1e-6)
+    for wrong in (4.0, -1.0, 0.5):
+        with pytest.raises(
+            InputError, match=rf"Column 1 of `X` must be whole numbers 0\.\.3, .* Got {wrong:g}\. Encode it"
+        ):
+            both[0].predict([[0.0, wrong]])
+    with pytest.raises(InputError, match=r"`active_dims` must be among the 2 column\(s\).* Got \[5\]\. Correct them"):
+        GPRegressor(kernel=GK.RBFKernel(active_dims=[5])).fit(X, y)
 
 
 def test_a_warm_start_goes_on_from_the_last_hyperparameters():

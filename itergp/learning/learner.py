@@ -229,7 +229,7 @@ class Learner:
         if not math.isfinite(value) or not all(bool(torch.isfinite(g).all()) for g in gradients):
             raise _NotFinite
         self.good = self.variables()
-        names = {p.name: p.variable.detach().reshape(-1).tolist() for p in self.free if p.variable.numel() <= 64}
+        names = {p.name: p.value.reshape(-1).tolist() for p in self.free if p.variable.numel() <= 64}
         steepness = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
         record = FitRecord(stage.name, self.evaluations, time.perf_counter() - self.started, value, names, steepness)
         self.evaluations += 1

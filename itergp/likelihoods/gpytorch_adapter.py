@@ -11,6 +11,7 @@ from typing import Any
 
 import gpytorch.likelihoods as gl
 import torch
+from gpytorch.likelihoods.noise_models import FixedGaussianNoise
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -36,7 +37,8 @@ def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
     """The calculus of a likelihood, ours or GPyTorch's.
 
     Raises:
-        InputError: If it is not a likelihood, or one of several outputs.
+        InputError: If it is not a likelihood of a row's targets given its latent values alone: one of several outputs,
+            of transformed targets, or with a noise that needs the inputs.
     """
     if isinstance(likelihood, Likelihood):
         return likelihood
@@ -46,18 +48,60 @@ def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
             "`likelihood` must be an itergp or GPyTorch likelihood. "
             f"Got {got}. Use for example itergp.likelihoods.BernoulliLikelihood()."
         )
-    if isinstance(likelihood, (gl.LikelihoodList, gl.MultitaskGaussianLikelihood)):
-        raise InputError(
-            "`likelihood` must be one likelihood of one output per row. "
-            f"Got {type(likelihood).__name__}. Fit one model per output."
-        )
+    _refuse(likelihood)
     if type(likelihood) is gl.SoftmaxLikelihood and likelihood.mixing_weights is None:
         return CategoricalLikelihood(likelihood.num_classes)
     if type(likelihood) is gl.BernoulliLikelihood:
         return BernoulliLikelihood(link="probit")
     if type(likelihood) is gl.PoissonLikelihood:
         return PoissonLikelihood(link="softplus")
-    return _ADAPTERS.get(type(likelihood), AutomaticLikelihood)(likelihood)
+    return _adapter(likelihood)(likelihood)
+
+
+def _adapter(likelihood: gl.Likelihood) -> Any:
+    """The adapter of a likelihood's type, also of a subclass that adds no noise of its own to that of every row."""
+    kind = type(likelihood)
+    if kind not in _ADAPTERS and isinstance(likelihood, gl.DirichletClassificationLikelihood):
+        return _Dirichlet
+    if kind not in _ADAPTERS and isinstance(likelihood, gl.FixedNoiseGaussianLikelihood):
+        base = gl.FixedNoiseGaussianLikelihood
+        if kind.forward is not base.forward or kind._shaped_noise_covar is not base._shaped_noise_covar:
+            raise InputError(
+                "`likelihood` with the noise of every row must add it as FixedNoiseGaussianLikelihood does. Got "
+                f"{kind.__name__}, which overrides that. Write an itergp.likelihoods.Likelihood with exchangeable = "
+                "False."
+            )
+        return _FixedNoise
+    return _ADAPTERS.get(kind, AutomaticLikelihood)
+
+
+def _refuse(likelihood: gl.Likelihood) -> None:
+    """Likelihoods that are not those of one output per row, given its latent values, are not taken for one that is."""
+    name = type(likelihood).__name__
+    if isinstance(likelihood, (gl.LikelihoodList, gl._MultitaskGaussianLikelihoodBase)):
+        raise InputError(
+            f"`likelihood` must be one likelihood of one output per row. Got {name}. Fit one model per output."
+        )
+    noise = getattr(likelihood, "noise_covar", None)
+    if isinstance(noise, gl.HeteroskedasticNoise):
+        raise InputError(
+            f"`likelihood` must know its noise from the latent values. Got {name} with HeteroskedasticNoise, which "
+            "needs the inputs. Use itergp.likelihoods.HeteroscedasticGaussianLikelihood, whose noise is a second "
+            "latent function."
+        )
+    dirichlet = isinstance(likelihood, gl.DirichletClassificationLikelihood)
+    if isinstance(noise, FixedGaussianNoise) and noise.noise.dim() != 1 and not dirichlet:
+        raise InputError(
+            f"The noise of {name} must have shape (N,). Got {tuple(noise.noise.shape)}. Build one model per batch "
+            "element."
+        )
+    for parameter in ("noise", "deg_free"):
+        value = None if isinstance(noise, FixedGaussianNoise) else getattr(likelihood, parameter, None)
+        if torch.is_tensor(value) and value.numel() != 1 and not isinstance(likelihood, gl.HadamardGaussianLikelihood):
+            raise InputError(
+                f"`{parameter}` of {name} must be one number for all rows. Got shape {tuple(value.shape)}. Leave out "
+                "batch_shape, and build one model per batch element."
+            )
 
 
 class AutomaticLikelihood(Likelihood):
@@ -92,7 +136,7 @@ class AutomaticLikelihood(Likelihood):
         check_targets(targets, name)
         dtype = next((p.dtype for p in self.wrapped.parameters()), torch.get_default_dtype())
         with torch.no_grad():
-            conditional = self._conditional(targets.new_zeros(*targets.shape, self.num_latents, dtype=dtype))
+            conditional = self._of_latents_alone(targets.new_zeros(*targets.shape, self.num_latents, dtype=dtype))
             support = getattr(conditional, "support", None)
             inside = support.check(targets) if support is not None else torch.ones_like(targets, dtype=torch.bool)
         if not bool(inside.all()):
@@ -101,6 +145,25 @@ class AutomaticLikelihood(Likelihood):
                 f"`train_targets` must be in the support of {name} ({support}). Got {bad}. Re-encode them."
             )
         return targets
+
+    def _of_latents_alone(self, f: Tensor) -> Distribution:
+        """The conditional distribution, which must be one of every row, and need nothing else than latent values."""
+        name = type(self.wrapped).__name__
+        try:
+            conditional = self._conditional(f)
+        except (TypeError, ValueError, IndexError) as error:
+            raise InputError(
+                f"`forward` of {name} must give the distribution of targets from the latent values alone. Got an "
+                f"error: {error}. Write an itergp.likelihoods.Likelihood whose targets have what else it needs as a "
+                "column."
+            ) from error
+        if conditional.batch_shape != f.shape[:-1] or conditional.event_shape:
+            raise InputError(
+                f"`forward` of {name} must return a distribution of one number per row, batch shape "
+                f"{tuple(f.shape[:-1])}. Got batch shape {tuple(conditional.batch_shape)} and event shape "
+                f"{tuple(conditional.event_shape)}. Use one model per output."
+            )
+        return conditional
 
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         """``log p(y | f)`` of the wrapped likelihood, in the dtype of its parameters."""
@@ -201,10 +264,25 @@ class _Gaussian(GaussianLikelihood):
         self.wrapped = wrapped
 
 
+class _GaussianWithMissing(_Gaussian):
+    """GPyTorch's Gaussian likelihood of targets that may be NaN: such rows say nothing."""
+
+    accepts_missing = True
+
+
 class _FixedNoise(_Gaussian):
     """Known noise variance for every training row; as in GPyTorch, new rows get only the learned second noise."""
 
     exchangeable = False
+
+    def check_rows(self, num_rows: int, targets: Tensor) -> None:
+        """As many rows as noises."""
+        known = self.wrapped.noise_covar.noise.shape[-1]
+        if num_rows != known:
+            raise InputError(
+                f"FixedNoiseGaussianLikelihood must hold the noise of every training row. Got {known} noise(s) and "
+                f"{num_rows} row(s). Replace the likelihood by one with the noise of all rows."
+            )
 
     def _row_noise(self, like: Tensor) -> Tensor:
         known = self.wrapped.noise_covar.noise.to(like.dtype)
@@ -224,6 +302,32 @@ class _FixedNoise(_Gaussian):
     def predictive(self, mean: Tensor, covariance: Tensor) -> NormalPredictive:
         variance = covariance[..., 0, 0].clamp_min(0.0) + self._row_noise(mean[..., 0])
         return NormalPredictive(mean[..., 0], variance.sqrt(), validate_args=False)
+
+
+class _Dirichlet(Likelihood):
+    """GPyTorch's Dirichlet classification, refused where it is used: it replaces labels by regression targets."""
+
+    def __init__(self, wrapped: gl.DirichletClassificationLikelihood) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise InputError(
+            "`likelihood` must be one of the labels themselves. Got DirichletClassificationLikelihood, which replaces "
+            "them by one regression target per class. Use itergp.likelihoods.CategoricalLikelihood(num_classes) with "
+            "the labels."
+        )
+
+    log_density = derivatives = predictive = forward = marginal = initialise = _refuse
+
+    def check_rows(self, num_rows: int, targets: Tensor) -> None:
+        """Labels, and not what they are replaced by."""
+        if torch.is_tensor(targets) and targets.dim() != 1:
+            self._refuse()
+
+    def validate_targets(self, targets: Tensor) -> Tensor:
+        """Labels as they are."""
+        return targets
 
 
 class _StudentT(StudentTLikelihood):
@@ -250,7 +354,9 @@ class _Laplace(LaplaceLikelihood):
 _ADAPTERS: dict[type, Any] = {
     gl.SoftmaxLikelihood: _MixedSoftmax,
     gl.GaussianLikelihood: _Gaussian,
+    gl.GaussianLikelihoodWithMissingObs: _GaussianWithMissing,
     gl.FixedNoiseGaussianLikelihood: _FixedNoise,
+    gl.DirichletClassificationLikelihood: _Dirichlet,
     gl.StudentTLikelihood: _StudentT,
     gl.LaplaceLikelihood: _Laplace,
 }

@@ -77,6 +77,8 @@ class _Writer:
         elif isinstance(value, _FUNCTIONS):
             self.entries[name] = f"function {getattr(value, '__name__', '')}"
             self._code(name, [value])
+        elif isinstance(value, type):
+            self._class(value, name, name)
         elif (text := _as_text(value)) is not None:
             self.entries[name] = text
         elif id(value) in self.seen:

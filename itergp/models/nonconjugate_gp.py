@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import Any
 
 import gpytorch
 import torch
@@ -23,12 +23,13 @@ from itergp.models.hyperparameters import frozen
 from itergp.models.identity import Identity
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, make_plan, problem_size
+from itergp.models.prior_shapes import PriorOfWeightedRows, of_one_output, require_one_output
 from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction
-from itergp.models.training_data import append_rows, replace_rows
+from itergp.models.training_data import append_rows, fantasy_model, replace_rows
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
-from itergp.models.validation import as_inputs, as_observations, check_test_inputs
-from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
+from itergp.models.validation import allows_nan, as_inputs, as_observations, check_test_inputs
+from itergp.operators import KernelOperator, OperatorClass, OperatorKind, Prior, make_operator, require_operator
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
 from itergp.solvers.base import Solver, require_positive, require_solver
 
@@ -53,11 +54,13 @@ class NonConjugateGP(gpytorch.models.GP):
         solver: How the posterior is found; default ``SubspaceNewton()``.
         approximation: ``"variational"`` (default) or ``"laplace"``.
         operator: How kernel products are computed: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"``, or ``"sharded"``, with
-            the rows divided among the processes of ``torch.distributed``, which all run the same program.
+            the rows divided among the processes of ``torch.distributed``, which all run the same program. Or a
+            subclass of ``KernelOperator``, for one of your own.
         memory_budget: Bytes for cached kernel entries and batches; default a quarter of the free memory.
         sample_weight: Weights ``(N,)`` that multiply the rows' log-densities; default 1.
         missing_targets: Whether targets may be missing (NaN, or -1 for labels): such rows carry no information, but are
-            part of the model.
+            part of the model. NaN may be missing too where GPyTorch's ``observation_nan_policy`` or the likelihood
+            says so.
 
     Raises:
         InputError: If inputs and targets are not finite, do not fit each other, or do not fit the likelihood.
@@ -90,7 +93,7 @@ class NonConjugateGP(gpytorch.models.GP):
         *,
         solver: Solver[Any] | None = None,
         approximation: str = "variational",
-        operator: OperatorKind = "auto",
+        operator: OperatorKind | OperatorClass = "auto",
         memory_budget: int | None = None,
         sample_weight: Any = None,
         missing_targets: bool = False,
@@ -98,14 +101,13 @@ class NonConjugateGP(gpytorch.models.GP):
         super().__init__()
         if approximation not in APPROXIMATIONS:
             raise InputError(f"`approximation` must be one of {APPROXIMATIONS}. Got {approximation!r}.")
-        if operator not in get_args(OperatorKind):
-            raise InputError(f"`operator` must be one of {get_args(OperatorKind)}. Got {operator!r}.")
+        require_operator(operator)
         require_solver(SubspaceNewton() if solver is None else solver)
         require_positive("memory_budget", memory_budget, integer=True)
         calculus = as_likelihood(likelihood)
         inputs = as_inputs(train_inputs, "train_inputs")
-        self.missing_targets = missing_targets
-        observed = as_observations(train_targets, inputs, calculus, sample_weight, missing_targets)
+        self.missing_targets, self._nan_targets = missing_targets, allows_nan(calculus)
+        observed = as_observations(train_targets, inputs, calculus, sample_weight, missing_targets, self._nan_targets)
         self._held_data = HeldTensors((*inputs, observed.targets, observed.sample_weight))
         self.likelihood = likelihood
         self.solver = SubspaceNewton() if solver is None else solver
@@ -303,7 +305,9 @@ class NonConjugateGP(gpytorch.models.GP):
                     "In training mode the model must be called on its training inputs. Got others. "
                     "Call model.eval() to predict."
                 )
-            return super().__call__(*inputs, **kwargs)
+            prior = super().__call__(*inputs, **kwargs)
+            require_one_output(prior)
+            return prior if self._held_data.look()[-1] is None else PriorOfWeightedRows.of(prior)
         inputs = self._test_inputs(args)
         if gpytorch.settings.prior_mode.on():
             return super().__call__(*inputs, **kwargs)
@@ -314,6 +318,11 @@ class NonConjugateGP(gpytorch.models.GP):
         raise NotImplementedError(
             "Define forward(self, x) in the subclass: return MultivariateNormal(mean, covariance)."
         )
+
+    def __getattr__(self, name: str) -> Any:
+        """Python asks here also after a property has raised an AttributeError, which is then shown as it is."""
+        known = getattr(type(self), name, None)
+        return known.__get__(self) if isinstance(known, property) else super().__getattr__(name)
 
     def set_train_data(
         self,
@@ -348,6 +357,47 @@ class NonConjugateGP(gpytorch.models.GP):
             InputError: If the rows do not look like the training data.
         """
         append_rows(self, inputs, targets, sample_weight)
+
+    def get_fantasy_model(self, inputs: Any, targets: Any, *, noise: Tensor | None = None) -> NonConjugateGP:
+        """A copy that has seen more rows; hyperparameters stay, and its posterior starts from the present one.
+
+        Args:
+            inputs: Inputs of the new rows ``(M, D)``, or a tuple or list of such.
+            targets: Their targets ``(M,)``.
+            noise: Their noise variances ``(M,)``, for a ``FixedNoiseGaussianLikelihood``.
+
+        Returns:
+            The copy, in the same mode.
+
+        Raises:
+            InputError: If the rows do not look like the training data, are a batch of such, or their noise is missing.
+        """
+        return fantasy_model(self, inputs, targets, noise)
+
+    def transform_inputs(self, X: Tensor, input_transform: torch.nn.Module | None = None) -> Tensor:
+        """Inputs as they are: BoTorch's ``fit_gpytorch_mll`` asks for them.
+
+        Args:
+            X: Inputs.
+            input_transform: None; ``itergp.botorch.BotorchModel`` takes one.
+
+        Raises:
+            InputError: If rows have weights, of which the marginal likelihood that is being maximised knows nothing.
+        """
+        if self._held_data.look()[-1] is not None:
+            PriorOfWeightedRows.refuse()
+        return X
+
+    def pyro_load_from_samples(self, samples_dict: dict[str, Tensor]) -> None:
+        """Refuses samples of hyperparameters, which would make a batch of models.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            f"Hyperparameters must be one set for a model. Got samples of {sorted(samples_dict)}. Set one sample at a "
+            "time, by model.initialize(**values) or model.load_state_dict, and average predictions over them."
+        )
 
     # ------------------------------------------------------------------ saving
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -436,7 +486,7 @@ class NonConjugateGP(gpytorch.models.GP):
         return as_likelihood(self.likelihood)
 
     def _prior(self, inputs: tuple[Tensor, ...]) -> Prior:
-        return Prior.from_forward(self.forward, inputs, self._calculus.num_latents)
+        return Prior.from_forward(of_one_output(self.forward), inputs, self._calculus.num_latents)
 
     def _make_operator(self, prior: Prior) -> KernelOperator:
         """The operator of a snapshot of the kernel, so that it stays what the posterior was found with."""

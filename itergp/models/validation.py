@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import gpytorch
 import torch
 from torch import Tensor
 
@@ -36,6 +37,12 @@ def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
         raise InputError(f"`{name}` must be a torch tensor or a tuple of them. Got {kinds}. Use torch.as_tensor(x).")
     checked = tuple(x.unsqueeze(-1) if x.dim() == 1 else x for x in given)
     for x in checked:
+        if x.dim() == 3:
+            raise InputError(
+                f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}, a batch. Build one "
+                "model per batch element, for example in a torch.nn.ModuleList; itergp.botorch.BotorchModel takes "
+                "t-batches of points."
+            )
         if x.dim() != 2:
             raise InputError(
                 f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}. Reshape it."
@@ -63,26 +70,34 @@ def _rows_not_finite(x: Tensor) -> int:
     return sum(int((~torch.isfinite(part)).any(-1).sum()) for part in x.detach().split(_BLOCK_ROWS))
 
 
+def allows_nan(likelihood: Likelihood) -> bool:
+    """Whether targets may be NaN without ``missing_targets``: the likelihood or ``observation_nan_policy`` says so."""
+    return likelihood.accepts_missing or gpytorch.settings.observation_nan_policy.value() != "ignore"
+
+
 def as_observations(
     targets: Any,
     inputs: tuple[Tensor, ...],
     likelihood: Likelihood,
     sample_weight: Any,
     missing_targets: bool,
+    nan_targets: bool,
 ) -> Observations:
     """Targets in the form of the likelihood, one per row of the inputs, with their weights.
 
-    Missing targets get weight 0 and the value of a row that was observed.
+    Missing targets get weight 0 and the value of a row that was observed: those that the likelihood calls missing with
+    ``missing_targets``, which may be labels of -1 too, and NaN alone with ``nan_targets``.
 
     Raises:
         InputError: If their number, dtype, device or values do not fit.
     """
     targets = as_tensor(targets, "train_targets") if is_array(targets) else targets
     sample_weight = as_tensor(sample_weight, "sample_weight") if is_array(sample_weight) else sample_weight
+    likelihood.check_rows(inputs[0].shape[0], targets)
     check_target_tensor(targets, inputs)
     weight = None if sample_weight is None else _as_weight(sample_weight, inputs[0])
-    missing = likelihood.missing(targets)
-    if not missing_targets or not bool(missing.any()):
+    missing = likelihood.missing(targets) if missing_targets else Likelihood.missing(likelihood, targets)
+    if not (missing_targets or nan_targets) or not bool(missing.any()):
         return Observations(likelihood, _valid_targets(targets, inputs[0], likelihood), weight)
     if bool(missing.all()):
         raise InputError(
@@ -121,6 +136,11 @@ def check_target_tensor(targets: Tensor, inputs: tuple[Tensor, ...]) -> None:
             f"`train_targets` must be a torch tensor. Got {type(targets).__name__}. Use torch.as_tensor(y)."
         )
     rows = inputs[0].shape[0]
+    if targets.dim() == 2 and targets.shape[0] != rows and targets.shape[1] == rows:
+        raise InputError(
+            f"`train_targets` must have one row per observation, {rows}. Got {tuple(targets.shape)}, a batch. Build "
+            "one model per batch element, for example in a torch.nn.ModuleList."
+        )
     if targets.dim() >= 1 and targets.shape[0] != rows:
         raise InputError(
             f"`train_inputs` and `train_targets` must have the same number of rows. Got {rows} and {targets.shape[0]}. "

@@ -22,14 +22,24 @@ from itergp import learning
 from itergp.errors import InputError, ItergpWarning
 from itergp.learning import FitResult
 from itergp.likelihoods import Likelihood
-from itergp.sklearn.checks import as_column, check_inputs, check_rows, check_size, check_weights, list_columns
-from itergp.sklearn.kernels import make_kernel
+from itergp.sklearn.checks import (
+    as_column,
+    check_codes,
+    check_inputs,
+    check_rows,
+    check_size,
+    check_weights,
+    list_columns,
+)
+from itergp.sklearn.kernels import category_columns, make_kernel, raw_columns
 from itergp.sklearn.model import EstimatorGP, as_device, as_dtype, as_numpy, default_solver, take_hyperparameters
 from itergp.sklearn.saving import load_estimator, save_estimator
 from itergp.sklearn.scaling import Scaling
 
 Array = NDArray[np.float64]
 
+# Fewer say so little about hyperparameters that ``partial_fit`` learns them again when the rows have doubled.
+_ENOUGH_ROWS = 20
 # Held-out rows choose the predictive distribution of classifiers from this number on; of fewer they choose by luck.
 _CALIBRATION_ROWS = 500
 _OPTIMIZERS = {"adam": "adam", "lbfgs": "lbfgs", "fmin_l_bfgs_b": "lbfgs"}  # the last is scikit-learn's name
@@ -59,6 +69,8 @@ class GPEstimator(BaseEstimator):
     classes_: NDArray[Any]
     levels_: NDArray[Any]
     _scaling: Scaling
+    _codes: dict[int, int]  # columns of category numbers, and how many categories the kernel knows
+    _learned_rows: int  # rows that hyperparameters were learned from
     _outputscale = 1.0  # where learning starts: standardised targets, logarithms of rates
 
     # ------------------------------------------------- what an estimator says
@@ -89,6 +101,10 @@ class GPEstimator(BaseEstimator):
         """Encoded targets in the units of the model."""
         return y
 
+    def _data_targets(self, y: Array) -> Array:
+        """Targets in the units of the model as they were encoded."""
+        return y
+
     def _num_kernels(self) -> int:
         """How many latent functions get a kernel by name of their own; 1 shares one."""
         return 1
@@ -98,23 +114,47 @@ class GPEstimator(BaseEstimator):
         values, targets, weights = self._rows(X, y, sample_weight, observation, first=True)
         self._check_settings()
         used = weights > 0.0  # a row of weight zero is no row
-        values, targets, weights = values[used], targets[used], weights[used]
-        self._scaling = Scaling.learn(values, weights) if self.standardize else Scaling.nothing(values)
-        self._warn_of_constants()
+        self._fit_rows(values[used], targets[used], weights[used])
+        return self
+
+    def _fit_rows(self, values: Array, targets: Array, weights: Array) -> None:
+        """Learns scaling and hyperparameters, and finds the posterior."""
+        self._scaling = Scaling.nothing(values)
+        if self.standardize:
+            raw = raw_columns(self.kernel, values.shape[1])
+            self._scaling = Scaling.learn(values, weights).except_for(raw)
+        self._codes = category_columns(self.kernel, values.shape[1])
+        if len(values) > 1:  # a single one says nothing about what varies
+            self._warn_of_constants()
         self._learn_targets(targets, weights)
         self.model_ = self._build(self._scaled(values), targets, weights)
         self.result_ = self._learn(len(values))
+        self._learned_rows = len(values)
         self._conclude(first=True)
-        return self
 
     def _append(self, X: Any, y: Any, sample_weight: Any, **observation: Any) -> Any:
         values, targets, weights = self._rows(X, y, sample_weight, observation, first=False)
         used = weights > 0.0
-        x, y, w = self._tensors(self._scaled(values[used]), targets[used], weights[used])
+        values, targets, weights = values[used], targets[used], weights[used]
+        known = self.model_.train_targets.shape[0]
+        if self._learned_rows < _ENOUGH_ROWS and known + len(values) >= 2 * self._learned_rows:
+            passes = self.kernel_passes_
+            together = zip(self._known_rows(), (values, targets, weights), strict=True)
+            self._fit_rows(*(np.concatenate(pair) for pair in together))
+            self.kernel_passes_ += passes
+            return self
+        x, y, w = self._tensors(self._scaled(values), targets, weights)
         self.model_.append_train_data(x, y, sample_weight=w)
         self.model_.condition(progress=bool(self.verbose))
         self._conclude(first=False)
         return self
+
+    def _known_rows(self) -> tuple[Array, Array, Array]:
+        """Inputs, encoded targets and weights of the rows that the model has, in the units of the data."""
+        model = self.model_
+        weights = np.ones(len(model.train_targets)) if model.sample_weight is None else as_numpy(model.sample_weight)
+        values = self._scaling.restore(as_numpy(model.train_inputs[0]))
+        return values, self._data_targets(as_numpy(model.train_targets)), weights
 
     def _rows(
         self, X: Any, y: Any, sample_weight: Any, observation: dict[str, Any], *, first: bool
@@ -142,6 +182,7 @@ class GPEstimator(BaseEstimator):
 
     def _scaled(self, values: Array) -> Array:
         scaled = self._scaling.transform(values)
+        check_codes(values, self._codes, getattr(self, "feature_names_in_", None))
         check_size(scaled, getattr(self, "feature_names_in_", None))
         return scaled
 
@@ -153,7 +194,7 @@ class GPEstimator(BaseEstimator):
                 f"Columns of `X` should vary. Got one value only in {len(constant)} of {len(self._scaling.constant)}: "
                 f"{columns}. They say nothing and count as zero; drop them.",
                 ItergpWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     # ------------------------------------------------------------------ model

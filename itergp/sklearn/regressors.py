@@ -89,7 +89,8 @@ class BaseRegressor(RegressorMixin, GPEstimator):
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
 
-        The first call is ``fit``.
+        The first call is ``fit``. Hyperparameters that were learned from fewer than 20 rows are learned again when
+        these have doubled.
 
         Args:
             X: New rows ``(M, D)``.
@@ -116,7 +117,8 @@ class GPRegressor(BaseRegressor):
         kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a
             GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated.
         ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
-        standardize: Bring columns to mean 0 and deviation 1; constant ones become zero.
+        standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
+            reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         normalize_y: Bring targets to mean 0 and deviation 1.
         approximation: ``"variational"`` or ``"laplace"``; the same for Gaussian noise.
         optimizer: ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
@@ -193,6 +195,9 @@ class GPRegressor(BaseRegressor):
 
     def _model_targets(self, y: Array) -> Array:
         return self._target_scaling.transform(y[:, None])[:, 0]
+
+    def _data_targets(self, y: Array) -> Array:
+        return self._restore(y)
 
     def _restore(self, values: Array) -> Array:
         return self._target_scaling.restore(values[..., None])[..., 0]

@@ -117,7 +117,7 @@ class DenseNewton:
         return Demand(0, 0, size.num_kernels * size.num_rows**2, steps * (blocks + 1) * order**3, memory)
 
     def init(self, problem: Problem, warm_start: Solution | None = None) -> DenseState:
-        """Starts at the prior mean or at an earlier solution's weights."""
+        """Starts at the prior mean, or at an earlier solution's weights if the objective is lower there."""
         joint = problem.num_rows * problem.num_latents
         if joint > _JOINT_LIMIT and (self.covariance or not _is_softmax(problem)) and problem.num_latents > 1:
             raise InputError(
@@ -125,10 +125,13 @@ class DenseNewton:
                 "or DenseNewton(covariance=False) for the Laplace mode of a softmax."
             )
         kernel = problem.operator.dense().double()
-        weights = torch.zeros_like(problem.mean, dtype=torch.float64)
-        if warm_start is not None and warm_start.representer_weights.shape == weights.shape:
-            weights = warm_start.representer_weights.double()
-        return self._state(problem, kernel, weights)
+        state = self._state(problem, kernel, torch.zeros_like(problem.mean, dtype=torch.float64))
+        if warm_start is not None and warm_start.representer_weights.shape == state.weights.shape:
+            # Under another kernel the same weights can be another function, from which Newton's method does not find
+            # back.
+            earlier = self._state(problem, kernel, warm_start.representer_weights.double())
+            state = earlier if earlier.objective < state.objective else state
+        return state
 
     @staticmethod
     def _state(problem: Problem, kernel: Tensor, weights: Tensor) -> DenseState:
@@ -175,7 +178,7 @@ class DenseNewton:
         if b.numel() > _JOINT_LIMIT and b.shape[1] > 1:
             return _softmax_weights(state, b)
         root = curvature_root(state.curvature)
-        factor = torch.linalg.cholesky(joint_matrix(state.kernel, root))
+        _, factor = _factorise(state.kernel, root)
         half = apply_blocks(root.mT, apply_kernels(state.kernel, b)).reshape(-1, 1)
         return b - apply_blocks(root, torch.cholesky_solve(half, factor).reshape(b.shape))
 
@@ -199,9 +202,9 @@ class DenseNewton:
             actions = root.new_zeros(size, latents, size, latents)
             actions[rows, :, rows, :] = root
             actions = actions.reshape(size, latents, size * latents)
-            joint = joint_matrix(state.kernel, root)
+            joint, factor = _factorise(state.kernel, root)
             gram = joint - torch.eye(joint.shape[0], dtype=joint.dtype, device=joint.device)
-            precision = LowRankPrecision(actions, gram, torch.linalg.cholesky(joint))
+            precision = LowRankPrecision(actions, gram, factor)
             if state.kernel.shape[0] == 1:
                 products = torch.einsum("nm,mcr->ncr", state.kernel[0], actions)
             else:
@@ -250,6 +253,22 @@ def joint_matrix(kernel: Tensor, root: Tensor) -> Tensor:
     joint = inside.reshape(size * latents, size * latents)
     joint.diagonal().add_(1.0)
     return joint
+
+
+def _factorise(kernel: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    """``I + H^T K H`` and its Cholesky factor.
+
+    A singular K has eigenvalues below zero by rounding, which a large curvature makes large. Its diagonal is then
+    lifted by as much: that shortens a Newton step, and widens a covariance.
+    """
+    joint = joint_matrix(kernel, root)
+    rounding = torch.finfo(kernel.dtype).eps * kernel.shape[-1] * kernel.abs().amax()
+    for lift in (1.0, 1e2):
+        factor, info = torch.linalg.cholesky_ex(joint)
+        if not bool(info):
+            return joint, factor
+        joint = joint_matrix(kernel + lift * rounding * torch.eye(kernel.shape[-1]).to(kernel), root)
+    return joint, torch.linalg.cholesky(joint)  # raises, and the driver says what it means
 
 
 def _is_softmax(problem: Problem) -> bool:
