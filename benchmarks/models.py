@@ -46,10 +46,10 @@ def _likelihood(data: Split) -> Likelihood:
     return BernoulliLikelihood() if data.num_classes == 2 else CategoricalLikelihood(data.num_classes)
 
 
-def class_probs(model: MaternGP, x: torch.Tensor, covariance_scale: float = 1.0) -> torch.Tensor:
+def class_probs(model: MaternGP, x: torch.Tensor, tempering: float = 0.0) -> torch.Tensor:
     """Class probabilities ``(M, C)``."""
     with torch.no_grad():
-        probs = model.predict(x, covariance_scale=covariance_scale).probs
+        probs = model.predict(x, tempering=tempering).probs
     return class_probabilities(probs)
 
 

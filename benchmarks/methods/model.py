@@ -75,12 +75,12 @@ def outcome_probabilities(predictive: Any, data: TrainingData) -> Tensor:
     return torch.cat([inner, rest], -1)
 
 
-def predictions(model: SuiteGP, data: TrainingData, covariance_scale: float | None = None) -> tuple[Predict, Predict]:
+def predictions(model: SuiteGP, data: TrainingData, tempering: float | None = None) -> tuple[Predict, Predict]:
     """Probabilities, and the latent variance, summed over latent functions; without a covariance nothing to tell by."""
 
     def probs(x: Tensor) -> Tensor:
         with torch.no_grad():
-            return outcome_probabilities(model.predict(x, covariance_scale=covariance_scale), data)
+            return outcome_probabilities(model.predict(x, tempering=tempering), data)
 
     def variance(x: Tensor) -> Tensor:
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -57,7 +58,7 @@ class Inference(Method):
             data = subset_of(data, self.subset, budget.seed)
         solver = self.solver(budget.seed)
         model = SuiteGP(data, solver=solver, approximation=self.approximation).eval()
-        integrated, plug_in = predictions(model, data), predictions(model, data, 0.0)
+        integrated, plug_in = predictions(model, data), predictions(model, data, math.inf)
 
         def report(solution: Solution, final: bool = False) -> None:
             certificate = solution.certificate
@@ -103,7 +104,7 @@ class Learning(Method):
     def fit(self, data: TrainingData, budget: Budget, callback: Callback) -> None:
         model = SuiteGP(data)
         options = {"learning_rate": self.learning_rate, "max_iterations": self.max_iterations, "seed": budget.seed}
-        plug_in, _ = predictions(model, data, 0.0)
+        plug_in, _ = predictions(model, data, math.inf)
         result = itergp.fit(
             model, time_limit=self.learning_seconds, on_posterior=lambda _: callback(plug_in), **options
         )
@@ -115,7 +116,7 @@ class Learning(Method):
             kernel_passes=result.solution.kernel_passes,
             rank=result.solution.rank,
             phases=result.seconds,
-            chosen=None if chosen is None else [chosen.approximation, chosen.covariance_scale],
+            chosen=None if chosen is None else [chosen.approximation, chosen.tempering],
             ended=result.reason,
         )
 
@@ -165,7 +166,7 @@ def _own() -> list[Method]:
             importance=2,
             approximation="laplace",
             plug_in=True,
-            text=f"{own}, the mode of the posterior and `covariance_scale=0`",
+            text=f"{own}, the mode of the posterior and `tempering=math.inf`",
         ),
         Growing("itergp, doubling budgets", "itergp", importance=2),
         Learning("itergp.fit", "itergp", kinds=ALL_KINDS),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -117,7 +118,7 @@ def _conditioned(train: Split, lengthscale: float, scale: float, solver: Any, te
     solution = model.condition()
     _synchronise(test)
     seconds = time.perf_counter() - started
-    plug_in, integrated = class_probs(model, test.test_x, 0.0), class_probs(model, test.test_x)
+    plug_in, integrated = class_probs(model, test.test_x, math.inf), class_probs(model, test.test_x)
     return {
         "seconds": seconds,
         "passes": solution.kernel_passes,

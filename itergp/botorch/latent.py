@@ -20,6 +20,7 @@ from linear_operator.operators import (
 from torch import Tensor
 
 from itergp.models import NonConjugateGP
+from itergp.posterior.local_actions import LocalPart
 
 # Share of the prior variance below which a posterior variance is rounding; added, so that it can only widen.
 _ROUNDING = 10.0
@@ -36,6 +37,7 @@ class LatentBlock:
         kernel: The kernel that the posterior was found with.
         shared: Whether one kernel serves all latent functions.
         prior_variance: ``(*b, q, C)``.
+        local: What the neighbours of the flattened points take from their covariances, or None.
     """
 
     mean: Tensor
@@ -44,6 +46,7 @@ class LatentBlock:
     kernel: Kernel
     shared: bool
     prior_variance: Tensor
+    local: LocalPart | None = None
 
     @classmethod
     def at(cls, model: NonConjugateGP, X: Tensor) -> LatentBlock:
@@ -66,6 +69,7 @@ class LatentBlock:
             kernel=operator.kernel,
             shared=shared,
             prior_variance=part.prior_variance.reshape(*shape, latents),
+            local=part.local,
         )
 
     @property
@@ -75,13 +79,16 @@ class LatentBlock:
 
     def covariance(self) -> LinearOperator:
         """Joint covariance ``(*b, q C, q C)``, latent functions innermost; lazy with one latent function."""
-        if self.num_latents == 1:
-            root = self.whitened.squeeze(-2)
-            explained = MatmulLinearOperator(DenseLinearOperator(-root), DenseLinearOperator(root.mT))
-            with gpytorch.settings.lazily_evaluate_kernels(True):
-                prior = self.kernel(self.features, self.features)
-            return SumLinearOperator(prior, explained, DiagLinearOperator(self._lift()))
-        return DenseLinearOperator(self.cross_covariance(self) + torch.diag_embed(self._lift()))
+        if self.num_latents > 1:
+            return DenseLinearOperator(self.cross_covariance(self) + torch.diag_embed(self._lift()))
+        root = self.whitened.squeeze(-2)
+        explained = MatmulLinearOperator(DenseLinearOperator(-root), DenseLinearOperator(root.mT))
+        with gpytorch.settings.lazily_evaluate_kernels(True):
+            prior = self.kernel(self.features, self.features)
+        terms = [prior, explained, DiagLinearOperator(self._lift())]
+        if (reduction := self._reduction(self)) is not None:
+            terms.append(DenseLinearOperator(-reduction))
+        return SumLinearOperator(*terms)
 
     def cross_covariance(self, other: LatentBlock) -> Tensor:
         """Covariance with the latent functions at other points: ``(*b, q C, p C)``, latent functions innermost."""
@@ -90,12 +97,50 @@ class LatentBlock:
             blocks = (prior.unsqueeze(-3) if self.shared else prior).movedim(-3, -1)  # (*b, q, p, 1 or C)
             blocks = torch.diag_embed(blocks.expand(*blocks.shape[:-1], self.num_latents)).transpose(-3, -2)
             prior = blocks.flatten(-2, -1).flatten(-3, -2)
-        return prior - self.whitened.flatten(-3, -2) @ other.whitened.flatten(-3, -2).mT
+        covariance = prior - self.whitened.flatten(-3, -2) @ other.whitened.flatten(-3, -2).mT
+        reduction = self._reduction(other)
+        return covariance if reduction is None else covariance - reduction
+
+    def _reduction(self, other: LatentBlock) -> Tensor | None:
+        """What neighbours take from the covariance with other points, ``(*b, q C, p C)``."""
+        if self.local is None or other.local is None:
+            return None
+        q, latents = self.mean.shape[-2:]
+        p = other.mean.shape[-2]
+        if other is self and q == 1:
+            return self.local.reduction.view(*self.mean.shape[:-2], latents, latents)
+        batch = torch.broadcast_shapes(self.mean.shape[:-2], other.mean.shape[:-2])
+        numbers = [
+            torch.arange(math.prod(block.mean.shape[:-2])).view(block.mean.shape[:-2]).expand(batch).flatten().tolist()
+            for block in (self, other)
+        ]
+        parts = {}
+        for i, j in zip(*numbers, strict=True):
+            if (i, j) not in parts:
+                mine, theirs = slice(i * q, (i + 1) * q), slice(j * p, (j + 1) * p)
+                parts[i, j] = self.local.part(mine).cross_reduction(
+                    other.local.part(theirs),
+                    self._flat_features(mine),
+                    other._flat_features(theirs),
+                    self.whitened.flatten(0, -3)[mine],
+                    other.whitened.flatten(0, -3)[theirs],
+                )
+        stacked = torch.stack([parts[pair] for pair in zip(*numbers, strict=True)])
+        return stacked.view(*batch, q * latents, p * latents)
+
+    def _flat_features(self, points: slice) -> Tensor:
+        """Kernel inputs ``(m, D)`` or ``(C', m, D)`` of some of the flattened points."""
+        features, width = self.features, self.features.shape[-1]
+        if self.shared:
+            return features.reshape(-1, width)[points]
+        return features.movedim(-3, 0).reshape(features.shape[-3], -1, width)[:, points]
 
     def _lift(self) -> Tensor:
         """What rounding can have taken from the variances ``(*b, q C)``, so that none is negative."""
         least = _ROUNDING * torch.finfo(self.mean.dtype).eps * self.prior_variance
         variance = self.prior_variance - self.whitened.square().sum(-1)
+        if self.local is not None:
+            variance = variance - self.local.reduction.diagonal(dim1=-2, dim2=-1).reshape(variance.shape)
         return (least + (least - variance).clamp_min(0.0)).flatten(-2)
 
 

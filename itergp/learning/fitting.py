@@ -18,7 +18,8 @@ from torch import Tensor
 
 from itergp.diagnostics import FitRecord, LearningTrace, Trace
 from itergp.errors import InputError, ItergpWarning, SolverError
-from itergp.learning.calibration import PLUG_IN, POSTERIOR, Calibration, calibrate_predictions
+from itergp.learning.calibration import Calibration, calibrate_predictions
+from itergp.learning.humility import limit_lengthscales
 from itergp.learning.learner import OPTIMIZERS, Learner, Stage, Stop
 from itergp.learning.parameters import FreeParameter, free_parameters
 from itergp.learning.resuming import (
@@ -115,10 +116,10 @@ def fit(
         max_rows: Rows in a subset of the last stage; ``"auto"`` for 3,000, fewer beyond 16 latent functions, and with the cube
             root of the number of rows more beyond 20,000 of them; None for all.
         num_restarts: How often the first stage starts again from random parameters; the best on a common split goes on.
-        calibrate: Whether to choose between the Laplace and the variational posterior, and the share of its covariance that
-            predictions integrate, on held-out rows; the choice becomes the model's ``approximation`` and
-            ``covariance_scale``, and ``model.predict(x, covariance_scale=1.0)`` still integrates the posterior itself. If
-            not, the approximation stays, and predictions integrate the posterior.
+        calibrate: Whether to choose between the Laplace and the variational posterior, and how predictions temper its
+            covariance, on held-out rows; the choice becomes the model's ``approximation`` and ``tempering``, and
+            ``model.predict(x, tempering=0.0)`` still integrates the posterior itself. If not, the approximation stays, and
+            predictions integrate the posterior.
         time_limit: Seconds of learning.
         initialise_kernel: Whether lengthscales, output scales and cutpoints still at their default get a start from the data.
         seed: Of the random splits and restarts. Equal seeds give equal results.
@@ -126,7 +127,7 @@ def fit(
         callback: Called with every record.
         on_posterior: Called with posteriors of all rows on the way, which the model predicts from until the function returns:
             those on the way to the mode at the hyperparameters that each stage of learning begins or resumes with, found for
-            this purpose, without a covariance (plug in the mean by ``covariance_scale=0``), and those that
+            this purpose, without a covariance (plug in the mean by ``tempering=math.inf``), and those that
             ``NonConjugateGP.condition`` passes through in the end. With rows divided among processes only the latter. It
             does not change what is learned, except through a ``time_limit``; a mode costs some kernel passes, with
             ``LinearTimeNewton`` a whole support.
@@ -171,7 +172,7 @@ def fit(
         )
     stages = _stages(objective, model, optimizer, max_iterations, learning_rate, most, seed)
     deadline = None if time_limit is None else started + time_limit
-    model.covariance_scale = 1.0  # what was chosen for other hyperparameters
+    model.tempering = 0.0  # what was chosen for other hyperparameters
     model.train()
     with _bar(progress) as bar, rows.alive():
         keeper = file if rows.first else None
@@ -188,7 +189,8 @@ def fit(
     calibration = None
     if calibrate and model.observations.likelihood.exchangeable and model.train_targets.shape[0] > 1:
         begun = time.perf_counter()
-        calibration = _calibrate(model, stages[-1].objective, seed)
+        limit_lengthscales(model, seed=seed)
+        calibration = _calibrate(model, seed)
         seconds["calibrate"] = time.perf_counter() - begun
     begun = time.perf_counter()
     solution = model.condition(
@@ -225,12 +227,11 @@ def _largest_subset(model: NonConjugateGP) -> int:
     return max(_SUBSET_ROWS, min(round(growth * _REFINEMENT_ROWS), _REFINEMENT_VALUES // latents))
 
 
-def _calibrate(model: NonConjugateGP, objective: Objective, seed: int) -> Calibration:
+def _calibrate(model: NonConjugateGP, seed: int) -> Calibration:
     """Chooses the predictive distribution on held-out rows, and makes it the model's."""
     rows = max(1000, min(4000, _CALIBRATION_VALUES // model.observations.likelihood.num_latents))
-    tuned_for = PLUG_IN if objective.predictive == "plug-in" else POSTERIOR
-    calibration = calibrate_predictions(model, num_rows=rows, reference=tuned_for, seed=seed)
-    model.approximation, model.covariance_scale = calibration.approximation, calibration.covariance_scale
+    calibration = calibrate_predictions(model, num_rows=rows, seed=seed)
+    model.approximation, model.tempering = calibration.approximation, calibration.tempering
     return calibration
 
 

@@ -34,6 +34,18 @@ def curvature_root(curvature: Tensor) -> Tensor:
     return vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
 
 
+def curvature_eigen(curvature: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``(N, C)``, ascending, and eigenvectors ``(N, C, C)`` of W, positive semi-definite up to rounding.
+
+    Eigenvalues that are rounding are zero: in their directions the data say nothing.
+    """
+    if curvature.shape[-1] == 1:
+        return curvature.squeeze(-1).clamp_min(0.0), torch.ones_like(curvature)
+    values, vectors = torch.linalg.eigh(curvature)
+    rounding = 16.0 * torch.finfo(curvature.dtype).eps * values[..., -1:].clamp_min(0.0)
+    return torch.where(values > rounding, values, 0.0), vectors
+
+
 def block_root(curvature: Tensor) -> Root:
     """H and ``H^T`` with ``H H^T`` the positive semi-definite blocks ``(N, C, C)``."""
     root = curvature_root(curvature)

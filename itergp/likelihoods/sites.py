@@ -16,6 +16,8 @@ from itergp.likelihoods.base import Likelihood, node_offsets
 from itergp.likelihoods.blocks import Root, apply_blocks, block_root, psd_root
 from itergp.likelihoods.observations import Observations
 
+_CURVATURE_SEEDS = range(100, 108)
+
 
 @dataclass(frozen=True)
 class LaplaceSite:
@@ -50,6 +52,10 @@ class LaplaceSite:
         """Multiplication of vectors ``(N, C)`` by the curvature at ``f``."""
         return self.observations.curvature_product(f, curvature)
 
+    def covariance_curvature(self, f: Tensor, curvature: Tensor) -> Tensor:
+        """The curvature ``(N, C, C)`` that a covariance is conditioned with: that of ``derivatives``."""
+        return curvature
+
     def curvature_root(self, f: Tensor, curvature: Tensor) -> Root:
         """H and ``H^T`` with ``H H^T`` the curvature at ``f``."""
         return self.observations.curvature_root(f, curvature)
@@ -66,18 +72,21 @@ class VariationalSite:
         observations: What was observed.
         offsets: ``root_n @ node_s`` ``(S, N, C)``: latent values are mean plus offset.
         weights: Weights of the nodes ``(S,)``.
+        root: Roots of the marginal covariances ``(N, C, C)``, if other nodes may be asked for.
     """
 
     observations: Observations
     offsets: Tensor
     weights: Tensor
+    root: Tensor | None = None
     name: str = field(default="variational", init=False)
 
     @classmethod
     def from_covariance(cls, observations: Observations, covariance: Tensor, seed: int = 0) -> VariationalSite:
         """The site for marginal covariances ``(N, C, C)``; the seed is that of the samples for C > 1."""
         nodes, weights = observations.standard_nodes(covariance[..., 0], seed)
-        return cls(observations, node_offsets(psd_root(covariance), nodes), weights)
+        root = psd_root(covariance)
+        return cls(observations, node_offsets(root, nodes), weights, root)
 
     @property
     def likelihood(self) -> Likelihood:
@@ -97,6 +106,20 @@ class VariationalSite:
     def derivatives(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """Expected gradient ``(N, C)`` and curvature ``(N, C, C)``."""
         return self.observations.expected_derivatives(f, self.offsets, self.weights.to(f))
+
+    def covariance_curvature(self, f: Tensor, curvature: Tensor) -> Tensor:
+        """The expected curvature ``(N, C, C)`` that a covariance is conditioned with, given that of ``derivatives`` at ``f``.
+
+        Where expectations are averages over samples, over many more of them. A row that is almost certain has curvature where its
+        latent values come near a boundary, which few samples find: from few, curvature is anything between nothing and much.
+        """
+        if f.shape[-1] == 1 or self.root is None:
+            return curvature
+        total = curvature.clone()
+        for seed in _CURVATURE_SEEDS:
+            nodes, weights = self.observations.standard_nodes(f, seed)
+            total += self.observations.expected_derivatives(f, node_offsets(self.root, nodes), weights.to(f))[1]
+        return total / (1 + len(_CURVATURE_SEEDS))
 
     def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
         """Multiplication of vectors ``(N, C)`` by the expected curvature at ``f``."""

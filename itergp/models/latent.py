@@ -11,6 +11,7 @@ from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNorm
 from linear_operator.operators import (
     BlockInterleavedLinearOperator,
     ConstantMulLinearOperator,
+    DenseLinearOperator,
     IdentityLinearOperator,
     KroneckerProductLinearOperator,
     LinearOperator,
@@ -20,26 +21,32 @@ from linear_operator.operators import (
 from torch import Tensor
 
 from itergp.operators import KernelOperator, Prior
+from itergp.posterior.deferred import DeferredLinearOperator
+from itergp.posterior.local_actions import LocalPart, reduced
+from itergp.posterior.precision import cross_multiply, marginal_covariance
 from itergp.solvers import Solution
 from itergp.solvers.kernel_blocks import restricted
-from itergp.solvers.precision import cross_multiply, marginal_covariance
+
+_EAGER_VALUES = 512  # latent values of which the joint covariance is worth making at once, with its derivatives
 
 
 @dataclass(frozen=True)
 class LatentPosterior:
-    """Mean and low-rank covariance of the latent functions at M inputs.
+    """Mean and covariance of the latent functions at M inputs.
 
     Attributes:
         prior: Prior there.
         prior_variance: ``(M, C)``.
         mean: Posterior mean ``(M, C)``.
-        whitened: Q ``(M, C, r)``: the covariance is the prior's minus ``Q Q^T``.
+        whitened: Q ``(M, C, r)``: without local actions the covariance is the prior's minus ``Q Q^T``.
+        local: What the neighbours of each input take from it besides, or None.
     """
 
     prior: Prior
     prior_variance: Tensor
     mean: Tensor
     whitened: Tensor
+    local: LocalPart | None = None
 
     @classmethod
     def at(
@@ -60,36 +67,50 @@ class LatentPosterior:
             covariance: Whether Q is wanted; without it r = 0.
             block: ``weights_and_actions(solution, covariance=covariance)``, if it is there already.
         """
-        operator = restricted(operator, solution.support)
+        support = restricted(operator, solution.support)
         block = weights_and_actions(solution, covariance=covariance) if block is None else block
-        products = cross_multiply(operator, prior.features, block)
-        whitened = products[..., 1:]
+        products = cross_multiply(support, prior.features, block)
+        whitened, local = products[..., 1:], None
         if covariance and solution.rank > 0:
             whitened = solution.precision.whiten(whitened)
+            if solution.local is not None:
+                local = solution.local.at(solution.local.neighbourhoods(operator), prior.features, whitened)
         variance = operator.diagonal(prior.features).mT.expand(prior.mean.shape)
         with gpytorch.settings.lazily_evaluate_kernels(True):
             lazy = operator.kernel(prior.features, prior.features)
         prior = replace(prior, covariance=lazy)  # of the kernel that the posterior was found with
-        return cls(prior, variance, prior.mean + products[..., 0], whitened)
+        return cls(prior, variance, prior.mean + products[..., 0], whitened, local)
 
     def row_covariance(self) -> Tensor:
         """Covariances between the latent functions of each row, ``(M, C, C)``."""
-        return marginal_covariance(self.prior_variance, self.whitened)
+        covariance = marginal_covariance(self.prior_variance, self.whitened)
+        return covariance if self.local is None else reduced(covariance, self.local.reduction)
 
     def distribution(self) -> MultivariateNormal:
         """As GPyTorch knows it: MultivariateNormal for C = 1, else an interleaved MultitaskMultivariateNormal.
 
-        The covariance stays lazy: prior minus a low-rank product.
+        The covariance stays lazy: prior minus a low-rank product, minus what the neighbours of each input take.
         """
         size, latents = self.mean.shape
         root = RootLinearOperator(self.whitened.reshape(size * latents, -1))
         negative = ConstantMulLinearOperator(root, -torch.ones((), dtype=root.dtype, device=root.device))
-        covariance = SumLinearOperator(self._prior_covariance(latents), negative)
+        terms = [self._prior_covariance(latents), negative]
+        if self.local is not None:
+            terms.append(self._local_covariance(self.local))
+        covariance = SumLinearOperator(*terms)
         if latents == 1:
             return MultivariateNormal(self.mean.squeeze(-1), covariance)
         posterior = MultitaskMultivariateNormal(self.mean, covariance, interleaved=True)
         posterior.row_covariance = self.row_covariance  # saves indexing the lazy covariance
         return posterior
+
+    def _local_covariance(self, local: LocalPart) -> LinearOperator:
+        """Minus what the neighbours take from the joint covariance."""
+        features, whitened = self.prior.features, self.whitened
+        if self.mean.numel() <= _EAGER_VALUES:
+            return DenseLinearOperator(-local.joint_reduction(features, whitened))
+        diagonal = -local.reduction.diagonal(dim1=-2, dim2=-1).flatten()
+        return DeferredLinearOperator(diagonal, matrix=lambda: -local.joint_reduction(features, whitened))
 
     def _prior_covariance(self, latents: int) -> LinearOperator:
         covariance = self.prior.covariance

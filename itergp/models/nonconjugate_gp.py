@@ -44,7 +44,8 @@ class NonConjugateGP(gpytorch.models.GP):
     Predictions have derivatives in the inputs, not in hyperparameters: learn those by ``itergp.objectives``.
 
     Attributes:
-        covariance_scale: Share of the latent covariance that ``predict`` integrates by default; 1 is the posterior itself.
+        tempering: Exponent p of ``predict`` by default: latent variances v are integrated as ``v (v / k)^p``, with k the prior's. 0
+            is the posterior itself.
 
     Args:
         train_inputs: ``(N, D)``, or a tuple of such for a ``forward`` of several arguments: tensors, or arrays, data frames
@@ -112,7 +113,7 @@ class NonConjugateGP(gpytorch.models.GP):
         self.likelihood = likelihood
         self.solver = SubspaceNewton() if solver is None else solver
         self.approximation = approximation
-        self.covariance_scale = 1.0
+        self.tempering = 0.0
         self.operator_kind = operator
         self.memory_budget = memory_budget
         self._forget()
@@ -165,7 +166,7 @@ class NonConjugateGP(gpytorch.models.GP):
             callback: Called with every record of the trace.
             on_posterior: Called with the posterior so far, which is valid and which the model predicts from until the function
                 returns: after every step but a stage's last, when the covariance is still the prior's (plug in the mean by
-                ``covariance_scale=0``), and at the end of a Laplace stage that a variational one follows. Its time counts. All
+                ``tempering=math.inf``), and at the end of a Laplace stage that a variational one follows. Its time counts. All
                 processes that share the rows pass one.
             checkpoint: File in which the state of the solve is kept while it runs, and in the end the posterior. If it exists,
                 the solve goes on from there, to the same answer as without the interruption: to the last bit on the same
@@ -206,7 +207,7 @@ class NonConjugateGP(gpytorch.models.GP):
         return self._current_solution() or self.condition()
 
     def predict(
-        self, x: Any, *, covariance_scale: float | None = None, progress: bool = False, **observation: Any
+        self, x: Any, *, tempering: float | None = None, progress: bool = False, **observation: Any
     ) -> Distribution:
         """Predictive distribution of observations at new inputs, row by row.
 
@@ -214,9 +215,12 @@ class NonConjugateGP(gpytorch.models.GP):
 
         Args:
             x: Inputs ``(M, D)``, or a tuple of such: tensors, NumPy arrays, data frames or Arrow data.
-            covariance_scale: Between 0 and 1: 1 integrates the posterior, 0 plugs in its mean. Default: the model's
-                ``covariance_scale``, which is 1 unless ``itergp.fit`` chose another on held-out rows. Statements about
-                computation-aware uncertainty hold at 1.
+            tempering: Exponent p, 0 or more: a row's latent variance v is integrated as ``v (v / k)^p``, with k the prior's (with
+                several latent functions, their covariance times a power of its trace over the prior's). 0 integrates the posterior,
+                infinity plugs in its mean; in between, what is well known counts as known, and far from the data, where v = k,
+                nothing changes.
+                Default: the model's ``tempering``, 0 unless ``itergp.fit`` chose another on held-out rows. Statements about
+                computation-aware uncertainty hold at 0.
             progress: Draw a progress bar.
             **observation: What the likelihood wants to know about new rows, a number or ``(M,)``: ``exposure`` of counts,
                 ``num_trials`` of a binomial; default 1.
@@ -228,15 +232,15 @@ class NonConjugateGP(gpytorch.models.GP):
         Raises:
             InputError: If the inputs do not look like the training inputs, or the likelihood does not know a keyword.
         """
-        covariance_scale = check_prediction(self, covariance_scale, observation)
-        return self._stream(x, progress=progress).predictive(covariance_scale, observation)
+        tempering = check_prediction(self, tempering, observation)
+        return self._stream(x, progress=progress).predictive(tempering, observation)
 
     def predict_batches(
         self,
         x: Any,
         batch_size: int | None = None,
         *,
-        covariance_scale: float | None = None,
+        tempering: float | None = None,
         progress: bool = False,
         **observation: Any,
     ) -> Iterator[tuple[slice, Distribution]]:
@@ -247,7 +251,7 @@ class NonConjugateGP(gpytorch.models.GP):
         Args:
             x: As in ``predict``; a memory-mapped array of another floating-point dtype is converted batch by batch.
             batch_size: Rows of a batch; default as many as the memory budget allows, 8,192 at most.
-            covariance_scale: As in ``predict``.
+            tempering: As in ``predict``.
             progress: Draw a progress bar.
             **observation: As in ``predict``.
 
@@ -258,8 +262,8 @@ class NonConjugateGP(gpytorch.models.GP):
             InputError: As ``predict`` does, before the first batch.
         """
         require_positive("batch_size", batch_size, integer=True)
-        covariance_scale = check_prediction(self, covariance_scale, observation)
-        return self._stream(x, batch_size, progress).predictives(covariance_scale, observation)
+        tempering = check_prediction(self, tempering, observation)
+        return self._stream(x, batch_size, progress).predictives(tempering, observation)
 
     def latent_mean(self, x: Any, *, progress: bool = False) -> Tensor:
         """Posterior mean of the latent functions ``(M, C)``, without the cost of a covariance.

@@ -19,10 +19,11 @@ from itergp.errors import InputError, ItergpWarning
 from itergp.models.files import read_file, write_file
 from itergp.models.identity import Identity, prior_difference
 from itergp.operators.rows import ALL_ROWS
+from itergp.posterior.local_actions import LocalActions
+from itergp.posterior.precision import LowRankPrecision
 from itergp.solvers import Certificate, Reason, Solution, Status
 from itergp.solvers.action_buffer import pack_buffer, unpack_buffer
 from itergp.solvers.packing import Packed, pack_space, unpack_space
-from itergp.solvers.precision import LowRankPrecision
 
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
@@ -39,9 +40,17 @@ _SCALARS = (
     "seconds",
     "log_marginal_likelihood",
     "elbo",
+    "variational_residual",
 )
 # Settings of a model that are neither arrays nor given by how it is built; those it does not have are left out.
-_SETTINGS = ("approximation", "missing_targets", "covariance_scale")
+_SETTINGS = ("approximation", "missing_targets", "tempering")
+
+
+_INFINITY = "infinity"  # JSON knows none
+
+
+def _plain(value: Any) -> Any:
+    return _INFINITY if value == math.inf else value
 
 
 def save_model(model: NonConjugateGP, path: str | os.PathLike[str]) -> None:
@@ -92,7 +101,7 @@ def pack(model: NonConjugateGP) -> tuple[dict[str, Tensor], dict[str, Any]]:
     about: dict[str, Any] = {
         "class": type(model).__qualname__,
         "likelihood": type(model.likelihood).__qualname__,
-        "settings": {name: getattr(model, name) for name in _SETTINGS if hasattr(model, name)},
+        "settings": {name: _plain(getattr(model, name)) for name in _SETTINGS if hasattr(model, name)},
         "libraries": {"torch": str(torch.__version__), "gpytorch": gpytorch.__version__, "python": _PYTHON},
     }
     solution = model._current_solution()
@@ -118,7 +127,7 @@ def unpack(model: NonConjugateGP, tensors: dict[str, Tensor], about: dict[str, A
     model.to(dtype=inputs[0].dtype)
     model.load_state_dict(state)
     for name, value in about["settings"].items():
-        setattr(model, name, value)
+        setattr(model, name, math.inf if value == _INFINITY else value)
     noise, weight = _fixed_noise(model), tensors.get(f"{_DATA}sample_weight")
     if noise is not None:
         noise.noise = tensors[f"{_DATA}noise"].to(device)
@@ -181,7 +190,11 @@ def pack_solution(solution: Solution) -> tuple[dict[str, Tensor], dict[str, Any]
     precision = solution.precision
     for name in ("actions", "gram", "factor"):
         arrays[f"{_POSTERIOR}precision.{name}"] = getattr(precision, name)
+    if (local := solution.local) is not None:
+        arrays[f"{_POSTERIOR}local.root"] = local.root
+        arrays[f"{_POSTERIOR}local.whitened"] = local.whitened
     about = {name: getattr(solution, name) for name in _SCALARS}
+    about["num_neighbours"] = 0 if solution.local is None else solution.local.num_neighbours
     about["status"] = {"reason": solution.status.reason.name, "detail": solution.status.detail}
     certificate = solution.certificate
     norm = None if certificate is None else certificate.norm_squared
@@ -197,7 +210,12 @@ def unpack_solution(tensors: dict[str, Tensor], about: dict[str, Any], device: t
         value = tensors.get(_POSTERIOR + name)
         arrays[name] = None if value is None else value.to(device)
     precision = [tensors[f"{_POSTERIOR}precision.{name}"].to(device) for name in ("actions", "gram", "factor")]
+    local = None
+    if about["num_neighbours"] > 0:
+        kept = [tensors[f"{_POSTERIOR}local.{name}"].to(device) for name in ("root", "whitened")]
+        local = LocalActions(*kept, about["num_neighbours"])
     return Solution(
+        local=local,
         **arrays,
         **{name: about[name] for name in _SCALARS},
         precision=LowRankPrecision(*precision),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,7 @@ from itergp.likelihoods.predictive import joinable, joined
 from itergp.models.hyperparameters import frozen
 from itergp.models.latent import LatentPosterior, batches, weights_and_actions
 from itergp.operators import default_memory_budget
+from itergp.posterior.tempering import tempered
 from itergp.solvers import Solution
 
 if TYPE_CHECKING:
@@ -25,23 +27,30 @@ if TYPE_CHECKING:
 _MOST_ROWS = 8192  # of a batch: more are no faster, and progress is worth showing
 
 
-def check_prediction(model: NonConjugateGP, covariance_scale: float | None, observation: dict[str, Any]) -> float:
-    """The share of the covariance to integrate, the model's own if None is given.
+def check_prediction(model: NonConjugateGP, tempering: float | None, observation: dict[str, Any]) -> float:
+    """The exponent of tempering, the model's own if None is given.
 
     Raises:
-        InputError: If it is not between 0 and 1, or the likelihood does not know a keyword.
+        InputError: If it is negative, or the likelihood does not know a keyword.
     """
     likelihood = model._calculus
+    if "covariance_scale" in observation:
+        raise InputError(
+            "`covariance_scale` has given way to `tempering`. Got both names or the old one. Pass tempering=0.0 to integrate the "
+            "posterior (formerly 1) and tempering=math.inf to plug in its mean (formerly 0)."
+        )
     if unknown := sorted(set(observation) - set(likelihood.predictive_options)):
         known = likelihood.predictive_options or "none"
         raise InputError(
             f"Keywords of `predict` must be those of the likelihood: {known} for {type(likelihood).__name__}. "
             f"Got {unknown}. Leave them out."
         )
-    scale = model.covariance_scale if covariance_scale is None else covariance_scale
-    if not 0.0 <= scale <= 1.0:
-        raise InputError(f"`covariance_scale` must be between 0 and 1. Got {scale}.")
-    return scale
+    exponent = model.tempering if tempering is None else tempering
+    if isinstance(exponent, bool) or not isinstance(exponent, (int, float)) or not exponent >= 0.0:
+        raise InputError(
+            f"`tempering` must be a number, 0 or more. Got {exponent!r}. 0 integrates the posterior, math.inf plugs in its mean."
+        )
+    return float(exponent)
 
 
 @dataclass(frozen=True)
@@ -73,7 +82,7 @@ class Stream:
         like = model._like_data
         with _bar(self.progress) as bar:
             task = bar.add_task("predict", total=self.num_rows)
-            for rows in self._slices(solution, operator.num_rows, solution.rank if covariance else 0):
+            for rows in self._slices(solution, covariance=covariance):
                 part = tuple(x[rows].to(like) for x in self.inputs)
                 wanted = torch.is_grad_enabled() and any(x.requires_grad for x in part)
                 # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
@@ -83,16 +92,19 @@ class Stream:
                 yield rows, latent
                 bar.update(task, advance=rows.stop - rows.start)
 
-    def marginals(self, scale: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Slices of rows, latent means ``(m, C)`` and covariances ``(m, C, C)`` times a scale."""
-        for rows, latent in self.latents(covariance=scale > 0.0):
+    def marginals(self, tempering: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """Slices of rows, latent means ``(m, C)`` and tempered covariances ``(m, C, C)``."""
+        integrated = tempering < math.inf
+        for rows, latent in self.latents(covariance=integrated):
             mean = latent.mean
-            zeros = mean.new_zeros(*mean.shape, mean.shape[1])
-            yield rows, mean, scale * latent.row_covariance() if scale > 0.0 else zeros
+            if integrated:
+                yield rows, mean, tempered(latent.row_covariance(), latent.prior_variance, tempering)
+            else:
+                yield rows, mean, mean.new_zeros(*mean.shape, mean.shape[1])
 
-    def predictives(self, scale: float, observation: dict[str, Any]) -> Iterator[tuple[slice, Distribution]]:
+    def predictives(self, tempering: float, observation: dict[str, Any]) -> Iterator[tuple[slice, Distribution]]:
         """Slices of rows and the predictive distribution there."""
-        for rows, mean, covariance in self.marginals(scale):
+        for rows, mean, covariance in self.marginals(tempering):
             part = {name: self._take(value, rows) for name, value in observation.items()}
             yield rows, self.model._calculus.predictive(mean, covariance, **part)
 
@@ -100,7 +112,7 @@ class Stream:
         """Latent means ``(M, C)``."""
         return gathered(((rows, latent.mean) for rows, latent in self.latents(covariance=False)), self.num_rows)
 
-    def predictive(self, scale: float, observation: dict[str, Any]) -> Distribution:
+    def predictive(self, tempering: float, observation: dict[str, Any]) -> Distribution:
         """The predictive distribution of all rows.
 
         With one latent function, moments of all rows are small; with several, their covariances need not be: what is kept
@@ -108,7 +120,7 @@ class Stream:
         """
         calculus = self.model._calculus
         parts, kept = [], []
-        for rows, mean, covariance in self.marginals(scale):
+        for rows, mean, covariance in self.marginals(tempering):
             if mean.shape[1] > 1:
                 options = {name: self._take(value, rows) for name, value in observation.items()}
                 part = calculus.predictive(mean, covariance, **options)
@@ -121,15 +133,17 @@ class Stream:
         return calculus.predictive(*(torch.cat(column) for column in zip(*kept, strict=True)), **observation)
 
     # ------------------------------------------------------------------ inside
-    def _slices(self, solution: Solution, size: int, rank: int) -> Iterator[slice]:
-        model = self.model
+    def _slices(self, solution: Solution, *, covariance: bool) -> Iterator[slice]:
+        model, rank = self.model, solution.rank if covariance else 0
         device, latents = solution.representer_weights.device, solution.representer_weights.shape[1]
+        size = model._held_inputs[0].shape[0]
         if self.batch_size is not None:
             return batches(self.num_rows, 1, 8 * self.batch_size)
         budget = model.memory_budget or default_memory_budget(device)
         if solution.rows.sharded:  # as many batches in every process
             budget = int(solution.rows.same(torch.tensor(budget // solution.rows.processes, device=device)))
-        per_row = latents * (2 * rank + latents) + size // 64
+        local = 0 if solution.local is None or not covariance else solution.local.numbers_per_input
+        per_row = latents * (2 * rank + latents) + local + size // 64
         return batches(self.num_rows, per_row, min(budget // 4, 8 * per_row * _MOST_ROWS))
 
     def _take(self, value: Any, rows: slice) -> Any:

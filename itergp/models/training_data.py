@@ -125,4 +125,5 @@ def _with_rows(solution: Solution, count: int) -> Solution:
         operator=None,
         curvature=None,
         actions=None,
+        local=None,
     )

@@ -10,10 +10,11 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.likelihoods.blocks import curvature_root
 from itergp.operators import KernelOperator
+from itergp.posterior.dense import factorise
+from itergp.posterior.local_actions import reduced
+from itergp.posterior.precision import LowRankPrecision, cross_multiply, marginal_covariance, multiply
 from itergp.solvers import Solution
-from itergp.solvers.dense_newton import joint_matrix
 from itergp.solvers.kernel_blocks import kernel_columns, restricted
-from itergp.solvers.precision import LowRankPrecision, cross_multiply, multiply
 
 _COLUMNS = 64  # that share one kernel pass
 _DEPENDENT = 1e-10
@@ -84,7 +85,7 @@ def exact_variance(operator: KernelOperator, curvature: Tensor, points: Tensor) 
     """
     root = curvature_root(curvature.double())
     latents = root.shape[1]
-    factor = torch.linalg.cholesky(joint_matrix(operator.dense().double(), root))
+    _, factor = factorise(operator.dense().double(), root)
     cross = kernel_columns(operator, points).double()  # (C', N, m)
     explained = []
     for c in range(latents):
@@ -151,12 +152,15 @@ def _krylov(operator: KernelOperator, curvature: Tensor, cross: Tensor, passes: 
 
 def posterior_variance(operator: KernelOperator, solution: Solution, points: Tensor) -> Tensor:
     """Variance that a posterior reports at points: ``(m, C)``."""
-    precision, operator = solution.precision, restricted(operator, solution.support)
+    precision, support = solution.precision, restricted(operator, solution.support)
     prior = _prior(operator, points, precision.actions.shape[1])
     if precision.rank == 0:
         return prior
-    whitened = precision.whiten(cross_multiply(operator, points, precision.actions))
-    return (prior - whitened.square().sum(-1)).clamp_min(0.0)
+    whitened = precision.whiten(cross_multiply(support, points, precision.actions))
+    covariance = marginal_covariance(prior, whitened)
+    if (local := solution.local) is not None:
+        covariance = reduced(covariance, local.at(local.neighbourhoods(operator), points, whitened).reduction)
+    return covariance.diagonal(dim1=-2, dim2=-1)
 
 
 def _prior(operator: KernelOperator, points: Tensor, latents: int) -> Tensor:

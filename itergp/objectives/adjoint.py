@@ -10,8 +10,8 @@ from torch import Tensor
 from itergp.likelihoods import Observations
 from itergp.likelihoods.blocks import Root, apply_blocks
 from itergp.operators import KernelOperator
+from itergp.posterior.precision import multiply
 from itergp.solvers.newton_matrix import newton_matrix, robust_cholesky, weighted_gram
-from itergp.solvers.precision import multiply
 from itergp.solvers.search_space import SearchSpace
 
 _MAX_STEPS = 200

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from dataclasses import dataclass
 from typing import Any
 
 import gpytorch
@@ -13,11 +14,14 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.likelihoods import Observations
+from itergp.likelihoods.blocks import curvature_eigen
 from itergp.models import NonConjugateGP
 from itergp.models.starting_values import initialise_model
-from itergp.operators import KernelOperator, Prior, make_operator
+from itergp.operators import KernelOperator, Neighbourhoods, Prior, make_operator
+from itergp.posterior.local_actions import LocalActions, reduced
+from itergp.posterior.precision import marginal_covariance
+from itergp.solvers import Solution
 from itergp.solvers.packing import Packed
-from itergp.solvers.precision import marginal_covariance
 
 
 class Objective(MarginalLogLikelihood):
@@ -114,38 +118,88 @@ def differentiable(prior: Prior, model: NonConjugateGP) -> KernelOperator:
 
 
 class DifferentiableCovariance:
-    """``K - K A (I + A^T K A)^{-1} A^T K`` for fixed actions A, as a function of the hyperparameters through ``K A``.
+    """A posterior covariance for fixed actions, as a function of the hyperparameters.
+
+    ``K - K A (I + A^T K A)^{-1} A^T K``, less what the neighbours of each input take from it: see ``LocalActions``. Actions A and
+    curvature roots H are held fixed; kernel entries and products ``K A`` move.
 
     Attributes:
         actions: A ``(N, C, r)``.
         products: ``K A`` ``(N, C, r)``.
         gram: ``A^T K A`` ``(r, r)``, float64.
         factor: Lower Cholesky factor of ``I + gram``.
+        local: Local actions at these products, or None.
+        hoods: The kernel that their entries come from, or None.
     """
 
-    def __init__(self, actions: Tensor, products: Tensor) -> None:
+    def __init__(
+        self, actions: Tensor, products: Tensor, local: HeldLocal | None = None, operator: KernelOperator | None = None
+    ) -> None:
         self.actions, self.products = actions, products
         self.gram = symmetric(actions.flatten(0, 1).mT @ self.products.flatten(0, 1))
         self.factor = cholesky_of_identity_plus(self.gram, self.products.dtype)
+        self.local: LocalActions | None = None
+        self.hoods: Neighbourhoods | None = None
+        if local is not None and operator is not None:
+            moved = local.share + torch.bmm(local.root.mT, products)  # covariances of pseudo-observations
+            self.local = LocalActions(local.root, self._whiten(moved), local.num_neighbours)
+            self.hoods = Neighbourhoods(operator)
 
-    def marginal(self, variance: Tensor, products: Tensor) -> Tensor:
+    def marginal(self, variance: Tensor, products: Tensor, inputs: Tensor | None = None) -> Tensor:
         """Per-row covariances ``(M, C, C)``.
 
         Args:
             variance: Prior variances ``(C', M)``.
             products: ``k(x, X) A`` ``(M, C, r)``.
+            inputs: Kernel inputs of these rows, for their neighbours.
         """
         rows, latents = products.shape[:2]
-        flat = products.flatten(0, 1)
-        whitened = torch.linalg.solve_triangular(self.factor.mT.to(flat), flat, upper=True, left=False)
+        whitened = self._whiten(products)
         prior = variance.mT.expand(rows, latents)
-        floor = torch.finfo(flat.dtype).eps * prior.detach()  # the root of a zero variance has no derivative
-        return marginal_covariance(prior, whitened.reshape(products.shape)) + torch.diag_embed(floor)
+        floor = torch.finfo(products.dtype).eps * prior.detach()  # the root of a zero variance has no derivative
+        covariance = marginal_covariance(prior, whitened)
+        if self.local is not None and self.hoods is not None and inputs is not None:
+            with torch.no_grad():
+                near = self.hoods.near(inputs, self.local.num_neighbours)
+            covariance = reduced(covariance, self.local.reduction(self.hoods, inputs, whitened, near))
+        return covariance + torch.diag_embed(floor)
+
+    def _whiten(self, products: Tensor) -> Tensor:
+        flat = products.flatten(0, 1)
+        factor = self.factor.mT.to(flat)
+        return torch.linalg.solve_triangular(factor, flat, upper=True, left=False).reshape(products.shape)
 
     def kl_terms(self) -> Tensor:
         """``log|I + B| - tr((I + B)^{-1} B)`` with ``B = A^T K A``: the covariance's share of twice the KL to the prior."""
         trace = torch.cholesky_solve(self.gram, self.factor).diagonal().sum()
         return 2.0 * self.factor.diagonal().log().sum() - trace
+
+
+@dataclass(frozen=True)
+class HeldLocal:
+    """What is held fixed of local actions while hyperparameters move.
+
+    Attributes:
+        root: H ``(N, C, m)``.
+        share: Q ``(N, m, r)``: what the global actions hold of each pseudo-observation.
+        num_neighbours: Neighbours of each input.
+    """
+
+    root: Tensor
+    share: Tensor
+    num_neighbours: int
+
+    @classmethod
+    def of(cls, solution: Solution) -> HeldLocal | None:
+        """That of a posterior with actions at all rows; None without local actions."""
+        local, precision = solution.local, solution.precision
+        if local is None or solution.curvature is None or solution.support is not None:
+            return None
+        values, vectors = curvature_eigen(solution.curvature)
+        m = local.functionals
+        inverse = torch.where(values > 0.0, values, torch.inf).rsqrt()[:, -m:]
+        share = torch.bmm((vectors[:, :, -m:] * inverse.unsqueeze(-2)).mT, precision.actions)
+        return cls(local.root, share, local.num_neighbours)
 
 
 def symmetric(matrix: Tensor) -> Tensor:

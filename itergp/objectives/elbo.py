@@ -16,9 +16,9 @@ from itergp.models import NonConjugateGP
 from itergp.models.saving import pack_warm, unpack_warm
 from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable
 from itergp.operators import Prior
+from itergp.posterior.precision import cross_multiply, multiply
 from itergp.solvers.base import require_positive
 from itergp.solvers.packing import Packed
-from itergp.solvers.precision import cross_multiply, multiply
 
 _SEED = 1  # other samples than those the posterior mean was found with
 

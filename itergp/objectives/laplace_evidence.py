@@ -10,8 +10,8 @@ from itergp.likelihoods import AutomaticLikelihood, LaplaceSite, Observations
 from itergp.objectives.base import Objective
 from itergp.operators import Prior, make_operator
 from itergp.operators.radial import evaluate_kernel
+from itergp.posterior.dense import apply_kernels
 from itergp.solvers import DenseNewton, Problem, solve_problem
-from itergp.solvers.dense_newton import apply_kernels
 
 _LIMIT = 8000
 

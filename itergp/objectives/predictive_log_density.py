@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import gpytorch
@@ -15,13 +16,14 @@ from itergp.likelihoods.blocks import psd_root
 from itergp.models import NonConjugateGP
 from itergp.models.saving import pack_solution, unpack_solution
 from itergp.objectives.adjoint import linearise, solve_adjoint
-from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable
+from itergp.objectives.base import DifferentiableCovariance, HeldLocal, Objective, differentiable
 from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
-from itergp.solvers import Problem, Solution, SubspaceNewton, solve_problem
+from itergp.posterior.precision import cross_multiply, multiply
+from itergp.posterior.tempering import tempered
+from itergp.solvers import Problem, Solution, SubspaceNewton, solve, solve_problem
 from itergp.solvers.packing import Packed
-from itergp.solvers.precision import cross_multiply, multiply
 
-PREDICTIVES = ("plug-in", "variational")
+PREDICTIVES = ("plug-in", "laplace", "variational")
 
 
 class PredictiveLogDensity(Objective):
@@ -45,7 +47,8 @@ class PredictiveLogDensity(Objective):
     Args:
         likelihood: The model's likelihood.
         model: The model.
-        predictive: ``"plug-in"``, the density at the mode, or ``"variational"``, integrated over the latent posterior.
+        predictive: ``"plug-in"``, the density at the mode, or integrated over the ``"laplace"`` or ``"variational"`` posterior.
+        tempering: Exponent of an integrated predictive, as in ``NonConjugateGP.predict``.
         holdout: Share of the rows that is held out in each split.
         num_folds: Instead of one random part, hold out each of this many parts in turn, in every evaluation.
         num_rows: Rows drawn for each split; default all.
@@ -67,6 +70,7 @@ class PredictiveLogDensity(Objective):
         model: NonConjugateGP,
         *,
         predictive: str = "plug-in",
+        tempering: float = 0.0,
         holdout: float = 0.25,
         num_folds: int | None = None,
         num_rows: int | None = None,
@@ -90,7 +94,12 @@ class PredictiveLogDensity(Objective):
                 "PredictiveLogDensity needs a likelihood whose rows are exchangeable, so that some can be held out. Got "
                 f"{type(likelihood).__name__}. Use ComputationAwareELBO."
             )
-        self.predictive, self.holdout, self.num_folds = predictive, holdout, num_folds
+        if not 0.0 <= tempering < math.inf:
+            raise InputError(
+                f"`tempering` must be 0 or more, and finite. Got {tempering}. Use predictive='plug-in' instead."
+            )
+        self.predictive, self.tempering = predictive, tempering
+        self.holdout, self.num_folds = holdout, num_folds
         self.num_rows, self.renew_every, self.rank = num_rows, renew_every, rank
         self.tolerance, self.warm_start, self.seed = tolerance, warm_start, seed
         self._evaluations = 0
@@ -107,6 +116,7 @@ class PredictiveLogDensity(Objective):
             self.likelihood,
             self.model,
             predictive=self.predictive,
+            tempering=self.tempering,
             holdout=self.holdout,
             num_folds=self.num_folds,
             num_rows=self.num_rows,
@@ -129,11 +139,15 @@ class PredictiveLogDensity(Objective):
 
     def pack(self) -> Packed:
         """The present splits, and what is kept for them between evaluations."""
-        packed = Packed({}, {"evaluations": self._evaluations, "splits": len(self._splits)})
+        tuned = {"predictive": self.predictive, "tempering": self.tempering}
+        packed = Packed({}, {"evaluations": self._evaluations, "splits": len(self._splits), **tuned})
         for index, split in enumerate(self._splits):
             part = Packed({"train": split.train, "held_out": split.held_out})
             if split.actions is not None:
                 part.arrays["actions"] = split.actions
+            if split.local is not None:
+                part.arrays |= {"root": split.local.root, "share": split.local.share}
+                part.values["num_neighbours"] = split.local.num_neighbours
             if split.warm is not None:
                 part.add("warm", Packed(*pack_solution(split.warm)))
             packed.add(str(index), part)
@@ -142,6 +156,7 @@ class PredictiveLogDensity(Objective):
     def unpack(self, packed: Packed) -> None:
         """Takes up what ``pack`` gave."""
         self._evaluations = packed.values["evaluations"]
+        self.predictive, self.tempering = packed.values["predictive"], packed.values["tempering"]
         self._splits = [_Split.unpack(packed.part(str(i))) for i in range(packed.values["splits"])]
 
     # ------------------------------------------------------------------ inside
@@ -209,24 +224,26 @@ class PredictiveLogDensity(Objective):
         if self.predictive == "plug-in":
             return None
         if split.actions is None:
-            problem = Problem(part.mean.detach().contiguous(), operator, LaplaceSite(seen))
-            solution = solve_problem(problem, SubspaceNewton(covariance_rank=self.rank, tolerance=self.tolerance))
-            split.actions, split.warm = solution.all_actions().contiguous(), solution.without_space()
-        return DifferentiableCovariance(split.actions, multiply(smooth, split.actions))
+            solver = SubspaceNewton(covariance_rank=self.rank, tolerance=self.tolerance)
+            mean = part.mean.detach().contiguous()
+            with torch.no_grad():
+                solution = solve(operator, mean, seen, solver, approximation=self.predictive, warm_start=split.warm)
+            split.actions, split.local = solution.all_actions().contiguous(), HeldLocal.of(solution)
+            split.warm = solution.without_space()
+        return DifferentiableCovariance(split.actions, multiply(smooth, split.actions), split.local, smooth)
 
-    @staticmethod
     def _offsets(
-        part: Prior, smooth: KernelOperator, covariance: DifferentiableCovariance | None, seen: Observations
+        self, part: Prior, smooth: KernelOperator, covariance: DifferentiableCovariance | None, seen: Observations
     ) -> tuple[Tensor | None, Tensor]:
         """Offsets of the nodes ``(S, N, C)`` at the training rows, differentiable, and their weights ``(S,)``."""
-        if covariance is None:
+        if covariance is None or self.predictive == "laplace":
             return None, part.mean.new_ones(1)
         nodes, node_weights = seen.likelihood.standard_nodes(part.mean.detach())
-        marginal = covariance.marginal(smooth.diagonal(), covariance.products)
+        marginal = covariance.marginal(smooth.diagonal(), covariance.products, smooth.inputs)
         return node_offsets(psd_root(marginal), nodes), node_weights
 
-    @staticmethod
     def _density(
+        self,
         validation: Prior,
         operator: KernelOperator,
         smooth: KernelOperator,
@@ -243,7 +260,9 @@ class PredictiveLogDensity(Objective):
                 value = unseen.log_density(mean)
             else:
                 products = cross_multiply(smooth, validation.features, covariance.actions)
-                marginal = covariance.marginal(smooth.diagonal(validation.features), products)
+                variance = smooth.diagonal(validation.features)
+                marginal = covariance.marginal(variance, products, validation.features)
+                marginal = tempered(marginal, variance.mT.expand(mean.shape), self.tempering)
                 value = unseen.predictive_log_density(mean, marginal)
             value = value.sum(dtype=torch.float64)
             (gradient,) = torch.autograd.grad(value, mean, retain_graph=True)
@@ -258,6 +277,7 @@ class _Split:
     held_out: Tensor
     warm: Solution | None = None
     actions: Tensor | None = None
+    local: HeldLocal | None = None
 
     @classmethod
     def unpack(cls, packed: Packed) -> _Split:
@@ -266,4 +286,7 @@ class _Split:
         if "warm" in packed.values:
             kept = packed.part("warm")
             warm = unpack_solution(kept.arrays, kept.values, arrays["train"].device)
-        return cls(arrays["train"], arrays["held_out"], warm, arrays.get("actions"))
+        local = None
+        if "num_neighbours" in packed.values:
+            local = HeldLocal(arrays["root"], arrays["share"], packed.values["num_neighbours"])
+        return cls(arrays["train"], arrays["held_out"], warm, arrays.get("actions"), local)

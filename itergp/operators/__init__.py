@@ -5,6 +5,7 @@ from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.choose import OperatorClass, OperatorKind, make_operator, own_rows, require_operator
 from itergp.operators.keops import KeOpsOperator
 from itergp.operators.memory import default_memory_budget, free_memory
+from itergp.operators.neighbours import Near, Neighbourhoods
 from itergp.operators.prior import Prior
 from itergp.operators.process_rows import ProcessRows
 from itergp.operators.rows import Rows
@@ -17,6 +18,8 @@ __all__ = [
     "KeOpsOperator",
     "KernelCounts",
     "KernelOperator",
+    "Near",
+    "Neighbourhoods",
     "OperatorClass",
     "OperatorKind",
     "Prior",

@@ -7,6 +7,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from gpytorch.kernels import Kernel
@@ -15,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from itergp.operators.block_product import BlockProduct
 from itergp.operators.memory import default_memory_budget
-from itergp.operators.radial import as_radial, cancels, evaluate_kernel
+from itergp.operators.radial import RadialKernel, as_radial, cancels, evaluate_kernel
 from itergp.operators.radial_product import with_norms
 from itergp.operators.rows import ALL_ROWS, Rows
 from itergp.operators.tiles import run, side_of_block, slices, symmetric, threads_for
@@ -55,6 +56,9 @@ class KernelOperator(ABC):
         inputs: Training inputs ``(N, D)``, or ``(C, N, D)`` when each kernel has its own.
         num_kernels: ``C'``, 1 for a shared kernel.
         memory_budget: Bytes for cached entries and blocks; default a quarter of the free memory.
+
+    Attributes:
+        derived: What users of the operator made from its inputs, such as search trees; it lives as long as the cached entries.
     """
 
     rows: Rows = ALL_ROWS
@@ -68,6 +72,7 @@ class KernelOperator(ABC):
         self.num_kernels = num_kernels
         self.memory_budget = default_memory_budget(inputs.device) if memory_budget is None else memory_budget
         self.counts = KernelCounts()
+        self.derived: dict[Any, Any] = {}
         radial = as_radial(kernel, num_kernels)
         self._radial_form = None if radial is None else radial.detached()
         self._centre = inputs.detach().reshape(-1, inputs.shape[-1]).mean(0)
@@ -165,8 +170,9 @@ class KernelOperator(ABC):
         diagonal = diagonal if torch.is_tensor(diagonal) else diagonal.to_dense()
         return diagonal.reshape(-1, inputs.shape[-2]).expand(self.num_kernels, -1)
 
-    def release(self) -> None:  # noqa: B027 - most operators keep nothing
-        """Frees cached kernel entries; the next pass evaluates them again."""
+    def release(self) -> None:
+        """Frees cached kernel entries and what was derived from them; the next pass evaluates them again."""
+        self.derived.clear()
 
     def dense(self) -> Tensor:
         """The kernel matrices ``(C', N, N)``, for small N: one pass."""
@@ -186,13 +192,23 @@ class KernelOperator(ABC):
         matrix.diagonal(dim1=-2, dim2=-1).copy_(self.diagonal().detach())
         return matrix
 
-    def scaled_inputs(self) -> Tensor:
-        """Inputs ``(N, D)`` in which distance means what it means to the first kernel, for clustering rows."""
+    def scaled_inputs(self, inputs: Tensor | None = None) -> Tensor:
+        """Inputs ``(M, D)`` in which distance means what it means to the first kernel; default those of the training rows."""
+        training = self.inputs.detach()
+        inputs = training if inputs is None else inputs
         if self._radial_form is not None:
-            return self._radial_form.features(self.inputs.detach(), self._centre)[0]
-        inputs = self.inputs.detach()
-        inputs = inputs[0] if inputs.dim() == 3 else inputs
-        return (inputs - inputs.mean(0)) / inputs.std(0, correction=0).clamp_min(1e-12)
+            return self._radial_form.features(inputs, self._centre)[0]
+        training, inputs = (x[0] if x.dim() == 3 else x for x in (training, inputs))
+        return (inputs - training.mean(0)) / training.std(0, correction=0).clamp_min(1e-12)
+
+    @property
+    def radial_form(self) -> RadialKernel | None:
+        """The kernel as a function of a scaled distance, or None if it is anything else."""
+        return self._radial_form
+
+    def features(self, inputs: Tensor) -> Tensor:
+        """What entries are evaluated from, ``(C', M, ...)``: scaled inputs with their norms, or the inputs themselves."""
+        return self._features(inputs)
 
     # -------------------------------------------------- what a subclass gives
     @abstractmethod

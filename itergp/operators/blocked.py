@@ -82,4 +82,5 @@ class DenseOperator(BlockedOperator):
 
     def release(self) -> None:
         """Frees the kept blocks."""
+        super().release()
         self._kept = BlockStore(self.num_kernels * self.num_rows * (self.num_rows + 1) // 2)

@@ -99,6 +99,7 @@ class ShardedOperator(KernelOperator):
 
     def release(self) -> None:
         """Frees cached entries."""
+        super().release()
         self._own.release()
         self._kept = (
             BlockStore(self.num_kernels * sum(r.size for r in self._rectangles)) if self.keeps_entries else None

@@ -41,7 +41,7 @@ Array = NDArray[np.float64]
 # Fewer say so little about hyperparameters that ``partial_fit`` learns them again when the rows have doubled.
 _ENOUGH_ROWS = 20
 # Held-out rows choose the predictive distribution of classifiers from this number on; of fewer they choose by luck.
-_CALIBRATION_ROWS = 500
+_CALIBRATION_ROWS = 100
 _OPTIMIZERS = {"adam": "adam", "lbfgs": "lbfgs", "fmin_l_bfgs_b": "lbfgs"}  # the last is scikit-learn's name
 
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from itergp.operators import slices
+from itergp.posterior.precision import Actions
 from itergp.solvers.newton_matrix import data_information
-from itergp.solvers.precision import Actions
 from itergp.solvers.search_space import SearchSpace
 
 _DENSE_LIMIT = 1200

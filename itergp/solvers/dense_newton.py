@@ -11,11 +11,12 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.likelihoods import CategoricalLikelihood, LaplaceSite
 from itergp.likelihoods.blocks import apply_blocks, curvature_root
+from itergp.posterior.dense import apply_kernels, dense_posterior, factorise
+from itergp.posterior.precision import LowRankPrecision
 from itergp.solvers.base import require_positive
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.packing import Packed, pack_scalars
 from itergp.solvers.posterior import Posterior, prior_covariance
-from itergp.solvers.precision import LowRankPrecision, marginal_covariance
 from itergp.solvers.problem import Problem, inner
 from itergp.solvers.solution import Solution, is_finite
 from itergp.solvers.status import Reason, Status
@@ -178,7 +179,7 @@ class DenseNewton:
         if b.numel() > _JOINT_LIMIT and b.shape[1] > 1:
             return _softmax_weights(state, b)
         root = curvature_root(state.curvature)
-        _, factor = _factorise(state.kernel, root)
+        _, factor = factorise(state.kernel, root)
         half = apply_blocks(root.mT, apply_kernels(state.kernel, b)).reshape(-1, 1)
         return b - apply_blocks(root, torch.cholesky_solve(half, factor).reshape(b.shape))
 
@@ -195,21 +196,10 @@ class DenseNewton:
 
     def finish(self, problem: Problem, state: DenseState, *, final: bool) -> Posterior:
         """The exact posterior covariance at the iterate."""
+        curvature = state.curvature
         if self.covariance:
-            size, latents = state.weights.shape
-            root = curvature_root(state.curvature)
-            rows = torch.arange(size)
-            actions = root.new_zeros(size, latents, size, latents)
-            actions[rows, :, rows, :] = root
-            actions = actions.reshape(size, latents, size * latents)
-            joint, factor = _factorise(state.kernel, root)
-            gram = joint - torch.eye(joint.shape[0], dtype=joint.dtype, device=joint.device)
-            precision = LowRankPrecision(actions, gram, factor)
-            if state.kernel.shape[0] == 1:
-                products = torch.einsum("nm,mcr->ncr", state.kernel[0], actions)
-            else:
-                products = torch.einsum("cnm,mcr->ncr", state.kernel, actions)
-            covariance = marginal_covariance(problem.prior_variance().double(), precision.whiten(products))
+            curvature = problem.site.covariance_curvature(state.latent_values, state.curvature)
+            precision, covariance = dense_posterior(state.kernel, curvature_root(curvature), problem.prior_variance())
         else:
             result = prior_covariance(problem)
             precision, covariance = result.precision, result.latent_covariance
@@ -221,7 +211,7 @@ class DenseNewton:
             precision=LowRankPrecision(precision.actions.to(like), precision.gram, precision.factor),
             objective=state.objective,
             norm_squared=state.norm_squared,
-            curvature=state.curvature.to(like),
+            curvature=curvature.to(like),
         )
 
     def pack(self, state: DenseState) -> Packed:
@@ -234,41 +224,6 @@ class DenseNewton:
         kernel = operator.dense().double()
         operator.counts.passes -= 1  # counted when it was evaluated first
         return replace(self._state(problem, kernel, packed.arrays["weights"]), **packed.values)
-
-
-def apply_kernels(kernel: Tensor, block: Tensor) -> Tensor:
-    """``K V`` for V ``(N, C)``."""
-    if kernel.shape[0] == 1:
-        return kernel[0] @ block
-    return torch.bmm(kernel, block.mT.unsqueeze(-1)).squeeze(-1).mT
-
-
-def joint_matrix(kernel: Tensor, root: Tensor) -> Tensor:
-    """``I + H^T K H`` ``(N C, N C)``, row-major."""
-    size, latents = root.shape[:2]
-    if kernel.shape[0] == 1:
-        inside = torch.einsum("nca,mcb->namb", root, root) * kernel[0][:, None, :, None]
-    else:
-        inside = torch.einsum("cnm,nca,mcb->namb", kernel, root, root)
-    joint = inside.reshape(size * latents, size * latents)
-    joint.diagonal().add_(1.0)
-    return joint
-
-
-def _factorise(kernel: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
-    """``I + H^T K H`` and its Cholesky factor.
-
-    A singular K has eigenvalues below zero by rounding, which a large curvature makes large. Its diagonal is then
-    lifted by as much: that shortens a Newton step, and widens a covariance.
-    """
-    joint = joint_matrix(kernel, root)
-    rounding = torch.finfo(kernel.dtype).eps * kernel.shape[-1] * kernel.abs().amax()
-    for lift in (1.0, 1e2):
-        factor, info = torch.linalg.cholesky_ex(joint)
-        if not bool(info):
-            return joint, factor
-        joint = joint_matrix(kernel + lift * rounding * torch.eye(kernel.shape[-1]).to(kernel), root)
-    return joint, torch.linalg.cholesky(joint)  # raises, and the driver says what it means
 
 
 def _is_softmax(problem: Problem) -> bool:

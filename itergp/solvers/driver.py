@@ -18,6 +18,7 @@ from itergp.errors import InputError, SolverError
 from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
 from itergp.operators import KernelOperator
 from itergp.operators.rows import Interrupt
+from itergp.solvers import rounds
 from itergp.solvers.base import Solver, require_shareable
 from itergp.solvers.packing import Keeper, Packed, require_resumable
 from itergp.solvers.posterior import Posterior
@@ -30,6 +31,7 @@ APPROXIMATIONS = ("variational", "laplace")
 
 # A variational solve begins at the Laplace mode, which only has to be near: its own stage finishes the job.
 _PRELIMINARY_FACTOR = 100.0
+_PRELIMINARY_RESIDUAL = 0.2  # posterior deviations
 _PASSES_OF_A_STAGE = 2
 _PRELIMINARY_TIME = 0.5  # share of the time limit
 
@@ -41,7 +43,6 @@ def solve(
     solver: Solver,
     *,
     approximation: str = "variational",
-    rounds: int = 1,
     warm_start: Solution | None = None,
     progress: bool = False,
     callback: Callable[[TraceRecord], None] | None = None,
@@ -58,10 +59,9 @@ def solve(
         mean: Prior mean ``(N, C)``.
         observations: Targets, weights and likelihood.
         solver: The solver.
-        approximation: ``"laplace"``, or ``"variational"``: the Laplace mode, then ``rounds`` rounds with expected
-            gradient and curvature under the current marginals. A budget of fewer than four kernel passes, or a solver that
-            gives no covariance, cannot do that: the result is then the Laplace posterior, and says so.
-        rounds: Variational rounds.
+        approximation: ``"laplace"``, or ``"variational"``: the Laplace mode, then rounds with expected gradient and curvature
+            under the current marginals, until these are the marginals that are returned. A budget of fewer than four kernel
+            passes, or a solver that gives no covariance, cannot do that: the result is then the Laplace posterior, and says so.
         warm_start: An earlier solution whose weights and search space are reused.
         progress: Draw a progress bar.
         callback: Called with every record of the trace.
@@ -93,23 +93,75 @@ def solve(
     ):
         run = _Run(solver, operator, bar, callback, on_posterior, checkpoint, interrupt)
         run.trace.settings = run_settings(problem, operator, solver, approximation)
-        last = rounds if variational else 0
-        solution = run.stage(problem, warm_start, final=last == 0) if run.first == 0 else None
-        for index in range(max(1, run.first), last + 1):
+        run.refines = variational and rounds.can_refine(solver)
+        solution = run.stage(problem, warm_start, final=not variational) if run.first == 0 else None
+        marginals = run.covariance if solution is None or run.covariance is not None else solution.latent_covariance
+        last = rounds.MAX_ROUNDS if variational and not run.refines else 1
+        for index in range(max(1, run.first), last + 1 if variational else 1):
             if solution is not None and (solution.status.reason is Reason.INTERRUPTED or run.late()):
                 break
-            covariance = run.covariance if solution is None else solution.latent_covariance
-            assert covariance is not None
-            run.index, run.covariance = index, covariance
-            site = VariationalSite.from_covariance(observations, covariance)
+            assert marginals is not None
+            run.index, run.covariance = index, marginals
+            site = VariationalSite.from_covariance(observations, marginals)
             try:
-                solution = run.stage(problem.with_site(site), solution, final=index == last)
+                solution = run.stage(problem.with_site(site), solution, final=True)
             except KeyboardInterrupt:  # before this stage had a posterior of its own
                 if solution is None:
                     raise
                 solution = replace(solution, status=Status(Reason.INTERRUPTED))
+            if run.refines or solution.status.reason is Reason.INTERRUPTED:
+                break
+            solution, marginals, done = _next_round(run, problem, solution, marginals)
+            if done:
+                break
     assert solution is not None
     return replace(solution, approximation=approximation) if observations.likelihood.quadratic else solution
+
+
+def _next_round(run: _Run, problem: Problem, solution: Solution, marginals: Tensor) -> tuple[Solution, Tensor, bool]:
+    """A solution of a solver that takes its rounds as stages: with its residual, the next site's marginals, and whether to stop.
+
+    Args:
+        run: The run.
+        problem: With any site of the observations.
+        solution: That the last stage came to.
+        marginals: That its site was made from.
+    """
+    solver, limit = run.solver, run.limit
+    problem = problem.with_site(VariationalSite.from_covariance(problem.site.observations, solution.latent_covariance))
+    gradient, _ = problem.site.derivatives(solution.latent_values)
+    step = rounds.gradient_step(problem, gradient - solution.representer_weights, solution.latent_covariance)
+    residual = max(rounds.widened(problem, marginals, solution.latent_covariance), step)
+    stationary = residual <= rounds.residual_tolerance(problem, solver.tolerance)
+    exhausted = run.index == rounds.MAX_ROUNDS or run.late() or (limit is not None and run.passes >= limit)
+    status = solution.status
+    if exhausted and not stationary and status.converged:
+        status = Status(Reason.ROUNDS, f"residual {residual:.2g} posterior deviations")
+    solution = replace(solution, status=status, variational_residual=residual)
+    return solution, run.damping.mix(marginals, solution.latent_covariance, residual), stationary or exhausted
+
+
+def _renewed(problem: Problem, solver: Solver[Any], posterior: Posterior, status: Status) -> Status:
+    """The status once the covariance's pass has renewed the certificate of a space that could not grow."""
+    per_row = 0.5 * posterior.norm_squared / problem.num_rows
+    exhausted = status.reason in (Reason.PRECISION, Reason.POLICY)
+    if exhausted and problem.site.log_concave and per_row <= solver.tolerance:
+        return Status(Reason.CONVERGED, f"gap {per_row:.2g} nats per row, tolerance {solver.tolerance:.2g}")
+    return status
+
+
+def _ended(solver: Solver[Any], settled: rounds.Settled) -> Status:
+    """Why rounds ended: converged only where the mean is certified and the posterior stationary."""
+    if settled.status is not None:
+        return settled.status
+    if not settled.stationary:
+        return Status(Reason.ROUNDS, f"residual {settled.residual:.2g} posterior deviations")
+    problem = settled.problem
+    per_row = 0.5 * settled.posterior.norm_squared / problem.num_rows
+    detail = f"gap {per_row:.2g} nats per row, tolerance {solver.tolerance:.2g}"
+    if per_row == float("inf"):
+        return solver.status(problem, settled.state, 0) or Status(Reason.SETTLED)
+    return Status(Reason.CONVERGED if problem.site.log_concave else Reason.STATIONARY, detail)
 
 
 def solve_problem(
@@ -144,6 +196,8 @@ class _Run:
     started: float = field(default_factory=time.perf_counter)
     first: int = 0  # stage to begin with
     covariance: Tensor | None = None  # marginals that the site of a later stage was made from
+    refines: bool = False  # whether the last stage ends with rounds of its own
+    damping: rounds.Damping = field(default_factory=rounds.Damping)  # of rounds that are stages
 
     def __post_init__(self) -> None:
         self.limit = self.solver.max_passes
@@ -169,6 +223,7 @@ class _Run:
             seconds=self.counts.seconds - values["kernel_seconds"],
         )
         self.started -= values["seconds"]
+        self.damping = rounds.Damping(*values["damping"])
         self.trace = Trace(
             [TraceRecord(**(r | {"class_residuals": tuple(r["class_residuals"])})) for r in values["records"]],
             dict(values["phase_seconds"]),
@@ -187,6 +242,7 @@ class _Run:
             "records": self.trace.to_dicts(),
             "stages": [asdict(stage) for stage in self.trace.stages],
             "phase_seconds": self.trace.phase_seconds,
+            "damping": [self.damping.share, self.damping.last],
         }
         packed = Packed({} if self.covariance is None else {"covariance": self.covariance}, values)
         packed.add("state", solver.pack(state))  # type: ignore[attr-defined] # required above
@@ -217,8 +273,8 @@ class _Run:
         if not final:
             solver = solver.loosened(_PRELIMINARY_FACTOR)
         begun, in_kernel = time.perf_counter(), self.operator.counts.seconds
-        # Passes kept for this stage's covariance, and for the stage that follows.
-        own = int(solver.gives_covariance)
+        # Passes kept for this stage's covariance and the certificate after its rounds, and for the stage that follows.
+        own = int(solver.gives_covariance) + int(final and self.refines)
         reserved = own if final else max(own + _PASSES_OF_A_STAGE, (self.limit or 0) // 2)
         resumed = self.earlier is not None
         state = self._begin(solver, problem, warm_start)
@@ -251,22 +307,51 @@ class _Run:
                 raise
             status = Status(Reason.INTERRUPTED, "in the covariance, which is the prior's")
             posterior = self._salvage(problem, state)
+        self._check_covariance(problem, state, posterior)
+        status = _renewed(problem, solver, posterior, status)
+        residual = None
+        if final and self.refines and affordable and status.reason is not Reason.INTERRUPTED:
+            problem, posterior, status, residual = self._rounds(self.solver, problem, state, posterior)
+        solution = replace(self._solution(problem, posterior, status), variational_residual=residual)
+        if not final and self.refines and posterior.precision.rank > 0 and status.reason is not Reason.INTERRUPTED:
+            # A site that is near to the last one, from a covariance that is cheap: then the last needs few rounds.
+            near = rounds.settle(self.solver, problem, state, posterior, _PRELIMINARY_RESIDUAL)
+            self.covariance = near.posterior.latent_covariance
+        self._spent("covariance", begun, in_kernel)
+        self.bar.finish(problem.site.name)
+        solution = replace(solution, seconds=self.seconds)
+        return solution if final else self._hand_out(solution)
+
+    def _check_covariance(self, problem: Problem, state: Any, posterior: Posterior) -> None:
         if problem.rows.any(not is_finite(posterior.latent_covariance, posterior.precision.factor)):
             raise SolverError(
                 "The posterior covariance must be finite. Got NaN or infinity. Check that the kernel is positive definite, "
                 "or use float64; the error's `solution` has the posterior mean with the prior's covariance.",
                 self._solution(problem, self._salvage(problem, state), Status(Reason.FAILED, "in the covariance")),
             )
-        per_row = 0.5 * posterior.norm_squared / problem.num_rows
-        exhausted = status.reason in (Reason.PRECISION, Reason.POLICY)
-        if exhausted and problem.site.log_concave and per_row <= solver.tolerance:
-            # The space could not grow because it held everything, and the covariance's pass renewed the certificate.
-            status = Status(Reason.CONVERGED, f"gap {per_row:.2g} nats per row, tolerance {solver.tolerance:.2g}")
-        solution = self._solution(problem, posterior, status)
-        self._spent("covariance", begun, in_kernel)
-        self.bar.finish(problem.site.name)
-        solution = replace(solution, seconds=self.seconds)
-        return solution if final else self._hand_out(solution)
+
+    def _rounds(
+        self, solver: Any, problem: Problem, state: Any, posterior: Posterior
+    ) -> tuple[Problem, Posterior, Status, float]:
+        """Rounds until the posterior is stationary and its mean certified."""
+
+        def advance(problem: Problem, state: Any, certify: bool) -> tuple[Any, Status | None]:
+            if self.limit is not None and self.passes >= self.limit:
+                return state, Status(Reason.PASSES, f"{self.passes} passes, before the mean was certified")
+            if certify:
+                return solver.certify(problem, state), self._asked_to_stop(problem)
+            after = self._step(solver, problem, state)
+            self._check(problem, after, state, None)
+            self._record(problem, after)
+            reached = solver.status(problem, after, self.passes) or self._asked_to_stop(problem)
+            return after, None if reached is not None and reached.converged else reached
+
+        try:
+            wanted = rounds.residual_tolerance(problem, solver.tolerance)
+            settled = rounds.settle(solver, problem, state, posterior, wanted, advance)
+        except KeyboardInterrupt:  # the posterior of the frozen problem is whole
+            return problem, posterior, Status(Reason.INTERRUPTED), float("inf")
+        return settled.problem, settled.posterior, _ended(solver, settled), settled.residual
 
     def _hand_out(self, solution: Solution) -> Solution:
         if self.on_posterior is None:
@@ -390,5 +475,6 @@ class _Run:
             curvature=posterior.curvature,
             actions=posterior.actions,
             support=posterior.support,
+            local=posterior.local,
             rows=problem.rows,
         )

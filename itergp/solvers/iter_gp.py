@@ -9,13 +9,13 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.operators import KernelOperator
+from itergp.posterior.precision import LowRankPrecision
 from itergp.solvers.action_buffer import ActionBuffer
 from itergp.solvers.base import require_positive
 from itergp.solvers.linear_belief import LinearBelief
 from itergp.solvers.noise import Noise
 from itergp.solvers.policies import CG, Policy, View
 from itergp.solvers.policies.mixed import require_policy
-from itergp.solvers.precision import LowRankPrecision
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from itergp.errors import InputError
+from itergp.posterior.precision import multiply
 from itergp.solvers.base import require_positive
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.iter_gp import view
@@ -17,7 +18,6 @@ from itergp.solvers.packing import Packed
 from itergp.solvers.policies import CG, Policy
 from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.posterior import Posterior, prior_covariance
-from itergp.solvers.precision import multiply
 from itergp.solvers.problem import Problem, inner
 from itergp.solvers.solution import Solution
 from itergp.solvers.status import Reason, Status

@@ -7,11 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from itergp.posterior.precision import multiply
 from itergp.solvers.action_buffer import ActionBuffer
 from itergp.solvers.linear_belief import LinearBelief
 from itergp.solvers.newton_iterate import NewtonIterate, pseudo_targets
 from itergp.solvers.noise import Noise
-from itergp.solvers.precision import multiply
 from itergp.solvers.problem import Problem
 from itergp.solvers.solution import Solution
 

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from itergp.likelihoods.blocks import apply_blocks
 from itergp.operators import KernelOperator
+from itergp.posterior.precision import LowRankPrecision, multiply
 from itergp.solvers.action_buffer import ActionBuffer, inner_product
 from itergp.solvers.kernel_blocks import multiply_rows
 from itergp.solvers.noise import Noise
 from itergp.solvers.policies.base import Proposal, RowBlock
-from itergp.solvers.precision import LowRankPrecision, multiply
 
 # Squared length of what is new in a unit action below which it is taken for rounding.
 _DEPENDENT = {torch.float32: 1e-8, torch.float64: 1e-18}

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.posterior.precision import columns_times
 from itergp.solvers.actions import leading_actions
 from itergp.solvers.base import require_positive
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
@@ -18,7 +19,7 @@ from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space
 from itergp.solvers.policies import Policy, UnitVectors, View
 from itergp.solvers.policies.base import RowBlock
 from itergp.solvers.policies.mixed import require_policy
-from itergp.solvers.posterior import Posterior, prior_covariance, support_covariance
+from itergp.solvers.posterior import Posterior, default_neighbours, prior_covariance, reconditioned, support_covariance
 from itergp.solvers.problem import Problem
 from itergp.solvers.search_space import SearchSpace
 from itergp.solvers.solution import Solution, is_finite
@@ -28,12 +29,13 @@ from itergp.solvers.support_space import SupportSpace, leave_support
 
 _DEFAULT_SUPPORT = 4096
 _DEFAULT_TOLERANCE = 1e-4
-_DEFAULT_COVARIANCE_RANK = 256
+_DEFAULT_COVARIANCE_RANK = {False: 256, True: 128}  # without and with neighbours, who resolve what a rank does not
 _PRELIMINARY_SHARE = 4
 _FIRST = 512  # rows in the first support
 _BATCH = 512  # rows that join at once when the policy is the default
 # Cost of the next step over that of the last, with twice the rows: between linear and quadratic in the support.
 _GROWTH_COST = 3.0
+_REFINED = 1e-4  # times the tolerance: where the mean of a variational round ends
 _PRODUCTS = 100  # products with the space in the Newton steps of a stage
 
 
@@ -118,7 +120,10 @@ class LinearTimeNewton:
         num_support: Rows M of the largest support; default 4,096 divided by the square root of the number of latent functions,
             at most a quarter of the rows (but 512), and fewer where ``N M`` numbers exceed the memory budget.
         policy: Which rows come next: any policy that proposes single rows; default ``UnitVectors(order="leverage")``.
-        covariance_rank: Actions that the covariance is conditioned on; default 256. 0 leaves the prior's covariance.
+        covariance_rank: Actions of the support's rows that the covariance is conditioned on at all inputs; default 128, and 256
+            without neighbours. 0 leaves the prior's covariance.
+        num_neighbours: Training rows near to an input, of all N, that its covariance is conditioned on besides; default 16 for
+            one latent function, 0 for several.
         tolerance: Decrease of the objective per row, in nats, at which a larger support is not worth it; default 1e-4.
         time_limit: Seconds for all stages together; the support grows as far as it allows.
         polish: A ``SubspaceNewton`` that goes on from the last support with passes over all rows, which also certify the
@@ -134,6 +139,7 @@ class LinearTimeNewton:
     num_support: int | None = None
     policy: Policy | None = None
     covariance_rank: int | None = None
+    num_neighbours: int | None = None
     tolerance: float = _DEFAULT_TOLERANCE
     time_limit: float | None = None
     polish: SubspaceNewton | None = None
@@ -143,8 +149,9 @@ class LinearTimeNewton:
         require_positive("num_support", self.num_support, integer=True)
         require_positive("tolerance", self.tolerance)
         require_positive("time_limit", self.time_limit)
-        if self.covariance_rank != 0:
-            require_positive("covariance_rank", self.covariance_rank, integer=True)
+        for name in ("covariance_rank", "num_neighbours"):
+            if getattr(self, name) != 0:
+                require_positive(name, getattr(self, name), integer=True)
         if self.policy is not None:
             require_policy(self.policy)
             if not getattr(self.policy, "sparse", False):
@@ -187,13 +194,14 @@ class LinearTimeNewton:
         support = self._most(rows, size.num_latents, bytes_per_column, budget)
         latents, rank = size.num_latents, 0
         if self.gives_covariance:
-            rank = _DEFAULT_COVARIANCE_RANK if self.covariance_rank is None else self.covariance_rank
+            rank = self._covariance_rank(latents, sharded=size.processes > 1)
         stages = 2 if size.variational else 1
         columns, cells = size.num_kernels * support, size.num_rows * size.num_kernels * support
         work = cells * (support + latents * (rank + stages * _PRODUCTS))
         polish = None if self.polish is None else self.polish.demand(size)
         memory = {
             "products with the support": size.array(columns),
+            "covariance": 3 * size.array(latents * rank),  # products with the actions, twice, and what neighbours need
             "directions and small matrices": (4 * size.num_kernels + size.num_latents) * support**2 * 8,
             "rows": likelihood_memory(size),
         }
@@ -339,17 +347,24 @@ class LinearTimeNewton:
         if state.polishing is not None:
             assert self.polish is not None
             return self.polish.finish(problem, state.polishing, final=final)
+        curvature = problem.site.covariance_curvature(state.iterate.latent_values, state.iterate.curvature)
+        return self._posterior(problem, state, curvature, final=final)
+
+    def _posterior(self, problem: Problem, state: LinearTimeState, curvature: Tensor, *, final: bool) -> Posterior:
         space, iterate = state.space, state.iterate
-        rank = _DEFAULT_COVARIANCE_RANK if self.covariance_rank is None else self.covariance_rank
-        support = None
+        rank, support = self._covariance_rank(problem.num_latents, sharded=problem.rows.sharded), None
         if rank == 0 or space.rank == 0:
             result = prior_covariance(problem)
         else:
             rank = rank if final else max(1, rank // _PRELIMINARY_SHARE)
             support, rows = space.rows, problem.rows
             on_support = SearchSpace(space.directions, rows.take(space.products, support, 1), space.gram)
-            actions = leading_actions(on_support, rows.take(iterate.curvature, support), rank)
-            result = support_covariance(problem, replace(actions, values=rows.same(actions.values)), support)
+            actions = leading_actions(on_support, rows.take(curvature, support), rank)
+            actions = replace(actions, values=rows.same(actions.values))
+            products = self._products(problem, actions.values, support)
+            result = support_covariance(
+                problem, actions, curvature, products, support, num_neighbours=self._neighbours(problem)
+            )
         return Posterior(
             representer_weights=state.weights,
             latent_values=iterate.latent_values,
@@ -359,9 +374,71 @@ class LinearTimeNewton:
             norm_squared=float("inf"),
             space=space,
             coordinates=iterate.coordinates,
-            curvature=iterate.curvature,
+            curvature=curvature,
             support=support,
+            products=result.products,
+            local=result.local,
         )
+
+    @staticmethod
+    def _products(problem: Problem, actions: Tensor, support: Tensor) -> Tensor:
+        """``K A`` ``(N, C, r)`` for actions on the support, from its kernel columns."""
+        products = problem.mean.new_empty(problem.mean.shape[0], *actions.shape[1:])
+
+        def write(rows: slice, entries: Tensor) -> None:
+            products[rows] = columns_times(entries, actions)
+
+        problem.operator.with_columns(support, write)
+        return products
+
+    def _covariance_rank(self, latents: int, *, sharded: bool) -> int:
+        if self.covariance_rank is not None:
+            return self.covariance_rank
+        neighbours = default_neighbours(latents) if self.num_neighbours is None else self.num_neighbours
+        return _DEFAULT_COVARIANCE_RANK[neighbours > 0 and not sharded]
+
+    def _neighbours(self, problem: Problem) -> int:
+        if problem.rows.sharded:  # a process holds what is known of its own rows alone
+            return 0
+        return default_neighbours(problem.num_latents) if self.num_neighbours is None else self.num_neighbours
+
+    # ------------------------------------------------- rounds of a variational site
+    def refine(self, problem: Problem, state: LinearTimeState) -> LinearTimeState:
+        """The minimiser on the support, or within the polish's space, for another site."""
+        if state.polishing is not None and self.polish is not None:
+            return replace(state, polishing=self.polish.refine(problem, state.polishing))
+        start = evaluate(problem, state.space, state.iterate.coordinates)
+        iterate = minimise(problem, state.space, start, _REFINED * self.tolerance * problem.num_rows)
+        return replace(state, iterate=iterate)
+
+    def certify(self, problem: Problem, state: LinearTimeState) -> LinearTimeState:
+        """The same state with the certificate of the polish."""
+        assert state.polishing is not None and self.polish is not None
+        return replace(state, polishing=self.polish.certify(problem, state.polishing))
+
+    def certain(self, problem: Problem, state: LinearTimeState) -> bool:
+        """Whether no pass would tell more about the state: only the polish makes passes."""
+        return state.polishing is None or self.polish is None or self.polish.certain(problem, state.polishing)
+
+    def with_mean(self, problem: Problem, state: LinearTimeState, posterior: Posterior) -> Posterior:
+        """A posterior with the mean of a state."""
+        if state.polishing is not None and self.polish is not None:
+            return self.polish.with_mean(problem, state.polishing, posterior)
+        return replace(
+            posterior,
+            representer_weights=state.weights,
+            latent_values=state.iterate.latent_values,
+            objective=state.iterate.objective,
+            coordinates=state.iterate.coordinates,
+        )
+
+    def recondition(self, problem: Problem, state: LinearTimeState, posterior: Posterior) -> Posterior:
+        """The posterior at a state's mean and curvature, its actions and neighbours kept."""
+        if state.polishing is not None and self.polish is not None:
+            return self.polish.recondition(problem, state.polishing, posterior)
+        curvature = problem.site.covariance_curvature(state.iterate.latent_values, state.iterate.curvature)
+        posterior = self.with_mean(problem, state, posterior)
+        return reconditioned(problem, posterior, curvature) or self._posterior(problem, state, curvature, final=True)
 
     # -------------------------------------------------------------- checkpoint
     def pack(self, state: LinearTimeState) -> Packed:

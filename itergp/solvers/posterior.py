@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from itergp.likelihoods import VariationalSite
+from itergp.likelihoods.blocks import curvature_root
 from itergp.operators import slices
+from itergp.posterior.dense import apply_kernels, dense_posterior
+from itergp.posterior.local_actions import LocalActions, functionals_of, reduced
+from itergp.posterior.precision import Actions, LowRankPrecision, marginal_covariance, multiply
 from itergp.solvers.action_buffer import ActionBuffer
-from itergp.solvers.precision import Actions, LowRankPrecision, columns_times, marginal_covariance, multiply
 from itergp.solvers.problem import Problem
 from itergp.solvers.search_space import SearchSpace
 
+EXACT_VALUES = 1024  # latent values N C of which every one is an action: dense matrices of that size cost nothing
+_NOISY = 1.5  # median noise of actions for another curvature than their own, beyond which they are chosen anew
+# Of one latent function. With several they cost C times as much, and what is rough there, saturated classes, has little curvature
+# for neighbours to tell by: measured, no prediction was better for them.
+_NEIGHBOURS = 16
 _ELBO_SEED = 1
 _CHUNK_ROWS = 8192
 
@@ -34,6 +42,8 @@ class Posterior:
         curvature: W ``(N, C, C)`` that the covariance belongs to, or None.
         actions: Actions and their kernel products for a warm start, or None.
         support: Rows outside which weights and actions are zero ``(M,)``, the actions being kept on them alone; None for all.
+        products: ``K A`` at the training inputs ``(N, C, r)``, from which the covariance for another curvature follows; or None.
+        local: Local actions beside the precision's, or None.
     """
 
     representer_weights: Tensor
@@ -47,6 +57,8 @@ class Posterior:
     curvature: Tensor | None = None
     actions: ActionBuffer | None = None
     support: Tensor | None = None
+    products: Tensor | None = None
+    local: LocalActions | None = None
 
     def log_marginal_likelihood(self) -> float:
         """GPML eq. 3.32 with the log-determinant within the actions."""
@@ -64,20 +76,55 @@ class Posterior:
 
 @dataclass(frozen=True)
 class CovarianceResult:
-    """A covariance and what its kernel pass gave besides: ``precision``, marginals ``(N, C, C)``, ``K R`` ``(N, C)``."""
+    """A covariance, and what it was made from.
+
+    Attributes:
+        precision: The low-rank precision.
+        latent_covariance: Marginal covariances at the training inputs ``(N, C, C)``, those of local actions taken off.
+        products: ``K A`` at the training inputs ``(N, C, r)``; None if the covariance is exact.
+        local: The local actions, or None.
+        extra: ``K R`` ``(N, C)`` for a block that was multiplied in the same pass, or None.
+    """
 
     precision: LowRankPrecision
     latent_covariance: Tensor
-    extra: Tensor | None
+    products: Tensor | None
+    local: LocalActions | None = None
+    extra: Tensor | None = None
 
 
-def posterior_covariance(problem: Problem, actions: Actions, extra: Tensor | None = None) -> CovarianceResult:
+def default_neighbours(num_latents: int) -> int:
+    """Rows that an input is conditioned on when the user does not say."""
+    return _NEIGHBOURS if num_latents == 1 else 0
+
+
+def exact_covariance(problem: Problem, curvature: Tensor, extra: Tensor | None = None) -> CovarianceResult:
+    """Conditions on every latent value, with dense matrices of size N C.
+
+    Args:
+        problem: A small problem.
+        curvature: W ``(N, C, C)``.
+        extra: A block ``(N, C)`` to multiply by the kernel, which then counts as a pass.
+    """
+    operator, everything = problem.operator, torch.arange(problem.num_rows, device=curvature.device)
+    kernel = (operator.entries(everything, everything) if extra is None else operator.dense()).double()
+    precision, covariance = dense_posterior(kernel, curvature_root(curvature.double()), problem.prior_variance())
+    precision = replace(precision, actions=precision.actions.to(problem.mean))
+    product = None if extra is None else apply_kernels(kernel, extra.double()).to(extra)
+    return CovarianceResult(precision, covariance.to(problem.mean), None, extra=product)
+
+
+def posterior_covariance(
+    problem: Problem, actions: Actions, curvature: Tensor, extra: Tensor | None = None, *, num_neighbours: int = 0
+) -> CovarianceResult:
     """Conditions on actions in one kernel pass.
 
     Args:
         problem: The problem.
         actions: A. With an extra block they are put beside it, and kept there: a caller that holds on to these keeps both.
+        curvature: W ``(N, C, C)``.
         extra: A block ``(N, C)`` to multiply in the same pass.
+        num_neighbours: Rows that every input is conditioned on besides.
     """
     rank, block = actions.rank, actions.values
     if extra is not None:
@@ -85,33 +132,89 @@ def posterior_covariance(problem: Problem, actions: Actions, extra: Tensor | Non
         actions = Actions(block[..., :rank])
     products = multiply(problem.operator, block)
     precision = LowRankPrecision.from_products(actions, products[..., :rank], problem.rows)
-    variance = problem.prior_variance()
-    latent_covariance = variance.new_empty(*variance.shape, variance.shape[-1])
-    for i in slices(variance.shape[0], _CHUNK_ROWS):  # the whitened products of all rows are as large as the products
-        latent_covariance[i] = marginal_covariance(variance[i], precision.whiten(products[i, ..., :rank]))
-    return CovarianceResult(precision, latent_covariance, None if extra is None else products[..., rank].clone())
+    result = _condition(problem, precision, products[..., :rank], curvature, num_neighbours)
+    return result if extra is None else replace(result, extra=products[..., rank].clone())
 
 
-def support_covariance(problem: Problem, actions: Actions, support: Tensor) -> CovarianceResult:
-    """Conditions on actions of some rows, at the cost of their kernel columns and of one block of rows of ``K A`` at a time.
+def support_covariance(
+    problem: Problem, actions: Actions, curvature: Tensor, products: Tensor, support: Tensor, *, num_neighbours: int = 0
+) -> CovarianceResult:
+    """Conditions on actions of some rows, at the cost of no kernel entries but those of neighbours.
 
     Args:
         problem: The problem.
         actions: A on the support ``(M, C, r)``.
+        curvature: W ``(N, C, C)``.
+        products: ``K A`` at all rows ``(N, C, r)``.
         support: Its row numbers ``(M,)``.
+        num_neighbours: Rows that every input is conditioned on besides.
     """
-    operator, values = problem.operator, actions.values
-    own = columns_times(operator.entries(support, support), values)
-    precision = LowRankPrecision.from_products(actions, own)
-    variance = problem.prior_variance()
+    precision = LowRankPrecision.from_products(actions, problem.rows.take(products, support))
+    return _condition(problem, precision, products, curvature, num_neighbours, support)
+
+
+def reconditioned(problem: Problem, posterior: Posterior, curvature: Tensor) -> Posterior | None:
+    """The posterior with the covariance that its actions and neighbours give for another curvature, at no kernel pass.
+
+    None if the curvature is so different that the actions, chosen for another one, have become noise.
+
+    Args:
+        problem: The problem.
+        posterior: With ``products``.
+        curvature: W ``(N, C, C)``.
+    """
+    assert posterior.products is not None
+    actions, products, noise = Actions(posterior.precision.actions).reweighted(
+        posterior.products, curvature, posterior.support, problem.rows
+    )
+    if noise > _NOISY:
+        return None
+    if posterior.support is None:
+        precision = LowRankPrecision.from_products(actions, products, problem.rows)
+    else:
+        precision = LowRankPrecision.from_products(actions, problem.rows.take(products, posterior.support))
+    number = 0 if posterior.local is None else posterior.local.num_neighbours
+    result = _condition(problem, precision, products, curvature, number, posterior.support)
+    return replace(
+        posterior,
+        precision=precision,
+        latent_covariance=result.latent_covariance,
+        products=products,
+        local=result.local,
+        curvature=curvature,
+    )
+
+
+def _condition(
+    problem: Problem,
+    precision: LowRankPrecision,
+    products: Tensor,
+    curvature: Tensor,
+    num_neighbours: int,
+    support: Tensor | None = None,
+) -> CovarianceResult:
+    """Marginals at the training inputs, a block of rows at a time: the whitened products of all are as large as the products."""
+    variance, operator = problem.prior_variance(), problem.operator
     latent_covariance = variance.new_empty(*variance.shape, variance.shape[-1])
-
-    def write(rows: slice, entries: Tensor) -> None:
-        whitened = precision.whiten(columns_times(entries, values))
-        latent_covariance[rows] = marginal_covariance(variance[rows], whitened)
-
-    operator.with_columns(support, write)
-    return CovarianceResult(precision, latent_covariance, None)
+    local, hoods, neighbours = None, None, None
+    if num_neighbours > 0:
+        local = LocalActions.of(
+            precision,
+            products,
+            curvature,
+            num_neighbours,
+            functionals=functionals_of(problem.num_latents),
+            support=support,
+        )
+        hoods = local.neighbourhoods(operator)
+        neighbours = hoods.near_training(num_neighbours)
+    for i in slices(variance.shape[0], _CHUNK_ROWS):
+        whitened = precision.whiten(products[i])
+        latent_covariance[i] = marginal_covariance(variance[i], whitened)
+        if local is not None and hoods is not None and neighbours is not None:
+            reduction = local.reduction(hoods, operator.inputs[..., i, :], whitened, neighbours.part(i))
+            latent_covariance[i] = reduced(latent_covariance[i], reduction)
+    return CovarianceResult(precision, latent_covariance, products, local)
 
 
 def prior_covariance(problem: Problem) -> CovarianceResult:
@@ -119,4 +222,4 @@ def prior_covariance(problem: Problem) -> CovarianceResult:
     actions = Actions.empty(problem.mean)
     precision = LowRankPrecision.from_products(actions, actions.values, problem.rows)
     covariance = torch.diag_embed(problem.prior_variance())
-    return CovarianceResult(precision, covariance, None)
+    return CovarianceResult(precision, covariance, actions.values)

@@ -12,8 +12,9 @@ from itergp.diagnostics.trace import Trace
 from itergp.errors import InputError
 from itergp.operators import KernelOperator, Rows
 from itergp.operators.rows import ALL_ROWS
+from itergp.posterior.local_actions import LocalActions
+from itergp.posterior.precision import LowRankPrecision
 from itergp.solvers.action_buffer import ActionBuffer
-from itergp.solvers.precision import LowRankPrecision
 from itergp.solvers.search_space import SearchSpace
 from itergp.solvers.status import Status
 
@@ -87,6 +88,10 @@ class Solution:
         actions: Actions and their kernel products, for a warm start of ``IterNCGP``.
         support: Rows ``(M,)`` outside which weights and the precision's actions are zero, the latter being kept on them alone;
             None for all rows.
+        local: Local actions: what an input's covariance is conditioned on besides the precision's actions, or None.
+        variational_residual: How far another round would move the marginals at the training inputs, in posterior deviations: the
+            largest change of a mean or of a deviation, over the deviation. Zero where gradient and curvature are expectations
+            under the very marginals that are returned. None for a Laplace posterior.
         rows: Which of the N rows are here: all, unless the rows are divided among processes.
     """
 
@@ -110,6 +115,8 @@ class Solution:
     curvature: Tensor | None = None
     actions: ActionBuffer | None = None
     support: Tensor | None = None
+    local: LocalActions | None = None
+    variational_residual: float | None = None
     rows: Rows = ALL_ROWS
 
     @property
@@ -166,6 +173,7 @@ class Solution:
             latent_covariance=of(self.latent_covariance),
             precision=precision,
             curvature=None if self.curvature is None else of(self.curvature),
+            local=None,
         )
 
     def to(self, like: Tensor) -> Solution:
@@ -183,6 +191,7 @@ class Solution:
             precision=precision,
             curvature=None if self.curvature is None else self.curvature.to(like),
             support=None if self.support is None else self.support.to(like.device),
+            local=None if self.local is None else self.local.to(like),
         )
 
     def __repr__(self) -> str:

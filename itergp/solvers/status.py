@@ -23,6 +23,7 @@ class Reason(Enum):
     SUPPORT = "the support reached its largest size"
     SETTLED = "a larger support no longer lowers the objective"
     DIVERGED = "full Newton steps diverged; this is the best state before"
+    ROUNDS = "the variational posterior still moved after its last round"
     INTERRUPTED = "the solve was interrupted"
 
     @property
@@ -45,6 +46,7 @@ _REMEDIES = {
     Reason.POLICY: "Raise the number of actions of the policy, or follow it by CG() with Scheduled.",
     Reason.SUPPORT: "Raise num_support or memory_budget, or pass polish=SubspaceNewton() for a few passes over all rows.",
     Reason.SETTLED: "Lower tolerance for more, or pass polish=SubspaceNewton() if passes over all rows are affordable.",
+    Reason.ROUNDS: "The residual says how far, in posterior deviations. Raise time_limit or max_passes if there is one, or use float64.",
     Reason.DIVERGED: 'Use step="backtracking", or SubspaceNewton.',
     Reason.INTERRUPTED: "The posterior so far is valid. Condition again to go on; the search space is reused.",
 }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.posterior.precision import multiply
 from itergp.solvers.actions import leading_actions
 from itergp.solvers.base import require_positive
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
@@ -18,7 +19,15 @@ from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space
 from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, View
 from itergp.solvers.policies.directions import holds, shared_directions
 from itergp.solvers.policies.mixed import require_policy
-from itergp.solvers.posterior import Posterior, posterior_covariance, prior_covariance
+from itergp.solvers.posterior import (
+    EXACT_VALUES,
+    Posterior,
+    default_neighbours,
+    exact_covariance,
+    posterior_covariance,
+    prior_covariance,
+    reconditioned,
+)
 from itergp.solvers.problem import Problem
 from itergp.solvers.search_space import SearchSpace
 from itergp.solvers.solution import Solution, is_finite
@@ -30,12 +39,13 @@ _DEFAULT_TOLERANCE = 1e-4
 _RECYCLING_PASSES = 6  # a smaller budget is better spent on new directions
 _DEFAULT_MAX_RANK, _SMALLEST_MAX_RANK = 1024, 64
 _EXPECTED_PASSES = 12
-_DEFAULT_COVARIANCE_RANK = 128
+_DEFAULT_COVARIANCE_RANK = {False: 128, True: 192}  # with several latent functions, with one
 _DEFAULT_COVARIANCE_COLUMNS = 1280  # r C columns go through the covariance's kernel pass
 _PRELIMINARY_SHARE, _PRELIMINARY_RANK = 4, 8
 _BLOCKS = 32
 # The search within the space stops when its own gradient is this small a share of the functional gradient.
 _INNER_SHARE = 1e-3
+_REFINED = 1e-4  # times the tolerance: where the mean of a variational round ends
 _DEPENDENT = 1e-13  # share of the largest singular value that is rounding in float64
 
 
@@ -104,8 +114,11 @@ class SubspaceNewton:
         max_passes: Kernel passes, all stages together; default 60.
         max_rank: Directions kept in the search space; beyond it the least informative are dropped. Default 1024, fewer where
             two arrays of so many columns exceed the memory budget.
-        covariance_rank: Actions r that the covariance is conditioned on; default
-            128, fewer (down to 32) beyond 10 latent functions. 0 leaves the prior's covariance.
+        covariance_rank: Actions r that the covariance is conditioned on at all inputs; default 192 for one latent function, 128
+            for several, fewer (down to 32) beyond 10 of them, and all where N C is at most 1,024: the covariance is then exact.
+            0 leaves the prior's covariance.
+        num_neighbours: Training rows near to an input that its covariance is conditioned on besides; default 16 for one latent
+            function, 0 for several. They cost no kernel pass.
         tolerance: Certified gap to the mode at which to stop, in nats per row; default 1e-4.
         time_limit: Seconds for all stages together; default none.
         num_blocks: Clusters of rows when C = 1 and there is no policy; default 32.
@@ -124,6 +137,7 @@ class SubspaceNewton:
     max_passes: int | None = None
     max_rank: int | None = None
     covariance_rank: int | None = None
+    num_neighbours: int | None = None
     tolerance: float = _DEFAULT_TOLERANCE
     time_limit: float | None = None
     num_blocks: int = _BLOCKS
@@ -141,8 +155,9 @@ class SubspaceNewton:
         require_positive("num_blocks", self.num_blocks, integer=True)
         if self.policy is not None:
             require_policy(self.policy)
-        if self.covariance_rank != 0:
-            require_positive("covariance_rank", self.covariance_rank, integer=True)
+        for name in ("covariance_rank", "num_neighbours"):
+            if getattr(self, name) != 0:
+                require_positive(name, getattr(self, name), integer=True)
 
     def demand(self, size: ProblemSize) -> Demand:
         """What a solve of this size is expected to need: passes of a typical problem, memory for the ranks they lead to."""
@@ -154,7 +169,8 @@ class SubspaceNewton:
         early = self._covariance_rank(latents, final=False) if size.variational else 0
         memory = {
             "search space": 4 * size.array(kernels * rank),  # two arrays, twice while they grow
-            "covariance": 3 * size.array(latents * actions),  # actions, put beside the residual, and their products
+            # Actions, put beside the residual, their products, and both again for another curvature or for neighbours.
+            "covariance": (5 if size.variational else 4) * size.array(latents * actions),
             "rows": likelihood_memory(size),
         }
         work = size.num_rows * kernels * rank**2 * (4 + latents)
@@ -178,7 +194,7 @@ class SubspaceNewton:
         """Actions of a stage's covariance."""
         rank = self.covariance_rank
         if rank is None:
-            rank = min(_DEFAULT_COVARIANCE_RANK, max(32, _DEFAULT_COVARIANCE_COLUMNS // latents))
+            rank = min(_DEFAULT_COVARIANCE_RANK[latents == 1], max(32, _DEFAULT_COVARIANCE_COLUMNS // latents))
         # The next stage only needs a rough one to start from.
         return rank if final else max(rank // _PRELIMINARY_SHARE, min(rank, _PRELIMINARY_RANK))
 
@@ -354,13 +370,23 @@ class SubspaceNewton:
     def finish(self, problem: Problem, state: SubspaceState, *, final: bool) -> Posterior:
         """Conditions on the leading actions in one pass, which also renews the certificate at the iterate."""
         iterate = state.iterate
+        curvature = problem.site.covariance_curvature(iterate.latent_values, iterate.curvature)
+        return self._posterior(problem, state, curvature, final=final)
+
+    def _posterior(self, problem: Problem, state: SubspaceState, curvature: Tensor, *, final: bool) -> Posterior:
+        iterate, norm_squared = state.iterate, state.norm_squared
         rank = self._covariance_rank(problem.num_latents, final=final)
         residual = iterate.gradient - state.weights
         if rank == 0:
-            result, norm_squared = prior_covariance(problem), state.norm_squared
+            result = prior_covariance(problem)
+        elif self._is_exact(problem):
+            result = exact_covariance(problem, curvature, residual)
         else:
-            result = posterior_covariance(problem, leading_actions(state.space, iterate.curvature, rank), residual)
-            assert result.extra is not None
+            actions = leading_actions(state.space, curvature, rank)
+            result = posterior_covariance(
+                problem, actions, curvature, residual, num_neighbours=self._neighbours(problem)
+            )
+        if result.extra is not None:
             renewed = max(problem.inner(residual, result.extra), 0.0) + 2.0 * _resolution(problem, iterate)
             norm_squared = min(state.norm_squared, renewed)
         return Posterior(
@@ -372,8 +398,70 @@ class SubspaceNewton:
             norm_squared=norm_squared,
             space=state.space,
             coordinates=iterate.coordinates,
-            curvature=iterate.curvature,
+            curvature=curvature,
+            products=result.products,
+            local=result.local,
         )
+
+    def _is_exact(self, problem: Problem) -> bool:
+        """Whether there are as many actions as latent values."""
+        values = problem.num_rows * problem.num_latents
+        wanted = EXACT_VALUES if self.covariance_rank is None else min(EXACT_VALUES, self.covariance_rank)
+        return values <= wanted and not problem.rows.sharded
+
+    def _neighbours(self, problem: Problem) -> int:
+        if problem.rows.sharded:  # a process holds the actions of its own rows alone
+            return 0
+        return default_neighbours(problem.num_latents) if self.num_neighbours is None else self.num_neighbours
+
+    # ------------------------------------------------- rounds of a variational site
+    def refine(self, problem: Problem, state: SubspaceState) -> SubspaceState:
+        """The minimiser within the space for another site, at no kernel pass; its distance to the mode is not known."""
+        start = evaluate(problem, state.space, state.iterate.coordinates)
+        iterate = minimise(problem, state.space, start, _REFINED * self.tolerance * problem.num_rows)
+        return replace(
+            state,
+            iterate=iterate,
+            weights=state.space.weights(iterate.coordinates),
+            norm_squared=float("inf"),
+            residual=float("inf"),
+            compressed=False,
+            gain=float("inf"),
+        )
+
+    def certify(self, problem: Problem, state: SubspaceState) -> SubspaceState:
+        """The same state with a bound on its distance to the mode, from one pass over the kernel with its gradient."""
+        residual = state.gradient_residual
+        product = multiply(problem.operator, residual.unsqueeze(-1)).squeeze(-1)
+        norm_squared = max(problem.inner(residual, product), 0.0)
+        bound = norm_squared + 2.0 * _resolution(problem, state.iterate) * problem.site.log_concave
+        return replace(state, norm_squared=bound, residual=norm_squared, event="certified")
+
+    def certain(self, problem: Problem, state: SubspaceState) -> bool:
+        """Whether the state's distance to the mode of its site is known and small enough."""
+        return 0.5 * state.norm_squared <= self.tolerance * problem.num_rows
+
+    def with_mean(self, problem: Problem, state: SubspaceState, posterior: Posterior) -> Posterior:
+        """A posterior with the mean of a state."""
+        return replace(
+            posterior,
+            representer_weights=state.weights,
+            latent_values=state.iterate.latent_values,
+            objective=state.iterate.objective,
+            norm_squared=state.norm_squared,
+            space=state.space,
+            coordinates=state.iterate.coordinates,
+        )
+
+    def recondition(self, problem: Problem, state: SubspaceState, posterior: Posterior) -> Posterior:
+        """The posterior at a state's mean and curvature, its actions and neighbours kept: no pass unless they became useless."""
+        posterior, iterate = self.with_mean(problem, state, posterior), state.iterate
+        curvature = problem.site.covariance_curvature(iterate.latent_values, iterate.curvature)
+        if self._is_exact(problem):
+            result = exact_covariance(problem, curvature)
+            covariance = result.latent_covariance
+            return replace(posterior, precision=result.precision, latent_covariance=covariance, curvature=curvature)
+        return reconditioned(problem, posterior, curvature) or self._posterior(problem, state, curvature, final=True)
 
     # -------------------------------------------------------------- checkpoint
     def pack(self, state: SubspaceState) -> Packed:

@@ -7,11 +7,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from itergp.likelihoods.blocks import curvature_eigen
 from itergp.operators import KernelOperator, Rows, slices
 from itergp.operators.rows import ALL_ROWS
 
 _CHUNK_ROWS = 8192
 # A direction whose information is below this share of the largest is rounding error of the sums that made it.
+_LEAST = 16.0
 _DROP = {torch.float32: 1e-6, torch.float64: 1e-12}
 
 
@@ -65,6 +67,40 @@ class Actions:
         for i in chunks:
             directions[i, :, : mix.shape[1]] = torch.bmm(curvature[i], directions[i]) @ mix
         return cls(directions[..., : mix.shape[1]].contiguous())
+
+    def reweighted(
+        self, products: Tensor, curvature: Tensor, support: Tensor | None = None, rows: Rows = ALL_ROWS
+    ) -> tuple[Actions, Tensor, float]:
+        """The same span of actions in the normal form of another curvature, at no kernel product.
+
+        Args:
+            products: ``K A`` ``(N, C, r)``.
+            curvature: The other W ``(N, C, C)``; what it says nothing about is of infinite noise.
+            support: Rows that the actions are kept on ``(M,)``; None for all.
+            rows: Which of the N rows are here.
+
+        Returns:
+            ``A M`` and ``K A M`` with ``M^T A^T W^+ A M = I``, dependent directions being dropped, which can only widen; and the
+            median noise that the actions have for the other curvature, 1 for their own.
+        """
+        rank = self.rank
+        noise = torch.zeros(rank, rank, dtype=torch.float64, device=products.device)
+        own = curvature if support is None else rows.take(curvature, support)
+        for i in slices(self.values.shape[0], _CHUNK_ROWS):
+            values, vectors = curvature_eigen(own[i])
+            # Actions are in the range of W, up to rounding: there the least that a curvature can resolve stands for nothing.
+            least = (_LEAST * torch.finfo(values.dtype).eps * values[:, -1:]).clamp_min(torch.finfo(values.dtype).tiny)
+            inverse = torch.maximum(values, least).rsqrt()
+            scaled = (vectors * inverse.unsqueeze(-2)).mT
+            flat = torch.bmm(scaled, self.values[i]).flatten(0, 1)
+            noise += flat.mT @ flat
+        if support is None:
+            noise = rows.sum(noise)
+        scale = noise.diagonal().clamp_min(torch.finfo(noise.dtype).tiny).rsqrt()
+        values, vectors = torch.linalg.eigh(_symmetric(scale[:, None] * noise * scale))
+        keep = values > _DROP[products.dtype] * values.max()
+        mix = rows.same(scale[:, None] * vectors[:, keep] * values[keep].rsqrt()).to(products)
+        return Actions(self.values @ mix), products @ mix, float(noise.diagonal().median())
 
     @classmethod
     def empty(cls, like: Tensor) -> Actions:

@@ -1,0 +1,128 @@
+"""Lengthscales that held-out rows cannot tell apart: the shorter ones know less far from the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, RQKernel
+from torch import Tensor
+
+from itergp.errors import SolverError
+from itergp.learning.calibration import FEW_ROWS, FOLDS, humblest
+from itergp.models import NonConjugateGP
+from itergp.objectives import PredictiveLogDensity
+from itergp.operators import make_operator
+from itergp.posterior.precision import cross_multiply
+from itergp.solvers import solve
+from itergp.solvers.kernel_blocks import restricted
+
+# In deviations of a column. A function that hardly changes over the data would otherwise hardly change far beyond them either.
+LIMITS = (4.0, 2.0)
+_MOST_ROWS = 3000
+
+
+def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0) -> float | None:
+    """Shortens lengthscales to a few deviations of their column, as far as held-out rows do not object.
+
+    That concerns RBF, Matern and rational quadratic kernels whose lengthscales are learned and have no prior of the user's.
+    Compares the density of held-out rows at the mode. Of the limits that are no worse than the best by more than a standard
+    error, the shortest is kept.
+
+    Args:
+        model: The model.
+        seed: Of the rows that are held out.
+
+    Returns:
+        The limit in deviations, or None if the lengthscales stay.
+    """
+    with torch.no_grad():
+        prior = model._prior(model.train_inputs)
+        features = prior.features if prior.features.dim() == 2 else prior.features[0]
+        spread = features.std(0, correction=0)
+        usable = [
+            kernel for kernel in prior.kernel.modules() if _is_free(kernel) and _columns(kernel, spread) is not None
+        ]
+        if not any(_exceeds(kernel, spread, LIMITS[0]) for kernel in usable):
+            return None
+        if not PredictiveLogDensity.supports(model.observations.likelihood):
+            return None
+        densities: dict[tuple[str, float], Tensor] = {}
+        try:
+            for limit in (math.inf, *LIMITS):
+                with _limited(usable, spread, limit):
+                    densities["limit", limit] = _held_out_density(model, seed)
+        except SolverError:
+            return None
+        finite = {("limit", 1.0 / limit): value for (_, limit), value in densities.items()}  # infinity becomes zero
+        (_, inverse), _ = humblest(finite, {key: key[1] for key in finite}, most=math.inf)
+        if inverse == 0.0:
+            return None
+        for kernel in usable:
+            kernel.lengthscale = _shortened(kernel, spread, 1.0 / inverse)
+    return 1.0 / inverse
+
+
+def _held_out_density(model: NonConjugateGP, seed: int) -> Tensor:
+    """Log-densities of held-out rows at the mode ``(M,)``, float64: of a quarter, or of few rows each quarter in turn."""
+    observations = model.observations
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(observations.num_rows, generator=generator).to(observations.targets.device)
+    if observations.sample_weight is not None:
+        order = order[observations.sample_weight[order] > 0]
+    folds = order[:_MOST_ROWS].tensor_split(min(FOLDS, order.numel()))
+    turns = range(len(folds)) if order.numel() <= FEW_ROWS else range(1)
+    prior, found = model._prior(model.train_inputs), []
+    for k in turns:
+        train = torch.cat([*folds[:k], *folds[k + 1 :]])
+        part, validation = prior.take(train), prior.take(folds[k])
+        operator = make_operator(
+            prior.kernel, part.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
+        )
+        solver = model.solver.without_covariance()
+        solution = solve(operator, part.mean, observations.take(train), solver, approximation="laplace")
+        across, weights = restricted(operator, solution.support), solution.weights_on_support().unsqueeze(-1)
+        mean = validation.mean + cross_multiply(across, validation.features, weights)[..., 0]
+        found.append(observations.take(folds[k]).log_density(mean).double())
+    return torch.cat(found)
+
+
+def _is_free(module: torch.nn.Module) -> bool:
+    """Whether a module is a kernel with learned lengthscales in units of its inputs."""
+    in_units = isinstance(module, (MaternKernel, RBFKernel, RQKernel))
+    return in_units and module.raw_lengthscale.requires_grad and not hasattr(module, "lengthscale_prior")
+
+
+def _columns(kernel: Kernel, spread: Tensor) -> Tensor | None:
+    """Deviations of the columns that a kernel's lengthscales belong to, or None where they belong to none."""
+    own = spread if kernel.active_dims is None else spread[kernel.active_dims]
+    width = kernel.lengthscale.shape[-1]
+    if width == 1:
+        return own.square().mean().sqrt().reshape(1)
+    return own if width == own.numel() else None
+
+
+def _shortened(kernel: Kernel, spread: Tensor, limit: float) -> Tensor:
+    columns = _columns(kernel, spread)
+    assert columns is not None
+    longest = limit * torch.where(columns > 0.0, columns, torch.inf).to(kernel.lengthscale)
+    return torch.minimum(kernel.lengthscale, longest)
+
+
+def _exceeds(kernel: Kernel, spread: Tensor, limit: float) -> bool:
+    return bool((_shortened(kernel, spread, limit) < kernel.lengthscale).any())
+
+
+@contextmanager
+def _limited(kernels: list[Kernel], spread: Tensor, limit: float) -> Iterator[None]:
+    """Lengthscales within a limit for a while."""
+    kept = [kernel.lengthscale.clone() for kernel in kernels]
+    try:
+        for kernel in kernels:
+            kernel.lengthscale = _shortened(kernel, spread, limit)
+        yield
+    finally:
+        for kernel, value in zip(kernels, kept, strict=True):
+            kernel.lengthscale = value

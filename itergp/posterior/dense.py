@@ -1,0 +1,75 @@
+"""The exact posterior covariance by dense matrices of size N C."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from itergp.posterior.precision import LowRankPrecision, marginal_covariance
+
+_LIFTS = (1.0, 1e2)  # of a diagonal, in units of rounding
+
+
+def dense_posterior(kernel: Tensor, root: Tensor, prior_variance: Tensor) -> tuple[LowRankPrecision, Tensor]:
+    """The precision with every pseudo-observation ``H^T f + noise`` as an action, and the marginals at the training inputs.
+
+    Args:
+        kernel: K ``(C', N, N)``, float64.
+        root: H ``(N, C, C)``, float64.
+        prior_variance: ``(N, C)``.
+
+    Returns:
+        The precision, and covariances ``(N, C, C)``, float64.
+    """
+    size, latents = root.shape[:2]
+    rows = torch.arange(size, device=root.device)
+    actions = root.new_zeros(size, latents, size, latents)
+    actions[rows, :, rows, :] = root
+    actions = actions.reshape(size, latents, size * latents)
+    joint, factor = factorise(kernel, root)
+    gram = joint - torch.eye(joint.shape[0], dtype=joint.dtype, device=joint.device)
+    precision = LowRankPrecision(actions, gram, factor)
+    if kernel.shape[0] == 1:
+        products = torch.einsum("nm,mcr->ncr", kernel[0], actions)
+    else:
+        products = torch.einsum("cnm,mcr->ncr", kernel, actions)
+    return precision, marginal_covariance(prior_variance.double(), precision.whiten(products))
+
+
+def apply_kernels(kernel: Tensor, block: Tensor) -> Tensor:
+    """``K V`` for V ``(N, C)``."""
+    if kernel.shape[0] == 1:
+        return kernel[0] @ block
+    return torch.bmm(kernel, block.mT.unsqueeze(-1)).squeeze(-1).mT
+
+
+def factorise(kernel: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    """``I + H^T K H`` ``(N C, N C)`` and its Cholesky factor.
+
+    A singular K has eigenvalues below zero by rounding, which a large curvature makes large. Its diagonal is then
+    lifted by as much: that shortens a Newton step, and widens a covariance.
+
+    Args:
+        kernel: K ``(C', N, N)``, float64.
+        root: H ``(N, C, C)``, float64.
+    """
+    joint = joint_matrix(kernel, root)
+    rounding = torch.finfo(kernel.dtype).eps * kernel.shape[-1] * kernel.abs().amax()
+    for lift in _LIFTS:
+        factor, info = torch.linalg.cholesky_ex(joint)
+        if not bool(info):
+            return joint, factor
+        joint = joint_matrix(kernel + lift * rounding * torch.eye(kernel.shape[-1]).to(kernel), root)
+    return joint, torch.linalg.cholesky(joint)  # raises, and the driver says what it means
+
+
+def joint_matrix(kernel: Tensor, root: Tensor) -> Tensor:
+    """``I + H^T K H`` ``(N C, N C)``, row-major."""
+    size, latents = root.shape[:2]
+    if kernel.shape[0] == 1:
+        inside = torch.einsum("nca,mcb->namb", root, root) * kernel[0][:, None, :, None]
+    else:
+        inside = torch.einsum("cnm,nca,mcb->namb", kernel, root, root)
+    joint = inside.reshape(size * latents, size * latents)
+    joint.diagonal().add_(1.0)
+    return joint

@@ -1,0 +1,47 @@
+"""Tempering by information: a posterior covariance made smaller where the data say much, and left alone where they say nothing."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def remaining_share(covariance: Tensor, prior_variance: Tensor) -> Tensor:
+    """The share of the prior variance of a row's latent functions that is left, between 0 and 1: ``tr(Sigma) / tr(K)`` ``(M,)``.
+
+    Args:
+        covariance: Posterior covariances of the latent functions of each row ``(M, C, C)``.
+        prior_variance: Prior variances ``(M, C)``.
+    """
+    total = prior_variance.sum(-1).clamp_min(torch.finfo(covariance.dtype).tiny)
+    return (covariance.diagonal(dim1=-2, dim2=-1).sum(-1) / total).clamp(0.0, 1.0)
+
+
+def tempered(covariance: Tensor, prior_variance: Tensor, exponent: float) -> Tensor:
+    """Row covariances times a power of the share of the prior variance that is left: ``Sigma (tr Sigma / tr K)^p``.
+
+    With one latent function ``v (v / k)^p``. Where nothing is known nothing changes, whatever p: far from the data a prediction
+    is the prior's.
+
+    Args:
+        covariance: Posterior covariances of the latent functions of each row ``(M, C, C)``.
+        prior_variance: Prior variances ``(M, C)``.
+        exponent: p, 0 or more: 0 is the posterior itself, infinity its mean alone.
+
+    Returns:
+        ``(M, C, C)``, differentiable for a finite exponent.
+
+    Examples:
+        >>> v, k = torch.tensor([[[1.0]], [[4.0]]]), torch.tensor([[4.0], [4.0]])
+        >>> tempered(v, k, 1.0).flatten().tolist()
+        [0.25, 4.0]
+    """
+    if exponent == 0.0:
+        return covariance
+    if exponent == math.inf:
+        return torch.zeros_like(covariance)
+    # The power of a share of zero has no derivative if it is below one.
+    share = remaining_share(covariance, prior_variance).clamp_min(torch.finfo(covariance.dtype).tiny)
+    return covariance * share.pow(exponent)[..., None, None]
