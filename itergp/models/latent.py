@@ -60,7 +60,7 @@ class LatentPosterior:
             covariance: Whether Q is wanted; without it r = 0.
             block: ``weights_and_actions(solution, covariance=covariance)``, if it is there already.
         """
-        operator = restricted(operator, solution.support)
+        operator = restricted(prior.across(operator), solution.support)
         block = weights_and_actions(solution, covariance=covariance) if block is None else block
         products = cross_multiply(operator, prior.features, block)
         whitened = products[..., 1:]

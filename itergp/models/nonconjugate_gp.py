@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator
 from typing import Any, get_args
@@ -21,12 +20,21 @@ from itergp.models.conditioning import bounded, find_posterior
 from itergp.models.fingerprint import Fingerprint, frozen
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, make_plan, problem_size
+from itergp.models.prior_evaluation import (
+    depends_on_mode,
+    fit_grids,
+    prior_at,
+    prior_at_training_inputs,
+    same_keywords,
+)
 from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction
 from itergp.models.training_data import append_rows, replace_rows
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
 from itergp.models.validation import as_inputs, as_observations, check_test_inputs
 from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
+from itergp.operators.derived import TabulatedKernel, snapshot
+from itergp.operators.special import has_moving_grid
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
 from itergp.solvers.base import Solver, require_positive, require_solver
 
@@ -112,6 +120,7 @@ class NonConjugateGP(gpytorch.models.GP):
         self.covariance_scale = 1.0
         self.operator_kind = operator
         self.memory_budget = memory_budget
+        self.forward_keywords: dict[str, Any] = {}
         self._forget()
 
     # ---------------------------------------------------------- the posterior
@@ -266,7 +275,11 @@ class NonConjugateGP(gpytorch.models.GP):
 
     # -------------------------------------------------------- GPyTorch's habits
     def __call__(self, *args: Tensor, **kwargs: Any) -> MultivariateNormal:
-        """The prior at the training inputs in training mode, the latent posterior in evaluation mode."""
+        """The prior at the training inputs in training mode, the latent posterior in evaluation mode.
+
+        Keywords are handed to ``forward``, now and until the next call: the posterior is that of the prior with them.
+        """
+        self._call_forward_with(kwargs)
         if self.training:
             inputs = as_inputs(args, "inputs")
             if len(inputs) != len(self.train_inputs) or not all(map(torch.equal, inputs, self.train_inputs)):
@@ -392,12 +405,32 @@ class NonConjugateGP(gpytorch.models.GP):
         return as_likelihood(self.likelihood)
 
     def _prior(self, inputs: tuple[Tensor, ...]) -> Prior:
-        return Prior.from_forward(self.forward, inputs, self._calculus.num_latents)
+        """The prior at the training inputs, if these are given, or at new ones."""
+        if inputs is self.train_inputs:
+            return prior_at_training_inputs(self)
+        # What looks at rows together is asked as ExactGP asks it; only the posterior's operator knows.
+        together = not self.training and isinstance(self._training_operator().kernel, TabulatedKernel)
+        return prior_at(self, inputs, together=together)
+
+    def _call_forward_with(self, keywords: dict[str, Any]) -> None:
+        """Keywords of ``forward`` from now on; others ask for another posterior."""
+        if not same_keywords(keywords, self.forward_keywords):
+            self.forward_keywords = dict(keywords)
+            self._start_again()
+
+    def train(self, mode: bool = True) -> NonConjugateGP:
+        """Training or evaluation mode; a prior that depends on it asks for another posterior."""
+        if mode != self.training and self.__dict__.get("_operator") is not None:
+            self._operator = None
+            if depends_on_mode(self):
+                self._start_again()
+        super().train(mode)
+        return self
 
     def _make_operator(self, prior: Prior) -> KernelOperator:
         """The operator of a snapshot of the kernel, so that it stays what the posterior was found with."""
         with torch.no_grad():
-            kernel = copy.deepcopy(prior.kernel).requires_grad_(False)
+            kernel = snapshot(prior.kernel)
         return make_operator(
             kernel,
             prior.features.detach(),
@@ -414,6 +447,7 @@ class NonConjugateGP(gpytorch.models.GP):
         return self._operator
 
     def _latent(self, inputs: tuple[Tensor, ...], *, covariance: bool = True) -> LatentPosterior:
+        fit_grids(self, inputs)
         solution = self.solution
         operator = self._training_operator()
         # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
@@ -438,6 +472,8 @@ class NonConjugateGP(gpytorch.models.GP):
         given = x if isinstance(x, tuple) else (x,)
         seen = tuple(t if torch.is_tensor(raw) else t[:1] for raw, t in zip(given, inputs, strict=True))
         check_test_inputs(self._like_training(x, seen), self.train_inputs)
+        if has_moving_grid(self):
+            fit_grids(self, self._like_training(x, inputs))
         return Stream(self, inputs, batch_size, progress)
 
     def _state_now(self) -> Fingerprint:
@@ -479,6 +515,11 @@ class NonConjugateGP(gpytorch.models.GP):
         """Takes a solution as the start of the next one, not as that of the present state."""
         self._forget()
         self._solution = solution
+
+    def _start_again(self) -> None:
+        """Makes what was the posterior the start of the next one."""
+        if self._solution is not None:
+            self._start_from(self._solution)
 
     def _forget(self) -> None:
         self._solution, self._operator, self._fingerprint = None, None, None

@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from itergp.operators.block_product import BlockProduct
+from itergp.operators.derived import requires_grad
 from itergp.operators.memory import default_memory_budget
-from itergp.operators.radial import as_radial, cancels, evaluate_kernel
+from itergp.operators.radial import as_radial, cancels, evaluate_diagonal, evaluate_kernel
 from itergp.operators.radial_product import with_norms
+from itergp.operators.recompute import Recomputation
 from itergp.operators.rows import ALL_ROWS, Rows
 from itergp.operators.tiles import run, side_of_block, slices, symmetric, threads_for
 
@@ -159,11 +160,7 @@ class KernelOperator(ABC):
     def diagonal(self, inputs: Tensor | None = None) -> Tensor:
         """Prior variances ``(C', M)`` at ``inputs`` (default: the training inputs); differentiable."""
         inputs = self.inputs if inputs is None else inputs
-        # A leading dimension keeps GPyTorch from taking the diagonal of (C', M) diagonals when C' = M.
-        batched = inputs if inputs.dim() == 3 else inputs.unsqueeze(0)
-        diagonal = self.kernel(batched, batched, diag=True)
-        diagonal = diagonal if torch.is_tensor(diagonal) else diagonal.to_dense()
-        return diagonal.reshape(-1, inputs.shape[-2]).expand(self.num_kernels, -1)
+        return evaluate_diagonal(self.kernel, inputs, self.num_kernels)
 
     def release(self) -> None:  # noqa: B027 - most operators keep nothing
         """Frees cached kernel entries; the next pass evaluates them again."""
@@ -245,15 +242,16 @@ class KernelOperator(ABC):
     def _needs_grad(self, *tensors: Tensor) -> bool:
         if not torch.is_grad_enabled():
             return False
-        return any(t.requires_grad for t in tensors) or any(p.requires_grad for p in self.kernel.parameters())
+        return any(t.requires_grad for t in tensors) or requires_grad(self.kernel)
 
     def _cross_with_grad(self, rows: Tensor, cols: Tensor, block: Tensor) -> Tensor:
         radial = as_radial(self.kernel, self.num_kernels)
         if radial is not None:
             return radial.product(cols, None if rows is cols else rows, self._centre, block)
 
-        def product(part: Tensor) -> Tensor:
-            return evaluate_kernel(self.kernel, part, cols, self.num_kernels) @ block
+        def product(i: slice) -> Tensor:
+            return evaluate_kernel(self.kernel, rows[..., i, :], cols, self.num_kernels) @ block
 
-        parts = [rows[..., i, :] for i in self._row_slices(rows.shape[-2])]
-        return torch.cat([checkpoint(product, part, use_reentrant=False) for part in parts], dim=-2)
+        again = Recomputation()
+        parts = [again(functools.partial(product, i)) for i in self._row_slices(rows.shape[-2])]
+        return torch.cat(parts, dim=-2)

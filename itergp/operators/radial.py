@@ -17,7 +17,9 @@ import torch
 from gpytorch.kernels import AdditiveKernel, Kernel, MaternKernel, ProductKernel, RBFKernel, ScaleKernel
 from torch import Tensor
 
+from itergp.operators.derived import CalledKernel, SumOfTerms
 from itergp.operators.radial_product import profile, radial_product, squared_distances
+from itergp.operators.special import special_diagonal, special_entries, standing_grids
 
 try:  # GPyTorch's KeOps kernels exist with and without pykeops installed
     from gpytorch.kernels.keops import MaternKernel as KeOpsMaternKernel
@@ -147,9 +149,18 @@ def as_radial(kernel: Kernel, num_kernels: int) -> RadialKernel | None:
 
 def evaluate_kernel(kernel: Kernel, first: Tensor, second: Tensor, num_kernels: int) -> Tensor:
     """Dense entries ``(C', b, m)`` of any GPyTorch kernel, evaluated at once; differentiable if gradients are on."""
-    with gpytorch.settings.lazily_evaluate_kernels(False):
+    with gpytorch.settings.lazily_evaluate_kernels(False), standing_grids(kernel):
         dense = _entries(kernel, first, second)
     return dense if dense.dim() == 3 else dense.unsqueeze(0).expand(num_kernels, -1, -1)
+
+
+def evaluate_diagonal(kernel: Kernel, inputs: Tensor, num_kernels: int) -> Tensor:
+    """Variances ``(C', M)`` of any GPyTorch kernel at inputs ``(M, D)`` or ``(C', M, D)``; differentiable."""
+    # A leading dimension keeps GPyTorch from taking the diagonal of (C', M) diagonals when C' = M.
+    batched = inputs if inputs.dim() == 3 else inputs.unsqueeze(0)
+    with gpytorch.settings.lazily_evaluate_kernels(False), standing_grids(kernel):
+        diagonal = _diagonal(kernel, batched)
+    return diagonal.reshape(-1, inputs.shape[-2]).expand(num_kernels, -1)
 
 
 def _entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
@@ -159,16 +170,77 @@ def _entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
     costs time and fails in float32. Its KeOps kernels, whose blocks are too small for KeOps, hold every difference of inputs
     and cannot be recomputed in a backward pass: their ordinary namesakes give the same entries.
     """
-    if kernel.active_dims is None:
-        if type(kernel) is ScaleKernel:
-            return kernel.outputscale[..., None, None] * _entries(kernel.base_kernel, first, second)
-        if type(kernel) is AdditiveKernel:
-            return functools.reduce(operator.add, (_entries(k, first, second) for k in kernel.kernels))
-        if type(kernel) is ProductKernel:
-            return functools.reduce(operator.mul, (_entries(k, first, second) for k in kernel.kernels))
-        if type(kernel) is KeOpsRBFKernel:
-            return RBFKernel.forward(kernel, first, second)
-        if type(kernel) is KeOpsMaternKernel:
-            return MaternKernel.forward(kernel, first, second)
+    if type(kernel) is SumOfTerms:
+        return kernel.total([_entries(*term) for term in kernel.terms(first, second)])
+    if type(kernel) is CalledKernel and not kernel.has_keywords:
+        known = _known_entries(kernel.kernel, kernel.columns(first), kernel.columns(second))
+    else:
+        known = _known_entries(kernel, _active(kernel, first), _active(kernel, second))
+    if known is not None:
+        return known
     block = kernel(first, second)
     return block if torch.is_tensor(block) else block.to_dense()
+
+
+def _known_entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor | None:
+    """Dense entries at the kernel's own columns; None for kernels that are simply called."""
+    if type(kernel) is ScaleKernel:
+        return kernel.outputscale[..., None, None] * _entries_of_base(kernel.base_kernel, first, second)
+    if type(kernel) is AdditiveKernel:
+        return functools.reduce(operator.add, (_entries(k, first, second) for k in kernel.kernels))
+    if type(kernel) is ProductKernel:
+        return functools.reduce(operator.mul, (_entries(k, first, second) for k in kernel.kernels))
+    if type(kernel) is KeOpsRBFKernel:
+        return RBFKernel.forward(kernel, first, second)
+    if type(kernel) is KeOpsMaternKernel:
+        return MaternKernel.forward(kernel, first, second)
+    return special_entries(kernel, first, second, _entries)
+
+
+def _entries_of_base(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
+    """Dense entries of the base of a ``ScaleKernel``, which has its ``active_dims`` too and takes the columns itself."""
+    if kernel.active_dims is None:
+        return _entries(kernel, first, second)
+    if (known := _known_entries(kernel, first, second)) is not None:
+        return known
+    block = kernel.forward(first, second)
+    return block if torch.is_tensor(block) else block.to_dense()
+
+
+def _diagonal(kernel: Kernel, inputs: Tensor) -> Tensor:
+    """Variances, sums and products term by term."""
+    if type(kernel) is SumOfTerms:
+        return kernel.total([_diagonal(k, x) for k, x, _ in kernel.terms(inputs, inputs)], diag=True)
+    if type(kernel) is CalledKernel and not kernel.has_keywords:
+        known = _known_diagonal(kernel.kernel, kernel.columns(inputs))
+    else:
+        known = _known_diagonal(kernel, _active(kernel, inputs))
+    if known is not None:
+        return known
+    variances = kernel(inputs, inputs, diag=True)
+    return variances if torch.is_tensor(variances) else variances.to_dense()
+
+
+def _known_diagonal(kernel: Kernel, inputs: Tensor) -> Tensor | None:
+    """Variances at the kernel's own columns; None for kernels that are simply called."""
+    if type(kernel) is ScaleKernel:
+        return kernel.outputscale[..., None] * _diagonal_of_base(kernel.base_kernel, inputs)
+    if type(kernel) is AdditiveKernel:
+        return functools.reduce(operator.add, (_diagonal(k, inputs) for k in kernel.kernels))
+    if type(kernel) is ProductKernel:
+        return functools.reduce(operator.mul, (_diagonal(k, inputs) for k in kernel.kernels))
+    return special_diagonal(kernel, inputs, _entries, _diagonal)
+
+
+def _diagonal_of_base(kernel: Kernel, inputs: Tensor) -> Tensor:
+    """Variances of the base of a ``ScaleKernel``, see ``_entries_of_base``."""
+    if kernel.active_dims is None:
+        return _diagonal(kernel, inputs)
+    if (known := _known_diagonal(kernel, inputs)) is not None:
+        return known
+    variances = kernel.forward(inputs, inputs, diag=True)
+    return variances if torch.is_tensor(variances) else variances.to_dense()
+
+
+def _active(kernel: Kernel, inputs: Tensor) -> Tensor:
+    return inputs if kernel.active_dims is None else inputs.index_select(-1, kernel.active_dims)
