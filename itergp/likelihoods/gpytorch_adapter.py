@@ -7,6 +7,7 @@ automatic differentiation otherwise. The wrapped module keeps its parameters; no
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import gpytorch.likelihoods as gl
@@ -32,8 +33,12 @@ from itergp.likelihoods.targets import check_targets
 _PREDICTIVE_NODES = 64
 
 
-def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
+def as_likelihood(likelihood: gl.Likelihood, inputs: tuple[Tensor, ...] | None = None) -> Likelihood:
     """The calculus of a likelihood, ours or GPyTorch's.
+
+    Args:
+        likelihood: The likelihood.
+        inputs: Training inputs, which some of GPyTorch's likelihoods look at.
 
     Raises:
         InputError: If it is not a likelihood, or one of several outputs.
@@ -57,6 +62,8 @@ def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
         return BernoulliLikelihood(link="probit")
     if type(likelihood) is gl.PoissonLikelihood:
         return PoissonLikelihood(link="softplus")
+    if type(likelihood) is gl.HadamardGaussianLikelihood:
+        return _Hadamard(likelihood, inputs)
     return _ADAPTERS.get(type(likelihood), AutomaticLikelihood)(likelihood)
 
 
@@ -201,15 +208,14 @@ class _Gaussian(GaussianLikelihood):
         self.wrapped = wrapped
 
 
-class _FixedNoise(_Gaussian):
-    """Known noise variance for every training row; as in GPyTorch, new rows get only the learned second noise."""
+class _NoiseByRow(_Gaussian):
+    """Gaussian noise whose variance differs from row to row."""
 
     exchangeable = False
 
+    @abstractmethod
     def _row_noise(self, like: Tensor) -> Tensor:
-        known = self.wrapped.noise_covar.noise.to(like.dtype)
-        second = torch.as_tensor(self.wrapped.second_noise, dtype=like.dtype, device=like.device)
-        return known + second if known.shape[-1] == like.shape[-1] else second.expand(like.shape[-1:])
+        """Variances of the training rows, in shape and dtype of latent values ``(..., N)``."""
 
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         latent = f.squeeze(-1)
@@ -221,9 +227,61 @@ class _FixedNoise(_Gaussian):
         precision = self._row_noise(latent).reciprocal().expand(latent.shape)
         return ((targets.to(f.dtype) - latent) * precision).unsqueeze(-1), precision[..., None, None]
 
+
+class _FixedNoise(_NoiseByRow):
+    """Known noise variance for every training row; as in GPyTorch, new rows get only the learned second noise."""
+
+    def _row_noise(self, like: Tensor) -> Tensor:
+        known = self.wrapped.noise_covar.noise.to(like.dtype)
+        second = torch.as_tensor(self.wrapped.second_noise, dtype=like.dtype, device=like.device)
+        return known + second if known.shape[-1] == like.shape[-1] else second.expand(like.shape[-1:])
+
     def predictive(self, mean: Tensor, covariance: Tensor) -> NormalPredictive:
         variance = covariance[..., 0, 0].clamp_min(0.0) + self._row_noise(mean[..., 0])
         return NormalPredictive(mean[..., 0], variance.sqrt(), validate_args=False)
+
+
+class _Hadamard(_NoiseByRow):
+    """One noise variance per task; the task of a row is one of its inputs."""
+
+    predictive_options = ("task",)
+
+    def __init__(self, wrapped: gl.HadamardGaussianLikelihood, inputs: tuple[Tensor, ...] | None) -> None:
+        super().__init__(wrapped)
+        self._tasks = None if inputs is None else self.observation_at(inputs)["task"]
+
+    def observation_at(self, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+        column, size = self.wrapped.task_feature_index, self.wrapped.num_tasks
+        if column is not None and inputs[0].shape[-1] > 1:
+            found = [inputs[0][:, column]]
+        else:
+            single = [x[:, 0] for x in inputs if x.shape[-1] == 1]
+            found = [x for x in single if not x.is_floating_point()] or single
+        tasks = [x for x in found if bool(((x == x.round()) & (x >= 0) & (x < size)).all())]
+        if len(tasks) != 1:
+            raise InputError(
+                f"HadamardGaussianLikelihood needs one input of a single column with the task of each row, 0..{size - 1}. Got "
+                f"{len(tasks)} such input(s) among {len(inputs)}. Pass (x, task) with an integer task, or give the likelihood "
+                "task_feature_index."
+            )
+        return {"task": tasks[0].long()}
+
+    def _row_noise(self, like: Tensor) -> Tensor:
+        if self._tasks is None or self._tasks.shape[-1] != like.shape[-1]:
+            raise InputError(
+                f"HadamardGaussianLikelihood needs the task of all rows. Got {like.shape[-1]} rows whose tasks are not known. "
+                "Use ComputationAwareELBO, which looks at all of them together."
+            )
+        return self._noise_of(self._tasks, like)
+
+    def _noise_of(self, task: Tensor, like: Tensor) -> Tensor:
+        return self.wrapped.noise.reshape(-1)[task.long().to(like.device)].to(like.dtype)
+
+    def predictive(self, mean: Tensor, covariance: Tensor, *, task: int | Tensor | None = None) -> NormalPredictive:
+        latent = mean[..., 0]
+        noise = self._row_noise(latent) if task is None else self._noise_of(torch.as_tensor(task), latent)
+        variance = covariance[..., 0, 0].clamp_min(0.0) + noise
+        return NormalPredictive(latent, variance.sqrt(), validate_args=False)
 
 
 class _StudentT(StudentTLikelihood):

@@ -109,8 +109,8 @@ class NonConjugateGP(gpytorch.models.GP):
             raise InputError(f"`operator` must be one of {get_args(OperatorKind)}. Got {operator!r}.")
         require_solver(SubspaceNewton() if solver is None else solver)
         require_positive("memory_budget", memory_budget, integer=True)
-        calculus = as_likelihood(likelihood)
         self.train_inputs = as_inputs(train_inputs, "train_inputs")
+        calculus = as_likelihood(likelihood, self.train_inputs)
         self.missing_targets = missing_targets
         observed = as_observations(train_targets, self.train_inputs, calculus, sample_weight, missing_targets)
         self.train_targets, self.sample_weight = observed.targets, observed.sample_weight
@@ -208,7 +208,8 @@ class NonConjugateGP(gpytorch.models.GP):
             InputError: If the inputs do not look like the training inputs, or the likelihood does not know a keyword.
         """
         covariance_scale = check_prediction(self, covariance_scale, observation)
-        return self._stream(x, progress=progress).predictive(covariance_scale, observation)
+        stream = self._stream(x, progress=progress)
+        return stream.predictive(covariance_scale, self._calculus.observation_at(stream.inputs) | observation)
 
     def predict_batches(
         self,
@@ -238,7 +239,8 @@ class NonConjugateGP(gpytorch.models.GP):
         """
         require_positive("batch_size", batch_size, integer=True)
         covariance_scale = check_prediction(self, covariance_scale, observation)
-        return self._stream(x, batch_size, progress).predictives(covariance_scale, observation)
+        stream = self._stream(x, batch_size, progress)
+        return stream.predictives(covariance_scale, self._calculus.observation_at(stream.inputs) | observation)
 
     def latent_mean(self, x: Any, *, progress: bool = False) -> Tensor:
         """Posterior mean of the latent functions ``(M, C)``, without the cost of a covariance.
@@ -402,7 +404,7 @@ class NonConjugateGP(gpytorch.models.GP):
 
     @property
     def _calculus(self) -> Likelihood:
-        return as_likelihood(self.likelihood)
+        return as_likelihood(self.likelihood, self.train_inputs)
 
     def _prior(self, inputs: tuple[Tensor, ...]) -> Prior:
         """The prior at the training inputs, if these are given, or at new ones."""
@@ -463,8 +465,10 @@ class NonConjugateGP(gpytorch.models.GP):
     def _like_training(self, x: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Inputs, those that were not tensors in the dtype and on the device of the training inputs."""
         given = x if isinstance(x, tuple) else (x,)
-        like = self.train_inputs[0]
-        return tuple(t if torch.is_tensor(raw) else t.to(like) for raw, t in zip(given, inputs, strict=True))
+        if len(inputs) != len(self.train_inputs):
+            return inputs  # which is refused
+        trios = zip(given, inputs, self.train_inputs, strict=True)
+        return tuple(t if torch.is_tensor(raw) else t.to(like) for raw, t, like in trios)
 
     def _stream(self, x: Any, batch_size: int | None = None, progress: bool = False) -> Stream:
         inputs = as_inputs(x, "inputs")
