@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from typing import Any, get_args
+from typing import Any
 
 import gpytorch
 import torch
@@ -32,7 +32,7 @@ from itergp.models.streaming import Stream, check_prediction
 from itergp.models.training_data import append_rows, replace_rows
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
 from itergp.models.validation import as_inputs, as_observations, check_test_inputs
-from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
+from itergp.operators import KernelOperator, OperatorClass, OperatorKind, Prior, make_operator, require_operator
 from itergp.operators.derived import TabulatedKernel, snapshot
 from itergp.operators.special import has_moving_grid
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
@@ -59,7 +59,8 @@ class NonConjugateGP(gpytorch.models.GP):
         solver: How the posterior is found; default ``SubspaceNewton()``.
         approximation: ``"variational"`` (default) or ``"laplace"``.
         operator: How kernel products are computed: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"``, or ``"sharded"``, with
-            the rows divided among the processes of ``torch.distributed``, which all run the same program.
+            the rows divided among the processes of ``torch.distributed``, which all run the same program. Or a subclass of
+            ``KernelOperator``, for one of your own.
         memory_budget: Bytes for cached kernel entries and batches; default a quarter of the free memory.
         sample_weight: Weights ``(N,)`` that multiply the rows' log-densities; default 1.
         missing_targets: Whether targets may be missing (NaN, or -1 for labels): such rows carry no information, but are
@@ -97,7 +98,7 @@ class NonConjugateGP(gpytorch.models.GP):
         *,
         solver: Solver[Any] | None = None,
         approximation: str = "variational",
-        operator: OperatorKind = "auto",
+        operator: OperatorKind | OperatorClass = "auto",
         memory_budget: int | None = None,
         sample_weight: Any = None,
         missing_targets: bool = False,
@@ -105,8 +106,7 @@ class NonConjugateGP(gpytorch.models.GP):
         super().__init__()
         if approximation not in APPROXIMATIONS:
             raise InputError(f"`approximation` must be one of {APPROXIMATIONS}. Got {approximation!r}.")
-        if operator not in get_args(OperatorKind):
-            raise InputError(f"`operator` must be one of {get_args(OperatorKind)}. Got {operator!r}.")
+        require_operator(operator)
         require_solver(SubspaceNewton() if solver is None else solver)
         require_positive("memory_budget", memory_budget, integer=True)
         self.train_inputs = as_inputs(train_inputs, "train_inputs")

@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from itergp.operators import Prior
 from itergp.operators.rows import evenly_spaced
-from itergp.operators.special import has_moving_grid
+from itergp.operators.special import has_moving_grid, standing_grids
 
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
@@ -90,7 +90,8 @@ def _is_row_by_row(model: NonConjugateGP, prior: Prior) -> bool:
     if rows.numel() == size:
         rows = rows[: max(1, size - 1)]
     try:
-        alone = _evaluate(model, tuple(x[rows] for x in model.train_inputs))
+        with standing_grids(model):
+            alone = _evaluate(model, tuple(x[rows] for x in model.train_inputs))
     except (RuntimeError, ValueError, IndexError):  # of the model's author, who expects all rows
         return False
     if alone.tabulated:

@@ -2,7 +2,7 @@
 
 from itergp.operators.base import KernelCounts, KernelOperator
 from itergp.operators.blocked import BlockedOperator, DenseOperator
-from itergp.operators.choose import OperatorKind, make_operator, own_rows
+from itergp.operators.choose import OperatorClass, OperatorKind, make_operator, own_rows, require_operator
 from itergp.operators.keops import KeOpsOperator
 from itergp.operators.memory import default_memory_budget, free_memory
 from itergp.operators.prior import Prior
@@ -17,6 +17,7 @@ __all__ = [
     "KeOpsOperator",
     "KernelCounts",
     "KernelOperator",
+    "OperatorClass",
     "OperatorKind",
     "Prior",
     "ProcessRows",
@@ -26,5 +27,6 @@ __all__ = [
     "free_memory",
     "make_operator",
     "own_rows",
+    "require_operator",
     "slices",
 ]

@@ -19,6 +19,7 @@ from itergp.operators.radial import as_radial, cancels, evaluate_diagonal, evalu
 from itergp.operators.radial_product import with_norms
 from itergp.operators.recompute import Recomputation
 from itergp.operators.rows import ALL_ROWS, Rows
+from itergp.operators.special import has_own_diagonal
 from itergp.operators.tiles import run, side_of_block, slices, symmetric, threads_for
 
 
@@ -249,8 +250,16 @@ class KernelOperator(ABC):
         if radial is not None:
             return radial.product(cols, None if rows is cols else rows, self._centre, block)
 
+        own_diagonal = rows is cols and has_own_diagonal(self.kernel)
+
         def product(i: slice) -> Tensor:
-            return evaluate_kernel(self.kernel, rows[..., i, :], cols, self.num_kernels) @ block
+            part = rows[..., i, :]
+            entries = evaluate_kernel(self.kernel, part, cols, self.num_kernels)
+            if not own_diagonal:
+                return entries @ block
+            found = entries.diagonal(offset=i.start, dim1=-2, dim2=-1)
+            missing = evaluate_diagonal(self.kernel, part, self.num_kernels) - found
+            return entries @ block + missing.unsqueeze(-1) * block[..., i, :]
 
         again = Recomputation()
         parts = [again(functools.partial(product, i)) for i in self._row_slices(rows.shape[-2])]

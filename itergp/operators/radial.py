@@ -19,7 +19,7 @@ from torch import Tensor
 
 from itergp.operators.derived import CalledKernel, SumOfTerms
 from itergp.operators.radial_product import profile, radial_product, squared_distances
-from itergp.operators.special import special_diagonal, special_entries, standing_grids
+from itergp.operators.special import has_own_diagonal, special_diagonal, special_entries, standing_grids
 
 try:  # GPyTorch's KeOps kernels exist with and without pykeops installed
     from gpytorch.kernels.keops import MaternKernel as KeOpsMaternKernel
@@ -148,10 +148,17 @@ def as_radial(kernel: Kernel, num_kernels: int) -> RadialKernel | None:
 
 
 def evaluate_kernel(kernel: Kernel, first: Tensor, second: Tensor, num_kernels: int) -> Tensor:
-    """Dense entries ``(C', b, m)`` of any GPyTorch kernel, evaluated at once; differentiable if gradients are on."""
+    """Dense entries ``(C', b, m)`` of any GPyTorch kernel, evaluated at once; differentiable if gradients are on.
+
+    Rows that are one tensor are the same rows, those of two tensors are others, even where they are equal.
+    """
     with gpytorch.settings.lazily_evaluate_kernels(False), standing_grids(kernel):
         dense = _entries(kernel, first, second)
-    return dense if dense.dim() == 3 else dense.unsqueeze(0).expand(num_kernels, -1, -1)
+    dense = dense if dense.dim() == 3 else dense.unsqueeze(0).expand(num_kernels, -1, -1)
+    if first is second and has_own_diagonal(kernel):
+        missing = evaluate_diagonal(kernel, first, num_kernels) - dense.diagonal(dim1=-2, dim2=-1)
+        dense = dense + torch.diag_embed(missing)
+    return dense
 
 
 def evaluate_diagonal(kernel: Kernel, inputs: Tensor, num_kernels: int) -> Tensor:

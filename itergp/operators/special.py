@@ -12,6 +12,8 @@ from contextlib import contextmanager
 import gpytorch
 import torch
 from gpytorch.kernels import GridInterpolationKernel, GridKernel, IndexKernel, InducingPointKernel, Kernel, RFFKernel
+from gpytorch.likelihoods import _GaussianLikelihoodBase
+from gpytorch.mlls import AddedLossTerm
 from torch import Tensor
 
 from itergp.errors import InputError
@@ -55,12 +57,27 @@ def special_diagonal(kernel: Kernel, inputs: Tensor, entries: Entries, diagonal:
         return variances.expand(*batch, -1).gather(-1, rows.expand(*batch, -1))
     if type(kernel) is InducingPointKernel:
         variances = _whitened(kernel, inputs, entries).square().sum(-1)
-        if kernel.training or gpytorch.settings.sgpr_diagonal_correction.off():
+        if _is_low_rank(kernel):
             return variances
         return variances + (diagonal(kernel.base_kernel, inputs) - variances).clamp_min(0.0)
     if type(kernel) is GridKernel and not kernel.interpolation_mode:
         return diagonal(kernel.base_kernel, inputs)
     return None
+
+
+def has_own_diagonal(kernel: Kernel) -> bool:
+    """Whether the covariance of a row with itself is another than that with an equal row."""
+    return any(type(part) is InducingPointKernel and not _is_low_rank(part) for part in kernel.modules())
+
+
+def _is_low_rank(kernel: InducingPointKernel) -> bool:
+    """Whether it leaves the diagonal as the inducing points explain it.
+
+    In training mode it does, and adds a loss for the rest, which only Gaussian noise has. With other likelihoods the diagonal is
+    right in both modes.
+    """
+    noise = isinstance(kernel.likelihood, _GaussianLikelihoodBase)
+    return (kernel.training and noise) or gpytorch.settings.sgpr_diagonal_correction.off()
 
 
 def _whitened(kernel: InducingPointKernel, inputs: Tensor, entries: Entries) -> Tensor:
@@ -98,7 +115,11 @@ def fit_state(kernel: Kernel, features: Tensor) -> None:
     for module in kinds:
         if type(module) is GridKernel and not module.interpolation_mode and module.num_dims > 1:
             _check_grid(module)
-    learning = [module for module in kinds if isinstance(module, InducingPointKernel) and module.training]
+    learning = [module for module in kinds if type(module) is InducingPointKernel and module.training]
+    for module in [module for module in learning if not _is_low_rank(module)]:
+        learning.remove(module)
+        for name in module._added_loss_terms:
+            module.update_added_loss_term(name, _NoLoss())
     if learning or any(_has_state(module) for module in kinds):
         with torch.set_grad_enabled(torch.is_grad_enabled() and bool(learning)):
             kernel(features, features, diag=True)
@@ -107,8 +128,16 @@ def fit_state(kernel: Kernel, features: Tensor) -> None:
             module.has_initialized_grid.fill_(True)  # otherwise it is laid anew in every call
 
 
+class _NoLoss(AddedLossTerm):
+    """What a kernel adds to the loss when it leaves nothing out."""
+
+    def loss(self) -> Tensor:
+        """Zero."""
+        return torch.zeros(())
+
+
 @contextmanager
-def standing_grids(kernel: Kernel) -> Iterator[None]:
+def standing_grids(kernel: torch.nn.Module) -> Iterator[None]:
     """Grids stay where they are while some rows are evaluated that need not reach as far as all of them."""
     moving = [module for module in kernel.modules() if _moves(module)]
     for module in moving:
