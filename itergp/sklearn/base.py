@@ -23,7 +23,7 @@ from itergp.errors import InputError, ItergpWarning
 from itergp.learning import FitResult
 from itergp.likelihoods import Likelihood
 from itergp.sklearn.checks import as_column, check_inputs, check_rows, check_size, check_weights, list_columns
-from itergp.sklearn.kernels import make_kernel
+from itergp.sklearn.kernels import make_kernel, raw_columns
 from itergp.sklearn.model import EstimatorGP, as_device, as_dtype, as_numpy, default_solver, take_hyperparameters
 from itergp.sklearn.saving import load_estimator, save_estimator
 from itergp.sklearn.scaling import Scaling
@@ -89,6 +89,10 @@ class GPEstimator(BaseEstimator):
         """Encoded targets in the units of the model."""
         return y
 
+    def _kernel(self) -> Any:
+        """The kernel of the latent functions, as ``make_kernel`` takes it."""
+        return self.kernel
+
     def _num_kernels(self) -> int:
         """How many latent functions get a kernel by name of their own; 1 shares one."""
         return 1
@@ -99,7 +103,10 @@ class GPEstimator(BaseEstimator):
         self._check_settings()
         used = weights > 0.0  # a row of weight zero is no row
         values, targets, weights = values[used], targets[used], weights[used]
-        self._scaling = Scaling.learn(values, weights) if self.standardize else Scaling.nothing(values)
+        self._scaling = Scaling.nothing(values)
+        if self.standardize:
+            raw = raw_columns(self.kernel, values.shape[1])
+            self._scaling = Scaling.learn(values, weights).except_for(raw)
         self._warn_of_constants()
         self._learn_targets(targets, weights)
         self.model_ = self._build(self._scaled(values), targets, weights)
@@ -179,7 +186,7 @@ class GPEstimator(BaseEstimator):
         """The model for the estimator's arguments; hyperparameters are the starting values."""
         count = self._num_kernels()
         kernel = make_kernel(
-            self.kernel,
+            self._kernel(),
             inputs.shape[1],
             ard=self.ard,
             spread=spread,
@@ -263,6 +270,27 @@ class GPEstimator(BaseEstimator):
         with torch.no_grad():
             latent = self.model_(inputs)
             return as_numpy(latent.mean), as_numpy(latent.variance)
+
+    def log_marginal_likelihood(
+        self, theta: Any = None, eval_gradient: bool = False, clone_kernel: bool = True
+    ) -> float:
+        """The log marginal likelihood at the learned hyperparameters, see ``log_marginal_likelihood_value_``.
+
+        Args:
+            theta: Only None: other hyperparameters are those of another fit.
+            eval_gradient: Only False.
+            clone_kernel: Ignored.
+
+        Raises:
+            InputError: If another value, or a gradient, is asked for.
+        """
+        check_is_fitted(self)
+        if theta is not None or eval_gradient:
+            raise InputError(
+                "`theta` must be None and `eval_gradient` False. Got others. Fit with optimizer=None and the kernel you want the "
+                "value of, or use itergp.objectives for gradients."
+            )
+        return self.log_marginal_likelihood_value_
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the fitted estimator to one file, complete with labels, names of columns, scaling, model and posterior.
