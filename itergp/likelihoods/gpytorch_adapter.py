@@ -237,7 +237,9 @@ class _FixedNoise(_NoiseByRow):
         return known + second if known.shape[-1] == like.shape[-1] else second.expand(like.shape[-1:])
 
     def predictive(self, mean: Tensor, covariance: Tensor) -> NormalPredictive:
-        variance = covariance[..., 0, 0].clamp_min(0.0) + self._row_noise(mean[..., 0])
+        # Of new rows, even if they happen to be as many as the training rows.
+        second = torch.as_tensor(self.wrapped.second_noise, dtype=mean.dtype, device=mean.device)
+        variance = covariance[..., 0, 0].clamp_min(0.0) + second
         return NormalPredictive(mean[..., 0], variance.sqrt(), validate_args=False)
 
 
@@ -260,8 +262,10 @@ class _Hadamard(_NoiseByRow):
         tasks = [x for x in found if bool(((x == x.round()) & (x >= 0) & (x < size)).all())]
         if len(tasks) != 1:
             raise InputError(
-                f"HadamardGaussianLikelihood needs one input of a single column with the task of each row, 0..{size - 1}. Got "
-                f"{len(tasks)} such input(s) among {len(inputs)}. Pass (x, task) with an integer task, or give the likelihood "
+                f"HadamardGaussianLikelihood needs one input of a single column with the task of each row, "
+                f"0..{size - 1}. Got "
+                f"{len(tasks)} such input(s) among {len(inputs)}. Pass (x, task) with an integer task, or give the "
+                f"likelihood "
                 "task_feature_index."
             )
         return {"task": tasks[0].long()}
@@ -269,7 +273,8 @@ class _Hadamard(_NoiseByRow):
     def _row_noise(self, like: Tensor) -> Tensor:
         if self._tasks is None or self._tasks.shape[-1] != like.shape[-1]:
             raise InputError(
-                f"HadamardGaussianLikelihood needs the task of all rows. Got {like.shape[-1]} rows whose tasks are not known. "
+                f"HadamardGaussianLikelihood needs the task of all rows. Got {like.shape[-1]} rows whose tasks are "
+                f"not known. "
                 "Use ComputationAwareELBO, which looks at all of them together."
             )
         return self._noise_of(self._tasks, like)

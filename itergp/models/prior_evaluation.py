@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from itergp.operators import Prior
 from itergp.operators.rows import evenly_spaced
-from itergp.operators.special import has_moving_grid, standing_grids
+from itergp.operators.special import has_moving_grid
 
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
@@ -40,7 +40,7 @@ def prior_at(model: NonConjugateGP, inputs: tuple[Tensor, ...], *, together: boo
         together: Whether ``forward`` must see them after the training inputs, as GPyTorch's ``ExactGP`` calls it.
     """
     if not together:
-        return _evaluate(model, inputs)
+        return _evaluate(model, inputs, fit=False)
     return _evaluate(model, after_training_inputs(model, inputs)).whole(first=model.train_inputs[0].shape[-2])
 
 
@@ -77,9 +77,10 @@ def _same_value(first: Any, second: Any) -> bool:
         return False
 
 
-def _evaluate(model: NonConjugateGP, inputs: tuple[Tensor, ...]) -> Prior:
+def _evaluate(model: NonConjugateGP, inputs: tuple[Tensor, ...], *, fit: bool = True) -> Prior:
     forward = partial(model.forward, **model.forward_keywords) if model.forward_keywords else model.forward
-    return Prior.from_forward(forward, inputs, model.observations.likelihood.num_latents)
+    latents = model.observations.likelihood.num_latents
+    return Prior.from_forward(forward, inputs, latents, fit=fit, renew_losses=False)  # which belong to an objective
 
 
 @torch.no_grad()
@@ -90,8 +91,7 @@ def _is_row_by_row(model: NonConjugateGP, prior: Prior) -> bool:
     if rows.numel() == size:
         rows = rows[: max(1, size - 1)]
     try:
-        with standing_grids(model):
-            alone = _evaluate(model, tuple(x[rows] for x in model.train_inputs))
+        alone = _evaluate(model, tuple(x[rows] for x in model.train_inputs), fit=False)
     except (RuntimeError, ValueError, IndexError):  # of the model's author, who expects all rows
         return False
     if alone.tabulated:

@@ -22,7 +22,8 @@ _CLASS_LIKELIHOODS = ("BernoulliLikelihood", "CategoricalLikelihood", "OrdinalLi
 def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
     """Inputs as a tuple of finite matrices ``(N, D)``; vectors become one column.
 
-    The first is floating point; others may be integers, such as the number of a task, and become ``int64``. Arrays, data frames and Arrow data are read where they are, see ``itergp.as_tensor``.
+    The first is floating point; others may be integers, such as the number of a task, and become ``int64``. Arrays,
+    data frames and Arrow data are read where they are, see ``itergp.as_tensor``.
 
     Raises:
         InputError: For anything else.

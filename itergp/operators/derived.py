@@ -152,6 +152,16 @@ class TabulatedKernel(DerivedKernel):
         """T."""
         return self._matrix.shape[-1]
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the matrix."""
+        return self._matrix.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """That of the matrix."""
+        return self._matrix.device
+
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Covariances ``(..., b, m)`` between rows of these numbers; with ``diag`` ``(..., b)``."""
         first, second = (x.detach().reshape(-1, x.shape[-2])[0].round().long() for x in (x1, x2))
@@ -161,8 +171,10 @@ class TabulatedKernel(DerivedKernel):
             first, second = second, first
         if max(int(first.max()), int(second.max())) >= self.num_rows or int(first.min()) < low:
             raise InputError(
-                "Covariances of a `forward` that looks at all of its rows at once are known between training inputs and one "
-                "set of new inputs. Got others. Return covar_module(x) with a kernel that is a function of two rows, or ask "
+                "Covariances of a `forward` that looks at all of its rows at once are known between training inputs "
+                "and one "
+                "set of new inputs. Got others. Return covar_module(x) with a kernel that is a function of two rows, "
+                "or ask "
                 "for all new inputs at once."
             )
         if diag:
@@ -197,8 +209,8 @@ def _as_slice(numbers: Tensor) -> Tensor | slice:
 def snapshot(kernel: Kernel) -> Kernel:
     """A copy of a kernel that stays what it is, without derivatives in hyperparameters.
 
-    Copies of some of GPyTorch's kernels are in training mode, or share modules with the original: neither shows here. Grids
-    stay where they are.
+    Copies of some of GPyTorch's kernels are in training mode, or share modules with the original: neither shows here.
+    Grids stay where they are.
     """
     clear_caches(kernel)
     twin = copy.deepcopy(kernel)

@@ -34,8 +34,8 @@ _MEMORY_SHARE = 0.5  # of what is free, for a covariance that is evaluated whole
 class Prior:
     """Mean and covariance of the latent functions at some inputs.
 
-    A covariance that is no sum of kernels called on the inputs, or whose kernels are no functions of two rows, is evaluated
-    whole: its ``features`` are row numbers then, and its ``kernel`` looks entries up.
+    A covariance that is no sum of kernels called on the inputs, or whose kernels are no functions of two rows, is
+    evaluated whole: its ``features`` are row numbers then, and its ``kernel`` looks entries up.
 
     Attributes:
         mean: Prior mean ``(N, C)``.
@@ -86,9 +86,11 @@ class Prior:
         needed, free = self.num_kernels * size**2 * self.mean.element_size(), free_memory(self.mean.device)
         if needed > _MEMORY_SHARE * free:
             raise InputError(
-                f"A covariance that is no sum of kernels of two rows is evaluated whole, and must fit into {_MEMORY_SHARE:.0%} of "
+                f"A covariance that is no sum of kernels of two rows is evaluated whole, and must fit into "
+                f"{_MEMORY_SHARE:.0%} of "
                 f"the free memory, {free / 2**30:.2f} GiB. Got {size:,} rows: {needed / 2**30:.2f} GiB. Return "
-                "covar_module(x) with a kernel that is a function of two rows, for a product k1 * k2 with active_dims, or use "
+                "covar_module(x) with a kernel that is a function of two rows, for a product k1 * k2 with "
+                "active_dims, or use "
                 "fewer rows."
             )
         dense = matrix.to_dense().to(dtype)
@@ -98,18 +100,27 @@ class Prior:
 
     @classmethod
     def from_forward(
-        cls, forward: Callable[..., MultivariateNormal], inputs: tuple[Tensor, ...], num_latents: int
+        cls,
+        forward: Callable[..., MultivariateNormal],
+        inputs: tuple[Tensor, ...],
+        num_latents: int,
+        *,
+        fit: bool = True,
+        renew_losses: bool = True,
     ) -> Prior:
         """Calls ``forward`` and takes its result apart.
 
         Args:
             forward: A model's ``forward``.
             inputs: Its arguments, each with N rows.
+            fit: Whether kernels that have a state, such as a grid, fit it to these rows; if not, it has been fitted.
+            renew_losses: Whether losses that kernels add in training mode are those of this prior from now on.
             num_latents: C, what the likelihood needs.
 
         Raises:
             InputError: If ``forward`` returns something else than one MultivariateNormal over the N rows (shared
-                kernel), or a batch of C of them, or if a covariance that must be evaluated whole does not fit into memory.
+                kernel), or a batch of C of them, or if a covariance that must be evaluated whole does not fit into
+                memory.
         """
         num_rows = inputs[0].shape[-2]
         with gpytorch.settings.lazily_evaluate_kernels(True):
@@ -140,9 +151,9 @@ class Prior:
             return cls(mean, gpytorch.kernels.ConstantKernel(), none, num_kernels, covariance).whole()
         kernel, features = _combine(terms, mean)
         prior = cls(mean=mean, kernel=kernel, features=features, num_kernels=num_kernels, covariance=covariance)
-        if as_radial(kernel, num_kernels) is None:
+        if fit and as_radial(kernel, num_kernels) is None:
             clear_caches(kernel)
-            fit_state(kernel, features)
+            fit_state(kernel, features, renew_losses=renew_losses)
             if not is_function_of_two_rows(kernel, features, num_kernels):
                 return prior.whole()
         return prior
@@ -171,9 +182,14 @@ def _kernel_terms(covariance: LinearOperator, expected: str) -> list[_Term] | No
     if isinstance(covariance, ConstantMulLinearOperator):
         constant = covariance.expanded_constant
         terms = _kernel_terms(covariance.base_linear_op, expected)
-        return None if terms is None else [
-            _Term(constant if t.coefficient is None else constant * t.coefficient, t.kernel, t.features) for t in terms
-        ]
+        return (
+            None
+            if terms is None
+            else [
+                _Term(constant if t.coefficient is None else constant * t.coefficient, t.kernel, t.features)
+                for t in terms
+            ]
+        )
     if isinstance(covariance, DiagLinearOperator):
         raise InputError(
             f"{expected}, with a covariance that is a kernel evaluated lazily. Got a sum with a diagonal matrix: latent "

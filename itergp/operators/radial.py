@@ -163,11 +163,13 @@ def evaluate_kernel(kernel: Kernel, first: Tensor, second: Tensor, num_kernels: 
 
 def evaluate_diagonal(kernel: Kernel, inputs: Tensor, num_kernels: int) -> Tensor:
     """Variances ``(C', M)`` of any GPyTorch kernel at inputs ``(M, D)`` or ``(C', M, D)``; differentiable."""
-    # A leading dimension keeps GPyTorch from taking the diagonal of (C', M) diagonals when C' = M.
-    batched = inputs if inputs.dim() == 3 else inputs.unsqueeze(0)
+    # A leading dimension keeps GPyTorch from taking the diagonal of (C', M) diagonals when C' = M, and another row
+    # from that of (M, D) ones, by column, when M = D.
+    batched, rows = inputs if inputs.dim() == 3 else inputs.unsqueeze(0), inputs.shape[-2]
+    batched = torch.cat([batched, batched[:, -1:]], 1) if rows == inputs.shape[-1] else batched
     with gpytorch.settings.lazily_evaluate_kernels(False), standing_grids(kernel):
         diagonal = _diagonal(kernel, batched)
-    return diagonal.reshape(-1, inputs.shape[-2]).expand(num_kernels, -1)
+    return diagonal.reshape(-1, batched.shape[-2])[:, :rows].expand(num_kernels, -1)
 
 
 def _entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
@@ -205,7 +207,7 @@ def _known_entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor | No
 
 
 def _entries_of_base(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
-    """Dense entries of the base of a ``ScaleKernel``, which has its ``active_dims`` too and takes the columns itself."""
+    """Dense entries of the base of a ``ScaleKernel``, which has its ``active_dims`` too and takes the columns."""
     if kernel.active_dims is None:
         return _entries(kernel, first, second)
     if (known := _known_entries(kernel, first, second)) is not None:

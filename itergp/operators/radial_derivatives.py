@@ -1,4 +1,4 @@
-"""Products with a radial kernel in plain operations, for derivatives of any order: slower, and only for those who ask."""
+"""Products with a radial kernel in plain operations, for derivatives of any order."""
 
 from __future__ import annotations
 
@@ -62,8 +62,8 @@ class _Profile(torch.autograd.Function):
 def profile_derivative(squared: Tensor, smoothness: float, order: int) -> Tensor:
     """Derivative of a profile in the squared distance s.
 
-    With ``g_v(d) = sqrt(2 / pi) d^v K_v(d)`` and ``d = sqrt(s)``, the Matern profiles are ``g_1/2``, ``g_3/2`` and ``g_5/2 / 3``,
-    and ``dg_v / ds = -g_(v-1) / 2`` (Abramowitz and Stegun, 9.6.28).
+    With ``g_v(d) = sqrt(2 / pi) d^v K_v(d)`` and ``d = sqrt(s)``, the Matern profiles are ``g_1/2``, ``g_3/2`` and
+    ``g_5/2 / 3``, and ``dg_v / ds = -g_(v-1) / 2`` (Abramowitz and Stegun, 9.6.28).
 
     Args:
         squared: Squared distances.
@@ -84,5 +84,7 @@ def _bessel(distance: Tensor, index: int) -> Tensor:
         return polynomial * decay
     n = -index - 1
     safe = torch.where(distance > 0.0, distance, 1.0)
-    terms = [math.factorial(n + j) / (math.factorial(j) * math.factorial(n - j)) * (2.0 * safe) ** -j for j in range(n + 1)]
+    terms = [
+        math.factorial(n + j) / (math.factorial(j) * math.factorial(n - j)) * (2.0 * safe) ** -j for j in range(n + 1)
+    ]
     return torch.where(distance > 0.0, decay * sum(terms) / safe ** (n + 1), 0.0)

@@ -27,8 +27,8 @@ def radial_product(
 ) -> Tensor:
     """``output_scale * profile(stretch |rows - cols|) @ block``, differentiable in every tensor.
 
-    Nothing larger than a cache-sized block of entries is stored. A symmetric product evaluates each block once. Derivatives
-    that are themselves to be differentiated come from plain operations, which are slower.
+    Nothing larger than a cache-sized block of entries is stored. A symmetric product evaluates each block once.
+    Derivatives that are themselves to be differentiated come from plain operations, which are slower.
 
     Args:
         rows: Scaled inputs ``(C', M, D)``, whose plain distances enter the profile.
@@ -121,9 +121,10 @@ class _RadialProduct(torch.autograd.Function):
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """The gradients of a product, with derivatives of their own."""
     # Rows and columns that are one tensor have a gradient each.
-    tensors = [tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+    rows, cols, scale, block, stretch = tensors = [tensor.view_as(tensor) for tensor in ctx.saved_tensors]
     wanted = [tensor for tensor, needed in zip(tensors, ctx.needs_input_grad, strict=False) if needed]
-    found = iter(torch.autograd.grad(smooth_product(*tensors, ctx.smoothness), wanted, grad, create_graph=True))
+    product = smooth_product(rows, cols, scale, block, stretch, ctx.smoothness)
+    found = iter(torch.autograd.grad(product, wanted, grad, create_graph=True))
     gradients = [next(found) if needed else None for needed in ctx.needs_input_grad[: len(tensors)]]
     return (*gradients, None, None)
 

@@ -12,10 +12,10 @@ from itergp.errors import InputError
 
 
 class Recomputation:
-    """Evaluates functions without storing what their derivatives need: that is evaluated again, one function's at a time.
+    """Functions whose intermediate results are evaluated again, one function's at a time, instead of being stored.
 
-    Unlike ``torch.utils.checkpoint``, what was evaluated again may be read any number of times, as the autograd functions of
-    ``linear_operator`` do. Second derivatives work.
+    Unlike ``torch.utils.checkpoint``, what was evaluated again may be read any number of times, as the autograd
+    functions of ``linear_operator`` do. Second derivatives work.
     """
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class _Block:
     def __init__(self, function: Callable[[], Tensor], owner: Recomputation) -> None:
         self._function, self._owner = function, owner
         self._number = 0
-        self._values: list[Tensor] = []
+        self._values: list[tuple[Tensor, int]] = []
 
     def pack(self, tensor: Tensor) -> int:
         self._number += 1
@@ -52,23 +52,27 @@ class _Block:
         self._owner.hold(self)
         if not self._values:
             self._values = self._again()
-        return self._values[index]
+        value, version = self._values[index]
+        if value._version != version:  # which autograd would refuse too
+            raise RuntimeError("A tensor that a kernel's derivatives need was changed in place after it was used.")
+        return value
 
     def free(self) -> None:
         self._values = []
 
-    def _again(self) -> list[Tensor]:
-        values: list[Tensor] = []
+    def _again(self) -> list[tuple[Tensor, int]]:
+        values: list[tuple[Tensor, int]] = []
 
         def keep(tensor: Tensor) -> int:
-            values.append(tensor.detach())
+            values.append((tensor.detach(), tensor._version))
             return len(values) - 1
 
-        with torch.enable_grad(), saved_tensors_hooks(keep, values.__getitem__):
+        with torch.enable_grad(), saved_tensors_hooks(keep, lambda index: values[index][0]):
             self._function()
         if len(values) != self._number:
             raise InputError(
-                f"A kernel must do the same in every call. Got one that kept {self._number} tensors for its derivatives in "
+                f"A kernel must do the same in every call. Got one that kept {self._number} tensors for its "
+                f"derivatives in "
                 f"the first and {len(values)} in the second. Draw random numbers and fill caches in __init__."
             )
         return values

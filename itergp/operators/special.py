@@ -1,13 +1,15 @@
 """GPyTorch's kernels whose own code depends on which rows it is called with, as functions of two rows.
 
-``IndexKernel`` takes whatever it is given for a row of its table; ``InducingPointKernel`` adds a diagonal whenever its two
-arguments are equal, and refuses others in training mode; ``GridKernel`` returns a matrix where a diagonal is wanted.
+``IndexKernel`` takes whatever it is given for a row of its table; ``InducingPointKernel`` adds a diagonal whenever its
+two arguments are equal, and refuses others in training mode; ``GridKernel`` returns a matrix where a diagonal is
+wanted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import gpytorch
 import torch
@@ -73,8 +75,8 @@ def has_own_diagonal(kernel: Kernel) -> bool:
 def _is_low_rank(kernel: InducingPointKernel) -> bool:
     """Whether it leaves the diagonal as the inducing points explain it.
 
-    In training mode it does, and adds a loss for the rest, which only Gaussian noise has. With other likelihoods the diagonal is
-    right in both modes.
+    In training mode it does, and adds a loss for the rest, which only Gaussian noise has. With other likelihoods the
+    diagonal is right in both modes.
     """
     noise = isinstance(kernel.likelihood, _GaussianLikelihoodBase)
     return (kernel.training and noise) or gpytorch.settings.sgpr_diagonal_correction.off()
@@ -98,15 +100,16 @@ def _table_rows(kernel: IndexKernel, values: Tensor) -> Tensor:
     return rows
 
 
-def fit_state(kernel: Kernel, features: Tensor) -> None:
+def fit_state(kernel: Kernel, features: Tensor, *, renew_losses: bool) -> None:
     """Lets kernels that have a state fit it to all rows before any block of entries is asked for.
 
-    A grid without bounds is laid over the rows, weights are drawn, and the loss that an ``InducingPointKernel`` adds in training
-    mode is renewed. Costs one diagonal.
+    A grid without bounds is laid over the rows, weights are drawn, and the loss that an ``InducingPointKernel`` adds
+    in training mode is renewed. Costs one diagonal.
 
     Args:
         kernel: Any kernel, called as ``forward`` called it.
         features: All rows ``(..., N, D)``.
+        renew_losses: Whether losses that are added in training mode are those of this call from now on.
 
     Raises:
         InputError: If a ``GridKernel`` is no function of two rows.
@@ -115,17 +118,38 @@ def fit_state(kernel: Kernel, features: Tensor) -> None:
     for module in kinds:
         if type(module) is GridKernel and not module.interpolation_mode and module.num_dims > 1:
             _check_grid(module)
-    learning = [module for module in kinds if type(module) is InducingPointKernel and module.training]
-    for module in [module for module in learning if not _is_low_rank(module)]:
-        learning.remove(module)
-        for name in module._added_loss_terms:
-            module.update_added_loss_term(name, _NoLoss())
-    if learning or any(_has_state(module) for module in kinds):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and bool(learning)):
-            kernel(features, features, diag=True)
+    if any(_has_state(module) for module in kinds):
+        with torch.no_grad(), _kept_losses(kernel):
+            rows = features
+            if features.shape[-2] == features.shape[-1]:  # which GPyTorch would take for a square matrix
+                rows = torch.cat([features, features[..., -1:, :]], -2)
+            kernel(rows, rows, diag=True)
+    learning = [module for module in kinds if isinstance(module, InducingPointKernel) and module.training]
+    if renew_losses and learning:
+        kernel(features, features, diag=True)
+        for module in learning:
+            if not isinstance(module.likelihood, _GaussianLikelihoodBase):
+                _set_losses(module, {name: _NoLoss() for name in module._added_loss_terms})
     for module in kinds:
         if isinstance(module, GridInterpolationKernel):
             module.has_initialized_grid.fill_(True)  # otherwise it is laid anew in every call
+
+
+@contextmanager
+def _kept_losses(kernel: Kernel) -> Iterator[None]:
+    """Losses stay what they are, whatever is called meanwhile."""
+    kept = [(module, dict(module._added_loss_terms)) for module in kernel.modules() if isinstance(module, Kernel)]
+    try:
+        yield
+    finally:
+        for module, losses in kept:
+            _set_losses(module, losses)
+
+
+def _set_losses(module: Kernel, losses: dict[str, Any]) -> None:
+    for name, loss in losses.items():
+        if loss is not None:
+            module.update_added_loss_term(name, loss)
 
 
 class _NoLoss(AddedLossTerm):
@@ -139,7 +163,7 @@ class _NoLoss(AddedLossTerm):
 @contextmanager
 def standing_grids(kernel: torch.nn.Module) -> Iterator[None]:
     """Grids stay where they are while some rows are evaluated that need not reach as far as all of them."""
-    moving = [module for module in kernel.modules() if _moves(module)]
+    moving: list[Any] = [module for module in kernel.modules() if _moves(module)]
     for module in moving:
         module.grid_is_dynamic = False
     try:
@@ -180,6 +204,7 @@ def _check_grid(kernel: GridKernel) -> None:
     if not torch.allclose(product, itself, rtol=_SAME, atol=_SAME * float(itself.abs().max())):
         raise InputError(
             "The base kernel of a GridKernel in several dimensions must be a product of kernels of one dimension, as "
-            f"RBFKernel is. Got {type(kernel.base_kernel).__name__}, which is not: its grid would have other covariances than "
+            f"RBFKernel is. Got {type(kernel.base_kernel).__name__}, which is not: its grid would have other "
+            f"covariances than "
             "the points around it. Use RBFKernel, or the base kernel itself."
         )

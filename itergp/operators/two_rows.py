@@ -60,7 +60,8 @@ def _agrees(kernel: Kernel, features: Tensor, num_kernels: int) -> bool:
 
     if not same(evaluate_kernel(snapshot(kernel), rows, rows, num_kernels), whole):
         raise InputError(
-            "A kernel must be the same in every call. Got one that differs between two calls with the same inputs. Draw random "
+            "A kernel must be the same in every call. Got one that differs between two calls with the same inputs. "
+            "Draw random "
             "numbers in __init__, and call model.eval() where layers of the kernel drop units."
         )
     middle = number // 2

@@ -287,7 +287,8 @@ class GPEstimator(BaseEstimator):
         check_is_fitted(self)
         if theta is not None or eval_gradient:
             raise InputError(
-                "`theta` must be None and `eval_gradient` False. Got others. Fit with optimizer=None and the kernel you want the "
+                "`theta` must be None and `eval_gradient` False. Got others. Fit with optimizer=None and the kernel "
+                "you want the "
                 "value of, or use itergp.objectives for gradients."
             )
         return self.log_marginal_likelihood_value_

@@ -111,7 +111,7 @@ def _by_name(name: Any, num_columns: int, ard: bool | None, batch_shape: torch.S
 
 
 def raw_columns(kernel: Any, num_columns: int) -> NDArray[np.bool_]:
-    """Which columns a kernel needs as they are, not standardised: numbers of categories, and those with periods or grids.
+    """Which columns a kernel needs as they are: numbers of categories, and those with periods or grids.
 
     Args:
         kernel: As in ``make_kernel``.
@@ -140,12 +140,13 @@ def without_noise(kernel: theirs.Kernel) -> tuple[theirs.Kernel, float | None, b
     Raises:
         InputError: If there is nothing but noise.
     """
-    found = _without_noise(kernel)
-    if found[0] is None:
+    rest, level, fixed = _without_noise(kernel)
+    if rest is None:
         raise InputError(
-            f"`kernel` must have a part that is no WhiteKernel. Got {kernel}. Add one, for example RBF() + WhiteKernel()."
+            f"`kernel` must have a part that is no WhiteKernel. Got {kernel}. Add one, for example RBF() + "
+            f"WhiteKernel()."
         )
-    return found  # type: ignore[return-value] # None was refused
+    return rest, level, fixed
 
 
 def _without_noise(kernel: theirs.Kernel) -> tuple[theirs.Kernel | None, float | None, bool]:
@@ -211,7 +212,8 @@ def translate(kernel: theirs.Kernel) -> Kernel:
         return _fix(made, "raw_lengthscale", kernel.hyperparameter_length_scale)
     remedy = "Leave it out: noise belongs to the likelihood." if isinstance(kernel, theirs.WhiteKernel) else ""
     raise InputError(
-        "`kernel` must be made of RBF, Matern (nu 0.5, 1.5, 2.5), RationalQuadratic, ExpSineSquared, ConstantKernel and "
+        "`kernel` must be made of RBF, Matern (nu 0.5, 1.5, 2.5), RationalQuadratic, ExpSineSquared, ConstantKernel "
+        "and "
         f"DotProduct. Got {kernel}. {remedy or 'Pass a GPyTorch kernel instead.'}"
     )
 

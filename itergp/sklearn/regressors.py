@@ -118,13 +118,13 @@ class GPRegressor(BaseRegressor):
     Everything is reported in the units of the targets.
 
     Args:
-        kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a
-            GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated, its ``WhiteKernel`` to where the
-            noise starts.
+        kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``,
+            ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated, its
+            ``WhiteKernel`` to where the noise starts.
         noise: ``"gaussian"``; ``"student_t"`` or ``"laplace"`` where some targets may be far off; ``"heteroscedastic"`` where
             the noise varies with the inputs.
-        alpha: Known variance of the noise in units of the targets squared, a number or one per row; as in scikit-learn it is no
-            part of predictions. With it, other noise is learned only if the kernel has a ``WhiteKernel``.
+        alpha: Known variance of the noise in units of the targets squared, a number or one per row; as in scikit-learn
+            it is no part of predictions. With it, other noise is learned only if the kernel has a ``WhiteKernel``.
         ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero.
         normalize_y: Bring targets to mean 0 and deviation 1.
@@ -202,9 +202,7 @@ class GPRegressor(BaseRegressor):
         self.copy_X_train = copy_X_train
         self.n_targets = n_targets
 
-    def predict(
-        self, X: Any, return_std: bool = False, return_cov: bool = False
-    ) -> Array | tuple[Array, Array]:
+    def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Array | tuple[Array, Array]:
         """Mean of the observation at every row ``(M,)``.
 
         Args:
@@ -225,7 +223,7 @@ class GPRegressor(BaseRegressor):
         return mean, covariance
 
     def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> Array:
-        """Draws observations at some rows together, noise included; noise that is not Gaussian by its first two moments.
+        """Draws observations at some rows together, noise included; other than Gaussian noise by its first two moments.
 
         Args:
             X: Inputs ``(M, D)``.
@@ -251,7 +249,8 @@ class GPRegressor(BaseRegressor):
         """As ``BaseRegressor.partial_fit``; refused with ``alpha``, which says nothing of new rows."""
         if self.alpha is not None and self.__sklearn_is_fitted__():
             raise InputError(
-                "Rows cannot be added to a regressor with `alpha`. Got one. Fit it to all rows, with their alpha, instead."
+                "Rows cannot be added to a regressor with `alpha`. Got one. Fit it to all rows, with their alpha, "
+                "instead."
             )
         return super().partial_fit(X, y, sample_weight)
 
@@ -265,7 +264,8 @@ class GPRegressor(BaseRegressor):
         values = np.asarray(self.alpha, dtype=np.float64)
         if values.shape not in ((), (num_rows,)) or not bool((np.isfinite(values) & (values >= 0.0)).all()):
             raise InputError(
-                f"`alpha` must be a variance, or one per row with shape ({num_rows},), finite and not negative. Got shape "
+                f"`alpha` must be a variance, or one per row with shape ({num_rows},), finite and not negative. Got "
+                f"shape "
                 f"{values.shape}. Select the same rows, or leave it out to learn the noise."
             )
         values = np.broadcast_to(values, (num_rows,))
@@ -275,7 +275,7 @@ class GPRegressor(BaseRegressor):
         return super()._learning_options(num_rows) | {"num_restarts": self.n_restarts_optimizer}
 
     def _skeleton(self, inputs: Tensor, targets: Tensor, *args: Any, **options: Any) -> EstimatorGP:
-        if self.alpha is not None and not hasattr(self, "_known_noise"):  # read from a file
+        if not hasattr(self, "_known_noise"):  # read from a file
             self._known_noise = self._check_alpha(len(targets), None)
         return super()._skeleton(inputs, targets, *args, **options)
 
@@ -305,16 +305,15 @@ class GPRegressor(BaseRegressor):
             return made
         if self.noise != "gaussian":
             raise InputError(
-                f"`noise` must be 'gaussian' with `alpha` or a WhiteKernel. Got {self.noise!r}. Leave those out, or the noise."
+                "`noise` must be 'gaussian' with `alpha` or a WhiteKernel. "
+                f"Got {self.noise!r}. Leave those out, or the noise."
             )
-        if self.alpha is None:
-            made.noise = max(float(level), _LEAST_NOISE)
-        else:
-            known = torch.as_tensor(self._known_noise / self._unit() ** 2)
+        if self._known_noise is not None:
             least = gpytorch.settings.min_fixed_noise.value(torch.float32)
-            made = gpytorch.likelihoods.FixedNoiseGaussianLikelihood(known.clamp_min(least), learn_additional_noise=level is not None)
-            if level is not None:
-                made.second_noise = max(float(level), _LEAST_NOISE)
+            known = torch.as_tensor(self._known_noise / self._unit() ** 2).clamp_min(least)
+            made = gpytorch.likelihoods.FixedNoiseGaussianLikelihood(known, learn_additional_noise=level is not None)
+        if level is not None:
+            setattr(made, "noise" if self._known_noise is None else "second_noise", max(level, _LEAST_NOISE))
         for parameter in made.parameters():
             parameter.requires_grad_(not fixed)
         return made
