@@ -46,7 +46,10 @@ BAD_INPUTS = {
     ),
     "infinity": (_with(_with(X, INF, 3, 0), -INF, 5, 1), r"must be finite\. Got NaN or infinite values in 2 of 12"),
     "no rows": (X[:0], r"must have at least one row\. Got none\. Check how the data were selected"),
-    "three dimensions": (X[None], r"must have shape \(N, D\), one row per observation\. Got \(1, 12, 2\)\. Reshape"),
+    "three dimensions": (
+        X[None],
+        r"must have shape \(N, D\), one row per observation\. Got \(1, 12, 2\)\. Make a model for each",
+    ),
     "a number": (torch.tensor(1.0), r"must have shape \(N, D\), .* Got \(\)"),
     "integers": (X.long(), r"must be floating point\. Got torch\.int64\. Call \.float\(\) or \.double\(\)"),
     "a list": (

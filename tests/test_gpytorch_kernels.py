@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import gpytorch
 import gpytorch.kernels as gk
@@ -627,6 +626,51 @@ def test_several_latent_functions_with_a_whole_covariance():
     with torch.no_grad():
         assert_close(whole(new).mean, lazy(new).mean, "posterior")
         assert_close(whole(new).covariance_matrix, lazy(new).covariance_matrix, "posterior")
+
+
+# ------------------------------------------------------------------ GPyTorch's habits
+def test_a_fantasy_model_has_seen_other_rows():
+    _, model = _pair("rbf")
+    x, y = _inputs(3, seed=7), torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64)
+    with torch.no_grad():
+        before = model(x).mean
+        fantasy = model.get_fantasy_model(x, y)
+        reference = _dense_mean_of(torch.cat([_inputs(), x]), torch.cat([_targets(_inputs()), y]), x)
+        assert_close(fantasy(x).mean, reference, "posterior")
+        assert torch.equal(model(x).mean, before)
+    with pytest.raises(
+        InputError, match=r"Got \(2, 3\)\. Use itergp\.botorch\.BotorchModel\(model\)\.fantasize for batches"
+    ):
+        model.get_fantasy_model(x, y.expand(2, 3))
+    with pytest.raises(InputError, match=r"no keywords\. Got GaussianLikelihood and \['noise'\]"):
+        model.get_fantasy_model(x, y, noise=y)
+
+
+def _dense_mean_of(rows: Tensor, y: Tensor, new: Tensor) -> Tensor:
+    kernel = _rbf().double()
+    with torch.no_grad():
+        system = kernel(rows).to_dense() + 0.1 * torch.eye(len(rows), dtype=torch.float64)
+        return kernel(new, rows).to_dense() @ torch.linalg.solve(system, y)
+
+
+def test_training_inputs_have_derivatives_in_objectives_only():
+    likelihood = _gaussian()
+    model = _model(NonConjugateGP, "rbf", _targets(_inputs()), likelihood)
+    x = _inputs().requires_grad_(True)
+    model.set_train_data(x)
+    model.train()
+    ComputationAwareELBO(likelihood, model)(model(x), model.train_targets).backward()
+    assert float(x.grad.abs().max()) > 0.0
+    model.eval()
+    with pytest.raises(InputError, match=r"not in training inputs\. Got training inputs that require them\. Detach"):
+        model(_inputs(3, seed=9))
+    with torch.no_grad():
+        assert model(_inputs(3, seed=9)).mean.shape == (3,)
+
+
+def test_batches_of_data_sets_are_refused():
+    with pytest.raises(InputError, match=r"Got \(2, 40, 2\)\. Make a model for each of a batch"):
+        NonConjugateGP(_inputs().expand(2, ROWS, 2), _targets(_inputs()), _gaussian())
 
 
 # ------------------------------------------------------------------ operators of one's own

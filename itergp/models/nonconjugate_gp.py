@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -335,6 +336,31 @@ class NonConjugateGP(gpytorch.models.GP):
         """
         append_rows(self, inputs, targets, sample_weight)
 
+    def get_fantasy_model(self, inputs: Any, targets: Any, **kwargs: Any) -> NonConjugateGP:
+        """A copy that has also seen other rows, by GPyTorch's name; its posterior starts from the present one.
+
+        Args:
+            inputs: Inputs of the new rows ``(M, D)``, or a tuple of such.
+            targets: Their targets ``(M,)``.
+            **kwargs: Refused.
+
+        Raises:
+            InputError: For batches of rows, keywords, and likelihoods that know more of a row than its target.
+        """
+        if kwargs or not self._calculus.exchangeable:
+            raise InputError(
+                "Fantasies need rows that share one likelihood, and no keywords. Got "
+                f"{type(self.likelihood).__name__} and {sorted(kwargs)}. Build a model of all rows with their noise."
+            )
+        if torch.is_tensor(targets) and targets.dim() > self.train_targets.dim():
+            raise InputError(
+                f"`targets` must be those of one set of new rows. Got {tuple(targets.shape)}. Use "
+                "itergp.botorch.BotorchModel(model).fantasize for batches, or one call for each."
+            )
+        twin = copy.deepcopy(self)
+        twin.append_train_data(inputs, targets)
+        return twin
+
     # ------------------------------------------------------------------ saving
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes parameters, training data and, if it is current, the posterior to one safetensors file.
@@ -449,6 +475,11 @@ class NonConjugateGP(gpytorch.models.GP):
         return self._operator
 
     def _latent(self, inputs: tuple[Tensor, ...], *, covariance: bool = True) -> LatentPosterior:
+        if torch.is_grad_enabled() and any(x.requires_grad for x in self.train_inputs):
+            raise InputError(
+                "Predictions have derivatives in new inputs, not in training inputs. Got training inputs that require them. "
+                "Detach those, or predict under torch.no_grad()."
+            )
         fit_grids(self, inputs)
         solution = self.solution
         operator = self._training_operator()

@@ -38,8 +38,9 @@ def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
     checked = tuple(_as_column(x) if place == 0 else _as_long(_as_column(x)) for place, x in enumerate(given))
     for x in checked:
         if x.dim() != 2:
+            remedy = "Make a model for each of a batch of independent data sets." if x.dim() > 2 else "Reshape it."
             raise InputError(
-                f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}. Reshape it."
+                f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}. {remedy}"
             )
         if x.shape[0] == 0:
             raise InputError(f"`{name}` must have at least one row. Got none. Check how the data were selected.")

@@ -238,6 +238,10 @@ def _known_diagonal(kernel: Kernel, inputs: Tensor) -> Tensor | None:
         return functools.reduce(operator.add, (_diagonal(k, inputs) for k in kernel.kernels))
     if type(kernel) is ProductKernel:
         return functools.reduce(operator.mul, (_diagonal(k, inputs) for k in kernel.kernels))
+    if type(kernel) is KeOpsRBFKernel:
+        return RBFKernel.forward(kernel, inputs, inputs, diag=True)
+    if type(kernel) is KeOpsMaternKernel:
+        return MaternKernel.forward(kernel, inputs, inputs, diag=True)
     return special_diagonal(kernel, inputs, _entries, _diagonal)
 
 

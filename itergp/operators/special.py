@@ -119,7 +119,7 @@ def fit_state(kernel: Kernel, features: Tensor, *, renew_losses: bool) -> None:
         if type(module) is GridKernel and not module.interpolation_mode and module.num_dims > 1:
             _check_grid(module)
     if any(_has_state(module) for module in kinds):
-        with torch.no_grad(), _kept_losses(kernel):
+        with torch.no_grad(), _kept_losses(kernel), gpytorch.settings.lazily_evaluate_kernels(False):
             rows = features
             if features.shape[-2] == features.shape[-1]:  # which GPyTorch would take for a square matrix
                 rows = torch.cat([features, features[..., -1:, :]], -2)
