@@ -48,7 +48,7 @@ BAD_INPUTS = {
     "no rows": (X[:0], r"must have at least one row\. Got none\. Check how the data were selected"),
     "three dimensions": (
         X[None],
-        r"must have shape \(N, D\), one row per observation\. Got \(1, 12, 2\)\. Make a model for each",
+        r"must have shape \(N, D\), one row per observation\. Got \(1, 12, 2\)\. Make a model for",
     ),
     "a number": (torch.tensor(1.0), r"must have shape \(N, D\), .* Got \(\)"),
     "integers": (X.long(), r"must be floating point\. Got torch\.int64\. Call \.float\(\) or \.double\(\)"),
