@@ -19,14 +19,14 @@ import itergp
 from itergp import InputError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, as_likelihood
 from itergp.models import NonConjugateGP
-from itergp.objectives import ComputationAwareELBO
+from itergp.objectives import ComputationAwareELBO, LaplaceEvidence
 from itergp.operators import BlockedOperator, KernelOperator, Prior, make_operator
 from itergp.operators.derived import TabulatedKernel, requires_grad, snapshot
 from itergp.operators.radial import evaluate_diagonal, evaluate_kernel
 from itergp.operators.radial_derivatives import profile_derivative
 from itergp.operators.radial_product import radial_product
 from itergp.operators.recompute import Recomputation
-from itergp.solvers import DenseNewton, SubspaceNewton
+from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, SubspaceNewton
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning"),
@@ -273,6 +273,56 @@ def test_functions_of_two_rows_are_evaluated_in_blocks(name):
     assert not isinstance(model._training_operator().kernel, TabulatedKernel)
 
 
+SOME = ("times", "scaled by call", "moving grid", "inducing points", "keyword")
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_solvers_and_instruments_work_with_every_kind_of_kernel(name, tmp_path):
+    x, y = _inputs(4, seed=9), (_targets(_inputs()) > 0).long()
+    solvers = {
+        "dense": DenseNewton(),
+        "subspace": SOLVER,
+        "published": IterNCGP(),
+        "support": LinearTimeNewton(num_support=ROWS),
+    }
+    means = {}
+    for kind, solver in solvers.items():
+        model = _model(NonConjugateGP, name, y, BernoulliLikelihood(), solver=solver).eval()
+        with torch.no_grad():
+            solution = model.condition(checkpoint=tmp_path / kind)
+            means[kind] = model(x).mean
+            if solution.certificate is not None:
+                assert bool((solution.certificate.latent_error(x) >= 0.0).all())
+        assert model.plan().size.num_rows == ROWS
+        with torch.no_grad():
+            copied = copy.deepcopy(model)
+            copied.mean_module.constant.add_(0.1)  # its posterior is found again
+            copied.mean_module.constant.sub_(0.1)
+            assert float((copied(x).mean - means[kind]).abs().max()) < 1e-3
+    for kind in ("subspace", "published", "support"):
+        assert float((means[kind] - means["dense"]).abs().max()) < 2e-2
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_the_laplace_evidence_has_derivatives_for_every_kind_of_kernel(name):
+    likelihood = BernoulliLikelihood()
+    model = _model(NonConjugateGP, name, (_targets(_inputs()) > 0).long(), likelihood).train()
+    objective = LaplaceEvidence(likelihood, model)
+    parameter = next(p for n, p in model.covar_module.named_parameters() if "lengthscale" in n)
+
+    def value() -> Tensor:
+        return objective(model(*model.train_inputs), model.train_targets)
+
+    value().backward()
+    ends = []
+    for step in (1e-4, -1e-4):
+        with torch.no_grad():
+            parameter.add_(step)
+            ends.append(float(value()))
+            parameter.sub_(step)
+    assert float(parameter.grad) == pytest.approx((ends[0] - ends[1]) / 2e-4, rel=1e-3, abs=1e-7)
+
+
 # ------------------------------------------------------------------ state and modes
 def _dense_mean(model: NonConjugateGP, covariance: Tensor) -> Tensor:
     """Posterior mean at the rows below the training rows, from the covariance of all of them."""
@@ -315,6 +365,16 @@ def test_changed_hyperparameters_reach_what_kernels_keep_in_evaluation_mode():
             kernel = _bounded_grid(gk.RBFKernel()).double()
             kernel.base_kernel.lengthscale = lengthscale
             assert_close(model(new).mean, _dense_mean(model, kernel(union, union).to_dense()), "posterior")
+
+
+def test_a_copy_of_a_model_with_inducing_points_predicts_the_same():
+    _, model = _pair("inducing points")
+    x = _inputs(5, seed=9)
+    with torch.no_grad():
+        expected = model(x).mean
+        twin = copy.deepcopy(model)
+        twin.set_train_data(targets=model.train_targets)  # the posterior is found again
+        assert_close(twin(x).mean, expected, "posterior")
 
 
 def test_inducing_points_have_one_prior_for_learning_and_one_for_predictions():

@@ -78,6 +78,9 @@ def _same_value(first: Any, second: Any) -> bool:
 
 
 def _evaluate(model: NonConjugateGP, inputs: tuple[Tensor, ...], *, fit: bool = True) -> Prior:
+    for module in model.modules():
+        if isinstance(module, InducingPointKernel) and module.training != model.training:
+            module.train(model.training)  # GPyTorch's copies of it are in training mode
     forward = partial(model.forward, **model.forward_keywords) if model.forward_keywords else model.forward
     latents = model.observations.likelihood.num_latents
     return Prior.from_forward(forward, inputs, latents, fit=fit, renew_losses=False)  # which belong to an objective
