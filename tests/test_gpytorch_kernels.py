@@ -533,8 +533,9 @@ def test_hadamard_multitask(noisy, integers):
         assert_close(latent.mean, cross @ torch.linalg.solve(system, model.train_targets), "posterior")
         assert_close(latent.variance, variance, "posterior")
         assert_close(model.predict((x, new)).variance, variance + noise.double()[new[:, 0].long()], "posterior")
-    result = itergp.fit(model, objective="elbo", max_iterations=2)
-    assert torch.isfinite(result.solution.representer_weights).all()
+    for objective in ("elbo", "predictive"):
+        result = itergp.fit(model, objective=objective, max_iterations=2)
+        assert torch.isfinite(result.solution.representer_weights).all()
 
 
 def test_hadamard_likelihood_needs_the_task():
@@ -546,6 +547,10 @@ def test_hadamard_likelihood_needs_the_task():
     calculus = as_likelihood(likelihood, (_inputs(), _tasks(ROWS, 1).clamp_max(1)))
     with pytest.raises(InputError, match=r"needs the task of all rows\. Got 7 rows"):
         calculus.derivatives(torch.zeros(7, 1, dtype=torch.float64), torch.zeros(7, dtype=torch.float64))
+    with pytest.raises(InputError, match=r"needs the task of new rows\. Got none\. Call model\.predict"):
+        calculus.predictive(torch.zeros(ROWS, 1).double(), torch.zeros(ROWS, 1, 1).double())
+    rows = torch.tensor([3, 1, 2])
+    assert torch.equal(calculus.take(rows)._tasks, calculus._tasks[rows])
     column = gl.HadamardGaussianLikelihood(num_tasks=2, task_feature_index=1).double()
     x = torch.cat([_inputs()[:, :1], (_inputs()[:, 1:] > 0.5).double()], -1)
     assert torch.equal(as_likelihood(column, (x,)).observation_at((x,))["task"], x[:, 1].long())

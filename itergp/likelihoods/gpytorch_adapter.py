@@ -211,8 +211,6 @@ class _Gaussian(GaussianLikelihood):
 class _NoiseByRow(_Gaussian):
     """Gaussian noise whose variance differs from row to row."""
 
-    exchangeable = False
-
     @abstractmethod
     def _row_noise(self, like: Tensor) -> Tensor:
         """Variances of the training rows, in shape and dtype of latent values ``(..., N)``."""
@@ -230,6 +228,8 @@ class _NoiseByRow(_Gaussian):
 
 class _FixedNoise(_NoiseByRow):
     """Known noise variance for every training row; as in GPyTorch, new rows get only the learned second noise."""
+
+    exchangeable = False
 
     def _row_noise(self, like: Tensor) -> Tensor:
         known = self.wrapped.noise_covar.noise.to(like.dtype)
@@ -251,6 +251,13 @@ class _Hadamard(_NoiseByRow):
     def __init__(self, wrapped: gl.HadamardGaussianLikelihood, inputs: tuple[Tensor, ...] | None) -> None:
         super().__init__(wrapped)
         self._tasks = None if inputs is None else self.observation_at(inputs)["task"]
+        self._is_part = False
+
+    def take(self, rows: Tensor | slice) -> _Hadamard:
+        made = _Hadamard(self.wrapped, None)
+        made._tasks = None if self._tasks is None else self._tasks[rows]
+        made._is_part = True
+        return made
 
     def observation_at(self, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
         column, size = self.wrapped.task_feature_index, self.wrapped.num_tasks
@@ -273,9 +280,8 @@ class _Hadamard(_NoiseByRow):
     def _row_noise(self, like: Tensor) -> Tensor:
         if self._tasks is None or self._tasks.shape[-1] != like.shape[-1]:
             raise InputError(
-                f"HadamardGaussianLikelihood needs the task of all rows. Got {like.shape[-1]} rows whose tasks are "
-                f"not known. "
-                "Use ComputationAwareELBO, which looks at all of them together."
+                f"HadamardGaussianLikelihood needs the task of all rows. Got {like.shape[-1]} rows whose tasks are not "
+                "known. Take the observations of a model, or some of them by Observations.take."
             )
         return self._noise_of(self._tasks, like)
 
@@ -283,10 +289,21 @@ class _Hadamard(_NoiseByRow):
         return self.wrapped.noise.reshape(-1)[task.long().to(like.device)].to(like.dtype)
 
     def predictive(self, mean: Tensor, covariance: Tensor, *, task: int | Tensor | None = None) -> NormalPredictive:
+        task = self._tasks if task is None and self._is_part else task  # rows that were chosen are not new ones
+        if task is None:
+            raise InputError(
+                "HadamardGaussianLikelihood needs the task of new rows. Got none. Call model.predict, which takes "
+                "them from its inputs, or pass task=."
+            )
         latent = mean[..., 0]
-        noise = self._row_noise(latent) if task is None else self._noise_of(torch.as_tensor(task), latent)
-        variance = covariance[..., 0, 0].clamp_min(0.0) + noise
+        variance = covariance[..., 0, 0].clamp_min(0.0) + self._noise_of(torch.as_tensor(task), latent)
         return NormalPredictive(latent, variance.sqrt(), validate_args=False)
+
+    def predictive_log_density(self, mean: Tensor, covariance: Tensor, targets: Tensor) -> Tensor:
+        return self.predictive(mean, covariance, task=self._tasks).log_prob(targets)
+
+    def marginal(self, function_dist: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapped.marginal(function_dist, *args, **kwargs)
 
 
 class _StudentT(StudentTLikelihood):
