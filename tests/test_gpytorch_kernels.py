@@ -344,6 +344,54 @@ def test_a_grid_grows_with_new_inputs_and_the_posterior_with_it():
     assert not torch.equal(before, again)
 
 
+def _squared_matrix(self, x):
+    covariance = self.covar_module(x)
+    return MultivariateNormal(self.mean_module(x), covariance * covariance)
+
+
+def test_a_grid_grows_where_the_covariance_is_evaluated_whole(monkeypatch):
+    monkeypatch.setitem(MODELS, "squared grid", (lambda: _grid(gk.RBFKernel()), _squared_matrix))
+    model = _model(NonConjugateGP, "squared grid", _targets(_inputs()), _gaussian(), solver=DenseNewton()).eval()
+    kernel, far = _grid(gk.RBFKernel()).double(), torch.tensor([[1.6, 0.5], [-0.7, 1.4]], dtype=torch.float64)
+    union = torch.cat([_inputs(), far])
+    with torch.no_grad():
+        model(_inputs(3, seed=9))
+        assert_close(model(far).mean, _dense_mean(model, kernel(union, union).to_dense().square()), "posterior")
+
+
+def test_rounding_does_not_lay_a_grid_anew():
+    _, model = _pair("moving grid")
+    with torch.no_grad():
+        model(torch.tensor([[1.6, 0.5]], dtype=torch.float64))  # one side moves, the others end at training rows
+        bounds = model.covar_module.base_kernel.grid_bounds
+        weights = model.solution.representer_weights
+        model(_inputs(3, seed=9))
+        assert model.covar_module.base_kernel.grid_bounds == bounds
+        assert model.solution.representer_weights is weights
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: gk.IndexKernel(num_tasks=3, active_dims=[1]),
+        lambda: gk.RBFKernel() * gk.ProductStructureKernel(_rbf(), num_dims=2),
+        lambda: gk.AdditiveStructureKernel(_rbf(), num_dims=2) + gk.LinearKernel(),
+    ],
+)
+def test_variances_of_kernels_whose_own_diagonal_fails(make, monkeypatch):
+    """GPyTorch itself fails at some of these."""
+    monkeypatch.setitem(MODELS, "failing", (make, None))
+    x = _inputs(2, seed=9).round()
+    monkeypatch.setitem(globals(), "_inputs", lambda rows=ROWS, seed=0, real=_inputs: real(rows, seed).round())
+    model = _model(NonConjugateGP, "failing", _targets(_inputs()), _gaussian(), solver=DenseNewton()).eval()
+    with torch.no_grad():
+        entries = evaluate_kernel(model.covar_module, torch.cat([_inputs(), x]), torch.cat([_inputs(), x]), 1)[0]
+        system, cross = entries[:ROWS, :ROWS] + 0.1 * torch.eye(ROWS), entries[ROWS:, :ROWS]
+        expected = entries[ROWS:, ROWS:] - cross @ torch.linalg.solve(system, cross.mT)
+        assert_close(model(x).variance, expected.diagonal(), "posterior")
+        assert_close(model(x).covariance_matrix, expected, "posterior")
+
+
 def test_a_snapshot_keeps_modes_and_lets_the_original_learn():
     likelihood = _gaussian()
     kernel = gk.ScaleKernel(gk.InducingPointKernel(gk.RBFKernel(), _inputs(5), likelihood)).double().eval()

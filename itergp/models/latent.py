@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import gpytorch
 import torch
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from linear_operator.operators import (
@@ -67,9 +66,9 @@ class LatentPosterior:
         if covariance and solution.rank > 0:
             whitened = solution.precision.whiten(whitened)
         variance = operator.diagonal(prior.features).mT.expand(prior.mean.shape)
-        with gpytorch.settings.lazily_evaluate_kernels(True):
-            lazy = operator.kernel(prior.features, prior.features)
-        prior = replace(prior, covariance=lazy)  # of the kernel that the posterior was found with
+        prior = replace(
+            prior, covariance=operator.covariance(prior.features)
+        )  # of the kernel that the posterior was found with
         return cls(prior, variance, prior.mean + products[..., 0], whitened)
 
     def row_covariance(self) -> Tensor:

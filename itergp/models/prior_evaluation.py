@@ -13,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from itergp.operators import Prior
 from itergp.operators.rows import evenly_spaced
-from itergp.operators.special import has_moving_grid
+from itergp.operators.special import has_moving_grid, patient_grids
 
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
@@ -83,7 +83,8 @@ def _evaluate(model: NonConjugateGP, inputs: tuple[Tensor, ...], *, fit: bool = 
             module.train(model.training)  # GPyTorch's copies of it are in training mode
     forward = partial(model.forward, **model.forward_keywords) if model.forward_keywords else model.forward
     latents = model.observations.likelihood.num_latents
-    return Prior.from_forward(forward, inputs, latents, fit=fit, renew_losses=False)  # which belong to an objective
+    with patient_grids(model):
+        return Prior.from_forward(forward, inputs, latents, fit=fit, renew_losses=False)  # those belong to an objective
 
 
 @torch.no_grad()

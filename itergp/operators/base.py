@@ -8,14 +8,16 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import gpytorch
 import torch
 from gpytorch.kernels import Kernel
+from linear_operator.operators import LinearOperator
 from torch import Tensor
 
 from itergp.operators.block_product import BlockProduct
 from itergp.operators.derived import requires_grad
 from itergp.operators.memory import default_memory_budget
-from itergp.operators.radial import as_radial, cancels, evaluate_diagonal, evaluate_kernel
+from itergp.operators.radial import EvaluatedKernel, as_radial, cancels, evaluate_diagonal, evaluate_kernel
 from itergp.operators.radial_product import with_norms
 from itergp.operators.recompute import Recomputation
 from itergp.operators.rows import ALL_ROWS, Rows
@@ -162,6 +164,13 @@ class KernelOperator(ABC):
         """Prior variances ``(C', M)`` at ``inputs`` (default: the training inputs); differentiable."""
         inputs = self.inputs if inputs is None else inputs
         return evaluate_diagonal(self.kernel, inputs, self.num_kernels)
+
+    def covariance(self, inputs: Tensor) -> LinearOperator:
+        """The prior covariance ``(M, M)`` or ``(C', M, M)`` between new inputs ``(M, D)`` or ``(C', M, D)``; lazy."""
+        plain = self._radial_form is not None or self.num_kernels > 1 or inputs.dim() > 2
+        kernel = self.kernel if plain else EvaluatedKernel(self.kernel)
+        with gpytorch.settings.lazily_evaluate_kernels(True):
+            return kernel(inputs, inputs)
 
     def release(self) -> None:  # noqa: B027 - most operators keep nothing
         """Frees cached kernel entries; the next pass evaluates them again."""

@@ -64,7 +64,11 @@ class CalledKernel(DerivedKernel):
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """The kernel's entries at the selected columns."""
         first, second = self.columns(x1), self.columns(x2)
-        return self.kernel.forward(first, second, diag=diag, **{**_without_default(params), **self._keywords})
+        found = self.kernel.forward(first, second, diag=diag, **{**_without_default(params), **self._keywords})
+        rows = x1.shape[-2]
+        if diag and found.dim() >= 2 and found.shape[-2:] == (rows, rows) and found.dim() >= x1.dim():
+            return found.diagonal(dim1=-1, dim2=-2)  # of a kernel that takes no notice of diag
+        return found
 
     def columns(self, x: Tensor) -> Tensor:
         """Inputs in the dtype that ``forward`` gave the kernel."""

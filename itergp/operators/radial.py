@@ -11,13 +11,14 @@ import functools
 import math
 import operator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import gpytorch
 import torch
 from gpytorch.kernels import AdditiveKernel, Kernel, MaternKernel, ProductKernel, RBFKernel, ScaleKernel
 from torch import Tensor
 
-from itergp.operators.derived import CalledKernel, SumOfTerms
+from itergp.operators.derived import CalledKernel, DerivedKernel, SumOfTerms
 from itergp.operators.radial_product import profile, radial_product, squared_distances
 from itergp.operators.special import has_own_diagonal, special_diagonal, special_entries, standing_grids
 
@@ -170,6 +171,27 @@ def evaluate_diagonal(kernel: Kernel, inputs: Tensor, num_kernels: int) -> Tenso
     with gpytorch.settings.lazily_evaluate_kernels(False), standing_grids(kernel):
         diagonal = _diagonal(kernel, batched)
     return diagonal.reshape(-1, batched.shape[-2])[:, :rows].expand(num_kernels, -1)
+
+
+class EvaluatedKernel(DerivedKernel):
+    """A kernel whose entries and variances are those of ``evaluate_kernel`` and ``evaluate_diagonal``, for GPyTorch.
+
+    Args:
+        kernel: Any kernel, shared by all latent functions.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        """Entries ``(b, m)``, or variances ``(b,)``; with a batch of inputs, what the kernel makes of it."""
+        if x1.dim() > 2 or x2.dim() > 2:
+            return self.kernel(x1, x2, diag=diag, **params)
+        return evaluate_diagonal(self.kernel, x1, 1)[0] if diag else evaluate_kernel(self.kernel, x1, x2, 1)[0]
+
+    def detach_tensors(self) -> None:
+        """There are none of its own."""
 
 
 def _entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ Entries = Callable[[Kernel, Tensor, Tensor], Tensor]
 Diagonal = Callable[[Kernel, Tensor], Tensor]
 
 _GRID_POINTS = 8
+_ROUNDING = 1e-4  # of inputs, as a share of the width of a grid
 _SAME = 1e-4  # relative difference of kernels that are the same but for rounding
 
 
@@ -119,10 +120,15 @@ def fit_state(kernel: Kernel, features: Tensor, *, renew_losses: bool) -> None:
         if type(module) is GridKernel and not module.interpolation_mode and module.num_dims > 1:
             _check_grid(module)
     if any(_has_state(module) for module in kinds):
-        with torch.no_grad(), _kept_losses(kernel), gpytorch.settings.lazily_evaluate_kernels(False):
-            rows = features
-            if features.shape[-2] == features.shape[-1]:  # which GPyTorch would take for a square matrix
-                rows = torch.cat([features, features[..., -1:, :]], -2)
+        rows = features if features.dim() == 3 else features.unsqueeze(0)  # GPyTorch takes some vectors for matrices
+        if rows.shape[-2] == rows.shape[-1]:  # and some matrices for square ones
+            rows = torch.cat([rows, rows[..., -1:, :]], -2)
+        with (
+            torch.no_grad(),
+            gpytorch.settings.lazily_evaluate_kernels(False),
+            _kept_losses(kernel),
+            patient_grids(kernel),
+        ):
             kernel(rows, rows, diag=True)
     learning = [module for module in kinds if isinstance(module, InducingPointKernel) and module.training]
     if renew_losses and learning:
@@ -130,9 +136,24 @@ def fit_state(kernel: Kernel, features: Tensor, *, renew_losses: bool) -> None:
         for module in learning:
             if not isinstance(module.likelihood, _GaussianLikelihoodBase):
                 _set_losses(module, {name: _NoLoss() for name in module._added_loss_terms})
-    for module in kinds:
-        if isinstance(module, GridInterpolationKernel):
-            module.has_initialized_grid.fill_(True)  # otherwise it is laid anew in every call
+
+
+@contextmanager
+def patient_grids(kernel: torch.nn.Module) -> Iterator[None]:
+    """Grids are laid at the first call, and anew for inputs outside of them, not for those that rounding puts there."""
+    moving: list[Any] = [module for module in kernel.modules() if _moves(module)]
+    before = [module.grid_bounds for module in moving]
+    wider = [tuple((a - _ROUNDING * (b - a), b + _ROUNDING * (b - a)) for a, b in bounds) for bounds in before]
+    for module, bounds in zip(moving, wider, strict=True):
+        module.grid_bounds = bounds
+    try:
+        yield
+    finally:
+        for module, bounds, original in zip(moving, wider, before, strict=True):
+            if module.grid_bounds is bounds:
+                module.grid_bounds = original
+            else:
+                module.has_initialized_grid.fill_(True)  # otherwise it is laid anew in every call
 
 
 @contextmanager
