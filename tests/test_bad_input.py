@@ -234,10 +234,6 @@ FORWARDS = {
         lambda m, x: MultivariateNormal(m.mean_module(x).expand(2, 3, 12), m.covar_module(x)),
         r"Got a mean of shape \(2, 3, 12\)\. Check that mean_module and covar_module use batch_shape",
     ),
-    "an evaluated kernel": (
-        lambda m, x: MultivariateNormal(m.mean_module(x), m.covar_module(x).to_dense()),
-        r"Got DenseLinearOperator, which cannot be evaluated at new inputs\. Return self\.covar_module\(x\) itself",
-    ),
     "jitter": (
         lambda m, x: MultivariateNormal(m.mean_module(x), m.covar_module(x).add_jitter(1e-3)),
         r"latent noise is not a kernel\. Drop the added jitter, or model noise in the likelihood",

@@ -15,10 +15,11 @@ import pandas
 import pytest
 import sklearn
 import torch
+from gpytorch.kernels import IndexKernel, PeriodicKernel, RBFKernel, ScaleKernel
 from sklearn.base import clone, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_iris
-from sklearn.gaussian_process import GaussianProcessClassifier, kernels
+from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor, kernels
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
@@ -171,7 +172,7 @@ def test_every_noise_recovers_a_function(name):
     y = truth + rng.normal(size=120)
     if name in ("student_t", "laplace"):
         y[::15] += 200.0
-    regressor = GPRegressor(name, max_iterations=15).fit(X, y)
+    regressor = GPRegressor(noise=name, max_iterations=15).fit(X, y)
     mean, _ = regressor.latent_mean_and_variance(X)
     mean = mean[:, 0] if name == "heteroscedastic" else mean
     assert np.sqrt(np.mean((mean - truth) ** 2)) < 4.0
@@ -182,7 +183,7 @@ def test_noise_that_varies_is_seen():
     rng = np.random.default_rng(0)
     X = rng.uniform(0.0, 1.0, size=(200, 1))
     y = 1000.0 + (1.0 + 9.0 * (X[:, 0] > 0.5)) * rng.normal(size=200)
-    _, std = GPRegressor("heteroscedastic", max_iterations=20).fit(X, y).predict([[0.2], [0.8]], return_std=True)
+    _, std = GPRegressor(noise="heteroscedastic", max_iterations=20).fit(X, y).predict([[0.2], [0.8]], return_std=True)
     assert std[1] > 3.0 * std[0]
 
 
@@ -688,3 +689,97 @@ def test_predictions_do_not_read_the_training_data_again(standardize, monkeypatc
     before = estimator.predict(X[:3])
     monkeypatch.setattr(held_tensors, "digest", lambda _: pytest.fail("read again"))
     np.testing.assert_array_equal(estimator.predict(X[:3]), before)
+
+
+# ------------------------------------------------------------------ what scikit-learn's regressor has
+def _theirs_and_ours(kernel, **arguments):
+    X, y = make_data(GPRegressor)
+    X, y = X[:40, :1], (y[:40] - y[:40].mean()) / y[:40].std()
+    theirs = GaussianProcessRegressor(kernel, optimizer=None, **arguments).fit(X, y)
+    ours = GPRegressor(
+        kernel, optimizer=None, standardize=False, normalize_y=False, solver=DenseNewton(), **arguments
+    ).fit(X, y)
+    ours.model_.mean_module.constant = 0.0
+    return theirs, ours, X
+
+
+@pytest.mark.parametrize("per_row", [True, False])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        2.0 * kernels.RBF(0.7),
+        kernels.RBF(0.7) * kernels.ExpSineSquared(1.3, 2.0),
+        kernels.Matern(0.9, nu=1.5) + kernels.WhiteKernel(0.2),
+    ],
+)
+def test_known_noise_is_that_of_scikit_learn(kernel, per_row):
+    theirs, ours, X = _theirs_and_ours(kernel, alpha=np.linspace(0.05, 0.4, 40) if per_row else 0.1)
+    mean, covariance = theirs.predict(X[::3] + 0.1, return_cov=True)
+    found, ours_covariance = ours.predict(X[::3] + 0.1, return_cov=True)
+    np.testing.assert_allclose(found, mean, atol=1e-6)
+    np.testing.assert_allclose(ours_covariance, covariance, atol=1e-6)
+    np.testing.assert_allclose(ours.predict(X, return_std=True)[1], theirs.predict(X, return_std=True)[1], atol=1e-6)
+    assert ours.log_marginal_likelihood() == pytest.approx(theirs.log_marginal_likelihood(), rel=1e-6)
+
+
+def test_samples_have_the_moments_of_predictions():
+    _, ours, X = _theirs_and_ours(2.0 * kernels.RBF(0.7), alpha=0.1)
+    mean, covariance = ours.predict(X[:3], return_cov=True)
+    samples = ours.sample_y(X[:3], 4000, random_state=1)
+    assert samples.shape == (3, 4000)
+    error = np.sqrt(covariance.diagonal() / 4000)
+    assert (np.abs(samples.mean(1) - mean) < 5 * error).all()
+    np.testing.assert_allclose(np.cov(samples), covariance, atol=5 * np.sqrt(2 / 4000) * covariance.max())
+
+
+def test_white_noise_of_a_kernel_is_where_the_noise_starts():
+    X, y = make_data(GPRegressor)
+    kernel = kernels.RBF() + 0.5 * kernels.WhiteKernel(0.6)
+    noise = GPRegressor(kernel, optimizer=None).fit(X, y).model_.likelihood.noise
+    assert noise.item() == pytest.approx(0.3)
+    fixed = kernels.RBF() + kernels.WhiteKernel(0.6, "fixed")
+    assert GPRegressor(fixed, max_iterations=2).fit(X, y).model_.likelihood.noise.item() == pytest.approx(0.6)
+    with pytest.raises(InputError, match=r"must have a part that is no WhiteKernel"):
+        GPRegressor(kernels.WhiteKernel()).fit(X, y)
+    with pytest.raises(InputError, match=r"`noise` must be 'gaussian' with `alpha` or a WhiteKernel"):
+        GPRegressor(fixed, noise="student_t").fit(X, y)
+    with pytest.raises(InputError, match=r"Got the noise 'student_t'\. Pass it as noise='student_t'"):
+        GPRegressor("student_t").fit(X, y)
+
+
+def test_what_alpha_must_be():
+    X, y = make_data(GPRegressor)
+    for wrong in (-1.0, np.ones(3), np.inf):
+        with pytest.raises(InputError, match=r"`alpha` must be a variance, or one per row with shape \("):
+            GPRegressor(alpha=wrong).fit(X, y)
+    weights = np.ones(len(y))
+    weights[::2] = 0.0
+    regressor = GPRegressor(alpha=np.linspace(0.1, 1.0, len(y)), optimizer=None).fit(X, y, weights)
+    assert len(regressor.model_.likelihood.noise) == len(y) // 2
+    with pytest.raises(InputError, match=r"Rows cannot be added to a regressor with `alpha`"):
+        regressor.partial_fit(X, y)
+    with pytest.raises(InputError, match=r"Only one of `return_std` and `return_cov`"):
+        regressor.predict(X, return_std=True, return_cov=True)
+    with pytest.raises(InputError, match=r"`theta` must be None"):
+        regressor.log_marginal_likelihood(np.zeros(2))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+def test_columns_of_categories_and_periods_are_not_standardised():
+    rng = np.random.default_rng(0)
+    groups, x = rng.integers(0, 4, 80), 100.0 * rng.uniform(size=80)
+    X, y = np.c_[x, groups, x], (np.array([-2.0, 2.0, -2.0, 2.0])[groups] + np.sin(x / 10.0) > 0).astype(int)
+    periodic = PeriodicKernel(active_dims=[2])
+    periodic.period_length = 60.0
+    kernel = (
+        ScaleKernel(RBFKernel(active_dims=[0])) * IndexKernel(num_tasks=4, rank=2, active_dims=[1])
+    ) + ScaleKernel(periodic)
+    np.testing.assert_array_equal(raw_columns(kernel, 3), [False, True, True])
+    np.testing.assert_array_equal(raw_columns(ScaleKernel(IndexKernel(num_tasks=4, active_dims=[1])), 2), [0, 1])
+    np.testing.assert_array_equal(raw_columns("rbf", 2), [False, False])
+    np.testing.assert_array_equal(raw_columns(kernels.ExpSineSquared(), 1), [True])
+    classifier = GPClassifier(kernel, max_iterations=3).fit(X, y)
+    assert classifier.score(X, y) > 0.9
+    inputs = classifier.model_.train_inputs[0].numpy()
+    np.testing.assert_array_equal(inputs[:, 1:], X[:, 1:])
+    assert abs(inputs[:, 0].mean()) < 1e-6

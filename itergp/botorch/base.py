@@ -170,7 +170,8 @@ class LatentModel(Model, FantasizeMixin):
                 "New observations have the noise of the likelihood and no other keywords. Got "
                 f"{sorted(options)}. Leave them out."
             )
-        if not self.model._calculus.exchangeable:
+        calculus = self.model._calculus
+        if not calculus.exchangeable or calculus.observation_at(self.model._held_inputs):
             raise InputError(
                 f"New observations need a likelihood that is the same for all rows. Got {type(self.likelihood).__name__}. "
                 "Build a model of all rows with their noise."

@@ -103,6 +103,14 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         gone = targets.isnan() if targets.is_floating_point() else torch.zeros_like(targets, dtype=torch.bool)
         return gone.flatten(1).any(1) if targets.dim() > 1 else gone
 
+    def take(self, rows: Tensor | slice) -> Likelihood:
+        """The likelihood of some training rows; another one only where it knows more of a row than its target."""
+        return self
+
+    def observation_at(self, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+        """What new inputs say about the observations there, as keywords of ``predictive``."""
+        return {}
+
     def initialise(self, targets: Tensor) -> list[str]:
         """Sets parameters that are still at their default from validated targets; returns the names of what was set."""
         return []

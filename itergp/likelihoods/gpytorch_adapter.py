@@ -7,6 +7,7 @@ automatic differentiation otherwise. The wrapped module keeps its parameters; no
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import gpytorch.likelihoods as gl
@@ -33,8 +34,12 @@ from itergp.likelihoods.targets import check_targets
 _PREDICTIVE_NODES = 64
 
 
-def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
+def as_likelihood(likelihood: gl.Likelihood, inputs: tuple[Tensor, ...] | None = None) -> Likelihood:
     """The calculus of a likelihood, ours or GPyTorch's.
+
+    Args:
+        likelihood: The likelihood.
+        inputs: Training inputs, which some of GPyTorch's likelihoods look at.
 
     Raises:
         InputError: If it is not a likelihood of a row's targets given its latent values alone: one of several outputs,
@@ -55,6 +60,8 @@ def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
         return BernoulliLikelihood(link="probit")
     if type(likelihood) is gl.PoissonLikelihood:
         return PoissonLikelihood(link="softplus")
+    if type(likelihood) is gl.HadamardGaussianLikelihood:
+        return _Hadamard(likelihood, inputs)
     return _adapter(likelihood)(likelihood)
 
 
@@ -270,7 +277,25 @@ class _GaussianWithMissing(_Gaussian):
     accepts_missing = True
 
 
-class _FixedNoise(_Gaussian):
+class _NoiseByRow(_Gaussian):
+    """Gaussian noise whose variance differs from row to row."""
+
+    @abstractmethod
+    def _row_noise(self, like: Tensor) -> Tensor:
+        """Variances of the training rows, in shape and dtype of latent values ``(..., N)``."""
+
+    def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
+        latent = f.squeeze(-1)
+        noise = self._row_noise(latent)
+        return -0.5 * ((targets.to(f.dtype) - latent).square() / noise + noise.log() + math.log(2.0 * math.pi))
+
+    def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        latent = f.squeeze(-1)
+        precision = self._row_noise(latent).reciprocal().expand(latent.shape)
+        return ((targets.to(f.dtype) - latent) * precision).unsqueeze(-1), precision[..., None, None]
+
+
+class _FixedNoise(_NoiseByRow):
     """Known noise variance for every training row; as in GPyTorch, new rows get only the learned second noise."""
 
     exchangeable = False
@@ -289,18 +314,10 @@ class _FixedNoise(_Gaussian):
         second = torch.as_tensor(self.wrapped.second_noise, dtype=like.dtype, device=like.device)
         return known + second if known.shape[-1] == like.shape[-1] else second.expand(like.shape[-1:])
 
-    def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
-        latent = f.squeeze(-1)
-        noise = self._row_noise(latent)
-        return -0.5 * ((targets.to(f.dtype) - latent).square() / noise + noise.log() + math.log(2.0 * math.pi))
-
-    def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        latent = f.squeeze(-1)
-        precision = self._row_noise(latent).reciprocal().expand(latent.shape)
-        return ((targets.to(f.dtype) - latent) * precision).unsqueeze(-1), precision[..., None, None]
-
     def predictive(self, mean: Tensor, covariance: Tensor) -> NormalPredictive:
-        variance = covariance[..., 0, 0].clamp_min(0.0) + self._row_noise(mean[..., 0])
+        # Of new rows, even if they happen to be as many as the training rows.
+        second = torch.as_tensor(self.wrapped.second_noise, dtype=mean.dtype, device=mean.device)
+        variance = covariance[..., 0, 0].clamp_min(0.0) + second
         return NormalPredictive(mean[..., 0], variance.sqrt(), validate_args=False)
 
 
@@ -328,6 +345,69 @@ class _Dirichlet(Likelihood):
     def validate_targets(self, targets: Tensor) -> Tensor:
         """Labels as they are."""
         return targets
+
+
+class _Hadamard(_NoiseByRow):
+    """One noise variance per task; the task of a row is one of its inputs."""
+
+    predictive_options = ("task",)
+
+    def __init__(self, wrapped: gl.HadamardGaussianLikelihood, inputs: tuple[Tensor, ...] | None) -> None:
+        super().__init__(wrapped)
+        self._tasks = None if inputs is None else self.observation_at(inputs)["task"]
+        self._is_part = False
+
+    def take(self, rows: Tensor | slice) -> _Hadamard:
+        made = _Hadamard(self.wrapped, None)
+        made._tasks = None if self._tasks is None else self._tasks[rows]
+        made._is_part = True
+        return made
+
+    def observation_at(self, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+        column, size = self.wrapped.task_feature_index, self.wrapped.num_tasks
+        if column is not None and inputs[0].shape[-1] > 1:
+            found = [inputs[0][:, column]]
+        else:
+            single = [x[:, 0] for x in inputs if x.shape[-1] == 1]
+            found = [x for x in single if not x.is_floating_point()] or single
+        tasks = [x for x in found if bool(((x == x.round()) & (x >= 0) & (x < size)).all())]
+        if len(tasks) != 1:
+            raise InputError(
+                f"HadamardGaussianLikelihood needs one input of a single column with the task of each row, "
+                f"0..{size - 1}. Got "
+                f"{len(tasks)} such input(s) among {len(inputs)}. Pass (x, task) with an integer task, or give the "
+                f"likelihood "
+                "task_feature_index."
+            )
+        return {"task": tasks[0].to(torch.int64, copy=True)}  # memory of its own
+
+    def _row_noise(self, like: Tensor) -> Tensor:
+        if self._tasks is None or self._tasks.shape[-1] != like.shape[-1]:
+            raise InputError(
+                f"HadamardGaussianLikelihood needs the task of all rows. Got {like.shape[-1]} rows whose tasks are not "
+                "known. Take the observations of a model, or some of them by Observations.take."
+            )
+        return self._noise_of(self._tasks, like)
+
+    def _noise_of(self, task: Tensor, like: Tensor) -> Tensor:
+        return self.wrapped.noise.reshape(-1)[task.long().to(like.device)].to(like.dtype)
+
+    def predictive(self, mean: Tensor, covariance: Tensor, *, task: int | Tensor | None = None) -> NormalPredictive:
+        task = self._tasks if task is None and self._is_part else task  # rows that were chosen are not new ones
+        if task is None:
+            raise InputError(
+                "HadamardGaussianLikelihood needs the task of new rows. Got none. Call model.predict, which takes "
+                "them from its inputs, or pass task=."
+            )
+        latent = mean[..., 0]
+        variance = covariance[..., 0, 0].clamp_min(0.0) + self._noise_of(torch.as_tensor(task), latent)
+        return NormalPredictive(latent, variance.sqrt(), validate_args=False)
+
+    def predictive_log_density(self, mean: Tensor, covariance: Tensor, targets: Tensor) -> Tensor:
+        return self.predictive(mean, covariance, task=self._tasks).log_prob(targets)
+
+    def marginal(self, function_dist: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapped.marginal(function_dist, *args, **kwargs)
 
 
 class _StudentT(StudentTLikelihood):

@@ -10,6 +10,7 @@ import torch
 
 from itergp._version import __version__
 from itergp.models.description import CODE, describe
+from itergp.models.prior_evaluation import depends_on_mode
 from itergp.operators import Prior, Rows, make_operator
 from itergp.operators.rows import evenly_spaced
 
@@ -84,7 +85,10 @@ class Identity:
 
 def describe_prior(model: NonConjugateGP) -> dict[str, str]:
     """Classes, hyperparameters, buffers and all other attributes of a model, its likelihood and their parts."""
-    return describe(model, "", leave_out=(*_NOT_PRIOR, *_METHOD))
+    found = describe(model, "", leave_out=(*_NOT_PRIOR, *_METHOD))
+    if depends_on_mode(model):
+        found["training"] = repr(model.training)
+    return found
 
 
 def identify(model: NonConjugateGP, **settings: Any) -> dict[str, Any]:
@@ -131,7 +135,8 @@ def _probe(model: NonConjugateGP) -> list[float]:
     """Prior means and kernel entries of a few rows: they notice what no attribute shows, such as a captured variable."""
     rows = evenly_spaced(model.train_targets.shape[0], _PROBE_ROWS, torch.device("cpu"))
     with torch.no_grad():
-        prior: Prior = model._prior(tuple(x[rows.to(x.device)] for x in model.train_inputs))
+        whole: Prior = model._prior(model.train_inputs)
+        prior = whole.take(rows.to(whole.mean.device))
         entries = make_operator(prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="dense").dense()
     return [round(value, 8) for value in torch.cat([prior.mean.reshape(-1), entries.reshape(-1)]).double().tolist()]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -18,18 +17,22 @@ from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.checkpoint_file import Within
 from itergp.models.conditioning import bounded, find_posterior
+from itergp.models.description import describe
 from itergp.models.held_tensors import HeldTensors
 from itergp.models.hyperparameters import frozen
 from itergp.models.identity import Identity
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, make_plan, problem_size
-from itergp.models.prior_shapes import PriorOfWeightedRows, of_one_output, require_one_output
+from itergp.models.prior_evaluation import fit_grids, prior_at, prior_at_training_inputs
+from itergp.models.prior_shapes import PriorOfWeightedRows, require_one_output
 from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction
 from itergp.models.training_data import append_rows, fantasy_model, replace_rows
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
 from itergp.models.validation import allows_nan, as_inputs, as_observations, check_test_inputs
 from itergp.operators import KernelOperator, OperatorClass, OperatorKind, Prior, make_operator, require_operator
+from itergp.operators.derived import TabulatedKernel, snapshot
+from itergp.operators.special import has_moving_grid
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
 from itergp.solvers.base import Solver, require_positive, require_solver
 
@@ -105,8 +108,8 @@ class NonConjugateGP(gpytorch.models.GP):
         require_operator(operator)
         require_solver(SubspaceNewton() if solver is None else solver)
         require_positive("memory_budget", memory_budget, integer=True)
-        calculus = as_likelihood(likelihood)
         inputs = as_inputs(train_inputs, "train_inputs")
+        calculus = as_likelihood(likelihood, inputs)
         self.missing_targets, self._nan_targets = missing_targets, allows_nan(calculus)
         observed = as_observations(train_targets, inputs, calculus, sample_weight, missing_targets, self._nan_targets)
         self._held_data = HeldTensors((*inputs, observed.targets, observed.sample_weight))
@@ -116,6 +119,7 @@ class NonConjugateGP(gpytorch.models.GP):
         self.tempering = 0.0
         self.operator_kind = operator
         self.memory_budget = memory_budget
+        self.forward_keywords: dict[str, Any] = {}
         self._forget()
 
     # ------------------------------------------------------ the training data
@@ -233,7 +237,8 @@ class NonConjugateGP(gpytorch.models.GP):
             InputError: If the inputs do not look like the training inputs, or the likelihood does not know a keyword.
         """
         tempering = check_prediction(self, tempering, observation)
-        return self._stream(x, progress=progress).predictive(tempering, observation)
+        stream = self._stream(x, progress=progress)
+        return stream.predictive(tempering, self._calculus.observation_at(stream.inputs) | observation)
 
     def predict_batches(
         self,
@@ -263,7 +268,8 @@ class NonConjugateGP(gpytorch.models.GP):
         """
         require_positive("batch_size", batch_size, integer=True)
         tempering = check_prediction(self, tempering, observation)
-        return self._stream(x, batch_size, progress).predictives(tempering, observation)
+        stream = self._stream(x, batch_size, progress)
+        return stream.predictives(tempering, self._calculus.observation_at(stream.inputs) | observation)
 
     def latent_mean(self, x: Any, *, progress: bool = False) -> Tensor:
         """Posterior mean of the latent functions ``(M, C)``, without the cost of a covariance.
@@ -300,7 +306,11 @@ class NonConjugateGP(gpytorch.models.GP):
 
     # -------------------------------------------------------- GPyTorch's habits
     def __call__(self, *args: Tensor, **kwargs: Any) -> MultivariateNormal:
-        """The prior at the training inputs in training mode, the latent posterior in evaluation mode."""
+        """The prior at the training inputs in training mode, the latent posterior in evaluation mode.
+
+        Keywords are handed to ``forward``, now and until the next call: the posterior is that of the prior with them.
+        """
+        self._call_forward_with(kwargs)
         if self.training:
             inputs = as_inputs(args, "inputs")
             known = self._held_inputs
@@ -487,15 +497,34 @@ class NonConjugateGP(gpytorch.models.GP):
 
     @property
     def _calculus(self) -> Likelihood:
-        return as_likelihood(self.likelihood)
+        return as_likelihood(self.likelihood, self._held_inputs)
 
     def _prior(self, inputs: tuple[Tensor, ...]) -> Prior:
-        return Prior.from_forward(of_one_output(self.forward), inputs, self._calculus.num_latents)
+        """The prior at the training inputs, if these are given, or at new ones."""
+        held = self._held_inputs
+        if len(inputs) == len(held) and all(given is own for given, own in zip(inputs, held, strict=True)):
+            return prior_at_training_inputs(self)
+        # What looks at rows together is asked as ExactGP asks it; only the posterior's operator knows.
+        together = not self.training and isinstance(self._training_operator().kernel, TabulatedKernel)
+        return prior_at(self, inputs, together=together)
+
+    def _call_forward_with(self, keywords: dict[str, Any]) -> None:
+        """Keywords of ``forward`` from now on; others ask for another posterior."""
+        if describe(keywords, "") != describe(self.forward_keywords, ""):
+            self.forward_keywords = dict(keywords)
+            self._operator = None
+
+    def train(self, mode: bool = True) -> NonConjugateGP:
+        """Training or evaluation mode; a prior that depends on it asks for another posterior."""
+        if mode != self.training and self.__dict__.get("_operator") is not None:
+            self._operator = None
+        super().train(mode)
+        return self
 
     def _make_operator(self, prior: Prior) -> KernelOperator:
         """The operator of a snapshot of the kernel, so that it stays what the posterior was found with."""
         with torch.no_grad():
-            kernel = copy.deepcopy(prior.kernel).requires_grad_(False)
+            kernel = snapshot(prior.kernel)
         return make_operator(
             kernel,
             prior.features.detach(),
@@ -512,6 +541,12 @@ class NonConjugateGP(gpytorch.models.GP):
         return self._operator
 
     def _latent(self, inputs: tuple[Tensor, ...], *, covariance: bool = True) -> LatentPosterior:
+        if torch.is_grad_enabled() and any(x.requires_grad for x in self._held_inputs):
+            raise InputError(
+                "Predictions have derivatives in new inputs, not in training inputs. Got training inputs that require them. "
+                "Detach those, or predict under torch.no_grad()."
+            )
+        fit_grids(self, inputs)
         solution = self.solution
         operator = self._training_operator()
         # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
@@ -527,8 +562,10 @@ class NonConjugateGP(gpytorch.models.GP):
     def _like_training(self, x: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Inputs, those that were not tensors in the dtype and on the device of the training inputs."""
         given = x if isinstance(x, tuple) else (x,)
-        like = self._like_data
-        return tuple(t if torch.is_tensor(raw) else t.to(like) for raw, t in zip(given, inputs, strict=True))
+        if len(inputs) != len(self._held_inputs):
+            return inputs  # which is refused
+        trios = zip(given, inputs, self._held_inputs, strict=True)
+        return tuple(t if torch.is_tensor(raw) else t.to(like) for raw, t, like in trios)
 
     def _stream(self, x: Any, batch_size: int | None = None, progress: bool = False) -> Stream:
         inputs = as_inputs(x, "inputs")
@@ -536,6 +573,8 @@ class NonConjugateGP(gpytorch.models.GP):
         given = x if isinstance(x, tuple) else (x,)
         seen = tuple(t if torch.is_tensor(raw) else t[:1] for raw, t in zip(given, inputs, strict=True))
         check_test_inputs(self._like_training(x, seen), self._held_inputs)
+        if has_moving_grid(self):
+            fit_grids(self, self._like_training(x, inputs))
         return Stream(self, inputs, batch_size, progress)
 
     def _current_solution(self) -> Solution | None:

@@ -79,11 +79,10 @@ class Stream:
         model = self.model
         solution, operator = model.solution, model._training_operator()
         block = weights_and_actions(solution, covariance=covariance)
-        like = model._like_data
         with _bar(self.progress) as bar:
             task = bar.add_task("predict", total=self.num_rows)
             for rows in self._slices(solution, covariance=covariance):
-                part = tuple(x[rows].to(like) for x in self.inputs)
+                part = tuple(x[rows].to(like) for x, like in zip(self.inputs, model._held_inputs, strict=True))
                 wanted = torch.is_grad_enabled() and any(x.requires_grad for x in part)
                 # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
                 with torch.set_grad_enabled(wanted), frozen(model):

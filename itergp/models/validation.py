@@ -21,9 +21,10 @@ _CLASS_LIKELIHOODS = ("BernoulliLikelihood", "CategoricalLikelihood", "OrdinalLi
 
 
 def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
-    """Inputs as a tuple of finite floating-point matrices ``(N, D)``; vectors become one column.
+    """Inputs as a tuple of finite matrices ``(N, D)``; vectors become one column.
 
-    Arrays, data frames and Arrow data are read where they are, see ``itergp.as_tensor``.
+    The first is floating point; others may be integers, such as the number of a task, and become ``int64``. Arrays,
+    data frames and Arrow data are read where they are, see ``itergp.as_tensor``.
 
     Raises:
         InputError: For anything else.
@@ -35,9 +36,9 @@ def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
         kinds = ", ".join(sorted({type(x).__name__ for x in given})) or "nothing"
         kinds = f"a list of {kinds}" if isinstance(inputs, list) else kinds
         raise InputError(f"`{name}` must be a torch tensor or a tuple of them. Got {kinds}. Use torch.as_tensor(x).")
-    checked = tuple(x.unsqueeze(-1) if x.dim() == 1 else x for x in given)
+    checked = tuple(_as_column(x) if place == 0 else _as_long(_as_column(x)) for place, x in enumerate(given))
     for x in checked:
-        if x.dim() == 3:
+        if x.dim() > 2:
             raise InputError(
                 f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}, a batch. Build one "
                 "model per batch element, for example in a torch.nn.ModuleList; itergp.botorch.BotorchModel takes "
@@ -49,11 +50,13 @@ def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
             )
         if x.shape[0] == 0:
             raise InputError(f"`{name}` must have at least one row. Got none. Check how the data were selected.")
-        if not x.is_floating_point():
-            raise InputError(f"`{name}` must be floating point. Got {x.dtype}. Call .float() or .double().")
-        if x.dtype not in (torch.float32, torch.float64):
+        if not x.is_floating_point() and x is checked[0]:
+            remedy = "Call .float() or .double()." if len(checked) == 1 else "Put integers, such as a task, after it."
+            raise InputError(f"The first of `{name}` must be floating point. Got {x.dtype}. {remedy}")
+        if x.is_floating_point() and x.dtype not in (torch.float32, torch.float64):
             raise InputError(f"`{name}` must be float32 or float64. Got {x.dtype}. Call .float().")
-        if x.dtype != checked[0].dtype or x.device != checked[0].device or x.shape[0] != checked[0].shape[0]:
+        same_dtype = x.dtype in (checked[0].dtype, torch.int64)
+        if not same_dtype or x.device != checked[0].device or x.shape[0] != checked[0].shape[0]:
             raise InputError(
                 f"All of `{name}` must share rows, dtype and device. Got {_kind(checked[0])} and {_kind(x)}. Convert them."
             )
@@ -63,6 +66,14 @@ def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
                 "Drop those rows or impute the values."
             )
     return checked
+
+
+def _as_column(x: Tensor) -> Tensor:
+    return x.unsqueeze(-1) if x.dim() == 1 else x
+
+
+def _as_long(x: Tensor) -> Tensor:
+    return x if x.is_floating_point() else x.long()
 
 
 def _rows_not_finite(x: Tensor) -> int:

@@ -229,7 +229,7 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.rows.sum(grad.clone()), None
+        return _Summed.apply(grad, ctx.rows), None
 
 
 class _Summed(torch.autograd.Function):

@@ -105,6 +105,10 @@ class GPEstimator(BaseEstimator):
         """Targets in the units of the model as they were encoded."""
         return y
 
+    def _kernel(self) -> Any:
+        """The kernel of the latent functions, as ``make_kernel`` takes it."""
+        return self.kernel
+
     def _num_kernels(self) -> int:
         """How many latent functions get a kernel by name of their own; 1 shares one."""
         return 1
@@ -121,9 +125,9 @@ class GPEstimator(BaseEstimator):
         """Learns scaling and hyperparameters, and finds the posterior."""
         self._scaling = Scaling.nothing(values)
         if self.standardize:
-            raw = raw_columns(self.kernel, values.shape[1])
+            raw = raw_columns(self._kernel(), values.shape[1])
             self._scaling = Scaling.learn(values, weights).except_for(raw)
-        self._codes = category_columns(self.kernel, values.shape[1])
+        self._codes = category_columns(self._kernel(), values.shape[1])
         if len(values) > 1:  # a single one says nothing about what varies
             self._warn_of_constants()
         self._learn_targets(targets, weights)
@@ -220,7 +224,7 @@ class GPEstimator(BaseEstimator):
         """The model for the estimator's arguments; hyperparameters are the starting values."""
         count = self._num_kernels()
         kernel = make_kernel(
-            self.kernel,
+            self._kernel(),
             inputs.shape[1],
             ard=self.ard,
             spread=spread,
@@ -306,6 +310,28 @@ class GPEstimator(BaseEstimator):
         with torch.no_grad():
             latent = self.model_(inputs)
             return as_numpy(latent.mean), as_numpy(latent.variance)
+
+    def log_marginal_likelihood(
+        self, theta: Any = None, eval_gradient: bool = False, clone_kernel: bool = True
+    ) -> float:
+        """The log marginal likelihood at the learned hyperparameters, see ``log_marginal_likelihood_value_``.
+
+        Args:
+            theta: Only None: other hyperparameters are those of another fit.
+            eval_gradient: Only False.
+            clone_kernel: Ignored.
+
+        Raises:
+            InputError: If another value, or a gradient, is asked for.
+        """
+        check_is_fitted(self)
+        if theta is not None or eval_gradient:
+            raise InputError(
+                "`theta` must be None and `eval_gradient` False. Got others. Fit with optimizer=None and the kernel "
+                "you want the "
+                "value of, or use itergp.objectives for gradients."
+            )
+        return self.log_marginal_likelihood_value_
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the fitted estimator to one file, complete with labels, names of columns, scaling, model and posterior.

@@ -37,6 +37,7 @@ from sklearn.gaussian_process import kernels as theirs
 from itergp.errors import InputError
 
 DEFAULT_KERNEL = "matern32"
+_NOISES = ("gaussian", "student_t", "laplace", "heteroscedastic")
 _MAX_ARD_COLUMNS = 100
 
 # Categories, angles, points and grids in the units of the data.
@@ -102,6 +103,8 @@ def make_kernel(
 
 def _by_name(name: Any, num_columns: int, ard: bool | None, batch_shape: torch.Size) -> ScaleKernel:
     if not isinstance(name, str) or name.lower() not in KERNELS:
+        if name in _NOISES:
+            raise InputError(f"`kernel` must be a kernel. Got the noise {name!r}. Pass it as noise={name!r}.")
         close = difflib.get_close_matches(str(name).lower(), KERNELS, n=1, cutoff=0.4)
         hint = f"Did you mean {close[0]!r}?" if close else "Choose one of these."
         raise InputError(
@@ -110,6 +113,38 @@ def _by_name(name: Any, num_columns: int, ard: bool | None, batch_shape: torch.S
     ard = num_columns <= _MAX_ARD_COLUMNS if ard is None else ard
     base = KERNELS[name.lower()](ard_num_dims=num_columns if ard else None, batch_shape=batch_shape)
     return ScaleKernel(base, batch_shape=batch_shape)
+
+
+def without_noise(kernel: theirs.Kernel) -> tuple[theirs.Kernel, float | None, bool]:
+    """A scikit-learn kernel without its white noise, the noise's variance or None, and whether that is fixed.
+
+    Raises:
+        InputError: If there is nothing but noise.
+    """
+    rest, level, fixed = _without_noise(kernel)
+    if rest is None:
+        raise InputError(
+            f"`kernel` must have a part that is no WhiteKernel. Got {kernel}. Add one, for example RBF() + "
+            f"WhiteKernel()."
+        )
+    return rest, level, fixed
+
+
+def _without_noise(kernel: theirs.Kernel) -> tuple[theirs.Kernel | None, float | None, bool]:
+    if isinstance(kernel, theirs.WhiteKernel):
+        return None, float(kernel.noise_level), kernel.hyperparameter_noise_level.fixed
+    if isinstance(kernel, theirs.Product):
+        for constant, other in ((kernel.k1, kernel.k2), (kernel.k2, kernel.k1)):
+            if isinstance(constant, theirs.ConstantKernel) and isinstance(other, theirs.WhiteKernel):
+                rest, level, fixed = _without_noise(other)
+                return rest, constant.constant_value * (level or 0.0), fixed
+    if isinstance(kernel, theirs.Sum):
+        first, second = _without_noise(kernel.k1), _without_noise(kernel.k2)
+        levels = [level for _, level, _ in (first, second) if level is not None]
+        rests = [rest for rest, _, _ in (first, second) if rest is not None]
+        rest = theirs.Sum(*rests) if len(rests) == 2 else rests[0] if rests else None
+        return rest, sum(levels) if levels else None, first[2] or second[2]
+    return kernel, None, False
 
 
 def _check_columns(kernel: Kernel, num_columns: int) -> None:
@@ -217,10 +252,17 @@ def translate(kernel: theirs.Kernel) -> Kernel:
         made.raw_variance.requires_grad_(False)
         constant = theirs.ConstantKernel(kernel.sigma_0**2, kernel.sigma_0_bounds)
         return made + translate(constant)
+    if isinstance(kernel, theirs.ExpSineSquared):
+        made = PeriodicKernel()
+        made.period_length = kernel.periodicity
+        made.lengthscale = kernel.length_scale**2  # GPyTorch's is the square
+        _fix(made, "raw_period_length", kernel.hyperparameter_periodicity)
+        return _fix(made, "raw_lengthscale", kernel.hyperparameter_length_scale)
     remedy = "Leave it out: noise belongs to the likelihood." if isinstance(kernel, theirs.WhiteKernel) else ""
     raise InputError(
-        "`kernel` must be made of RBF, Matern (nu 0.5, 1.5, 2.5), RationalQuadratic, ConstantKernel and DotProduct. "
-        f"Got {kernel}. {remedy or 'Pass a GPyTorch kernel instead.'}"
+        "`kernel` must be made of RBF, Matern (nu 0.5, 1.5, 2.5), RationalQuadratic, ExpSineSquared, ConstantKernel "
+        "and "
+        f"DotProduct. Got {kernel}. {remedy or 'Pass a GPyTorch kernel instead.'}"
     )
 
 

@@ -98,6 +98,19 @@ def default_neighbours(num_latents: int) -> int:
     return _NEIGHBOURS if num_latents == 1 else 0
 
 
+def neighbours_of(problem: Problem, wanted: int | None) -> int:
+    """Rows that every input is conditioned on besides: as many as are wanted, if their kernel entries can be had.
+
+    Args:
+        problem: The problem.
+        wanted: What the user says, or None.
+    """
+    if problem.rows.sharded:  # a process holds what is known of its own rows alone
+        return 0
+    wanted = default_neighbours(problem.num_latents) if wanted is None else wanted
+    return wanted if wanted > 0 and problem.operator.evaluates_groups else 0
+
+
 def exact_covariance(problem: Problem, curvature: Tensor, extra: Tensor | None = None) -> CovarianceResult:
     """Conditions on every latent value, with dense matrices of size N C.
 
