@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from functools import partial
 
 import gpytorch
 import gpytorch.kernels as gk
@@ -440,7 +441,7 @@ def test_inducing_points_have_one_prior_for_learning_and_one_for_predictions():
 def test_the_loss_of_inducing_points_is_that_of_gpytorch():
     values = []
     for base, make in (
-        (NonConjugateGP, ComputationAwareELBO),
+        (NonConjugateGP, partial(ComputationAwareELBO, initialise_kernel=False)),
         (gpytorch.models.ExactGP, gpytorch.mlls.ExactMarginalLogLikelihood),
     ):
         likelihood = _gaussian()

@@ -319,7 +319,7 @@ KEPT = {
     "equal data": lambda m: setattr(m, "train_targets", m.train_targets.clone()),
     "an equal solver": lambda m: setattr(m, "solver", SubspaceNewton(tolerance=1e-8)),
     "where it is": lambda m: m.to("cpu").double(),
-    "what predictions only use": lambda m: setattr(m, "covariance_scale", 0.5),
+    "what predictions only use": lambda m: setattr(m, "tempering", 0.5),
     "the memory": lambda m: setattr(m, "memory_budget", 10**6),
     "a plan": lambda m: m.plan(),
     "predictions": lambda m: (m(make_inputs(3)), m.predict(make_inputs(3)), m.latent_mean(make_inputs(3))),

@@ -119,13 +119,14 @@ class PriorVariance:
 @contextmanager
 def keeping_posterior(model: NonConjugateGP) -> Iterator[None]:
     """Whatever posterior the model takes meanwhile, afterwards it has the present one again."""
-    kept = model._solution, model._operator, model._identity
+    kept = model._solution, model._operator, model._made_in_training, model._identity
     try:
         yield
     finally:
-        model._solution, model._operator, model._identity = kept
+        model._solution, model._operator, model._made_in_training, model._identity = kept
 
 
 def _take(model: NonConjugateGP, solution: Solution, operator: KernelOperator, identity: Identity) -> None:
     """Makes a solution the model's posterior as it was when its identity was taken."""
-    model._solution, model._operator, model._identity = solution, operator, identity
+    model._take_operator(operator)
+    model._solution, model._identity = solution, identity

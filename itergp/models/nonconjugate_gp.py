@@ -23,7 +23,7 @@ from itergp.models.hyperparameters import frozen
 from itergp.models.identity import Identity
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, make_plan, problem_size
-from itergp.models.prior_evaluation import fit_grids, prior_at, prior_at_training_inputs
+from itergp.models.prior_evaluation import depends_on_mode, fit_grids, prior_at, prior_at_training_inputs
 from itergp.models.prior_shapes import PriorOfWeightedRows, require_one_output
 from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction
@@ -87,6 +87,7 @@ class NonConjugateGP(gpytorch.models.GP):
     _held_data: HeldTensors
     _solution: Solution | None
     _operator: KernelOperator | None
+    _made_in_training: bool  # the operator
     _identity: Identity | None
 
     def __init__(
@@ -516,8 +517,11 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def train(self, mode: bool = True) -> NonConjugateGP:
         """Training or evaluation mode; a prior that depends on it asks for another posterior."""
-        if mode != self.training and self.__dict__.get("_operator") is not None:
-            self._operator = None
+        operator = self.__dict__.get("_operator")
+        if mode != self.training and operator is not None:
+            # Only in evaluation mode it is seen whether forward takes rows one by one.
+            unseen = self._made_in_training or isinstance(operator.kernel, TabulatedKernel)
+            self._operator = None if unseen or depends_on_mode(self) else operator
         super().train(mode)
         return self
 
@@ -537,8 +541,14 @@ class NonConjugateGP(gpytorch.models.GP):
         """The operator of the present posterior, made again if it was not kept."""
         if self._operator is None:
             with torch.no_grad():
-                self._operator = self._make_operator(self._prior(self.train_inputs))
+                self._take_operator(self._make_operator(self._prior(self.train_inputs)))
+        assert self._operator is not None
         return self._operator
+
+    def _take_operator(self, operator: KernelOperator) -> None:
+        """Makes an operator that of the present posterior."""
+        if operator is not self._operator:
+            self._operator, self._made_in_training = operator, self.training
 
     def _latent(self, inputs: tuple[Tensor, ...], *, covariance: bool = True) -> LatentPosterior:
         if torch.is_grad_enabled() and any(x.requires_grad for x in self._held_inputs):
@@ -610,3 +620,4 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _forget(self) -> None:
         self._solution, self._operator, self._identity = None, None, None
+        self._made_in_training = False

@@ -56,7 +56,7 @@ def initialise(kernel: Kernel, features: Tensor) -> list[str]:
     """
     changed = []
     sample = features.detach()[torch.linspace(0, len(features) - 1, min(_SAMPLE, len(features))).long()]
-    seen = _what_kernels_see(kernel, sample)
+    seen = rows_seen(kernel, sample)
     for name, module in kernel.named_modules():
         at_default = isinstance(module, Kernel) and module.has_lengthscale and not bool(module.raw_lengthscale.any())
         in_units = not isinstance(module, _OTHER_UNITS)
@@ -83,11 +83,18 @@ def _median_distance(columns: Tensor) -> float:
     return float(torch.cat([torch.pdist(rows) for rows in batch]).median())
 
 
-def _what_kernels_see(kernel: Kernel, sample: Tensor) -> dict[str, Tensor]:
+def rows_seen(kernel: Kernel, sample: Tensor) -> dict[str, Tensor]:
     """The rows that every kernel with a lengthscale is evaluated on when the outermost is evaluated on a sample.
 
     Only the kernels know: ``active_dims`` may be applied by an outer kernel, columns taken one by one, or inputs
     transformed. Where one is evaluated on something else than the rows, such as a grid, the columns that it names.
+
+    Args:
+        kernel: The outermost kernel, as a prior has it.
+        sample: What it is evaluated on ``(n, D)``.
+
+    Returns:
+        Rows ``(..., n, D')`` by the name of a kernel's module.
     """
     seen: dict[str, Tensor] = {}
     # Some kernels take their own inputs only, or have no copy, and say so by one of these errors.
