@@ -436,10 +436,15 @@ def test_bad_test_inputs_cost_nothing():
     assert model.calls == 0
 
 
-@pytest.mark.parametrize("scale", [-0.1, 1.1, NAN, INF])
-def test_covariance_scale(scale, conditioned):
-    with pytest.raises(InputError, match=r"`covariance_scale` must be between 0 and 1\. Got"):
-        conditioned.predict(make_inputs(3), covariance_scale=scale)
+@pytest.mark.parametrize("tempering", [-0.1, -INF, NAN, True, "much"])
+def test_tempering(tempering, conditioned):
+    with pytest.raises(InputError, match=r"`tempering` must be a number, 0 or more\. Got"):
+        conditioned.predict(make_inputs(3), tempering=tempering)
+
+
+def test_the_former_name_of_tempering(conditioned):
+    with pytest.raises(InputError, match=r"`covariance_scale` has given way to `tempering`"):
+        conditioned.predict(make_inputs(3), covariance_scale=0.0)
 
 
 @pytest.mark.parametrize("level", [0.0, 1.0, -0.5, 1.5, NAN])

@@ -23,7 +23,7 @@ from helpers import (
 import itergp
 from itergp.diagnostics import plot_trajectory
 from itergp.learning import calibrate_predictions, fit
-from itergp.learning.calibration import SCALES
+from itergp.learning.calibration import EXPONENTS
 from itergp.learning.parameters import free_parameters
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
 from itergp.models.starting_values import initialise
@@ -240,8 +240,8 @@ def test_posteriors_on_the_way_leave_no_trace_in_what_is_learned():
     seen = []
 
     def look(solution):
-        scale = None if solution.rank else 0.0
-        predictive = looked.predict(looked.train_inputs[0], covariance_scale=scale)
+        tempering = None if solution.rank else math.inf
+        predictive = looked.predict(looked.train_inputs[0], tempering=tempering)
         nll = -float(predictive.log_prob(looked.train_targets).mean())
         seen.append((float(looked.covar_module.base_kernel.lengthscale.detach()), nll))
 
@@ -500,10 +500,10 @@ def test_calibration_finds_the_posterior_where_it_is_true():
     model = SimpleGP(x, y, BernoulliLikelihood(), kernel=kernel)
     calibration = calibrate_predictions(model, num_rows=900)
     assert calibration.num_held_out == 900
-    assert calibration.covariance_scale > 0.0
+    assert calibration.tempering < 4.0
     densities = calibration.log_densities
-    assert densities["variational", 1.0] > densities["variational", 0.0] + 0.01
-    assert densities["variational", 1.0] > densities["laplace", 0.0]
+    assert densities["variational", 0.0] > densities["variational", math.inf] + 0.01
+    assert densities["variational", 0.0] > densities["laplace", math.inf]
     assert calibration.expected_calibration_error < 0.05
 
 
@@ -512,17 +512,19 @@ def test_the_calibrated_and_the_uncalibrated_predictive():
     model = SimpleGP(x[:600], y[:600], CategoricalLikelihood(3), kernel=default_kernel())
     result = fit(model, max_iterations=10)
     calibration = result.calibration
-    assert (model.approximation, model.covariance_scale) == (calibration.approximation, calibration.covariance_scale)
-    assert set(calibration.log_densities) == {(a, s) for a in ("laplace", "variational") for s in SCALES}
+    assert (model.approximation, model.tempering) == (calibration.approximation, calibration.tempering)
+    assert set(calibration.log_densities) == {
+        (a, p) for a in ("laplace", "variational") for p in (*EXPONENTS, math.inf)
+    }
     with torch.no_grad():
         chosen = model.predict(x[600:])
-        same = model.predict(x[600:], covariance_scale=calibration.covariance_scale)
+        same = model.predict(x[600:], tempering=calibration.tempering)
         assert torch.equal(chosen.probs, same.probs)
         latent = model(x[600:])  # the posterior itself
-        whole = model.predict(x[600:], covariance_scale=1.0)
+        whole = model.predict(x[600:], tempering=0.0)
         assert_close(model.likelihood(latent).probs, whole.probs, dtype=torch.float32)
     again = copy.deepcopy(model)
-    assert again.covariance_scale == model.covariance_scale
+    assert again.tempering == model.tempering
 
 
 def test_few_rows_are_each_held_out_once_and_weights_count():
@@ -552,11 +554,11 @@ def test_the_trajectory_is_drawn():
     plt.close(figure)
 
 
-def test_another_fit_forgets_the_scale_of_the_last():
+def test_another_fit_forgets_the_tempering_of_the_last():
     model = binary()
-    model.covariance_scale = 0.1
+    model.tempering = 2.0
     fit(model, max_iterations=2, calibrate=False)
-    assert model.covariance_scale == 1.0
+    assert model.tempering == 0.0
 
 
 def test_starts_are_compared_by_what_is_learned():

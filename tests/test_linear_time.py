@@ -116,7 +116,7 @@ def test_the_variance_is_never_below_the_exact_one(name):
 
 
 def test_predictions_evaluate_the_kernel_at_the_support_alone():
-    model = binary(solver=LinearTimeNewton(num_support=20, policy=SMALL))
+    model = binary(solver=LinearTimeNewton(num_support=20, policy=SMALL, num_neighbours=0))
     solution = model.condition()
     assert solution.support is not None
     assert solution.precision.actions.shape[0] == 20

@@ -147,7 +147,7 @@ def test_predictions_at_the_training_inputs_make_sense(name):
     assert float(log_prob.mean()) > float(ignorant.mean()) + 0.1
 
 
-def test_covariance_scale_joins_plug_in_and_posterior():
+def test_tempering_joins_plug_in_and_posterior():
     for name in CORE:
         model = make_model(name)
         x = make_inputs(5, seed=3)
@@ -155,10 +155,10 @@ def test_covariance_scale_joins_plug_in_and_posterior():
             latent, zeros = model.latent_mean(x), torch.zeros(5, 3 if name == "categorical" else 1, 1)
             size = latent.shape[1]
             plug_in = model._calculus.predictive(latent, zeros.double().expand(5, size, size))
-            first, last = model.predict(x, covariance_scale=0.0), model.predict(x, covariance_scale=1.0)
+            first, last = model.predict(x, tempering=math.inf), model.predict(x, tempering=0.0)
             if size == 1:
                 assert_close(first.mean, plug_in.mean)
-                half = model.predict(x, covariance_scale=0.5)
+                half = model.predict(x, tempering=0.5)
                 assert bool(((half.variance - first.variance) * (half.variance - last.variance) <= 1e-12).all())
                 assert_close(last.mean, model.predict(x).mean)
             else:
@@ -483,7 +483,7 @@ def test_the_posterior_so_far_predicts_until_the_next_is_there():
         assert bool((solution.certificate.latent_error(x) >= 0.0).all())
         inputs = x.clone().requires_grad_(True)
         assert model.latent_mean(inputs).requires_grad
-        seen.append((solution, model.predict(x, covariance_scale=0.0).probs))
+        seen.append((solution, model.predict(x, tempering=math.inf).probs))
 
     final = model.condition(on_posterior=early)
     assert model.solution is final
@@ -497,7 +497,7 @@ def test_the_posterior_so_far_predicts_until_the_next_is_there():
     assert [one.kernel_passes for one in posteriors] == sorted(one.kernel_passes for one in posteriors)
     laplace = [one.objective for one in running if one.approximation == "laplace"]
     assert laplace == sorted(laplace, reverse=True)
-    mode = make_model("categorical", approximation="laplace").predict(x, covariance_scale=0.0).probs
+    mode = make_model("categorical", approximation="laplace").predict(x, tempering=math.inf).probs
     distances = [float((probs - mode).abs().max()) for solution, probs in seen if solution.approximation == "laplace"]
     assert distances[-1] < min(0.02, 0.2 * distances[0])
 
@@ -573,7 +573,7 @@ def test_predictions_are_differentiable_in_the_inputs(name, kernel):
     _check_gradient(lambda z: (model(z).variance.reshape(5, -1) * weights).sum(), x)
     _check_gradient(lambda z: (model.latent_mean(z) * weights).sum(), x)
     if name == "categorical":
-        _check_gradient(lambda z: (model.predict(z, covariance_scale=0.0).probs * weights).sum(), x)
+        _check_gradient(lambda z: (model.predict(z, tempering=math.inf).probs * weights).sum(), x)
         assert model.predict(x.clone().requires_grad_(True)).probs.requires_grad
     else:
         _check_gradient(lambda z: (model.predict(z).mean * weights[:, 0]).sum(), x)

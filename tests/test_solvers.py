@@ -10,7 +10,8 @@ from helpers import CORE, SimpleGP, assert_close, make_batch_kernel, make_binary
 from itergp.diagnostics import TraceRecord
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Observations, PoissonLikelihood
 from itergp.operators import make_operator
-from itergp.solvers import DenseNewton, Reason, SubspaceNewton, actions, dense_newton, newton_system, precision, solve
+from itergp.posterior import dense, precision
+from itergp.solvers import DenseNewton, Reason, SubspaceNewton, actions, dense_newton, newton_system, solve
 from itergp.solvers import newton_matrix as newton_matrix_module
 from itergp.solvers.actions import leading_actions
 from itergp.solvers.newton_matrix import newton_matrix
@@ -87,9 +88,9 @@ def test_the_dense_reference_takes_singular_kernels_and_large_curvatures():
     kernel = model._training_operator().dense().double()
     for size in (1.0, 1e8):  # the larger one amplifies the rounding of the kernel beyond one
         root = torch.full((96, 1, 1), size).double()
-        joint, factor = dense_newton._factorise(kernel, root)
+        joint, factor = dense.factorise(kernel, root)
         assert_close(factor @ factor.mT, joint)
-        exact = dense_newton.joint_matrix(kernel, root)
+        exact = dense.joint_matrix(kernel, root)
         assert float((joint - exact).abs().max()) < 1e-10 * float(exact.abs().max())
 
 
@@ -347,7 +348,8 @@ def test_the_trace_accounts_for_the_run(name):
     records = []
     solution = model.condition(callback=records.append)
     assert records == list(solution.trace)
-    assert solution.trace[-1].kernel_passes == solution.kernel_passes - 1
+    # The covariance's pass is the last of a Laplace solve; the one that certifies a variational mean is recorded.
+    assert solution.trace[-1].kernel_passes == solution.kernel_passes - (name == "gaussian")
     assert set(solution.trace.phase_seconds) == {"kernel", "mode", "covariance"}
     assert sum(solution.trace.phase_seconds.values()) <= solution.seconds * 1.05
     assert all(set(record) == set(TraceRecord.__dataclass_fields__) for record in solution.trace.to_dicts())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
@@ -32,13 +33,13 @@ def test_batches_together_are_the_prediction(name, size):
         assert_close(torch.cat([getattr(part, moment) for _, part in found]), getattr(whole, moment), "posterior")
 
 
-@pytest.mark.parametrize("scale", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("tempering", [0.0, 2.5, math.inf])
 @pytest.mark.parametrize("name", sorted(CASES))
-def test_small_batches_change_nothing(name, scale, monkeypatch):
+def test_small_batches_change_nothing(name, tempering, monkeypatch):
     model, x = make_model(name), make_inputs(12, seed=3)
-    whole, mean = model.predict(x, covariance_scale=scale), model.latent_mean(x)
+    whole, mean = model.predict(x, tempering=tempering), model.latent_mean(x)
     monkeypatch.setattr(streaming, "_MOST_ROWS", 5)
-    parts = model.predict(x, covariance_scale=scale)
+    parts = model.predict(x, tempering=tempering)
     assert type(parts) is type(whole)
     assert parts.batch_shape == whole.batch_shape
     assert_close(model.latent_mean(x), mean)
@@ -67,8 +68,8 @@ def test_mistakes_are_found_before_the_first_batch():
         model.predict_batches(x[:, :1])
     with pytest.raises(itergp.InputError, match=r"Keywords of `predict` must be those of the likelihood"):
         model.predict_batches(x, trials=3)
-    with pytest.raises(itergp.InputError, match=r"`covariance_scale` must be between 0 and 1"):
-        model.predict_batches(x, covariance_scale=2.0)
+    with pytest.raises(itergp.InputError, match=r"`tempering` must be a number, 0 or more"):
+        model.predict_batches(x, tempering=-2.0)
 
 
 def test_progress_counts_rows(capfd):

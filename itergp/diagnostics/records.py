@@ -25,6 +25,7 @@ class TraceRecord:
             not say. Zero at the mode.
         kernel_seconds: Time in kernel products since the solve began.
         memory: Peak memory of the process so far in bytes: resident on the CPU, allocated on a CUDA device.
+        round: Number of the site within its stage: each has an objective of its own.
     """
 
     stage: str
@@ -40,6 +41,7 @@ class TraceRecord:
     class_residuals: tuple[float, ...] = ()
     kernel_seconds: float = 0.0
     memory: int = 0
+    round: int = 0
 
 
 @dataclass(frozen=True)

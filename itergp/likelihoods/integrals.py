@@ -98,7 +98,8 @@ def expected_softmax(
         return torch.softmax(mean, -1), torch.zeros_like(mean)
     probs, errors = torch.empty_like(mean), torch.empty_like(mean)
     todo = torch.arange(mean.shape[0], device=mean.device)
-    root = _principal_root(covariance)
+    # A rotation that moves with the covariance is no part of the derivative, and would spoil it by the error of the points.
+    root = psd_root(covariance) if covariance.requires_grad else _principal_root(covariance)
     points = 32
     while todo.numel() > 0:
         nodes = _sobol_normal(points, root.shape[-1], seed).to(mean)

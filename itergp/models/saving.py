@@ -212,8 +212,8 @@ def unpack_solution(tensors: dict[str, Tensor], about: dict[str, Any], device: t
     precision = [tensors[f"{_POSTERIOR}precision.{name}"].to(device) for name in ("actions", "gram", "factor")]
     local = None
     if about["num_neighbours"] > 0:
-        kept = [tensors[f"{_POSTERIOR}local.{name}"].to(device) for name in ("root", "whitened")]
-        local = LocalActions(*kept, about["num_neighbours"])
+        root, whitened = (tensors[f"{_POSTERIOR}local.{name}"].to(device) for name in ("root", "whitened"))
+        local = LocalActions(root, whitened, about["num_neighbours"])
     return Solution(
         local=local,
         **arrays,

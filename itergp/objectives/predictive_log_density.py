@@ -146,7 +146,7 @@ class PredictiveLogDensity(Objective):
             if split.actions is not None:
                 part.arrays["actions"] = split.actions
             if split.local is not None:
-                part.arrays |= {"root": split.local.root, "share": split.local.share}
+                part.arrays.update(root=split.local.root, share=split.local.share)
                 part.values["num_neighbours"] = split.local.num_neighbours
             if split.warm is not None:
                 part.add("warm", Packed(*pack_solution(split.warm)))

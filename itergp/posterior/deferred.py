@@ -20,7 +20,8 @@ class DeferredLinearOperator(LinearOperator):
 
     def __init__(self, diagonal: Tensor, *, matrix: Callable[[], Tensor]) -> None:
         super().__init__(diagonal, matrix=matrix)
-        self._known_diagonal, self._make, self._made = diagonal, matrix, None
+        self._known_diagonal, self._make = diagonal, matrix
+        self._made: Tensor | None = None
 
     def to_dense(self) -> Tensor:
         """The matrix ``(n, n)``."""

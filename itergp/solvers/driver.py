@@ -101,7 +101,7 @@ def solve(
             if solution is not None and (solution.status.reason is Reason.INTERRUPTED or run.late()):
                 break
             assert marginals is not None
-            run.index, run.covariance = index, marginals
+            run.index, run.round, run.covariance = index, index - 1, marginals
             site = VariationalSite.from_covariance(observations, marginals)
             try:
                 solution = run.stage(problem.with_site(site), solution, final=True)
@@ -196,6 +196,7 @@ class _Run:
     started: float = field(default_factory=time.perf_counter)
     first: int = 0  # stage to begin with
     covariance: Tensor | None = None  # marginals that the site of a later stage was made from
+    round: int = 0
     refines: bool = False  # whether the last stage ends with rounds of its own
     damping: rounds.Damping = field(default_factory=rounds.Damping)  # of rounds that are stages
 
@@ -315,7 +316,7 @@ class _Run:
         solution = replace(self._solution(problem, posterior, status), variational_residual=residual)
         if not final and self.refines and posterior.precision.rank > 0 and status.reason is not Reason.INTERRUPTED:
             # A site that is near to the last one, from a covariance that is cheap: then the last needs few rounds.
-            near = rounds.settle(self.solver, problem, state, posterior, _PRELIMINARY_RESIDUAL)
+            near = rounds.settle(self.solver, problem, state, posterior, _PRELIMINARY_RESIDUAL, self._refine)
             self.covariance = near.posterior.latent_covariance
         self._spent("covariance", begun, in_kernel)
         self.bar.finish(problem.site.name)
@@ -338,8 +339,11 @@ class _Run:
         def advance(problem: Problem, state: Any, certify: bool) -> tuple[Any, Status | None]:
             if self.limit is not None and self.passes >= self.limit:
                 return state, Status(Reason.PASSES, f"{self.passes} passes, before the mean was certified")
+            self.round += 1
             if certify:
-                return solver.certify(problem, state), self._asked_to_stop(problem)
+                after = solver.certify(problem, state)
+                self._record(problem, after)
+                return after, self._asked_to_stop(problem)
             after = self._step(solver, problem, state)
             self._check(problem, after, state, None)
             self._record(problem, after)
@@ -348,7 +352,7 @@ class _Run:
 
         try:
             wanted = rounds.residual_tolerance(problem, solver.tolerance)
-            settled = rounds.settle(solver, problem, state, posterior, wanted, advance)
+            settled = rounds.settle(solver, problem, state, posterior, wanted, self._refine, advance)
         except KeyboardInterrupt:  # the posterior of the frozen problem is whole
             return problem, posterior, Status(Reason.INTERRUPTED), float("inf")
         return settled.problem, settled.posterior, _ended(solver, settled), settled.residual
@@ -382,9 +386,17 @@ class _Run:
                 raise
             self.interrupt.pressed = True
 
+    def _refine(self, problem: Problem, state: Any) -> Any:
+        after = self._guarded(self.solver.refine, problem, state)  # type: ignore[attr-defined] # where rounds are taken
+        self._check(problem, after, state, None)
+        return after
+
     def _step(self, solver: Solver[Any], problem: Problem, state: Any) -> Any:
+        return self._guarded(solver.step, problem, state)
+
+    def _guarded(self, move: Callable[[Problem, Any], Any], problem: Problem, state: Any) -> Any:
         try:
-            return solver.step(problem, state)
+            return move(problem, state)
         except torch.linalg.LinAlgError as error:
             status = Status(Reason.FAILED, "a matrix could not be factorised")
             raise SolverError(
@@ -419,6 +431,7 @@ class _Run:
     def _record(self, problem: Problem, state: Any) -> None:
         kernel = self.operator.counts.seconds - self.counts.seconds
         record = step_record(problem, state, kernel_passes=self.passes, seconds=self.seconds, kernel_seconds=kernel)
+        record = replace(record, round=self.round)
         self.trace.records.append(record)
         self.recorded = state
         self.bar.update(record)

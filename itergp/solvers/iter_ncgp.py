@@ -343,6 +343,8 @@ class IterNCGP:
         else:
             if not state.current:
                 state = self._certified(problem, state)
+            curvature = problem.site.covariance_curvature(iterate.latent_values, iterate.curvature)
+            iterate = replace(iterate, curvature=curvature)
             belief = linear_system(
                 problem,
                 iterate,

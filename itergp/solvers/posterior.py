@@ -67,11 +67,22 @@ class Posterior:
     def elbo(self, problem: Problem) -> float:
         """``E_q[log p(y | f)] - KL(q || p)`` for ``q`` this posterior: a lower bound on ``log p(y)``.
 
-        Quadrature for C = 1; for several latent functions an estimate by fixed samples, others than those of the site.
+        Quadrature for C = 1; for several latent functions an estimate by fixed samples, others than those of the site. Where
+        every input has neighbours of its own, q has the mean and the covariance of the actions that all inputs share: that is a
+        Gaussian whose divergence from the prior is known.
         """
-        site = VariationalSite.from_covariance(problem.site.observations, self.latent_covariance, seed=_ELBO_SEED)
+        marginals = self.latent_covariance if self.local is None else self._shared_marginals(problem)
+        site = VariationalSite.from_covariance(problem.site.observations, marginals, seed=_ELBO_SEED)
         quadratic = problem.inner(self.representer_weights, self.latent_values - problem.mean)
         return problem.with_site(site).log_density(self.latent_values) - 0.5 * (quadratic + self.precision.kl_terms())
+
+    def _shared_marginals(self, problem: Problem) -> Tensor:
+        """Marginal covariances at the training inputs that the precision's actions alone give ``(N, C, C)``."""
+        assert self.products is not None
+        variance, marginals = problem.prior_variance(), torch.empty_like(self.latent_covariance)
+        for i in slices(variance.shape[0], _CHUNK_ROWS):
+            marginals[i] = marginal_covariance(variance[i], self.precision.whiten(self.products[i]))
+        return marginals
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ from itergp.solvers.problem import Problem
 from itergp.solvers.status import Status
 
 MAX_ROUNDS = 40
+_SHARE = 0.1
+_ROUNDING = 1000.0  # units of the dtype's resolution: smaller changes of marginals are rounding
 _RESIDUAL, _SAMPLED_RESIDUAL = 0.02, 0.1  # posterior deviations
 _CONTRACTION, _DAMPING = 0.7, 0.5  # a residual that falls less than this from round to round is damped by half
 _LEAST_DAMPING = 1.0 / 32.0
@@ -30,14 +32,15 @@ def residual_tolerance(problem: Problem, tolerance: float) -> float:
     """Residual at which a variational posterior is stationary, in posterior deviations.
 
     A fiftieth; a tenth where expectations are averages over samples, whose own error is of that size. Less if the tolerance in
-    the objective asks for it: a move of d deviations costs ``d^2 / 2`` nats.
+    the objective asks for it: a move of d deviations costs ``d^2 / 2`` nats, which is to be a hundredth of the tolerance.
 
     Args:
         problem: The problem.
         tolerance: Of the objective, nats per row.
     """
     usual = _RESIDUAL if problem.num_latents == 1 else _SAMPLED_RESIDUAL
-    return min(usual, (2.0 * tolerance * problem.num_rows) ** 0.5)
+    resolved = _ROUNDING * torch.finfo(problem.mean.dtype).eps
+    return max(resolved, min(usual, _SHARE * (2.0 * tolerance * problem.num_rows) ** 0.5))
 
 
 @dataclass
@@ -116,6 +119,7 @@ def settle(
     state: Any,
     posterior: Posterior,
     tolerance: float,
+    refine: Callable[[Problem, Any], Any],
     advance: Callable[[Problem, Any, bool], tuple[Any, Status | None]] | None = None,
 ) -> Settled:
     """Takes rounds until they change nothing any more, and then certifies the mean.
@@ -124,11 +128,12 @@ def settle(
     followed by rounds.
 
     Args:
-        solver: With ``refine``, ``certify``, ``with_mean`` and ``recondition``.
+        solver: With ``with_mean`` and ``recondition``.
         problem: With the site that the posterior was found for.
         state: The solver's state there.
         posterior: The posterior.
         tolerance: Residual at which to stop, in posterior deviations.
+        refine: The solver's ``refine``, with errors for what is not finite.
         advance: Certifies a state, or takes a step from it; with why nothing else may follow. None leaves the mean uncertified.
     """
     observations = problem.site.observations
@@ -136,7 +141,7 @@ def settle(
     residual = widening = float("inf")
     for _ in range(MAX_ROUNDS):
         problem = problem.with_site(VariationalSite.from_covariance(observations, marginals))
-        state, stop = solver.refine(problem, state), None
+        state, stop = refine(problem, state), None
         shifted = solver.with_mean(problem, state, posterior)
         shift = moved(problem, shifted.latent_values, posterior.latent_values, posterior.latent_covariance)
         if max(shift, widening) <= tolerance and advance is not None:
@@ -146,7 +151,8 @@ def settle(
             shifted = solver.with_mean(problem, state, posterior)
             shift = moved(problem, shifted.latent_values, posterior.latent_values, posterior.latent_covariance)
         residual = max(shift, widening)
-        if stop is not None or residual <= tolerance:
+        finished = advance is None or solver.certain(problem, state)
+        if stop is not None or (residual <= tolerance and finished):
             return Settled(problem, state, shifted, residual, residual <= tolerance, stop)
         posterior = solver.recondition(problem, state, shifted)
         widening = widened(problem, marginals, posterior.latent_covariance)

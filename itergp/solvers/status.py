@@ -46,7 +46,7 @@ _REMEDIES = {
     Reason.POLICY: "Raise the number of actions of the policy, or follow it by CG() with Scheduled.",
     Reason.SUPPORT: "Raise num_support or memory_budget, or pass polish=SubspaceNewton() for a few passes over all rows.",
     Reason.SETTLED: "Lower tolerance for more, or pass polish=SubspaceNewton() if passes over all rows are affordable.",
-    Reason.ROUNDS: "The residual says how far, in posterior deviations. Raise time_limit or max_passes if there is one, or use float64.",
+    Reason.ROUNDS: "The residual says how far, in posterior deviations. Use float64, or condition again to go on.",
     Reason.DIVERGED: 'Use step="backtracking", or SubspaceNewton.',
     Reason.INTERRUPTED: "The posterior so far is valid. Condition again to go on; the search space is reused.",
 }

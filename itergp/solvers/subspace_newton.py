@@ -448,7 +448,7 @@ class SubspaceNewton:
         )
 
     def recondition(self, problem: Problem, state: SubspaceState, posterior: Posterior) -> Posterior:
-        """The posterior at a state's mean and curvature, its actions and neighbours kept: no pass unless they became useless."""
+        """The posterior at a state's mean and curvature, its actions kept: no pass unless they became useless."""
         posterior, iterate = self.with_mean(problem, state, posterior), state.iterate
         curvature = problem.site.covariance_curvature(iterate.latent_values, iterate.curvature)
         if self._is_exact(problem):
