@@ -50,6 +50,7 @@ _REFINEMENT_RATE = 0.7  # of the learning rate
 _CALIBRATION_VALUES = 20_000  # latent values, rows times functions, to choose by
 _COLLAPSED, _DIVERGED = 1e-3, 1e5
 _NO_NOISE = 1e-6  # a noise variance that nobody misses
+_MARGIN = 1e-3  # share of the objective by which a point of the path must beat the mean of its tail
 _LOOK_FACTOR = 100.0  # times the tolerance, for a look at the posterior on the way
 
 
@@ -164,6 +165,7 @@ def fit(
     file = None if checkpoint is None else open_checkpoint(model, checkpoint, checkpoint_every, settings, rows)
     earlier = None if file is None else file.earlier
     started = time.perf_counter() - (0.0 if earlier is None else earlier.values["seconds"])
+    before = [parameter.variable.detach().clone() for parameter in free_parameters(model)]
     initialised = initialise_model(model) if initialise_kernel else []
     free = free_parameters(model)
     if not free:
@@ -178,7 +180,7 @@ def fit(
         keeper = file if rows.first else None
         learner = Learner(model, free, optimizer, deadline, started, callback, bar, keeper=keeper)
         look = partial(_look, model, on_posterior) if on_posterior is not None and not rows.sharded else None
-        reason = _run(learner, stages, num_restarts, seed, earlier, look)
+        reason = _run(learner, stages, num_restarts, seed, before, earlier, look)
     reason = _agree(model, reason, rows)
     part = None
     if file is not None and reason is not Stop.INTERRUPTED:  # an interrupted run is to go on learning
@@ -326,6 +328,7 @@ def _run(
     stages: list[Stage],
     num_restarts: int,
     seed: int,
+    given: list[Tensor],
     earlier: Packed | None,
     look: Callable[[], bool] | None,
 ) -> Stop:
@@ -354,7 +357,39 @@ def _run(
         if look is not None and look():
             return Stop.INTERRUPTED
         reason = learner.run(stages[index])
+    if reason is not Stop.INTERRUPTED:
+        _keep_best(learner, stages[-1].objective, [start, given], seed)
     return reason
+
+
+def _keep_best(learner: Learner, objective: Objective, starts: list[list[Tensor]], seed: int) -> None:
+    """Ends at the best of what learning came to, the best along its path, and where it began, all measured alike.
+
+    Args:
+        learner: At what it came to.
+        objective: Of the last stage.
+        starts: Where it began: the start from the data, and the values that the model had.
+        seed: Of the split by which they are compared.
+    """
+    yardstick, ended = _common(objective, seed), learner.variables()
+    path = [learner.best] if learner.best else []
+    different = [s for s in starts if not all(map(torch.equal, s, ended))]
+    candidates = [(ended, 0.0), *((values, _MARGIN) for values in path), *((values, 0.0) for values in different)]
+    chosen, reached, first = 0, -math.inf, math.nan
+    for index, (candidate, margin) in enumerate(candidates):
+        learner.restore(candidate)
+        value = learner.value(yardstick)
+        first = value if index == 0 else first
+        if math.isfinite(value) and value > reached + margin * abs(reached if math.isfinite(reached) else 0.0):
+            chosen, reached = index, value
+    learner.restore(candidates[chosen][0])
+    if chosen > len(path) and learner.evaluations > 1:
+        warnings.warn(
+            f"Learning must raise its objective. It fell from {reached:.4g} per row at the starting values to {first:.4g}; the "
+            "starting values are kept. Lower learning_rate, raise max_iterations, or fix the parameters that you know.",
+            ItergpWarning,
+            stacklevel=4,
+        )
 
 
 def _search(learner: Learner, stage: Stage, num_restarts: int, seed: int, start: list[Tensor], at: _Position) -> Stop:

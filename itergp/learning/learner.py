@@ -16,7 +16,7 @@ from rich.progress import Progress, TaskID
 from torch import Tensor
 
 from itergp.diagnostics.records import FitRecord
-from itergp.errors import ItergpWarning
+from itergp.errors import ItergpWarning, SolverError
 from itergp.learning.parameters import FreeParameter
 from itergp.learning.resuming import pack_adam, pack_learner, pack_list, restore_adam, restore_learner, unpack_list
 from itergp.models import NonConjugateGP
@@ -93,6 +93,8 @@ class Learner:
     keeper: Keeper | None = None
     position: Packed = field(default_factory=Packed)
     earlier: Packed | None = None
+    best: list[Tensor] = field(default_factory=list)  # of the present stage, by the values along its path
+    best_value: float = -math.inf
 
     @property
     def seconds(self) -> float:
@@ -102,6 +104,8 @@ class Learner:
     def run(self, stage: Stage) -> Stop:
         """Runs a stage and says why it ended; the parameters are then the mean of its tail (Adam) or its best (L-BFGS)."""
         task = self.bar.add_task(stage.name, total=stage.iterations, value="-")
+        if self.earlier is None:
+            self.best, self.best_value = [], -math.inf
         history: list[list[Tensor]] = []
         try:
             run = self._adam if self.optimizer == "adam" else self._lbfgs
@@ -223,12 +227,21 @@ class Learner:
             parameter.read_gradient()
         return float(value.detach())
 
+    def value(self, objective: Objective) -> float:
+        """The objective per row, NaN where it cannot be found."""
+        try:
+            return float(objective(self.model(*self.model.train_inputs), self.model.train_targets).detach())
+        except SolverError:
+            return math.nan
+
     def _evaluate(self, stage: Stage) -> float:
         value = self.evaluate(stage.objective)
         gradients = [p.variable.grad for p in self.free if p.variable.grad is not None]
         if not math.isfinite(value) or not all(bool(torch.isfinite(g).all()) for g in gradients):
             raise _NotFinite
         self.good = self.variables()
+        if value > self.best_value:
+            self.best, self.best_value = self.good, value
         names = {p.name: p.value.reshape(-1).tolist() for p in self.free if p.variable.numel() <= 64}
         steepness = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
         record = FitRecord(stage.name, self.evaluations, time.perf_counter() - self.started, value, names, steepness)

@@ -88,12 +88,14 @@ def pack_learner(learner: Learner, objective: Objective) -> Packed:
         {
             "records": [asdict(record) for record in learner.records],
             "evaluations": learner.evaluations,
+            "best_value": learner.best_value,
             "seconds": learner.seconds,
         },
     )
     packed.add(_MODEL, Packed({name: value.detach() for name, value in learner.model.state_dict().items()}))
     packed.add("variables", pack_list(learner.variables()))
     packed.add("good", pack_list(learner.good))
+    packed.add("best", pack_list(learner.best))
     packed.add("position", learner.position)
     packed.add("objective", objective.pack())
     return packed
@@ -106,6 +108,7 @@ def restore_learner(learner: Learner, packed: Packed) -> None:
         for parameter, value in zip(learner.free, unpack_list(packed.part("variables")), strict=True):
             parameter.variable.copy_(value)
     learner.good = unpack_list(packed.part("good"))
+    learner.best, learner.best_value = unpack_list(packed.part("best")), packed.values["best_value"]
     learner.records[:] = [FitRecord(**record) for record in packed.values["records"]]
     learner.evaluations = packed.values["evaluations"]
     learner.position = packed.part("position")

@@ -157,9 +157,9 @@ class LocalActions:
         cross = torch.baddbmm(_cross(entries, root), known, whitened.mT, alpha=-1.0)
         factor, info = torch.linalg.cholesky_ex(gram)
         if bool(info.any()):  # rounding in what is nearly known already: say nothing more about it
-            failed = info > 0
-            factor[failed] = torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device)
-            cross = torch.where(failed[:, None, None], 0.0, cross)
+            failed = (info > 0)[:, None, None]
+            factor = torch.where(failed, torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device), factor)
+            cross = torch.where(failed, 0.0, cross)
         return factor, torch.linalg.solve_triangular(factor, cross, upper=False)
 
     def _of(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,7 +21,7 @@ from torch import Tensor
 from itergp import learning
 from itergp.errors import InputError, ItergpWarning
 from itergp.learning import FitResult
-from itergp.likelihoods import Likelihood
+from itergp.likelihoods import Likelihood, as_likelihood
 from itergp.sklearn.checks import (
     as_column,
     check_codes,
@@ -32,9 +32,20 @@ from itergp.sklearn.checks import (
     list_columns,
 )
 from itergp.sklearn.kernels import category_columns, make_kernel, raw_columns
-from itergp.sklearn.model import EstimatorGP, as_device, as_dtype, as_numpy, default_solver, take_hyperparameters
+from itergp.sklearn.model import (
+    MOST_IN_SINGLE,
+    EstimatorGP,
+    as_device,
+    as_dtype,
+    as_numpy,
+    default_solver,
+    signal_to_noise,
+    take_hyperparameters,
+    warn_of_ending,
+)
 from itergp.sklearn.saving import load_estimator, save_estimator
 from itergp.sklearn.scaling import Scaling
+from itergp.solvers import Solution
 
 Array = NDArray[np.float64]
 
@@ -203,7 +214,7 @@ class GPEstimator(BaseEstimator):
 
     # ------------------------------------------------------------------ model
     def _build(self, x: Array, y: Array, weights: Array) -> EstimatorGP:
-        dtype, device = as_dtype(self.dtype, len(x)), as_device(self.device)
+        dtype, device = self._dtype(x, y, weights), as_device(self.device)
         inputs, targets, weight = self._tensors(x, y, weights, dtype, device)
         around = x - np.average(x, axis=0, weights=weights)
         spread = float(np.sqrt(2.0 * np.average(around**2, axis=0, weights=weights).sum()))
@@ -211,6 +222,15 @@ class GPEstimator(BaseEstimator):
         if getattr(self, "warm_start", False) and hasattr(self, "model_"):
             take_hyperparameters(model, self.model_)
         return model
+
+    def _dtype(self, x: Array, y: Array, weights: Array) -> torch.dtype:
+        """By the number of rows, and by what the targets say about one of them."""
+        if self.dtype != "auto":
+            return as_dtype(self.dtype, len(x))
+        targets, mean = torch.as_tensor(self._model_targets(y)), self._make_mean(y, weights)
+        return as_dtype(
+            "auto", len(x), signal_to_noise(as_likelihood(self._make_likelihood()), mean, targets, self._outputscale)
+        )
 
     def _skeleton(
         self,
@@ -279,9 +299,25 @@ class GPEstimator(BaseEstimator):
 
     def _conclude(self, *, first: bool) -> None:
         solution = self.model_.solution
+        if first and self.dtype == "auto":
+            solution = self._in_double(solution)
+        warn_of_ending(solution, stacklevel=6 if first else 5)
         self.kernel_passes_ = solution.kernel_passes + (0 if first else self.kernel_passes_)
         evidence = solution.log_marginal_likelihood
         self.log_marginal_likelihood_value_ = float(solution.elbo if evidence is None else evidence)
+
+    def _in_double(self, solution: Solution) -> Solution:
+        """The posterior in float64 if what was learned asks for it: small noise, large counts."""
+        model = self.model_
+        curvature = solution.curvature
+        if solution.representer_weights.dtype == torch.float64 or curvature is None:
+            return solution
+        prior = model._training_operator().diagonal().max()
+        signal = float(prior * curvature.diagonal(dim1=-2, dim2=-1).max())
+        if signal <= MOST_IN_SINGLE:
+            return solution
+        model.double()
+        return model.condition(progress=bool(self.verbose))
 
     # ------------------------------------------------------------ predictions
     def _new_inputs(self, X: Any) -> Tensor:

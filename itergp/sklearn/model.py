@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import warnings
 from typing import Any
 
 import gpytorch
@@ -11,12 +13,18 @@ from gpytorch.distributions import MultivariateNormal
 from numpy.typing import NDArray
 from torch import Tensor
 
-from itergp.errors import InputError
+from itergp.errors import InputError, ItergpWarning
+from itergp.likelihoods import Likelihood
 from itergp.models import NonConjugateGP
-from itergp.solvers import LinearTimeNewton
+from itergp.solvers import LinearTimeNewton, Reason, Solution
 
 _LINEAR_ROWS = 100_000  # beyond, a pass over the kernel matrix takes a quarter of a minute and more
 _DOUBLE_ROWS = 2000  # up to here float64 costs next to nothing
+# Prior variance times curvature, of one row, that float32 resolves: what is left of the prior's variance is this many times smaller,
+# and a kernel entry is wrong by 1e-7 of it, summed over many rows.
+MOST_IN_SINGLE = 3000.0
+_PROBES = 6
+_WORTH_A_WARNING = 1e-3  # nats per row
 
 
 class EstimatorGP(NonConjugateGP):
@@ -53,17 +61,47 @@ def default_solver(num_rows: int) -> LinearTimeNewton | None:
     return LinearTimeNewton() if num_rows > _LINEAR_ROWS else None
 
 
-def as_dtype(dtype: str, num_rows: int) -> torch.dtype:
+def as_dtype(dtype: str, num_rows: int, signal: float = 0.0) -> torch.dtype:
     """The dtype that an estimator's argument names.
+
+    Args:
+        dtype: ``"auto"``, ``"float32"`` or ``"float64"``.
+        num_rows: N.
+        signal: The largest prior variance times curvature, see ``signal_to_noise``.
 
     Raises:
         InputError: If it names none.
     """
     if dtype == "auto":
-        return torch.float64 if num_rows <= _DOUBLE_ROWS else torch.float32
+        single = num_rows > _DOUBLE_ROWS and signal <= MOST_IN_SINGLE
+        return torch.float32 if single else torch.float64
     if dtype not in ("float32", "float64"):
         raise InputError(f"`dtype` must be 'auto', 'float32' or 'float64'. Got {dtype!r}. Choose one of these.")
     return torch.float64 if dtype == "float64" else torch.float32
+
+
+@torch.no_grad()
+def signal_to_noise(likelihood: Likelihood, mean: gpytorch.means.Mean, targets: Tensor, variance: float) -> float:
+    """The largest prior variance times curvature of the log-density over the rows, at the prior mean and where the targets are.
+
+    Args:
+        likelihood: The likelihood, which is given its starting values from the targets.
+        mean: Prior mean.
+        targets: Targets as the likelihood takes them.
+        variance: Prior variance.
+    """
+    likelihood = likelihood.double()
+    targets = likelihood.validate_targets(targets.double() if targets.is_floating_point() else targets)
+    likelihood.initialise(targets)
+    prior = mean.double()(torch.zeros(len(targets), 1, dtype=torch.float64)).reshape(-1, len(targets)).mT
+    f = prior.expand(len(targets), likelihood.num_latents)
+    largest = 0.0
+    for _ in range(_PROBES):  # a few damped Newton steps with the prior's variance, row by row
+        gradient, curvature = likelihood.derivatives(f, targets)
+        weight = curvature.diagonal(dim1=-2, dim2=-1)
+        largest = max(largest, variance * float(weight.nan_to_num(0.0, 0.0, 0.0).max()))
+        f = f + (gradient / (weight + 1.0 / variance)).clamp(-1.0, 1.0)
+    return largest
 
 
 def as_device(device: Any) -> torch.device:
@@ -80,6 +118,18 @@ def as_device(device: Any) -> torch.device:
             f"`device` must be a device that torch can use. Got {device!r}. Pass 'cpu', or install a torch with CUDA."
         ) from error
     return wanted
+
+
+def warn_of_ending(solution: Solution, stacklevel: int) -> None:
+    """Says when a posterior is not what was asked for because numbers have too few digits, or because it still moved."""
+    gap = math.inf if solution.certificate is None else solution.certificate.objective_gap
+    far = gap > _WORTH_A_WARNING * len(solution.representer_weights)
+    if (solution.status.reason is Reason.PRECISION and far) or solution.status.reason is Reason.ROUNDS:
+        warnings.warn(
+            f"The posterior must be found to the solver's tolerance. {solution.status} In an estimator: dtype='float64'.",
+            ItergpWarning,
+            stacklevel=stacklevel,
+        )
 
 
 def take_hyperparameters(model: EstimatorGP, other: EstimatorGP) -> None:

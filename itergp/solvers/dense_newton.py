@@ -23,6 +23,7 @@ from itergp.solvers.status import Reason, Status
 
 _DEFAULT_MAX_STEPS = 100
 _MAX_HALVINGS = 40
+_ROUNDING = torch.finfo(torch.float64).eps
 _EXPECTED_STEPS, _MATRICES = 8, 5
 _JOINT_LIMIT = 8000  # N C beyond which an (N C)^2 matrix is refused
 
@@ -156,7 +157,9 @@ class DenseNewton:
             # Too near for the objective to judge, Newton's step is right; but only once.
             accepted = polishing or trial.objective <= state.objective + 1e-4 * length * slope
             if accepted or math.isnan(trial.objective):  # a NaN is for the driver to report
-                return self._follow(state, trial, length, polished=polishing)
+                gain = state.objective - trial.objective
+                spent = length < 1.0 and gain <= _ROUNDING * abs(state.objective)  # a shorter step gains nothing either
+                return self._follow(state, trial, length, polished=polishing or spent)
             length *= 0.5
         return self._follow(state, state, 0.0, polished=True)
 

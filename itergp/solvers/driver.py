@@ -134,6 +134,8 @@ def _next_round(run: _Run, problem: Problem, solution: Solution, marginals: Tens
     residual = max(rounds.widened(problem, marginals, solution.latent_covariance), step)
     stationary = residual <= rounds.residual_tolerance(problem, solver.tolerance)
     exhausted = run.index == rounds.MAX_ROUNDS or run.late() or (limit is not None and run.passes >= limit)
+    # A mean that its own site could not be solved for is not worth another site.
+    exhausted = exhausted or not (solution.status.converged or solution.status.reason is Reason.PRECISION)
     status = solution.status
     if exhausted and not stationary and status.converged:
         status = Status(Reason.ROUNDS, f"residual {residual:.2g} posterior deviations")

@@ -89,9 +89,9 @@ class Solution:
         support: Rows ``(M,)`` outside which weights and the precision's actions are zero, the latter being kept on them alone;
             None for all rows.
         local: Local actions: what an input's covariance is conditioned on besides the precision's actions, or None.
-        variational_residual: How far another round would move the marginals at the training inputs, in posterior deviations: the
-            largest change of a mean or of a deviation, over the deviation. Zero where gradient and curvature are expectations
-            under the very marginals that are returned. None for a Laplace posterior.
+        variational_residual: How far another round would move the marginals at the training inputs, in posterior deviations:
+            the largest change of a mean or of a deviation, over the deviation. Zero where gradient and curvature are
+            expectations under the very marginals that are returned. None for a Laplace posterior.
         rows: Which of the N rows are here: all, unless the rows are divided among processes.
     """
 
