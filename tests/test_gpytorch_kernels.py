@@ -861,3 +861,81 @@ def test_what_differs_between_evaluations_has_no_derivatives():
     value = Recomputation()(changing)
     with pytest.raises(InputError, match=r"must do the same in every call\. Got one that kept 1 tensors"):
         value.sum().backward()
+
+
+# ------------------------------------------------------------------ groups of rows at once, as neighbours need them
+class OfMatrices(gk.Kernel):
+    """A kernel of a user's that expects two matrices."""
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params) -> Tensor:
+        if diag:
+            return (x1 - x2).square().sum(-1).neg().exp()
+        return (x1.unsqueeze(1) - x2.unsqueeze(0)).square().sum(-1).neg().exp()
+
+
+class OfBatches(OfMatrices):
+    """One that takes batches of matrices too."""
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params) -> Tensor:
+        return super().forward(x1, x2, diag=True) if diag else torch.cdist(x1, x2).square().neg().exp()
+
+
+GROUPS = {
+    "radial": (_rbf, True),
+    "rational quadratic": (gk.RQKernel, True),
+    "a sum of products": (
+        lambda: gk.RBFKernel(active_dims=[0]) * gk.RQKernel(active_dims=[1]) + gk.LinearKernel(),
+        True,
+    ),
+    "a grid": (lambda: gk.GridInterpolationKernel(gk.RBFKernel(), 20, num_dims=2), True),
+    "inducing points": (lambda: gk.InducingPointKernel(gk.RBFKernel(), _inputs()[:5], _gaussian()), False),
+    "of matrices": (OfMatrices, False),
+    "of batches": (OfBatches, True),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_neighbours_are_where_entries_of_groups_can_be_had(name):
+    make, expected = GROUPS[name]
+    x = make_inputs(60, 2, seed=3)
+
+    class Model(NonConjugateGP):
+        def __init__(self, **solver):
+            super().__init__(x, (x[:, 0] > 0).long(), BernoulliLikelihood(), solver=SubspaceNewton(**solver))
+            self.mean_module, self.covar_module = gpytorch.means.ZeroMean(), make()
+
+        def forward(self, x):
+            return MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+    model = Model(covariance_rank=4, num_neighbours=5).double().eval()
+    assert model._training_operator().evaluates_groups is expected
+    exact = Model().double().eval()
+    new = make_inputs(4, 2, seed=4)
+    with torch.no_grad():
+        assert (model.solution.local is not None) is expected
+        assert bool((model(new).variance >= exact(new).variance - 1e-6).all())
+        assert torch.isfinite(model.predict(new).probs).all()
+
+
+def test_a_covariance_that_is_evaluated_whole_has_no_neighbours():
+    x = make_inputs(60, 2, seed=3)
+
+    class Model(NonConjugateGP):
+        def __init__(self, whole: bool):
+            solver = SubspaceNewton(covariance_rank=8, num_neighbours=5 if whole else 0, tolerance=1e-10)
+            options = {"solver": solver, "approximation": "laplace"}
+            super().__init__(x, (x[:, 0] > 0).long(), BernoulliLikelihood(), **options)
+            self.mean_module, self.whole, self.covar_module = gpytorch.means.ZeroMean(), whole, _rbf()
+
+        def forward(self, x):
+            covariance = self.covar_module(x)
+            return MultivariateNormal(self.mean_module(x), covariance.to_dense() if self.whole else covariance)
+
+    whole, plain = (Model(flag).double().eval() for flag in (True, False))
+    new = make_inputs(4, 2, seed=4)
+    with torch.no_grad():
+        assert not whole._training_operator().evaluates_groups
+        assert whole.solution.local is None
+        assert_close(whole(new).mean, plain(new).mean, "posterior")
+    for objective in ("elbo", "predictive"):
+        itergp.fit(whole, objective=objective, max_iterations=1, calibrate=True)

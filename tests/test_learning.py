@@ -24,6 +24,7 @@ import itergp
 from itergp.diagnostics import plot_trajectory
 from itergp.learning import calibrate_predictions, fit
 from itergp.learning.calibration import EXPONENTS
+from itergp.learning.humility import limit_lengthscales
 from itergp.learning.parameters import free_parameters
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
 from itergp.models.starting_values import initialise
@@ -580,3 +581,34 @@ def test_starts_are_compared_by_what_is_learned():
     assert len(set(values)) == 1
     again = common.on_one_split(7)(model(*model.train_inputs), model.train_targets).item()
     assert again == values[0]
+
+
+# ---------------------------------------------------------------- limits of lengthscales
+GK = gpytorch.kernels
+LIMITED = {  # kernels of three columns, and those that each lengthscale belongs to
+    "active": (lambda: GK.RBFKernel(active_dims=[2]), [[2]]),
+    "scaled": (lambda: GK.ScaleKernel(GK.RBFKernel(active_dims=[1, 2], ard_num_dims=2)), [[1], [2]]),
+    "sum": (lambda: GK.ScaleKernel(GK.RBFKernel(active_dims=[0])) + GK.MaternKernel(active_dims=[1, 2]), [[0], [1, 2]]),
+    "of some": (
+        lambda: GK.ScaleKernel(GK.RBFKernel() * GK.RBFKernel(active_dims=[0]), active_dims=[1, 2]),
+        [[1, 2], [1]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIMITED)
+def test_lengthscales_are_limited_by_the_columns_that_a_kernel_sees(name):
+    make, columns = LIMITED[name]
+    x = make_inputs(150, 3) * torch.tensor([1.0, 10.0, 100.0])
+    model = SimpleGP(x, (x[:, 2] > 0).long(), BernoulliLikelihood(), kernel=make()).double().eval()
+    kernels = [
+        kernel for kernel in model.covar_module.modules() if isinstance(kernel, GK.Kernel) and kernel.has_lengthscale
+    ]
+    for kernel in kernels:
+        kernel.lengthscale = 1e4
+    limit = limit_lengthscales(model)
+    assert limit is not None
+    found = torch.cat([kernel.lengthscale.detach().reshape(-1) for kernel in kernels])
+    deviations = x.double().std(0, correction=0)
+    expected = limit * torch.stack([deviations[own].square().mean().sqrt() for own in columns])
+    assert_close(found, expected)

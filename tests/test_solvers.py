@@ -9,6 +9,7 @@ from helpers import CORE, SimpleGP, assert_close, make_batch_kernel, make_binary
 
 from itergp.diagnostics import TraceRecord
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Observations, PoissonLikelihood
+from itergp.models.uncertainty import exact_variance
 from itergp.operators import make_operator
 from itergp.posterior import dense, precision
 from itergp.solvers import DenseNewton, Reason, SubspaceNewton, actions, dense_newton, newton_system, solve
@@ -92,6 +93,10 @@ def test_the_dense_reference_takes_singular_kernels_and_large_curvatures():
         assert_close(factor @ factor.mT, joint)
         exact = dense.joint_matrix(kernel, root)
         assert float((joint - exact).abs().max()) < 1e-10 * float(exact.abs().max())
+        # What a posterior reports and what it is compared with.
+        _, covariance = dense.dense_posterior(kernel, root, kernel.diagonal(dim1=-2, dim2=-1).mT)
+        variance = exact_variance(model._training_operator(), root.square(), model.train_inputs[0])
+        assert float((covariance[:, 0] - variance).abs().max()) < 1e-9
 
 
 @pytest.mark.parametrize("kernel", [make_kernel, make_batch_kernel])

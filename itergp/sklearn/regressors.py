@@ -17,6 +17,7 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood
+from itergp.likelihoods.parameters import SMALLEST_NOISE
 from itergp.sklearn.base import Array, GPEstimator
 from itergp.sklearn.checks import as_real
 from itergp.sklearn.kernels import without_noise
@@ -24,7 +25,7 @@ from itergp.sklearn.model import EstimatorGP, as_numpy, constant_mean
 from itergp.sklearn.noise import NOISE, NOISES, choose
 from itergp.sklearn.scaling import Scaling
 
-_LEAST_NOISE = 1.01e-4  # variance that GPyTorch's constraint allows
+_LEAST_SECOND_NOISE, _ABOVE = 1e-4, 1.01  # the bound of GPyTorch's constraint, and a factor that is inside
 QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -317,8 +318,10 @@ class GPRegressor(BaseRegressor):
             least = gpytorch.settings.min_fixed_noise.value(torch.float32)
             known = torch.as_tensor(self._known_noise / self._unit() ** 2).clamp_min(least)
             made = gpytorch.likelihoods.FixedNoiseGaussianLikelihood(known, learn_additional_noise=level is not None)
-        if level is not None:
-            setattr(made, "noise" if self._known_noise is None else "second_noise", max(level, _LEAST_NOISE))
+        if level is not None and self._known_noise is None:
+            made.noise = max(level, _ABOVE * SMALLEST_NOISE)
+        elif level is not None:
+            made.second_noise = max(level, _ABOVE * _LEAST_SECOND_NOISE)
         for parameter in made.parameters():
             parameter.requires_grad_(not fixed)
         return made
