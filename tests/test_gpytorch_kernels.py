@@ -939,3 +939,30 @@ def test_a_covariance_that_is_evaluated_whole_has_no_neighbours():
         assert_close(whole(new).mean, plain(new).mean, "posterior")
     for objective in ("elbo", "predictive"):
         itergp.fit(whole, objective=objective, max_iterations=1, calibrate=True)
+
+
+def test_a_posterior_with_neighbours_serves_a_prior_that_is_evaluated_whole():
+    x = make_inputs(60, 2, seed=3)
+
+    class Model(NonConjugateGP):
+        def __init__(self):
+            solver = SubspaceNewton(covariance_rank=8, num_neighbours=5, tolerance=1e-10)
+            super().__init__(x, (x[:, 0] > 0).long(), BernoulliLikelihood(), solver=solver)
+            self.mean_module, self.covar_module = gpytorch.means.ZeroMean(), _rbf()
+
+        def forward(self, x):
+            centred = x - x.mean(0)  # of all rows, whatever they are
+            return MultivariateNormal(self.mean_module(x), self.covar_module(centred))
+
+    model, new = Model().double(), make_inputs(4, 2, seed=4)
+    with torch.no_grad():
+        found = model.train().solution
+        assert found.local is not None
+        seen = model.eval()(new)
+        assert model.solution is found
+        assert isinstance(model._training_operator().kernel, TabulatedKernel)
+        plain = Model().double().eval()
+        expected = plain(new)
+        assert plain.solution.local is None
+    assert bool((seen.variance >= 0.0).all())
+    assert_close(seen.mean, expected.mean, "posterior", dtype=torch.float32)

@@ -73,7 +73,8 @@ class LatentPosterior:
         whitened, local = products[..., 1:], None
         if covariance and solution.rank > 0:
             whitened = solution.precision.whiten(whitened)
-            if solution.local is not None:
+            # Found in training mode, a posterior may have neighbours that a prior evaluated whole cannot serve: less is known.
+            if solution.local is not None and operator.evaluates_groups:
                 local = solution.local.at(solution.local.neighbourhoods(operator), prior.features, whitened)
         variance = operator.diagonal(prior.features).mT.expand(prior.mean.shape)
         covariance_of_prior = operator.covariance(prior.features)  # of the kernel that the posterior was found with

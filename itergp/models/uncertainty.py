@@ -158,7 +158,7 @@ def posterior_variance(operator: KernelOperator, solution: Solution, points: Ten
         return prior
     whitened = precision.whiten(cross_multiply(support, points, precision.actions))
     covariance = marginal_covariance(prior, whitened)
-    if (local := solution.local) is not None:
+    if (local := solution.local) is not None and operator.evaluates_groups:
         covariance = reduced(covariance, local.at(local.neighbourhoods(operator), points, whitened).reduction)
     return covariance.diagonal(dim1=-2, dim2=-1)
 
