@@ -47,8 +47,8 @@ class NonConjugateGP(gpytorch.models.GP):
     Predictions have derivatives in the inputs, not in hyperparameters: learn those by ``itergp.objectives``.
 
     Attributes:
-        tempering: Exponent p of ``predict`` by default: latent variances v are integrated as ``v (v / k)^p``, with k the prior's. 0
-            is the posterior itself.
+        tempering: Exponent p of ``predict`` by default: latent variances v are integrated as ``v (v / k)^p``, with k the
+            prior's. 0 is the posterior itself.
 
     Args:
         train_inputs: ``(N, D)``, or a tuple of such for a ``forward`` of several arguments: tensors, or arrays, data frames
@@ -220,10 +220,10 @@ class NonConjugateGP(gpytorch.models.GP):
 
         Args:
             x: Inputs ``(M, D)``, or a tuple of such: tensors, NumPy arrays, data frames or Arrow data.
-            tempering: Exponent p, 0 or more: a row's latent variance v is integrated as ``v (v / k)^p``, with k the prior's (with
-                several latent functions, their covariance times a power of its trace over the prior's). 0 integrates the posterior,
-                infinity plugs in its mean; in between, what is well known counts as known, and far from the data, where v = k,
-                nothing changes.
+            tempering: Exponent p, 0 or more: a row's latent variance v is integrated as ``v (v / k)^p``, with k the prior's
+                (with several latent functions, their covariance times a power of its trace over the prior's). 0 integrates the
+                posterior, infinity plugs in its mean; in between, what is well known counts as known, and far from the data,
+                where v = k, nothing changes.
                 Default: the model's ``tempering``, 0 unless ``itergp.fit`` chose another on held-out rows. Statements about
                 computation-aware uncertainty hold at 0.
             progress: Draw a progress bar.

@@ -36,8 +36,8 @@ def check_prediction(model: NonConjugateGP, tempering: float | None, observation
     likelihood = model._calculus
     if "covariance_scale" in observation:
         raise InputError(
-            "`covariance_scale` has given way to `tempering`. Got both names or the old one. Pass tempering=0.0 to integrate the "
-            "posterior (formerly 1) and tempering=math.inf to plug in its mean (formerly 0)."
+            "`covariance_scale` has given way to `tempering`. Got both names or the old one. Pass tempering=0.0 to "
+            "integrate the posterior (formerly 1) and tempering=math.inf to plug in its mean (formerly 0)."
         )
     if unknown := sorted(set(observation) - set(likelihood.predictive_options)):
         known = likelihood.predictive_options or "none"
@@ -48,7 +48,8 @@ def check_prediction(model: NonConjugateGP, tempering: float | None, observation
     exponent = model.tempering if tempering is None else tempering
     if isinstance(exponent, bool) or not isinstance(exponent, (int, float)) or not exponent >= 0.0:
         raise InputError(
-            f"`tempering` must be a number, 0 or more. Got {exponent!r}. 0 integrates the posterior, math.inf plugs in its mean."
+            f"`tempering` must be a number, 0 or more. Got {exponent!r}. 0 integrates the posterior, math.inf plugs in its "
+            "mean."
         )
     return float(exponent)
 

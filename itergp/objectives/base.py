@@ -120,8 +120,8 @@ def differentiable(prior: Prior, model: NonConjugateGP) -> KernelOperator:
 class DifferentiableCovariance:
     """A posterior covariance for fixed actions, as a function of the hyperparameters.
 
-    ``K - K A (I + A^T K A)^{-1} A^T K``, less what the neighbours of each input take from it: see ``LocalActions``. Actions A and
-    curvature roots H are held fixed; kernel entries and products ``K A`` move.
+    ``K - K A (I + A^T K A)^{-1} A^T K``, less what the neighbours of each input take from it: see ``LocalActions``. Actions A
+    and curvature roots H are held fixed; kernel entries and products ``K A`` move.
 
     Attributes:
         actions: A ``(N, C, r)``.

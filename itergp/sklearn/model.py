@@ -20,8 +20,8 @@ from itergp.solvers import LinearTimeNewton, Reason, Solution
 
 _LINEAR_ROWS = 100_000  # beyond, a pass over the kernel matrix takes a quarter of a minute and more
 _DOUBLE_ROWS = 2000  # up to here float64 costs next to nothing
-# Prior variance times curvature, of one row, that float32 resolves: what is left of the prior's variance is this many times smaller,
-# and a kernel entry is wrong by 1e-7 of it, summed over many rows.
+# Prior variance times curvature, of one row, that float32 resolves: what is left of the prior's variance is this many times
+# smaller, and a kernel entry is wrong by 1e-7 of it, summed over many rows.
 MOST_IN_SINGLE = 3000.0
 _PROBES = 6
 _WORTH_A_WARNING = 1e-3  # nats per row

@@ -412,7 +412,8 @@ class LinearTimeNewton:
 
     def certify(self, problem: Problem, state: LinearTimeState) -> LinearTimeState:
         """The same state with the certificate of the polish."""
-        assert state.polishing is not None and self.polish is not None
+        assert state.polishing is not None
+        assert self.polish is not None
         return replace(state, polishing=self.polish.certify(problem, state.polishing))
 
     def certain(self, problem: Problem, state: LinearTimeState) -> bool:

@@ -19,8 +19,8 @@ from itergp.solvers.search_space import SearchSpace
 
 EXACT_VALUES = 1024  # latent values N C of which every one is an action: dense matrices of that size cost nothing
 _NOISY = 1.5  # median noise of actions for another curvature than their own, beyond which they are chosen anew
-# Of one latent function. With several they cost C times as much, and what is rough there, saturated classes, has little curvature
-# for neighbours to tell by: measured, no prediction was better for them.
+# Of one latent function. With several they cost C times as much, and what is rough there, saturated classes, has little
+# curvature for neighbours to tell by: measured, no prediction was better for them.
 _NEIGHBOURS = 16
 _ELBO_SEED = 1
 _CHUNK_ROWS = 8192
@@ -42,7 +42,8 @@ class Posterior:
         curvature: W ``(N, C, C)`` that the covariance belongs to, or None.
         actions: Actions and their kernel products for a warm start, or None.
         support: Rows outside which weights and actions are zero ``(M,)``, the actions being kept on them alone; None for all.
-        products: ``K A`` at the training inputs ``(N, C, r)``, from which the covariance for another curvature follows; or None.
+        products: ``K A`` at the training inputs ``(N, C, r)``, from which the covariance for another curvature follows; or
+            None.
         local: Local actions beside the precision's, or None.
     """
 
@@ -217,7 +218,7 @@ def _condition(
     num_neighbours: int,
     support: Tensor | None = None,
 ) -> CovarianceResult:
-    """Marginals at the training inputs, a block of rows at a time: the whitened products of all are as large as the products."""
+    """Marginals at the training inputs, a block of rows at a time: whitened products of all are as large as the products."""
     variance, operator = problem.prior_variance(), problem.operator
     latent_covariance = variance.new_empty(*variance.shape, variance.shape[-1])
     local, hoods, neighbours = None, None, None
