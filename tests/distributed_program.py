@@ -219,6 +219,19 @@ def check_refusals(rank: int) -> None:
     other = SimpleGP(*make_binary(ROWS, seed=rank), BernoulliLikelihood(), operator="sharded").double()
     with pytest.raises(InputError, match=r"same training data"):
         other.condition()
+    x, y = make_binary(ROWS)
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(rank))
+    for inputs, targets in ((x[order], y[order]), (x, y[order]), (x[order], y)):  # the same sums in every process
+        shuffled = SimpleGP(inputs, targets, BernoulliLikelihood(), operator="sharded").double()
+        with pytest.raises(InputError, match=r"same training data\..*in the same order.*shuffles alike everywhere"):
+            shuffled.condition()
+    model = make_model("bernoulli-logit", ROWS, operator="sharded")
+    model.condition()
+    with pytest.raises(InputError, match=r"same new inputs"):
+        model.predict(make_inputs(5).roll(rank, 0))
+    model.covar_module.base_kernel.nu = (0.5, 1.5, 2.5)[rank]
+    with pytest.raises(InputError, match=r"nu unlike the first process" if rank else r"other ones in another process"):
+        model.condition()
     few = SimpleGP(*make_binary(1), BernoulliLikelihood(), operator="sharded").double()
     with pytest.raises(InputError, match=r"must get a row"):
         few.condition()

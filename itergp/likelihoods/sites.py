@@ -110,8 +110,9 @@ class VariationalSite:
     def covariance_curvature(self, f: Tensor, curvature: Tensor) -> Tensor:
         """The expected curvature ``(N, C, C)`` that a covariance is conditioned with, given that of ``derivatives`` at ``f``.
 
-        Where expectations are averages over samples, over many more of them. A row that is almost certain has curvature where its
-        latent values come near a boundary, which few samples find: from few, curvature is anything between nothing and much.
+        Where expectations are averages over samples, over many more of them. A row that is almost certain has curvature where
+        its latent values come near a boundary, which few samples find: from few, curvature is anything between nothing and
+        much.
         """
         if f.shape[-1] == 1 or self.root is None:
             return curvature

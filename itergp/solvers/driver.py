@@ -119,7 +119,7 @@ def solve(
 
 
 def _next_round(run: _Run, problem: Problem, solution: Solution, marginals: Tensor) -> tuple[Solution, Tensor, bool]:
-    """A solution of a solver that takes its rounds as stages: with its residual, the next site's marginals, and whether to stop.
+    """For a solver that takes its rounds as stages: a solution with its residual, the next site's marginals, whether to stop.
 
     Args:
         run: The run.

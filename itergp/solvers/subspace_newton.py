@@ -22,8 +22,8 @@ from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.posterior import (
     EXACT_VALUES,
     Posterior,
-    default_neighbours,
     exact_covariance,
+    neighbours_of,
     posterior_covariance,
     prior_covariance,
     reconditioned,
@@ -118,7 +118,7 @@ class SubspaceNewton:
             for several, fewer (down to 32) beyond 10 of them, and all where N C is at most 1,024: the covariance is then exact.
             0 leaves the prior's covariance.
         num_neighbours: Training rows near to an input that its covariance is conditioned on besides; default 16 for one latent
-            function, 0 for several. They cost no kernel pass.
+            function, 0 for several, none where the kernel is no function of two rows. They cost no kernel pass.
         tolerance: Certified gap to the mode at which to stop, in nats per row; default 1e-4.
         time_limit: Seconds for all stages together; default none.
         num_blocks: Clusters of rows when C = 1 and there is no policy; default 32.
@@ -383,9 +383,8 @@ class SubspaceNewton:
             result = exact_covariance(problem, curvature, residual)
         else:
             actions = leading_actions(state.space, curvature, rank)
-            result = posterior_covariance(
-                problem, actions, curvature, residual, num_neighbours=self._neighbours(problem)
-            )
+            number = neighbours_of(problem, self.num_neighbours)
+            result = posterior_covariance(problem, actions, curvature, residual, num_neighbours=number)
         if result.extra is not None:
             renewed = max(problem.inner(residual, result.extra), 0.0) + 2.0 * _resolution(problem, iterate)
             norm_squared = min(state.norm_squared, renewed)
@@ -408,11 +407,6 @@ class SubspaceNewton:
         values = problem.num_rows * problem.num_latents
         wanted = EXACT_VALUES if self.covariance_rank is None else min(EXACT_VALUES, self.covariance_rank)
         return values <= wanted and not problem.rows.sharded
-
-    def _neighbours(self, problem: Problem) -> int:
-        if problem.rows.sharded:  # a process holds the actions of its own rows alone
-            return 0
-        return default_neighbours(problem.num_latents) if self.num_neighbours is None else self.num_neighbours
 
     # ------------------------------------------------- rounds of a variational site
     def refine(self, problem: Problem, state: SubspaceState) -> SubspaceState:
