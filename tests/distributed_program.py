@@ -125,7 +125,7 @@ def _linear(name: str, order: str, **settings) -> Callable[[str], Results]:
                 kernel = make_batch_kernel()
                 kernel.base_kernel = MaternKernel(nu=0.5, batch_shape=kernel.batch_shape)
                 own["kernel"] = kernel
-            solver = LinearTimeNewton(num_support=40, policy=policy, tolerance=1e-8, **settings)
+            solver = LinearTimeNewton(num_neighbours=0, num_support=40, policy=policy, tolerance=1e-8, **settings)
             model = make_model("categorical" if own else name, ROWS, operator=kind, solver=solver, **own)
             results = _posterior(model)
             assert model.solution.support is None or model.solution.support.numel() == 40
@@ -288,7 +288,7 @@ def check_checkpoint(folder: Path, rank: int, part: str) -> None:
     press = lambda _: os.kill(os.getpid(), signal.SIGINT) if rank == last else None  # noqa: E731
     growing = policies.UnitVectors(order="leverage", rows=10)
     linear_time._FIRST = 10
-    for solver in (made["solver"], LinearTimeNewton(num_support=40, policy=growing, tolerance=1e-8)):
+    for solver in (made["solver"], LinearTimeNewton(num_neighbours=0, num_support=40, policy=growing, tolerance=1e-8)):
         make = partial(make_model, "categorical", ROWS, operator="sharded", solver=solver)
         interrupted = folder.parent / f"{type(solver).__name__}.safetensors"
         stopped = make().condition(checkpoint=interrupted, checkpoint_every=1e6, callback=press)

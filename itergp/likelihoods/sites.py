@@ -116,10 +116,10 @@ class VariationalSite:
         """
         if f.shape[-1] == 1 or self.root is None:
             return curvature
-        total = curvature.clone()
+        total, root = curvature.clone(), self.root.to(f)
         for seed in _CURVATURE_SEEDS:
             nodes, weights = self.observations.standard_nodes(f, seed)
-            total += self.observations.expected_derivatives(f, node_offsets(self.root.to(f), nodes), weights.to(f))[1]
+            total += self.observations.expected_derivatives(f, node_offsets(root, nodes), weights.to(f))[1]
         return total / (1 + len(_CURVATURE_SEEDS))
 
     def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from itergp.likelihoods import VariationalSite
-from itergp.likelihoods.blocks import curvature_root
+from itergp.likelihoods.blocks import curvature_eigen
 from itergp.operators import slices
 from itergp.posterior.dense import apply_kernels, dense_posterior
 from itergp.posterior.local_actions import LocalActions, functionals_of, reduced
@@ -133,7 +133,9 @@ def exact_covariance(problem: Problem, curvature: Tensor, extra: Tensor | None =
     """
     operator, everything = problem.operator, torch.arange(problem.num_rows, device=curvature.device)
     kernel = (operator.entries(everything, everything) if extra is None else operator.dense()).double()
-    precision, covariance = dense_posterior(kernel, curvature_root(curvature.double()), problem.prior_variance())
+    values, vectors = curvature_eigen(curvature)
+    root = (vectors * values.sqrt().unsqueeze(-2)).double()
+    precision, covariance = dense_posterior(kernel, root, problem.prior_variance())
     precision = replace(precision, actions=precision.actions.to(problem.mean))
     product = None if extra is None else apply_kernels(kernel, extra.double()).to(extra)
     return CovarianceResult(precision, covariance.to(problem.mean), None, extra=product)

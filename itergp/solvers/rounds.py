@@ -69,11 +69,6 @@ def moved(problem: Problem, first: Tensor, second: Tensor, covariance: Tensor) -
     return float(problem.rows.largest(((first - second).abs() / scale).amax()))
 
 
-def gradient_step(problem: Problem, gradient: Tensor, covariance: Tensor) -> float:
-    """The largest move that gradients ``(N, C)`` ask of single rows, in deviations of marginals ``(N, C, C)``."""
-    return float(problem.rows.largest((gradient * _deviations(problem, covariance)).abs().amax()))
-
-
 def widened(problem: Problem, first: Tensor, second: Tensor) -> float:
     """The largest relative change of a deviation between marginals ``(N, C, C)``."""
     a, b = _deviations(problem, first), _deviations(problem, second)

@@ -165,8 +165,12 @@ class SubspaceNewton:
         passes = min(self.max_passes or _EXPECTED_PASSES, _EXPECTED_PASSES)
         width = latents if latents > 1 else self.num_blocks
         rank = min(passes * width, self.rank_limit(size.num_rows, kernels, size.itemsize, size.memory_budget))
-        actions = self._covariance_rank(latents, final=True)
-        early = self._covariance_rank(latents, final=False) if size.variational else 0
+        actions = self._covariance_rank(latents, size.num_rows * latents * size.processes, final=True)
+        early = (
+            self._covariance_rank(latents, size.num_rows * latents * size.processes, final=False)
+            if size.variational
+            else 0
+        )
         memory = {
             "search space": 4 * size.array(kernels * rank),  # two arrays, twice while they grow
             # Actions, put beside the residual, their products, and both again for another curvature or for neighbours.
@@ -190,9 +194,11 @@ class SubspaceNewton:
         affordable = self.rank_limit(rows, operator.num_kernels, size, operator.memory_budget)
         return affordable if self.max_rank is not None else max(limit, affordable)
 
-    def _covariance_rank(self, latents: int, *, final: bool) -> int:
+    def _covariance_rank(self, latents: int, values: int, *, final: bool) -> int:
         """Actions of a stage's covariance."""
         rank = self.covariance_rank
+        if values <= EXACT_VALUES and (rank is None or values <= rank):
+            return values
         if rank is None:
             rank = min(_DEFAULT_COVARIANCE_RANK[latents == 1], max(32, _DEFAULT_COVARIANCE_COLUMNS // latents))
         # The next stage only needs a rough one to start from.
@@ -375,7 +381,7 @@ class SubspaceNewton:
 
     def _posterior(self, problem: Problem, state: SubspaceState, curvature: Tensor, *, final: bool) -> Posterior:
         iterate, norm_squared = state.iterate, state.norm_squared
-        rank = self._covariance_rank(problem.num_latents, final=final)
+        rank = self._covariance_rank(problem.num_latents, problem.num_rows * problem.num_latents, final=final)
         residual = iterate.gradient - state.weights
         if rank == 0:
             result = prior_covariance(problem)
@@ -425,7 +431,7 @@ class SubspaceNewton:
 
     def certify(self, problem: Problem, state: SubspaceState) -> SubspaceState:
         """The same state with a bound on its distance to the mode, from one pass over the kernel with its gradient."""
-        residual = state.gradient_residual
+        residual = state.iterate.gradient - state.weights
         product = multiply(problem.operator, residual.unsqueeze(-1)).squeeze(-1)
         norm_squared = max(problem.inner(residual, product), 0.0)
         bound = norm_squared + 2.0 * _resolution(problem, state.iterate) * problem.site.log_concave
