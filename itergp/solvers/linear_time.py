@@ -130,7 +130,8 @@ class LinearTimeNewton:
         covariance_rank: Actions of the support's rows that the covariance is conditioned on at all inputs; default 128, and 256
             without neighbours. 0 leaves the prior's covariance.
         num_neighbours: Training rows near to an input, of all N, that its covariance is conditioned on besides; default 16 for
-            one latent function, 0 for several. None are where the kernel is no function of two rows.
+            one latent function, 0 for several. None where the kernel is no function of two rows, or
+            processes divide the rows.
         tolerance: Decrease of the objective per row, in nats, at which a larger support is not worth it; default 1e-4.
         time_limit: Seconds for all stages together; the support grows as far as it allows.
         polish: A ``SubspaceNewton`` that goes on from the last support with passes over all rows, which also certify the

@@ -118,7 +118,8 @@ class SubspaceNewton:
             for several, fewer (down to 32) beyond 10 of them, and all where N C is at most 1,024: the covariance is then exact.
             0 leaves the prior's covariance.
         num_neighbours: Training rows near to an input that its covariance is conditioned on besides; default 16 for one latent
-            function, 0 for several, none where the kernel is no function of two rows. They cost no kernel pass.
+            function, 0 for several, none where the kernel is no function of two rows or processes
+            divide the rows. They cost no kernel pass.
         tolerance: Certified gap to the mode at which to stop, in nats per row; default 1e-4.
         time_limit: Seconds for all stages together; default none.
         num_blocks: Clusters of rows when C = 1 and there is no policy; default 32.
