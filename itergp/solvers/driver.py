@@ -316,13 +316,21 @@ class _Run:
             problem, posterior, status, residual = self._rounds(self.solver, problem, state, posterior)
         solution = replace(self._solution(problem, posterior, status), variational_residual=residual)
         if not final and self.refines and posterior.precision.rank > 0 and status.reason is not Reason.INTERRUPTED:
-            # A site that is near to the last one, from a covariance that is cheap: then the last needs few rounds.
-            near = rounds.settle(self.solver, problem, state, posterior, _PRELIMINARY_RESIDUAL, self._refine)
-            self.covariance = near.posterior.latent_covariance
+            try:
+                self.covariance = self._near_marginals(problem, state, posterior)
+            except KeyboardInterrupt:
+                solution = replace(solution, status=Status(Reason.INTERRUPTED))
         self._spent("covariance", begun, in_kernel)
         self.bar.finish(problem.site.name)
         solution = replace(solution, seconds=self.seconds)
         return solution if final else self._hand_out(solution)
+
+    def _near_marginals(self, problem: Problem, state: Any, posterior: Posterior) -> Tensor:
+        """Marginals near to the last ones, from a covariance that is cheap: the last stage then needs few rounds."""
+        residual, ended = _PRELIMINARY_RESIDUAL, lambda: self._asked_to_stop(problem)
+        return rounds.settle(
+            self.solver, problem, state, posterior, residual, self._refine, ended
+        ).posterior.latent_covariance
 
     def _check_covariance(self, problem: Problem, state: Any, posterior: Posterior) -> None:
         if problem.rows.any(not is_finite(posterior.latent_covariance, posterior.precision.factor)):
@@ -336,6 +344,9 @@ class _Run:
         self, solver: Any, problem: Problem, state: Any, posterior: Posterior
     ) -> tuple[Problem, Posterior, Status, float]:
         """Rounds until the posterior is stationary and its mean certified."""
+
+        def ended() -> Status | None:
+            return self._asked_to_stop(problem)
 
         def advance(problem: Problem, state: Any, certify: bool) -> tuple[Any, Status | None]:
             if self.limit is not None and self.passes >= self.limit:
@@ -353,7 +364,7 @@ class _Run:
 
         try:
             wanted = rounds.residual_tolerance(problem, solver.tolerance)
-            settled = rounds.settle(solver, problem, state, posterior, wanted, self._refine, advance)
+            settled = rounds.settle(solver, problem, state, posterior, wanted, self._refine, ended, advance)
         except KeyboardInterrupt:  # the posterior of the frozen problem is whole
             return problem, posterior, Status(Reason.INTERRUPTED), float("inf")
         return settled.problem, settled.posterior, _ended(solver, settled), settled.residual

@@ -115,6 +115,7 @@ def settle(
     posterior: Posterior,
     tolerance: float,
     refine: Callable[[Problem, Any], Any],
+    ended: Callable[[], Status | None],
     advance: Callable[[Problem, Any, bool], tuple[Any, Status | None]] | None = None,
 ) -> Settled:
     """Takes rounds until they change nothing any more, and then certifies the mean.
@@ -129,6 +130,7 @@ def settle(
         posterior: The posterior.
         tolerance: Residual at which to stop, in posterior deviations.
         refine: The solver's ``refine``, with errors for what is not finite.
+        ended: Says whether the clock or the user ends the rounds.
         advance: Certifies a state, or takes a step from it; with why nothing else may follow. None leaves the mean uncertified.
     """
     observations = problem.site.observations
@@ -136,10 +138,10 @@ def settle(
     residual = widening = float("inf")
     for _ in range(MAX_ROUNDS):
         problem = problem.with_site(VariationalSite.from_covariance(observations, marginals))
-        state, stop = refine(problem, state), None
+        state, stop = refine(problem, state), ended()
         shifted = solver.with_mean(problem, state, posterior)
         shift = moved(problem, shifted.latent_values, posterior.latent_values, posterior.latent_covariance)
-        if max(shift, widening) <= tolerance and advance is not None:
+        if stop is None and max(shift, widening) <= tolerance and advance is not None:
             for certify in (True, False):
                 if stop is None and not solver.certain(problem, state):
                     state, stop = advance(problem, state, certify)
