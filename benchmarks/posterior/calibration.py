@@ -1,0 +1,45 @@
+"""What predictive distributions are worth, on test rows and on rows unlike the data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+import torch
+
+from benchmarks.methods.model import predictions
+from benchmarks.posterior.problems import BINARY, SEVERAL, load
+from benchmarks.posterior.results import Results
+from benchmarks.suite.metrics import auroc, entropy, scores
+
+NAMES = [*BINARY, *SEVERAL]
+
+
+def choices(learned: dict) -> dict[str, tuple[str, float]]:
+    """Approximation and tempering of what is compared."""
+    return {
+        "mode plugged in": ("laplace", math.inf),
+        "variational, not tempered": ("variational", 0.0),
+        "as fit chose": (learned["approximation"], learned["tempering"]),
+    }
+
+
+def run(results: Results, names: Iterable[str] = NAMES, rows: int | None = None) -> None:
+    """NLL and accuracy on test rows, and how well the entropy tells rows unlike the data from test rows."""
+    for name in names:
+        case = load(name, results, rows)
+        problem = case.problem
+        for title, (approximation, tempering) in choices(case.learned).items():
+            place = {"data": name, "rows": len(problem.train.y), "prediction": title}
+            if results.find("calibration", **place) is not None:
+                continue
+            model = case.model(approximation=approximation)
+            predict, _ = predictions(model, problem.train, tempering)
+            probs = predict(problem.test_x)
+            found = scores(probs, problem.test_y, problem.train.kind)
+            outside = auroc(entropy(probs), entropy(predict(problem.outside_x)))
+            kept = {key: found[key] for key in ("nll", "accuracy", "ece")}
+            with torch.no_grad():
+                residual = model.solution.variational_residual
+            chosen = {"approximation": approximation, "tempering": str(tempering)}
+            results.add("calibration", **place, **chosen, **kept, auroc=outside, residual=residual)
