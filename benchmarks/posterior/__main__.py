@@ -38,7 +38,7 @@ QUICK: dict[str, Callable[[Results], None]] = {
         results, _SMALL, _FEW_ROWS, settings=[("vecchia", 10)], ours=[(16, 0), (16, 8)]
     ),
     "calibration": lambda results: calibration.run(results, _SMALL, _FEW_ROWS),
-    "moons": lambda results: moons.run(results, (60,)),
+    "moons": lambda results: moons.run(results, (60,), max_iterations=5),
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 
@@ -11,17 +12,29 @@ from benchmarks.methods.model import predictions
 from benchmarks.posterior.problems import BINARY, SEVERAL, load
 from benchmarks.posterior.results import Results
 from benchmarks.suite.metrics import auroc, entropy, scores
+from itergp.solvers import DenseNewton, SubspaceNewton
 
 NAMES = [*BINARY, *SEVERAL]
 
 
-def choices(learned: dict) -> dict[str, tuple[str, float]]:
-    """Approximation and tempering of what is compared."""
-    return {
-        "mode plugged in": ("laplace", math.inf),
-        "variational, not tempered": ("variational", 0.0),
-        "as fit chose": (learned["approximation"], learned["tempering"]),
+_NEIGHBOURS = 16
+
+
+def choices(learned: dict[str, Any]) -> dict[str, tuple[str, float, SubspaceNewton | DenseNewton]]:
+    """Approximation, tempering and solver of what is compared."""
+    chosen, default = (learned["approximation"], learned["tempering"]), SubspaceNewton()
+    found: dict[str, tuple[str, float, SubspaceNewton | DenseNewton]] = {
+        "mode plugged in": ("laplace", math.inf, default),
+        "variational, not tempered": ("variational", 0.0, default),
+        "as fit chose": (*chosen, default),
     }
+    if learned["latents"] > 1:  # where neighbours are off by default, and dense matrices too large
+        near = SubspaceNewton(num_neighbours=_NEIGHBOURS)
+        found[f"not tempered, {_NEIGHBOURS} neighbours"] = ("variational", 0.0, near)
+        found[f"as fit chose, {_NEIGHBOURS} neighbours"] = (*chosen, near)
+    else:
+        found["exact, not tempered"] = ("variational", 0.0, DenseNewton())
+    return found
 
 
 def run(results: Results, names: Iterable[str] = NAMES, rows: int | None = None) -> None:
@@ -29,11 +42,11 @@ def run(results: Results, names: Iterable[str] = NAMES, rows: int | None = None)
     for name in names:
         case = load(name, results, rows)
         problem = case.problem
-        for title, (approximation, tempering) in choices(case.learned).items():
+        for title, (approximation, tempering, solver) in choices(case.learned).items():
             place = {"data": name, "rows": len(problem.train.y), "prediction": title}
             if results.find("calibration", **place) is not None:
                 continue
-            model = case.model(approximation=approximation)
+            model = case.model(approximation=approximation, solver=solver)
             predict, _ = predictions(model, problem.train, tempering)
             probs = predict(problem.test_x)
             found = scores(probs, problem.test_y, problem.train.kind)

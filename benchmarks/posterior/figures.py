@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from benchmarks.posterior import moons, variance
+from benchmarks.posterior.problems import BINARY
 from benchmarks.posterior.results import Results
 
 BLUE, ORANGE, GREEN = "#0057b7", "#d55e00", "#009e73"
@@ -42,16 +43,15 @@ def draw_all(results: Results, folder: Path) -> list[str]:
 
 
 def _panels(lines: list[dict[str, Any]]) -> tuple[list[str], Figure, np.ndarray]:
-    names = list(dict.fromkeys(line["data"] for line in lines))
+    found = dict.fromkeys(line["data"] for line in lines)
+    names = sorted(found, key=lambda name: (*BINARY, name).index(name))
     figure, grid = plt.subplots(1, len(names), figsize=(2.9 * len(names) + 0.2, 3.4), squeeze=False, sharey=True)
     for axis, name in zip(grid[0], names, strict=True):
         rows = next(line["rows"] for line in lines if line["data"] == name)
-        axis.set(title=f"{name}, {rows:,} rows", xlabel=_SECONDS, xscale="log", yscale="log")
-        axis.axhline(1.0, color="#888888", linewidth=0.8)
-        for side in (axis.xaxis, axis.yaxis):
-            side.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0)))
-            side.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
-            side.set_minor_locator(mpl.ticker.NullLocator())
+        axis.set(title=f"{name}, {rows:,} rows", xlabel=_SECONDS, xscale="log")
+        axis.xaxis.set_major_locator(mpl.ticker.LogLocator(subs=(1.0, 1.5, 2.0, 3.0, 5.0)))
+        axis.xaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
+        axis.xaxis.set_minor_locator(mpl.ticker.NullLocator())
         axis.grid(alpha=0.25)
     return names, figure, grid[0]
 
@@ -61,7 +61,7 @@ def _legend(figure: Figure, axis: Axes) -> None:
 
 
 def draw_variance(results: Results) -> Figure | None:
-    """Median of the variance over the exact one against time, the variational posterior in float64."""
+    """Median excess of the variance over the exact one against time, the variational posterior in float64."""
     lines = results.select("variance", dtype="float64")
     if not lines:
         return None
@@ -69,7 +69,7 @@ def draw_variance(results: Results) -> Figure | None:
     for name, axis in zip(names, axes, strict=True):
         here = {(line["rank"], line["neighbours"]): line for line in lines if line["data"] == name}
         only = sorted(key for key in here if key[1] == 0)
-        _curve(axis, [here[key] for key in only], BLUE, "o", "actions for all inputs, r = 32 to 512")
+        _curve(axis, [here[key] for key in only], BLUE, "o", "actions alone, r = 32 to 512")
         alone = sorted(key for key in here if key[0] == 1)
         _curve(axis, [here[key] for key in alone], ORANGE, "s", "neighbours alone, n = 8 to 128")
         for index, rank in enumerate(sorted({r for r, n in here if r > 1 and n > 0})):
@@ -78,14 +78,19 @@ def draw_variance(results: Results) -> Figure | None:
             _curve(axis, [here[key] for key in joint], GREEN, "^", label)
         if (chosen := here.get(variance.DEFAULT)) is not None:
             ring = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "linestyle": "none"}
-            axis.plot(chosen["seconds"], chosen["median"], **ring, color="black", label="default, r = 192, n = 16")
-    axes[0].set_ylabel("median variance over the exact one (ratio)")
+            axis.plot(chosen["seconds"], _excess(chosen), **ring, color="black", label="default, 192 and 16")
+    axes[0].set(yscale="log", ylabel="median excess over the exact variance (%)")
+    axes[0].yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
     _legend(figure, axes[0])
     return figure
 
 
+def _excess(line: dict[str, Any]) -> float:
+    return 100.0 * (line["median"] - 1.0)
+
+
 def _curve(axis: Axes, lines: list[dict[str, Any]], colour: str, marker: str, label: str | None) -> None:
-    x, y = [line["seconds"] for line in lines], [line["median"] for line in lines]
+    x, y = [line["seconds"] for line in lines], [_excess(line) for line in lines]
     axis.plot(x, y, marker=marker, color=colour, linewidth=1.0, markersize=4.5, label=label)
 
 
@@ -101,9 +106,10 @@ def draw_laplace(results: Results) -> Figure | None:
         "GPBoost, full-scale Vecchia": ("gpboost", "full_scale_vecchia", GREEN, "^"),
     }
     for name, axis in zip(names, axes, strict=True):
+        axis.axhline(1.0, color="#888888", linewidth=0.8)
         for label, (method, approximation, colour, marker) in series.items():
             here = [line for line in lines if line["data"] == name and line["method"] == method]
-            here = [line for line in here if approximation in (None, line["setting"][0])]
+            here = [line for line in here if approximation in (None, line["setting"][0]) and line["setting"][0] != 1]
             middle = np.array([line["median"] for line in here])
             below = middle - [line["least"] for line in here]
             above = np.array([line["quantile"] for line in here]) - middle
@@ -127,17 +133,19 @@ def draw_moons(results: Results) -> Figure | None:
     for axis, name in zip(axes, (moons.DEFAULT, moons.PLUGGED_IN), strict=False):
         values = np.array(found[name]["map"]).reshape(moons.GRID, moons.GRID)
         image = axis.imshow(values, extent=moons.EXTENT, origin="lower", cmap="RdBu", vmin=0.0, vmax=1.0, aspect="auto")
-        for label, colour in ((0, "#08306b"), (1, "#67000d")):
+        for label, colour, title in ((0, "white", "rows of the first class"), (1, "black", "rows of the second class")):
             shown = x[:_SHOWN_ROWS][y[:_SHOWN_ROWS] == label]
-            axis.scatter(*shown.T, s=1.5, color=colour)
+            axis.scatter(*shown.T, s=5.0, color=colour, edgecolor="#555555", linewidth=0.3, label=title)
         axis.plot([0.0, 0.0], [0.3, moons.EXTENT[3]], color="black", linewidth=0.8, linestyle=":")
         axis.set(title=f"{name}, {rows:,} rows", xlabel="first input (units of the data)")
     axes[0].set_ylabel("second input (units of the data)")
     figure.colorbar(image, ax=list(axes[:2]), label="probability of the first class", shrink=0.9)
     for name, colour in ((moons.DEFAULT, BLUE), (moons.PLUGGED_IN, ORANGE), (moons.SCIKIT, GREEN)):
         axes[2].plot(moons.DISTANCES, found[name]["line"], color=colour, label=name)
-    axes[2].set(xlabel="distance from (0, 0.3) (units of the data)", ylabel="probability of the first class")
+    axes[2].set(xlabel="distance (units of the data)", ylabel="probability of the first class")
     axes[2].set(ylim=(0.0, 1.03), title="Along the dotted line")
     axes[2].grid(alpha=0.25)
-    figure.legend(*axes[2].get_legend_handles_labels(), loc="outside lower right", ncols=3, fontsize=8)
+    pairs = [zip(*axes[i].get_legend_handles_labels(), strict=True) for i in (0, 2)]
+    handles, labels = zip(*(pair for part in pairs for pair in part), strict=True)
+    figure.legend(handles, labels, loc="outside lower center", ncols=5, fontsize=8)
     return figure

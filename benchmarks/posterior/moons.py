@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -54,9 +55,9 @@ class Fitted:
     classifier: GPClassifier
 
     @classmethod
-    def of(cls, rows: int) -> Fitted:
-        """With all defaults."""
-        return cls(rows, GPClassifier().fit(*data(rows)))
+    def of(cls, rows: int, **options: Any) -> Fitted:
+        """With all defaults but ``options``."""
+        return cls(rows, GPClassifier(**options).fit(*data(rows)))
 
     def default(self, x: np.ndarray) -> np.ndarray:
         """Probabilities of the first class."""
@@ -74,13 +75,13 @@ class Fitted:
             model.approximation, model.tempering = kept
 
 
-def run(results: Results, rows: Iterable[int] = ROWS) -> None:
+def run(results: Results, rows: Iterable[int] = ROWS, **options: Any) -> None:
     """Probabilities along a line, test NLL, and once the map."""
     rows = tuple(rows)
     for number in rows:
         if results.find("moons", rows=number, method=SCIKIT) is not None:
             continue
-        fitted = Fitted.of(number)
+        fitted = Fitted.of(number, **options)
         rival = GaussianProcessClassifier(1.0 * RBF(1.0), random_state=0).fit(*data(number))
         methods: dict[str, Predict] = {
             DEFAULT: fitted.default,
