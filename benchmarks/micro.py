@@ -76,7 +76,7 @@ def parts(rows: int) -> dict[str, Callable[[], object]]:
         ),
         "Newton matrix": lambda: newton_matrix(space, start.curvature),
         "Newton iteration in the space": lambda: minimise(problem, space, start, 1e-3),
-        "covariance pass": lambda: posterior_covariance(problem, actions),
+        "covariance pass": lambda: posterior_covariance(problem, actions, start.curvature),
         "prediction, a fifth as many rows": lambda: model.predict(test_x),
     }
 

@@ -125,7 +125,7 @@ def _linear(name: str, order: str, **settings) -> Callable[[str], Results]:
                 kernel = make_batch_kernel()
                 kernel.base_kernel = MaternKernel(nu=0.5, batch_shape=kernel.batch_shape)
                 own["kernel"] = kernel
-            solver = LinearTimeNewton(num_support=40, policy=policy, tolerance=1e-8, **settings)
+            solver = LinearTimeNewton(num_neighbours=0, num_support=40, policy=policy, tolerance=1e-8, **settings)
             model = make_model("categorical" if own else name, ROWS, operator=kind, solver=solver, **own)
             results = _posterior(model)
             assert model.solution.support is None or model.solution.support.numel() == 40
@@ -219,6 +219,19 @@ def check_refusals(rank: int) -> None:
     other = SimpleGP(*make_binary(ROWS, seed=rank), BernoulliLikelihood(), operator="sharded").double()
     with pytest.raises(InputError, match=r"same training data"):
         other.condition()
+    x, y = make_binary(ROWS)
+    order = torch.randperm(ROWS, generator=torch.Generator().manual_seed(rank))
+    for inputs, targets in ((x[order], y[order]), (x, y[order]), (x[order], y)):  # the same sums in every process
+        shuffled = SimpleGP(inputs, targets, BernoulliLikelihood(), operator="sharded").double()
+        with pytest.raises(InputError, match=r"same training data\..*in the same order.*shuffles alike everywhere"):
+            shuffled.condition()
+    model = make_model("bernoulli-logit", ROWS, operator="sharded")
+    model.condition()
+    with pytest.raises(InputError, match=r"same new inputs"):
+        model.predict(make_inputs(5).roll(rank, 0))
+    model.covar_module.base_kernel.nu = (0.5, 1.5, 2.5)[rank]
+    with pytest.raises(InputError, match=r"nu unlike the first process" if rank else r"other ones in another process"):
+        model.condition()
     few = SimpleGP(*make_binary(1), BernoulliLikelihood(), operator="sharded").double()
     with pytest.raises(InputError, match=r"must get a row"):
         few.condition()
@@ -275,7 +288,7 @@ def check_checkpoint(folder: Path, rank: int, part: str) -> None:
     press = lambda _: os.kill(os.getpid(), signal.SIGINT) if rank == last else None  # noqa: E731
     growing = policies.UnitVectors(order="leverage", rows=10)
     linear_time._FIRST = 10
-    for solver in (made["solver"], LinearTimeNewton(num_support=40, policy=growing, tolerance=1e-8)):
+    for solver in (made["solver"], LinearTimeNewton(num_neighbours=0, num_support=40, policy=growing, tolerance=1e-8)):
         make = partial(make_model, "categorical", ROWS, operator="sharded", solver=solver)
         interrupted = folder.parent / f"{type(solver).__name__}.safetensors"
         stopped = make().condition(checkpoint=interrupted, checkpoint_every=1e6, callback=press)

@@ -46,7 +46,10 @@ BAD_INPUTS = {
     ),
     "infinity": (_with(_with(X, INF, 3, 0), -INF, 5, 1), r"must be finite\. Got NaN or infinite values in 2 of 12"),
     "no rows": (X[:0], r"must have at least one row\. Got none\. Check how the data were selected"),
-    "three dimensions": (X[None], r"must have shape \(N, D\), one row per observation\. Got \(1, 12, 2\)\. Reshape"),
+    "three dimensions": (
+        X[None],
+        r"must have shape \(N, D\), one row per observation\. Got \(1, 12, 2\), a batch\. Build one",
+    ),
     "a number": (torch.tensor(1.0), r"must have shape \(N, D\), .* Got \(\)"),
     "integers": (X.long(), r"must be floating point\. Got torch\.int64\. Call \.float\(\) or \.double\(\)"),
     "a list": (
@@ -230,10 +233,6 @@ FORWARDS = {
     "two batches": (
         lambda m, x: MultivariateNormal(m.mean_module(x).expand(2, 3, 12), m.covar_module(x)),
         r"Got a mean of shape \(2, 3, 12\)\. Check that mean_module and covar_module use batch_shape",
-    ),
-    "an evaluated kernel": (
-        lambda m, x: MultivariateNormal(m.mean_module(x), m.covar_module(x).to_dense()),
-        r"Got DenseLinearOperator, which cannot be evaluated at new inputs\. Return self\.covar_module\(x\) itself",
     ),
     "jitter": (
         lambda m, x: MultivariateNormal(m.mean_module(x), m.covar_module(x).add_jitter(1e-3)),

@@ -10,7 +10,17 @@ import sys
 import gpytorch
 import pytest
 import torch
-from helpers import CASES, CORE, SimpleGP, assert_close, make_batch_kernel, make_classes, make_inputs, make_model
+from helpers import (
+    CASES,
+    CORE,
+    SimpleGP,
+    assert_close,
+    make_batch_kernel,
+    make_classes,
+    make_inputs,
+    make_kernel,
+    make_model,
+)
 
 botorch = pytest.importorskip("botorch")
 
@@ -18,12 +28,17 @@ from botorch import acquisition  # noqa: E402
 from botorch.acquisition.active_learning import qNegIntegratedPosteriorVariance  # noqa: E402
 from botorch.acquisition.knowledge_gradient import qKnowledgeGradient  # noqa: E402
 from botorch.acquisition.objective import ScalarizedPosteriorTransform  # noqa: E402
+from botorch.fit import fit_gpytorch_mll  # noqa: E402
+from botorch.models import SingleTaskGP  # noqa: E402
 from botorch.models.model import ModelList  # noqa: E402
 from botorch.models.transforms.input import Normalize  # noqa: E402
+from botorch.models.transforms.outcome import Standardize  # noqa: E402
 from botorch.optim import optimize_acqf  # noqa: E402
 from botorch.posteriors import GPyTorchPosterior  # noqa: E402
 from botorch.sampling import IIDNormalSampler, SobolQMCNormalSampler  # noqa: E402
 from botorch.sampling.get_sampler import get_sampler  # noqa: E402
+from gpytorch.likelihoods import GaussianLikelihood  # noqa: E402
+from gpytorch.mlls import ExactMarginalLogLikelihood  # noqa: E402
 
 from itergp import InputError  # noqa: E402
 from itergp.botorch import BotorchModel, FantasyModel, ResponsePosterior  # noqa: E402
@@ -140,6 +155,69 @@ def test_an_input_transform_comes_first():
     assert_close(longer.train_inputs[0][-4:], transform(X[:, 0]))
     wrapped.train()
     assert wrapped.train_inputs[0] is model.train_inputs[0]
+
+
+# ------------------------------------------------------- as BoTorch's own regression
+def _regression(solver=EXACT):
+    """A model of standardised outcomes, and BoTorch's model of the same prior and noise."""
+    x = make_inputs(30)
+    y = (100.0 + 5.0 * torch.sin(2.0 * x.sum(-1))).unsqueeze(-1)
+    transform = Standardize(1)
+    targets, _ = transform(y)
+    model = SimpleGP(x, targets.squeeze(-1), GaussianLikelihood(), solver=solver).double().eval()
+    model.likelihood.noise = 0.01
+    theirs = SingleTaskGP(
+        x, y, outcome_transform=Standardize(1), likelihood=GaussianLikelihood(), covar_module=make_kernel()
+    ).double()
+    theirs.likelihood.noise = 0.01
+    theirs.mean_module.constant.data.zero_()
+    return model, transform, theirs.eval(), y
+
+
+def test_an_outcome_transform_gives_posteriors_and_fantasies_in_the_units_of_the_outcomes():
+    model, transform, theirs, _ = _regression()
+    ours, X = BotorchModel(model, outcome_transform=transform), _points(4, 3)
+    new, Y = _points(2, seed=9), torch.tensor([[103.0], [98.0]], dtype=torch.float64)
+    with torch.no_grad():
+        theirs.posterior(X)
+        pairs = [(ours, theirs), (ours.condition_on_observations(new, Y), theirs.condition_on_observations(new, Y))]
+        batch = Y.expand(3, 2, 1) + torch.arange(3.0).double().view(3, 1, 1)
+        pairs.append(
+            (ours.condition_on_observations(new, batch), theirs.condition_on_observations(new.expand(3, 2, 2), batch))
+        )
+        for one, other in pairs:
+            points = X if one is not pairs[-1][0] else X[:3]
+            for noise in (False, True):
+                got, expected = (m.posterior(points, observation_noise=noise) for m in (one, other))
+                assert_close(got.mean, expected.mean, "posterior")
+                assert_close(got.variance, expected.variance, "posterior")
+        fantasy = ours.fantasize(new, SobolQMCNormalSampler(torch.Size([8]), seed=0))
+        assert abs(float(fantasy.posterior(X[0]).mean.mean()) - 100.0) < 10.0
+    function = acquisition.LogExpectedImprovement(ours, best_f=103.0)
+    expected = acquisition.LogExpectedImprovement(theirs, best_f=103.0)
+    assert_close(function(_points(5, 1)), expected(_points(5, 1)), "posterior")
+
+
+def test_an_outcome_transform_of_latent_functions_is_refused():
+    with pytest.raises(InputError, match=r"needs a Gaussian likelihood.* Got BernoulliLikelihood, .* Leave it out"):
+        BotorchModel(make_model("bernoulli-logit"), outcome_transform=Standardize(1))
+
+
+def test_botorch_fits_a_model_with_gaussian_noise_by_the_exact_marginal_likelihood():
+    model, _, theirs, _ = _regression()
+    for fitted in (model, theirs):
+        fit_gpytorch_mll(ExactMarginalLogLikelihood(fitted.likelihood, fitted))
+    assert not model.training
+    X = _points(6)
+    with torch.no_grad():
+        got = BotorchModel(model, outcome_transform=theirs.outcome_transform).posterior(X)
+        # Noise-free targets: the optimum is flat in the noise, not in what is predicted.
+        assert_close(got.mean, theirs.posterior(X).mean, "posterior", dtype=torch.float32)
+    weighted = SimpleGP(
+        *model.train_inputs, model.train_targets, GaussianLikelihood(), sample_weight=torch.ones(30)
+    ).double()
+    with pytest.raises(InputError, match=r"takes all rows alike"):
+        fit_gpytorch_mll(ExactMarginalLogLikelihood(weighted.likelihood, weighted))
 
 
 # ---------------------------------------------------------------- observations

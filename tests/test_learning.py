@@ -24,8 +24,10 @@ import itergp
 from itergp.diagnostics import plot_trajectory
 from itergp.learning import calibrate_predictions, fit
 from itergp.learning.calibration import EXPONENTS
-from itergp.learning.parameters import free_parameters, initialise
+from itergp.learning.humility import limit_lengthscales
+from itergp.learning.parameters import free_parameters
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
+from itergp.models.starting_values import initialise
 from itergp.objectives import ComputationAwareELBO, LaplaceEvidence, PredictiveLogDensity
 
 
@@ -80,6 +82,81 @@ def test_defaults_are_initialised_from_the_data_and_choices_are_kept():
     assert initialise(fixed, x) == ["base_kernel.lengthscale"]
 
 
+GK = gpytorch.kernels
+STARTS = {  # a kernel of three columns, the kernel inside whose lengthscale it is, and the columns that this one sees
+    "active dims": (lambda: GK.ScaleKernel(GK.MaternKernel(active_dims=[1])), "base_kernel", [1]),
+    "active dims outside": (lambda: GK.ScaleKernel(GK.MaternKernel(), active_dims=[0, 2]), "base_kernel", [0, 2]),
+    "active dims twice": (
+        lambda: GK.ScaleKernel(GK.RBFKernel(active_dims=[2, 0])) * GK.RBFKernel(active_dims=[1]),
+        "kernels.0.base_kernel",
+        [0, 2],
+    ),
+    "one by one": (lambda: GK.AdditiveStructureKernel(GK.RBFKernel(), num_dims=3), "base_kernel", None),
+    "a grid": (lambda: GK.GridInterpolationKernel(GK.RBFKernel(), 8, num_dims=3), "base_kernel", [0, 1, 2]),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*deprecated:DeprecationWarning")  # but used
+@pytest.mark.parametrize("name", STARTS)
+def test_lengthscales_start_at_half_the_distance_in_the_columns_that_a_kernel_sees(name):
+    make, inside, columns = STARTS[name]
+    kernel, x = make(), make_inputs(30, 3, dtype=torch.float32) * torch.tensor([1.0, 10.0, 100.0])
+    assert f"{inside}.lengthscale" in initialise(kernel, x)
+    parts = x.T.unsqueeze(-1) if columns is None else x[:, columns].unsqueeze(0)
+    expected = 0.5 * torch.cat([torch.pdist(part) for part in parts]).median()
+    assert kernel.get_submodule(inside).lengthscale.item() == pytest.approx(float(expected), rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        GK.PeriodicKernel,
+        lambda: GK.ArcKernel(GK.MaternKernel(), ard_num_dims=2),
+        lambda: GK.CylindricalKernel(3, GK.PeriodicKernel()),
+    ],
+)
+def test_lengthscales_in_other_units_keep_their_default(make):
+    kernel = make()
+    before = [p.clone() for p in kernel.parameters()]
+    assert initialise(kernel, 0.01 * make_inputs(20, 2, dtype=torch.float32)) == []
+    assert all(torch.equal(a, b) for a, b in zip(kernel.parameters(), before, strict=True))
+
+
+def test_the_radius_of_a_cylinder_has_its_own_units():
+    x = 0.01 * make_inputs(20, 2, dtype=torch.float32)
+    kernel = GK.CylindricalKernel(3, GK.MaternKernel())
+    assert initialise(kernel, x) == ["radial_base_kernel.lengthscale"]
+    radius = x.norm(dim=-1, keepdim=True)
+    radius = 1.0 - (1.0 - radius ** kernel.alpha.detach()) ** kernel.beta.detach()
+    expected = 0.5 * float(torch.pdist(radius).median())
+    assert kernel.radial_base_kernel.lengthscale.item() == pytest.approx(expected, rel=1e-2)
+
+
+def test_active_dims_inside_a_scaled_kernel_can_be_learned():
+    result = itergp.fit(binary(60, kernel=GK.ScaleKernel(GK.MaternKernel(active_dims=[1]))), max_iterations=2)
+    assert any(name.endswith("base_kernel.lengthscale") for name in result.initialised)
+
+
+def test_an_optimiser_of_torch_learns_from_gpytorchs_defaults():
+    x = torch.linspace(0, 1, 10).double()
+    y = torch.cos(4 * torch.pi * x).sign().add(1).div(2)
+    model = SimpleGP(x, y, gpytorch.likelihoods.BernoulliLikelihood(), kernel=GK.ScaleKernel(GK.RBFKernel())).double()
+    kept = SimpleGP(x, y, gpytorch.likelihoods.BernoulliLikelihood(), kernel=GK.ScaleKernel(GK.RBFKernel())).double()
+    itergp.objectives.ComputationAwareELBO(kept.likelihood, kept, initialise_kernel=False)
+    assert not bool(kept.covar_module.raw_outputscale.any())
+    optimizer = torch.optim.Adam(model.train().parameters(), lr=0.1)
+    objective = itergp.objectives.ComputationAwareELBO(model.likelihood, model)
+    assert len(objective.initialised) == 2
+    for _ in range(50):
+        optimizer.zero_grad()
+        (-objective(model(x), y)).backward()
+        optimizer.step()
+    new = torch.linspace(0, 1, 101).double()
+    with torch.no_grad():
+        right = (model.eval().likelihood(model(new)).mean > 0.5) == (torch.cos(4 * torch.pi * new) > 0)
+    assert float(right.double().mean()) > 0.8
+
+
 def test_positive_parameters_move_by_their_logarithm():
     model = binary(50, kernel=make_kernel(2.0, 5.0)).double()
     for parameter in free_parameters(model):
@@ -94,6 +171,44 @@ def test_positive_parameters_move_by_their_logarithm():
         parameter.read_gradient()
         value = parameter.constraint.transform(parameter.parameter).detach()
         assert torch.allclose(parameter.variable.grad, 2.0 * value.square(), rtol=1e-5)
+
+
+def test_a_noise_variance_moves_as_its_standard_deviation_does():
+    x = make_inputs(20)
+    model = SimpleGP(x, x[:, 0], GaussianLikelihood(noise=0.04)).double()
+    noise = next(parameter for parameter in free_parameters(model) if parameter.name.endswith("noise"))
+    assert noise.variable.item() == pytest.approx(math.log(0.2), rel=1e-5)
+    assert noise.value.item() == pytest.approx(math.log(0.04), rel=1e-5)
+    model.likelihood.noise.square().sum().backward()
+    noise.read_gradient()
+    assert noise.variable.grad.item() == pytest.approx(4.0 * 0.04**2, rel=1e-5)
+    with torch.no_grad():
+        noise.variable.sub_(math.log(10.0))
+    noise.write()
+    assert model.likelihood.noise.item() == pytest.approx(0.0004, rel=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_learned_noise_becomes_as_small_as_targets_without_noise_ask_for(dtype):
+    x, new = make_inputs(120, 1, dtype=dtype, seed=1), make_inputs(60, 1, dtype=dtype, seed=2).clamp(-1.5, 1.5)
+    kernel = GK.ScaleKernel(GK.RBFKernel())
+    model = SimpleGP(x, torch.sin(2.0 * x[:, 0]), GaussianLikelihood(noise=0.1), kernel=kernel).to(dtype)
+    itergp.fit(model, max_iterations=50)
+    assert model.likelihood.noise.item() < 1e-4
+    with torch.no_grad():
+        predictive = model.predict(new)
+        error = (predictive.mean - torch.sin(2.0 * new[:, 0])).square().mean().sqrt()
+        assert float(error) < 0.02
+        assert float(predictive.stddev.mean()) < 0.02
+
+
+def test_a_noise_at_a_bound_that_shows_is_told():
+    x = make_inputs(60, 1)
+    likelihood = gpytorch.likelihoods.GaussianLikelihood()
+    likelihood.noise = 1.1e-4
+    model = SimpleGP(x, torch.sin(x[:, 0]), likelihood, kernel=GK.ScaleKernel(GK.RBFKernel())).double()
+    with pytest.warns(itergp.ItergpWarning, match=r"raw_noise reached its lower bound, 0\.0001: .*noise_constraint"):
+        itergp.fit(model, max_iterations=40)
 
 
 def test_fixed_parameters_stay():
@@ -138,8 +253,8 @@ def test_posteriors_on_the_way_leave_no_trace_in_what_is_learned():
     assert torch.equal(result.solution.representer_weights, expected.solution.representer_weights)
     assert looked.approximation == plain.approximation
     learned = list(dict.fromkeys(lengthscale for lengthscale, _ in seen))
-    assert len(learned) == 3  # at the start, after the first stage, and in the end
-    assert learned[-1] == float(plain.covar_module.base_kernel.lengthscale.detach())
+    assert len(learned) >= 2  # at the start, after the first stage, and in the end, which is the best of all
+    assert seen[-1][0] == float(plain.covar_module.base_kernel.lengthscale.detach())
     assert max(nll for _, nll in seen) < 0.69
 
 
@@ -466,3 +581,34 @@ def test_starts_are_compared_by_what_is_learned():
     assert len(set(values)) == 1
     again = common.on_one_split(7)(model(*model.train_inputs), model.train_targets).item()
     assert again == values[0]
+
+
+# ---------------------------------------------------------------- limits of lengthscales
+GK = gpytorch.kernels
+LIMITED = {  # kernels of three columns, and those that each lengthscale belongs to
+    "active": (lambda: GK.RBFKernel(active_dims=[2]), [[2]]),
+    "scaled": (lambda: GK.ScaleKernel(GK.RBFKernel(active_dims=[1, 2], ard_num_dims=2)), [[1], [2]]),
+    "sum": (lambda: GK.ScaleKernel(GK.RBFKernel(active_dims=[0])) + GK.MaternKernel(active_dims=[1, 2]), [[0], [1, 2]]),
+    "of some": (
+        lambda: GK.ScaleKernel(GK.RBFKernel() * GK.RBFKernel(active_dims=[0]), active_dims=[1, 2]),
+        [[1, 2], [1]],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIMITED)
+def test_lengthscales_are_limited_by_the_columns_that_a_kernel_sees(name):
+    make, columns = LIMITED[name]
+    x = make_inputs(150, 3) * torch.tensor([1.0, 10.0, 100.0])
+    model = SimpleGP(x, (x[:, 2] > 0).long(), BernoulliLikelihood(), kernel=make()).double().eval()
+    kernels = [
+        kernel for kernel in model.covar_module.modules() if isinstance(kernel, GK.Kernel) and kernel.has_lengthscale
+    ]
+    for kernel in kernels:
+        kernel.lengthscale = 1e4
+    limit = limit_lengthscales(model)
+    assert limit is not None
+    found = torch.cat([kernel.lengthscale.detach().reshape(-1) for kernel in kernels])
+    deviations = x.double().std(0, correction=0)
+    expected = limit * torch.stack([deviations[own].square().mean().sqrt() for own in columns])
+    assert_close(found, expected)

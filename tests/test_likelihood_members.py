@@ -497,6 +497,35 @@ def test_censored_rows_say_only_that_it_was_later():
     assert_close(exponential.log_density(f, times), shape_one.log_density(f, times), "derivative")
 
 
+def test_the_density_of_held_out_rows_knows_which_were_censored():
+    x, y = CASES["weibull"].data(40)
+    model = SimpleGP(x, y, WeibullLikelihood(shape=2.0)).double().eval()
+    with torch.no_grad():
+        predictive, events = model.predict(x), y[:, 1] == 1
+        density = predictive.log_prob(y)
+        assert_close(density, model.likelihood.log_marginal(y, model(x)), "derivative")
+        assert_close(density[events], predictive.log_prob(y[:, 0])[events], "derivative")
+        assert_close(density[~events].exp(), 1.0 - predictive.cdf(y[:, 0])[~events], "derivative")
+        assert predictive.log_prob(torch.ones(3, 40).double()).shape == (3, 40)
+        assert_close(model.predict(x[:1]).log_prob(y[:1]), density[:1], "derivative")
+        with pytest.raises(InputError, match=r"Event indicators must be 0 or 1"):
+            predictive.log_prob(torch.full((40, 2), 0.5))
+        with pytest.raises(InputError, match=r"times with event indicators\. Use likelihood\.log_marginal"):
+            model.predict(x[:2]).log_prob(y[:2])
+
+
+def test_observations_with_a_second_column_are_no_observations_of_a_predictive_distribution():
+    x, y = CASES["poisson-exposure"].data(20)
+    model = SimpleGP(x, y, CASES["poisson-exposure"].make()).double().eval()
+    with torch.no_grad():
+        with pytest.raises(
+            InputError, match=r"one observation per row, shape \(\.\.\., 20\)\. Got \(20, 2\)\. .*exposure"
+        ):
+            model.predict(x).log_prob(y)
+        right = model.predict(x, exposure=y[:, 1]).log_prob(y[:, 0])
+        assert_close(right, model.likelihood.log_marginal(y, model(x)), "derivative")
+
+
 def test_knowing_what_was_censored_raises_times():
     x, y = CASES["weibull"].data(60)
     aware = SimpleGP(x, y, WeibullLikelihood(shape=2.0)).double().eval()

@@ -35,6 +35,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from itergp import InputError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, PoissonLikelihood
 from itergp.models import NonConjugateGP
+from itergp.objectives import ComputationAwareELBO
 from itergp.operators import BlockedOperator, DenseOperator
 from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Reason, SubspaceNewton, linear_time
 from itergp.solvers.policies import UnitVectors
@@ -489,7 +490,8 @@ def test_the_posterior_so_far_predicts_until_the_next_is_there():
     posteriors = [solution for solution, _ in seen]
     running = [one for one in posteriors if one.status.reason is Reason.RUNNING]
     (stage,) = (one for one in posteriors if one.status.reason is not Reason.RUNNING)
-    assert len(running) == len(final.trace) - 2  # the last step of a stage ends it
+    steps = [record for record in final.trace if record.round == 0]
+    assert len(running) == len(steps) - 2  # the last step of a stage ends it
     assert all(one.rank == 0 for one in running)
     assert stage.approximation == "laplace"
     assert stage.rank > 0
@@ -868,6 +870,123 @@ def test_a_sum_with_a_linear_kernel():
     model = make_model("bernoulli-logit", 150, dtype=torch.float32, kernel=kernel)
     assert model.solution.converged
     assert all(bool(torch.isfinite(t).all()) for t in _predictions(model))
+
+
+# ------------------------------------------- what GPyTorch's exact models can do besides
+class Exact(gpytorch.models.ExactGP):
+    """The same prior with exact inference."""
+
+    def __init__(self, x, y, likelihood):
+        super().__init__(x, y, likelihood)
+        self.mean_module, self.covar_module = gpytorch.means.ConstantMean(), make_kernel()
+
+    def forward(self, x):
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_a_fantasy_model_is_gpytorchs(fixed):
+    x, y = make_reals(30)
+    new, values, test = make_inputs(4, seed=7), torch.randn(4).double(), make_inputs(6, seed=3)
+    noise = torch.linspace(0.1, 0.5, 30).double()
+
+    def likelihood():
+        return gl.FixedNoiseGaussianLikelihood(noise) if fixed else gl.GaussianLikelihood()
+
+    more = {"noise": torch.full((4,), 0.2).double()} if fixed else {}
+    ours = SimpleGP(x, y, likelihood(), solver=DenseNewton()).double().eval()
+    theirs = Exact(x, y, likelihood()).double().eval()
+    with torch.no_grad():
+        before = ours(test).mean
+        theirs(test)
+        fantasy, expected = ours.get_fantasy_model(new, values, **more), theirs.get_fantasy_model(new, values, **more)
+        assert_close(fantasy(test).mean, expected(test).mean, "posterior")
+        assert_close(fantasy(test).variance, expected(test).variance, "posterior")
+        assert_close(ours(test).mean, before)
+    assert not fantasy.training
+    with pytest.raises(InputError, match=r"Got a batch, \(3, 4\)\. Use itergp\.botorch\.BotorchModel"):
+        ours.get_fantasy_model(new, torch.randn(3, 4).double(), **more)
+    with pytest.raises(
+        InputError, match=r"Pass noise=" if fixed else r"Got some with GaussianLikelihood. Leave it out"
+    ):
+        ours.get_fantasy_model(new, values, **({} if fixed else {"noise": torch.ones(4)}))
+
+
+def test_the_exact_marginal_likelihood_is_gpytorchs():
+    x, y = make_reals(30)
+    values = []
+    for model in (SimpleGP(x, y, gl.GaussianLikelihood()), Exact(x, y, gl.GaussianLikelihood())):
+        model.double().train()
+        values.append(gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)(model(x), y))
+    assert_close(values[0], values[1])
+
+
+@pytest.mark.parametrize("options", [{"sample_weight": torch.linspace(0.5, 1.5, 30)}, {"missing_targets": True}])
+def test_the_exact_marginal_likelihood_is_refused_where_rows_differ_in_weight(options):
+    x, y = make_reals(30)
+    y[3] = torch.nan if "missing_targets" in options else y[3]
+    model = SimpleGP(x, y, gl.GaussianLikelihood(), **options).double().train()
+    mll = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
+    with pytest.raises(InputError, match=r"takes all rows alike\. Got a model with sample_weight or missing targets"):
+        mll(model(x), model.train_targets)
+    objective = ComputationAwareELBO(model.likelihood, model)  # which knows of weights
+    assert bool(torch.isfinite(objective(model(x), model.train_targets)))
+
+
+def test_batches_of_models_are_refused_with_the_way_out():
+    x, y = make_reals(30)
+    with pytest.raises(InputError, match=r"Got \(2, 30, 2\), a batch\. Build one model per batch element"):
+        SimpleGP(x.expand(2, 30, 2), y.expand(2, 30), gl.GaussianLikelihood())
+    with pytest.raises(InputError, match=r"Got \(2, 30\), a batch\. Build one model per batch element"):
+        SimpleGP(x, y.expand(2, 30), gl.GaussianLikelihood())
+    model = SimpleGP(x, y, gl.GaussianLikelihood())
+    with pytest.raises(InputError, match=r"Got samples of \['covar_module.x_prior'\]\. Set one sample at a time"):
+        model.pyro_load_from_samples({"covar_module.x_prior": torch.ones(5)})
+
+
+class Tasks(NonConjugateGP):
+    """Two coupled outputs."""
+
+    def __init__(self, x, y, likelihood):
+        super().__init__(x, y, likelihood)
+        self.mean_module = gpytorch.means.MultitaskMean(gpytorch.means.ConstantMean(), num_tasks=2)
+        self.covar_module = gpytorch.kernels.MultitaskKernel(gpytorch.kernels.RBFKernel(), num_tasks=2, rank=1)
+
+    def forward(self, x):
+        return gpytorch.distributions.MultitaskMultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+@pytest.mark.parametrize("act", [lambda m: m.eval()(m.train_inputs[0]), lambda m: m.train()(*m.train_inputs)])
+@pytest.mark.parametrize("kind", ["tasks", "derivatives"])
+def test_coupled_outputs_are_refused_with_the_way_out(kind, act):
+    x, y = make_reals(12)
+    if kind == "tasks":
+        model = Tasks(x, y, gl.GaussianLikelihood())
+    else:
+        model = SimpleGP(x, y, gl.GaussianLikelihood(), kernel=gpytorch.kernels.RBFKernelGrad())
+    with pytest.raises(InputError, match=r"(24|36) rows of covariance: coupled outputs.*Fit one model per output"):
+        act(model.double())
+
+
+class Misspelt(SimpleGP):
+    """Its ``forward``, and a property of its own, ask for what does not exist."""
+
+    @property
+    def half_scale(self):
+        return 0.5 * self.covar_modul.outputscale
+
+    def forward(self, x):
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_modul(x))
+
+
+@pytest.mark.parametrize("ask", [lambda m: m(m.train_inputs[0]), lambda m: m.solution, lambda m: m.half_scale])
+def test_an_attribute_error_of_the_users_shows_as_itself(ask):
+    x, y = CASES["bernoulli-logit"].data(12)
+    model = Misspelt(x, y, CASES["bernoulli-logit"].make()).double().eval()
+    with pytest.raises(AttributeError, match=r"has no attribute 'covar_modul'"):
+        ask(model)
+    with pytest.raises(AttributeError, match=r"has no attribute 'unknown'"):
+        _ = model.unknown
 
 
 def test_forward_must_be_defined():

@@ -444,7 +444,8 @@ def test_default_memory_budget_is_part_of_what_is_free():
 
 def test_unknown_operator():
     with pytest.raises(
-        InputError, match=r"`operator` must be one of \('auto', 'dense', 'blocked', 'keops', 'sharded'\)\. Got 'fast'"
+        InputError,
+        match=r"`operator` must be one of \('auto', 'dense', 'blocked', 'keops', 'sharded'\)\. Got 'fast'",
     ):
         make_operator(make_kernel(), make_inputs(5), kind="fast")  # type: ignore[arg-type]
 
@@ -666,12 +667,18 @@ def test_prior_of_the_wrong_type():
     _bad(lambda x: mean(x), r"Got Tensor\. Return MultivariateNormal\(mean, covariance\)")
     _bad(lambda x: (mean(x), kernel(x)), r"Got tuple\.")
     _bad(lambda x: None, r"Got NoneType\.")
-    _bad(
-        lambda x: MultivariateNormal(mean(x), kernel(x).to_dense()),
-        r"Got DenseLinearOperator, which cannot be evaluated at new inputs.*without calling \.to_dense\(\)",
-    )
     _bad(lambda x: MultivariateNormal(mean(x), kernel(x).add_jitter(1e-3)), r"latent noise is not a kernel")
-    _bad(lambda x: MultivariateNormal(mean(x), kernel(x) * kernel(x)), r"cannot be evaluated at new inputs")
+
+
+def test_a_covariance_that_is_no_sum_of_kernels_is_known_at_its_rows():
+    kernel, mean, x = make_kernel().double(), ZeroMean(), make_inputs(12, COLUMNS)
+    expected = kernel(x).to_dense()
+    for covariance in (lambda x: kernel(x).to_dense(), lambda x: kernel(x) * kernel(x)):
+        prior = Prior.from_forward(lambda x, made=covariance: MultivariateNormal(mean(x), made(x)), (x,), 3)
+        wanted = expected if torch.is_tensor(covariance(x)) else expected.square()
+        assert_close(make_operator(prior.kernel, prior.features).dense()[0], wanted)
+        part = prior.take(torch.tensor([7, 2, 5]))
+        assert_close(make_operator(part.kernel, part.features).dense()[0], wanted[[7, 2, 5]][:, [7, 2, 5]])
 
 
 def test_prior_of_the_wrong_shape():

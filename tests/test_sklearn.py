@@ -6,6 +6,7 @@ import copy
 import pickle
 import subprocess
 import sys
+import warnings
 
 import gpytorch
 import joblib
@@ -14,10 +15,11 @@ import pandas
 import pytest
 import sklearn
 import torch
+from gpytorch.kernels import IndexKernel, PeriodicKernel, RBFKernel, ScaleKernel
 from sklearn.base import clone, is_classifier
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_iris
-from sklearn.gaussian_process import GaussianProcessClassifier, kernels
+from sklearn.gaussian_process import GaussianProcessClassifier, GaussianProcessRegressor, kernels
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, KFold, cross_val_score, cross_validate
 from sklearn.pipeline import make_pipeline
@@ -25,8 +27,9 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_dense_data, parametrize_with_checks
 
 from itergp import InputError, ItergpWarning
+from itergp.models import held_tensors
 from itergp.sklearn import GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor, load
-from itergp.sklearn.kernels import KERNELS, translate
+from itergp.sklearn.kernels import KERNELS, raw_columns, translate
 from itergp.sklearn.noise import COUNTS, NOISES
 from itergp.solvers import DenseNewton, IterNCGP, SubspaceNewton
 
@@ -169,7 +172,7 @@ def test_every_noise_recovers_a_function(name):
     y = truth + rng.normal(size=120)
     if name in ("student_t", "laplace"):
         y[::15] += 200.0
-    regressor = GPRegressor(name, max_iterations=15).fit(X, y)
+    regressor = GPRegressor(noise=name, max_iterations=15).fit(X, y)
     mean, _ = regressor.latent_mean_and_variance(X)
     mean = mean[:, 0] if name == "heteroscedastic" else mean
     assert np.sqrt(np.mean((mean - truth) ** 2)) < 4.0
@@ -180,7 +183,7 @@ def test_noise_that_varies_is_seen():
     rng = np.random.default_rng(0)
     X = rng.uniform(0.0, 1.0, size=(200, 1))
     y = 1000.0 + (1.0 + 9.0 * (X[:, 0] > 0.5)) * rng.normal(size=200)
-    _, std = GPRegressor("heteroscedastic", max_iterations=20).fit(X, y).predict([[0.2], [0.8]], return_std=True)
+    _, std = GPRegressor(noise="heteroscedastic", max_iterations=20).fit(X, y).predict([[0.2], [0.8]], return_std=True)
     assert std[1] > 3.0 * std[0]
 
 
@@ -394,6 +397,104 @@ def test_the_first_partial_fit_is_fit_and_may_name_all_classes():
     assert_same(GPRegressor(max_iterations=2).partial_fit(X, X[:, 0]), GPRegressor(max_iterations=2).fit(X, X[:, 0]), X)
 
 
+@each
+def test_rows_one_by_one_learn_what_all_of_them_would(make):
+    X, y = make_data(make, 34)
+    options = {"max_iterations": 2}
+    online = make(**options)
+    first = {"classes": np.unique(y)} if is_classifier(online) else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ItergpWarning)  # one class so far
+        online.partial_fit(X[:1], y[:1], **first)
+        learned = [online._learned_rows]
+        for i in range(1, 34):
+            online.partial_fit(X[i : i + 1], y[i : i + 1])
+            learned.append(online._learned_rows)
+    assert sorted(set(learned)) == [1, 2, 4, 8, 16, 32]
+    np.testing.assert_allclose(online._known_rows()[0], X, rtol=1e-9)
+    together = make(**options)
+    together = together.partial_fit(X[:32], y[:32], **first)
+    together.partial_fit(X[32:], y[32:])
+    for left, right in zip(outputs(online, X), outputs(together, X), strict=True):
+        np.testing.assert_allclose(left, right, rtol=2e-2, atol=2e-2)
+
+
+def test_a_first_row_alone_fixes_no_scale():
+    rng = np.random.default_rng(0)
+    X = rng.uniform(0.0, 10.0, size=(40, 1))
+    y = np.sin(X[:, 0])
+    online = GPRegressor(max_iterations=10)
+    online.partial_fit(X[:1], y[:1])
+    assert online.kernel_.base_kernel.lengthscale.item() > 0.1
+    for i in range(1, 40):
+        online.partial_fit(X[i : i + 1], y[i : i + 1])
+    new = np.linspace(0.5, 9.5, 30)[:, None]
+    assert online.score(new, np.sin(new[:, 0])) > 0.9
+
+
+def test_hyperparameters_from_few_rows_are_learned_again_after_loading(tmp_path):
+    X, y = make_data(GPRegressor, 30)
+    weights = np.linspace(0.5, 1.5, 30)
+    GPRegressor(max_iterations=2).fit(X[:10], y[:10], weights[:10]).save(tmp_path / "few")
+    again = load(tmp_path / "few").partial_fit(X[10:15], y[10:15])
+    assert again._learned_rows == 10
+    again.partial_fit(X[15:], y[15:])
+    assert again._learned_rows == 30
+    np.testing.assert_allclose(again._known_rows()[2][:10], weights[:10])
+    np.testing.assert_allclose(again._known_rows()[1], y, rtol=1e-9)
+
+
+# -------------------------------------------------------- columns in their own units
+GK = gpytorch.kernels
+
+
+def _periodic(**options) -> GK.Kernel:
+    kernel = GK.PeriodicKernel(**options)
+    kernel.period_length = 12.0
+    return kernel
+
+
+RAW = {  # kernels of three columns, and the columns that must stay as they are
+    "index": (lambda: GK.ScaleKernel(GK.RBFKernel(active_dims=[0])) * GK.IndexKernel(4, active_dims=[2]), [2]),
+    "scaled index": (lambda: GK.RBFKernel() * GK.ScaleKernel(GK.IndexKernel(4, active_dims=[2])), [2]),
+    "period": (lambda: GK.ScaleKernel(_periodic(active_dims=[1])) + GK.RBFKernel(), [1]),
+    "period of one of some": (
+        lambda: GK.ScaleKernel(GK.RBFKernel() * _periodic(active_dims=[0]), active_dims=[1, 2]),
+        [1],
+    ),
+    "period to learn": (lambda: GK.ScaleKernel(GK.PeriodicKernel()), []),
+    "inducing points": (lambda: GK.InducingPointKernel(GK.RBFKernel(), torch.zeros(2, 3), None), [0, 1, 2]),
+    "cylinder": (lambda: GK.CylindricalKernel(3, GK.MaternKernel()), [0, 1, 2]),
+    "grid": (lambda: GK.GridInterpolationKernel(GK.RBFKernel(), 8, grid_bounds=[(0.0, 1.0)], active_dims=[1]), [1]),
+    "grid to fit": (lambda: GK.GridInterpolationKernel(GK.RBFKernel(), 8, num_dims=3), []),
+    "scikit-learn": (lambda: kernels.RBF(1.0), []),
+    "name": (lambda: "rbf", []),
+}
+
+
+@pytest.mark.parametrize("name", RAW)
+def test_columns_that_a_kernel_reads_in_their_own_units_are_not_standardised(name):
+    make, expected = RAW[name]
+    assert np.flatnonzero(raw_columns(make(), 3)).tolist() == expected
+
+
+def test_standardising_leaves_categories_and_periods_alone():
+    rng = np.random.default_rng(0)
+    month, group = np.arange(96.0), rng.integers(0, 4, 96)
+    X, y = np.c_[month, group], np.sin(month * 2 * np.pi / 12) + np.array([-2.0, 2.0, -2.0, 2.0])[group]
+    kernel = GK.ScaleKernel(_periodic(active_dims=[0])) + GK.IndexKernel(4, rank=2, active_dims=[1])
+    both = [GPRegressor(kernel=kernel, optimizer=None, standardize=standardize) for standardize in (True, False)]
+    scaled, raw = (estimator.fit(X, y).predict(X) for estimator in both)
+    np.testing.assert_allclose(scaled, raw, rtol=1e-6, atol=1e-6)
+    for wrong in (4.0, -1.0, 0.5):
+        with pytest.raises(
+            InputError, match=rf"Column 1 of `X` must be whole numbers 0\.\.3, .* Got {wrong:g}\. Encode it"
+        ):
+            both[0].predict([[0.0, wrong]])
+    with pytest.raises(InputError, match=r"`active_dims` must be among the 2 column\(s\).* Got \[5\]\. Correct them"):
+        GPRegressor(kernel=GK.RBFKernel(active_dims=[5])).fit(X, y)
+
+
 def test_a_warm_start_goes_on_from_the_last_hyperparameters():
     X, y = make_data(GPClassifier)
     classifier = GPClassifier(max_iterations=3, warm_start=True, fit_options={"objective": "elbo"}).fit(X, y)
@@ -579,3 +680,106 @@ def test_many_rows_are_learned_in_linear_time(monkeypatch):
     assert many.model_.solution.support is not None
     assert given.model_.solution.support is None
     assert many.score(x, y) > 0.95
+
+
+@pytest.mark.parametrize("standardize", [True, False])
+def test_predictions_do_not_read_the_training_data_again(standardize, monkeypatch):
+    X, y = np.random.default_rng(0).normal(size=(30, 2)), np.arange(30.0) % 3
+    estimator = GPRegressor(standardize=standardize, optimizer=None).fit(X, y, sample_weight=np.linspace(0.5, 1.5, 30))
+    before = estimator.predict(X[:3])
+    monkeypatch.setattr(held_tensors, "digest", lambda _: pytest.fail("read again"))
+    np.testing.assert_array_equal(estimator.predict(X[:3]), before)
+
+
+# ------------------------------------------------------------------ what scikit-learn's regressor has
+def _theirs_and_ours(kernel, **arguments):
+    X, y = make_data(GPRegressor)
+    X, y = X[:40, :1], (y[:40] - y[:40].mean()) / y[:40].std()
+    theirs = GaussianProcessRegressor(kernel, optimizer=None, **arguments).fit(X, y)
+    ours = GPRegressor(
+        kernel, optimizer=None, standardize=False, normalize_y=False, solver=DenseNewton(), **arguments
+    ).fit(X, y)
+    ours.model_.mean_module.constant = 0.0
+    return theirs, ours, X
+
+
+@pytest.mark.parametrize("per_row", [True, False])
+@pytest.mark.parametrize(
+    "kernel",
+    [
+        2.0 * kernels.RBF(0.7),
+        kernels.RBF(0.7) * kernels.ExpSineSquared(1.3, 2.0),
+        kernels.Matern(0.9, nu=1.5) + kernels.WhiteKernel(0.2),
+    ],
+)
+def test_known_noise_is_that_of_scikit_learn(kernel, per_row):
+    theirs, ours, X = _theirs_and_ours(kernel, alpha=np.linspace(0.05, 0.4, 40) if per_row else 0.1)
+    mean, covariance = theirs.predict(X[::3] + 0.1, return_cov=True)
+    found, ours_covariance = ours.predict(X[::3] + 0.1, return_cov=True)
+    np.testing.assert_allclose(found, mean, atol=1e-6)
+    np.testing.assert_allclose(ours_covariance, covariance, atol=1e-6)
+    np.testing.assert_allclose(ours.predict(X, return_std=True)[1], theirs.predict(X, return_std=True)[1], atol=1e-6)
+    assert ours.log_marginal_likelihood() == pytest.approx(theirs.log_marginal_likelihood(), rel=1e-6)
+
+
+def test_samples_have_the_moments_of_predictions():
+    _, ours, X = _theirs_and_ours(2.0 * kernels.RBF(0.7), alpha=0.1)
+    mean, covariance = ours.predict(X[:3], return_cov=True)
+    samples = ours.sample_y(X[:3], 4000, random_state=1)
+    assert samples.shape == (3, 4000)
+    error = np.sqrt(covariance.diagonal() / 4000)
+    assert (np.abs(samples.mean(1) - mean) < 5 * error).all()
+    np.testing.assert_allclose(np.cov(samples), covariance, atol=5 * np.sqrt(2 / 4000) * covariance.max())
+
+
+def test_white_noise_of_a_kernel_is_where_the_noise_starts():
+    X, y = make_data(GPRegressor)
+    kernel = kernels.RBF() + 0.5 * kernels.WhiteKernel(0.6)
+    noise = GPRegressor(kernel, optimizer=None).fit(X, y).model_.likelihood.noise
+    assert noise.item() == pytest.approx(0.3)
+    fixed = kernels.RBF() + kernels.WhiteKernel(0.6, "fixed")
+    assert GPRegressor(fixed, max_iterations=2).fit(X, y).model_.likelihood.noise.item() == pytest.approx(0.6)
+    with pytest.raises(InputError, match=r"must have a part that is no WhiteKernel"):
+        GPRegressor(kernels.WhiteKernel()).fit(X, y)
+    with pytest.raises(InputError, match=r"`noise` must be 'gaussian' with `alpha` or a WhiteKernel"):
+        GPRegressor(fixed, noise="student_t").fit(X, y)
+    with pytest.raises(InputError, match=r"Got the noise 'student_t'\. Pass it as noise='student_t'"):
+        GPRegressor("student_t").fit(X, y)
+
+
+def test_what_alpha_must_be():
+    X, y = make_data(GPRegressor)
+    for wrong in (-1.0, np.ones(3), np.inf):
+        with pytest.raises(InputError, match=r"`alpha` must be a variance, or one per row with shape \("):
+            GPRegressor(alpha=wrong).fit(X, y)
+    weights = np.ones(len(y))
+    weights[::2] = 0.0
+    regressor = GPRegressor(alpha=np.linspace(0.1, 1.0, len(y)), optimizer=None).fit(X, y, weights)
+    assert len(regressor.model_.likelihood.noise) == len(y) // 2
+    with pytest.raises(InputError, match=r"Rows cannot be added to a regressor with `alpha`"):
+        regressor.partial_fit(X, y)
+    with pytest.raises(InputError, match=r"Only one of `return_std` and `return_cov`"):
+        regressor.predict(X, return_std=True, return_cov=True)
+    with pytest.raises(InputError, match=r"`theta` must be None"):
+        regressor.log_marginal_likelihood(np.zeros(2))
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks:UserWarning")
+def test_columns_of_categories_and_periods_are_not_standardised():
+    rng = np.random.default_rng(0)
+    groups, x = rng.integers(0, 4, 80), 100.0 * rng.uniform(size=80)
+    X, y = np.c_[x, groups, x], (np.array([-2.0, 2.0, -2.0, 2.0])[groups] + np.sin(x / 10.0) > 0).astype(int)
+    periodic = PeriodicKernel(active_dims=[2])
+    periodic.period_length = 60.0
+    kernel = (
+        ScaleKernel(RBFKernel(active_dims=[0])) * IndexKernel(num_tasks=4, rank=2, active_dims=[1])
+    ) + ScaleKernel(periodic)
+    np.testing.assert_array_equal(raw_columns(kernel, 3), [False, True, True])
+    np.testing.assert_array_equal(raw_columns(ScaleKernel(IndexKernel(num_tasks=4, active_dims=[1])), 2), [0, 1])
+    np.testing.assert_array_equal(raw_columns("rbf", 2), [False, False])
+    np.testing.assert_array_equal(raw_columns(kernels.ExpSineSquared(), 1), [True])
+    classifier = GPClassifier(kernel, max_iterations=3).fit(X, y)
+    assert classifier.score(X, y) > 0.9
+    inputs = classifier.model_.train_inputs[0].numpy()
+    np.testing.assert_array_equal(inputs[:, 1:], X[:, 1:])
+    assert abs(inputs[:, 0].mean()) < 1e-6

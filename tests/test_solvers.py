@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import gpytorch
 import pytest
 import torch
 from helpers import CORE, SimpleGP, assert_close, make_batch_kernel, make_binary, make_inputs, make_kernel, make_model
 
 from itergp.diagnostics import TraceRecord
-from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Observations
+from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Observations, PoissonLikelihood
+from itergp.models.uncertainty import exact_variance
 from itergp.operators import make_operator
-from itergp.posterior import precision
+from itergp.posterior import dense, precision
 from itergp.solvers import DenseNewton, Reason, SubspaceNewton, actions, dense_newton, newton_system, solve
 from itergp.solvers import newton_matrix as newton_matrix_module
 from itergp.solvers.actions import leading_actions
@@ -43,6 +45,58 @@ def test_the_preconditioner_is_definite_and_exact_where_functions_are_coupled(ke
     assert float(scaled.min()) > 0.0
     if coupled == 36:
         assert_close(inverse @ matrix, torch.eye(36, dtype=torch.float64))
+
+
+def test_a_factorisation_forgives_what_rounding_does_to_a_changed_kernel_and_no_more():
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(6, 6, generator=generator).double()).Q
+    nearly = basis @ torch.diag(torch.tensor([-3e-5, 0.0, 0.1, 10.0, 100.0, 2e3]).double()) @ basis.mT
+    factor = newton_matrix_module.robust_cholesky(nearly, torch.float64)
+    assert float((factor @ factor.mT - nearly).abs().max()) < 2e-3
+    indefinite = basis @ torch.diag(torch.tensor([-1.0, 0.0, 0.1, 10.0, 100.0, 2e3]).double()) @ basis.mT
+    with pytest.raises(torch.linalg.LinAlgError, match="positive-definite"):
+        newton_matrix_module.robust_cholesky(indefinite, torch.float64)
+
+
+def _monthly(kernel: gpytorch.kernels.Kernel, solver) -> SimpleGP:
+    x = torch.arange(96.0).double().unsqueeze(-1)
+    y = torch.exp(2.0 + torch.sin(2 * torch.pi * x[:, 0] / 12)).round()
+    return SimpleGP(x, y, PoissonLikelihood(), kernel=kernel, solver=solver).double().eval()
+
+
+def _seasonal() -> gpytorch.kernels.ScaleKernel:
+    """Its matrix over whole months is singular: 12 rows, again and again."""
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.PeriodicKernel())
+    kernel.base_kernel.period_length, kernel.base_kernel.lengthscale, kernel.outputscale = 12.0, 1.0, 10.0
+    return kernel
+
+
+@torch.no_grad()
+def test_the_dense_reference_starts_from_an_earlier_solution_only_where_it_is_better():
+    model = _monthly(_seasonal(), DenseNewton())
+    model.condition()
+    model.covar_module.base_kernel.period_length, model.covar_module.outputscale = 13.0, 100.0
+    again = model.condition()
+    fresh = _monthly(_seasonal(), DenseNewton())
+    fresh.covar_module.base_kernel.period_length, fresh.covar_module.outputscale = 13.0, 100.0
+    assert again.objective == pytest.approx(fresh.condition().objective, rel=1e-6)
+    assert_close(model.latent_mean(model.train_inputs[0]), fresh.latent_mean(model.train_inputs[0]), "posterior")
+
+
+@torch.no_grad()
+def test_the_dense_reference_takes_singular_kernels_and_large_curvatures():
+    model = _monthly(_seasonal(), DenseNewton())
+    kernel = model._training_operator().dense().double()
+    for size in (1.0, 1e8):  # the larger one amplifies the rounding of the kernel beyond one
+        root = torch.full((96, 1, 1), size).double()
+        joint, factor = dense.factorise(kernel, root)
+        assert_close(factor @ factor.mT, joint)
+        exact = dense.joint_matrix(kernel, root)
+        assert float((joint - exact).abs().max()) < 1e-10 * float(exact.abs().max())
+        # What a posterior reports and what it is compared with.
+        _, covariance = dense.dense_posterior(kernel, root, kernel.diagonal(dim1=-2, dim2=-1).mT)
+        variance = exact_variance(model._training_operator(), root.square(), model.train_inputs[0])
+        assert float((covariance[:, 0] - variance).abs().max()) < 1e-9
 
 
 @pytest.mark.parametrize("kernel", [make_kernel, make_batch_kernel])

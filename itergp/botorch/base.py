@@ -9,6 +9,7 @@ import gpytorch
 import torch
 from botorch.acquisition.objective import PosteriorTransform
 from botorch.models.model import FantasizeMixin, Model
+from botorch.models.transforms.outcome import OutcomeTransform
 from botorch.posteriors import GPyTorchPosterior, Posterior
 from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
@@ -16,7 +17,7 @@ from torch import Tensor
 from itergp.botorch.latent import select_outputs
 from itergp.botorch.response import ResponsePosterior
 from itergp.errors import InputError
-from itergp.likelihoods import GaussianLikelihood
+from itergp.likelihoods import GaussianLikelihood, Likelihood
 from itergp.models import NonConjugateGP
 
 
@@ -26,18 +27,32 @@ class LatentModel(Model, FantasizeMixin):
     Attributes:
         model: The ``NonConjugateGP`` behind it.
         input_transform: Applied to points before the model sees them, or None.
+        outcome_transform: What the model's targets are in terms of the observations; absent without one.
         outputs: Which latent functions are outputs.
     """
 
     input_transform: torch.nn.Module | None
+    outcome_transform: OutcomeTransform
     outputs: tuple[int, ...]
 
     def __init__(
-        self, model: NonConjugateGP, input_transform: torch.nn.Module | None, outputs: tuple[int, ...] | None = None
+        self,
+        model: NonConjugateGP,
+        input_transform: torch.nn.Module | None,
+        outputs: tuple[int, ...] | None = None,
+        outcome_transform: OutcomeTransform | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.input_transform = input_transform
+        if outcome_transform is not None:  # BoTorch asks whether there is such an attribute
+            if not _is_gaussian(model._calculus):
+                raise InputError(
+                    "`outcome_transform` needs a Gaussian likelihood, whose outputs have the units of the targets. "
+                    f"Got {type(model.likelihood).__name__}, whose outputs are latent functions. Leave it out, and "
+                    "transform what you observe before."
+                )
+            self.outcome_transform = outcome_transform
         self.outputs = tuple(range(self.num_latents)) if outputs is None else outputs
 
     @abstractmethod
@@ -82,6 +97,18 @@ class LatentModel(Model, FantasizeMixin):
     def _revert_to_original_inputs(self) -> None:
         pass
 
+    def forward(self, *args: Any, **kwargs: Any) -> MultivariateNormal:
+        """Refused: training calls the model inside.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            f"{type(self).__name__} has posteriors, and no prior to be called. Got a call. Learn hyperparameters of "
+            "its `model`: itergp.fit(m), or fit_gpytorch_mll(ExactMarginalLogLikelihood(m.likelihood, m)) with m = "
+            "model.model."
+        )
+
     # --------------------------------------------------------------- posterior
     def posterior(
         self,
@@ -118,11 +145,13 @@ class LatentModel(Model, FantasizeMixin):
             if outputs != tuple(range(self.num_latents)):
                 distribution = select_outputs(distribution, outputs)
             posterior = GPyTorchPosterior(distribution)
+        if (transform := self._known_outcome_transform) is not None:
+            posterior = transform.untransform_posterior(posterior, X=X)
         return posterior if posterior_transform is None else posterior_transform(posterior)
 
     def _observed(self, distribution: MultivariateNormal) -> Posterior:
         calculus = self.model._calculus
-        if type(calculus).marginal is GaussianLikelihood.marginal and calculus.exchangeable:
+        if _is_gaussian(calculus) and calculus.exchangeable:
             return GPyTorchPosterior(calculus.marginal(distribution))
         return ResponsePosterior(distribution, calculus)
 
@@ -141,7 +170,8 @@ class LatentModel(Model, FantasizeMixin):
                 "New observations have the noise of the likelihood and no other keywords. Got "
                 f"{sorted(options)}. Leave them out."
             )
-        if not self.model._calculus.exchangeable:
+        calculus = self.model._calculus
+        if not calculus.exchangeable or calculus.observation_at(self.model._held_inputs):
             raise InputError(
                 f"New observations need a likelihood that is the same for all rows. Got {type(self.likelihood).__name__}. "
                 "Build a model of all rows with their noise."
@@ -151,7 +181,17 @@ class LatentModel(Model, FantasizeMixin):
                 "`X` and `Y` must have shapes (..., n, D) and (..., n, m) with the same n. Got "
                 f"{tuple(X.shape)} and {tuple(Y.shape)}. Add a last dimension to Y: Y.unsqueeze(-1)."
             )
+        if (transform := self._known_outcome_transform) is not None:
+            Y, _ = transform.eval()(Y)  # in training mode it would be learned from these few
         return self.transform_inputs(X), Y
+
+    @property
+    def _known_outcome_transform(self) -> OutcomeTransform | None:
+        return self.outcome_transform if hasattr(self, "outcome_transform") else None
+
+
+def _is_gaussian(calculus: Likelihood) -> bool:
+    return type(calculus).marginal is GaussianLikelihood.marginal
 
 
 def as_targets(model: NonConjugateGP, Y: Tensor) -> Tensor:

@@ -27,11 +27,12 @@ class FantasyModel(LatentModel):
     Args:
         base: The model before.
         X: Where the observations were made ``(*b, n, D)``, as the model takes them.
-        Y: Observations ``(*b', n, m)``, with ``b'`` broadcastable to ``b`` or having more dimensions in front.
+        Y: Observations ``(*b', n, m)``, as the model takes them, with ``b'`` broadcastable to ``b`` or having more
+            dimensions in front.
     """
 
     def __init__(self, base: BotorchModel, X: Tensor, Y: Tensor) -> None:
-        super().__init__(base.model, base.input_transform, base.outputs)
+        super().__init__(base.model, base.input_transform, base.outputs, base._known_outcome_transform)
         self.base, self.X, self.Y = base, X, Y
         block = LatentBlock.at(base.model, X)
         batch = torch.broadcast_shapes(X.shape[:-2], Y.shape[:-2])

@@ -12,7 +12,8 @@ from itergp.likelihoods.base import node_offsets
 from itergp.likelihoods.blocks import psd_root
 from itergp.likelihoods.quadrature import gauss_hermite
 
-_ROUNDS = 1  # of the variational sites, as many as the solvers take
+_ROUNDS = 12  # of the variational sites, at most
+_STATIONARY = 1e-7  # relative change of a variance that ends them
 _NUM_NODES, _NUM_PAIRS = 20, 128
 _STEPS, _HALVINGS, _POLISHING = 300, 20, 3  # Fisher scoring takes many steps through a flat tail
 _SETTLED = 1e-12
@@ -65,7 +66,11 @@ def look_ahead(
         def expected(f: Tensor, o: Tensor = offsets, w: Tensor = node_weights) -> Tensor:
             return likelihood.expected_log_density(rows(f), o, w, targets).view(batch, size).sum(-1)
 
+        before = posterior.diagonal(dim1=-2, dim2=-1)
         weights, precision = _condition(mean, covariance, averaged, expected, weights)
+        after = (covariance - covariance @ precision @ covariance).diagonal(dim1=-2, dim2=-1)
+        if float(((after - before).abs() / before.clamp_min(1e-300)).detach().max()) < _STATIONARY:
+            break
     return weights, precision
 
 

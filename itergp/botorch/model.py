@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 import torch
+from botorch.models.transforms.outcome import OutcomeTransform
 from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
 
@@ -27,10 +28,13 @@ class BotorchModel(LatentModel):
         model: The model, conditioned on demand. It is shared, not copied: learn its hyperparameters by ``itergp.fit``.
         input_transform: An input transform of BoTorch, applied to points before the model sees them. The model's own training
             inputs must be transformed already.
+        outcome_transform: An outcome transform of BoTorch that has been learned, for a Gaussian likelihood: posteriors
+            and new observations are in the units of what was observed. The model's own training targets must be
+            transformed already.
         outputs: Which latent functions are outputs; default all.
 
     Raises:
-        InputError: If the model takes several inputs.
+        InputError: If the model takes several inputs, or outcomes are to be transformed and outputs are not outcomes.
 
     Examples:
         >>> import gpytorch, torch, itergp
@@ -53,6 +57,7 @@ class BotorchModel(LatentModel):
         model: NonConjugateGP,
         *,
         input_transform: torch.nn.Module | None = None,
+        outcome_transform: OutcomeTransform | None = None,
         outputs: tuple[int, ...] | None = None,
     ) -> None:
         if not isinstance(model, NonConjugateGP):
@@ -64,7 +69,7 @@ class BotorchModel(LatentModel):
                 f"BoTorch's models take one input. Got a model of {len(model.train_inputs)}. Concatenate their columns, and "
                 "split them in `forward`."
             )
-        super().__init__(model, input_transform, outputs)
+        super().__init__(model, input_transform, outputs, outcome_transform)
 
     @property
     def batch_shape(self) -> torch.Size:
@@ -101,7 +106,16 @@ class BotorchModel(LatentModel):
         longer = copy.deepcopy(self.model)
         longer._solution = solution  # with the search space, which a copy leaves behind
         longer.append_train_data(X.detach(), targets)
-        return BotorchModel(longer, input_transform=self.input_transform, outputs=self.outputs).eval()
+        return self._of(longer, self.outputs).eval()
+
+    def _of(self, model: NonConjugateGP, outputs: tuple[int, ...]) -> BotorchModel:
+        """The same transforms around another model, or with other outputs."""
+        return BotorchModel(
+            model,
+            input_transform=self.input_transform,
+            outcome_transform=self._known_outcome_transform,
+            outputs=outputs,
+        )
 
     def subset_output(self, idcs: list[int]) -> BotorchModel:
         """The same model with some of its latent functions as outputs.
@@ -109,4 +123,4 @@ class BotorchModel(LatentModel):
         Args:
             idcs: Which.
         """
-        return BotorchModel(self.model, input_transform=self.input_transform, outputs=self._choose(idcs))
+        return self._of(self.model, self._choose(idcs))

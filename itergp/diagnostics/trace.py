@@ -92,7 +92,9 @@ class Trace:
             self.records.append(record)
 
     def add_stage(self, stage: StageRecord, gram: Tensor | None) -> None:
-        """Adds the end of a stage, and ``A^T K A`` of its covariance for the spectrum."""
+        """Adds the end of a stage, or of its last round, and ``A^T K A`` of its covariance for the spectrum."""
+        if self.stages and self.stages[-1].stage == stage.stage:
+            self.stages.pop()
         self.stages.append(stage)
         self._gram, self._spectrum = gram, None
 

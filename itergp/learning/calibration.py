@@ -32,8 +32,8 @@ class Calibration:
     Attributes:
         approximation: ``"laplace"`` or ``"variational"``.
         tempering: Exponent, 0 for the posterior itself.
-        log_densities: Mean held-out log-density by approximation and exponent; an infinite exponent is the plugged-in mean, which
-            is shown and not chosen: it does not know what it does not know.
+        log_densities: Mean held-out log-density by approximation and exponent; an infinite exponent is the plugged-in mean,
+            which is shown and not chosen: it does not know what it does not know.
         standard_error: Of the difference of means between the choice and the best candidate; 0 if that was chosen.
         num_held_out: Rows that were held out.
         reliability: Of the chosen class probabilities on those rows, with the expected calibration error; None for

@@ -21,7 +21,7 @@ from itergp.errors import InputError, ItergpWarning, SolverError
 from itergp.learning.calibration import Calibration, calibrate_predictions
 from itergp.learning.humility import limit_lengthscales
 from itergp.learning.learner import OPTIMIZERS, Learner, Stage, Stop
-from itergp.learning.parameters import FreeParameter, free_parameters, initialise
+from itergp.learning.parameters import FreeParameter, free_parameters
 from itergp.learning.resuming import (
     keep_learned,
     open_checkpoint,
@@ -30,6 +30,7 @@ from itergp.learning.resuming import (
 )
 from itergp.models import NonConjugateGP
 from itergp.models.conditioning import keeping_posterior
+from itergp.models.starting_values import initialise_model
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective
 from itergp.operators import Rows, own_rows
@@ -48,6 +49,7 @@ _SPREAD = 1.5  # standard deviation of the random starts, in the optimiser's var
 _REFINEMENT_RATE = 0.7  # of the learning rate
 _CALIBRATION_VALUES = 20_000  # latent values, rows times functions, to choose by
 _COLLAPSED, _DIVERGED = 1e-3, 1e5
+_NO_NOISE = 1e-6  # a noise variance that nobody misses
 _MARGIN = 1e-3  # share of the objective by which a point of the path must beat the mean of its tail
 _LOOK_FACTOR = 100.0  # times the tolerance, for a look at the posterior on the way
 
@@ -164,7 +166,7 @@ def fit(
     earlier = None if file is None else file.earlier
     started = time.perf_counter() - (0.0 if earlier is None else earlier.values["seconds"])
     before = [parameter.variable.detach().clone() for parameter in free_parameters(model)]
-    initialised = _initialise(model) if initialise_kernel else []
+    initialised = initialise_model(model) if initialise_kernel else []
     free = free_parameters(model)
     if not free:
         raise InputError(
@@ -251,17 +253,6 @@ def _agree(model: NonConjugateGP, reason: Stop, rows: Rows) -> Stop:
     return reasons[int(rows.same(torch.tensor(reasons.index(reason), device=model.train_inputs[0].device)))]
 
 
-def _initialise(model: NonConjugateGP) -> list[str]:
-    with torch.no_grad():
-        prior = model._prior(model.train_inputs)
-        features = prior.features if prior.features.dim() == 2 else prior.features[0]
-        observations = model.observations
-        seen = observations.targets
-        if observations.sample_weight is not None:
-            seen = seen[observations.sample_weight > 0]
-        return initialise(prior.kernel, features) + observations.likelihood.initialise(seen)
-
-
 def _stages(
     objective: str | Objective,
     model: NonConjugateGP,
@@ -276,16 +267,16 @@ def _stages(
     likelihood = model.observations.likelihood
     few = model.train_targets.shape[0] <= _FEW_ROWS or not PredictiveLogDensity.supports(likelihood)
     if objective == "elbo" or (objective == "auto" and few):
-        options: dict[str, Any] = {}
+        options: dict[str, Any] = {"initialise_kernel": False}  # that is over
         if optimizer == "adam" and likelihood.exchangeable and _has_large_support(model):
-            options = {"batch_rows": _BATCH_ROWS, "seed": seed}
+            options |= {"batch_rows": _BATCH_ROWS, "seed": seed}
         bound = ComputationAwareELBO(model.likelihood, model, **options)
         return [Stage("learn", bound, max_iterations, learning_rate)]
     if objective not in ("auto", "predictive"):
         raise InputError(f"`objective` must be 'auto', 'predictive', 'elbo' or an objective. Got {objective!r}.")
     # A noise or dispersion to learn would stand in for the latent variance that plugging in leaves out.
     integrate = any(parameter.requires_grad for parameter in likelihood.parameters())
-    options = {"predictive": "variational" if integrate else "plug-in"}
+    options = {"predictive": "variational" if integrate else "plug-in", "initialise_kernel": False}
     options |= {"renew_every": 5, "tolerance": 1e-3, "seed": seed}
     if optimizer == "lbfgs":  # a line search compares values: one split, and no trace of earlier evaluations in them
         options |= {"renew_every": None, "tolerance": 1e-6, "warm_start": False}
@@ -458,6 +449,15 @@ def _warn_of_extremes(free: list[FreeParameter]) -> None:
             problem, remedy = "collapsed", "standardise the inputs, or put a prior on the lengthscale"
         elif parameter.name.endswith("raw_outputscale") and bool((value > _DIVERGED).any()):
             problem, remedy = "diverged, as it does when classes are separable", "put a prior on the output scale"
+        elif parameter.name.endswith("noise") and _at_bound(parameter):
+            bound = float(parameter.constraint.lower_bound)  # type: ignore[union-attr] # it has one
+            warnings.warn(
+                f"{parameter.name} reached its lower bound, {bound:g}: targets have less noise than predictions "
+                "claim. Please pass the likelihood a noise_constraint with a lower bound, such as GreaterThan(1e-8).",
+                ItergpWarning,
+                stacklevel=3,
+            )
+            continue
         else:
             continue
         warnings.warn(
@@ -465,6 +465,13 @@ def _warn_of_extremes(free: list[FreeParameter]) -> None:
             ItergpWarning,
             stacklevel=3,
         )
+
+
+def _at_bound(parameter: FreeParameter) -> bool:
+    """Whether a noise is at a bound that shows in predictions of standardised targets."""
+    if parameter.constraint is None or not float(parameter.constraint.lower_bound) > _NO_NOISE:
+        return False
+    return bool((parameter.value.exp() < 0.01 * parameter.constraint.lower_bound).any())
 
 
 def _bar(enabled: bool) -> Progress:

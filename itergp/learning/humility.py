@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeGuard
 
 import torch
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, RQKernel
@@ -13,6 +14,7 @@ from torch import Tensor
 from itergp.errors import SolverError
 from itergp.learning.calibration import FEW_ROWS, FOLDS, humblest
 from itergp.models import NonConjugateGP
+from itergp.models.starting_values import rows_seen
 from itergp.objectives import PredictiveLogDensity
 from itergp.operators import make_operator
 from itergp.posterior.precision import cross_multiply
@@ -41,18 +43,15 @@ def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0) -> float | None:
     with torch.no_grad():
         prior = model._prior(model.train_inputs)
         features = prior.features if prior.features.dim() == 2 else prior.features[0]
-        spread = features.std(0, correction=0)
-        usable = [
-            kernel for kernel in prior.kernel.modules() if _is_free(kernel) and _columns(kernel, spread) is not None
-        ]
-        if not any(_exceeds(kernel, spread, LIMITS[0]) for kernel in usable):
+        usable = _usable(prior.kernel, features)
+        if not any(_exceeds(kernel, columns, LIMITS[0]) for kernel, columns in usable):
             return None
         if not PredictiveLogDensity.supports(model.observations.likelihood):
             return None
         densities: dict[tuple[str, float], Tensor] = {}
         try:
             for limit in (math.inf, *LIMITS):
-                with _limited(usable, spread, limit):
+                with _limited(usable, limit):
                     densities["limit", limit] = _held_out_density(model, seed)
         except SolverError:
             return None
@@ -60,8 +59,8 @@ def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0) -> float | None:
         (_, inverse), _ = humblest(finite, {key: key[1] for key in finite}, most=math.inf)
         if inverse == 0.0:
             return None
-        for kernel in usable:
-            kernel.lengthscale = _shortened(kernel, spread, 1.0 / inverse)
+        for kernel, columns in usable:
+            kernel.lengthscale = _shortened(kernel, columns, 1.0 / inverse)
     return 1.0 / inverse
 
 
@@ -89,41 +88,44 @@ def _held_out_density(model: NonConjugateGP, seed: int) -> Tensor:
     return torch.cat(found)
 
 
-def _is_free(module: torch.nn.Module) -> bool:
+def _is_free(module: torch.nn.Module) -> TypeGuard[Kernel]:
     """Whether a module is a kernel with learned lengthscales in units of its inputs."""
     if not isinstance(module, (MaternKernel, RBFKernel, RQKernel)):
         return False
     return bool(module.raw_lengthscale.requires_grad) and not hasattr(module, "lengthscale_prior")
 
 
-def _columns(kernel: Kernel, spread: Tensor) -> Tensor | None:
-    """Deviations of the columns that a kernel's lengthscales belong to, or None where they belong to none."""
-    own = spread if kernel.active_dims is None else spread[kernel.active_dims]
-    width = kernel.lengthscale.shape[-1]
-    if width == 1:
-        return own.square().mean().sqrt().reshape(1)
-    return own if width == own.numel() else None
+def _usable(kernel: Kernel, features: Tensor) -> list[tuple[Kernel, Tensor]]:
+    """Kernels with lengthscales that may be shortened, and deviations of the columns that these belong to."""
+    seen, found = rows_seen(kernel, features), []
+    for name, module in kernel.named_modules():
+        if not _is_free(module) or name not in seen:
+            continue
+        own, width = seen[name].std(-2, correction=0), module.lengthscale.shape[-1]
+        if width == 1:
+            found.append((module, own.square().mean().sqrt().reshape(1)))
+        elif own.shape == (width,):
+            found.append((module, own))
+    return found
 
 
-def _shortened(kernel: Kernel, spread: Tensor, limit: float) -> Tensor:
-    columns = _columns(kernel, spread)
-    assert columns is not None
+def _shortened(kernel: Kernel, columns: Tensor, limit: float) -> Tensor:
     longest = limit * torch.where(columns > 0.0, columns, torch.inf).to(kernel.lengthscale)
     return torch.minimum(kernel.lengthscale, longest)
 
 
-def _exceeds(kernel: Kernel, spread: Tensor, limit: float) -> bool:
-    return bool((_shortened(kernel, spread, limit) < kernel.lengthscale).any())
+def _exceeds(kernel: Kernel, columns: Tensor, limit: float) -> bool:
+    return bool((_shortened(kernel, columns, limit) < kernel.lengthscale).any())
 
 
 @contextmanager
-def _limited(kernels: list[Kernel], spread: Tensor, limit: float) -> Iterator[None]:
+def _limited(usable: list[tuple[Kernel, Tensor]], limit: float) -> Iterator[None]:
     """Lengthscales within a limit for a while."""
-    kept = [kernel.lengthscale.clone() for kernel in kernels]
+    kept = [kernel.lengthscale.clone() for kernel, _ in usable]
     try:
-        for kernel in kernels:
-            kernel.lengthscale = _shortened(kernel, spread, limit)
+        for kernel, columns in usable:
+            kernel.lengthscale = _shortened(kernel, columns, limit)
         yield
     finally:
-        for kernel, value in zip(kernels, kept, strict=True):
+        for (kernel, _), value in zip(usable, kept, strict=True):
             kernel.lengthscale = value

@@ -242,7 +242,7 @@ class Learner:
         self.good = self.variables()
         if value > self.best_value:
             self.best, self.best_value = self.good, value
-        names = {p.name: p.variable.detach().reshape(-1).tolist() for p in self.free if p.variable.numel() <= 64}
+        names = {p.name: p.value.reshape(-1).tolist() for p in self.free if p.variable.numel() <= 64}
         steepness = math.sqrt(sum(float(g.double().square().sum()) for g in gradients))
         record = FitRecord(stage.name, self.evaluations, time.perf_counter() - self.started, value, names, steepness)
         self.evaluations += 1

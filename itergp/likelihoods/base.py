@@ -34,6 +34,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         curvature: ``"hessian"`` when W is the negative Hessian, else the positive semi-definite stand-in
             (``"fisher"``, ``"gauss-newton"``, ``"complete-data"`` or ``"absolute hessian"``).
         exchangeable: Whether rows share one density, so that any subset of them can be looked at alone.
+        accepts_missing: Whether targets may be missing without ``missing_targets`` saying so.
         predictive_options: Keywords of ``predictive`` that say something about new rows, such as their exposure.
     """
 
@@ -41,6 +42,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     log_concave: bool = True
     quadratic: ClassVar[bool] = False
     exchangeable: ClassVar[bool] = True
+    accepts_missing: ClassVar[bool] = False
     curvature: str = "hessian"
     predictive_options: ClassVar[tuple[str, ...]] = ()
 
@@ -81,6 +83,17 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             InputError: If a target is outside the support, saying which, and what to do.
         """
 
+    def check_rows(self, num_rows: int, targets: Tensor) -> None:
+        """Checks that the likelihood can be that of so many training rows, and of targets of this kind.
+
+        Args:
+            num_rows: N.
+            targets: Targets as the user gave them.
+
+        Raises:
+            InputError: If it holds something for each row, and for another number of them.
+        """
+
     def missing(self, targets: Tensor) -> Tensor:
         """Which rows say "not observed" ``(N,)``: NaN in any column; likelihoods of labels add -1.
 
@@ -89,6 +102,14 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         """
         gone = targets.isnan() if targets.is_floating_point() else torch.zeros_like(targets, dtype=torch.bool)
         return gone.flatten(1).any(1) if targets.dim() > 1 else gone
+
+    def take(self, rows: Tensor | slice) -> Likelihood:
+        """The likelihood of some training rows; another one only where it knows more of a row than its target."""
+        return self
+
+    def observation_at(self, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+        """What new inputs say about the observations there, as keywords of ``predictive``."""
+        return {}
 
     def initialise(self, targets: Tensor) -> list[str]:
         """Sets parameters that are still at their default from validated targets; returns the names of what was set."""

@@ -147,6 +147,10 @@ class Weibull(td.Distribution):
         log_hazard = self.shape * (log_value - self.log_scale)
         return self.shape.log() - log_value + log_hazard - log_hazard.exp()
 
+    def log_survival(self, value: Tensor) -> Tensor:
+        """``log P(y > value)``."""
+        return -torch.exp(self.shape * (value.log() - self.log_scale))
+
     def cdf(self, value: Tensor) -> Tensor:
         """``P(y <= value)``, 0 below 0."""
         tiny = torch.finfo(self.log_scale.dtype).tiny

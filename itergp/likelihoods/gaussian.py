@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from itergp.likelihoods.base import Likelihood
-from itergp.likelihoods.parameters import ConstrainedParameter
+from itergp.likelihoods.parameters import SMALLEST_NOISE, ConstrainedParameter
 from itergp.likelihoods.predictive import NormalPredictive
 from itergp.likelihoods.targets import as_floats, check_targets
 
@@ -23,7 +23,7 @@ class GaussianLikelihood(Likelihood):
     Args:
         noise: Initial noise variance (response units squared).
         noise_prior: Prior over the noise variance.
-        noise_constraint: Constraint on the noise variance; default above 1e-4, as in GPyTorch.
+        noise_constraint: Constraint on the noise variance; default above 1e-8; GPyTorch's is above 1e-4.
     """
 
     quadratic = True
@@ -37,7 +37,7 @@ class GaussianLikelihood(Likelihood):
         noise_constraint: Interval | None = None,
     ) -> None:
         super().__init__()
-        type(self).noise.register(self, noise_constraint or GreaterThan(1e-4), noise_prior, noise)
+        type(self).noise.register(self, noise_constraint or GreaterThan(SMALLEST_NOISE), noise_prior, noise)
 
     def validate_targets(self, targets: Tensor) -> Tensor:
         """Targets must be finite; returned as floats."""

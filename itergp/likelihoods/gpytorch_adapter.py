@@ -7,10 +7,12 @@ automatic differentiation otherwise. The wrapped module keeps its parameters; no
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from typing import Any
 
 import gpytorch.likelihoods as gl
 import torch
+from gpytorch.likelihoods.noise_models import FixedGaussianNoise
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -32,11 +34,16 @@ from itergp.likelihoods.targets import check_targets
 _PREDICTIVE_NODES = 64
 
 
-def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
+def as_likelihood(likelihood: gl.Likelihood, inputs: tuple[Tensor, ...] | None = None) -> Likelihood:
     """The calculus of a likelihood, ours or GPyTorch's.
 
+    Args:
+        likelihood: The likelihood.
+        inputs: Training inputs, which some of GPyTorch's likelihoods look at.
+
     Raises:
-        InputError: If it is not a likelihood, or one of several outputs.
+        InputError: If it is not a likelihood of a row's targets given its latent values alone: one of several outputs,
+            of transformed targets, or with a noise that needs the inputs.
     """
     if isinstance(likelihood, Likelihood):
         return likelihood
@@ -46,18 +53,62 @@ def as_likelihood(likelihood: gl.Likelihood) -> Likelihood:
             "`likelihood` must be an itergp or GPyTorch likelihood. "
             f"Got {got}. Use for example itergp.likelihoods.BernoulliLikelihood()."
         )
-    if isinstance(likelihood, (gl.LikelihoodList, gl.MultitaskGaussianLikelihood)):
-        raise InputError(
-            "`likelihood` must be one likelihood of one output per row. "
-            f"Got {type(likelihood).__name__}. Fit one model per output."
-        )
+    _refuse(likelihood)
     if type(likelihood) is gl.SoftmaxLikelihood and likelihood.mixing_weights is None:
         return CategoricalLikelihood(likelihood.num_classes)
     if type(likelihood) is gl.BernoulliLikelihood:
         return BernoulliLikelihood(link="probit")
     if type(likelihood) is gl.PoissonLikelihood:
         return PoissonLikelihood(link="softplus")
-    return _ADAPTERS.get(type(likelihood), AutomaticLikelihood)(likelihood)
+    if type(likelihood) is gl.HadamardGaussianLikelihood:
+        return _Hadamard(likelihood, inputs)
+    return _adapter(likelihood)(likelihood)
+
+
+def _adapter(likelihood: gl.Likelihood) -> Any:
+    """The adapter of a likelihood's type, also of a subclass that adds no noise of its own to that of every row."""
+    kind = type(likelihood)
+    if kind not in _ADAPTERS and isinstance(likelihood, gl.DirichletClassificationLikelihood):
+        return _Dirichlet
+    if kind not in _ADAPTERS and isinstance(likelihood, gl.FixedNoiseGaussianLikelihood):
+        base = gl.FixedNoiseGaussianLikelihood
+        if kind.forward is not base.forward or kind._shaped_noise_covar is not base._shaped_noise_covar:
+            raise InputError(
+                "`likelihood` with the noise of every row must add it as FixedNoiseGaussianLikelihood does. Got "
+                f"{kind.__name__}, which overrides that. Write an itergp.likelihoods.Likelihood with exchangeable = "
+                "False."
+            )
+        return _FixedNoise
+    return _ADAPTERS.get(kind, AutomaticLikelihood)
+
+
+def _refuse(likelihood: gl.Likelihood) -> None:
+    """Likelihoods that are not those of one output per row, given its latent values, are not taken for one that is."""
+    name = type(likelihood).__name__
+    if isinstance(likelihood, (gl.LikelihoodList, gl._MultitaskGaussianLikelihoodBase)):
+        raise InputError(
+            f"`likelihood` must be one likelihood of one output per row. Got {name}. Fit one model per output."
+        )
+    noise = getattr(likelihood, "noise_covar", None)
+    if isinstance(noise, gl.HeteroskedasticNoise):
+        raise InputError(
+            f"`likelihood` must know its noise from the latent values. Got {name} with HeteroskedasticNoise, which "
+            "needs the inputs. Use itergp.likelihoods.HeteroscedasticGaussianLikelihood, whose noise is a second "
+            "latent function."
+        )
+    dirichlet = isinstance(likelihood, gl.DirichletClassificationLikelihood)
+    if isinstance(noise, FixedGaussianNoise) and noise.noise.dim() != 1 and not dirichlet:
+        raise InputError(
+            f"The noise of {name} must have shape (N,). Got {tuple(noise.noise.shape)}. Build one model per batch "
+            "element."
+        )
+    for parameter in ("noise", "deg_free"):
+        value = None if isinstance(noise, FixedGaussianNoise) else getattr(likelihood, parameter, None)
+        if torch.is_tensor(value) and value.numel() != 1 and not isinstance(likelihood, gl.HadamardGaussianLikelihood):
+            raise InputError(
+                f"`{parameter}` of {name} must be one number for all rows. Got shape {tuple(value.shape)}. Leave out "
+                "batch_shape, and build one model per batch element."
+            )
 
 
 class AutomaticLikelihood(Likelihood):
@@ -92,7 +143,7 @@ class AutomaticLikelihood(Likelihood):
         check_targets(targets, name)
         dtype = next((p.dtype for p in self.wrapped.parameters()), torch.get_default_dtype())
         with torch.no_grad():
-            conditional = self._conditional(targets.new_zeros(*targets.shape, self.num_latents, dtype=dtype))
+            conditional = self._of_latents_alone(targets.new_zeros(*targets.shape, self.num_latents, dtype=dtype))
             support = getattr(conditional, "support", None)
             inside = support.check(targets) if support is not None else torch.ones_like(targets, dtype=torch.bool)
         if not bool(inside.all()):
@@ -101,6 +152,25 @@ class AutomaticLikelihood(Likelihood):
                 f"`train_targets` must be in the support of {name} ({support}). Got {bad}. Re-encode them."
             )
         return targets
+
+    def _of_latents_alone(self, f: Tensor) -> Distribution:
+        """The conditional distribution, which must be one of every row, and need nothing else than latent values."""
+        name = type(self.wrapped).__name__
+        try:
+            conditional = self._conditional(f)
+        except (TypeError, ValueError, IndexError) as error:
+            raise InputError(
+                f"`forward` of {name} must give the distribution of targets from the latent values alone. Got an "
+                f"error: {error}. Write an itergp.likelihoods.Likelihood whose targets have what else it needs as a "
+                "column."
+            ) from error
+        if conditional.batch_shape != f.shape[:-1] or conditional.event_shape:
+            raise InputError(
+                f"`forward` of {name} must return a distribution of one number per row, batch shape "
+                f"{tuple(f.shape[:-1])}. Got batch shape {tuple(conditional.batch_shape)} and event shape "
+                f"{tuple(conditional.event_shape)}. Use one model per output."
+            )
+        return conditional
 
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         """``log p(y | f)`` of the wrapped likelihood, in the dtype of its parameters."""
@@ -201,15 +271,18 @@ class _Gaussian(GaussianLikelihood):
         self.wrapped = wrapped
 
 
-class _FixedNoise(_Gaussian):
-    """Known noise variance for every training row; as in GPyTorch, new rows get only the learned second noise."""
+class _GaussianWithMissing(_Gaussian):
+    """GPyTorch's Gaussian likelihood of targets that may be NaN: such rows say nothing."""
 
-    exchangeable = False
+    accepts_missing = True
 
+
+class _NoiseByRow(_Gaussian):
+    """Gaussian noise whose variance differs from row to row."""
+
+    @abstractmethod
     def _row_noise(self, like: Tensor) -> Tensor:
-        known = self.wrapped.noise_covar.noise.to(like.dtype)
-        second = torch.as_tensor(self.wrapped.second_noise, dtype=like.dtype, device=like.device)
-        return known + second if known.shape[-1] == like.shape[-1] else second.expand(like.shape[-1:])
+        """Variances of the training rows, in shape and dtype of latent values ``(..., N)``."""
 
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         latent = f.squeeze(-1)
@@ -221,9 +294,120 @@ class _FixedNoise(_Gaussian):
         precision = self._row_noise(latent).reciprocal().expand(latent.shape)
         return ((targets.to(f.dtype) - latent) * precision).unsqueeze(-1), precision[..., None, None]
 
+
+class _FixedNoise(_NoiseByRow):
+    """Known noise variance for every training row; as in GPyTorch, new rows get only the learned second noise."""
+
+    exchangeable = False
+
+    def check_rows(self, num_rows: int, targets: Tensor) -> None:
+        """As many rows as noises."""
+        known = self.wrapped.noise_covar.noise.shape[-1]
+        if num_rows != known:
+            raise InputError(
+                f"FixedNoiseGaussianLikelihood must hold the noise of every training row. Got {known} noise(s) and "
+                f"{num_rows} row(s). Replace the likelihood by one with the noise of all rows."
+            )
+
+    def _row_noise(self, like: Tensor) -> Tensor:
+        known = self.wrapped.noise_covar.noise.to(like.dtype)
+        second = torch.as_tensor(self.wrapped.second_noise, dtype=like.dtype, device=like.device)
+        return known + second if known.shape[-1] == like.shape[-1] else second.expand(like.shape[-1:])
+
     def predictive(self, mean: Tensor, covariance: Tensor) -> NormalPredictive:
-        variance = covariance[..., 0, 0].clamp_min(0.0) + self._row_noise(mean[..., 0])
+        # Of new rows, even if they happen to be as many as the training rows.
+        second = torch.as_tensor(self.wrapped.second_noise, dtype=mean.dtype, device=mean.device)
+        variance = covariance[..., 0, 0].clamp_min(0.0) + second
         return NormalPredictive(mean[..., 0], variance.sqrt(), validate_args=False)
+
+
+class _Dirichlet(Likelihood):
+    """GPyTorch's Dirichlet classification, refused where it is used: it replaces labels by regression targets."""
+
+    def __init__(self, wrapped: gl.DirichletClassificationLikelihood) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+
+    def _refuse(self, *args: Any, **kwargs: Any) -> Any:
+        raise InputError(
+            "`likelihood` must be one of the labels themselves. Got DirichletClassificationLikelihood, which replaces "
+            "them by one regression target per class. Use itergp.likelihoods.CategoricalLikelihood(num_classes) with "
+            "the labels."
+        )
+
+    log_density = derivatives = predictive = forward = marginal = initialise = _refuse
+
+    def check_rows(self, num_rows: int, targets: Tensor) -> None:
+        """Labels, and not what they are replaced by."""
+        if torch.is_tensor(targets) and targets.dim() != 1:
+            self._refuse()
+
+    def validate_targets(self, targets: Tensor) -> Tensor:
+        """Labels as they are."""
+        return targets
+
+
+class _Hadamard(_NoiseByRow):
+    """One noise variance per task; the task of a row is one of its inputs."""
+
+    predictive_options = ("task",)
+
+    def __init__(self, wrapped: gl.HadamardGaussianLikelihood, inputs: tuple[Tensor, ...] | None) -> None:
+        super().__init__(wrapped)
+        self._tasks = None if inputs is None else self.observation_at(inputs)["task"]
+        self._is_part = False
+
+    def take(self, rows: Tensor | slice) -> _Hadamard:
+        made = _Hadamard(self.wrapped, None)
+        made._tasks = None if self._tasks is None else self._tasks[rows]
+        made._is_part = True
+        return made
+
+    def observation_at(self, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
+        column, size = self.wrapped.task_feature_index, self.wrapped.num_tasks
+        if column is not None and inputs[0].shape[-1] > 1:
+            found = [inputs[0][:, column]]
+        else:
+            single = [x[:, 0] for x in inputs if x.shape[-1] == 1]
+            found = [x for x in single if not x.is_floating_point()] or single
+        tasks = [x for x in found if bool(((x == x.round()) & (x >= 0) & (x < size)).all())]
+        if len(tasks) != 1:
+            raise InputError(
+                f"HadamardGaussianLikelihood needs one input of a single column with the task of each row, "
+                f"0..{size - 1}. Got "
+                f"{len(tasks)} such input(s) among {len(inputs)}. Pass (x, task) with an integer task, or give the "
+                f"likelihood "
+                "task_feature_index."
+            )
+        return {"task": tasks[0].to(torch.int64, copy=True)}  # memory of its own
+
+    def _row_noise(self, like: Tensor) -> Tensor:
+        if self._tasks is None or self._tasks.shape[-1] != like.shape[-1]:
+            raise InputError(
+                f"HadamardGaussianLikelihood needs the task of all rows. Got {like.shape[-1]} rows whose tasks are not "
+                "known. Take the observations of a model, or some of them by Observations.take."
+            )
+        return self._noise_of(self._tasks, like)
+
+    def _noise_of(self, task: Tensor, like: Tensor) -> Tensor:
+        return self.wrapped.noise.reshape(-1)[task.long().to(like.device)].to(like.dtype)
+
+    def predictive(self, mean: Tensor, covariance: Tensor, *, task: int | Tensor | None = None) -> NormalPredictive:
+        task = self._tasks if task is None and self._is_part else task  # rows that were chosen are not new ones
+        if task is None:
+            raise InputError(
+                "HadamardGaussianLikelihood needs the task of new rows. Got none. Call model.predict, which takes "
+                "them from its inputs, or pass task=."
+            )
+        latent = mean[..., 0]
+        variance = covariance[..., 0, 0].clamp_min(0.0) + self._noise_of(torch.as_tensor(task), latent)
+        return NormalPredictive(latent, variance.sqrt(), validate_args=False)
+
+    def predictive_log_density(self, mean: Tensor, covariance: Tensor, targets: Tensor) -> Tensor:
+        return self.predictive(mean, covariance, task=self._tasks).log_prob(targets)
+
+    def marginal(self, function_dist: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapped.marginal(function_dist, *args, **kwargs)
 
 
 class _StudentT(StudentTLikelihood):
@@ -250,7 +434,9 @@ class _Laplace(LaplaceLikelihood):
 _ADAPTERS: dict[type, Any] = {
     gl.SoftmaxLikelihood: _MixedSoftmax,
     gl.GaussianLikelihood: _Gaussian,
+    gl.GaussianLikelihoodWithMissingObs: _GaussianWithMissing,
     gl.FixedNoiseGaussianLikelihood: _FixedNoise,
+    gl.DirichletClassificationLikelihood: _Dirichlet,
     gl.StudentTLikelihood: _StudentT,
     gl.LaplaceLikelihood: _Laplace,
 }

@@ -78,7 +78,7 @@ def _gumbel_cdf(f: Tensor) -> Tensor:
 
 
 def expected_softmax(
-    mean: Tensor, covariance: Tensor, seed: int = 0, accuracy: float = _ACCURACY
+    mean: Tensor, covariance: Tensor, seed: int = 0, accuracy: float = _ACCURACY, *, rotate: bool = True
 ) -> tuple[Tensor, Tensor]:
     """``E[softmax(f)]`` for ``f ~ N(mean, covariance)`` by randomised quasi-Monte Carlo.
 
@@ -90,6 +90,8 @@ def expected_softmax(
         covariance: ``(M, C, C)``.
         seed: Seed of the scrambling; equal seeds give equal results.
         accuracy: Wanted standard error of every probability; infinity for 256 points in all.
+        rotate: Whether points are turned to where the covariance is largest. That makes them more accurate; but a rotation that
+            moves with the covariance is no part of the derivative.
 
     Returns:
         Probabilities ``(M, C)`` and their standard errors ``(M, C)``.
@@ -98,8 +100,7 @@ def expected_softmax(
         return torch.softmax(mean, -1), torch.zeros_like(mean)
     probs, errors = torch.empty_like(mean), torch.empty_like(mean)
     todo = torch.arange(mean.shape[0], device=mean.device)
-    # A rotation that moves with the covariance is no part of the derivative, and would spoil it by the error of the points.
-    root = psd_root(covariance) if covariance.requires_grad else _principal_root(covariance)
+    root = _principal_root(covariance) if rotate else psd_root(covariance)
     points = 32
     while todo.numel() > 0:
         nodes = _sobol_normal(points, root.shape[-1], seed).to(mean)

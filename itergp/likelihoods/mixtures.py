@@ -39,8 +39,20 @@ class QuadratureMixture(MixtureSameFamily):
         super().__init__(mixing, components, validate_args=False)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of observations of any dtype, broadcast against ``(M,)``."""
-        return super().log_prob(torch.as_tensor(value).to(self.mixture_distribution.probs))
+        """Log-density of observations of any dtype, broadcast against ``(M,)``.
+
+        Raises:
+            InputError: If they are not one number per row, for example targets with an exposure.
+        """
+        value = torch.as_tensor(value).to(self.mixture_distribution.probs)
+        if value.dim() and value.shape[-1] != self.batch_shape[-1] and 1 not in (value.shape[-1], self.batch_shape[-1]):
+            raise InputError(
+                f"`value` must be one observation per row, shape (..., {self.batch_shape[-1]}). Got "
+                f"{tuple(value.shape)}. Say what else belongs to the rows in predict, such as predict(x, "
+                "exposure=...), or use likelihood.log_marginal(targets, model(x)), which takes targets as the model "
+                "does."
+            )
+        return super().log_prob(value)
 
     def quantile(self, level: float) -> Tensor:
         """Quantile of the observations at ``level`` ``(M,)``.

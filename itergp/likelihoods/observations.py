@@ -45,13 +45,14 @@ class Observations:
     def take(self, rows: Tensor) -> Observations:
         """The observations of some rows."""
         weight = None if self.sample_weight is None else self.sample_weight[rows]
-        return replace(self, targets=self.targets[rows], sample_weight=weight)
+        return replace(self, likelihood=self.likelihood.take(rows), targets=self.targets[rows], sample_weight=weight)
 
     def part(self, start: int, count: int) -> Observations:
         """Consecutive rows, with the samples they have among all."""
         rows = slice(start, start + count)
         weight = None if self.sample_weight is None else self.sample_weight[rows]
-        return replace(self, targets=self.targets[rows], sample_weight=weight, first_row=start)
+        likelihood = self.likelihood.take(rows)
+        return replace(self, likelihood=likelihood, targets=self.targets[rows], sample_weight=weight, first_row=start)
 
     def standard_nodes(self, like: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
         """``Likelihood.standard_nodes`` for means ``(N, C)``; those of a part do not depend on where it was divided."""

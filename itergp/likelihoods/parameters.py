@@ -11,6 +11,8 @@ from gpytorch.constraints import Interval
 from gpytorch.priors import Prior
 from torch import Tensor
 
+SMALLEST_NOISE = 1e-8  # of noise variances that are learned: targets may have next to none
+
 
 class ConstrainedParameter:
     """A learnable parameter as an attribute: ``likelihood.noise`` is ``raw_noise`` seen through its constraint.

@@ -72,7 +72,7 @@ class LogNormalLikelihood(GaussianLikelihood):
     Args:
         noise: Initial noise variance of ``log(y)``.
         noise_prior: Prior over the noise variance.
-        noise_constraint: Constraint on the noise variance; default above 1e-4.
+        noise_constraint: Constraint on the noise variance; default above 1e-8.
     """
 
     def validate_targets(self, targets: Tensor) -> Tensor:

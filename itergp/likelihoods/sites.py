@@ -110,15 +110,16 @@ class VariationalSite:
     def covariance_curvature(self, f: Tensor, curvature: Tensor) -> Tensor:
         """The expected curvature ``(N, C, C)`` that a covariance is conditioned with, given that of ``derivatives`` at ``f``.
 
-        Where expectations are averages over samples, over many more of them. A row that is almost certain has curvature where its
-        latent values come near a boundary, which few samples find: from few, curvature is anything between nothing and much.
+        Where expectations are averages over samples, over many more of them. A row that is almost certain has curvature where
+        its latent values come near a boundary, which few samples find: from few, curvature is anything between nothing and
+        much.
         """
         if f.shape[-1] == 1 or self.root is None:
             return curvature
-        total = curvature.clone()
+        total, root = curvature.clone(), self.root.to(f)
         for seed in _CURVATURE_SEEDS:
             nodes, weights = self.observations.standard_nodes(f, seed)
-            total += self.observations.expected_derivatives(f, node_offsets(self.root.to(f), nodes), weights.to(f))[1]
+            total += self.observations.expected_derivatives(f, node_offsets(root, nodes), weights.to(f))[1]
         return total / (1 + len(_CURVATURE_SEEDS))
 
     def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:

@@ -4,15 +4,50 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+import torch
 from gpytorch.constraints import Interval, Positive
 from gpytorch.priors import Prior
 from torch import Tensor
 
+from itergp.errors import InputError
 from itergp.likelihoods.distributions import Weibull
+from itergp.likelihoods.mixtures import QuadratureMixture
 from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.single_latent import SingleLatentLikelihood
 from itergp.likelihoods.special import continued_exp
 from itergp.likelihoods.targets import as_floats, check_columns, require_inside
+
+
+class SurvivalMixture(QuadratureMixture):
+    """Mixture of Weibull times, whose ``log_prob`` knows what censoring is."""
+
+    component_distribution: Weibull
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density of times ``(M,)``, or of targets ``(M, 2)``, where it is ``log P(T > t)`` of censored ones.
+
+        Raises:
+            InputError: For ``(2, 2)`` and two rows, which may be two samples of times, or two targets with their
+                indicators.
+        """
+        value, rows = torch.as_tensor(value), self.batch_shape[-1]
+        if value.dim() < 2 or value.shape[-2:] != (rows, 2):
+            return super().log_prob(value)
+        if rows == 2:
+            raise InputError(
+                "`value` of two rows must be times (2,). Got shape (..., 2, 2): samples of times, or times with event "
+                "indicators. Use likelihood.log_marginal(targets, model(x)) for the latter, one sample after the "
+                "other for the former."
+            )
+        times, events = value.to(self.mixture_distribution.logits).unsqueeze(-2).unbind(-1)  # (..., M, 1)
+        if not bool(((events == 0) | (events == 1)).all()):
+            raise InputError(
+                "Event indicators must be 0 or 1, in the second column of `value`. Got others. Code observed events "
+                "as 1 and right-censored rows as 0."
+            )
+        components = self.component_distribution
+        density = torch.where(events.bool(), components.log_prob(times), components.log_survival(times))
+        return torch.logsumexp(density + self.mixture_distribution.logits, -1)
 
 
 class _SurvivalLikelihood(SingleLatentLikelihood):
@@ -49,6 +84,11 @@ class _SurvivalLikelihood(SingleLatentLikelihood):
     def _conditional(self, latent: Tensor, *second: Tensor) -> Weibull:
         return Weibull(latent, self._shape(latent), validate_args=False)
 
+    def predictive(self, mean: Tensor, covariance: Tensor) -> SurvivalMixture:
+        """Mixture of times over quadrature nodes; ``log_prob`` takes times, or targets with their event indicators."""
+        latent, weights = self._nodes(mean, covariance)
+        return SurvivalMixture(weights, self._conditional(latent))
+
 
 class WeibullLikelihood(_SurvivalLikelihood):
     """Accelerated failure times ``T = exp(f) E^(1 / shape)``, E standard exponential; log-concave, closed-form Hessian.
@@ -57,8 +97,8 @@ class WeibullLikelihood(_SurvivalLikelihood):
     Targets are times ``(N,)`` if every event was observed, or ``(N, 2)`` with the event indicator in the second column: 1
     observed, 0 right-censored, that is, known to be later than the time.
 
-    ``log_prob`` of a predictive distribution is the density of an observed time and ``1 - cdf`` the probability of surviving
-    it; ``log_marginal`` takes targets with their indicators.
+    ``log_prob`` of a predictive distribution is the density of observed times, or of targets ``(N, 2)`` with their
+    indicators; ``1 - cdf`` is the probability of surviving a time.
 
     Args:
         shape: Initial shape; default softplus(0), about 0.69.

@@ -9,15 +9,17 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from itergp.diagnostics import TraceRecord
+from itergp.errors import InputError
 from itergp.models.checkpoint_file import Within
 from itergp.models.checkpointing import as_keeper, finished_solution, keep_finished
-from itergp.models.fingerprint import Fingerprint, PriorVariance
 from itergp.models.hyperparameters import hyperparameters
+from itergp.models.identity import Identity, describe_prior
 from itergp.models.planning import check_memory, problem_size
 from itergp.models.validation import check_kernel, check_parameters
-from itergp.operators import KernelOperator
+from itergp.operators import BlockedOperator, KernelOperator
 from itergp.operators.rows import require_everywhere
 from itergp.solvers import Solution, solve
 
@@ -37,19 +39,20 @@ def find_posterior(
     """``NonConjugateGP.condition``, which says what the arguments are; the model predicts from the result."""
     check_parameters(model, model.train_inputs)
     gradients = torch.is_grad_enabled()
+    untouched = describe_prior(model)
     with torch.no_grad():
         prior = model._prior(model.train_inputs)
-        fingerprint = model._state_now()  # forward may have updated buffers
+        identity = Identity.of(model)  # forward may have updated buffers
         operator = model._make_operator(prior)
         if operator.rows.sharded:
-            fingerprint.require_same(operator.rows)
+            identity.require_same(operator.rows)
         for name, given in (("on_posterior", on_posterior), ("checkpoint", checkpoint)):
             require_everywhere(operator.rows, name, given)
         keeper = None if checkpoint is None else as_keeper(model, checkpoint, checkpoint_every, operator.rows)
         if keeper is not None and (known := finished_solution(model, keeper)) is not None:
             model._restore(model.train_inputs, model.train_targets, model.sample_weight, known)
             return model.solution
-        if model._solution is not None and model._same(fingerprint) and model._operator is not None:
+        if model._operator is not None and model._identity is not None and model._identity.matches(identity):
             operator = model._operator
         else:
             check_kernel(operator)
@@ -57,9 +60,9 @@ def find_posterior(
 
         def hand_out(early: Solution) -> None:
             assert on_posterior is not None
-            early = bounded(model, early, fingerprint)
+            early = bounded(model, early, identity)
             with keeping_posterior(model), torch.set_grad_enabled(gradients):
-                _take(model, early, operator, fingerprint)
+                _take(model, early, operator, identity)
                 on_posterior(early)
 
         solution = solve(
@@ -78,29 +81,52 @@ def find_posterior(
     solution.trace.hyperparameters = hyperparameters(model)
     if keeper is not None:
         keep_finished(keeper, solution)
-    solution = bounded(model, solution, fingerprint)
-    _take(model, solution, operator, fingerprint)
+    if callback is None and on_posterior is None:  # which may change a model in earnest
+        identity = identity.with_counters(untouched, describe_prior(model))
+    solution = bounded(model, solution, identity)
+    _take(model, solution, operator, identity)
     return solution
 
 
-def bounded(model: NonConjugateGP, solution: Solution, fingerprint: Fingerprint) -> Solution:
+def bounded(model: NonConjugateGP, solution: Solution, identity: Identity) -> Solution:
     """A solution whose certificate knows the prior variance, and so bounds errors at any input."""
     if solution.certificate is None:
         return solution
-    bound = PriorVariance(model, fingerprint)
+    bound = PriorVariance(model, identity)
     return replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
+
+
+class PriorVariance:
+    """Prior variance at inputs, for a certificate; refuses once what it belongs to has changed."""
+
+    def __init__(self, model: NonConjugateGP, identity: Identity) -> None:
+        self.model = model
+        self.identity = identity
+
+    def __call__(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
+        """``k_c(x, x)`` ``(M, C)``."""
+        if not self.identity.matches(Identity.of(self.model)):
+            raise InputError(
+                "The certificate belongs to hyperparameters or data that have since changed. "
+                "Take it from model.solution again."
+            )
+        with torch.no_grad():
+            prior = self.model._prior(self.model._test_inputs(x))
+            operator = BlockedOperator(prior.kernel, prior.features, num_kernels=prior.num_kernels)
+            return operator.diagonal().mT.expand(prior.mean.shape)
 
 
 @contextmanager
 def keeping_posterior(model: NonConjugateGP) -> Iterator[None]:
     """Whatever posterior the model takes meanwhile, afterwards it has the present one again."""
-    kept = model._solution, model._operator, model._fingerprint
+    kept = model._solution, model._operator, model._made_in_training, model._identity
     try:
         yield
     finally:
-        model._solution, model._operator, model._fingerprint = kept
+        model._solution, model._operator, model._made_in_training, model._identity = kept
 
 
-def _take(model: NonConjugateGP, solution: Solution, operator: KernelOperator, fingerprint: Fingerprint) -> None:
-    """Makes a solution the model's posterior in the state of the fingerprint."""
-    model._solution, model._operator, model._fingerprint = solution, operator, fingerprint
+def _take(model: NonConjugateGP, solution: Solution, operator: KernelOperator, identity: Identity) -> None:
+    """Makes a solution the model's posterior as it was when its identity was taken."""
+    model._take_operator(operator)
+    model._solution, model._identity = solution, identity

@@ -1,8 +1,12 @@
-"""The values of a model's hyperparameters, as people know them."""
+"""A model's hyperparameters: their values as people know them, and as constants for a while."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import gpytorch
+import torch
 
 _MOST = 64  # elements beyond which a parameter is a network's weights, and not read by people
 
@@ -17,3 +21,16 @@ def hyperparameters(model: gpytorch.Module) -> dict[str, list[float]]:
         head, _, tail = name.rpartition(".")
         found[f"{head}.{tail.removeprefix('raw_')}".lstrip(".")] = value.reshape(-1).tolist()
     return found
+
+
+@contextmanager
+def frozen(module: torch.nn.Module) -> Iterator[None]:
+    """Parameters that do not require gradients for a while."""
+    free = [p for p in module.parameters() if p.requires_grad]
+    try:
+        for parameter in free:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter in free:
+            parameter.requires_grad_(True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-import gpytorch
 import torch
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from linear_operator.operators import (
@@ -67,18 +66,19 @@ class LatentPosterior:
             covariance: Whether Q is wanted; without it r = 0.
             block: ``weights_and_actions(solution, covariance=covariance)``, if it is there already.
         """
+        operator = prior.across(operator)
         support = restricted(operator, solution.support)
         block = weights_and_actions(solution, covariance=covariance) if block is None else block
         products = cross_multiply(support, prior.features, block)
         whitened, local = products[..., 1:], None
         if covariance and solution.rank > 0:
             whitened = solution.precision.whiten(whitened)
-            if solution.local is not None:
+            # Found in training mode, a posterior may have neighbours that a prior evaluated whole cannot serve: less is known.
+            if solution.local is not None and operator.evaluates_groups:
                 local = solution.local.at(solution.local.neighbourhoods(operator), prior.features, whitened)
         variance = operator.diagonal(prior.features).mT.expand(prior.mean.shape)
-        with gpytorch.settings.lazily_evaluate_kernels(True):
-            lazy = operator.kernel(prior.features, prior.features)
-        prior = replace(prior, covariance=lazy)  # of the kernel that the posterior was found with
+        covariance_of_prior = operator.covariance(prior.features)  # of the kernel that the posterior was found with
+        prior = replace(prior, covariance=covariance_of_prior)
         return cls(prior, variance, prior.mean + products[..., 0], whitened, local)
 
     def row_covariance(self) -> Tensor:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import os
+import sys
+import warnings
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,8 +15,9 @@ from gpytorch.likelihoods.noise_models import FixedGaussianNoise
 from torch import Tensor
 
 from itergp.diagnostics.trace import Trace
-from itergp.errors import InputError
+from itergp.errors import InputError, ItergpWarning
 from itergp.models.files import read_file, write_file
+from itergp.models.identity import Identity, prior_difference
 from itergp.operators.rows import ALL_ROWS
 from itergp.posterior.local_actions import LocalActions
 from itergp.posterior.precision import LowRankPrecision
@@ -25,6 +28,7 @@ from itergp.solvers.packing import Packed, pack_space, unpack_space
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
 
+_PYTHON = "{}.{}".format(*sys.version_info)
 _STATE, _DATA, _POSTERIOR = "state.", "data.", "posterior."
 _OPTIONAL = ("curvature", "support")
 _ARRAYS = ("representer_weights", "latent_values", "latent_covariance")
@@ -98,17 +102,20 @@ def pack(model: NonConjugateGP) -> tuple[dict[str, Tensor], dict[str, Any]]:
         "class": type(model).__qualname__,
         "likelihood": type(model.likelihood).__qualname__,
         "settings": {name: _plain(getattr(model, name)) for name in _SETTINGS if hasattr(model, name)},
-        "libraries": {"torch": str(torch.__version__), "gpytorch": gpytorch.__version__},
+        "libraries": {"torch": str(torch.__version__), "gpytorch": gpytorch.__version__, "python": _PYTHON},
     }
     solution = model._current_solution()
     if solution is not None:
         arrays, about["posterior"] = pack_solution(solution.gather())
+        about["prior"] = Identity.of(model).prior
         tensors |= arrays
     return tensors, about
 
 
 def unpack(model: NonConjugateGP, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
     """Gives a model the parameters, data and posterior of another; the model is left as it was if they do not fit.
+
+    A posterior of another prior, which the arrays do not show, is left out with a warning.
 
     Raises:
         InputError: If the model was built differently.
@@ -125,11 +132,29 @@ def unpack(model: NonConjugateGP, tensors: dict[str, Tensor], about: dict[str, A
     if noise is not None:
         noise.noise = tensors[f"{_DATA}noise"].to(device)
     model._restore(
-        tuple(x.to(device) for x in inputs),
-        tensors[f"{_DATA}targets"].to(device),
-        None if weight is None else weight.to(device),
-        unpack_solution(tensors, about["posterior"], device) if "posterior" in about else None,
+        tuple(x.to(device, copy=True) for x in inputs),  # out of the file's memory, into the model's own
+        tensors[f"{_DATA}targets"].to(device, copy=True),
+        None if weight is None else weight.to(device, copy=True),
+        None,
     )
+    if "posterior" in about and _has_prior(model, about):
+        model._adopt(unpack_solution(tensors, about["posterior"], device))
+
+
+def _has_prior(model: NonConjugateGP, about: dict[str, Any]) -> bool:
+    """Whether a model with the saved parameters has the prior of the saved posterior; warns if not."""
+    same_python = about["libraries"].get("python") == _PYTHON
+    found = prior_difference(about.get("prior", {}), Identity.of(model).prior, code=same_python)
+    if found is None:
+        return True
+    name, theirs, ours = found
+    warnings.warn(
+        f"The model must be built as the saved one was for its posterior to be used. Got another one, where {name} differs: "
+        f"{theirs} in the file, {ours} here. The posterior is found again when it is asked for.",
+        ItergpWarning,
+        stacklevel=4,
+    )
+    return False
 
 
 def _check_fit(model: NonConjugateGP, state: dict[str, Tensor], about: dict[str, Any]) -> None:

@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 
 from itergp.errors import InputError
 from itergp.likelihoods.predictive import joinable, joined
-from itergp.models.fingerprint import frozen
+from itergp.models.hyperparameters import frozen
 from itergp.models.latent import LatentPosterior, batches, weights_and_actions
 from itergp.operators import default_memory_budget
 from itergp.posterior.tempering import tempered
@@ -33,11 +33,11 @@ def check_prediction(model: NonConjugateGP, tempering: float | None, observation
     Raises:
         InputError: If it is negative, or the likelihood does not know a keyword.
     """
-    likelihood = model.observations.likelihood
+    likelihood = model._calculus
     if "covariance_scale" in observation:
         raise InputError(
-            "`covariance_scale` has given way to `tempering`. Got both names or the old one. Pass tempering=0.0 to integrate the "
-            "posterior (formerly 1) and tempering=math.inf to plug in its mean (formerly 0)."
+            "`covariance_scale` has given way to `tempering`. Got both names or the old one. Pass tempering=0.0 to "
+            "integrate the posterior (formerly 1) and tempering=math.inf to plug in its mean (formerly 0)."
         )
     if unknown := sorted(set(observation) - set(likelihood.predictive_options)):
         known = likelihood.predictive_options or "none"
@@ -48,7 +48,8 @@ def check_prediction(model: NonConjugateGP, tempering: float | None, observation
     exponent = model.tempering if tempering is None else tempering
     if isinstance(exponent, bool) or not isinstance(exponent, (int, float)) or not exponent >= 0.0:
         raise InputError(
-            f"`tempering` must be a number, 0 or more. Got {exponent!r}. 0 integrates the posterior, math.inf plugs in its mean."
+            f"`tempering` must be a number, 0 or more. Got {exponent!r}. 0 integrates the posterior, math.inf plugs in its "
+            "mean."
         )
     return float(exponent)
 
@@ -79,11 +80,10 @@ class Stream:
         model = self.model
         solution, operator = model.solution, model._training_operator()
         block = weights_and_actions(solution, covariance=covariance)
-        like = model.train_inputs[0]
         with _bar(self.progress) as bar:
             task = bar.add_task("predict", total=self.num_rows)
             for rows in self._slices(solution, covariance=covariance):
-                part = tuple(x[rows].to(like) for x in self.inputs)
+                part = tuple(x[rows].to(like) for x, like in zip(self.inputs, model._held_inputs, strict=True))
                 wanted = torch.is_grad_enabled() and any(x.requires_grad for x in part)
                 # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
                 with torch.set_grad_enabled(wanted), frozen(model):
@@ -135,8 +135,8 @@ class Stream:
     # ------------------------------------------------------------------ inside
     def _slices(self, solution: Solution, *, covariance: bool) -> Iterator[slice]:
         model, rank = self.model, solution.rank if covariance else 0
-        device = model.train_inputs[0].device
-        size, latents = model.train_inputs[0].shape[0], solution.representer_weights.shape[1]
+        device, latents = solution.representer_weights.device, solution.representer_weights.shape[1]
+        size = model._held_inputs[0].shape[0]
         if self.batch_size is not None:
             return batches(self.num_rows, 1, 8 * self.batch_size)
         budget = model.memory_budget or default_memory_budget(device)

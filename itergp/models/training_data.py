@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
+from gpytorch.likelihoods import FixedNoiseGaussianLikelihood
 from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.models.arrays import as_tensor, is_array
-from itergp.models.validation import as_inputs, as_observations, check_target_tensor, check_test_inputs
+from itergp.models.validation import allows_nan, as_inputs, as_observations, check_target_tensor, check_test_inputs
 from itergp.solvers import Solution
 from itergp.solvers.support_space import SupportSpace
 
@@ -38,13 +40,16 @@ def replace_rows(model: NonConjugateGP, inputs: Any, targets: Any, strict: bool,
             f"New targets must have the shape of the old. Got {tuple(targets.shape)} for "
             f"{tuple(model.train_targets.shape)}. Pass strict=False to allow it."
         )
-    if targets is None and sample_weight is not None and model.missing_targets and model.sample_weight is not None:
+    some_missing = (model.missing_targets or model._nan_targets) and model.sample_weight is not None
+    if targets is None and sample_weight is not None and some_missing:
         raise InputError(
             "`targets` must be given with `sample_weight` when some of them may be missing. Got weights alone, which "
             "do not say which targets are missing. Pass the targets too."
         )
     weight = model.sample_weight if targets is None and sample_weight is None else sample_weight
-    observations = as_observations(old, new_inputs, model._calculus, weight, model.missing_targets)
+    nan_targets = model._nan_targets or allows_nan(model._calculus)
+    observations = as_observations(old, new_inputs, model._calculus, weight, model.missing_targets, nan_targets)
+    model._nan_targets = nan_targets
     model._restore(new_inputs, observations.targets, observations.sample_weight, None)
 
 
@@ -61,13 +66,38 @@ def append_rows(model: NonConjugateGP, inputs: Any, targets: Any, sample_weight:
         given = (model.sample_weight, sample_weight)
         parts = [one if w is None else torch.as_tensor(w).to(one) for w, one in zip(given, ones, strict=True)]
         weight = torch.cat(parts)
-    observations = as_observations(
-        torch.cat([model.train_targets, targets]), together, model._calculus, weight, model.missing_targets
-    )
+    nan_targets = model._nan_targets or allows_nan(model._calculus)
+    targets = torch.cat([model.train_targets, targets])
+    observations = as_observations(targets, together, model._calculus, weight, model.missing_targets, nan_targets)
+    model._nan_targets = nan_targets
     earlier = model._solution
     model._restore(together, observations.targets, observations.sample_weight, None)
     if earlier is not None and not earlier.rows.sharded:  # processes divide more rows otherwise
         model._start_from(_with_rows(earlier, new[0].shape[0]))
+
+
+def fantasy_model(model: NonConjugateGP, inputs: Any, targets: Any, noise: Tensor | None) -> NonConjugateGP:
+    """A copy with more rows; see ``NonConjugateGP.get_fantasy_model``."""
+    inputs = tuple(inputs) if isinstance(inputs, list) else inputs
+    if torch.is_tensor(targets) and targets.dim() > model.train_targets.dim():
+        raise InputError(
+            f"`targets` must be one set of new rows, shape (M,). Got a batch, {tuple(targets.shape)}. Use "
+            "itergp.botorch.BotorchModel(model).condition_on_observations(X, Y), which takes batches."
+        )
+    fixed = isinstance(model.likelihood, FixedNoiseGaussianLikelihood)
+    if fixed != (noise is not None):
+        raise InputError(
+            "`noise` must be given for the new rows of a FixedNoiseGaussianLikelihood, and for no other. Got "
+            f"{'none' if noise is None else 'some'} with {type(model.likelihood).__name__}. "
+            + ("Pass noise=..., one variance per row." if fixed else "Leave it out.")
+        )
+    solution = model._solution
+    longer = copy.deepcopy(model)
+    longer._solution = solution  # with the search space, which a copy leaves behind
+    if noise is not None:
+        longer.likelihood = model.likelihood.get_fantasy_likelihood(noise=noise)
+    longer.append_train_data(inputs, targets)
+    return longer
 
 
 def _with_rows(solution: Solution, count: int) -> Solution:

@@ -10,7 +10,7 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.likelihoods.blocks import curvature_root
 from itergp.operators import KernelOperator
-from itergp.posterior.dense import joint_matrix
+from itergp.posterior.dense import factorise
 from itergp.posterior.local_actions import reduced
 from itergp.posterior.precision import LowRankPrecision, cross_multiply, marginal_covariance, multiply
 from itergp.solvers import Solution
@@ -85,7 +85,7 @@ def exact_variance(operator: KernelOperator, curvature: Tensor, points: Tensor) 
     """
     root = curvature_root(curvature.double())
     latents = root.shape[1]
-    factor = torch.linalg.cholesky(joint_matrix(operator.dense().double(), root))
+    _, factor = factorise(operator.dense().double(), root)
     cross = kernel_columns(operator, points).double()  # (C', N, m)
     explained = []
     for c in range(latents):
@@ -158,7 +158,7 @@ def posterior_variance(operator: KernelOperator, solution: Solution, points: Ten
         return prior
     whitened = precision.whiten(cross_multiply(support, points, precision.actions))
     covariance = marginal_covariance(prior, whitened)
-    if (local := solution.local) is not None:
+    if (local := solution.local) is not None and operator.evaluates_groups:
         covariance = reduced(covariance, local.at(local.neighbourhoods(operator), points, whitened).reduction)
     return covariance.diagonal(dim1=-2, dim2=-1)
 

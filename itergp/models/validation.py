@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from typing import Any
 
+import gpytorch
 import torch
 from torch import Tensor
 
@@ -20,9 +21,10 @@ _CLASS_LIKELIHOODS = ("BernoulliLikelihood", "CategoricalLikelihood", "OrdinalLi
 
 
 def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
-    """Inputs as a tuple of finite floating-point matrices ``(N, D)``; vectors become one column.
+    """Inputs as a tuple of finite matrices ``(N, D)``; vectors become one column.
 
-    Arrays, data frames and Arrow data are read where they are, see ``itergp.as_tensor``.
+    The first is floating point; others may be integers, such as the number of a task, and become ``int64``. Arrays,
+    data frames and Arrow data are read where they are, see ``itergp.as_tensor``.
 
     Raises:
         InputError: For anything else.
@@ -34,19 +36,27 @@ def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
         kinds = ", ".join(sorted({type(x).__name__ for x in given})) or "nothing"
         kinds = f"a list of {kinds}" if isinstance(inputs, list) else kinds
         raise InputError(f"`{name}` must be a torch tensor or a tuple of them. Got {kinds}. Use torch.as_tensor(x).")
-    checked = tuple(x.unsqueeze(-1) if x.dim() == 1 else x for x in given)
+    checked = tuple(_as_column(x) if place == 0 else _as_long(_as_column(x)) for place, x in enumerate(given))
     for x in checked:
+        if x.dim() > 2:
+            raise InputError(
+                f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}, a batch. Build one "
+                "model per batch element, for example in a torch.nn.ModuleList; itergp.botorch.BotorchModel takes "
+                "t-batches of points."
+            )
         if x.dim() != 2:
             raise InputError(
                 f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}. Reshape it."
             )
         if x.shape[0] == 0:
             raise InputError(f"`{name}` must have at least one row. Got none. Check how the data were selected.")
-        if not x.is_floating_point():
-            raise InputError(f"`{name}` must be floating point. Got {x.dtype}. Call .float() or .double().")
-        if x.dtype not in (torch.float32, torch.float64):
+        if not x.is_floating_point() and x is checked[0]:
+            remedy = "Call .float() or .double()." if len(checked) == 1 else "Put integers, such as a task, after it."
+            raise InputError(f"The first of `{name}` must be floating point. Got {x.dtype}. {remedy}")
+        if x.is_floating_point() and x.dtype not in (torch.float32, torch.float64):
             raise InputError(f"`{name}` must be float32 or float64. Got {x.dtype}. Call .float().")
-        if x.dtype != checked[0].dtype or x.device != checked[0].device or x.shape[0] != checked[0].shape[0]:
+        same_dtype = x.dtype in (checked[0].dtype, torch.int64)
+        if not same_dtype or x.device != checked[0].device or x.shape[0] != checked[0].shape[0]:
             raise InputError(
                 f"All of `{name}` must share rows, dtype and device. Got {_kind(checked[0])} and {_kind(x)}. Convert them."
             )
@@ -58,9 +68,22 @@ def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
     return checked
 
 
+def _as_column(x: Tensor) -> Tensor:
+    return x.unsqueeze(-1) if x.dim() == 1 else x
+
+
+def _as_long(x: Tensor) -> Tensor:
+    return x if x.is_floating_point() else x.long()
+
+
 def _rows_not_finite(x: Tensor) -> int:
     """How many rows have a value that is not finite, without an array of the size of ``x``."""
     return sum(int((~torch.isfinite(part)).any(-1).sum()) for part in x.detach().split(_BLOCK_ROWS))
+
+
+def allows_nan(likelihood: Likelihood) -> bool:
+    """Whether targets may be NaN without ``missing_targets``: the likelihood or ``observation_nan_policy`` says so."""
+    return likelihood.accepts_missing or gpytorch.settings.observation_nan_policy.value() != "ignore"
 
 
 def as_observations(
@@ -69,20 +92,23 @@ def as_observations(
     likelihood: Likelihood,
     sample_weight: Any,
     missing_targets: bool,
+    nan_targets: bool,
 ) -> Observations:
     """Targets in the form of the likelihood, one per row of the inputs, with their weights.
 
-    Missing targets get weight 0 and the value of a row that was observed.
+    Missing targets get weight 0 and the value of a row that was observed: those that the likelihood calls missing with
+    ``missing_targets``, which may be labels of -1 too, and NaN alone with ``nan_targets``.
 
     Raises:
         InputError: If their number, dtype, device or values do not fit.
     """
     targets = as_tensor(targets, "train_targets") if is_array(targets) else targets
     sample_weight = as_tensor(sample_weight, "sample_weight") if is_array(sample_weight) else sample_weight
+    likelihood.check_rows(inputs[0].shape[0], targets)
     check_target_tensor(targets, inputs)
     weight = None if sample_weight is None else _as_weight(sample_weight, inputs[0])
-    missing = likelihood.missing(targets)
-    if not missing_targets or not bool(missing.any()):
+    missing = likelihood.missing(targets) if missing_targets else Likelihood.missing(likelihood, targets)
+    if not (missing_targets or nan_targets) or not bool(missing.any()):
         return Observations(likelihood, _valid_targets(targets, inputs[0], likelihood), weight)
     if bool(missing.all()):
         raise InputError(
@@ -121,6 +147,11 @@ def check_target_tensor(targets: Tensor, inputs: tuple[Tensor, ...]) -> None:
             f"`train_targets` must be a torch tensor. Got {type(targets).__name__}. Use torch.as_tensor(y)."
         )
     rows = inputs[0].shape[0]
+    if targets.dim() == 2 and targets.shape[0] != rows and targets.shape[1] == rows:
+        raise InputError(
+            f"`train_targets` must have one row per observation, {rows}. Got {tuple(targets.shape)}, a batch. Build "
+            "one model per batch element, for example in a torch.nn.ModuleList."
+        )
     if targets.dim() >= 1 and targets.shape[0] != rows:
         raise InputError(
             f"`train_inputs` and `train_targets` must have the same number of rows. Got {rows} and {targets.shape[0]}. "

@@ -16,6 +16,7 @@ from itergp.errors import InputError
 from itergp.likelihoods import Observations
 from itergp.likelihoods.blocks import curvature_eigen
 from itergp.models import NonConjugateGP
+from itergp.models.starting_values import initialise_model
 from itergp.operators import KernelOperator, Neighbourhoods, Prior, make_operator
 from itergp.posterior.local_actions import LocalActions, reduced
 from itergp.posterior.precision import marginal_covariance
@@ -28,10 +29,14 @@ class Objective(MarginalLogLikelihood):
 
     Attributes:
         predictive: The predictive distribution that it tunes: ``"variational"``, the posterior integrated, or ``"plug-in"``.
+        initialised: Names of hyperparameters of the model that were at their default and got a start from the data.
 
     Args:
         likelihood: The model's likelihood.
         model: The model.
+        initialise_kernel: Whether hyperparameters of the model that are still at their default get a start from the
+            data, as in ``itergp.fit``: from GPyTorch's own, a lengthscale near 1 and an output scale below it, a bound
+            may climb to a prior that says nothing.
 
     Raises:
         InputError: If the model is not a ``NonConjugateGP`` with this likelihood.
@@ -39,13 +44,16 @@ class Objective(MarginalLogLikelihood):
 
     predictive: str = "variational"
 
-    def __init__(self, likelihood: gpytorch.likelihoods.Likelihood, model: NonConjugateGP) -> None:
+    def __init__(
+        self, likelihood: gpytorch.likelihoods.Likelihood, model: NonConjugateGP, *, initialise_kernel: bool = True
+    ) -> None:
         if not isinstance(model, NonConjugateGP) or model.likelihood is not likelihood:
             raise InputError(
                 f"`model` must be a NonConjugateGP with this likelihood. Got {type(model).__name__}. "
                 "Pass the likelihood that the model was made with."
             )
         super().__init__(likelihood, model)
+        self.initialised = initialise_model(model) if initialise_kernel else []
 
     def forward(self, function_dist: MultivariateNormal, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """The objective per training row, with log-densities of priors and added losses.
@@ -66,9 +74,7 @@ class Objective(MarginalLogLikelihood):
                 f"The objective needs the prior at all {rows} training inputs. Got another distribution. "
                 "Call it as objective(model(*model.train_inputs), model.train_targets) with model.train()."
             )
-        if target.shape != model.train_targets.shape or not bool(
-            (target.to(model.train_targets) == model.train_targets).all()
-        ):
+        if target.shape != model.train_targets.shape or not bool(self._as_known(target).all()):
             raise InputError(
                 "The objective needs the model's own training targets. Got others. Pass model.train_targets, or change them "
                 "with model.set_train_data."
@@ -81,6 +87,12 @@ class Objective(MarginalLogLikelihood):
         for _, module, density, closure, _ in model.named_priors():
             value = value + density.log_prob(closure(module)).sum()
         return value / rows
+
+    def _as_known(self, target: Tensor) -> Tensor:
+        """Which rows ``(N,)`` have the model's own target, or none that counts: what is missing need not be filled."""
+        known, weight = self.model.train_targets, self.model.sample_weight
+        same = (target.to(known) == known).flatten(1).all(1) if known.dim() > 1 else target.to(known) == known
+        return same if weight is None else same | (weight == 0)
 
     def pack(self) -> Packed:
         """What evaluations leave behind for later ones, for a checkpoint; nothing by default."""
@@ -108,8 +120,8 @@ def differentiable(prior: Prior, model: NonConjugateGP) -> KernelOperator:
 class DifferentiableCovariance:
     """A posterior covariance for fixed actions, as a function of the hyperparameters.
 
-    ``K - K A (I + A^T K A)^{-1} A^T K``, less what the neighbours of each input take from it: see ``LocalActions``. Actions A and
-    curvature roots H are held fixed; kernel entries and products ``K A`` move.
+    ``K - K A (I + A^T K A)^{-1} A^T K``, less what the neighbours of each input take from it: see ``LocalActions``. Actions A
+    and curvature roots H are held fixed; kernel entries and products ``K A`` move.
 
     Attributes:
         actions: A ``(N, C, r)``.

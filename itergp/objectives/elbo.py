@@ -44,6 +44,7 @@ class ComputationAwareELBO(Objective):
         batch_rows: Rows in a random batch, another one for each evaluation, from which the sum of expected log-densities is
             estimated without bias; default all. Needs a posterior with a support.
         seed: Of the batches.
+        initialise_kernel: Whether hyperparameters still at their default get a start from the data.
 
     Raises:
         InputError: If a batch is asked for and the posterior has no support, when the bound is first evaluated.
@@ -81,8 +82,9 @@ class ComputationAwareELBO(Objective):
         condition_every: int = 1,
         batch_rows: int | None = None,
         seed: int = 0,
+        initialise_kernel: bool = True,
     ) -> None:
-        super().__init__(likelihood, model)
+        super().__init__(likelihood, model, initialise_kernel=initialise_kernel)
         if condition_every < 1:
             raise InputError(f"`condition_every` must be at least 1. Got {condition_every}. Leave it out for 1.")
         require_positive("batch_rows", batch_rows, integer=True)

@@ -25,6 +25,7 @@ class LaplaceEvidence(Objective):
     Args:
         likelihood: The model's likelihood; its curvature must have a closed form, as all of ours have.
         model: The model.
+        initialise_kernel: Whether hyperparameters still at their default get a start from the data.
 
     Raises:
         InputError: If the problem is too large, or the likelihood is differentiated automatically.

@@ -58,6 +58,7 @@ class PredictiveLogDensity(Objective):
         warm_start: Whether the mode starts from that of the last evaluation. Without it a value does not depend, not even
             within the tolerance, on the evaluations before it.
         seed: Of the splits.
+        initialise_kernel: Whether hyperparameters still at their default get a start from the data.
 
     Raises:
         InputError: If an argument is out of its range, or the likelihood's rows are not exchangeable.
@@ -78,8 +79,9 @@ class PredictiveLogDensity(Objective):
         tolerance: float = 1e-4,
         warm_start: bool = True,
         seed: int = 0,
+        initialise_kernel: bool = True,
     ) -> None:
-        super().__init__(likelihood, model)
+        super().__init__(likelihood, model, initialise_kernel=initialise_kernel)
         if predictive not in PREDICTIVES:
             raise InputError(f"`predictive` must be one of {PREDICTIVES}. Got {predictive!r}.")
         if not 0.0 < holdout < 1.0:
@@ -123,6 +125,7 @@ class PredictiveLogDensity(Objective):
             tolerance=self.tolerance,
             warm_start=False,
             seed=seed,
+            initialise_kernel=False,
         )
 
     def evidence(self, prior: Prior, observations: Observations) -> Tensor:

@@ -2,7 +2,7 @@
 
 from itergp.operators.base import KernelCounts, KernelOperator
 from itergp.operators.blocked import BlockedOperator, DenseOperator
-from itergp.operators.choose import OperatorKind, make_operator, own_rows
+from itergp.operators.choose import OperatorClass, OperatorKind, make_operator, own_rows, require_operator
 from itergp.operators.keops import KeOpsOperator
 from itergp.operators.memory import default_memory_budget, free_memory
 from itergp.operators.neighbours import Near, Neighbourhoods
@@ -20,6 +20,7 @@ __all__ = [
     "KernelOperator",
     "Near",
     "Neighbourhoods",
+    "OperatorClass",
     "OperatorKind",
     "Prior",
     "ProcessRows",
@@ -29,5 +30,6 @@ __all__ = [
     "free_memory",
     "make_operator",
     "own_rows",
+    "require_operator",
     "slices",
 ]

@@ -9,16 +9,28 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import gpytorch
 import torch
 from gpytorch.kernels import Kernel
+from linear_operator.operators import LinearOperator
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
 
 from itergp.operators.block_product import BlockProduct
+from itergp.operators.derived import requires_grad
+from itergp.operators.groups import evaluates_groups
 from itergp.operators.memory import default_memory_budget
-from itergp.operators.radial import RadialKernel, as_radial, cancels, evaluate_kernel
+from itergp.operators.radial import (
+    EvaluatedKernel,
+    RadialKernel,
+    as_radial,
+    cancels,
+    evaluate_diagonal,
+    evaluate_kernel,
+)
 from itergp.operators.radial_product import with_norms
+from itergp.operators.recompute import Recomputation
 from itergp.operators.rows import ALL_ROWS, Rows
+from itergp.operators.special import has_own_diagonal
 from itergp.operators.tiles import run, side_of_block, slices, symmetric, threads_for
 
 
@@ -164,11 +176,14 @@ class KernelOperator(ABC):
     def diagonal(self, inputs: Tensor | None = None) -> Tensor:
         """Prior variances ``(C', M)`` at ``inputs`` (default: the training inputs); differentiable."""
         inputs = self.inputs if inputs is None else inputs
-        # A leading dimension keeps GPyTorch from taking the diagonal of (C', M) diagonals when C' = M.
-        batched = inputs if inputs.dim() == 3 else inputs.unsqueeze(0)
-        diagonal = self.kernel(batched, batched, diag=True)
-        diagonal = diagonal if torch.is_tensor(diagonal) else diagonal.to_dense()
-        return diagonal.reshape(-1, inputs.shape[-2]).expand(self.num_kernels, -1)
+        return evaluate_diagonal(self.kernel, inputs, self.num_kernels)
+
+    def covariance(self, inputs: Tensor) -> LinearOperator:
+        """The prior covariance ``(M, M)`` or ``(C', M, M)`` between new inputs ``(M, D)`` or ``(C', M, D)``; lazy."""
+        plain = self._radial_form is not None or self.num_kernels > 1 or inputs.dim() > 2
+        kernel = self.kernel if plain else EvaluatedKernel(self.kernel)
+        with gpytorch.settings.lazily_evaluate_kernels(True):
+            return kernel(inputs, inputs)
 
     def release(self) -> None:
         """Frees cached kernel entries and what was derived from them; the next pass evaluates them again."""
@@ -205,6 +220,13 @@ class KernelOperator(ABC):
     def radial_form(self) -> RadialKernel | None:
         """The kernel as a function of a scaled distance, or None if it is anything else."""
         return self._radial_form
+
+    @property
+    def evaluates_groups(self) -> bool:
+        """Whether entries within many small groups of rows can be had at once, as neighbours need them."""
+        if "groups" not in self.derived:
+            self.derived["groups"] = evaluates_groups(self.kernel, self.inputs, self.num_kernels)
+        return self.derived["groups"]
 
     def features(self, inputs: Tensor) -> Tensor:
         """What entries are evaluated from, ``(C', M, ...)``: scaled inputs with their norms, or the inputs themselves."""
@@ -261,15 +283,24 @@ class KernelOperator(ABC):
     def _needs_grad(self, *tensors: Tensor) -> bool:
         if not torch.is_grad_enabled():
             return False
-        return any(t.requires_grad for t in tensors) or any(p.requires_grad for p in self.kernel.parameters())
+        return any(t.requires_grad for t in tensors) or requires_grad(self.kernel)
 
     def _cross_with_grad(self, rows: Tensor, cols: Tensor, block: Tensor) -> Tensor:
         radial = as_radial(self.kernel, self.num_kernels)
         if radial is not None:
             return radial.product(cols, None if rows is cols else rows, self._centre, block)
 
-        def product(part: Tensor) -> Tensor:
-            return evaluate_kernel(self.kernel, part, cols, self.num_kernels) @ block
+        own_diagonal = rows is cols and has_own_diagonal(self.kernel)
 
-        parts = [rows[..., i, :] for i in self._row_slices(rows.shape[-2])]
-        return torch.cat([checkpoint(product, part, use_reentrant=False) for part in parts], dim=-2)
+        def product(i: slice) -> Tensor:
+            part = rows[..., i, :]
+            entries = evaluate_kernel(self.kernel, part, cols, self.num_kernels)
+            if not own_diagonal:
+                return entries @ block
+            found = entries.diagonal(offset=i.start, dim1=-2, dim2=-1)
+            missing = evaluate_diagonal(self.kernel, part, self.num_kernels) - found
+            return entries @ block + missing.unsqueeze(-1) * block[..., i, :]
+
+        again = Recomputation()
+        parts = [again(functools.partial(product, i)) for i in self._row_slices(rows.shape[-2])]
+        return torch.cat(parts, dim=-2)

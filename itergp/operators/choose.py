@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from gpytorch.kernels import Kernel
@@ -19,6 +19,22 @@ from itergp.operators.rows import ALL_ROWS, Rows
 from itergp.operators.sharded import ShardedOperator
 
 OperatorKind = Literal["auto", "dense", "blocked", "keops", "sharded"]
+OperatorClass = type[KernelOperator]
+
+
+def require_operator(kind: Any) -> None:
+    """The choice of an operator must be a known name, or a class of operators.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if isinstance(kind, type) and issubclass(kind, KernelOperator):
+        return
+    if not isinstance(kind, str) or kind not in get_args(OperatorKind):
+        raise InputError(
+            f"`operator` must be one of {get_args(OperatorKind)}. Got {kind!r}. Choose one, or pass a subclass of "
+            "itergp.operators.KernelOperator."
+        )
 
 
 def make_operator(
@@ -26,7 +42,7 @@ def make_operator(
     inputs: Tensor,
     *,
     num_kernels: int = 1,
-    kind: OperatorKind = "auto",
+    kind: OperatorKind | OperatorClass = "auto",
     memory_budget: int | None = None,
 ) -> KernelOperator:
     """Builds the operator for a kernel and its training inputs.
@@ -39,14 +55,15 @@ def make_operator(
         kernel: Any GPyTorch kernel.
         inputs: ``(N, D)`` or ``(C, N, D)``.
         num_kernels: 1 for a shared kernel, otherwise C.
-        kind: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"`` or ``"sharded"``.
+        kind: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"`` or ``"sharded"``, or a subclass of ``KernelOperator``.
         memory_budget: Bytes; default a quarter of the free memory.
 
     Raises:
         InputError: If ``kind`` is unknown, or KeOps or processes are asked for where they cannot work.
     """
-    if kind not in get_args(OperatorKind):
-        raise InputError(f"`operator` must be one of {get_args(OperatorKind)}. Got {kind!r}.")
+    require_operator(kind)
+    if isinstance(kind, type):
+        return kind(kernel, inputs, num_kernels=num_kernels, memory_budget=memory_budget)
     if kind == "sharded":
         if many_processes():
             return ShardedOperator(kernel, inputs, num_kernels=num_kernels, memory_budget=memory_budget)
@@ -58,7 +75,7 @@ def make_operator(
     return operators[kind](kernel, inputs, num_kernels=num_kernels, memory_budget=budget)
 
 
-def own_rows(kind: OperatorKind, total: int, device: torch.device) -> Rows:
+def own_rows(kind: OperatorKind | OperatorClass, total: int, device: torch.device) -> Rows:
     """Which of so many training rows an operator of this kind will hold in this process.
 
     Raises:

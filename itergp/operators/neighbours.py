@@ -10,6 +10,7 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from itergp.operators.base import KernelOperator
+from itergp.operators.groups import evaluate_groups
 from itergp.operators.radial import evaluate_kernel
 
 # Columns that a tree can prune by. Inputs with more are turned onto so many of their leading principal axes.
@@ -97,7 +98,7 @@ class Neighbourhoods:
     columns of all rows are affordable, and near in standardised inputs where they are not.
 
     Args:
-        operator: Of the training rows.
+        operator: Of the training rows; one that ``evaluates_groups``.
         candidates: Numbers of the rows that may be neighbours ``(m,)``; None for all.
     """
 
@@ -185,9 +186,4 @@ class Neighbourhoods:
                 blocks.append(own.evaluate(features[c], self._features[c][rows]))
             return torch.stack(blocks)
         others = operator.inputs[..., rows, :]
-        if operator.num_kernels == 1:
-            first, second = (x.squeeze(0) if x.dim() == 4 else x for x in (inputs, others))
-            return evaluate_kernel(operator.kernel, first, second, len(first)).unsqueeze(0)
-        # The kernels of a batch are the last of the batch dimensions: (M, C', n, D).
-        first, second = (x.movedim(0, 1) if x.dim() == 4 else x.unsqueeze(1) for x in (inputs, others))
-        return evaluate_kernel(operator.kernel, first, second, operator.num_kernels).movedim(1, 0)
+        return evaluate_groups(operator.kernel, inputs, others, operator.num_kernels)

@@ -19,11 +19,23 @@ from linear_operator.operators import (
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.operators.base import KernelOperator
+from itergp.operators.blocked import BlockedOperator
+from itergp.operators.derived import CalledKernel, SumOfTerms, TabulatedKernel, clear_caches
+from itergp.operators.memory import free_memory
+from itergp.operators.radial import as_radial
+from itergp.operators.special import fit_state
+from itergp.operators.two_rows import is_function_of_two_rows
+
+_MEMORY_SHARE = 0.5  # of what is free, for a covariance that is evaluated whole
 
 
 @dataclass(frozen=True)
 class Prior:
     """Mean and covariance of the latent functions at some inputs.
+
+    A covariance that is no sum of kernels called on the inputs, or whose kernels are no functions of two rows, is
+    evaluated whole: its ``features`` are row numbers then, and its ``kernel`` looks entries up.
 
     Attributes:
         mean: Prior mean ``(N, C)``.
@@ -40,24 +52,75 @@ class Prior:
     num_kernels: int
     covariance: LinearOperator
 
+    @property
+    def tabulated(self) -> bool:
+        """Whether the covariance was evaluated whole."""
+        return isinstance(self.kernel, TabulatedKernel)
+
     def take(self, rows: Tensor) -> Prior:
         """Mean, kernel and features at some of the rows; the lazy covariance stays that of all."""
         return replace(self, mean=self.mean[rows], features=self.features[..., rows, :])
 
+    def across(self, operator: KernelOperator) -> KernelOperator:
+        """The operator of the training rows whose products reach to these rows.
+
+        Args:
+            operator: That of the training rows by themselves.
+        """
+        if not self.tabulated:
+            return operator
+        settings = {"num_kernels": operator.num_kernels, "memory_budget": operator.memory_budget}
+        return BlockedOperator(self.kernel, operator.inputs, **settings)
+
+    def whole(self, first: int = 0) -> Prior:
+        """The same with its covariance evaluated whole.
+
+        Args:
+            first: Rows before this one are left out; covariances with them are kept.
+
+        Raises:
+            InputError: If it does not fit into memory.
+        """
+        matrix = self.covariance
+        size, dtype = self.mean.shape[0], self.mean.dtype
+        needed, free = self.num_kernels * size**2 * self.mean.element_size(), free_memory(self.mean.device)
+        if needed > _MEMORY_SHARE * free:
+            raise InputError(
+                f"A covariance that is no sum of kernels of two rows is evaluated whole, and must fit into "
+                f"{_MEMORY_SHARE:.0%} of "
+                f"the free memory, {free / 2**30:.2f} GiB. Got {size:,} rows: {needed / 2**30:.2f} GiB. Return "
+                "covar_module(x) with a kernel that is a function of two rows, for a product k1 * k2 with "
+                "active_dims, or use "
+                "fewer rows."
+            )
+        dense = matrix.to_dense().to(dtype)
+        kernel = TabulatedKernel(dense[..., first:, :])
+        numbers = torch.arange(first, size, dtype=dtype, device=dense.device).unsqueeze(-1)
+        return replace(self, mean=self.mean[first:], kernel=kernel, features=numbers)
+
     @classmethod
     def from_forward(
-        cls, forward: Callable[..., MultivariateNormal], inputs: tuple[Tensor, ...], num_latents: int
+        cls,
+        forward: Callable[..., MultivariateNormal],
+        inputs: tuple[Tensor, ...],
+        num_latents: int,
+        *,
+        fit: bool = True,
+        renew_losses: bool = True,
     ) -> Prior:
         """Calls ``forward`` and takes its result apart.
 
         Args:
             forward: A model's ``forward``.
             inputs: Its arguments, each with N rows.
+            fit: Whether kernels that have a state, such as a grid, fit it to these rows; if not, it has been fitted.
+            renew_losses: Whether losses that kernels add in training mode are those of this prior from now on.
             num_latents: C, what the likelihood needs.
 
         Raises:
             InputError: If ``forward`` returns something else than one MultivariateNormal over the N rows (shared
-                kernel), or a batch of C of them.
+                kernel), or a batch of C of them, or if a covariance that must be evaluated whole does not fit into
+                memory.
         """
         num_rows = inputs[0].shape[-2]
         with gpytorch.settings.lazily_evaluate_kernels(True):
@@ -76,14 +139,24 @@ class Prior:
                 "batch_shape=torch.Size([]) or torch.Size([C]) with C the number of latent functions."
             )
         mean = mean.reshape(-1, num_rows).mT.expand(num_rows, num_latents)
-        terms = _kernel_terms(covariance, expected)
         batch = tuple(covariance.shape[:-2])
         # MultivariateNormal leaves the covariance as forward made it, so its own batch shape says what is shared.
-        if len(batch) > 1 or (batch and batch[0] not in (1, num_latents)):
+        square = tuple(covariance.shape[-2:]) == (num_rows, num_rows)
+        if not square or len(batch) > 1 or (batch and batch[0] not in (1, num_latents)):
             raise InputError(f"{expected}. Got a covariance of shape {tuple(covariance.shape)}.")
         num_kernels = batch[0] if batch else 1
-        kernel, features = _combine(terms)
-        return cls(mean=mean, kernel=kernel, features=features, num_kernels=num_kernels, covariance=covariance)
+        terms = _kernel_terms(covariance, expected)
+        if terms is None:
+            none = torch.zeros_like(mean[:, :0])
+            return cls(mean, gpytorch.kernels.ConstantKernel(), none, num_kernels, covariance).whole()
+        kernel, features = _combine(terms, mean)
+        prior = cls(mean=mean, kernel=kernel, features=features, num_kernels=num_kernels, covariance=covariance)
+        if fit and as_radial(kernel, num_kernels) is None:
+            clear_caches(kernel)
+            fit_state(kernel, features, renew_losses=renew_losses)
+            if not is_function_of_two_rows(kernel, features, num_kernels):
+                return prior.whole()
+        return prior
 
 
 @dataclass(frozen=True)
@@ -93,77 +166,42 @@ class _Term:
     features: Tensor
 
 
-def _kernel_terms(covariance: LinearOperator, expected: str) -> list[_Term]:
-    """A covariance as a weighted sum of kernels evaluated at features of the rows."""
+def _kernel_terms(covariance: LinearOperator, expected: str) -> list[_Term] | None:
+    """A covariance as a weighted sum of kernels evaluated at features of the rows; None if it is something else."""
     if isinstance(covariance, LazyEvaluatedKernelTensor):
+        if covariance.last_dim_is_batch:
+            return None
+        kernel, x, keywords = covariance.kernel, covariance.x1, covariance.params
         # x1 already went through the kernel's own active_dims: they must not be applied again.
-        kernel = covariance.kernel if covariance.kernel.active_dims is None else _Selected(covariance.kernel)
-        return [_Term(None, kernel, covariance.x1)]
+        if kernel.active_dims is not None or keywords or not x.is_floating_point():
+            kernel = CalledKernel(kernel, keywords, x.dtype)
+        return [_Term(None, kernel, x)]
     if isinstance(covariance, SumLinearOperator):
-        return [term for part in covariance.linear_ops for term in _kernel_terms(part, expected)]
+        parts = [_kernel_terms(part, expected) for part in covariance.linear_ops]
+        return None if any(part is None for part in parts) else [term for part in parts if part for term in part]
     if isinstance(covariance, ConstantMulLinearOperator):
         constant = covariance.expanded_constant
         terms = _kernel_terms(covariance.base_linear_op, expected)
-        return [
-            _Term(constant if t.coefficient is None else constant * t.coefficient, t.kernel, t.features) for t in terms
-        ]
+        return (
+            None
+            if terms is None
+            else [
+                _Term(constant if t.coefficient is None else constant * t.coefficient, t.kernel, t.features)
+                for t in terms
+            ]
+        )
     if isinstance(covariance, DiagLinearOperator):
         raise InputError(
             f"{expected}, with a covariance that is a kernel evaluated lazily. Got a sum with a diagonal matrix: latent "
             "noise is not a kernel. Drop the added jitter, or model noise in the likelihood."
         )
-    raise InputError(
-        f"{expected}, with a covariance that is a kernel called on the inputs, or a sum or multiple of such. Got "
-        f"{type(covariance).__name__}, which cannot be evaluated at new inputs. Return self.covar_module(x) itself, "
-        "without calling .to_dense() or .evaluate()."
-    )
+    return None
 
 
-def _combine(terms: list[_Term]) -> tuple[Kernel, Tensor]:
+def _combine(terms: list[_Term], like: Tensor) -> tuple[Kernel, Tensor]:
     if len(terms) == 1 and terms[0].coefficient is None:
-        return terms[0].kernel, terms[0].features
+        return terms[0].kernel, terms[0].features.to(like.dtype)
     batch = torch.broadcast_shapes(*(term.features.shape[:-2] for term in terms))
-    features = torch.cat([term.features.expand(*batch, *term.features.shape[-2:]) for term in terms], dim=-1)
-    return _SumOfTerms(terms), features
-
-
-class _Selected(Kernel):
-    """A kernel whose ``active_dims`` have already been taken from the features."""
-
-    def __init__(self, kernel: Kernel) -> None:
-        super().__init__()
-        self.kernel = kernel
-
-    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params) -> Tensor:
-        """The kernel's entries at the selected columns."""
-        return self.kernel.forward(x1, x2, diag=diag, **params)
-
-
-class _SumOfTerms(Kernel):
-    """A weighted sum of kernels, each on its own columns of the features."""
-
-    def __init__(self, terms: list[_Term]) -> None:
-        super().__init__()
-        self.kernels = torch.nn.ModuleList([term.kernel for term in terms])
-        self._coefficients = [term.coefficient for term in terms]
-        self._widths = [term.features.shape[-1] for term in terms]
-
-    @property
-    def is_stationary(self) -> bool:
-        """Whether every term is stationary."""
-        return all(kernel.is_stationary for kernel in self.kernels)
-
-    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params) -> Tensor:
-        """The sum of the terms' entries."""
-        total: Tensor | None = None
-        parts = zip(
-            self.kernels, self._coefficients, x1.split(self._widths, -1), x2.split(self._widths, -1), strict=True
-        )
-        for kernel, coefficient, first, second in parts:
-            value = kernel(first, second, diag=diag, **params)
-            value = value if torch.is_tensor(value) else value.to_dense()
-            if coefficient is not None:
-                value = value * (coefficient.squeeze(-1) if diag and coefficient.dim() > 1 else coefficient)
-            total = value if total is None else total + value
-        assert total is not None
-        return total
+    parts = [term.features.to(like.dtype).expand(*batch, *term.features.shape[-2:]) for term in terms]
+    kernels, coefficients = [term.kernel for term in terms], [term.coefficient for term in terms]
+    return SumOfTerms(kernels, coefficients, [part.shape[-1] for part in parts]), torch.cat(parts, dim=-1)

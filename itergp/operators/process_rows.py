@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -17,8 +18,6 @@ from torch import Tensor
 from itergp.errors import InputError, SolverError
 from itergp.operators.process_group import collective, connect, disconnect
 from itergp.operators.rows import Interrupt, Rows
-
-_SAME = 1e-9  # rounding of checksums
 
 
 @dataclass(frozen=True)
@@ -134,20 +133,25 @@ class ProcessRows(Rows):
             collective(dist.broadcast, value, 0)
         return value
 
-    def require_same(self, name: str, numbers: Sequence[float]) -> None:
-        """Numbers that every process must have alike, up to rounding, such as checksums of data.
+    def require_same(self, name: str, content: Mapping[str, str]) -> None:
+        """Something that every process must have alike.
+
+        Args:
+            name: What it is.
+            content: Its parts by name, as text: tensors by the hash of their content.
 
         Raises:
             InputError: In every process, if they differ.
         """
-        for values in ([float(len(numbers))], numbers):
-            mine = torch.tensor(values, dtype=torch.float64, device=self.device)
-            high, low = self.largest(torch.stack([mine, -mine]))
-            if bool((high + low > _SAME * (1.0 + high.abs())).any()):
-                raise InputError(
-                    f"Every process must have the same {name}. Got other ones in some process. Load the same data and seed "
-                    "random numbers alike everywhere; torch.distributed.broadcast copies a tensor from one to all."
-                )
+        mine = torch.tensor([*json.dumps(dict(content)).encode()], dtype=torch.uint8, device=self.device)
+        first = json.loads(bytes(self.same(mine).tolist()))
+        others = sorted(part for part in first.keys() | content.keys() if first.get(part) != content.get(part))
+        if self.any(bool(others)):
+            got = f"{', '.join(others[:3])} unlike the first process" if others else "other ones in another process"
+            raise InputError(
+                f"Every process must have the same {name}. Got {got}. Load the same data in the same order, and seed "
+                "random numbers and shuffles alike everywhere; torch.distributed.broadcast copies a tensor to all."
+            )
 
     @contextmanager
     def together(self) -> Iterator[Interrupt]:

@@ -11,13 +11,16 @@ import functools
 import math
 import operator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import gpytorch
 import torch
 from gpytorch.kernels import AdditiveKernel, Kernel, MaternKernel, ProductKernel, RBFKernel, ScaleKernel
 from torch import Tensor
 
+from itergp.operators.derived import CalledKernel, DerivedKernel, SumOfTerms
 from itergp.operators.radial_product import profile, radial_product, squared_distances
+from itergp.operators.special import has_own_diagonal, special_diagonal, special_entries, standing_grids
 
 try:  # GPyTorch's KeOps kernels exist with and without pykeops installed
     from gpytorch.kernels.keops import MaternKernel as KeOpsMaternKernel
@@ -146,10 +149,49 @@ def as_radial(kernel: Kernel, num_kernels: int) -> RadialKernel | None:
 
 
 def evaluate_kernel(kernel: Kernel, first: Tensor, second: Tensor, num_kernels: int) -> Tensor:
-    """Dense entries ``(C', b, m)`` of any GPyTorch kernel, evaluated at once; differentiable if gradients are on."""
-    with gpytorch.settings.lazily_evaluate_kernels(False):
+    """Dense entries ``(C', b, m)`` of any GPyTorch kernel, evaluated at once; differentiable if gradients are on.
+
+    Rows that are one tensor are the same rows, those of two tensors are others, even where they are equal.
+    """
+    with gpytorch.settings.lazily_evaluate_kernels(False), standing_grids(kernel):
         dense = _entries(kernel, first, second)
-    return dense if dense.dim() == 3 else dense.unsqueeze(0).expand(num_kernels, -1, -1)
+    dense = dense if dense.dim() == 3 else dense.unsqueeze(0).expand(num_kernels, -1, -1)
+    if first is second and has_own_diagonal(kernel):
+        missing = evaluate_diagonal(kernel, first, num_kernels) - dense.diagonal(dim1=-2, dim2=-1)
+        dense = dense + torch.diag_embed(missing)
+    return dense
+
+
+def evaluate_diagonal(kernel: Kernel, inputs: Tensor, num_kernels: int) -> Tensor:
+    """Variances ``(C', M)`` of any GPyTorch kernel at inputs ``(M, D)`` or ``(C', M, D)``; differentiable."""
+    # A leading dimension keeps GPyTorch from taking the diagonal of (C', M) diagonals when C' = M, and another row
+    # from that of (M, D) ones, by column, when M = D.
+    batched, rows = inputs if inputs.dim() == 3 else inputs.unsqueeze(0), inputs.shape[-2]
+    batched = torch.cat([batched, batched[:, -1:]], 1) if rows == inputs.shape[-1] else batched
+    with gpytorch.settings.lazily_evaluate_kernels(False), standing_grids(kernel):
+        diagonal = _diagonal(kernel, batched)
+    return diagonal.reshape(-1, batched.shape[-2])[:, :rows].expand(num_kernels, -1)
+
+
+class EvaluatedKernel(DerivedKernel):
+    """A kernel whose entries and variances are those of ``evaluate_kernel`` and ``evaluate_diagonal``, for GPyTorch.
+
+    Args:
+        kernel: Any kernel, shared by all latent functions.
+    """
+
+    def __init__(self, kernel: Kernel) -> None:
+        super().__init__()
+        self.kernel = kernel
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        """Entries ``(b, m)``, or variances ``(b,)``; with a batch of inputs, what the kernel makes of it."""
+        if x1.dim() > 2 or x2.dim() > 2:
+            return self.kernel(x1, x2, diag=diag, **params)
+        return evaluate_diagonal(self.kernel, x1, 1)[0] if diag else evaluate_kernel(self.kernel, x1, x2, 1)[0]
+
+    def detach_tensors(self) -> None:
+        """There are none of its own."""
 
 
 def _entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
@@ -159,16 +201,81 @@ def _entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
     costs time and fails in float32. Its KeOps kernels, whose blocks are too small for KeOps, hold every difference of inputs
     and cannot be recomputed in a backward pass: their ordinary namesakes give the same entries.
     """
-    if kernel.active_dims is None:
-        if type(kernel) is ScaleKernel:
-            return kernel.outputscale[..., None, None] * _entries(kernel.base_kernel, first, second)
-        if type(kernel) is AdditiveKernel:
-            return functools.reduce(operator.add, (_entries(k, first, second) for k in kernel.kernels))
-        if type(kernel) is ProductKernel:
-            return functools.reduce(operator.mul, (_entries(k, first, second) for k in kernel.kernels))
-        if type(kernel) is KeOpsRBFKernel:
-            return RBFKernel.forward(kernel, first, second)
-        if type(kernel) is KeOpsMaternKernel:
-            return MaternKernel.forward(kernel, first, second)
+    if type(kernel) is SumOfTerms:
+        return kernel.total([_entries(*term) for term in kernel.terms(first, second)])
+    if type(kernel) is CalledKernel and not kernel.has_keywords:
+        known = _known_entries(kernel.kernel, kernel.columns(first), kernel.columns(second))
+    else:
+        known = _known_entries(kernel, _active(kernel, first), _active(kernel, second))
+    if known is not None:
+        return known
     block = kernel(first, second)
     return block if torch.is_tensor(block) else block.to_dense()
+
+
+def _known_entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor | None:
+    """Dense entries at the kernel's own columns; None for kernels that are simply called."""
+    if type(kernel) is ScaleKernel:
+        return kernel.outputscale[..., None, None] * _entries_of_base(kernel.base_kernel, first, second)
+    if type(kernel) is AdditiveKernel:
+        return functools.reduce(operator.add, (_entries(k, first, second) for k in kernel.kernels))
+    if type(kernel) is ProductKernel:
+        return functools.reduce(operator.mul, (_entries(k, first, second) for k in kernel.kernels))
+    if type(kernel) is KeOpsRBFKernel:
+        return RBFKernel.forward(kernel, first, second)
+    if type(kernel) is KeOpsMaternKernel:
+        return MaternKernel.forward(kernel, first, second)
+    return special_entries(kernel, first, second, _entries)
+
+
+def _entries_of_base(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
+    """Dense entries of the base of a ``ScaleKernel``, which has its ``active_dims`` too and takes the columns."""
+    if kernel.active_dims is None:
+        return _entries(kernel, first, second)
+    if (known := _known_entries(kernel, first, second)) is not None:
+        return known
+    block = kernel.forward(first, second)
+    return block if torch.is_tensor(block) else block.to_dense()
+
+
+def _diagonal(kernel: Kernel, inputs: Tensor) -> Tensor:
+    """Variances, sums and products term by term."""
+    if type(kernel) is SumOfTerms:
+        return kernel.total([_diagonal(k, x) for k, x, _ in kernel.terms(inputs, inputs)], diag=True)
+    if type(kernel) is CalledKernel and not kernel.has_keywords:
+        known = _known_diagonal(kernel.kernel, kernel.columns(inputs))
+    else:
+        known = _known_diagonal(kernel, _active(kernel, inputs))
+    if known is not None:
+        return known
+    variances = kernel(inputs, inputs, diag=True)
+    return variances if torch.is_tensor(variances) else variances.to_dense()
+
+
+def _known_diagonal(kernel: Kernel, inputs: Tensor) -> Tensor | None:
+    """Variances at the kernel's own columns; None for kernels that are simply called."""
+    if type(kernel) is ScaleKernel:
+        return kernel.outputscale[..., None] * _diagonal_of_base(kernel.base_kernel, inputs)
+    if type(kernel) is AdditiveKernel:
+        return functools.reduce(operator.add, (_diagonal(k, inputs) for k in kernel.kernels))
+    if type(kernel) is ProductKernel:
+        return functools.reduce(operator.mul, (_diagonal(k, inputs) for k in kernel.kernels))
+    if type(kernel) is KeOpsRBFKernel:
+        return RBFKernel.forward(kernel, inputs, inputs, diag=True)
+    if type(kernel) is KeOpsMaternKernel:
+        return MaternKernel.forward(kernel, inputs, inputs, diag=True)
+    return special_diagonal(kernel, inputs, _entries, _diagonal)
+
+
+def _diagonal_of_base(kernel: Kernel, inputs: Tensor) -> Tensor:
+    """Variances of the base of a ``ScaleKernel``, see ``_entries_of_base``."""
+    if kernel.active_dims is None:
+        return _diagonal(kernel, inputs)
+    if (known := _known_diagonal(kernel, inputs)) is not None:
+        return known
+    variances = kernel.forward(inputs, inputs, diag=True)
+    return variances if torch.is_tensor(variances) else variances.to_dense()
+
+
+def _active(kernel: Kernel, inputs: Tensor) -> Tensor:
+    return inputs if kernel.active_dims is None else inputs.index_select(-1, kernel.active_dims)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from itergp.operators import tiles
 from itergp.operators.block_product import BlockProduct
+from itergp.operators.radial_derivatives import smooth_product
 
 _LOG2_E = math.log2(math.e)
 
@@ -25,9 +25,10 @@ def radial_product(
     symmetric: bool,
     stretch: Tensor | None = None,
 ) -> Tensor:
-    """``output_scale * profile(stretch |rows - cols|) @ block``, differentiable once in every tensor.
+    """``output_scale * profile(stretch |rows - cols|) @ block``, differentiable in every tensor.
 
     Nothing larger than a cache-sized block of entries is stored. A symmetric product evaluates each block once.
+    Derivatives that are themselves to be differentiated come from plain operations, which are slower.
 
     Args:
         rows: Scaled inputs ``(C', M, D)``, whose plain distances enter the profile.
@@ -58,7 +59,7 @@ class _RadialProduct(torch.autograd.Function):
         smoothness: float,
         symmetric: bool,
     ) -> Tensor:
-        ctx.save_for_backward(rows, cols, scale, block)
+        ctx.save_for_backward(rows, cols, scale, block, stretch)
         ctx.smoothness, ctx.symmetric = smoothness, symmetric
         first, second = with_norms(rows), with_norms(cols)
         product = BlockProduct(block, len(rows), rows.shape[1])
@@ -74,9 +75,10 @@ class _RadialProduct(torch.autograd.Function):
         return product.result() * scale[:, None, None]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        rows, cols, scale, block = ctx.saved_tensors
+        if torch.is_grad_enabled():  # by create_graph=True
+            return _differentiable_gradients(ctx, grad)
+        rows, cols, scale, block, _ = ctx.saved_tensors
         symmetric = ctx.symmetric
         needed = ctx.needs_input_grad
         of_inputs, of_block, of_stretch = needed[0] or needed[1], needed[3], needed[4]
@@ -114,6 +116,17 @@ class _RadialProduct(torch.autograd.Function):
         grad_rows, grad_cols = _apart(pulled_rows, rows), _apart(pulled_cols, cols)
         grad_scale = (grad_scale / scale.double()).to(scale)
         return grad_rows, grad_cols, grad_scale, grad_block.result(), grad_stretch.to(scale), None, None
+
+
+def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The gradients of a product, with derivatives of their own."""
+    # Rows and columns that are one tensor have a gradient each.
+    rows, cols, scale, block, stretch = tensors = [tensor.view_as(tensor) for tensor in ctx.saved_tensors]
+    wanted = [tensor for tensor, needed in zip(tensors, ctx.needs_input_grad, strict=False) if needed]
+    product = smooth_product(rows, cols, scale, block, stretch, ctx.smoothness)
+    found = iter(torch.autograd.grad(product, wanted, grad, create_graph=True))
+    gradients = [next(found) if needed else None for needed in ctx.needs_input_grad[: len(tensors)]]
+    return (*gradients, None, None)
 
 
 def _apart(pulled: BlockProduct, inputs: Tensor) -> Tensor:

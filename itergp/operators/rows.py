@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -87,8 +87,12 @@ class Rows:
         """The first process's value, whatever its shape: for what a rounding error could change altogether."""
         return value
 
-    def require_same(self, name: str, numbers: Sequence[float]) -> None:
-        """Numbers that every process must have alike, such as checksums of data.
+    def require_same(self, name: str, content: Mapping[str, str]) -> None:
+        """Something that every process must have alike.
+
+        Args:
+            name: What it is.
+            content: Its parts by name, as text: tensors by the hash of their content.
 
         Raises:
             InputError: If they differ between processes.

@@ -14,6 +14,7 @@ from itergp.operators.base import KernelOperator
 from itergp.operators.block_product import BlockProduct
 from itergp.operators.block_store import BlockStore
 from itergp.operators.blocked import BlockedOperator, DenseOperator
+from itergp.operators.digest import digest
 from itergp.operators.process_group import exchange
 from itergp.operators.process_rows import ProcessRows
 from itergp.operators.tiles import rectangular, side_of_block, slices
@@ -83,11 +84,9 @@ class ShardedOperator(KernelOperator):
         """``k_c(inputs, X)`` times a block ``(n, k)`` or ``(C', n, k)`` of own rows: ``(C', M, k)``, complete in every process.
 
         Raises:
-            InputError: If ``inputs`` differ between processes.
+            InputError: If ``inputs`` or their order differ between processes.
         """
-        given = inputs.detach()
-        checksum = given.sum(dtype=torch.float64), torch.linalg.vector_norm(given, dtype=torch.float64)
-        self.rows.require_same("new inputs", [float(given.numel()), *map(float, checksum)])
+        self.rows.require_same("new inputs", {"inputs": digest(inputs)})
         with self.rows.alive():
             if torch.is_grad_enabled() and inputs.requires_grad:
                 product = self._own.cross_matmul(_Shared.apply(inputs, self.rows), block)
@@ -230,7 +229,7 @@ class _Shared(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return ctx.rows.sum(grad.clone()), None
+        return _Summed.apply(grad, ctx.rows), None
 
 
 class _Summed(torch.autograd.Function):

@@ -7,6 +7,8 @@ from torch import Tensor
 
 from itergp.posterior.precision import LowRankPrecision, marginal_covariance
 
+_LIFTS = (1.0, 1e2)  # of a diagonal, in units of rounding
+
 
 def dense_posterior(kernel: Tensor, root: Tensor, prior_variance: Tensor) -> tuple[LowRankPrecision, Tensor]:
     """The precision with every pseudo-observation ``H^T f + noise`` as an action, and the marginals at the training inputs.
@@ -24,9 +26,15 @@ def dense_posterior(kernel: Tensor, root: Tensor, prior_variance: Tensor) -> tup
     actions = root.new_zeros(size, latents, size, latents)
     actions[rows, :, rows, :] = root
     actions = actions.reshape(size, latents, size * latents)
-    joint = joint_matrix(kernel, root)
+    joint, factor = _lifted(kernel, root)
     gram = joint - torch.eye(joint.shape[0], dtype=joint.dtype, device=joint.device)
-    precision = LowRankPrecision.from_gram(actions, gram)
+    # What is not positive is dropped.
+    known = root.abs().amax(1).flatten() > 0.0  # a direction that the data say nothing about is no action
+    if not bool(known.all()):
+        actions, gram = actions[..., known], gram[known][:, known]
+        factor = None if factor is None else factor[known][:, known]
+    exact = None if factor is None else LowRankPrecision(actions, gram, factor)
+    precision = exact or LowRankPrecision.from_gram(actions, gram)
     if kernel.shape[0] == 1:
         products = torch.einsum("nm,mcr->ncr", kernel[0], actions)
     else:
@@ -39,6 +47,37 @@ def apply_kernels(kernel: Tensor, block: Tensor) -> Tensor:
     if kernel.shape[0] == 1:
         return kernel[0] @ block
     return torch.bmm(kernel, block.mT.unsqueeze(-1)).squeeze(-1).mT
+
+
+def factorise(kernel: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
+    """``I + H^T K H`` ``(N C, N C)`` and its Cholesky factor.
+
+    A singular K has eigenvalues below zero by rounding, which a large curvature makes large. Its diagonal is then
+    lifted by as much: that shortens a Newton step, and widens a covariance.
+
+    Args:
+        kernel: K ``(C', N, N)``, float64.
+        root: H ``(N, C, C)``, float64.
+
+    Raises:
+        LinAlgError: If K is indefinite by more than rounding.
+    """
+    joint, factor = _lifted(kernel, root)
+    return joint, torch.linalg.cholesky(joint) if factor is None else factor
+
+
+def _lifted(kernel: Tensor, root: Tensor) -> tuple[Tensor, Tensor | None]:
+    """``I + H^T K H``, lifted as far as it has to be, and its factor, or None if that is more than rounding explains."""
+    joint = joint_matrix(kernel, root)
+    rounding = torch.finfo(kernel.dtype).eps * kernel.shape[-1] * kernel.abs().amax()
+    for lift in (*_LIFTS, None):
+        factor, info = torch.linalg.cholesky_ex(joint)
+        if not bool(info):
+            return joint, factor
+        if lift is not None:
+            eye = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
+            joint = joint_matrix(kernel + lift * rounding * eye, root)
+    return joint, None
 
 
 def joint_matrix(kernel: Tensor, root: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ condition an input on ``z_j`` of n rows near to it as well, on top of what ``Q^T
     S = I + H_J^T K_JJ H_J - u_J u_J^T,      e(x) = H_J^T k(J, x) - u_J w(x),      v(x) = k(x,x) - w(x)^T w(x) - e^T S^{-1} e,
 
 where w(x) whitens ``A^T k(X, x)`` and u_j whitens the covariance of ``z_j`` with ``Q^T z``. Conditioning on part of the data
-cannot give less variance than conditioning on all of it, so the result is never below the exact one, and never above that of the
-global actions or of the local ones alone.
+cannot give less variance than conditioning on all of it, so the result is never below the exact one, and never above that of
+the global actions or of the local ones alone.
 
-Each input thus has its own linear predictor ``q^T Q^T z + a(x)^T z_J(x)``. The joint covariance of several inputs is that of the
-errors of these predictors: a covariance function, whose diagonal is v, and which exceeds the exact posterior covariance by
+Each input thus has its own linear predictor ``q^T Q^T z + a(x)^T z_J(x)``. The joint covariance of several inputs is that of
+the errors of these predictors: a covariance function, whose diagonal is v, and which exceeds the exact posterior covariance by
 a positive semi-definite matrix, since of all linear predictors the exact posterior mean has the smallest error covariance.
 """
 
@@ -213,7 +213,7 @@ class LocalPart:
 
     def _spread(self, place: Tensor, size: int) -> Tensor:
         """Coefficients on the union of all neighbours ``(u m, M C)``."""
-        inputs, width, latents = self.coefficients.shape
+        inputs, _, latents = self.coefficients.shape
         m = self.actions.functionals
         spread = self.coefficients.new_zeros(inputs, size, m, latents)
         index = place.view(inputs, -1)[:, :, None, None].expand(-1, -1, m, latents)

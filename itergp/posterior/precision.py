@@ -80,8 +80,8 @@ class Actions:
             rows: Which of the N rows are here.
 
         Returns:
-            ``A M`` and ``K A M`` with ``M^T A^T W^+ A M = I``, dependent directions being dropped, which can only widen; and the
-            median noise that the actions have for the other curvature, 1 for their own.
+            ``A M`` and ``K A M`` with ``M^T A^T W^+ A M = I``, dependent directions being dropped, which can only widen; and
+            the median noise that the actions have for the other curvature, 1 for their own.
         """
         rank = self.rank
         noise = torch.zeros(rank, rank, dtype=torch.float64, device=products.device)

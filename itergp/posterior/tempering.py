@@ -1,4 +1,4 @@
-"""Tempering by information: a posterior covariance made smaller where the data say much, and left alone where they say nothing."""
+"""Tempering by information: a posterior covariance made smaller where the data say much, and left alone where they do not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def remaining_share(covariance: Tensor, prior_variance: Tensor) -> Tensor:
-    """The share of the prior variance of a row's latent functions that is left, between 0 and 1: ``tr(Sigma) / tr(K)`` ``(M,)``.
+    """The share of the prior variance of a row's latent functions that is left, 0 to 1: ``tr(Sigma) / tr(K)`` ``(M,)``.
 
     Args:
         covariance: Posterior covariances of the latent functions of each row ``(M, C, C)``.

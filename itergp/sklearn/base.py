@@ -21,16 +21,24 @@ from torch import Tensor
 from itergp import learning
 from itergp.errors import InputError, ItergpWarning
 from itergp.learning import FitResult
-from itergp.likelihoods import Likelihood
-from itergp.sklearn.checks import as_column, check_inputs, check_rows, check_size, check_weights, list_columns
-from itergp.sklearn.kernels import make_kernel
+from itergp.likelihoods import Likelihood, as_likelihood
+from itergp.sklearn.checks import (
+    as_column,
+    check_codes,
+    check_inputs,
+    check_rows,
+    check_size,
+    check_weights,
+    list_columns,
+)
+from itergp.sklearn.kernels import category_columns, make_kernel, raw_columns
 from itergp.sklearn.model import (
-    MOST_IN_SINGLE,
     EstimatorGP,
     as_device,
     as_dtype,
     as_numpy,
     default_solver,
+    lacks_digits,
     signal_to_noise,
     take_hyperparameters,
     warn_of_ending,
@@ -41,6 +49,8 @@ from itergp.solvers import Solution
 
 Array = NDArray[np.float64]
 
+# Fewer say so little about hyperparameters that ``partial_fit`` learns them again when the rows have doubled.
+_ENOUGH_ROWS = 20
 # Held-out rows choose the predictive distribution of classifiers from this number on; of fewer they choose by luck.
 _CALIBRATION_ROWS = 100
 _OPTIMIZERS = {"adam": "adam", "lbfgs": "lbfgs", "fmin_l_bfgs_b": "lbfgs"}  # the last is scikit-learn's name
@@ -70,6 +80,8 @@ class GPEstimator(BaseEstimator):
     classes_: NDArray[Any]
     levels_: NDArray[Any]
     _scaling: Scaling
+    _codes: dict[int, int]  # columns of category numbers, and how many categories the kernel knows
+    _learned_rows: int  # rows that hyperparameters were learned from
     _outputscale = 1.0  # where learning starts: standardised targets, logarithms of rates
 
     # ------------------------------------------------- what an estimator says
@@ -100,6 +112,14 @@ class GPEstimator(BaseEstimator):
         """Encoded targets in the units of the model."""
         return y
 
+    def _data_targets(self, y: Array) -> Array:
+        """Targets in the units of the model as they were encoded."""
+        return y
+
+    def _kernel(self) -> Any:
+        """The kernel of the latent functions, as ``make_kernel`` takes it."""
+        return self.kernel
+
     def _num_kernels(self) -> int:
         """How many latent functions get a kernel by name of their own; 1 shares one."""
         return 1
@@ -109,23 +129,47 @@ class GPEstimator(BaseEstimator):
         values, targets, weights = self._rows(X, y, sample_weight, observation, first=True)
         self._check_settings()
         used = weights > 0.0  # a row of weight zero is no row
-        values, targets, weights = values[used], targets[used], weights[used]
-        self._scaling = Scaling.learn(values, weights) if self.standardize else Scaling.nothing(values)
-        self._warn_of_constants()
+        self._fit_rows(values[used], targets[used], weights[used])
+        return self
+
+    def _fit_rows(self, values: Array, targets: Array, weights: Array) -> None:
+        """Learns scaling and hyperparameters, and finds the posterior."""
+        self._scaling = Scaling.nothing(values)
+        if self.standardize:
+            raw = raw_columns(self._kernel(), values.shape[1])
+            self._scaling = Scaling.learn(values, weights).except_for(raw)
+        self._codes = category_columns(self._kernel(), values.shape[1])
+        if len(values) > 1:  # a single one says nothing about what varies
+            self._warn_of_constants()
         self._learn_targets(targets, weights)
         self.model_ = self._build(self._scaled(values), targets, weights)
         self.result_ = self._learn(len(values))
+        self._learned_rows = len(values)
         self._conclude(first=True)
-        return self
 
     def _append(self, X: Any, y: Any, sample_weight: Any, **observation: Any) -> Any:
         values, targets, weights = self._rows(X, y, sample_weight, observation, first=False)
         used = weights > 0.0
-        x, y, w = self._tensors(self._scaled(values[used]), targets[used], weights[used])
+        values, targets, weights = values[used], targets[used], weights[used]
+        known = self.model_.train_targets.shape[0]
+        if self._learned_rows < _ENOUGH_ROWS and known + len(values) >= 2 * self._learned_rows:
+            passes = self.kernel_passes_
+            together = zip(self._known_rows(), (values, targets, weights), strict=True)
+            self._fit_rows(*(np.concatenate(pair) for pair in together))
+            self.kernel_passes_ += passes
+            return self
+        x, y, w = self._tensors(self._scaled(values), targets, weights)
         self.model_.append_train_data(x, y, sample_weight=w)
         self.model_.condition(progress=bool(self.verbose))
         self._conclude(first=False)
         return self
+
+    def _known_rows(self) -> tuple[Array, Array, Array]:
+        """Inputs, encoded targets and weights of the rows that the model has, in the units of the data."""
+        model = self.model_
+        weights = np.ones(len(model.train_targets)) if model.sample_weight is None else as_numpy(model.sample_weight)
+        values = self._scaling.restore(as_numpy(model.train_inputs[0]))
+        return values, self._data_targets(as_numpy(model.train_targets)), weights
 
     def _rows(
         self, X: Any, y: Any, sample_weight: Any, observation: dict[str, Any], *, first: bool
@@ -153,6 +197,7 @@ class GPEstimator(BaseEstimator):
 
     def _scaled(self, values: Array) -> Array:
         scaled = self._scaling.transform(values)
+        check_codes(values, self._codes, getattr(self, "feature_names_in_", None))
         check_size(scaled, getattr(self, "feature_names_in_", None))
         return scaled
 
@@ -164,7 +209,7 @@ class GPEstimator(BaseEstimator):
                 f"Columns of `X` should vary. Got one value only in {len(constant)} of {len(self._scaling.constant)}: "
                 f"{columns}. They say nothing and count as zero; drop them.",
                 ItergpWarning,
-                stacklevel=4,
+                stacklevel=5,
             )
 
     # ------------------------------------------------------------------ model
@@ -183,7 +228,9 @@ class GPEstimator(BaseEstimator):
         if self.dtype != "auto":
             return as_dtype(self.dtype, len(x))
         targets, mean = torch.as_tensor(self._model_targets(y)), self._make_mean(y, weights)
-        return as_dtype("auto", len(x), signal_to_noise(self._make_likelihood(), mean, targets, self._outputscale))
+        return as_dtype(
+            "auto", len(x), signal_to_noise(as_likelihood(self._make_likelihood()), mean, targets, self._outputscale)
+        )
 
     def _skeleton(
         self,
@@ -197,7 +244,7 @@ class GPEstimator(BaseEstimator):
         """The model for the estimator's arguments; hyperparameters are the starting values."""
         count = self._num_kernels()
         kernel = make_kernel(
-            self.kernel,
+            self._kernel(),
             inputs.shape[1],
             ard=self.ard,
             spread=spread,
@@ -225,10 +272,12 @@ class GPEstimator(BaseEstimator):
         device: torch.device | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         if dtype is None:
-            dtype, device = self.model_.train_inputs[0].dtype, self.model_.train_inputs[0].device
+            dtype, device = self.model_._like_data.dtype, self.model_._like_data.device
         kind: dict[str, Any] = {"dtype": dtype, "device": device}
-        weight = None if bool((weights == 1.0).all()) else torch.as_tensor(weights, **kind)
-        return torch.as_tensor(x, **kind), torch.as_tensor(self._model_targets(y), **kind), weight
+        weight = None if bool((weights == 1.0).all()) else torch.as_tensor(weights).to(**kind, copy=True)
+        # Memory of the model's own: what is fitted does not follow later changes of X and y.
+        inputs, targets = (torch.as_tensor(part).to(**kind, copy=True) for part in (x, self._model_targets(y)))
+        return inputs, targets, weight
 
     def _learn(self, num_rows: int) -> FitResult | None:
         if self.optimizer is not None:
@@ -252,29 +301,22 @@ class GPEstimator(BaseEstimator):
         solution = self.model_.solution
         if first and self.dtype == "auto":
             solution = self._in_double(solution)
-        warn_of_ending(solution)
+        warn_of_ending(solution, stacklevel=6 if first else 5)
         self.kernel_passes_ = solution.kernel_passes + (0 if first else self.kernel_passes_)
         evidence = solution.log_marginal_likelihood
         self.log_marginal_likelihood_value_ = float(solution.elbo if evidence is None else evidence)
 
     def _in_double(self, solution: Solution) -> Solution:
-        """The posterior in float64 if what was learned asks for it: small noise, large counts."""
-        model = self.model_
-        curvature = solution.curvature
-        if solution.representer_weights.dtype == torch.float64 or curvature is None:
+        """The posterior in float64 if what was learned asks for it, such as a small noise."""
+        if solution.representer_weights.dtype == torch.float64 or not lacks_digits(solution):
             return solution
-        with torch.no_grad():
-            prior = model.covar_module(model.train_inputs[0][..., :1, :], diag=True).max()
-            signal = float(prior * curvature.diagonal(dim1=-2, dim2=-1).max())
-        if signal <= MOST_IN_SINGLE:
-            return solution
-        model.double()
-        return model.condition(progress=bool(self.verbose))
+        self.model_.double()
+        return self.model_.condition(progress=bool(self.verbose))
 
     # ------------------------------------------------------------ predictions
     def _new_inputs(self, X: Any) -> Tensor:
         check_is_fitted(self)
-        like = self.model_.train_inputs[0]
+        like = self.model_._like_data
         scaled = self._scaled(check_inputs(self, X, reset=False))
         return torch.as_tensor(scaled, dtype=like.dtype, device=like.device)
 
@@ -298,6 +340,28 @@ class GPEstimator(BaseEstimator):
         with torch.no_grad():
             latent = self.model_(inputs)
             return as_numpy(latent.mean), as_numpy(latent.variance)
+
+    def log_marginal_likelihood(
+        self, theta: Any = None, eval_gradient: bool = False, clone_kernel: bool = True
+    ) -> float:
+        """The log marginal likelihood at the learned hyperparameters, see ``log_marginal_likelihood_value_``.
+
+        Args:
+            theta: Only None: other hyperparameters are those of another fit.
+            eval_gradient: Only False.
+            clone_kernel: Ignored.
+
+        Raises:
+            InputError: If another value, or a gradient, is asked for.
+        """
+        check_is_fitted(self)
+        if theta is not None or eval_gradient:
+            raise InputError(
+                "`theta` must be None and `eval_gradient` False. Got others. Fit with optimizer=None and the kernel "
+                "you want the "
+                "value of, or use itergp.objectives for gradients."
+            )
+        return self.log_marginal_likelihood_value_
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes the fitted estimator to one file, complete with labels, names of columns, scaling, model and posterior.

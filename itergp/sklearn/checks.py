@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -137,6 +137,28 @@ def check_size(values: NDArray[np.float64], names: Sequence[str] | None) -> None
             f"when standardised. Got {sizes[wrong[0]]:.3g} in column {list_columns(wrong[:1], names)}. Rescale it, or pass "
             "standardize=True."
         )
+
+
+def check_codes(values: NDArray[np.float64], codes: Mapping[int, int], names: Sequence[str] | None) -> None:
+    """Columns that index kernels read must be numbers of categories that they know.
+
+    Args:
+        values: Inputs ``(M, D)`` in the units of the data.
+        codes: Columns, and how many categories the kernel of each has.
+        names: Names of the columns, or None.
+
+    Raises:
+        InputError: If they are not.
+    """
+    for column, count in codes.items():
+        given = values[:, column]
+        wrong = (given != np.floor(given)) | (given < 0) | (given >= count)
+        if wrong.any():
+            raise InputError(
+                f"Column {list_columns(np.array([column]), names)} of `X` must be whole numbers 0..{count - 1}, which "
+                f"its index kernel has rows for. Got {given[wrong][0]:g}. Encode it, for example with OrdinalEncoder, "
+                "or pass a kernel with a larger num_tasks."
+            )
 
 
 def check_rows(X: NDArray[Any], y: NDArray[Any]) -> None:

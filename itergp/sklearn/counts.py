@@ -36,7 +36,8 @@ class GPCountRegressor(BaseRegressor):
         kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a
             GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated.
         ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
-        standardize: Bring columns to mean 0 and deviation 1; constant ones become zero.
+        standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
+            reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         approximation: ``"variational"`` or ``"laplace"``.
         optimizer: ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
         max_iterations: Steps of the optimiser.
@@ -161,7 +162,8 @@ class GPCountRegressor(BaseRegressor):
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, exposure: Any = None) -> Any:
         """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
 
-        The first call is ``fit``.
+        The first call is ``fit``. Hyperparameters that were learned from fewer than 20 rows are learned again when
+        these have doubled.
 
         Args:
             X: New rows ``(M, D)``.

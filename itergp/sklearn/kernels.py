@@ -4,18 +4,53 @@ from __future__ import annotations
 
 import copy
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import gpytorch
+import numpy as np
 import torch
-from gpytorch.kernels import Kernel, LinearKernel, MaternKernel, RBFKernel, RQKernel, ScaleKernel
+from gpytorch.kernels import (
+    AdditiveKernel,
+    ArcKernel,
+    CosineKernel,
+    CylindricalKernel,
+    DistributionalInputKernel,
+    GridInterpolationKernel,
+    GridKernel,
+    HammingIMQKernel,
+    IndexKernel,
+    InducingPointKernel,
+    Kernel,
+    LinearKernel,
+    MaternKernel,
+    PeriodicKernel,
+    ProductKernel,
+    RBFKernel,
+    RQKernel,
+    ScaleKernel,
+    SpectralMixtureKernel,
+)
+from numpy.typing import NDArray
 from sklearn.gaussian_process import kernels as theirs
 
 from itergp.errors import InputError
 
 DEFAULT_KERNEL = "matern32"
+_NOISES = ("gaussian", "student_t", "laplace", "heteroscedastic")
 _MAX_ARD_COLUMNS = 100
+
+# Categories, angles, points and grids in the units of the data.
+_RAW = (
+    ArcKernel,
+    CylindricalKernel,
+    DistributionalInputKernel,
+    GridKernel,
+    HammingIMQKernel,
+    IndexKernel,
+    InducingPointKernel,
+)
+_PASSING = (AdditiveKernel, GridInterpolationKernel, InducingPointKernel, ProductKernel)  # all columns, as they are
 
 # name -> the kernel, given keywords ard_num_dims and batch_shape
 KERNELS: dict[str, Callable[..., Kernel]] = {
@@ -62,12 +97,14 @@ def make_kernel(
     made = _by_name(kernel, num_columns, ard, batch_shape or torch.Size([]))
     made.outputscale = outputscale
     if made.base_kernel.has_lengthscale:
-        made.base_kernel.lengthscale = max(0.5 * spread, 1e-6)
+        made.base_kernel.lengthscale = 0.5 * spread if spread > 0.0 else 1.0  # rows that are all equal have no scale
     return made
 
 
 def _by_name(name: Any, num_columns: int, ard: bool | None, batch_shape: torch.Size) -> ScaleKernel:
     if not isinstance(name, str) or name.lower() not in KERNELS:
+        if name in _NOISES:
+            raise InputError(f"`kernel` must be a kernel. Got the noise {name!r}. Pass it as noise={name!r}.")
         close = difflib.get_close_matches(str(name).lower(), KERNELS, n=1, cutoff=0.4)
         hint = f"Did you mean {close[0]!r}?" if close else "Choose one of these."
         raise InputError(
@@ -78,14 +115,113 @@ def _by_name(name: Any, num_columns: int, ard: bool | None, batch_shape: torch.S
     return ScaleKernel(base, batch_shape=batch_shape)
 
 
+def without_noise(kernel: theirs.Kernel) -> tuple[theirs.Kernel, float | None, bool]:
+    """A scikit-learn kernel without its white noise, the noise's variance or None, and whether that is fixed.
+
+    Raises:
+        InputError: If there is nothing but noise.
+    """
+    rest, level, fixed = _without_noise(kernel)
+    if rest is None:
+        raise InputError(
+            f"`kernel` must have a part that is no WhiteKernel. Got {kernel}. Add one, for example RBF() + "
+            f"WhiteKernel()."
+        )
+    return rest, level, fixed
+
+
+def _without_noise(kernel: theirs.Kernel) -> tuple[theirs.Kernel | None, float | None, bool]:
+    if isinstance(kernel, theirs.WhiteKernel):
+        return None, float(kernel.noise_level), kernel.hyperparameter_noise_level.fixed
+    if isinstance(kernel, theirs.Product):
+        for constant, other in ((kernel.k1, kernel.k2), (kernel.k2, kernel.k1)):
+            if isinstance(constant, theirs.ConstantKernel) and isinstance(other, theirs.WhiteKernel):
+                rest, level, fixed = _without_noise(other)
+                return rest, constant.constant_value * (level or 0.0), fixed
+    if isinstance(kernel, theirs.Sum):
+        first, second = _without_noise(kernel.k1), _without_noise(kernel.k2)
+        levels = [level for _, level, _ in (first, second) if level is not None]
+        rests = [rest for rest, _, _ in (first, second) if rest is not None]
+        rest = theirs.Sum(*rests) if len(rests) == 2 else rests[0] if rests else None
+        return rest, sum(levels) if levels else None, first[2] or second[2]
+    return kernel, None, False
+
+
 def _check_columns(kernel: Kernel, num_columns: int) -> None:
-    for module in kernel.modules():
+    for module, columns in _columns_of(kernel, list(range(num_columns))):
         wanted = getattr(module, "ard_num_dims", None)
-        if wanted is not None and module.active_dims is None and wanted != num_columns:
+        if wanted is not None and columns is not None and wanted != len(columns):
             raise InputError(
-                f"The kernel must have as many lengthscales as `X` has columns, {num_columns}. Got "
-                f"{type(module).__name__} with {wanted}. Set ard_num_dims={num_columns}, or active_dims."
+                f"The kernel must have as many lengthscales as `X` has columns, {len(columns)}. Got "
+                f"{type(module).__name__} with {wanted}. Set ard_num_dims={len(columns)}, or active_dims."
             )
+
+
+def raw_columns(kernel: Any, num_columns: int) -> NDArray[np.bool_]:
+    """Which columns ``(D,)`` a kernel needs as they are, not standardised: with categories, periods, grids or points.
+
+    Args:
+        kernel: As in ``make_kernel``; kernels by name take any columns.
+        num_columns: D.
+
+    Raises:
+        InputError: If the kernel reads columns that there are not.
+    """
+    raw = np.zeros(num_columns, dtype=bool)
+    around = list(range(num_columns))  # those of the kernel around one whose own are not known
+    for module, columns in _parts(kernel, num_columns):
+        around = around if columns is None else columns
+        if _needs_raw(module):
+            raw[around] = True
+    return raw
+
+
+def category_columns(kernel: Any, num_columns: int) -> dict[int, int]:
+    """Columns that index kernels read, and how many categories these know; arguments as for ``raw_columns``."""
+    found: dict[int, int] = {}
+    for module, columns in _parts(kernel, num_columns):
+        if isinstance(module, IndexKernel):
+            found.update(dict.fromkeys(columns or [], module.covar_factor.shape[-2]))
+    return found
+
+
+def _parts(kernel: Any, num_columns: int) -> Iterator[tuple[Kernel, list[int] | None]]:
+    kernel = translate(kernel) if isinstance(kernel, theirs.Kernel) else kernel
+    if isinstance(kernel, Kernel):
+        yield from _columns_of(kernel, list(range(num_columns)))
+
+
+def _needs_raw(module: Kernel) -> bool:
+    """Whether a kernel's columns have units that its parameters were given in, or none at all."""
+    if isinstance(module, (PeriodicKernel, CosineKernel)):
+        return bool(module.raw_period_length.any()) or not module.raw_period_length.requires_grad
+    if isinstance(module, SpectralMixtureKernel):
+        return bool(module.raw_mixture_means.any())
+    if isinstance(module, GridInterpolationKernel):
+        return not module.grid_is_dynamic
+    return isinstance(module, _RAW)
+
+
+def _columns_of(kernel: Kernel, around: list[int] | None) -> Iterator[tuple[Kernel, list[int] | None]]:
+    """A kernel and those inside it, each with the columns it reads; None below kernels that hand on something else."""
+    columns = around
+    if around is not None and kernel.active_dims is not None:
+        dims = kernel.active_dims.tolist()
+        if not all(0 <= dim < len(around) for dim in dims):
+            raise InputError(
+                f"`active_dims` must be among the {len(around)} column(s) that {type(kernel).__name__} is given, "
+                f"counted from 0. Got {dims}. Correct them."
+            )
+        columns = [around[dim] for dim in dims]
+    yield kernel, columns
+    if isinstance(kernel, ScaleKernel):  # it has taken the columns of the kernel inside, which it asks directly
+        yield from _columns_of(kernel.base_kernel, columns if kernel.base_kernel.active_dims is None else around)
+        return
+    passes_on = isinstance(kernel, _PASSING)
+    for child in kernel.children():
+        for part in child if isinstance(child, torch.nn.ModuleList) else [child]:
+            if isinstance(part, Kernel):
+                yield from _columns_of(part, columns if passes_on else None)
 
 
 def translate(kernel: theirs.Kernel) -> Kernel:
@@ -116,10 +252,17 @@ def translate(kernel: theirs.Kernel) -> Kernel:
         made.raw_variance.requires_grad_(False)
         constant = theirs.ConstantKernel(kernel.sigma_0**2, kernel.sigma_0_bounds)
         return made + translate(constant)
+    if isinstance(kernel, theirs.ExpSineSquared):
+        made = PeriodicKernel()
+        made.period_length = kernel.periodicity
+        made.lengthscale = kernel.length_scale**2  # GPyTorch's is the square
+        _fix(made, "raw_period_length", kernel.hyperparameter_periodicity)
+        return _fix(made, "raw_lengthscale", kernel.hyperparameter_length_scale)
     remedy = "Leave it out: noise belongs to the likelihood." if isinstance(kernel, theirs.WhiteKernel) else ""
     raise InputError(
-        "`kernel` must be made of RBF, Matern (nu 0.5, 1.5, 2.5), RationalQuadratic, ConstantKernel and DotProduct. "
-        f"Got {kernel}. {remedy or 'Pass a GPyTorch kernel instead.'}"
+        "`kernel` must be made of RBF, Matern (nu 0.5, 1.5, 2.5), RationalQuadratic, ExpSineSquared, ConstantKernel "
+        "and "
+        f"DotProduct. Got {kernel}. {remedy or 'Pass a GPyTorch kernel instead.'}"
     )
 
 

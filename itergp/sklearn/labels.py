@@ -42,7 +42,8 @@ class LabelEstimator(ClassifierMixin, GPEstimator):
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Any:
         """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
 
-        The first call is ``fit``.
+        The first call is ``fit``. Hyperparameters that were learned from fewer than 20 rows are learned again when
+        these have doubled.
 
         Args:
             X: New rows ``(M, D)``.

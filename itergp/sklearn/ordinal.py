@@ -24,7 +24,8 @@ class GPOrdinalClassifier(LabelEstimator):
         kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a
             GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated.
         ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
-        standardize: Bring columns to mean 0 and deviation 1; constant ones become zero.
+        standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
+            reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         link: ``"logit"`` or ``"probit"``.
         approximation: ``"variational"``, ``"laplace"``, or ``"auto"``: variational, or what held-out rows prefer, together with
             the share of the covariance that is integrated, when there are 500 rows or more.

@@ -8,16 +8,24 @@ from typing import Any
 
 import gpytorch
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from sklearn.base import RegressorMixin
+from sklearn.gaussian_process import kernels
+from sklearn.utils import check_random_state
+from torch import Tensor
 
+from itergp.errors import InputError
 from itergp.likelihoods import Likelihood
+from itergp.likelihoods.parameters import SMALLEST_NOISE
 from itergp.sklearn.base import Array, GPEstimator
 from itergp.sklearn.checks import as_real
-from itergp.sklearn.model import as_numpy, constant_mean
+from itergp.sklearn.kernels import without_noise
+from itergp.sklearn.model import EstimatorGP, as_numpy, constant_mean
 from itergp.sklearn.noise import NOISE, NOISES, choose
 from itergp.sklearn.scaling import Scaling
 
+_LEAST_SECOND_NOISE, _ABOVE = 1e-4, 1.01  # the bound of GPyTorch's constraint, and a factor that is inside
 QUANTILES = (0.05, 0.5, 0.95)
 
 
@@ -89,7 +97,8 @@ class BaseRegressor(RegressorMixin, GPEstimator):
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
 
-        The first call is ``fit``.
+        The first call is ``fit``. Hyperparameters that were learned from fewer than 20 rows are learned again when
+        these have doubled.
 
         Args:
             X: New rows ``(M, D)``.
@@ -111,12 +120,16 @@ class GPRegressor(BaseRegressor):
     Everything is reported in the units of the targets.
 
     Args:
+        kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``,
+            ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated, its
+            ``WhiteKernel`` to where the noise starts.
         noise: ``"gaussian"``; ``"student_t"`` or ``"laplace"`` where some targets may be far off; ``"heteroscedastic"`` where
             the noise varies with the inputs.
-        kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a
-            GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated.
+        alpha: Known variance of the noise in units of the targets squared, a number or one per row; as in scikit-learn
+            it is no part of predictions. With it, other noise is learned only if the kernel has a ``WhiteKernel``.
         ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
-        standardize: Bring columns to mean 0 and deviation 1; constant ones become zero.
+        standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
+            reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         normalize_y: Bring targets to mean 0 and deviation 1.
         approximation: ``"variational"`` or ``"laplace"``; the same for Gaussian noise.
         optimizer: ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
@@ -153,9 +166,10 @@ class GPRegressor(BaseRegressor):
 
     def __init__(
         self,
-        noise: str = "gaussian",
-        *,
         kernel: Any = None,
+        *,
+        noise: str = "gaussian",
+        alpha: Any = None,
         ard: bool | None = None,
         standardize: bool = True,
         normalize_y: bool = True,
@@ -168,9 +182,13 @@ class GPRegressor(BaseRegressor):
         dtype: str = "auto",
         random_state: Any = 0,
         verbose: bool = False,
+        n_restarts_optimizer: int = 0,
+        copy_X_train: bool = True,
+        n_targets: int | None = None,
     ) -> None:
-        self.noise = noise
         self.kernel = kernel
+        self.noise = noise
+        self.alpha = alpha
         self.ard = ard
         self.standardize = standardize
         self.normalize_y = normalize_y
@@ -183,6 +201,86 @@ class GPRegressor(BaseRegressor):
         self.dtype = dtype
         self.random_state = random_state
         self.verbose = verbose
+        self.n_restarts_optimizer = n_restarts_optimizer
+        self.copy_X_train = copy_X_train
+        self.n_targets = n_targets
+
+    def predict(self, X: Any, return_std: bool = False, return_cov: bool = False) -> Array | tuple[Array, Array]:
+        """Mean of the observation at every row ``(M,)``.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            return_std: Also return the standard deviation of the observation, noise included.
+            return_cov: Instead, also return the covariance ``(M, M)`` of the observations, noise included.
+
+        Returns:
+            Means ``(M,)``, or means and standard deviations or covariances.
+        """
+        if return_std and return_cov:
+            raise InputError("Only one of `return_std` and `return_cov` can be True. Got both. Choose one.")
+        if not return_cov:
+            return self._mean(X, return_std)
+        mean, std = self._mean(X, True)
+        covariance = self._latent_covariance(X)
+        np.fill_diagonal(covariance, std**2)
+        return mean, covariance
+
+    def sample_y(self, X: Any, n_samples: int = 1, random_state: Any = 0) -> Array:
+        """Draws observations at some rows together, noise included; other than Gaussian noise by its first two moments.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            n_samples: Number of draws.
+            random_state: Seed.
+
+        Returns:
+            ``(M, n_samples)``.
+        """
+        mean, covariance = self.predict(X, return_cov=True)
+        return check_random_state(random_state).multivariate_normal(mean, covariance, n_samples).T
+
+    def _latent_covariance(self, X: Any) -> Array:
+        """Covariances of the function without noise ``(M, M)``, in units of the targets squared."""
+        inputs = self._new_inputs(X)
+        with torch.no_grad():
+            latent = self.model_(inputs)
+            dense = as_numpy(latent.lazy_covariance_matrix.to_dense())
+        count = dense.shape[0] // len(inputs)  # latent functions, innermost
+        return dense[::count, ::count] * self._unit() ** 2
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """As ``BaseRegressor.partial_fit``; refused with ``alpha``, which says nothing of new rows."""
+        if self.alpha is not None and self.__sklearn_is_fitted__():
+            raise InputError(
+                "Rows cannot be added to a regressor with `alpha`. Got one. Fit it to all rows, with their alpha, "
+                "instead."
+            )
+        return super().partial_fit(X, y, sample_weight)
+
+    def _fit(self, X: Any, y: Any, sample_weight: Any, **observation: Any) -> Any:
+        self._known_noise = self._check_alpha(len(np.asarray(y)), sample_weight)
+        return super()._fit(X, y, sample_weight, **observation)
+
+    def _check_alpha(self, num_rows: int, sample_weight: Any) -> Array | None:
+        if self.alpha is None:
+            return None
+        values = np.asarray(self.alpha, dtype=np.float64)
+        if values.shape not in ((), (num_rows,)) or not bool((np.isfinite(values) & (values >= 0.0)).all()):
+            raise InputError(
+                f"`alpha` must be a variance, or one per row with shape ({num_rows},), finite and not negative. Got "
+                f"shape "
+                f"{values.shape}. Select the same rows, or leave it out to learn the noise."
+            )
+        values = np.broadcast_to(values, (num_rows,))
+        return values if sample_weight is None else values[np.asarray(sample_weight) > 0.0]
+
+    def _learning_options(self, num_rows: int) -> dict[str, Any]:
+        return super()._learning_options(num_rows) | {"num_restarts": self.n_restarts_optimizer}
+
+    def _skeleton(self, inputs: Tensor, targets: Tensor, *args: Any, **options: Any) -> EstimatorGP:
+        if not hasattr(self, "_known_noise"):  # read from a file
+            self._known_noise = self._check_alpha(len(targets), None)
+        return super()._skeleton(inputs, targets, *args, **options)
 
     def _encode(self, y: NDArray[Any], *, first: bool) -> Array:
         return as_real(y)
@@ -194,6 +292,9 @@ class GPRegressor(BaseRegressor):
     def _model_targets(self, y: Array) -> Array:
         return self._target_scaling.transform(y[:, None])[:, 0]
 
+    def _data_targets(self, y: Array) -> Array:
+        return self._restore(y)
+
     def _restore(self, values: Array) -> Array:
         return self._target_scaling.restore(values[..., None])[..., 0]
 
@@ -204,7 +305,35 @@ class GPRegressor(BaseRegressor):
         return super()._scalings() | {"targets": self._target_scaling}
 
     def _make_likelihood(self) -> Likelihood:
-        return choose(NOISES, self.noise, "noise")
+        made = choose(NOISES, self.noise, "noise")
+        level, fixed = self._white_noise()
+        if self.alpha is None and level is None:
+            return made
+        if self.noise != "gaussian":
+            raise InputError(
+                "`noise` must be 'gaussian' with `alpha` or a WhiteKernel. "
+                f"Got {self.noise!r}. Leave those out, or the noise."
+            )
+        if self._known_noise is not None:
+            least = gpytorch.settings.min_fixed_noise.value(torch.float32)
+            known = torch.as_tensor(self._known_noise / self._unit() ** 2).clamp_min(least)
+            made = gpytorch.likelihoods.FixedNoiseGaussianLikelihood(known, learn_additional_noise=level is not None)
+        if level is not None and self._known_noise is None:
+            made.noise = max(level, _ABOVE * SMALLEST_NOISE)
+        elif level is not None:
+            made.second_noise = max(level, _ABOVE * _LEAST_SECOND_NOISE)
+        for parameter in made.parameters():
+            parameter.requires_grad_(not fixed)
+        return made
+
+    def _white_noise(self) -> tuple[float | None, bool]:
+        """The variance of the kernel's white noise, or None, and whether it is fixed."""
+        if not isinstance(self.kernel, kernels.Kernel):
+            return None, False
+        return without_noise(self.kernel)[1:]
+
+    def _kernel(self) -> Any:
+        return without_noise(self.kernel)[0] if isinstance(self.kernel, kernels.Kernel) else self.kernel
 
     def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
         return constant_mean(0.0, math.log(NOISE)) if self.noise == "heteroscedastic" else constant_mean(0.0)

@@ -17,6 +17,7 @@ from itergp import solvers
 from itergp.errors import InputError
 from itergp.models.files import read_file, write_file
 from itergp.models.saving import pack, unpack
+from itergp.sklearn.kernels import category_columns
 from itergp.sklearn.scaling import Scaling
 
 if TYPE_CHECKING:
@@ -91,10 +92,12 @@ def _restore(estimator: GPEstimator, tensors: dict[str, Tensor], about: dict[str
         if f"{_SCALING}{kind}.{fields[0]}" in tensors:
             arrays = [tensors[f"{_SCALING}{kind}.{name}"].numpy() for name in fields]
             setattr(estimator, "_scaling" if kind == "inputs" else "_target_scaling", Scaling(*arrays))
+    estimator._codes = category_columns(estimator.kernel, estimator.n_features_in_)
     stored = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
     estimator.model_ = estimator._skeleton(stored["data.input.0"], stored["data.targets"])
     unpack(estimator.model_, stored, about["model"])
     estimator.model_.eval()
+    estimator._learned_rows = estimator.model_.train_targets.shape[0]
     estimator.result_ = None
     estimator.kernel_passes_ = described["kernel_passes"]
     estimator.log_marginal_likelihood_value_ = described["evidence"]

@@ -41,6 +41,15 @@ class Scaling:
         constant = (deviation <= _CONSTANT) | (np.ptp(relative, axis=0) == 0.0)
         return cls(magnitude, np.where(constant, relative[0], mean), np.where(constant, 1.0, deviation), constant)
 
+    def except_for(self, columns: NDArray[np.bool_]) -> Scaling:
+        """The same, but for columns ``(D,)`` that stay as they are."""
+        return Scaling(
+            np.where(columns, 1.0, self.magnitude),
+            np.where(columns, 0.0, self.mean),
+            np.where(columns, 1.0, self.deviation),
+            self.constant & ~columns,
+        )
+
     @classmethod
     def nothing(cls, values: Array) -> Scaling:
         """Leaves columns as they are."""

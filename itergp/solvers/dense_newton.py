@@ -11,7 +11,7 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.likelihoods import CategoricalLikelihood, LaplaceSite
 from itergp.likelihoods.blocks import apply_blocks, curvature_root
-from itergp.posterior.dense import apply_kernels, dense_posterior, joint_matrix
+from itergp.posterior.dense import apply_kernels, dense_posterior, factorise
 from itergp.posterior.precision import LowRankPrecision
 from itergp.solvers.base import require_positive
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
@@ -23,6 +23,7 @@ from itergp.solvers.status import Reason, Status
 
 _DEFAULT_MAX_STEPS = 100
 _MAX_HALVINGS = 40
+_ROUNDING = torch.finfo(torch.float64).eps
 _EXPECTED_STEPS, _MATRICES = 8, 5
 _JOINT_LIMIT = 8000  # N C beyond which an (N C)^2 matrix is refused
 
@@ -118,7 +119,7 @@ class DenseNewton:
         return Demand(0, 0, size.num_kernels * size.num_rows**2, steps * (blocks + 1) * order**3, memory)
 
     def init(self, problem: Problem, warm_start: Solution | None = None) -> DenseState:
-        """Starts at the prior mean or at an earlier solution's weights."""
+        """Starts at the prior mean, or at an earlier solution's weights if the objective is lower there."""
         joint = problem.num_rows * problem.num_latents
         if joint > _JOINT_LIMIT and (self.covariance or not _is_softmax(problem)) and problem.num_latents > 1:
             raise InputError(
@@ -126,10 +127,13 @@ class DenseNewton:
                 "or DenseNewton(covariance=False) for the Laplace mode of a softmax."
             )
         kernel = problem.operator.dense().double()
-        weights = torch.zeros_like(problem.mean, dtype=torch.float64)
-        if warm_start is not None and warm_start.representer_weights.shape == weights.shape:
-            weights = warm_start.representer_weights.double()
-        return self._state(problem, kernel, weights)
+        state = self._state(problem, kernel, torch.zeros_like(problem.mean, dtype=torch.float64))
+        if warm_start is not None and warm_start.representer_weights.shape == state.weights.shape:
+            # Under another kernel the same weights can be another function, from which Newton's method does not find
+            # back.
+            earlier = self._state(problem, kernel, warm_start.representer_weights.double())
+            state = earlier if earlier.objective < state.objective else state
+        return state
 
     @staticmethod
     def _state(problem: Problem, kernel: Tensor, weights: Tensor) -> DenseState:
@@ -153,7 +157,9 @@ class DenseNewton:
             # Too near for the objective to judge, Newton's step is right; but only once.
             accepted = polishing or trial.objective <= state.objective + 1e-4 * length * slope
             if accepted or math.isnan(trial.objective):  # a NaN is for the driver to report
-                return self._follow(state, trial, length, polished=polishing)
+                gain = state.objective - trial.objective
+                spent = length < 1.0 and gain <= _ROUNDING * abs(state.objective)  # a shorter step gains nothing either
+                return self._follow(state, trial, length, polished=polishing or spent)
             length *= 0.5
         return self._follow(state, state, 0.0, polished=True)
 
@@ -176,7 +182,7 @@ class DenseNewton:
         if b.numel() > _JOINT_LIMIT and b.shape[1] > 1:
             return _softmax_weights(state, b)
         root = curvature_root(state.curvature)
-        factor = torch.linalg.cholesky(joint_matrix(state.kernel, root))
+        _, factor = factorise(state.kernel, root)
         half = apply_blocks(root.mT, apply_kernels(state.kernel, b)).reshape(-1, 1)
         return b - apply_blocks(root, torch.cholesky_solve(half, factor).reshape(b.shape))
 

@@ -119,7 +119,7 @@ def solve(
 
 
 def _next_round(run: _Run, problem: Problem, solution: Solution, marginals: Tensor) -> tuple[Solution, Tensor, bool]:
-    """A solution of a solver that takes its rounds as stages: with its residual, the next site's marginals, and whether to stop.
+    """For a solver that takes its rounds as stages: a solution with its residual, the next site's marginals, whether to stop.
 
     Args:
         run: The run.
@@ -128,10 +128,7 @@ def _next_round(run: _Run, problem: Problem, solution: Solution, marginals: Tens
         marginals: That its site was made from.
     """
     solver, limit = run.solver, run.limit
-    problem = problem.with_site(VariationalSite.from_covariance(problem.site.observations, solution.latent_covariance))
-    gradient, _ = problem.site.derivatives(solution.latent_values)
-    step = rounds.gradient_step(problem, gradient - solution.representer_weights, solution.latent_covariance)
-    residual = max(rounds.widened(problem, marginals, solution.latent_covariance), step)
+    residual = rounds.widened(problem, marginals, solution.latent_covariance)
     stationary = residual <= rounds.residual_tolerance(problem, solver.tolerance)
     exhausted = run.index == rounds.MAX_ROUNDS or run.late() or (limit is not None and run.passes >= limit)
     # A mean that its own site could not be solved for is not worth another site.
@@ -139,6 +136,8 @@ def _next_round(run: _Run, problem: Problem, solution: Solution, marginals: Tens
     status = solution.status
     if exhausted and not stationary and status.converged:
         status = Status(Reason.ROUNDS, f"residual {residual:.2g} posterior deviations")
+        ended = run.trace.stages.pop()
+        run.trace.stages.append(replace(ended, reason=status.reason.name, status=str(status)))
     solution = replace(solution, status=status, variational_residual=residual)
     return solution, run.damping.mix(marginals, solution.latent_covariance, residual), stationary or exhausted
 

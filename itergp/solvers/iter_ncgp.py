@@ -6,6 +6,8 @@ import numbers
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+import torch
+
 from itergp.errors import InputError
 from itergp.posterior.precision import multiply
 from itergp.solvers.base import require_positive
@@ -343,17 +345,7 @@ class IterNCGP:
         else:
             if not state.current:
                 state = self._certified(problem, state)
-            curvature = problem.site.covariance_curvature(iterate.latent_values, iterate.curvature)
-            iterate = replace(iterate, curvature=curvature)
-            belief = linear_system(
-                problem,
-                iterate,
-                buffer,
-                hold_weights=self.step_rule == "backtracking" and self.max_rank is None,
-                room=None,
-                compression=self.compression,
-                reorthogonalise=self.reorthogonalise,
-            )
+            iterate, belief = self._covariance_belief(problem, iterate, buffer)
             precision, mix = belief.precision()
             covariance = belief.marginal_covariance(precision, mix, problem.prior_variance())
         return Posterior(
@@ -366,6 +358,24 @@ class IterNCGP:
             curvature=iterate.curvature.to(iterate.weights),
             actions=buffer if self.covariance and self.recycle else None,
         )
+
+    def _covariance_belief(self, problem: Problem, iterate: NewtonIterate, buffer: Any) -> tuple[NewtonIterate, Any]:
+        """The linear system whose belief is the covariance, at the curvature that a covariance is conditioned with.
+
+        Where that is as good as singular for the actions at hand, the curvature that they were found with takes its place.
+        """
+        options: dict[str, Any] = {
+            "hold_weights": self.step_rule == "backtracking" and self.max_rank is None,
+            "room": None,
+            "compression": self.compression,
+            "reorthogonalise": self.reorthogonalise,
+        }
+        curvature = problem.site.covariance_curvature(iterate.latent_values, iterate.curvature)
+        averaged = replace(iterate, curvature=curvature)
+        try:
+            return averaged, linear_system(problem, averaged, buffer, **options)
+        except torch.linalg.LinAlgError:
+            return iterate, linear_system(problem, iterate, buffer, **options)
 
     # -------------------------------------------------------------- checkpoint
     def pack(self, state: IterNCGPState) -> Packed:

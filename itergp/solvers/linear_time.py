@@ -19,7 +19,14 @@ from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space
 from itergp.solvers.policies import Policy, UnitVectors, View
 from itergp.solvers.policies.base import RowBlock
 from itergp.solvers.policies.mixed import require_policy
-from itergp.solvers.posterior import Posterior, default_neighbours, prior_covariance, reconditioned, support_covariance
+from itergp.solvers.posterior import (
+    Posterior,
+    default_neighbours,
+    neighbours_of,
+    prior_covariance,
+    reconditioned,
+    support_covariance,
+)
 from itergp.solvers.problem import Problem
 from itergp.solvers.search_space import SearchSpace
 from itergp.solvers.solution import Solution, is_finite
@@ -123,7 +130,8 @@ class LinearTimeNewton:
         covariance_rank: Actions of the support's rows that the covariance is conditioned on at all inputs; default 128, and 256
             without neighbours. 0 leaves the prior's covariance.
         num_neighbours: Training rows near to an input, of all N, that its covariance is conditioned on besides; default 16 for
-            one latent function, 0 for several.
+            one latent function, 0 for several. None where the kernel is no function of two rows, or
+            processes divide the rows.
         tolerance: Decrease of the objective per row, in nats, at which a larger support is not worth it; default 1e-4.
         time_limit: Seconds for all stages together; the support grows as far as it allows.
         polish: A ``SubspaceNewton`` that goes on from the last support with passes over all rows, which also certify the
@@ -194,7 +202,8 @@ class LinearTimeNewton:
         support = self._most(rows, size.num_latents, bytes_per_column, budget)
         latents, rank = size.num_latents, 0
         if self.gives_covariance:
-            rank = self._covariance_rank(latents, sharded=size.processes > 1)
+            neighbours = default_neighbours(latents) if self.num_neighbours is None else self.num_neighbours
+            rank = self._covariance_rank(0 if size.processes > 1 else neighbours)
         stages = 2 if size.variational else 1
         columns, cells = size.num_kernels * support, size.num_rows * size.num_kernels * support
         work = cells * (support + latents * (rank + stages * _PRODUCTS))
@@ -352,7 +361,8 @@ class LinearTimeNewton:
 
     def _posterior(self, problem: Problem, state: LinearTimeState, curvature: Tensor, *, final: bool) -> Posterior:
         space, iterate = state.space, state.iterate
-        rank, support = self._covariance_rank(problem.num_latents, sharded=problem.rows.sharded), None
+        neighbours = neighbours_of(problem, self.num_neighbours)
+        rank, support = self._covariance_rank(neighbours), None
         if rank == 0 or space.rank == 0:
             result = prior_covariance(problem)
         else:
@@ -362,9 +372,7 @@ class LinearTimeNewton:
             actions = leading_actions(on_support, rows.take(curvature, support), rank)
             actions = replace(actions, values=rows.same(actions.values))
             products = self._products(problem, actions.values, support)
-            result = support_covariance(
-                problem, actions, curvature, products, support, num_neighbours=self._neighbours(problem)
-            )
+            result = support_covariance(problem, actions, curvature, products, support, num_neighbours=neighbours)
         return Posterior(
             representer_weights=state.weights,
             latent_values=iterate.latent_values,
@@ -391,16 +399,8 @@ class LinearTimeNewton:
         problem.operator.with_columns(support, write)
         return products
 
-    def _covariance_rank(self, latents: int, *, sharded: bool) -> int:
-        if self.covariance_rank is not None:
-            return self.covariance_rank
-        neighbours = default_neighbours(latents) if self.num_neighbours is None else self.num_neighbours
-        return _DEFAULT_COVARIANCE_RANK[neighbours > 0 and not sharded]
-
-    def _neighbours(self, problem: Problem) -> int:
-        if problem.rows.sharded:  # a process holds what is known of its own rows alone
-            return 0
-        return default_neighbours(problem.num_latents) if self.num_neighbours is None else self.num_neighbours
+    def _covariance_rank(self, neighbours: int) -> int:
+        return _DEFAULT_COVARIANCE_RANK[neighbours > 0] if self.covariance_rank is None else self.covariance_rank
 
     # ------------------------------------------------- rounds of a variational site
     def refine(self, problem: Problem, state: LinearTimeState) -> LinearTimeState:
@@ -413,7 +413,8 @@ class LinearTimeNewton:
 
     def certify(self, problem: Problem, state: LinearTimeState) -> LinearTimeState:
         """The same state with the certificate of the polish."""
-        assert state.polishing is not None and self.polish is not None
+        assert state.polishing is not None
+        assert self.polish is not None
         return replace(state, polishing=self.polish.certify(problem, state.polishing))
 
     def certain(self, problem: Problem, state: LinearTimeState) -> bool:

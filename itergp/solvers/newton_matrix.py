@@ -59,15 +59,16 @@ def newton_matrix(space: SearchSpace, curvature: Tensor) -> Tensor:
 def robust_cholesky(matrix: Tensor, dtype: torch.dtype) -> Tensor:
     """Cholesky factor; a diagonal is added as far as rounding made the matrix indefinite.
 
-    That only shortens a Newton direction, which the line search still guards.
+    That only shortens a Newton direction, which the line search still guards. Directions kept from a kernel that has
+    since changed may have next to no prior norm left; rounding is then far above that of well-conditioned products.
 
     Args:
         matrix: ``(..., n, n)``, float64.
         dtype: Of the products that made it.
     """
-    rounding = torch.finfo(dtype).eps * matrix.diagonal(dim1=-2, dim2=-1).amax(-1)
-    for factor in (0.0, 1.0, 1e2, 1e4):
-        shift = (factor * rounding)[..., None, None] * torch.eye(matrix.shape[-1]).to(matrix)
+    eps, largest = torch.finfo(dtype).eps, matrix.diagonal(dim1=-2, dim2=-1).amax(-1)
+    for factor in (0.0, eps, 1e2 * eps, 1e4 * eps, eps**0.4):
+        shift = (factor * largest)[..., None, None] * torch.eye(matrix.shape[-1]).to(matrix)
         result, info = torch.linalg.cholesky_ex(matrix + shift)
         if not bool(info.any()):
             return result

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from itergp.likelihoods import VariationalSite
-from itergp.likelihoods.blocks import curvature_root
+from itergp.likelihoods.blocks import curvature_eigen
 from itergp.operators import slices
 from itergp.posterior.dense import apply_kernels, dense_posterior
 from itergp.posterior.local_actions import LocalActions, functionals_of, reduced
@@ -19,8 +19,8 @@ from itergp.solvers.search_space import SearchSpace
 
 EXACT_VALUES = 1024  # latent values N C of which every one is an action: dense matrices of that size cost nothing
 _NOISY = 1.5  # median noise of actions for another curvature than their own, beyond which they are chosen anew
-# Of one latent function. With several they cost C times as much, and what is rough there, saturated classes, has little curvature
-# for neighbours to tell by: measured, no prediction was better for them.
+# Of one latent function. With several they cost C times as much, and what is rough there, saturated classes, has little
+# curvature for neighbours to tell by: measured, no prediction was better for them.
 _NEIGHBOURS = 16
 _ELBO_SEED = 1
 _CHUNK_ROWS = 8192
@@ -42,7 +42,8 @@ class Posterior:
         curvature: W ``(N, C, C)`` that the covariance belongs to, or None.
         actions: Actions and their kernel products for a warm start, or None.
         support: Rows outside which weights and actions are zero ``(M,)``, the actions being kept on them alone; None for all.
-        products: ``K A`` at the training inputs ``(N, C, r)``, from which the covariance for another curvature follows; or None.
+        products: ``K A`` at the training inputs ``(N, C, r)``, from which the covariance for another curvature follows; or
+            None.
         local: Local actions beside the precision's, or None.
     """
 
@@ -109,6 +110,19 @@ def default_neighbours(num_latents: int) -> int:
     return _NEIGHBOURS if num_latents == 1 else 0
 
 
+def neighbours_of(problem: Problem, wanted: int | None) -> int:
+    """Rows that every input is conditioned on besides: as many as are wanted, if their kernel entries can be had.
+
+    Args:
+        problem: The problem.
+        wanted: What the user says, or None.
+    """
+    if problem.rows.sharded:  # a process holds what is known of its own rows alone
+        return 0
+    wanted = default_neighbours(problem.num_latents) if wanted is None else wanted
+    return wanted if wanted > 0 and problem.operator.evaluates_groups else 0
+
+
 def exact_covariance(problem: Problem, curvature: Tensor, extra: Tensor | None = None) -> CovarianceResult:
     """Conditions on every latent value, with dense matrices of size N C.
 
@@ -119,7 +133,9 @@ def exact_covariance(problem: Problem, curvature: Tensor, extra: Tensor | None =
     """
     operator, everything = problem.operator, torch.arange(problem.num_rows, device=curvature.device)
     kernel = (operator.entries(everything, everything) if extra is None else operator.dense()).double()
-    precision, covariance = dense_posterior(kernel, curvature_root(curvature.double()), problem.prior_variance())
+    values, vectors = curvature_eigen(curvature)
+    root = (vectors * values.sqrt().unsqueeze(-2)).double()
+    precision, covariance = dense_posterior(kernel, root, problem.prior_variance())
     precision = replace(precision, actions=precision.actions.to(problem.mean))
     product = None if extra is None else apply_kernels(kernel, extra.double()).to(extra)
     return CovarianceResult(precision, covariance.to(problem.mean), None, extra=product)
@@ -204,7 +220,7 @@ def _condition(
     num_neighbours: int,
     support: Tensor | None = None,
 ) -> CovarianceResult:
-    """Marginals at the training inputs, a block of rows at a time: the whitened products of all are as large as the products."""
+    """Marginals at the training inputs, a block of rows at a time: whitened products of all are as large as the products."""
     variance, operator = problem.prior_variance(), problem.operator
     latent_covariance = variance.new_empty(*variance.shape, variance.shape[-1])
     local, hoods, neighbours = None, None, None

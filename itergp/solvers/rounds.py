@@ -1,8 +1,8 @@
 """Rounds of a variational posterior: until gradient and curvature are expectations under the marginals that are returned.
 
-A variational site is made from marginals; the mean that it gives, and the covariance for its curvature, have other marginals. The
-posterior is stationary in the evidence lower bound where the two agree (Opper & Archambeau 2009). A round takes the site from the
-present marginals. Solvers that keep the products of their search space and actions take it at no kernel pass.
+A variational site is made from marginals; the mean that it gives, and the covariance for its curvature, have other marginals.
+The posterior is stationary in the evidence lower bound where the two agree (Opper & Archambeau 2009). A round takes the site
+from the present marginals. Solvers that keep the products of their search space and actions take it at no kernel pass.
 """
 
 from __future__ import annotations
@@ -69,11 +69,6 @@ def moved(problem: Problem, first: Tensor, second: Tensor, covariance: Tensor) -
     return float(problem.rows.largest(((first - second).abs() / scale).amax()))
 
 
-def gradient_step(problem: Problem, gradient: Tensor, covariance: Tensor) -> float:
-    """The largest move that gradients of the objective ``(N, C)`` ask of single rows, in deviations of marginals ``(N, C, C)``."""
-    return float(problem.rows.largest((gradient * _deviations(problem, covariance)).abs().amax()))
-
-
 def widened(problem: Problem, first: Tensor, second: Tensor) -> float:
     """The largest relative change of a deviation between marginals ``(N, C, C)``."""
     a, b = _deviations(problem, first), _deviations(problem, second)
@@ -124,8 +119,8 @@ def settle(
 ) -> Settled:
     """Takes rounds until they change nothing any more, and then certifies the mean.
 
-    Rounds take no kernel pass, the certificate takes one. A mean that is not near enough is improved by steps of the solver, each
-    followed by rounds.
+    Rounds take no kernel pass, the certificate takes one. A mean that is not near enough is improved by steps of the solver,
+    each followed by rounds.
 
     Args:
         solver: With ``with_mean`` and ``recondition``.

@@ -22,8 +22,8 @@ from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.posterior import (
     EXACT_VALUES,
     Posterior,
-    default_neighbours,
     exact_covariance,
+    neighbours_of,
     posterior_covariance,
     prior_covariance,
     reconditioned,
@@ -118,7 +118,8 @@ class SubspaceNewton:
             for several, fewer (down to 32) beyond 10 of them, and all where N C is at most 1,024: the covariance is then exact.
             0 leaves the prior's covariance.
         num_neighbours: Training rows near to an input that its covariance is conditioned on besides; default 16 for one latent
-            function, 0 for several. They cost no kernel pass.
+            function, 0 for several, none where the kernel is no function of two rows or processes
+            divide the rows. They cost no kernel pass.
         tolerance: Certified gap to the mode at which to stop, in nats per row; default 1e-4.
         time_limit: Seconds for all stages together; default none.
         num_blocks: Clusters of rows when C = 1 and there is no policy; default 32.
@@ -165,8 +166,12 @@ class SubspaceNewton:
         passes = min(self.max_passes or _EXPECTED_PASSES, _EXPECTED_PASSES)
         width = latents if latents > 1 else self.num_blocks
         rank = min(passes * width, self.rank_limit(size.num_rows, kernels, size.itemsize, size.memory_budget))
-        actions = self._covariance_rank(latents, final=True)
-        early = self._covariance_rank(latents, final=False) if size.variational else 0
+        actions = self._covariance_rank(latents, size.num_rows * latents * size.processes, final=True)
+        early = (
+            self._covariance_rank(latents, size.num_rows * latents * size.processes, final=False)
+            if size.variational
+            else 0
+        )
         memory = {
             "search space": 4 * size.array(kernels * rank),  # two arrays, twice while they grow
             # Actions, put beside the residual, their products, and both again for another curvature or for neighbours.
@@ -190,9 +195,11 @@ class SubspaceNewton:
         affordable = self.rank_limit(rows, operator.num_kernels, size, operator.memory_budget)
         return affordable if self.max_rank is not None else max(limit, affordable)
 
-    def _covariance_rank(self, latents: int, *, final: bool) -> int:
+    def _covariance_rank(self, latents: int, values: int, *, final: bool) -> int:
         """Actions of a stage's covariance."""
         rank = self.covariance_rank
+        if values <= EXACT_VALUES and (rank is None or values <= rank):
+            return values
         if rank is None:
             rank = min(_DEFAULT_COVARIANCE_RANK[latents == 1], max(32, _DEFAULT_COVARIANCE_COLUMNS // latents))
         # The next stage only needs a rough one to start from.
@@ -375,7 +382,7 @@ class SubspaceNewton:
 
     def _posterior(self, problem: Problem, state: SubspaceState, curvature: Tensor, *, final: bool) -> Posterior:
         iterate, norm_squared = state.iterate, state.norm_squared
-        rank = self._covariance_rank(problem.num_latents, final=final)
+        rank = self._covariance_rank(problem.num_latents, problem.num_rows * problem.num_latents, final=final)
         residual = iterate.gradient - state.weights
         if rank == 0:
             result = prior_covariance(problem)
@@ -383,9 +390,8 @@ class SubspaceNewton:
             result = exact_covariance(problem, curvature, residual)
         else:
             actions = leading_actions(state.space, curvature, rank)
-            result = posterior_covariance(
-                problem, actions, curvature, residual, num_neighbours=self._neighbours(problem)
-            )
+            number = neighbours_of(problem, self.num_neighbours)
+            result = posterior_covariance(problem, actions, curvature, residual, num_neighbours=number)
         if result.extra is not None:
             renewed = max(problem.inner(residual, result.extra), 0.0) + 2.0 * _resolution(problem, iterate)
             norm_squared = min(state.norm_squared, renewed)
@@ -409,11 +415,6 @@ class SubspaceNewton:
         wanted = EXACT_VALUES if self.covariance_rank is None else min(EXACT_VALUES, self.covariance_rank)
         return values <= wanted and not problem.rows.sharded
 
-    def _neighbours(self, problem: Problem) -> int:
-        if problem.rows.sharded:  # a process holds the actions of its own rows alone
-            return 0
-        return default_neighbours(problem.num_latents) if self.num_neighbours is None else self.num_neighbours
-
     # ------------------------------------------------- rounds of a variational site
     def refine(self, problem: Problem, state: SubspaceState) -> SubspaceState:
         """The minimiser within the space for another site, at no kernel pass; its distance to the mode is not known."""
@@ -431,7 +432,7 @@ class SubspaceNewton:
 
     def certify(self, problem: Problem, state: SubspaceState) -> SubspaceState:
         """The same state with a bound on its distance to the mode, from one pass over the kernel with its gradient."""
-        residual = state.gradient_residual
+        residual = state.iterate.gradient - state.weights
         product = multiply(problem.operator, residual.unsqueeze(-1)).squeeze(-1)
         norm_squared = max(problem.inner(residual, product), 0.0)
         bound = norm_squared + 2.0 * _resolution(problem, state.iterate) * problem.site.log_concave

@@ -1,0 +1,68 @@
+"""What a prior must be before it is taken apart, and where it must not be used."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from torch import Tensor
+
+from itergp.errors import InputError
+
+
+def require_one_output(prior: Any) -> None:
+    """What ``forward`` returned must have one value per row.
+
+    Raises:
+        InputError: If outputs are coupled: multitask kernels, or kernels with derivatives.
+    """
+    if not isinstance(prior, MultivariateNormal):
+        return  # refused where it is taken apart
+    size, own = prior.loc.shape[-1], prior.lazy_covariance_matrix.shape[-1]
+    if isinstance(prior, MultitaskMultivariateNormal) or size != own:
+        raise InputError(
+            f"forward must return a gpytorch MultivariateNormal over one value per row. Got {type(prior).__name__} "
+            f"with a mean of shape {tuple(prior.mean.shape)} and {own} rows of covariance: coupled outputs, as "
+            "multitask kernels and kernels with derivatives have them. Fit one model per output, or make the output's "
+            "number a column of the inputs and multiply by an IndexKernel of it."
+        )
+
+
+def of_one_output(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's ``forward``, its result checked by ``require_one_output``."""
+
+    @functools.wraps(forward)
+    def checked(*args: Any, **kwargs: Any) -> Any:
+        prior = forward(*args, **kwargs)
+        require_one_output(prior)
+        return prior
+
+    return checked
+
+
+class PriorOfWeightedRows(MultivariateNormal):
+    """The prior at training inputs with weights or missing targets, of which no marginal likelihood knows."""
+
+    @classmethod
+    def of(cls, prior: MultivariateNormal) -> MultivariateNormal:
+        """The same distribution, if it is one of a single output."""
+        return cls(prior.loc, prior.lazy_covariance_matrix) if type(prior) is MultivariateNormal else prior
+
+    @staticmethod
+    def refuse() -> NoReturn:
+        """Says what to do instead.
+
+        Raises:
+            InputError: Always.
+        """
+        raise InputError(
+            "ExactMarginalLogLikelihood takes all rows alike. Got a model with sample_weight or missing targets. "
+            "Learn its hyperparameters by itergp.fit, or maximise itergp.objectives.ComputationAwareELBO, which is "
+            "exact for Gaussian noise at full rank."
+        )
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Refused: it would count every row once."""
+        self.refuse()

@@ -1,0 +1,135 @@
+"""Where learning starts: values from the data for hyperparameters that are still at GPyTorch's default."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from gpytorch.kernels import ArcKernel, Kernel, PeriodicKernel, ScaleKernel, SpectralDeltaKernel
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from itergp.models.nonconjugate_gp import NonConjugateGP
+
+_INITIAL_OUTPUTSCALE = 10.0
+_SAMPLE = 1000
+# Their lengthscale is not a distance between inputs: it scales a sine, an angle, or frequencies.
+_OTHER_UNITS = (PeriodicKernel, ArcKernel, SpectralDeltaKernel)
+
+
+def initialise_model(model: NonConjugateGP) -> list[str]:
+    """Sets lengthscales, output scales and parameters of the likelihood that are still at their default.
+
+    Args:
+        model: The model, whose parameters are changed.
+
+    Returns:
+        Names of what was set.
+    """
+    with torch.no_grad():
+        prior = model._prior(model.train_inputs)
+        features = prior.features if prior.features.dim() == 2 else prior.features[0]
+        observations = model.observations
+        seen = observations.targets
+        if observations.sample_weight is not None:
+            seen = seen[observations.sample_weight > 0]
+        return initialise(prior.kernel, features) + observations.likelihood.initialise(seen)
+
+
+def initialise(kernel: Kernel, features: Tensor) -> list[str]:
+    """Sets lengthscales and output scales that are still at GPyTorch's default.
+
+    Lengthscales start at half the median distance between rows in the columns that the kernel sees, output scales at
+    10. Lengthscales that are not distances between inputs, such as a periodic kernel's, stay.
+
+    Args:
+        kernel: The model's kernel.
+        features: What it is evaluated on, ``(N, D)``.
+
+    Returns:
+        Names of what was set.
+    """
+    changed = []
+    sample = features.detach()[torch.linspace(0, len(features) - 1, min(_SAMPLE, len(features))).long()]
+    seen = rows_seen(kernel, sample)
+    for name, module in kernel.named_modules():
+        at_default = isinstance(module, Kernel) and module.has_lengthscale and not bool(module.raw_lengthscale.any())
+        in_units = not isinstance(module, _OTHER_UNITS)
+        if at_default and in_units and name in seen and module.raw_lengthscale.requires_grad:
+            median = _median_distance(seen[name])
+            if median > 0.0:
+                module.lengthscale = 0.5 * median
+                changed.append(f"{name}.lengthscale".lstrip("."))
+        if (
+            isinstance(module, ScaleKernel)
+            and module.raw_outputscale.requires_grad
+            and not bool(module.raw_outputscale.any())
+        ):
+            module.outputscale = _INITIAL_OUTPUTSCALE
+            changed.append(f"{name}.outputscale".lstrip("."))
+    return changed
+
+
+def _median_distance(columns: Tensor) -> float:
+    """Between rows ``(n, D)``, or pooled over a batch of such; 1 for a single row."""
+    if columns.shape[-2] < 2:
+        return 1.0
+    batch = columns.reshape(-1, *columns.shape[-2:]).float()
+    return float(torch.cat([torch.pdist(rows) for rows in batch]).median())
+
+
+def rows_seen(kernel: Kernel, sample: Tensor) -> dict[str, Tensor]:
+    """The rows that every kernel with a lengthscale is evaluated on when the outermost is evaluated on a sample.
+
+    Only the kernels know: ``active_dims`` may be applied by an outer kernel, columns taken one by one, or inputs
+    transformed. Where one is evaluated on something else than the rows, such as a grid, the columns that it names.
+
+    Args:
+        kernel: The outermost kernel, as a prior has it.
+        sample: What it is evaluated on ``(n, D)``.
+
+    Returns:
+        Rows ``(..., n, D')`` by the name of a kernel's module.
+    """
+    seen: dict[str, Tensor] = {}
+    # Some kernels take their own inputs only, or have no copy, and say so by one of these errors.
+    with torch.no_grad(), contextlib.suppress(RuntimeError, ValueError):
+        probe = copy.deepcopy(kernel)  # an evaluation may fill caches, or draw weights
+        with _recording(_with_lengthscale(probe), seen):
+            probe(sample, sample, diag=True)
+    found = {}
+    for name, module in _with_lengthscale(kernel).items():
+        dims, rows = module.active_dims, seen.get(name)
+        if rows is not None and rows.shape[-2] == len(sample):
+            found[name] = rows
+        elif dims is None or int(dims.max()) < sample.shape[-1]:
+            found[name] = sample if dims is None else sample[:, dims]
+    return found
+
+
+def _with_lengthscale(kernel: Kernel) -> dict[str, Kernel]:
+    return {n: m for n, m in kernel.named_modules() if isinstance(m, Kernel) and m.has_lengthscale}
+
+
+@contextmanager
+def _recording(kernels: dict[str, Kernel], seen: dict[str, Tensor]) -> Iterator[None]:
+    """Notes by name what ``forward`` of kernels is called on; wrappers call it directly, past any hook."""
+
+    def record(name: str, forward: Any, x1: Tensor, x2: Tensor, *args: Any, **kwargs: Any) -> Any:
+        rows = x1.mT.unsqueeze(-1) if kwargs.get("last_dim_is_batch") else x1  # every column by itself
+        if name not in seen or rows.shape[-2] > seen[name].shape[-2]:
+            seen[name] = rows.detach()
+        return forward(x1, x2, *args, **kwargs)
+
+    for name, module in kernels.items():
+        module.__dict__["forward"] = partial(record, name, module.forward)
+    try:
+        yield
+    finally:
+        for module in kernels.values():
+            del module.__dict__["forward"]

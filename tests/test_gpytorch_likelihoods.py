@@ -1,0 +1,170 @@
+"""GPyTorch's likelihoods that are not what they seem: right, or refused with the way out."""
+
+from __future__ import annotations
+
+import warnings
+
+import gpytorch
+import gpytorch.likelihoods as gl
+import pytest
+import torch
+from helpers import SimpleGP, assert_close, make_binary, make_inputs, make_kernel, make_reals
+from torch.distributions import Independent, Normal
+
+from itergp.errors import InputError
+from itergp.objectives import ComputationAwareELBO
+from itergp.solvers import DenseNewton
+
+X, Y = make_reals(30)
+
+
+class _Exact(gpytorch.models.ExactGP):
+    def __init__(self, x, y, likelihood):
+        super().__init__(x, y, likelihood)
+        self.mean_module, self.covar_module = gpytorch.means.ZeroMean(), make_kernel()
+
+    def forward(self, x):
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+
+def _missing_obs() -> gl.Likelihood:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # GPyTorch prefers its setting
+        return gl.GaussianLikelihoodWithMissingObs()
+
+
+def _with_holes() -> tuple[torch.Tensor, torch.Tensor]:
+    y = Y.clone()
+    y[::4] = torch.nan
+    return y, ~y.isnan()
+
+
+@pytest.mark.parametrize(("policy", "make"), [("ignore", _missing_obs), ("mask", gl.GaussianLikelihood)])
+def test_missing_observations_say_nothing(policy, make):
+    y, seen = _with_holes()
+    with gpytorch.settings.observation_nan_policy(policy):
+        ours = SimpleGP(X, y, make(), solver=DenseNewton()).double().eval()
+    exact = _Exact(X[seen], Y[seen], gl.GaussianLikelihood()).double().eval()
+    new = make_inputs(7, seed=3)
+    with torch.no_grad():
+        mean, variance = exact(new).mean, exact(new).variance
+        assert_close(ours(new).mean, mean, "posterior")
+        assert_close(ours(new).variance, variance, "posterior")
+    assert ours.sample_weight.eq(0.0).equal(~seen)
+    ours.set_train_data(targets=y)  # outside the setting too
+    assert_close(ours(new).mean, mean, "posterior")
+
+
+def test_objectives_take_the_targets_with_their_holes():
+    y, seen = _with_holes()
+    with gpytorch.settings.observation_nan_policy("mask"):
+        model = SimpleGP(X, y, gl.GaussianLikelihood(), solver=DenseNewton()).double().train()
+        objective = ComputationAwareELBO(model.likelihood, model)
+        value = objective(model(X), y)
+        exact = _Exact(X, y, gl.GaussianLikelihood()).double().train()
+        exact.mean_module = gpytorch.means.ConstantMean().double()
+        mll = gpytorch.mlls.ExactMarginalLogLikelihood(exact.likelihood, exact)
+        assert_close(value, mll(exact(X), y), "posterior")
+        assert_close(gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)(model(X), y), value, "posterior")
+    with pytest.raises(InputError, match=r"needs the model's own training targets\. Got others"):
+        objective(model(X), torch.where(seen, 0.0, y))
+
+
+def test_a_policy_about_nan_says_nothing_about_labels_of_minus_one():
+    x, labels = make_binary(20)
+    labels = labels.double()
+    signs, holes = 2.0 * labels - 1.0, torch.where(torch.arange(20) < 3, torch.nan, labels)
+    with gpytorch.settings.observation_nan_policy("mask"):
+        with pytest.raises(InputError, match=r"must be labels 0 or 1 .*Got values \[-1\]"):
+            SimpleGP(x, signs, gl.BernoulliLikelihood())
+        model = SimpleGP(x, holes, gl.BernoulliLikelihood())
+    with pytest.raises(InputError, match=r"`targets` must be given with `sample_weight`"):
+        model.set_train_data(sample_weight=torch.ones(20))
+    model.append_train_data(x[:2], holes[:2])
+    assert model.sample_weight.tolist() == [0.0] * 3 + [1.0] * 17 + [0.0] * 2
+
+
+def test_missing_observations_are_refused_without_a_word_about_them():
+    y, _ = _with_holes()
+    with pytest.raises(InputError, match=r"Got 8 NaN .* or pass missing_targets=True"):
+        SimpleGP(X, y, gl.GaussianLikelihood())
+
+
+def test_dirichlet_classification_is_refused():
+    x, labels = make_binary(20)
+    labels = labels.long()
+    likelihood = gl.DirichletClassificationLikelihood(labels)
+    message = r"Got DirichletClassificationLikelihood, .* Use itergp\.likelihoods\.CategoricalLikelihood"
+    model = SimpleGP(x, labels, likelihood).double().eval()
+    with pytest.raises(InputError, match=message):
+        model(x)
+    with pytest.raises(InputError, match=message):  # what the notebook passes
+        SimpleGP(x, likelihood.transformed_targets.double(), likelihood)
+
+    class Own(gl.DirichletClassificationLikelihood):
+        pass
+
+    with pytest.raises(InputError, match=message):
+        SimpleGP(x, labels, Own(labels)).double().eval()(x)
+
+
+class _PerRow(gl.FixedNoiseGaussianLikelihood):
+    def forward(self, function_samples, *args, **kwargs):
+        return Normal(function_samples, self.noise.sqrt() * 2.0)
+
+
+class _NeedsInputs(gl.GaussianLikelihood):
+    def forward(self, function_samples, inputs):
+        return Normal(function_samples, inputs.abs())
+
+
+class _OneNumberInAll(gl.GaussianLikelihood):
+    def forward(self, function_samples, *args, **kwargs):
+        return Independent(Normal(function_samples, self.noise.sqrt()), 1)
+
+
+def _heteroskedastic() -> gl.Likelihood:
+    noise_model = _Exact(X, Y, gl.GaussianLikelihood())
+    return gl._GaussianLikelihoodBase(gl.HeteroskedasticNoise(noise_model))
+
+
+REFUSED = {
+    "multitask": (
+        lambda: gl.MultitaskGaussianLikelihood(num_tasks=2),
+        r"Got MultitaskGaussianLikelihood\. Fit one model per output",
+    ),
+    "heteroskedastic": (_heteroskedastic, r"needs the inputs\. Use itergp\.likelihoods\.HeteroscedasticGaussian"),
+    "batch of noises": (lambda: gl.GaussianLikelihood(batch_shape=torch.Size([2])), r"Got shape \(2, 1\)\. Leave out"),
+    "batch of degrees": (lambda: gl.StudentTLikelihood(batch_shape=torch.Size([2])), r"Got shape \(2, 1\)\. Leave out"),
+    "batch of rows": (lambda: gl.FixedNoiseGaussianLikelihood(torch.ones(2, 30)), r"\(N,\)\. Got \(2, 30\)"),
+    "noise of other rows": (
+        lambda: gl.FixedNoiseGaussianLikelihood(torch.ones(9)),
+        r"Got 9 noise\(s\) and 30 row\(s\)",
+    ),
+    "own rows": (lambda: _PerRow(torch.ones(30)), r"_PerRow, which overrides that\. .*exchangeable = False"),
+    "inputs": (_NeedsInputs, r"from the latent values alone\. Got an error: .*inputs"),
+    "one number in all": (_OneNumberInAll, r"one number per row, batch shape \(30,\)\. Got batch shape \(\)"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_likelihoods_of_something_else_are_refused(name):
+    make, message = REFUSED[name]
+    with pytest.raises(InputError, match=message):
+        SimpleGP(X, Y, make())
+
+
+def test_more_rows_than_known_noises_are_refused():
+    model = SimpleGP(X, Y, gl.FixedNoiseGaussianLikelihood(torch.full((30,), 0.1)))
+    with pytest.raises(InputError, match=r"Got 30 noise\(s\) and 32 row\(s\)\. Replace the likelihood"):
+        model.append_train_data(X[:2], Y[:2])
+
+
+def test_a_subclass_with_the_noise_of_every_row_is_that_of_gpytorch():
+    class Named(gl.FixedNoiseGaussianLikelihood):
+        pass
+
+    noise = torch.linspace(0.1, 1.0, 30).double()
+    ours = SimpleGP(X, Y, Named(noise), solver=DenseNewton()).double().eval()
+    exact = _Exact(X, Y, gl.FixedNoiseGaussianLikelihood(noise)).double().eval()
+    assert_close(ours(X[:5]).mean, exact(X[:5]).mean, "posterior")
