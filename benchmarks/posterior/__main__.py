@@ -6,7 +6,7 @@ page on the posterior; what is in the file is not measured again. Seconds are th
 to ``build/posterior``:
 
     python -m benchmarks.posterior --quick                 # a small data set, seconds
-    python -m benchmarks.posterior --only variance         # half an hour on two cores
+    python -m benchmarks.posterior --only variance         # minutes
     python -m benchmarks.posterior --only figures
 """
 
