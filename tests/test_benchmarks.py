@@ -28,6 +28,8 @@ from benchmarks.methods import Budget, OutOfTime, methods  # noqa: E402
 from benchmarks.methods.base import count_probabilities, from_rates  # noqa: E402
 from benchmarks.methods.gpboost import negative_binomial  # noqa: E402
 from benchmarks.paper.classification import earlier  # noqa: E402
+from benchmarks.posterior.__main__ import PARTS as POSTERIOR_PARTS  # noqa: E402
+from benchmarks.posterior.__main__ import main as measure_posterior  # noqa: E402
 from benchmarks.suite import analysis, executor, findings, readme, store  # noqa: E402
 from benchmarks.suite.cli import main  # noqa: E402
 from benchmarks.suite.figures import draw_all, draw_cost  # noqa: E402
@@ -604,6 +606,25 @@ def test_every_part_runs():
     found = micro.measure(200)
     assert len(found) == 6
     assert all(value > 0.0 for value in found.values())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_posterior_is_measured_drawn_and_not_measured_again(tmp_path):
+    path = tmp_path / "posterior.jsonl"
+    arguments = ["--quick", "--results", str(path), "--images", str(tmp_path)]
+    measure_posterior(arguments)
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    assert {found["kind"] for found in lines} >= {"hyperparameters", "variance", "calibration", "moons"}
+    for found in lines:
+        if found["kind"] == "variance":
+            floor = 0.9999 if found["dtype"] == "float64" else 0.98
+            assert floor <= found["least"] <= found["median"] <= found["quantile"]
+    shares = {(found["rank"], found["neighbours"]): found["median"] for found in lines if "neighbours" in found}
+    assert shares[16, 8] <= min(shares[16, 0], shares[1, 8])
+    measure_posterior([*arguments, *(f"--only={part}" for part in POSTERIOR_PARTS)])
+    assert len(path.read_text().splitlines()) == len(lines)
+    assert "<svg" in (tmp_path / "posterior-variance.svg").read_text()
+    assert "| breast cancer |" in path.with_suffix(".md").read_text()
 
 
 # ------------------------------------------------------------------- end to end
