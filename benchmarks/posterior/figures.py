@@ -78,7 +78,7 @@ def draw_variance(results: Results) -> Figure | None:
             _curve(axis, [here[key] for key in joint], GREEN, "^", label)
         if (chosen := here.get(variance.DEFAULT)) is not None:
             ring = {"marker": "o", "markersize": 12, "markerfacecolor": "none", "linestyle": "none"}
-            axis.plot(chosen["seconds"], _excess(chosen), **ring, color="black", label="default, 192 and 16")
+            axis.plot(chosen["seconds"], _excess(chosen), **ring, color="black", label="default, 224 and 16")
     axes[0].set(yscale="log", ylabel="median excess over the exact variance (%)")
     axes[0].yaxis.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
     _legend(figure, axes[0])

@@ -17,7 +17,7 @@ from benchmarks.posterior.variance import Reference, conditioned, exact_laplace,
 from itergp.solvers import SubspaceNewton
 
 SETTINGS = [("vecchia", 20), ("vecchia", 50), ("full_scale_vecchia", 20), ("full_scale_vecchia", 50)]
-OURS = [(192, 16), (192, 0), (1, 32), (1, 128), (64, 16), (192, 32), (256, 32), (256, 64)]
+OURS = [(224, 16), (192, 16), (192, 0), (1, 32), (1, 128), (64, 16), (192, 32), (256, 32), (256, 64)]
 _JITTER = 1e-6  # deviations of a column
 
 

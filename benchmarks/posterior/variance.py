@@ -17,11 +17,11 @@ from itergp.solvers import DenseNewton, SubspaceNewton
 
 GLOBAL = [(rank, 0) for rank in (32, 64, 128, 192, 256, 512)]
 LOCAL = [(1, neighbours) for neighbours in (8, 16, 32, 64, 128)]
-JOINT = [(rank, neighbours) for rank in (64, 128, 192, 256) for neighbours in (8, 16, 32)]
-DEFAULT = (192, 16)
+JOINT = [(rank, neighbours) for rank in (64, 128, 192, 224, 256) for neighbours in (8, 16, 32)]
+DEFAULT = (224, 16)
 SETTINGS = {
     torch.float64: [DEFAULT, *GLOBAL, *LOCAL, *(setting for setting in JOINT if setting != DEFAULT)],
-    torch.float32: [DEFAULT, (192, 0), (1, 32), (192, 32)],
+    torch.float32: [DEFAULT, (192, 16), (192, 0), (1, 32), (192, 32)],
 }
 _QUANTILE = 0.95
 

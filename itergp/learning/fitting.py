@@ -50,6 +50,7 @@ _REFINEMENT_RATE = 0.7  # of the learning rate
 _CALIBRATION_VALUES = 20_000  # latent values, rows times functions, to choose by
 _COLLAPSED, _DIVERGED = 1e-3, 1e5
 _NO_NOISE = 1e-6  # a noise variance that nobody misses
+_VISIBLE = 0.05  # share of the objective whose loss is worth a warning
 _MARGIN = 1e-3  # share of the objective by which a point of the path must beat the mean of its tail
 _LOOK_FACTOR = 100.0  # times the tolerance, for a look at the posterior on the way
 
@@ -383,7 +384,8 @@ def _keep_best(learner: Learner, objective: Objective, starts: list[list[Tensor]
         if math.isfinite(value) and value > reached + margin * abs(reached if math.isfinite(reached) else 0.0):
             chosen, reached = index, value
     learner.restore(candidates[chosen][0])
-    if chosen > len(path) and learner.evaluations > 1:
+    fallen = not math.isfinite(first) or reached - first > _VISIBLE * abs(reached)
+    if chosen > len(path) and learner.evaluations > 1 and fallen:
         warnings.warn(
             f"Learning must raise its objective. It fell from {reached:.4g} per row at the starting values to {first:.4g}; the "
             "starting values are kept. Lower learning_rate, raise max_iterations, or fix the parameters that you know.",

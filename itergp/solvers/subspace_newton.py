@@ -39,7 +39,7 @@ _DEFAULT_TOLERANCE = 1e-4
 _RECYCLING_PASSES = 6  # a smaller budget is better spent on new directions
 _DEFAULT_MAX_RANK, _SMALLEST_MAX_RANK = 1024, 64
 _EXPECTED_PASSES = 12
-_DEFAULT_COVARIANCE_RANK = {False: 128, True: 192}  # with several latent functions, with one
+_DEFAULT_COVARIANCE_RANK = {False: 128, True: 224}  # with several latent functions, with one
 _DEFAULT_COVARIANCE_COLUMNS = 1280  # r C columns go through the covariance's kernel pass
 _PRELIMINARY_SHARE, _PRELIMINARY_RANK = 4, 8
 _BLOCKS = 32
@@ -114,7 +114,7 @@ class SubspaceNewton:
         max_passes: Kernel passes, all stages together; default 60.
         max_rank: Directions kept in the search space; beyond it the least informative are dropped. Default 1024, fewer where
             two arrays of so many columns exceed the memory budget.
-        covariance_rank: Actions r that the covariance is conditioned on at all inputs; default 192 for one latent function, 128
+        covariance_rank: Actions r that the covariance is conditioned on at all inputs; default 224 for one latent function, 128
             for several, fewer (down to 32) beyond 10 of them, and all where N C is at most 1,024: the covariance is then exact.
             0 leaves the prior's covariance.
         num_neighbours: Training rows near to an input that its covariance is conditioned on besides; default 16 for one latent
