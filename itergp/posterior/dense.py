@@ -29,7 +29,7 @@ def dense_posterior(kernel: Tensor, root: Tensor, prior_variance: Tensor) -> tup
     joint, factor = _lifted(kernel, root)
     gram = joint - torch.eye(joint.shape[0], dtype=joint.dtype, device=joint.device)
     # What is not positive is dropped.
-    known = root.abs().amax(1).flatten() > 0.0  # a direction that the data say nothing about is no action
+    known = root.abs().amax(1).flatten() > 0.0  # an exact zero is a direction that the data say nothing about
     if not bool(known.all()):
         actions, gram = actions[..., known], gram[known][:, known]
         factor = None if factor is None else factor[known][:, known]

@@ -258,7 +258,10 @@ class GPRegressor(BaseRegressor):
         return super().partial_fit(X, y, sample_weight)
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, **observation: Any) -> Any:
-        self._known_noise = self._check_alpha(len(np.asarray(y)), sample_weight)
+        rows = (
+            0 if y is None else len(np.atleast_1d(np.asarray(y)))
+        )  # what is no column is refused where all of them are
+        self._known_noise = self._check_alpha(rows, sample_weight)
         return super()._fit(X, y, sample_weight, **observation)
 
     def _check_alpha(self, num_rows: int, sample_weight: Any) -> Array | None:
