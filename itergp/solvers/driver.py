@@ -31,7 +31,7 @@ APPROXIMATIONS = ("variational", "laplace")
 
 # A variational solve begins at the Laplace mode, which only has to be near: its own stage finishes the job.
 _PRELIMINARY_FACTOR = 100.0
-_PRELIMINARY_RESIDUAL = 0.2  # posterior deviations
+_PRELIMINARY_RESIDUAL = 0.3  # posterior deviations
 _PASSES_OF_A_STAGE = 2
 _PRELIMINARY_TIME = 0.5  # share of the time limit
 

@@ -18,7 +18,7 @@ from itergp.solvers.problem import Problem
 from itergp.solvers.search_space import SearchSpace
 
 EXACT_VALUES = 1024  # latent values N C of which every one is an action: dense matrices of that size cost nothing
-_NOISY = 1.5  # median noise of actions for another curvature than their own, beyond which they are chosen anew
+_NOISY = 4.0  # median noise of actions for another curvature than their own, beyond which they are chosen anew
 # Of one latent function. With several they cost C times as much, and what is rough there, saturated classes, has little
 # curvature for neighbours to tell by: measured, no prediction was better for them.
 _NEIGHBOURS = 16
