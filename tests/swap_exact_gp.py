@@ -6,4 +6,7 @@ import gpytorch
 
 import itergp
 
-gpytorch.models.ExactGP = itergp.models.NonConjugateGP
+
+def pytest_configure() -> None:
+    """Swaps the class where this is a plugin; an import, as of a collection of doctests, must not."""
+    gpytorch.models.ExactGP = itergp.models.NonConjugateGP

@@ -194,7 +194,7 @@ def test_predictions_are_those_of_exact_gp(name):
         torch.manual_seed(4)  # random features are drawn now
         with torch.no_grad(), gpytorch.settings.fast_pred_var(False):
             latents.append(model(x))
-    tolerance = 1e-3 if "grid" in name else 1e-4  # GPyTorch's are iterative on grids, and rounded elsewhere
+    tolerance = 1e-3 if "grid" in name else 1e-5  # GPyTorch's predictions on grids are iterative
     for found, expected in ((latents[1].mean, latents[0].mean), (latents[1].variance, latents[0].variance)):
         assert float((found - expected).abs().max()) < tolerance * float(expected.abs().max())
     assert_close(ours.latent_mean(x)[:, 0], latents[1].mean, "posterior")
@@ -225,7 +225,7 @@ def test_derivatives_in_the_inputs_are_those_of_exact_gp(name):
         hessian = torch.autograd.functional.hessian(lambda z, model=model: model(z).mean.sum(), x[:1])
         found.append((slope, hessian))
     for actual, expected in zip(found[1], found[0], strict=True):
-        tolerance = 5e-3 if "grid" in name else 1e-3
+        tolerance = 5e-3 if "grid" in name else 1e-4
         assert float((actual - expected).abs().max()) <= tolerance * float(expected.abs().max()) + 1e-10
 
 
