@@ -36,6 +36,7 @@ from itergp.likelihoods import (
     base,
     latent_marginals,
 )
+from itergp.likelihoods.quadrature import trapezoid
 
 ROWS = 24
 
@@ -476,7 +477,11 @@ def _nodes(likelihood: Likelihood, mean: Tensor) -> tuple[Tensor, Tensor]:
     return (0.7 * nodes).expand(-1, *mean.shape).contiguous(), weights
 
 
-@pytest.mark.parametrize("name", [n for n in GRID if n not in ("laplace", "gpytorch-laplace")])  # better than nodes
+EXPONENTIAL = ("poisson", "poisson-exposure", "gamma", "weibull", "exponential")  # in closed form
+BETTER = (*EXPONENTIAL, "laplace", "gpytorch-laplace")
+
+
+@pytest.mark.parametrize("name", [name for name in GRID if name not in BETTER])
 def test_expected_derivatives_are_averages(name):
     likelihood, targets = _calculus(name)
     mean = _latents(name)
@@ -485,6 +490,26 @@ def test_expected_derivatives_are_averages(name):
     each = [likelihood.derivatives(mean + offset, targets) for offset in offsets]
     assert_close(g, sum(w * one[0] for w, one in zip(weights, each, strict=True)), "local")
     assert_close(W, sum(w * one[1] for w, one in zip(weights, each, strict=True)), "local")
+
+
+@pytest.mark.parametrize("name", EXPONENTIAL)
+@pytest.mark.parametrize("variance", [0.1, 4.0, 9.0])
+@torch.no_grad()
+def test_expected_exponentials_are_those_of_a_fine_rule(name, variance):
+    likelihood, targets = _calculus(name)
+    mean = _latents(name) - 0.5 * variance * (-1.0 if name in ("gamma", "weibull", "exponential") else 1.0)
+    nodes, weights = likelihood.standard_nodes(mean)
+    offsets = (variance**0.5 * nodes).expand(-1, *mean.shape)
+    fine, fine_weights = trapezoid(0.02, like=mean)
+    fine_offsets = (variance**0.5 * fine[:, None, None]).expand(-1, *mean.shape)
+    g, W = likelihood.expected_derivatives(mean, offsets, weights, targets)
+    expected = Likelihood.expected_derivatives(likelihood, mean, fine_offsets, fine_weights, targets)
+    limit = 1e-7  # the fine rule ends at twelve deviations
+    for ours, theirs in zip((g, W), expected, strict=True):
+        assert float((ours - theirs).abs().max()) <= limit * float(theirs.abs().max())
+    ours = likelihood.expected_log_density(mean, offsets, weights, targets)
+    theirs = Likelihood.expected_log_density(likelihood, mean, fine_offsets, fine_weights, targets)
+    assert float((ours - theirs).abs().max()) <= limit * float(theirs.abs().max())
 
 
 @grid

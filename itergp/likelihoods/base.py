@@ -33,6 +33,8 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         quadratic: Whether ``log p(y | f)`` is quadratic in ``f``; Laplace and variational posteriors then agree.
         curvature: ``"hessian"`` when W is the negative Hessian, else the positive semi-definite stand-in
             (``"fisher"``, ``"gauss-newton"``, ``"complete-data"`` or ``"absolute hessian"``).
+        bounded_curvature: Whether W stays below a bound that is small in the units of f, wherever f is; variational
+            posteriors then need no care for curvature that is far away.
         exchangeable: Whether rows share one density, so that any subset of them can be looked at alone.
         accepts_missing: Whether targets may be missing without ``missing_targets`` saying so.
         predictive_options: Keywords of ``predictive`` that say something about new rows, such as their exposure.
@@ -41,6 +43,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     num_latents: int = 1
     log_concave: bool = True
     quadratic: ClassVar[bool] = False
+    bounded_curvature: bool = False
     exchangeable: ClassVar[bool] = True
     accepts_missing: ClassVar[bool] = False
     curvature: str = "hessian"

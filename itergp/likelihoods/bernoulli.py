@@ -39,6 +39,11 @@ class BernoulliLikelihood(Likelihood):
             raise InputError(f"`link` must be 'logit', 'probit' or 'cloglog'. Got {link!r}. Choose one of these.")
         self.link = link
 
+    @property
+    def bounded_curvature(self) -> bool:  # type: ignore[override]
+        """Not of the complementary log-log: where nothing happened it is ``exp(f)``."""
+        return self.link != "cloglog"
+
     def validate_targets(self, targets: Tensor) -> Tensor:
         """Labels must be 0 or 1, as integers, floats or booleans; returned as floats."""
         labels = require_integers(targets, "BernoulliLikelihood", "labels 0 or 1")

@@ -30,6 +30,8 @@ class CategoricalLikelihood(Likelihood):
         num_classes: Number of classes C, at least 2.
     """
 
+    bounded_curvature = True
+
     def __init__(self, num_classes: int) -> None:
         super().__init__()
         if num_classes < 2:

@@ -47,6 +47,8 @@ class OrdinalLikelihood(Likelihood):
         tensor([[0.2500, 0.2500, 0.2500, 0.2500]], grad_fn=<RoundBackward1>)
     """
 
+    bounded_curvature = True
+
     increments = ConstrainedParameter()
     """Differences between neighbouring cutpoints ``(K - 2,)``."""
 

@@ -91,6 +91,9 @@ class PoissonLikelihood(CountLikelihood):
         curvature = y * relative * (relative - (1.0 - slope)) + exposure * slope * (1.0 - slope)
         return y * relative - exposure * slope, curvature.clamp_min(0.0)
 
+    def _exponential(self, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor] | None:
+        return (y, torch.ones_like(y)) if self.link == "log" else None
+
     def _conditional(self, latent: Tensor, *second: Tensor) -> Poisson:
         (exposure,) = second
         rate = latent.clamp_max(MAX_EXPONENT).exp() if self.link == "log" else torch.nn.functional.softplus(latent)

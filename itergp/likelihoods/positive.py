@@ -59,6 +59,9 @@ class GammaLikelihood(SingleLatentLikelihood):
         shape, (_, ratio) = self.shape.to(latent.dtype), continued_exp(y.log() - latent)
         return shape * (ratio - 1.0), shape * ratio
 
+    def _exponential(self, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor] | None:
+        return -self.shape.to(y.dtype), -torch.ones_like(y)
+
     def _conditional(self, latent: Tensor, *second: Tensor) -> Gamma:
         shape = self.shape.to(latent.dtype)
         return Gamma(shape.expand_as(latent), shape * torch.exp(-latent.clamp(-MAX_EXPONENT, MAX_EXPONENT)), False)

@@ -67,6 +67,41 @@ class SingleLatentLikelihood(Likelihood):
             return (targets,)
         return targets.unbind(-1) if targets.dim() == 2 else (targets, torch.full_like(targets, self.second_column))
 
+    # ------------------------------------------------------------ expectations
+    def _exponential(self, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Slopes ``(a, b)`` if ``log p(y | f) = a f - exp(b f + c) + const``, whose expectations have a closed form."""
+        return None
+
+    def _tilted(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Where to evaluate a density with an exponential in place of averaging, and what its linear term then has too much.
+
+        ``E[exp(b f + c)] = exp(b (m + b v / 2) + c)`` for ``f ~ N(m, v)``: gradient and curvature at ``m + b v / 2`` are the
+        expected ones. Quadrature instead needs nodes as far out as ``b v``, and misses all of it where v is large.
+        """
+        slopes = self._exponential(*self._columns(targets, mean.squeeze(-1)))
+        if slopes is None:
+            return None
+        linear, exponential = slopes
+        variance = (weights[:, None] * offsets.squeeze(-1).square()).sum(0)
+        shift = 0.5 * exponential * variance
+        return mean + shift.unsqueeze(-1), linear * shift
+
+    def expected_log_density(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+        """``E[log p(y_n | f_n)]`` for each row ``(N,)``: in closed form for exponentials, otherwise by the nodes."""
+        tilted = self._tilted(mean, offsets, weights, targets)
+        if tilted is None:
+            return super().expected_log_density(mean, offsets, weights, targets)
+        return self.log_density(tilted[0], targets) - tilted[1]
+
+    def expected_derivatives(
+        self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Expected gradient ``(N, 1)`` and curvature ``(N, 1, 1)``: in closed form for exponentials."""
+        tilted = self._tilted(mean, offsets, weights, targets)
+        if tilted is None:
+            return super().expected_derivatives(mean, offsets, weights, targets)
+        return self.derivatives(tilted[0], targets)
+
     # -------------------------------------------------------------- predictive
     def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Distribution:
         """Conditional distribution at latent values ``(..., N)``; keywords as in ``predictive``."""

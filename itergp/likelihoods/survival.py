@@ -81,6 +81,10 @@ class _SurvivalLikelihood(SingleLatentLikelihood):
         _, hazard = continued_exp(shape * (y.log() - latent))
         return shape * (hazard - second[0]), shape.square() * hazard
 
+    def _exponential(self, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor] | None:
+        shape = self._shape(y)
+        return -shape * second[0], -shape
+
     def _conditional(self, latent: Tensor, *second: Tensor) -> Weibull:
         return Weibull(latent, self._shape(latent), validate_args=False)
 

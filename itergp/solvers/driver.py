@@ -95,8 +95,12 @@ def solve(
         run.trace.settings = run_settings(problem, operator, solver, approximation)
         run.refines = variational and rounds.can_refine(solver)
         solution = run.stage(problem, warm_start, final=not variational) if run.first == 0 else None
-        marginals = run.covariance if solution is None or run.covariance is not None else solution.latent_covariance
-        last = rounds.MAX_ROUNDS if variational and not run.refines else 1
+        marginals = run.covariance
+        if solution is not None and marginals is None:
+            marginals = run.damping.first(
+                problem, solution.latent_values, solution.curvature, solution.latent_covariance
+            )
+        last = rounds.max_rounds(problem) if variational and not run.refines else 1
         for index in range(max(1, run.first), last + 1 if variational else 1):
             if solution is not None and (solution.status.reason is Reason.INTERRUPTED or run.late()):
                 break
@@ -130,7 +134,7 @@ def _next_round(run: _Run, problem: Problem, solution: Solution, marginals: Tens
     solver, limit = run.solver, run.limit
     residual = rounds.widened(problem, marginals, solution.latent_covariance)
     stationary = residual <= rounds.residual_tolerance(problem, solver.tolerance)
-    exhausted = run.index == rounds.MAX_ROUNDS or run.late() or (limit is not None and run.passes >= limit)
+    exhausted = run.index == rounds.max_rounds(problem) or run.late() or (limit is not None and run.passes >= limit)
     # A mean that its own site could not be solved for is not worth another site.
     exhausted = exhausted or not (solution.status.converged or solution.status.reason is Reason.PRECISION)
     status = solution.status
@@ -139,7 +143,8 @@ def _next_round(run: _Run, problem: Problem, solution: Solution, marginals: Tens
         ended = run.trace.stages.pop()
         run.trace.stages.append(replace(ended, reason=status.reason.name, status=str(status)))
     solution = replace(solution, status=status, variational_residual=residual)
-    return solution, run.damping.mix(marginals, solution.latent_covariance, residual), stationary or exhausted
+    following = run.damping.following(problem, solution.latent_values, solution.latent_covariance, marginals, residual)
+    return solution, following, stationary or exhausted
 
 
 def _renewed(problem: Problem, solver: Solver[Any], posterior: Posterior, status: Status) -> Status:

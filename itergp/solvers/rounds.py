@@ -7,6 +7,7 @@ from the present marginals. Solvers that keep the products of their search space
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,18 +15,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itergp.likelihoods import VariationalSite
+from itergp.likelihoods import Observations, VariationalSite
 from itergp.solvers.base import Solver
 from itergp.solvers.posterior import Posterior
 from itergp.solvers.problem import Problem
 from itergp.solvers.status import Status
 
 MAX_ROUNDS = 40
+_MAX_SLOW_ROUNDS = 120  # where rows are damped one by one
 _SHARE = 0.1
 _ROUNDING = 1000.0  # units of the dtype's resolution: smaller changes of marginals are rounding
 _RESIDUAL, _SAMPLED_RESIDUAL = 0.02, 0.1  # posterior deviations
 _CONTRACTION, _DAMPING = 0.7, 0.5  # a residual that falls less than this from round to round is damped by half
 _LEAST_DAMPING = 1.0 / 32.0
+_LITTLE_INFORMATION, _GROWTH, _MAX_HALVINGS = 0.25, 8.0, 40
+_RESPONSE = 0.3  # the mean moves against it, which leaves less than a third: measured, a fifth oscillates
 
 
 def residual_tolerance(problem: Problem, tolerance: float) -> float:
@@ -45,22 +49,108 @@ def residual_tolerance(problem: Problem, tolerance: float) -> float:
 
 @dataclass
 class Damping:
-    """How much of each new set of marginals the next site is made from.
+    """How the marginals of the next site follow from those that the last one led to.
+
+    Under ``exp(f)`` expected curvature grows like ``exp(v / 2)``, and rows compete for who carries it: undamped, they take
+    turns. Each is then damped by how much its own variance would answer, ``1 / (1 + v dW / d log v)``.
 
     Attributes:
-        share: Of the new marginals; 1 until they oscillate.
+        share: Of the new marginals, for all rows; 1 until they oscillate.
         last: Residual of the round before.
     """
 
     share: float = 1.0
     last: float = float("inf")
 
-    def mix(self, site: Tensor, new: Tensor, residual: float) -> Tensor:
-        """Marginals for the next site ``(N, C, C)``, from those of the last and those that it led to."""
-        if residual > _CONTRACTION * self.last:
-            self.share = max(_DAMPING * self.share, _LEAST_DAMPING)
-        self.last = residual
-        return new if self.share == 1.0 else (1.0 - self.share) * site + self.share * new
+    def first(self, problem: Problem, mean: Tensor, curvature: Tensor | None, marginals: Tensor) -> Tensor:
+        """Marginals for the first variational site ``(N, C, C)``, from those of another one's posterior.
+
+        Args:
+            problem: With any site of the observations.
+            mean: Latent means ``(N, C)``.
+            curvature: Curvature ``(N, C, C)`` that the marginals were conditioned with, or None if it is not known.
+            marginals: ``(N, C, C)``.
+        """
+        if problem.likelihood.bounded_curvature:
+            return marginals
+        known = 0.0 if curvature is None else _information(curvature, marginals)
+        return _within_reach(
+            problem, mean, marginals, lambda factor: (_GROWTH * factor * known).clamp_min(mean.shape[1])
+        )
+
+    def following(self, problem: Problem, mean: Tensor, marginals: Tensor, site: Tensor, residual: float) -> Tensor:
+        """Marginals for the next site, from those of the posterior and of the last site; other arguments as for ``first``."""
+        if problem.likelihood.bounded_curvature:
+            if residual > _CONTRACTION * self.last:
+                self.share = max(_DAMPING * self.share, _LEAST_DAMPING)
+            self.last = residual
+            return marginals if self.share == 1.0 else (1.0 - self.share) * site + self.share * marginals
+        most = _GROWTH * _information(_expected_curvature(problem.site.observations, mean, site), site)
+        most = most.clamp_min(_LITTLE_INFORMATION)
+        reached = _within_reach(problem, mean, marginals, lambda factor: most)
+        response = _response(problem, mean, torch.where(_wider(reached, site), reached, site))
+        share = 1.0 / (1.0 + _RESPONSE * response)[:, None, None]
+        mixed = site + share * (marginals - site)
+        return torch.where(_wider(mixed, reached) & _wider(mixed, site), reached, mixed)
+
+
+def _within_reach(problem: Problem, mean: Tensor, marginals: Tensor, most: Callable[[Tensor], Tensor]) -> Tensor:
+    """Marginals shrunk, row by row, to what one round may go to: ``tr(W v)``, at most C where stationary, is limited.
+
+    From wider ones Newton's method would descend by 1 per step, to a mean far below the stationary one.
+
+    Args:
+        problem: With any site of the observations.
+        mean: Latent means ``(N, C)``.
+        marginals: ``(N, C, C)``.
+        most: The largest ``tr(W v)`` of each row ``(N,)``, given by how much its marginals were shrunk.
+    """
+    observations = problem.site.observations
+
+    def beyond(factor: Tensor) -> Tensor:
+        shrunk = factor[:, None, None] * marginals
+        return ~(_information(_expected_curvature(observations, mean, shrunk), shrunk) <= most(factor))  # NaN too
+
+    factor = marginals.new_ones(marginals.shape[0])
+    for _ in range(_MAX_HALVINGS):
+        too_far = beyond(factor)
+        if not bool(too_far.any()):
+            break
+        factor = torch.where(too_far, 0.5 * factor, factor)
+    shrunk = factor < 1.0
+    if not bool(shrunk.any()):
+        return marginals
+    for step in (0.5, 0.25, 0.125):  # between the last halving and the one before
+        larger = torch.where(shrunk, factor * (1.0 + step), factor)
+        factor = torch.where(beyond(larger), factor, larger)
+    return factor[:, None, None] * marginals
+
+
+def _wider(first: Tensor, second: Tensor) -> Tensor:
+    """Whether a row's marginal is the wider one ``(N, 1, 1)``."""
+    return (_trace(first) > _trace(second))[:, None, None]
+
+
+def _trace(marginals: Tensor) -> Tensor:
+    return marginals.diagonal(dim1=-2, dim2=-1).sum(-1)
+
+
+def _response(problem: Problem, mean: Tensor, marginals: Tensor) -> Tensor:
+    """``tr(v dW / d log v)`` of each row ``(N,)``, where positive: how strongly a wider marginal would narrow itself."""
+    observations, ratio = problem.site.observations, 1.01
+    change = _expected_curvature(observations, mean, ratio * marginals) - _expected_curvature(
+        observations, mean, marginals
+    )
+    return _information(change, marginals).div(math.log(ratio)).nan_to_num(posinf=0.0).clamp_min(0.0)
+
+
+def _expected_curvature(observations: Observations, mean: Tensor, marginals: Tensor) -> Tensor:
+    return VariationalSite.from_covariance(observations, marginals).derivatives(mean)[1]
+
+
+def _information(curvature: Tensor, marginals: Tensor) -> Tensor:
+    """``tr(W v)`` of each row ``(N,)``."""
+    return (curvature * marginals.mT).sum((-2, -1))
 
 
 def moved(problem: Problem, first: Tensor, second: Tensor, covariance: Tensor) -> float:
@@ -80,6 +170,11 @@ def _deviations(problem: Problem, covariance: Tensor) -> Tensor:
     rounding = 4.0 * torch.finfo(covariance.dtype).eps * problem.prior_variance()
     variance = covariance.diagonal(dim1=-2, dim2=-1)
     return torch.maximum(variance, rounding).clamp_min(torch.finfo(covariance.dtype).tiny).sqrt()
+
+
+def max_rounds(problem: Problem) -> int:
+    """Rounds after which a posterior that still moves is returned."""
+    return MAX_ROUNDS if problem.likelihood.bounded_curvature else _MAX_SLOW_ROUNDS
 
 
 def can_refine(solver: Solver[Any]) -> bool:
@@ -134,9 +229,10 @@ def settle(
         advance: Certifies a state, or takes a step from it; with why nothing else may follow. None leaves the mean uncertified.
     """
     observations = problem.site.observations
-    damping, marginals = Damping(), posterior.latent_covariance
+    damping = Damping()
+    marginals = damping.first(problem, posterior.latent_values, posterior.curvature, posterior.latent_covariance)
     residual = widening = float("inf")
-    for _ in range(MAX_ROUNDS):
+    for _ in range(max_rounds(problem)):
         problem = problem.with_site(VariationalSite.from_covariance(observations, marginals))
         state, stop = refine(problem, state), ended()
         shifted = solver.with_mean(problem, state, posterior)
@@ -153,5 +249,11 @@ def settle(
             return Settled(problem, state, shifted, residual, residual <= tolerance, stop)
         posterior = solver.recondition(problem, state, shifted)
         widening = widened(problem, marginals, posterior.latent_covariance)
-        marginals = damping.mix(marginals, posterior.latent_covariance, max(shift, widening))
+        marginals = damping.following(
+            problem,
+            posterior.latent_values,
+            posterior.latent_covariance,
+            marginals,
+            max(shift, widening),
+        )
     return Settled(problem, state, posterior, residual, False)
