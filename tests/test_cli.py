@@ -11,7 +11,7 @@ from rich.console import Console
 
 from itergp import diagnostics
 from itergp.cli import main
-from itergp.diagnostics import SolveProgress, TraceRecord
+from itergp.diagnostics import ProgressBar, TraceRecord
 
 
 def test_version_and_help(capsys):
@@ -44,10 +44,10 @@ def test_progress_shows_passes_objective_and_gap():
     stream = io.StringIO()
     console = Console(file=stream, force_terminal=True, width=120)
     record = TraceRecord("laplace", 3, 0.1, 123.456, 0.5, 1.5, 9, 2, 1.0)
-    with SolveProgress(1e-3, console=console) as bar:
-        bar.stage("laplace")
-        bar.update(record)
-        bar.finish("laplace")
+    with ProgressBar(console=console) as bar:
+        bar.begin("laplace", tolerance=1e-3)
+        bar(record)
+        bar.end("laplace")
     shown = stream.getvalue()
     assert "pass   3" in shown
     assert "123.46" in shown

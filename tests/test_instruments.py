@@ -23,7 +23,9 @@ from itergp.diagnostics.live import sparkline
 from itergp.errors import InputError, SolverError
 from itergp.learning import fit
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, PoissonLikelihood
-from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Reason, SubspaceNewton
+from itergp.operators import make_operator
+from itergp.records import Listener, Listeners, TraceData
+from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Reason, SubspaceNewton, solve
 
 SOLVERS = {
     "subspace": SubspaceNewton(),
@@ -514,6 +516,60 @@ def test_tensorboard_gets_every_record_as_it_comes():
         assert writer.scalars[f"run1/{stage}/class_residuals/2"] == [
             (r.kernel_passes, r.class_residuals[2]) for r in own
         ]
+
+
+class Heard(Listener):
+    """What a listener is told, in order."""
+
+    def __init__(self):
+        self.events = []
+
+    def begin(self, stage, *, unit="pass", total=None, tolerance=None):
+        self.events.append(("begin", stage, unit, total, tolerance))
+
+    def __call__(self, record):
+        self.events.append(record)
+
+    def advance(self, stage, done):
+        self.events.append(("advance", stage, done))
+
+    def end(self, stage):
+        self.events.append(("end", stage))
+
+
+def test_a_listener_hears_of_stages_and_of_every_record():
+    heard, kept = Heard(), TraceData()
+    model = binary()
+    trace = model.condition(callback=Listeners(heard, kept, None)).trace
+    steps = {stage: [r for r in trace if r.stage == stage] for stage in ("laplace", "variational")}
+    tolerance = model.solver.tolerance * 120
+    assert heard.events == [
+        event
+        for stage, records in steps.items()
+        for event in (("begin", stage, "pass", None, tolerance), *records, ("end", stage))
+    ]
+    assert kept.records == trace.records
+
+
+def test_a_listener_hears_of_learning():
+    heard = Heard()
+    records = fit(binary(), max_iterations=3, calibrate=False, callback=heard).records
+    assert heard.events[0] == ("begin", "learn", "step", 3, None)
+    assert heard.events[-1] == ("end", "learn")
+    assert [event for event in heard.events if not isinstance(event, tuple)] == records
+    assert [e for e in heard.events if isinstance(e, tuple) and e[0] == "advance"] == [
+        ("advance", "learn", i) for i in (1, 2, 3)
+    ]
+
+
+def test_a_solve_below_a_model_leaves_data_that_a_trace_reads():
+    model = binary(60)
+    prior = model._prior(model.train_inputs)
+    operator = make_operator(prior.kernel, prior.features, num_kernels=prior.num_kernels)
+    data = solve(operator, prior.mean.detach(), model.observations, SubspaceNewton()).trace
+    assert type(data) is TraceData
+    assert Trace.of(data).explain().limit == "converged"
+    assert Trace.of(data).spectrum == data.spectrum
 
 
 def test_tensorboard_gets_a_trace_afterwards_as_live():

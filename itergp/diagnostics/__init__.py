@@ -1,4 +1,4 @@
-"""Traces, explanations, progress, metrics and plots."""
+"""What reads the record of a run: explanations, progress, live views and plots; and metrics of predictions."""
 
 from itergp.diagnostics.class_maps import plot_class_map, plot_uncertainty_map
 from itergp.diagnostics.explain import Explanation
@@ -19,12 +19,12 @@ from itergp.diagnostics.plots import (
     plot_residuals,
     plot_trajectory,
 )
-from itergp.diagnostics.progress import SolveProgress
-from itergp.diagnostics.records import FitRecord, LearningTrace, RunSettings, StageRecord, TraceRecord
+from itergp.diagnostics.progress import ProgressBar
 from itergp.diagnostics.spectrum_plot import plot_relevance, plot_spectrum
 from itergp.diagnostics.tensorboard import TensorBoard
 from itergp.diagnostics.trace import Trace
 from itergp.diagnostics.uncertainty_plot import plot_uncertainty
+from itergp.records import FitRecord, LearningTrace, RunSettings, StageRecord, TraceRecord
 
 __all__ = [
     "Explanation",
@@ -32,9 +32,9 @@ __all__ = [
     "FitRecord",
     "LearningTrace",
     "Live",
+    "ProgressBar",
     "Reliability",
     "RunSettings",
-    "SolveProgress",
     "StageRecord",
     "TensorBoard",
     "Trace",

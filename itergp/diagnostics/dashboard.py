@@ -6,6 +6,7 @@ import math
 import textwrap
 from typing import TYPE_CHECKING, Any
 
+from itergp.diagnostics.explain import explain
 from itergp.diagnostics.findings import memory, number, share
 from itergp.diagnostics.plots import (
     BLUE,
@@ -20,12 +21,12 @@ from itergp.diagnostics.plots import (
 )
 from itergp.diagnostics.spectrum_plot import plot_spectrum
 from itergp.errors import InputError
+from itergp.records import TraceData
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from itergp.diagnostics.trace import Trace
 
 _SOLVE = [["gap", "residuals", "steps"], ["rank", "spectrum", "time"]]
 _LEARN = [["objective", "objective", "objective", "parameters", "parameters", "parameters"]]
@@ -36,7 +37,7 @@ _NAMED = 8  # hyperparameters that a legend can name
 _PHASES = {"kernel": BLUE, "mode": ORANGE, "covariance": GREY}
 
 
-def plot_dashboard(trace: Trace, figure: Figure | None = None) -> dict[str, Axes]:
+def plot_dashboard(trace: TraceData, figure: Figure | None = None) -> dict[str, Axes]:
     """Draws a trace; see ``Trace.plot``."""
     figure = _new_figure(dashboard_size(trace)) if figure is None else figure
     lines = _lines(trace)
@@ -51,21 +52,21 @@ def plot_dashboard(trace: Trace, figure: Figure | None = None) -> dict[str, Axes
     return panels
 
 
-def dashboard_size(trace: Trace) -> tuple[float, float]:
+def dashboard_size(trace: TraceData) -> tuple[float, float]:
     """Width and height in inches at which the dashboard reads well."""
     return 3 * _PANEL[0], _PANEL[1] * len(_rows(trace)) + _text_height(_lines(trace)) + 0.4
 
 
-def _rows(trace: Trace) -> list[list[str]]:
+def _rows(trace: TraceData) -> list[list[str]]:
     """Names of the panels, as a mosaic six columns wide."""
     learned = trace.learning is not None and bool(trace.learning.records)
     solved = _SOLVE if len(trace) or not learned else []
     return [[name for name in row for _ in range(2)] for row in solved] + (_LEARN if learned else [])
 
 
-def _lines(trace: Trace) -> list[str]:
+def _lines(trace: TraceData) -> list[str]:
     """The explanation, wrapped."""
-    paragraphs = str(trace.explain()).splitlines()
+    paragraphs = str(explain(trace)).splitlines()
     options: dict[str, Any] = {"width": _CHARACTERS, "initial_indent": "- ", "subsequent_indent": "  "}
     return [line for text in paragraphs for line in textwrap.wrap(text, **options)]
 
@@ -82,7 +83,7 @@ def _new_figure(size: tuple[float, float]) -> Figure:
     return plt.figure(figsize=size, layout="constrained")
 
 
-def _title(trace: Trace) -> str:
+def _title(trace: TraceData) -> str:
     run = trace.settings
     if run is None:
         return "Trace"
@@ -100,7 +101,7 @@ def _values(name: str, values: list[float]) -> str:
 
 
 # ---------------------------------------------------------------------- panels
-def _gap(axes: Axes, trace: Trace) -> None:
+def _gap(axes: Axes, trace: TraceData) -> None:
     plot_convergence(axes, trace)
     if not any(record.objective_gap for record in trace):  # convergence is judged by the gradient then
         points = [(x, 0.5 * r.residual) for x, r in zip(progress_axis(trace)[0], trace, strict=True)]
@@ -121,11 +122,11 @@ def _gap(axes: Axes, trace: Trace) -> None:
     axes.set_title("Distance to the mode")
 
 
-def _residuals(axes: Axes, trace: Trace) -> None:
+def _residuals(axes: Axes, trace: TraceData) -> None:
     plot_residuals(axes, trace)
 
 
-def _steps(axes: Axes, trace: Trace) -> None:
+def _steps(axes: Axes, trace: TraceData) -> None:
     passes, unit = progress_axis(trace)
     counts = axes.twinx()
     counts.bar(passes, [record.newton_steps for record in trace], color=GREY, alpha=0.35, width=0.7)
@@ -150,7 +151,7 @@ def _steps(axes: Axes, trace: Trace) -> None:
     mark_stages(axes, trace)
 
 
-def _rank(axes: Axes, trace: Trace) -> None:
+def _rank(axes: Axes, trace: TraceData) -> None:
     passes, unit = progress_axis(trace)
     axes.plot(passes, [record.rank for record in trace], "o-", color=BLUE, markersize=4, linewidth=1.0)
     squeezed = [(place, r.rank) for place, r in zip(passes, trace, strict=True) if "compressed" in r.event]
@@ -168,7 +169,7 @@ def _rank(axes: Axes, trace: Trace) -> None:
     mark_stages(axes, trace)
 
 
-def _spectrum(axes: Axes, trace: Trace) -> None:
+def _spectrum(axes: Axes, trace: TraceData) -> None:
     if not trace.spectrum:
         axes.set_title("Spectrum of the covariance")
         axes.text(0.5, 0.5, "not known", ha="center", va="center", color=GREY, transform=axes.transAxes)
@@ -179,7 +180,7 @@ def _spectrum(axes: Axes, trace: Trace) -> None:
         axes.set_title(f"Spectrum: {share(trace.stages[-1].variance_explained)} of prior variance explained")
 
 
-def _time(axes: Axes, trace: Trace) -> None:
+def _time(axes: Axes, trace: TraceData) -> None:
     phases = {name: trace.phase_seconds[name] for name in _PHASES if name in trace.phase_seconds}
     if not phases and trace.records:  # still running
         phases = {"kernel": trace[-1].kernel_seconds, "mode": trace[-1].seconds - trace[-1].kernel_seconds}
@@ -195,7 +196,7 @@ def _time(axes: Axes, trace: Trace) -> None:
     axes.set_title(f"Time: {number(total)} s{held}")
 
 
-def _objective(axes: Axes, trace: Trace) -> None:
+def _objective(axes: Axes, trace: TraceData) -> None:
     records = trace.learning.records if trace.learning else []
     stages = list(dict.fromkeys(record.stage for record in records))
     for stage, color in zip(stages, (GREY, BLUE, ORANGE), strict=False):
@@ -209,7 +210,7 @@ def _objective(axes: Axes, trace: Trace) -> None:
     axes.set_title("Learning: objective")
 
 
-def _parameters(axes: Axes, trace: Trace) -> None:
+def _parameters(axes: Axes, trace: TraceData) -> None:
     records = trace.learning.records if trace.learning else []
     few = sum(len(values) for values in records[0].parameters.values()) <= _NAMED
     plot_trajectory(axes, records, legend=False)

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from itergp.diagnostics.explain_covariance import explain_covariance
 from itergp.diagnostics.explain_ending import explain_ending
 from itergp.diagnostics.explain_fit import explain_learning
 from itergp.diagnostics.explain_scale import explain_residual, explain_scale, explain_steps
 from itergp.diagnostics.findings import Finding
-
-if TYPE_CHECKING:
-    from itergp.diagnostics.trace import Trace
+from itergp.records import TraceData
 
 
 @dataclass(frozen=True)
@@ -53,7 +50,7 @@ class Explanation:
     __repr__ = __str__
 
 
-def explain(trace: Trace) -> Explanation:
+def explain(trace: TraceData) -> Explanation:
     """Reads a trace; see ``Trace.explain``."""
     if trace.settings is None or not trace.stages:
         unfinished = "The trace has no end of a stage: the run has not finished, or the trace was made by hand."

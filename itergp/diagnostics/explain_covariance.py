@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from itergp.diagnostics.findings import Finding, memory, number, several, share
-from itergp.diagnostics.records import RunSettings, StageRecord
-
-if TYPE_CHECKING:
-    from itergp.diagnostics.trace import Trace
+from itergp.records import RunSettings, StageRecord, TraceData
 
 _INFORMATIVE = 1.0  # signal-to-noise ratio of the last direction above which others like it were left out
 
 
-def explain_covariance(trace: Trace, run: RunSettings, end: StageRecord) -> list[Finding]:
+def explain_covariance(trace: TraceData, run: RunSettings, end: StageRecord) -> list[Finding]:
     """Says so if the last direction that the covariance is conditioned on still explained more than half of its variance."""
     spectrum, rank = trace.spectrum, end.covariance_rank
     if rank == 0:

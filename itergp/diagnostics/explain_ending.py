@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from itergp.diagnostics.findings import Finding, memory, number, several, share
-from itergp.diagnostics.records import RunSettings, StageRecord, TraceRecord
-
-if TYPE_CHECKING:
-    from itergp.diagnostics.trace import Trace
+from itergp.records import RunSettings, StageRecord, TraceData, TraceRecord
 
 _ITEM = {"float32": 4, "float64": 8, "float16": 2, "bfloat16": 2}
 _WINDOW = 5  # last steps of a stage, whose pace is taken to go on
@@ -19,7 +15,7 @@ _SMALL = 128  # directions that are searched quickly
 _FAR = 10_000  # passes beyond which a forecast is no more than "never"
 
 
-def explain_ending(trace: Trace, run: RunSettings, end: StageRecord) -> list[Finding]:
+def explain_ending(trace: TraceData, run: RunSettings, end: StageRecord) -> list[Finding]:
     """The reason of the last stage with its figures, what stayed undone, and where the time went if there was too little."""
     explanations = {
         "CONVERGED": _converged,
@@ -51,7 +47,7 @@ def _gap(run: RunSettings, end: StageRecord) -> str:
     )
 
 
-def _converged(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
+def _converged(trace: TraceData, run: RunSettings, end: StageRecord) -> Finding:
     spent = f"after {several(end.kernel_passes, 'kernel pass', 'kernel passes')} in {number(end.seconds)} s"
     if end.reason == "CONVERGED":
         return Finding("converged", f"The solve converged {spent}: {_gap(run, end)}. Nothing limited the mean.", "")
@@ -64,7 +60,7 @@ def _converged(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
     )
 
 
-def _forecast(trace: Trace, run: RunSettings, end: StageRecord) -> tuple[str, int | None]:
+def _forecast(trace: TraceData, run: RunSettings, end: StageRecord) -> tuple[str, int | None]:
     """A sentence on the pace of the last steps, and how many more passes it takes at that pace."""
     # A stage that had room for one step only is taken to go at the pace of the stage before.
     stages = (stage.stage for stage in reversed(trace.stages))
@@ -83,7 +79,7 @@ def _forecast(trace: Trace, run: RunSettings, end: StageRecord) -> tuple[str, in
     return f"It fell by a factor of {math.exp(rate):.3g} per pass over the {span}.", more
 
 
-def _course(trace: Trace, stage: str) -> list[tuple[int, float]]:
+def _course(trace: TraceData, stage: str) -> list[tuple[int, float]]:
     """Kernel passes and distance at the last steps of a stage; at least one point, which may be zero."""
     points = [(record.kernel_passes, _measure(record)) for record in trace if record.stage == stage]
     return [point for point in points if math.isfinite(point[1]) and point[1] > 0.0][-_WINDOW:] or [(0, 0.0)]
@@ -93,7 +89,7 @@ def _measure(record: TraceRecord) -> float:
     return 0.5 * record.residual if record.objective_gap is None else record.objective_gap
 
 
-def _passes(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
+def _passes(trace: TraceData, run: RunSettings, end: StageRecord) -> Finding:
     limit = "the solver's own limit" if run.max_passes is None else f"max_passes={run.max_passes}"
     pace, more = _forecast(trace, run, end)
     observed = f"Kernel passes ran out ({end.kernel_passes}, {limit}): {_gap(run, end)}. {pace}"
@@ -103,7 +99,7 @@ def _passes(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
     return Finding("passes", observed, f"{change}{end.kernel_passes + more}, or accept the gap.")
 
 
-def _time(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
+def _time(trace: TraceData, run: RunSettings, end: StageRecord) -> Finding:
     if end.kernel_passes < 2:  # a solver that does not go by passes
         return _other(trace, run, end)
     pace, more = _forecast(trace, run, end)
@@ -118,7 +114,7 @@ def _time(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
     return Finding("time", observed, f"{change}{number(end.seconds + more * each)} s, or accept the gap.")
 
 
-def _rank(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
+def _rank(trace: TraceData, run: RunSettings, end: StageRecord) -> Finding:
     compressed = sum("compressed" in record.event for record in trace)
     rank = run.max_rank or trace[-1].rank
     size = 2 * run.num_kernels * run.num_rows * 2 * rank * _ITEM.get(run.dtype, 8)
@@ -131,7 +127,7 @@ def _rank(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
     )
 
 
-def _precision(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
+def _precision(trace: TraceData, run: RunSettings, end: StageRecord) -> Finding:
     observed = (
         f"{run.dtype} is at its limit: it resolves the objective, {number(end.objective)} nats, to {number(end.resolution)}, "
         f"and {_gap(run, end)}."
@@ -146,7 +142,7 @@ def _precision(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
     return Finding("precision", observed, "Use float64 inputs (model.double()), or accept the gap.")
 
 
-def _stalled(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
+def _stalled(trace: TraceData, run: RunSettings, end: StageRecord) -> Finding:
     if run.dtype != "float64" and run.log_concave:
         return _precision(trace, run, end)
     observed = f"No step along the search space decreases the objective any more, and {_gap(run, end)}."
@@ -158,7 +154,7 @@ def _stalled(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
     return Finding("stalled", observed, change.strip() or f"Raise tolerance above {number(end.resolution)} nats.")
 
 
-def _other(trace: Trace, run: RunSettings, end: StageRecord) -> Finding:
+def _other(trace: TraceData, run: RunSettings, end: StageRecord) -> Finding:
     """Everything else says it in its status."""
     distance = _gap(run, end)
     return Finding(end.reason.lower(), f"{end.status} {distance[0].upper()}{distance[1:]}.", "")
@@ -181,7 +177,7 @@ def _laplace_only(run: RunSettings, end: StageRecord) -> list[Finding]:
     return []
 
 
-def _where_time_went(trace: Trace, run: RunSettings, end: StageRecord) -> list[Finding]:
+def _where_time_went(trace: TraceData, run: RunSettings, end: StageRecord) -> list[Finding]:
     total = sum(trace.phase_seconds.values())
     if total < _WORTH_A_WORD:
         return []

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from typing import TYPE_CHECKING
 
 from itergp.diagnostics.findings import Finding, number, several
-from itergp.diagnostics.records import LearningTrace
-
-if TYPE_CHECKING:
-    from itergp.diagnostics.trace import Trace
+from itergp.records import LearningTrace, TraceData
 
 _MOVING = 0.2  # move of a variable, a logarithm as a rule, over the end of learning that counts as one
 _STRAIGHT = 0.9  # share of the way gone that a move is, if it is straight
@@ -18,7 +14,7 @@ _GROWN = math.log(20.0)  # growth of an output scale that, if it goes on, looks 
 _COLLAPSED = math.log(1e-3)
 
 
-def explain_learning(trace: Trace) -> list[Finding]:
+def explain_learning(trace: TraceData) -> list[Finding]:
     """Why learning stopped, which hyperparameters still moved, and which left the range that makes sense."""
     learning = trace.learning
     if learning is None or not learning.records:

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from itergp.diagnostics.findings import Finding, number, share
-from itergp.diagnostics.records import RunSettings, StageRecord
-
-if TYPE_CHECKING:
-    from itergp.diagnostics.trace import Trace
+from itergp.records import RunSettings, StageRecord, TraceData
 
 _UNUSED = 5.0  # prior deviations are this many times the largest latent value: the scale is too large
 _STRAINED = 4.0  # the largest latent value is this many prior deviations: the scale is too small
@@ -18,7 +14,7 @@ _SHORT = 0.3  # share of steps that the line search shortened before it is worth
 _LOPSIDED = 0.5  # share of the squared residual in one of several latent functions
 
 
-def explain_scale(trace: Trace, run: RunSettings, end: StageRecord) -> list[Finding]:
+def explain_scale(trace: TraceData, run: RunSettings, end: StageRecord) -> list[Finding]:
     """Whether classes are separable, and whether the output scale is too large or too small for the latent values."""
     findings = []
     # Both compare with the mode: a variational mean is moved outwards by its variance.
@@ -56,7 +52,7 @@ def explain_scale(trace: Trace, run: RunSettings, end: StageRecord) -> list[Find
     return findings
 
 
-def explain_steps(trace: Trace) -> list[Finding]:
+def explain_steps(trace: TraceData) -> list[Finding]:
     """Whether the line search had to shorten Newton steps."""
     steps = [record for record in trace if record.newton_steps]
     short = [record.step_length for record in steps if 0.0 < record.step_length < 1.0]
@@ -82,7 +78,7 @@ def explain_steps(trace: Trace) -> list[Finding]:
     ]
 
 
-def explain_residual(trace: Trace, run: RunSettings) -> list[Finding]:
+def explain_residual(trace: TraceData, run: RunSettings) -> list[Finding]:
     """Whether one of several latent functions holds most of what is left to do."""
     norms = trace[-1].class_residuals if len(trace) else ()
     total = sum(value**2 for value in norms)

@@ -15,9 +15,9 @@ from rich.table import Table
 
 from itergp.diagnostics.dashboard import dashboard_size, plot_dashboard
 from itergp.diagnostics.findings import memory, number
-from itergp.diagnostics.records import FitRecord, TraceRecord
 from itergp.diagnostics.trace import Trace
 from itergp.errors import InputError
+from itergp.records import FitRecord, Listener, Record, TraceData, TraceRecord
 
 Where = Literal["auto", "notebook", "terminal"]
 
@@ -26,7 +26,7 @@ _BARS = "▁▂▃▄▅▆▇█"
 _SHOWN = 6  # hyperparameters in the table
 
 
-class Live:
+class Live(Listener):
     """Shows a run while it happens: a context manager, and inside it a callback of ``model.condition`` and ``itergp.fit``.
 
     Drawing waits between two pictures for as long as keeps it to a given share of the time.
@@ -77,7 +77,7 @@ class Live:
             self._screen.close()
         self._screen = None
 
-    def __call__(self, record: TraceRecord | FitRecord) -> None:
+    def __call__(self, record: Record) -> None:
         """Takes a record, and shows it when it is time.
 
         Raises:
@@ -100,7 +100,7 @@ class _Terminal:
         self._live = RichLive(console=console or Console(stderr=True), auto_refresh=False)
         self._live.start()
 
-    def show(self, trace: Trace) -> None:
+    def show(self, trace: TraceData) -> None:
         self._live.update(live_table(trace), refresh=True)
 
     def close(self) -> None:
@@ -122,7 +122,7 @@ class _Notebook:
         self._image, self._display, self._figure = Image, display, Figure
         self._handle: Any = None
 
-    def show(self, trace: Trace) -> None:
+    def show(self, trace: TraceData) -> None:
         figure = self._figure(figsize=dashboard_size(trace), layout="constrained")
         plot_dashboard(trace, figure)
         buffer = io.BytesIO()
@@ -144,7 +144,7 @@ def _notebook_at_hand() -> bool:
 
 
 # ----------------------------------------------------------------------- table
-def live_table(trace: Trace) -> Table:
+def live_table(trace: TraceData) -> Table:
     """The state of a run in a few lines of text, with the course of its most important numbers.
 
     Args:

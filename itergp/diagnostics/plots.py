@@ -8,12 +8,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from itergp.diagnostics.metrics import Reliability
-from itergp.diagnostics.records import FitRecord, TraceRecord
+from itergp.records import FitRecord, TraceData, TraceRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from itergp.diagnostics.trace import Trace
 
 BLUE, ORANGE, GREY = "#2a6f97", "#d1495b", "#8d99ae"
 _ACCENTS = (ORANGE, BLUE, "#5a8f4e")
@@ -42,7 +41,7 @@ def plot_reliability(axes: Axes, curves: dict[str, Reliability]) -> Axes:
     return axes
 
 
-def plot_convergence(axes: Axes, trace: Trace) -> Axes:
+def plot_convergence(axes: Axes, trace: TraceData) -> Axes:
     """Certified gap, and the objective above its final value, against kernel passes (or steps), by stage; logarithmic.
 
     The gap bounds the distance of the objective from its minimum, so the upper line stays above the lower one.
@@ -66,7 +65,7 @@ def plot_convergence(axes: Axes, trace: Trace) -> Axes:
     return axes
 
 
-def plot_residuals(axes: Axes, trace: Trace, *, named: int = 3) -> Axes:
+def plot_residuals(axes: Axes, trace: TraceData, *, named: int = 3) -> Axes:
     """Norm of ``g - V``, which vanishes at the mode, of each latent function against kernel passes (or steps); logarithmic.
 
     Args:
@@ -99,7 +98,7 @@ def plot_residuals(axes: Axes, trace: Trace, *, named: int = 3) -> Axes:
     return axes
 
 
-def progress_axis(trace: Trace) -> tuple[list[int], str]:
+def progress_axis(trace: TraceData) -> tuple[list[int], str]:
     """Where the records of a trace stand on a horizontal axis, and its name: kernel passes, or steps if few steps take one."""
     passes = [record.kernel_passes for record in trace]
     if 2 * len(set(passes)) > len(passes):
@@ -115,7 +114,7 @@ def widen(axes: Axes) -> None:
         axes.set_ylim(middle / 10.0, middle * 10.0)
 
 
-def mark_stages(axes: Axes, trace: Trace) -> None:
+def mark_stages(axes: Axes, trace: TraceData) -> None:
     """A dotted line wherever another stage begins, with its name."""
     style: dict[str, Any] = {"fontsize": "x-small", "color": "dimgrey", "va": "top", "textcoords": "offset points"}
     places, _ = progress_axis(trace)

@@ -1,4 +1,4 @@
-"""Live progress of a solve in a terminal or a notebook."""
+"""``ProgressBar``: how far a solve, learning or a prediction has come, in a terminal or a notebook."""
 
 from __future__ import annotations
 
@@ -6,36 +6,41 @@ import math
 from types import TracebackType
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
-from itergp.diagnostics.records import TraceRecord
+from itergp.records import FitRecord, Listener, Record, TraceRecord
 
 
-class SolveProgress:
-    """A progress bar whose length is the logarithm of the certified gap on its way to the tolerance.
+class ProgressBar(Listener):
+    """A bar for each stage: a context manager that draws between its beginning and its end.
+
+    That of a solve grows with the logarithm of the certified gap on its way to the tolerance, others with what is done of
+    their total.
 
     Args:
-        tolerance: Gap at which the solve converges, in nats.
         enabled: Draw nothing when False.
         console: Where to draw; default standard error.
     """
 
-    def __init__(self, tolerance: float, *, enabled: bool = True, console: Console | None = None) -> None:
-        self._tolerance = max(tolerance, 1e-300)
-        self._start: dict[str, float] = {}
+    def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
         self._progress = Progress(
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=24),
-            TextColumn(
-                "pass {task.fields[passes]:>3}  objective {task.fields[objective]:>12}  {task.fields[distance]:>16}"
-            ),
+            TextColumn("{task.fields[text]}"),
             TimeElapsedColumn(),
+            _RemainingColumn(),
             console=console or Console(stderr=True),
             disable=not enabled,
         )
-        self._tasks: dict[str, object] = {}
+        self._tasks: dict[str, TaskID] = {}
+        self._units: dict[str, str] = {}
+        self._totals: dict[str, int | None] = {}
+        self._tolerances: dict[str, float] = {}
+        self._farthest: dict[str, float] = {}  # distance to the mode that a solve started from
+        self._values: dict[str, str] = {}  # of the objective that is learned
 
-    def __enter__(self) -> SolveProgress:
+    def __enter__(self) -> ProgressBar:
         """Starts drawing."""
         self._progress.start()
         return self
@@ -46,28 +51,54 @@ class SolveProgress:
         """Stops drawing; the last line stays."""
         self._progress.stop()
 
-    def stage(self, name: str) -> None:
-        """Begins a stage with a bar of its own."""
-        self._start.pop(name, None)
-        self._tasks[name] = self._progress.add_task(name, total=1.0, passes=0, objective="-", distance="")
+    def begin(
+        self, stage: str, *, unit: str = "pass", total: int | None = None, tolerance: float | None = None
+    ) -> None:
+        """Begins a bar."""
+        self._farthest.pop(stage, None)
+        self._values.pop(stage, None)
+        self._units[stage], self._totals[stage] = unit, total
+        self._tolerances[stage] = max(tolerance or 0.0, 1e-300)
+        whole = 1.0 if total is None else float(total)
+        text = f"{unit}   0" if total is None else f"{0:>3}/{total} {unit}"
+        self._tasks[stage] = self._progress.add_task(stage, total=whole, text=text, remains=unit == "rows")
 
-    def update(self, record: TraceRecord) -> None:
+    def __call__(self, record: Record) -> None:
         """Shows one step."""
+        if isinstance(record, FitRecord):
+            self._values[record.stage] = f"  objective per row {record.objective:>8.4f}"
+        else:
+            self._step(record)
+
+    def advance(self, stage: str, done: int) -> None:
+        """Shows how much is done."""
+        text = f"{done:>3}/{self._totals[stage]} {self._units[stage]}{self._values.get(stage, '')}"
+        self._progress.update(self._tasks[stage], completed=done, text=text)
+
+    def end(self, stage: str) -> None:
+        """Completes a bar."""
+        total = self._totals[stage] or 1.0
+        self._progress.update(self._tasks[stage], total=total, completed=total)
+
+    def _step(self, record: TraceRecord) -> None:
+        tolerance = self._tolerances[record.stage]
         measure = record.residual / 2 if record.objective_gap is None else record.objective_gap
-        start = self._start.setdefault(record.stage, max(record.residual / 2, measure, self._tolerance * 1.001))
+        start = self._farthest.setdefault(record.stage, max(record.residual / 2, measure, tolerance * 1.001))
         known = math.isfinite(start) and math.isfinite(measure)
-        done = math.log(start / max(measure, self._tolerance)) / math.log(start / self._tolerance) if known else 0.0
+        done = math.log(start / max(measure, tolerance)) / math.log(start / tolerance) if known else 0.0
         directions = f"{record.rank:,} directions"
         distance = directions if record.objective_gap is None else f"gap <= {record.objective_gap:9.2e}"
+        objective = f"{record.objective:,.2f}"
         self._progress.update(
-            self._tasks[record.stage],  # type: ignore[arg-type]
+            self._tasks[record.stage],
             total=1.0 if known else None,  # otherwise the bar only says that something is going on
             completed=min(1.0, max(0.0, done)),
-            passes=record.kernel_passes,
-            objective=f"{record.objective:,.2f}",
-            distance=distance,
+            text=f"pass {record.kernel_passes:>3}  objective {objective:>12}  {distance:>16}",
         )
 
-    def finish(self, name: str) -> None:
-        """Completes a stage's bar."""
-        self._progress.update(self._tasks[name], total=1.0, completed=1.0)  # type: ignore[arg-type]
+
+class _RemainingColumn(TimeRemainingColumn):
+    """The time that is left, where every part takes as long as the others."""
+
+    def render(self, task: Task) -> Text:
+        return super().render(task) if task.fields["remains"] else Text("")

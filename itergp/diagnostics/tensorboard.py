@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 
-from itergp.diagnostics.records import FitRecord, TraceRecord
-
-if TYPE_CHECKING:
-    from itergp.diagnostics.trace import Trace
+from itergp.records import FitRecord, Listener, Record, TraceData, TraceRecord
 
 _SCALARS = 8  # elements of a parameter that get a curve each; more become a histogram
 
@@ -25,7 +22,7 @@ class Writer(Protocol):
         """Adds a histogram."""
 
 
-class TensorBoard:
+class TensorBoard(Listener):
     """A callback of ``model.condition`` and ``itergp.fit`` that writes every record to a TensorBoard writer.
 
     Steps of a solve are counted in kernel passes, those of learning in evaluations. The writer stays the caller's: it is
@@ -51,14 +48,14 @@ class TensorBoard:
         self.writer = writer
         self.prefix = prefix
 
-    def __call__(self, record: TraceRecord | FitRecord) -> None:
+    def __call__(self, record: Record) -> None:
         """Writes one record."""
         if isinstance(record, FitRecord):
             self._learning(record)
         else:
             self._step(record)
 
-    def write(self, trace: Trace) -> None:
+    def write(self, trace: TraceData) -> None:
         """Writes a whole trace afterwards: its records, its spectrum as a histogram, and the share of variance explained."""
         trace.replay(self)
         passes = trace[-1].kernel_passes if len(trace) else 0

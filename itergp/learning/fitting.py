@@ -12,11 +12,9 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from torch import Tensor
 
-from itergp.diagnostics import FitRecord, LearningTrace, Trace
+from itergp.diagnostics import ProgressBar, Trace
 from itergp.errors import InputError, ItergpWarning, SolverError
 from itergp.learning.calibration import Calibration, calibrate_predictions
 from itergp.learning.humility import limit_lengthscales
@@ -35,6 +33,7 @@ from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective
 from itergp.operators import Rows, own_rows
 from itergp.operators.rows import require_everywhere
+from itergp.records import FitRecord, LearningTrace, Listeners
 from itergp.solvers import LinearTimeNewton, Reason, Solution
 from itergp.solvers.base import require_positive
 from itergp.solvers.packing import Packed
@@ -78,7 +77,7 @@ class FitResult:
     @property
     def trace(self) -> Trace:
         """What happened, learning and conditioning: ``trace.plot()``, ``trace.explain()``."""
-        return self.solution.trace
+        return Trace.of(self.solution.trace)
 
 
 def fit(
@@ -126,7 +125,7 @@ def fit(
         initialise_kernel: Whether lengthscales, output scales and cutpoints still at their default get a start from the data.
         seed: Of the random splits and restarts. Equal seeds give equal results.
         progress: Draw a progress bar.
-        callback: Called with every record.
+        callback: Called with every record; an ``itergp.records.Listener`` hears of stages too.
         on_posterior: Called with posteriors of all rows on the way, which the model predicts from until the function returns:
             those on the way to the mode at the hyperparameters that each stage of learning begins or resumes with, found for
             this purpose, without a covariance (plug in the mean by ``tempering=math.inf``), and those that
@@ -177,9 +176,9 @@ def fit(
     deadline = None if time_limit is None else started + time_limit
     model.tempering = 0.0  # what was chosen for other hyperparameters
     model.train()
-    with _bar(progress) as bar, rows.alive():
+    with ProgressBar(enabled=progress) as bar, rows.alive():
         keeper = file if rows.first else None
-        learner = Learner(model, free, optimizer, deadline, started, callback, bar, keeper=keeper)
+        learner = Learner(model, free, optimizer, deadline, started, Listeners(bar, callback), keeper=keeper)
         look = partial(_look, model, on_posterior) if on_posterior is not None and not rows.sharded else None
         reason = _run(learner, stages, num_restarts, seed, before, earlier, look)
     reason = _agree(model, reason, rows)
@@ -474,14 +473,3 @@ def _at_bound(parameter: FreeParameter) -> bool:
     if parameter.constraint is None or not float(parameter.constraint.lower_bound) > _NO_NOISE:
         return False
     return bool((parameter.value.exp() < 0.01 * parameter.constraint.lower_bound).any())
-
-
-def _bar(enabled: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<12}"),
-        BarColumn(bar_width=24),
-        TextColumn("step {task.completed:>3.0f}  objective per row {task.fields[value]:>8}"),
-        TimeElapsedColumn(),
-        console=Console(stderr=True),
-        disable=not enabled,
-    )

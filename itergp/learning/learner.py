@@ -5,22 +5,20 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
 import scipy.optimize
 import torch
-from rich.progress import Progress, TaskID
 from torch import Tensor
 
-from itergp.diagnostics.records import FitRecord
 from itergp.errors import ItergpWarning, SolverError
 from itergp.learning.parameters import FreeParameter
 from itergp.learning.resuming import pack_adam, pack_learner, pack_list, restore_adam, restore_learner, unpack_list
 from itergp.models import NonConjugateGP
 from itergp.objectives.base import Objective
+from itergp.records import FitRecord, Listener
 from itergp.solvers.packing import Keeper, Packed
 
 OPTIMIZERS = ("adam", "lbfgs")
@@ -73,8 +71,7 @@ class Learner:
         optimizer: ``"adam"`` or ``"lbfgs"``.
         deadline: When to end, by ``time.perf_counter``; None for never.
         started: When ``fit`` began.
-        callback: Called with every record.
-        bar: Progress bar.
+        listener: Hears of stages and records.
         keeper: Where the state is kept between steps, or None.
         position: Where in the course of its stages learning is, for whoever resumes it.
         earlier: State of the stage that is to be resumed, or None; used once.
@@ -85,8 +82,7 @@ class Learner:
     optimizer: str
     deadline: float | None
     started: float
-    callback: Callable[[FitRecord], None] | None
-    bar: Progress
+    listener: Listener
     records: list[FitRecord] = field(default_factory=list)
     good: list[Tensor] = field(default_factory=list)  # the last variables with a finite value and gradient
     evaluations: int = 0
@@ -103,13 +99,13 @@ class Learner:
 
     def run(self, stage: Stage) -> Stop:
         """Runs a stage and says why it ended; the parameters are then the mean of its tail (Adam) or its best (L-BFGS)."""
-        task = self.bar.add_task(stage.name, total=stage.iterations, value="-")
+        self.listener.begin(stage.name, unit="step", total=stage.iterations)
         if self.earlier is None:
             self.best, self.best_value = [], -math.inf
         history: list[list[Tensor]] = []
         try:
             run = self._adam if self.optimizer == "adam" else self._lbfgs
-            reason = run(stage, history, task)
+            reason = run(stage, history)
         except _NotFinite:
             reason = self._give_up()
         except _OutOfTime:
@@ -120,22 +116,22 @@ class Learner:
             self.restore([torch.stack(values).mean(0) for values in zip(*history, strict=True)])
         elif self.good:
             self.restore(self.good)
-        self.bar.update(task, completed=stage.iterations)
+        self.listener.end(stage.name)
         return reason
 
     # -------------------------------------------------------------- optimisers
-    def _adam(self, stage: Stage, history: list[list[Tensor]], task: TaskID) -> Stop:
+    def _adam(self, stage: Stage, history: list[list[Tensor]]) -> Stop:
         optimizer = torch.optim.Adam([p.variable for p in self.free], lr=stage.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, stage.iterations)
         visited: list[list[Tensor]] = []
         if (earlier := self._take_up(stage)) is not None:
             visited = restore_adam(optimizer, schedule, earlier)
             history[:] = _tail(visited)
-            self.bar.update(task, completed=len(visited))
+            self.listener.advance(stage.name, len(visited))
         for _ in range(len(visited), stage.iterations):
-            value = self._evaluate(stage)
-            self.bar.update(task, advance=1, value=f"{value:.4f}")
+            self._evaluate(stage)
             visited.append(self.good)
+            self.listener.advance(stage.name, len(visited))
             history[:] = _tail(visited)
             self._check_time()
             if _settled(visited):
@@ -147,7 +143,7 @@ class Learner:
                 self._keep(stage, pack_adam(optimizer, schedule, visited))
         return Stop.ITERATIONS
 
-    def _lbfgs(self, stage: Stage, history: list[list[Tensor]], task: TaskID) -> Stop:
+    def _lbfgs(self, stage: Stage, history: list[list[Tensor]]) -> Stop:
         best, steps = -math.inf, 0
         start = _flatten(self.variables())
         bounds = [(x - _FARTHEST, x + _FARTHEST) for x in start]  # the first steps of a line search know no scale
@@ -160,7 +156,7 @@ class Learner:
             nonlocal best
             self.restore(self._unflatten(flat))
             value = self._evaluate(stage)
-            self.bar.update(task, value=f"{value:.4f}")
+            self.listener.advance(stage.name, steps)
             if value > best:
                 best, history[:] = value, [self.good]
             self._check_time()
@@ -177,7 +173,7 @@ class Learner:
         def count(_: np.ndarray) -> None:
             nonlocal steps
             steps += 1
-            self.bar.update(task, advance=1)
+            self.listener.advance(stage.name, steps)
 
         scipy.optimize.minimize(
             closure,
@@ -247,8 +243,7 @@ class Learner:
         record = FitRecord(stage.name, self.evaluations, time.perf_counter() - self.started, value, names, steepness)
         self.evaluations += 1
         self.records.append(record)
-        if self.callback is not None:
-            self.callback(record)
+        self.listener(record)
         return value
 
     def variables(self) -> list[Tensor]:

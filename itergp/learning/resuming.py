@@ -12,13 +12,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from itergp.diagnostics.records import FitRecord
 from itergp.models import NonConjugateGP
 from itergp.models.checkpoint_file import CheckpointFile, Within
 from itergp.models.divided_checkpoint import errors_everywhere, remove_checkpoint, require_one_file
 from itergp.models.identity import identify
 from itergp.objectives.base import Objective
 from itergp.operators import Rows
+from itergp.records import FitRecord
 from itergp.solvers.packing import Packed, require_resumable
 
 if TYPE_CHECKING:

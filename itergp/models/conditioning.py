@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from itergp.diagnostics import TraceRecord
+from itergp.diagnostics import ProgressBar, Trace
 from itergp.errors import InputError
 from itergp.models.checkpoint_file import Within
 from itergp.models.checkpointing import as_keeper, finished_solution, keep_finished
@@ -21,6 +21,7 @@ from itergp.models.planning import check_memory, problem_size
 from itergp.models.validation import check_kernel, check_parameters
 from itergp.operators import BlockedOperator, KernelOperator
 from itergp.operators.rows import require_everywhere
+from itergp.records import TraceRecord
 from itergp.solvers import Solution, solve
 
 if TYPE_CHECKING:
@@ -65,18 +66,19 @@ def find_posterior(
                 _take(model, early, operator, identity)
                 on_posterior(early)
 
-        solution = solve(
-            operator,
-            prior.mean.contiguous(),
-            model.observations,
-            model.solver,
-            approximation=model.approximation,
-            warm_start=model._solution,
-            progress=progress,
-            callback=callback,
-            on_posterior=None if on_posterior is None else hand_out,
-            checkpoint=keeper,
-        )
+        with ProgressBar(enabled=progress and operator.rows.first) as bar:
+            solution = solve(
+                operator,
+                prior.mean.contiguous(),
+                model.observations,
+                model.solver,
+                approximation=model.approximation,
+                warm_start=model._solution,
+                listeners=[bar] if callback is None else [bar, callback],
+                trace=Trace(),
+                on_posterior=None if on_posterior is None else hand_out,
+                checkpoint=keeper,
+            )
     operator.release()
     solution.trace.hyperparameters = hyperparameters(model)
     if keeper is not None:

@@ -12,7 +12,6 @@ from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
 from torch.distributions import Distribution
 
-from itergp.diagnostics import TraceRecord
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.checkpoint_file import Within
@@ -33,6 +32,7 @@ from itergp.models.validation import allows_nan, as_inputs, as_observations, che
 from itergp.operators import KernelOperator, OperatorClass, OperatorKind, Prior, make_operator, require_operator
 from itergp.operators.derived import TabulatedKernel, snapshot
 from itergp.operators.special import has_moving_grid
+from itergp.records import TraceRecord
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
 from itergp.solvers.base import Solver, require_positive, require_solver
 
@@ -168,7 +168,7 @@ class NonConjugateGP(gpytorch.models.GP):
 
         Args:
             progress: Draw passes, objective and certified gap while it runs.
-            callback: Called with every record of the trace.
+            callback: Called with every record of the trace; an ``itergp.records.Listener`` hears of stages too.
             on_posterior: Called with the posterior so far, which is valid and which the model predicts from until the function
                 returns: after every step but a stage's last, when the covariance is still the prior's (plug in the mean by
                 ``tempering=math.inf``), and at the end of a Laplace stage that a variational one follows. Its time counts. All

@@ -14,7 +14,7 @@ import torch
 from gpytorch.likelihoods.noise_models import FixedGaussianNoise
 from torch import Tensor
 
-from itergp.diagnostics.trace import Trace
+from itergp.diagnostics import Trace
 from itergp.errors import InputError, ItergpWarning
 from itergp.models.files import read_file, write_file
 from itergp.models.identity import Identity, prior_difference

@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from torch import Tensor
 from torch.distributions import Distribution
 
+from itergp.diagnostics import ProgressBar
 from itergp.errors import InputError
 from itergp.likelihoods.predictive import joinable, joined
 from itergp.models.hyperparameters import frozen
@@ -80,8 +79,8 @@ class Stream:
         model = self.model
         solution, operator = model.solution, model._training_operator()
         block = weights_and_actions(solution, covariance=covariance)
-        with _bar(self.progress) as bar:
-            task = bar.add_task("predict", total=self.num_rows)
+        with ProgressBar(enabled=self.progress) as bar:
+            bar.begin("predict", unit="rows", total=self.num_rows)
             for rows in self._slices(solution, covariance=covariance):
                 part = tuple(x[rows].to(like) for x, like in zip(self.inputs, model._held_inputs, strict=True))
                 wanted = torch.is_grad_enabled() and any(x.requires_grad for x in part)
@@ -90,7 +89,7 @@ class Stream:
                     prior = model._prior(part)
                     latent = LatentPosterior.at(prior, operator, solution, covariance=covariance, block=block)
                 yield rows, latent
-                bar.update(task, advance=rows.stop - rows.start)
+                bar.advance("predict", rows.stop)
 
     def marginals(self, tempering: float) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """Slices of rows, latent means ``(m, C)`` and tempered covariances ``(m, C, C)``."""
@@ -166,16 +165,3 @@ def gathered(parts: Iterator[tuple[slice, Tensor]], num_rows: int) -> Tensor:
         return torch.cat(tracked)
     assert whole is not None
     return whole
-
-
-def _bar(enabled: bool) -> Progress:
-    return Progress(
-        TextColumn("{task.description:<12}"),
-        BarColumn(bar_width=24),
-        MofNCompleteColumn(),
-        TextColumn("rows"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        disable=not enabled,
-    )

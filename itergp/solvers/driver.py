@@ -1,23 +1,21 @@
-"""The driver: stages, loop, budgets, finite checks, progress. Solvers only step."""
+"""The driver: stages, loop, budgets, finite checks, what listeners hear. Solvers only step."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from itergp.diagnostics.progress import SolveProgress
-from itergp.diagnostics.records import StageRecord, TraceRecord
-from itergp.diagnostics.trace import Trace
 from itergp.errors import InputError, SolverError
 from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
 from itergp.operators import KernelOperator
 from itergp.operators.rows import Interrupt
+from itergp.records import Listener, Listeners, StageRecord, TraceData, TraceRecord
 from itergp.solvers import rounds
 from itergp.solvers.base import Solver, require_shareable
 from itergp.solvers.packing import Keeper, Packed, require_resumable
@@ -44,8 +42,8 @@ def solve(
     *,
     approximation: str = "variational",
     warm_start: Solution | None = None,
-    progress: bool = False,
-    callback: Callable[[TraceRecord], None] | None = None,
+    listeners: Sequence[Callable[[TraceRecord], None]] = (),
+    trace: TraceData | None = None,
     on_posterior: Callable[[Solution], None] | None = None,
     checkpoint: Keeper | None = None,
 ) -> Solution:
@@ -63,8 +61,8 @@ def solve(
             under the current marginals, until these are the marginals that are returned. A budget of fewer than four kernel
             passes, or a solver that gives no covariance, cannot do that: the result is then the Laplace posterior, and says so.
         warm_start: An earlier solution whose weights and search space are reused.
-        progress: Draw a progress bar.
-        callback: Called with every record of the trace.
+        listeners: Functions that are called with every record of the trace, or an ``itergp.records.Listener`` each.
+        trace: Where records are kept: an empty one, such as ``itergp.diagnostics.Trace()``; default a plain ``TraceData()``.
         on_posterior: Called with the posterior so far after every step that another follows, its covariance the prior's and its
             ELBO not computed (NaN), and with that of every stage that another follows.
         checkpoint: Where to keep the state between steps, and what to begin from if it holds an earlier one.
@@ -85,13 +83,9 @@ def solve(
     # A variational site needs a covariance, and passes for one step and one covariance in each stage.
     too_few = solver.max_passes is not None and solver.max_passes < 2 * _PASSES_OF_A_STAGE
     variational = variational and solver.gives_covariance and not too_few
-    draw = progress and rows.first
-    with (
-        torch.no_grad(),
-        rows.together() as interrupt,
-        SolveProgress(solver.tolerance * problem.num_rows, enabled=draw) as bar,
-    ):
-        run = _Run(solver, operator, bar, callback, on_posterior, checkpoint, interrupt)
+    with torch.no_grad(), rows.together() as interrupt:
+        trace = TraceData() if trace is None else trace
+        run = _Run(solver, operator, Listeners(*listeners), trace, on_posterior, checkpoint, interrupt)
         run.trace.settings = run_settings(problem, operator, solver, approximation)
         run.refines = variational and rounds.can_refine(solver)
         solution = run.stage(problem, warm_start, final=not variational) if run.first == 0 else None
@@ -182,7 +176,7 @@ def solve_problem(
         final: False to stop as loosely as a stage that another follows.
     """
     with torch.no_grad():
-        run = _Run(solver, problem.operator, SolveProgress(1.0, enabled=False))
+        run = _Run(solver, problem.operator)
         run.trace.settings = run_settings(problem, problem.operator, solver, problem.site.name)
         return run.stage(problem, warm_start, final=final)
 
@@ -193,12 +187,11 @@ class _Run:
 
     solver: Solver[Any]
     operator: KernelOperator
-    bar: SolveProgress
-    callback: Callable[[TraceRecord], None] | None = None
+    listener: Listener = field(default_factory=Listener)
+    trace: TraceData = field(default_factory=TraceData)
     on_posterior: Callable[[Solution], None] | None = None
     keeper: Keeper | None = None
     interrupt: Interrupt = field(default_factory=Interrupt)
-    trace: Trace = field(default_factory=Trace)
     started: float = field(default_factory=time.perf_counter)
     first: int = 0  # stage to begin with
     covariance: Tensor | None = None  # marginals that the site of a later stage was made from
@@ -231,11 +224,11 @@ class _Run:
         )
         self.started -= values["seconds"]
         self.damping = rounds.Damping(*values["damping"])
-        self.trace = Trace(
-            [TraceRecord(**(r | {"class_residuals": tuple(r["class_residuals"])})) for r in values["records"]],
-            dict(values["phase_seconds"]),
-            [StageRecord(**stage) for stage in values["stages"]],
-        )
+        self.trace.records = [
+            TraceRecord(**(r | {"class_residuals": tuple(r["class_residuals"])})) for r in values["records"]
+        ]
+        self.trace.phase_seconds = dict(values["phase_seconds"])
+        self.trace.stages = [StageRecord(**stage) for stage in values["stages"]]
 
     def keep(self, solver: Solver[Any], state: Any) -> None:
         """Hands the keeper all that another process needs to go on after this step."""
@@ -274,7 +267,7 @@ class _Run:
 
     def stage(self, problem: Problem, warm_start: Solution | None, *, final: bool) -> Solution:
         """Runs one site to its end."""
-        self.bar.stage(problem.site.name)
+        self.listener.begin(problem.site.name, tolerance=self.solver.tolerance * problem.num_rows)
         problem = replace(problem, deadline=self._deadline(1.0 if final else _PRELIMINARY_TIME))
         solver = self.solver
         if not final:
@@ -326,7 +319,7 @@ class _Run:
             except KeyboardInterrupt:
                 solution = replace(solution, status=Status(Reason.INTERRUPTED))
         self._spent("covariance", begun, in_kernel)
-        self.bar.finish(problem.site.name)
+        self.listener.end(problem.site.name)
         solution = replace(solution, seconds=self.seconds)
         return solution if final else self._hand_out(solution)
 
@@ -449,11 +442,9 @@ class _Run:
         kernel = self.operator.counts.seconds - self.counts.seconds
         record = step_record(problem, state, kernel_passes=self.passes, seconds=self.seconds, kernel_seconds=kernel)
         record = replace(record, round=self.round)
-        self.trace.records.append(record)
+        self.trace.add(record)
         self.recorded = state
-        self.bar.update(record)
-        if self.callback is not None:
-            self._tell(self.callback, record)
+        self._tell(self.listener, record)
 
     def _check(self, problem: Problem, state: Any, previous: Any, warm_start: Solution | None) -> None:
         if not problem.rows.any(not state.finite):

@@ -10,9 +10,9 @@ import psutil
 import torch
 from torch import Tensor
 
-from itergp.diagnostics.records import RunSettings, StageRecord, TraceRecord
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, OrdinalLikelihood
 from itergp.operators import KernelOperator
+from itergp.records import RunSettings, StageRecord, TraceRecord
 from itergp.solvers.base import Solver
 from itergp.solvers.posterior import Posterior
 from itergp.solvers.problem import Problem

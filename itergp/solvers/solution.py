@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from itergp.diagnostics.trace import Trace
 from itergp.errors import InputError
 from itergp.operators import KernelOperator, Rows
 from itergp.operators.rows import ALL_ROWS
 from itergp.posterior.local_actions import LocalActions
 from itergp.posterior.precision import LowRankPrecision
+from itergp.records import TraceData
 from itergp.solvers.action_buffer import ActionBuffer
 from itergp.solvers.search_space import SearchSpace
 from itergp.solvers.status import Status
@@ -106,7 +106,7 @@ class Solution:
     kernel_passes: int
     kernel_entries: int
     seconds: float
-    trace: Trace
+    trace: TraceData
     log_marginal_likelihood: float | None
     elbo: float
     space: SearchSpace | None = None

@@ -7,13 +7,10 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
-from itergp.diagnostics.records import FitRecord, LearningTrace, RunSettings, StageRecord, TraceRecord
 from itergp.errors import InputError
-
-if TYPE_CHECKING:
-    from itergp.diagnostics.trace import Trace
+from itergp.records.records import FitRecord, LearningTrace, RunSettings, StageRecord, TraceRecord
 
 _RecordT = TypeVar("_RecordT")
 # What a null stands for where a number must be; elsewhere it stays None.
@@ -22,19 +19,13 @@ _UNKNOWN = {"residual": math.inf} | dict.fromkeys(
 )
 
 
-def as_plain(trace: Trace) -> dict[str, Any]:
-    """A trace in dictionaries, lists, numbers and strings; numbers that are not finite become None."""
-    return _finite(
-        {
-            "records": trace.to_dicts(),
-            "phase_seconds": trace.phase_seconds,
-            "stages": [dataclasses.asdict(stage) for stage in trace.stages],
-            "settings": None if trace.settings is None else dataclasses.asdict(trace.settings),
-            "hyperparameters": trace.hyperparameters,
-            "learning": None if trace.learning is None else dataclasses.asdict(trace.learning),
-            "spectrum": trace.spectrum,
-        }
-    )
+def as_plain(value: Any) -> Any:
+    """Dictionaries, lists, numbers and strings as JSON can express them; numbers that are not finite become None."""
+    if isinstance(value, dict):
+        return {key: as_plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def restored(values: dict[str, Any]) -> dict[str, Any]:
@@ -101,14 +92,6 @@ def read_json(source: str | os.PathLike[str]) -> dict[str, Any]:
             f"`source` must hold a JSON object. Got {type(values).__name__}. Write it with `trace.to_json(path)`."
         )
     return values
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _step(values: dict[str, Any]) -> dict[str, Any]:

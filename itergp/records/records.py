@@ -157,3 +157,6 @@ class LearningTrace:
     reason: str = ""
     seconds: dict[str, float] = field(default_factory=dict)
     logarithmic: list[str] = field(default_factory=list)
+
+
+Record = TraceRecord | FitRecord
