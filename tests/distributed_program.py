@@ -192,8 +192,8 @@ def check_products() -> None:
                     own = part.matmul(part.rows.local(block, -2).detach())
                     torch.testing.assert_close(part.rows.gather(own, 1), whole.matmul(block), rtol=1e-12, atol=1e-12)
             torch.testing.assert_close(part.rows.gather(part.diagonal(), 1), whole.diagonal())
-            entries = part.rows.total(part.counts.entries) / kernels
-            assert memory == 1 or entries <= 0.5 * ROWS * (ROWS + 8 * part.rows.processes), entries
+            entries = part.rows.all_reduce_sum(part.counts.entries) / kernels
+            assert memory == 1 or entries <= 0.5 * ROWS * (ROWS + 8 * part.rows.num_processes), entries
     patch.undo()
 
 
@@ -378,7 +378,7 @@ def check_learning_checkpoint(folder: Path, rank: int) -> None:
     assert fit(alone, callback=stop_one).reason == Stop.INTERRUPTED.value
     rows = alone.solution.rows
     for parameter in alone.parameters():
-        assert torch.equal(rows.same(parameter.detach()), parameter.detach())
+        assert torch.equal(rows.broadcast(parameter.detach()), parameter.detach())
     # The file of learning is gone, and what is left of the conditioning belongs to other hyperparameters.
     dist.barrier()
     if rank == 0:

@@ -14,10 +14,11 @@ import torch
 from distributed_program import FEW, ROUNDED, ROWS, SCENARIOS
 from helpers import SimpleGP, assert_close, make_binary, make_inputs, make_model
 
+import itergp
 from itergp.errors import InputError
 from itergp.likelihoods import BernoulliLikelihood
 from itergp.operators import BlockedOperator, DenseOperator, make_operator
-from itergp.operators.rows import ALL_ROWS
+from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.solvers import SubspaceNewton
 
 TESTS = Path(__file__).parent
@@ -120,6 +121,17 @@ def test_one_process_needs_no_group():
     assert operator.rows is ALL_ROWS
     solution = make_model("bernoulli-logit", 30, operator="sharded").condition()
     assert solution.gather() is solution
+
+
+def test_former_names_warn_and_work():
+    with pytest.warns(DeprecationWarning, match="`same` of RowPartition is `broadcast` now"):
+        assert ALL_ROWS.same(3) == 3
+    with pytest.warns(DeprecationWarning, match="is itergp.parallel.RowPartition now"):
+        assert itergp.operators.Rows is RowPartition
+    with pytest.raises(AttributeError, match="no attribute 'nonsense'"):
+        _ = ALL_ROWS.nonsense
+    with pytest.raises(AttributeError, match="no attribute 'Columns'"):
+        _ = itergp.operators.Columns
 
 
 def test_processes_must_have_met(monkeypatch):

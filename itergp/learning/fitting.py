@@ -31,8 +31,8 @@ from itergp.models.conditioning import keeping_posterior
 from itergp.models.starting_values import initialise_model
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective
-from itergp.operators import Rows, own_rows
-from itergp.operators.rows import require_everywhere
+from itergp.operators import own_rows
+from itergp.parallel import RowPartition, require_everywhere
 from itergp.records import FitRecord, LearningTrace, Listeners
 from itergp.solvers import LinearTimeNewton, Reason, Solution
 from itergp.solvers.base import require_positive
@@ -176,7 +176,7 @@ def fit(
     deadline = None if time_limit is None else started + time_limit
     model.tempering = 0.0  # what was chosen for other hyperparameters
     model.train()
-    with ProgressBar(enabled=progress) as bar, rows.alive():
+    with ProgressBar(enabled=progress) as bar, rows.abort_together():
         keeper = file if rows.first else None
         learner = Learner(model, free, optimizer, deadline, started, Listeners(bar, callback), keeper=keeper)
         look = partial(_look, model, on_posterior) if on_posterior is not None and not rows.sharded else None
@@ -237,7 +237,7 @@ def _calibrate(model: NonConjugateGP, seed: int) -> Calibration:
     return calibration
 
 
-def _agree(model: NonConjugateGP, reason: Stop, rows: Rows) -> Stop:
+def _agree(model: NonConjugateGP, reason: Stop, rows: RowPartition) -> Stop:
     """Gives every process the first one's hyperparameters and reason: a clock may have ended learning elsewhere in each.
 
     If one of them was interrupted, all were.
@@ -246,11 +246,11 @@ def _agree(model: NonConjugateGP, reason: Stop, rows: Rows) -> Stop:
         return reason
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.copy_(rows.same(parameter.detach()))
-    if rows.any(reason is Stop.INTERRUPTED):
+            parameter.copy_(rows.broadcast(parameter.detach()))
+    if rows.all_reduce_any(reason is Stop.INTERRUPTED):
         return Stop.INTERRUPTED
     reasons = list(Stop)
-    return reasons[int(rows.same(torch.tensor(reasons.index(reason), device=model.train_inputs[0].device)))]
+    return reasons[int(rows.broadcast(torch.tensor(reasons.index(reason), device=model.train_inputs[0].device)))]
 
 
 def _stages(

@@ -17,7 +17,7 @@ from itergp.models.checkpoint_file import CheckpointFile, Within
 from itergp.models.divided_checkpoint import errors_everywhere, remove_checkpoint, require_one_file
 from itergp.models.identity import identify
 from itergp.objectives.base import Objective
-from itergp.operators import Rows
+from itergp.parallel import RowPartition
 from itergp.records import FitRecord
 from itergp.solvers.packing import Packed, require_resumable
 
@@ -28,7 +28,7 @@ _MODEL, _RANDOM = "model", "random_state"
 
 
 def open_checkpoint(
-    model: NonConjugateGP, path: str | os.PathLike[str], every: float, settings: dict[str, Any], rows: Rows
+    model: NonConjugateGP, path: str | os.PathLike[str], every: float, settings: dict[str, Any], rows: RowPartition
 ) -> CheckpointFile:
     """The checkpoint of ``fit`` for a model at its starting values: all processes read it, the first writes it.
 
@@ -59,7 +59,7 @@ def open_checkpoint(
 
 
 def keep_learned(
-    file: CheckpointFile, learner: Learner, objective: Objective, reason: str, rows: Rows
+    file: CheckpointFile, learner: Learner, objective: Objective, reason: str, rows: RowPartition
 ) -> Within | Path:
     """Keeps what was learned; returns where the conditioning that follows is kept.
 

@@ -9,7 +9,7 @@ from itergp.models.checkpoint_file import CheckpointFile, Within
 from itergp.models.divided_checkpoint import DividedCheckpoint
 from itergp.models.identity import identify
 from itergp.models.saving import pack_solution, unpack_solution
-from itergp.operators.rows import Rows
+from itergp.parallel import RowPartition
 from itergp.solvers import Reason, Solution
 from itergp.solvers.packing import Packed, require_resumable
 
@@ -21,7 +21,7 @@ _FINISHED = "finished"
 
 
 def as_keeper(
-    model: NonConjugateGP, checkpoint: str | os.PathLike[str] | Within, every: float, rows: Rows
+    model: NonConjugateGP, checkpoint: str | os.PathLike[str] | Within, every: float, rows: RowPartition
 ) -> Checkpoint:
     """Where a model's conditioning is kept: in a file of its own, in part of one, or in several."""
     require_resumable(model.solver)
@@ -30,7 +30,7 @@ def as_keeper(
     like = model.train_inputs[0]
     latents = model.observations.likelihood.num_latents
     # Weights, and a first direction with its product.
-    size = 4 * rows.count(like.shape[0]) * latents * like.element_size()
+    size = 4 * rows.local_size(like.shape[0]) * latents * like.element_size()
     about: dict[str, Any] = {"every": every, "identity": identify(model), "device": like.device, "size": size}
     if rows.sharded:
         return DividedCheckpoint(checkpoint, rows, **about)

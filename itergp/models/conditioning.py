@@ -20,7 +20,7 @@ from itergp.models.identity import Identity, describe_prior
 from itergp.models.planning import check_memory, problem_size
 from itergp.models.validation import check_kernel, check_parameters
 from itergp.operators import BlockedOperator, KernelOperator
-from itergp.operators.rows import require_everywhere
+from itergp.parallel import require_everywhere
 from itergp.records import TraceRecord
 from itergp.solvers import Solution, solve
 

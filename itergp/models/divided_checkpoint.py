@@ -13,7 +13,7 @@ import torch
 
 from itergp.errors import InputError
 from itergp.models.checkpoint_file import REMEDY, CheckpointFile
-from itergp.operators.rows import Rows
+from itergp.parallel import RowPartition
 from itergp.solvers.packing import Packed
 
 _LATEST = "latest"
@@ -42,7 +42,7 @@ class DividedCheckpoint:
     def __init__(
         self,
         path: str | os.PathLike[str],
-        rows: Rows,
+        rows: RowPartition,
         *,
         every: float,
         identity: dict[str, Any],
@@ -52,7 +52,7 @@ class DividedCheckpoint:
         self._rows, self._latest, seen = rows, 0, -1
         with errors_everywhere(rows):
             common: dict[str, Any] = {"every": every, "task": "condition", "device": device}
-            common["identity"] = identity | {"the number of processes": rows.processes}
+            common["identity"] = identity | {"the number of processes": rows.num_processes}
             self._pointer = CheckpointFile(path, **common)
             pointed = self._pointer.earlier
             if pointed is not None:
@@ -80,14 +80,14 @@ class DividedCheckpoint:
 
     def due(self) -> bool:
         """Whether it is time to write, for some process: all do it together."""
-        return self._rows.any(all(part.due() for part in self._parts))
+        return self._rows.all_reduce_any(all(part.due() for part in self._parts))
 
     def keep(self, packed: Packed) -> bool:
         """Writes the rows of every process, and returns whether that could be done; if not, what was kept before stays."""
         index = 1 - self._latest
-        if self._rows.any(not self._parts[index].keep(packed)):
+        if self._rows.all_reduce_any(not self._parts[index].keep(packed)):
             return False
-        if self._rows.any(self._rows.first and not self._pointer.keep(Packed({}, {_LATEST: index}))):
+        if self._rows.all_reduce_any(self._rows.first and not self._pointer.keep(Packed({}, {_LATEST: index}))):
             return False
         self._latest = index
         return True
@@ -100,7 +100,7 @@ def remove_checkpoint(path: Path) -> None:
 
 
 @contextmanager
-def errors_everywhere(rows: Rows) -> Iterator[None]:
+def errors_everywhere(rows: RowPartition) -> Iterator[None]:
     """What one process finds wrong with its checkpoint, every process reports.
 
     Raises:
@@ -111,20 +111,20 @@ def errors_everywhere(rows: Rows) -> Iterator[None]:
         yield
     except (InputError, OSError) as caught:
         error = caught
-    if rows.any(error is not None):
+    if rows.all_reduce_any(error is not None):
         raise error or InputError(
             "`checkpoint` must be a file that every process can read and write. Got an error in another process, which "
             "says why. Choose a folder that all of them see, or delete the file to begin anew."
         )
 
 
-def require_one_file(rows: Rows, state: int, device: torch.device) -> None:
+def require_one_file(rows: RowPartition, state: int, device: torch.device) -> None:
     """Every process must have read the same checkpoint: what is in it has a number, -1 if there is none.
 
     Raises:
         InputError: In every process, if some have read another.
     """
-    if rows.any(state != int(rows.same(torch.tensor(state, device=device)))):
+    if rows.all_reduce_any(state != int(rows.broadcast(torch.tensor(state, device=device)))):
         raise InputError(
             "`checkpoint` must be one file that every process sees. Got another state of it, or none, in some process. "
             "Choose a folder that all of them share."

@@ -11,8 +11,9 @@ import torch
 from itergp._version import __version__
 from itergp.models.description import CODE, describe
 from itergp.models.prior_evaluation import depends_on_mode
-from itergp.operators import Prior, Rows, make_operator
-from itergp.operators.rows import evenly_spaced
+from itergp.numerics.sampling import evenly_spaced
+from itergp.operators import Prior, make_operator
+from itergp.parallel import RowPartition
 
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
@@ -72,7 +73,7 @@ class Identity:
         """Everything by name."""
         return self.data | self.prior | self.method
 
-    def require_same(self, rows: Rows) -> None:
+    def require_same(self, rows: RowPartition) -> None:
         """Every process must have the same data, in the same order, and the same model and settings.
 
         Raises:

@@ -85,7 +85,7 @@ def problem_size(model: NonConjugateGP, operator: KernelOperator) -> ProblemSize
 def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize) -> Plan:
     """The plan of a solve; times the kernel for a fraction of a second."""
     demand, rates = solver.demand(_own(operator, size)), Rates.measured(operator)
-    matrix = size.num_kernels * size.num_rows**2 // operator.rows.processes
+    matrix = size.num_kernels * size.num_rows**2 // operator.rows.num_processes
     kept = operator.keeps_entries and demand.passes > 0
     entries = demand.entries + (min(demand.passes, 1) if kept else demand.passes) * matrix // 2
     multiplications = demand.multiplications + demand.columns * matrix
@@ -107,10 +107,10 @@ def check_memory(operator: KernelOperator, solver: Solver, size: ProblemSize) ->
     Raises:
         InputError: With the peak by what it holds.
     """
-    matrix = size.num_kernels * size.num_rows**2 // operator.rows.processes
+    matrix = size.num_kernels * size.num_rows**2 // operator.rows.num_processes
     memory = _memory(operator, solver.demand(_own(operator, size)), matrix * size.itemsize)
     free = _free_memory(operator)
-    if operator.rows.any(sum(memory.values()) > free):
+    if operator.rows.all_reduce_any(sum(memory.values()) > free):
         parts = ", ".join(f"{name} {_gigabytes(value)}" for name, value in memory.items())
         total = _gigabytes(sum(memory.values()))
         raise InputError(
@@ -121,7 +121,7 @@ def check_memory(operator: KernelOperator, solver: Solver, size: ProblemSize) ->
 
 def _own(operator: KernelOperator, size: ProblemSize) -> ProblemSize:
     """The share of one process."""
-    processes = operator.rows.processes
+    processes = operator.rows.num_processes
     return replace(size, num_rows=-(-size.num_rows // processes), processes=processes)
 
 

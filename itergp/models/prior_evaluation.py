@@ -12,8 +12,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
 from itergp.models.prior_shapes import of_one_output
+from itergp.numerics.sampling import evenly_spaced
 from itergp.operators import Prior
-from itergp.operators.rows import evenly_spaced
 from itergp.operators.special import has_moving_grid, patient_grids
 
 if TYPE_CHECKING:

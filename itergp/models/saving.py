@@ -18,7 +18,7 @@ from itergp.diagnostics import Trace
 from itergp.errors import InputError, ItergpWarning
 from itergp.models.files import read_file, write_file
 from itergp.models.identity import Identity, prior_difference
-from itergp.operators.rows import ALL_ROWS
+from itergp.parallel import ALL_ROWS
 from itergp.posterior.local_actions import LocalActions
 from itergp.posterior.precision import LowRankPrecision
 from itergp.solvers import Certificate, Reason, Solution, Status
@@ -64,7 +64,7 @@ def save_model(model: NonConjugateGP, path: str | os.PathLike[str]) -> None:
             write_file(path, tensors, {"kind": "model", **about})
         except InputError as error:
             failure = error
-    if rows.any(failure is not None):  # nobody goes on before the file is complete
+    if rows.all_reduce_any(failure is not None):  # nobody goes on before the file is complete
         raise failure or InputError(
             f"The first process must be able to write {str(path)!r}. Got an error there. Its message says what to do."
         )

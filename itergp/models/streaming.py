@@ -140,7 +140,7 @@ class Stream:
             return batches(self.num_rows, 1, 8 * self.batch_size)
         budget = model.memory_budget or default_memory_budget(device)
         if solution.rows.sharded:  # as many batches in every process
-            budget = int(solution.rows.same(torch.tensor(budget // solution.rows.processes, device=device)))
+            budget = int(solution.rows.broadcast(torch.tensor(budget // solution.rows.num_processes, device=device)))
         local = 0 if solution.local is None or not covariance else solution.local.numbers_per_input
         per_row = latents * (2 * rank + latents) + local + size // 64
         return batches(self.num_rows, per_row, min(budget // 4, 8 * per_row * _MOST_ROWS))

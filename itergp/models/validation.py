@@ -12,8 +12,8 @@ from torch import Tensor
 from itergp.errors import InputError, ItergpWarning
 from itergp.likelihoods import Likelihood, Observations
 from itergp.models.arrays import as_tensor, is_array
+from itergp.numerics.sampling import sample_of_rows
 from itergp.operators import BlockedOperator, KernelOperator
-from itergp.operators.rows import sample_of_rows
 
 _PROBE_ROWS = 64
 _BLOCK_ROWS = 65_536

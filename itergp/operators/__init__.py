@@ -1,5 +1,9 @@
 """How the kernel matrix times a block of vectors is computed."""
 
+import warnings
+from typing import Any
+
+from itergp import parallel
 from itergp.operators.base import KernelCounts, KernelOperator
 from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.choose import OperatorClass, OperatorKind, make_operator, own_rows, require_operator
@@ -7,8 +11,6 @@ from itergp.operators.keops import KeOpsOperator
 from itergp.operators.memory import default_memory_budget, free_memory
 from itergp.operators.neighbours import Near, Neighbourhoods
 from itergp.operators.prior import Prior
-from itergp.operators.process_rows import ProcessRows
-from itergp.operators.rows import Rows
 from itergp.operators.sharded import ShardedOperator
 from itergp.operators.tiles import slices
 
@@ -23,8 +25,6 @@ __all__ = [
     "OperatorClass",
     "OperatorKind",
     "Prior",
-    "ProcessRows",
-    "Rows",
     "ShardedOperator",
     "default_memory_budget",
     "free_memory",
@@ -33,3 +33,13 @@ __all__ = [
     "require_operator",
     "slices",
 ]
+
+_RENAMED = {"Rows": "RowPartition", "ProcessRows": "ProcessPartition"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _RENAMED:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    now = _RENAMED[name]
+    warnings.warn(f"itergp.operators.{name} is itergp.parallel.{now} now.", DeprecationWarning, stacklevel=2)
+    return getattr(parallel, now)

@@ -29,9 +29,9 @@ from itergp.operators.radial import (
 )
 from itergp.operators.radial_product import with_norms
 from itergp.operators.recompute import Recomputation
-from itergp.operators.rows import ALL_ROWS, Rows
 from itergp.operators.special import has_own_diagonal
 from itergp.operators.tiles import run, side_of_block, slices, symmetric, threads_for
+from itergp.parallel import ALL_ROWS, RowPartition
 
 
 @dataclass
@@ -73,7 +73,7 @@ class KernelOperator(ABC):
         derived: What users of the operator made from its inputs, such as search trees; it lives as long as the cached entries.
     """
 
-    rows: Rows = ALL_ROWS
+    rows: RowPartition = ALL_ROWS
     keeps_entries: bool = False
 
     def __init__(
@@ -98,7 +98,7 @@ class KernelOperator(ABC):
     @property
     def num_own_rows(self) -> int:
         """Number of training rows of this process, ``N`` unless they are divided."""
-        return self.rows.count(self.num_rows)
+        return self.rows.local_size(self.num_rows)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -13,10 +13,9 @@ from itergp.operators.base import KernelOperator
 from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.keops import KeOpsOperator, keops_pays
 from itergp.operators.memory import default_memory_budget
-from itergp.operators.process_group import many_processes
-from itergp.operators.process_rows import ProcessRows
-from itergp.operators.rows import ALL_ROWS, Rows
 from itergp.operators.sharded import ShardedOperator
+from itergp.parallel import ALL_ROWS, ProcessPartition, RowPartition
+from itergp.parallel.process_group import many_processes
 
 OperatorKind = Literal["auto", "dense", "blocked", "keops", "sharded"]
 OperatorClass = type[KernelOperator]
@@ -75,13 +74,13 @@ def make_operator(
     return operators[kind](kernel, inputs, num_kernels=num_kernels, memory_budget=budget)
 
 
-def own_rows(kind: OperatorKind | OperatorClass, total: int, device: torch.device) -> Rows:
+def own_rows(kind: OperatorKind | OperatorClass, total: int, device: torch.device) -> RowPartition:
     """Which of so many training rows an operator of this kind will hold in this process.
 
     Raises:
         InputError: If there are fewer rows than processes, or these cannot work together.
     """
-    return ProcessRows.divide(total, device) if kind == "sharded" and many_processes() else ALL_ROWS
+    return ProcessPartition.divide(total, device) if kind == "sharded" and many_processes() else ALL_ROWS
 
 
 def _automatic(kernel: Kernel, inputs: Tensor, num_kernels: int, budget: int) -> OperatorKind:

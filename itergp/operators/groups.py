@@ -6,9 +6,9 @@ import torch
 from gpytorch.kernels import Kernel
 from torch import Tensor
 
+from itergp.numerics.sampling import sample_of_rows
 from itergp.operators.derived import TabulatedKernel
 from itergp.operators.radial import as_radial, evaluate_kernel
-from itergp.operators.rows import sample_of_rows
 from itergp.operators.special import has_own_diagonal
 
 _GROUPS, _ROWS, _OTHERS = 3, 2, 3  # of the rows that are looked at

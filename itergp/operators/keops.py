@@ -13,10 +13,10 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from itergp.errors import InputError, ItergpWarning
+from itergp.numerics.sampling import sample_of_rows
 from itergp.operators.base import KernelOperator
 from itergp.operators.blocked import BlockedOperator
 from itergp.operators.radial import as_radial
-from itergp.operators.rows import sample_of_rows
 from itergp.operators.timing import FEW_COLUMNS, seconds_of_product
 
 # Each thread keeps a sum for every column in its registers; more columns are a matter of multiplying matrices.

@@ -15,9 +15,9 @@ from itergp.operators.block_product import BlockProduct
 from itergp.operators.block_store import BlockStore
 from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.digest import digest
-from itergp.operators.process_group import exchange
-from itergp.operators.process_rows import ProcessRows
 from itergp.operators.tiles import rectangular, side_of_block, slices
+from itergp.parallel import ProcessPartition
+from itergp.parallel.process_group import exchange
 
 
 class ShardedOperator(KernelOperator):
@@ -39,18 +39,18 @@ class ShardedOperator(KernelOperator):
         InputError: If there are fewer rows than processes, or the backend does not fit the device.
     """
 
-    rows: ProcessRows
+    rows: ProcessPartition
 
     def __init__(
         self, kernel: Kernel, inputs: Tensor, *, num_kernels: int = 1, memory_budget: int | None = None
     ) -> None:
         super().__init__(kernel, inputs, num_kernels=num_kernels, memory_budget=memory_budget)
-        self.rows = ProcessRows.divide(self.num_rows, self.device)
+        self.rows = ProcessPartition.divide(self.num_rows, self.device)
         if memory_budget is None:
             self.memory_budget //= self.rows.sharing(self.device)
         # What is kept of the search follows from it, and must be the same everywhere.
-        self.memory_budget = int(self.rows.same(torch.tensor(self.memory_budget, device=self.device)))
-        self._rectangles = [_Rectangle.of(self.rows, step) for step in range(1, self.rows.processes // 2 + 1)]
+        self.memory_budget = int(self.rows.broadcast(torch.tensor(self.memory_budget, device=self.device)))
+        self._rectangles = [_Rectangle.of(self.rows, step) for step in range(1, self.rows.num_processes // 2 + 1)]
         entries = self.num_own_rows**2 // 2 + sum(r.size for r in self._rectangles)
         fits = self.keeps_entries = entries * num_kernels * inputs.element_size() <= self.memory_budget
         own = inputs[..., self.rows.start() : self.rows.start() + self.num_own_rows, :]
@@ -87,11 +87,11 @@ class ShardedOperator(KernelOperator):
             InputError: If ``inputs`` or their order differ between processes.
         """
         self.rows.require_same("new inputs", {"inputs": digest(inputs)})
-        with self.rows.alive():
+        with self.rows.abort_together():
             if torch.is_grad_enabled() and inputs.requires_grad:
                 product = self._own.cross_matmul(_Shared.apply(inputs, self.rows), block)
                 return _Summed.apply(product, self.rows)
-            return self.rows.sum(self._own.cross_matmul(inputs, block))
+            return self.rows.all_reduce_sum(self._own.cross_matmul(inputs, block))
 
     def diagonal(self, inputs: Tensor | None = None) -> Tensor:
         """Prior variances ``(C', M)`` at ``inputs``; default: the own training rows."""
@@ -189,9 +189,9 @@ class _Rectangle:
     columns: slice
 
     @classmethod
-    def of(cls, shares: ProcessRows, step: int, rank: int | None = None) -> _Rectangle:
+    def of(cls, shares: ProcessPartition, step: int, rank: int | None = None) -> _Rectangle:
         """That of a process with the one ``step`` places after it; opposite ones in the ring take half of theirs each."""
-        bounds, size = shares.bounds, shares.processes
+        bounds, size = shares.bounds, shares.num_processes
         rank = shares.rank if rank is None else rank
         peer = (rank + step) % size
         rows, columns = slice(bounds[rank], bounds[rank + 1]), slice(bounds[peer], bounds[peer + 1])
@@ -205,9 +205,9 @@ class _Rectangle:
         return cls(rank, peer, rows, columns)
 
     @classmethod
-    def served(cls, shares: ProcessRows, step: int) -> _Rectangle:
+    def served(cls, shares: ProcessPartition, step: int) -> _Rectangle:
         """The one whose columns are the own rows of this process."""
-        return cls.of(shares, step, (shares.rank - step) % shares.processes)
+        return cls.of(shares, step, (shares.rank - step) % shares.num_processes)
 
     @property
     def size(self) -> int:
@@ -223,7 +223,7 @@ class _Shared(torch.autograd.Function):
     """A tensor that all processes have; its derivative is the sum of theirs."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, rows: ProcessRows) -> Tensor:
+    def forward(ctx: Any, value: Tensor, rows: ProcessPartition) -> Tensor:
         ctx.rows = rows
         return value.view_as(value)
 
@@ -236,8 +236,8 @@ class _Summed(torch.autograd.Function):
     """The sum of every process's value, of which all of them go on to compute the same."""
 
     @staticmethod
-    def forward(ctx: Any, value: Tensor, rows: ProcessRows) -> Tensor:
-        return rows.sum(value.clone())
+    def forward(ctx: Any, value: Tensor, rows: ProcessPartition) -> Tensor:
+        return rows.all_reduce_sum(value.clone())
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:

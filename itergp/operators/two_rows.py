@@ -10,9 +10,9 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.numerics.sampling import sample_of_rows
 from itergp.operators.derived import DerivedKernel, snapshot
 from itergp.operators.radial import evaluate_diagonal, evaluate_kernel
-from itergp.operators.rows import sample_of_rows
 from itergp.operators.special import is_gpytorch
 
 _WHOLE_ROWS = 512  # up to here all rows are evaluated together

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from itergp.likelihoods.blocks import curvature_eigen
-from itergp.operators import KernelOperator, Rows, slices
-from itergp.operators.rows import ALL_ROWS
+from itergp.operators import KernelOperator, slices
+from itergp.parallel import ALL_ROWS, RowPartition
 
 _CHUNK_ROWS = 8192
 # A direction whose information is below this share of the largest is rounding error of the sums that made it.
@@ -36,7 +36,7 @@ class Actions:
         return self.values.shape[-1]
 
     @classmethod
-    def from_directions(cls, directions: Tensor, curvature: Tensor, rows: Rows = ALL_ROWS) -> Actions:
+    def from_directions(cls, directions: Tensor, curvature: Tensor, rows: RowPartition = ALL_ROWS) -> Actions:
         """Actions along given directions.
 
         Args:
@@ -53,7 +53,7 @@ class Actions:
         for i in chunks:
             gram += directions[i].flatten(0, 1).mT @ torch.bmm(curvature[i], directions[i]).flatten(0, 1)
             spread += diagonal[i].flatten() @ directions[i].square().flatten(0, 1)
-        gram, spread = rows.sum(gram), rows.sum(spread)
+        gram, spread = rows.all_reduce_sum(gram), rows.all_reduce_sum(spread)
         # Information that is a difference of much larger terms is rounding: a null direction of the curvature.
         informative = gram.diagonal() > 100 * torch.finfo(directions.dtype).eps * spread
         if not bool(informative.any()):
@@ -63,13 +63,13 @@ class Actions:
         keep = values > _DROP[directions.dtype] * values.max()
         mix = gram.new_zeros(width, int(keep.sum()))
         mix[informative] = scale[:, None] * vectors[:, keep] * values[keep].rsqrt()
-        mix = rows.same(mix).to(directions)
+        mix = rows.broadcast(mix).to(directions)
         for i in chunks:
             directions[i, :, : mix.shape[1]] = torch.bmm(curvature[i], directions[i]) @ mix
         return cls(directions[..., : mix.shape[1]].contiguous())
 
     def reweighted(
-        self, products: Tensor, curvature: Tensor, support: Tensor | None = None, rows: Rows = ALL_ROWS
+        self, products: Tensor, curvature: Tensor, support: Tensor | None = None, rows: RowPartition = ALL_ROWS
     ) -> tuple[Actions, Tensor, float]:
         """The same span of actions in the normal form of another curvature, at no kernel product.
 
@@ -85,7 +85,7 @@ class Actions:
         """
         rank = self.rank
         noise = torch.zeros(rank, rank, dtype=torch.float64, device=products.device)
-        own = curvature if support is None else rows.take(curvature, support)
+        own = curvature if support is None else rows.select(curvature, support)
         for i in slices(self.values.shape[0], _CHUNK_ROWS):
             values, vectors = curvature_eigen(own[i])
             # Actions are in the range of W, up to rounding: there the least that a curvature can resolve stands for nothing.
@@ -95,11 +95,11 @@ class Actions:
             flat = torch.bmm(scaled, self.values[i]).flatten(0, 1)
             noise += flat.mT @ flat
         if support is None:
-            noise = rows.sum(noise)
+            noise = rows.all_reduce_sum(noise)
         scale = noise.diagonal().clamp_min(torch.finfo(noise.dtype).tiny).rsqrt()
         values, vectors = torch.linalg.eigh(_symmetric(scale[:, None] * noise * scale))
         keep = values > _DROP[products.dtype] * values.max()
-        mix = rows.same(scale[:, None] * vectors[:, keep] * values[keep].rsqrt()).to(products)
+        mix = rows.broadcast(scale[:, None] * vectors[:, keep] * values[keep].rsqrt()).to(products)
         return Actions(self.values @ mix), products @ mix, float(noise.diagonal().median())
 
     @classmethod
@@ -154,12 +154,12 @@ class LowRankPrecision:
         return self.actions.shape[-1]
 
     @classmethod
-    def from_products(cls, actions: Actions, products: Tensor, rows: Rows = ALL_ROWS) -> LowRankPrecision:
+    def from_products(cls, actions: Actions, products: Tensor, rows: RowPartition = ALL_ROWS) -> LowRankPrecision:
         """From the actions and ``K A``; ``rows`` says which of them are here."""
         gram = torch.zeros(actions.rank, actions.rank, dtype=torch.float64, device=products.device)
         for i in slices(products.shape[0], _CHUNK_ROWS):  # sums over more rows lose digits in the data's dtype
             gram += actions.values[i].flatten(0, 1).mT @ products[i].flatten(0, 1)
-        return cls.from_gram(actions.values, _symmetric(rows.sum(gram)))
+        return cls.from_gram(actions.values, _symmetric(rows.all_reduce_sum(gram)))
 
     @classmethod
     def from_gram(cls, actions: Tensor, gram: Tensor) -> LowRankPrecision:

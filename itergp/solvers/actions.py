@@ -29,7 +29,7 @@ def leading_actions(space: SearchSpace, curvature: Tensor, rank: int, seed: int 
         seed: Of the random order and of the randomised eigensolver.
     """
     own, latents = curvature.shape[:2]
-    size = space.shards.whole(own)
+    size = space.partition.global_size(own)
     rank = min(rank, size * latents)
     if rank == 0:
         return Actions.empty(curvature[..., 0])
@@ -42,12 +42,12 @@ def leading_actions(space: SearchSpace, curvature: Tensor, rank: int, seed: int 
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(size * latents, generator=generator)
         order = order if rank == size * latents else order[: rank - available]
-        here = order - space.shards.start() * latents
+        here = order - space.partition.start() * latents
         held = ((here >= 0) & (here < own * latents)).nonzero().squeeze(-1)
         units = directions.new_zeros(own * latents, order.numel())
         units[here[held], held] = 1.0
         directions = torch.cat([directions, units.view(own, latents, -1)], -1)
-    return Actions.from_directions(directions, curvature, space.shards)
+    return Actions.from_directions(directions, curvature, space.partition)
 
 
 def leading_directions(space: SearchSpace, curvature: Tensor, rank: int, seed: int = 0) -> Tensor:
@@ -55,18 +55,18 @@ def leading_directions(space: SearchSpace, curvature: Tensor, rank: int, seed: i
     latents, size = curvature.shape[-1], curvature.shape[-1] * space.rank
     if size <= _DENSE_LIMIT:
         values, vectors = torch.linalg.eigh(data_information(space, curvature))
-        vectors = space.shards.same(vectors[:, values.argsort(descending=True)[:rank]])
+        vectors = space.partition.broadcast(vectors[:, values.argsort(descending=True)[:rank]])
         return vectors.view(latents, space.rank, -1)
     # Randomised subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4).
     generator = torch.Generator().manual_seed(seed)
     width = min(size, rank + _OVERSAMPLING)
     block = torch.randn(size, width, generator=generator, dtype=torch.float64).to(space.gram)
     for _ in range(_POWER_STEPS):
-        block = space.shards.same(torch.linalg.qr(block).Q)
+        block = space.partition.broadcast(torch.linalg.qr(block).Q)
         applied = _apply_information(space, curvature, block.view(latents, space.rank, -1))
         previous, block = block, applied.reshape(size, -1)
     values, rotation = torch.linalg.eigh(previous.mT @ block)
-    vectors = space.shards.same(previous @ rotation[:, values.argsort(descending=True)[:rank]])
+    vectors = space.partition.broadcast(previous @ rotation[:, values.argsort(descending=True)[:rank]])
     return vectors.view(latents, space.rank, -1)
 
 
@@ -87,4 +87,4 @@ def _apply_information(space: SearchSpace, curvature: Tensor, coordinates: Tenso
         weighted = torch.bmm(curvature[rows], _latent_blocks(space, coordinates, rows))
         for c in range(applied.shape[0]):
             applied[c] += space.products[min(c, last), rows].mT @ weighted[:, c]
-    return space.shards.sum(applied)
+    return space.partition.all_reduce_sum(applied)

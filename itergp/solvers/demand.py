@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
+from itergp.numerics.sampling import sample_of_rows
 from itergp.operators import BlockedOperator, KeOpsOperator, KernelOperator
-from itergp.operators.rows import sample_of_rows
 from itergp.operators.timing import FEW_COLUMNS, seconds_of_product
 
 _SAMPLE_ROWS = 3072

@@ -14,7 +14,7 @@ from torch import Tensor
 from itergp.errors import InputError, SolverError
 from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
 from itergp.operators import KernelOperator
-from itergp.operators.rows import Interrupt
+from itergp.parallel import Interrupt
 from itergp.records import Listener, Listeners, StageRecord, TraceData, TraceRecord
 from itergp.solvers import rounds
 from itergp.solvers.base import Solver, require_shareable
@@ -83,7 +83,7 @@ def solve(
     # A variational site needs a covariance, and passes for one step and one covariance in each stage.
     too_few = solver.max_passes is not None and solver.max_passes < 2 * _PASSES_OF_A_STAGE
     variational = variational and solver.gives_covariance and not too_few
-    with torch.no_grad(), rows.together() as interrupt:
+    with torch.no_grad(), rows.collective_section() as interrupt:
         trace = TraceData() if trace is None else trace
         run = _Run(solver, operator, Listeners(*listeners), trace, on_posterior, checkpoint, interrupt)
         run.trace.settings = run_settings(problem, operator, solver, approximation)
@@ -331,7 +331,7 @@ class _Run:
         ).posterior.latent_covariance
 
     def _check_covariance(self, problem: Problem, state: Any, posterior: Posterior) -> None:
-        if problem.rows.any(not is_finite(posterior.latent_covariance, posterior.precision.factor)):
+        if problem.rows.all_reduce_any(not is_finite(posterior.latent_covariance, posterior.precision.factor)):
             raise SolverError(
                 "The posterior covariance must be finite. Got NaN or infinity. Check that the kernel is positive definite, "
                 "or use float64; the error's `solution` has the posterior mean with the prior's covariance.",
@@ -374,7 +374,7 @@ class _Run:
             self._tell(self.on_posterior, solution)
         except KeyboardInterrupt:
             self.interrupt.pressed = True
-        pressed = self.operator.rows.any(self.interrupt.pressed)
+        pressed = self.operator.rows.all_reduce_any(self.interrupt.pressed)
         return replace(solution, status=Status(Reason.INTERRUPTED)) if pressed else solution
 
     def _between_steps(self, solver: Solver[Any], problem: Problem, state: Any) -> Status | None:
@@ -418,7 +418,7 @@ class _Run:
 
     def _asked_to_stop(self, problem: Problem) -> Status | None:
         """By Ctrl-C, or by the clock of any process: all stop together."""
-        if self.operator.rows.any(self.interrupt.pressed):
+        if self.operator.rows.all_reduce_any(self.interrupt.pressed):
             return Status(Reason.INTERRUPTED)
         return Status(Reason.TIME, f"{self.seconds:.1f} s") if self._past(problem.deadline) else None
 
@@ -431,7 +431,7 @@ class _Run:
         return float("inf") if limit is None else self.started + share * limit
 
     def _past(self, deadline: float) -> bool:
-        return deadline < float("inf") and self.operator.rows.any(time.perf_counter() >= deadline)
+        return deadline < float("inf") and self.operator.rows.all_reduce_any(time.perf_counter() >= deadline)
 
     def _spent(self, phase: str, begun: float, in_kernel: float) -> None:
         kernel = self.operator.counts.seconds - in_kernel
@@ -447,7 +447,7 @@ class _Run:
         self._tell(self.listener, record)
 
     def _check(self, problem: Problem, state: Any, previous: Any, warm_start: Solution | None) -> None:
-        if not problem.rows.any(not state.finite):
+        if not problem.rows.all_reduce_any(not state.finite):
             return
         last = warm_start
         if previous is not None:
@@ -485,7 +485,7 @@ class _Run:
             status=status,
             certificate=certificate,
             kernel_passes=self.passes,
-            kernel_entries=int(problem.rows.total(self.operator.counts.entries - self.counts.entries)),
+            kernel_entries=int(problem.rows.all_reduce_sum(self.operator.counts.entries - self.counts.entries)),
             seconds=self.seconds,
             trace=self.trace,
             log_marginal_likelihood=posterior.log_marginal_likelihood() if laplace else None,

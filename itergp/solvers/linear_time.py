@@ -242,7 +242,7 @@ class LinearTimeNewton:
     def _limit(self, problem: Problem) -> int:
         operator = problem.operator
         size = problem.mean.element_size() * operator.num_kernels
-        budget = operator.memory_budget * operator.rows.processes
+        budget = operator.memory_budget * operator.rows.num_processes
         return self._most(operator.num_rows, problem.num_latents, size, budget)
 
     def _most(self, num_rows: int, num_latents: int, bytes_per_column: int, memory_budget: int) -> int:
@@ -283,7 +283,7 @@ class LinearTimeNewton:
         expected = _GROWTH_COST * state.last_seconds
         share = min(1.0, (problem.deadline - time.perf_counter()) / max(expected, 1e-9))
         more = torch.tensor(max(1, int(share * size)), device=problem.mean.device)
-        return min(limit, size + int(problem.rows.same(more)))  # by the clock of the first process
+        return min(limit, size + int(problem.rows.broadcast(more)))  # by the clock of the first process
 
     def _grow(self, problem: Problem, state: LinearTimeState, size: int) -> LinearTimeState:
         space, proposals, operator = state.space, state.proposals, problem.operator
@@ -347,7 +347,9 @@ class LinearTimeNewton:
         if state.settled:
             return Status(Reason.SETTLED, detail)
         left = problem.deadline - time.perf_counter()
-        if problem.deadline < float("inf") and problem.rows.any(left <= 0.1 * _GROWTH_COST * state.last_seconds):
+        if problem.deadline < float("inf") and problem.rows.all_reduce_any(
+            left <= 0.1 * _GROWTH_COST * state.last_seconds
+        ):
             return Status(Reason.TIME, detail)
         return None
 
@@ -368,9 +370,9 @@ class LinearTimeNewton:
         else:
             rank = rank if final else max(1, rank // _PRELIMINARY_SHARE)
             support, rows = space.rows, problem.rows
-            on_support = SearchSpace(space.directions, rows.take(space.products, support, 1), space.gram)
-            actions = leading_actions(on_support, rows.take(curvature, support), rank)
-            actions = replace(actions, values=rows.same(actions.values))
+            on_support = SearchSpace(space.directions, rows.select(space.products, support, 1), space.gram)
+            actions = leading_actions(on_support, rows.select(curvature, support), rank)
+            actions = replace(actions, values=rows.broadcast(actions.values))
             products = self._products(problem, actions.values, support)
             result = support_covariance(problem, actions, curvature, products, support, num_neighbours=neighbours)
         return Posterior(

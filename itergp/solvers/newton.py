@@ -63,10 +63,10 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
     shortest, steps, finished = 1.0, 0, True
     system = NewtonSystem(space)
     for _ in range(_MAX_STEPS):
-        slope = space.shards.same(space.metric(U) - space.project(g))
+        slope = space.partition.broadcast(space.metric(U) - space.project(g))
         if float(slope.square().sum()) <= tolerance:
             break
-        direction = -space.shards.same(system.solve(slope, W, problem.site.curvature_product(f, W)))
+        direction = -space.partition.broadcast(system.solve(slope, W, problem.site.curvature_product(f, W)))
         change = space.latent(direction)
         expected = float((slope * direction).sum())
         resolution = problem.resolution(f, g, objective)
@@ -86,7 +86,7 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
 
 
 def _objective(problem: Problem, space: SearchSpace, U: Tensor, f: Tensor) -> float:
-    quadratic = space.shards.same((U * space.metric(U)).sum())
+    quadratic = space.partition.broadcast((U * space.metric(U)).sum())
     return 0.5 * float(quadratic) - problem.log_density(f)
 
 

@@ -14,7 +14,7 @@ _CHUNK_COLUMNS = 512
 
 def weighted_gram(space: SearchSpace, weights: Tensor, first: int, second: int) -> Tensor:
     """``T_first^T diag(weights) T_second`` ``(B, B)``, float64."""
-    return space.shards.sum(_own_gram(space, weights, first, second))
+    return space.partition.all_reduce_sum(_own_gram(space, weights, first, second))
 
 
 def data_information(space: SearchSpace, curvature: Tensor) -> Tensor:
@@ -27,7 +27,7 @@ def data_information(space: SearchSpace, curvature: Tensor) -> Tensor:
             rows, cols = slice(c * rank, (c + 1) * rank), slice(d * rank, (d + 1) * rank)
             matrix[rows, cols] = block
             matrix[cols, rows] = block.mT
-    return space.shards.sum(matrix)
+    return space.partition.all_reduce_sum(matrix)
 
 
 def _own_gram(space: SearchSpace, weights: Tensor, first: int, second: int) -> Tensor:

@@ -45,13 +45,13 @@ class NewtonSystem:
             weigh: Its product with a block ``(N, C)``.
         """
         latents, rank = right.shape
-        few = latents == 1 and self.space.shards.whole(curvature.shape[0]) * rank**2 <= _DENSE_WORK
+        few = latents == 1 and self.space.partition.global_size(curvature.shape[0]) * rank**2 <= _DENSE_WORK
         if few or latents * rank <= _DENSE_LIMIT:
             factor = robust_cholesky(newton_matrix(self.space, curvature), self.space.products.dtype)
             return torch.cholesky_solve(right.reshape(-1, 1), factor).reshape(latents, rank)
         X, residual = torch.zeros_like(right), right
         if self._preconditioner is not None:
-            step = _work_of_step(self.space.shards.whole(curvature.shape[0]), rank, latents)
+            step = _work_of_step(self.space.partition.global_size(curvature.shape[0]), rank, latents)
             most = _FEW_STEPS + self._preconditioner.work // step
             X, residual, close = self._descend(right, X, residual, weigh, self._preconditioner, most)
             if close:
@@ -79,7 +79,7 @@ class NewtonSystem:
             X, residual = X + alpha * p, residual - alpha * product
             z = precondition(residual)
             previous, rho = rho, (residual * z).sum()
-            if self.space.shards.any(bool(rho <= target)):
+            if self.space.partition.all_reduce_any(bool(rho <= target)):
                 return X, residual, True
             p = z + (rho / previous) * p
         return X, residual, False
@@ -102,15 +102,15 @@ class Preconditioner:
 
     def __init__(self, space: SearchSpace, curvature: Tensor) -> None:
         own, latents = curvature.shape[:2]
-        size, rank, last = space.shards.whole(own), space.rank, space.gram.shape[0] - 1
+        size, rank, last = space.partition.global_size(own), space.rank, space.gram.shape[0] - 1
         affordable = 2 * _WORTH_STEPS * _work_of_step(size, rank, latents) // (latents * rank**2)
         wanted = max(_SAMPLE_ROWS, _FEWEST_SAMPLES * rank, min(_MOST_SAMPLES * rank, affordable))
         products = space.products
         if wanted < size // 2:
-            rows = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:wanted] - space.shards.start()
+            rows = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:wanted] - space.partition.start()
             rows = rows[(rows >= 0) & (rows < own)].to(curvature.device)
             products, curvature, size = products[:, rows], size / wanted * curvature[rows], wanted
-        sample = SearchSpace(products[:, :0], products, space.gram, shards=space.shards)
+        sample = SearchSpace(products[:, :0], products, space.gram, partition=space.partition)
         width = min(rank, _COUPLED // latents) if latents > 1 else 0
         self.work = size * (latents * width) ** 2 // 2 + (latents * width) ** 3 // 3
         self._factors: Tensor | None = None
@@ -127,7 +127,7 @@ class Preconditioner:
                 information[min(c, last)] += block
                 self._factors[c] = robust_cholesky(block, products.dtype)
             if width:
-                self._leading = space.shards.same(_leading_eigenvectors(information, width))
+                self._leading = space.partition.broadcast(_leading_eigenvectors(information, width))
         if self._leading is not None:
             matrix = newton_matrix(sample.compress(self._leading), curvature)
             self._coupled = robust_cholesky(matrix, products.dtype)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.operators.rows import ALL_ROWS, Rows
+from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.solvers.problem import Problem
 from itergp.solvers.search_space import SearchSpace
 from itergp.solvers.support_space import SupportSpace
@@ -99,18 +99,18 @@ def pack_space(space: SearchSpace) -> Packed:
     return Packed({name: getattr(space, name) for name in names})
 
 
-def unpack_space(packed: Packed, shards: Rows = ALL_ROWS, capacity: int | None = None) -> SearchSpace:
+def unpack_space(packed: Packed, partition: RowPartition = ALL_ROWS, capacity: int | None = None) -> SearchSpace:
     """The space that ``pack_space`` took apart.
 
     Args:
         packed: What it was taken apart into.
-        shards: Which of the rows are here.
+        partition: Which of the rows are here.
         capacity: That of a support's buffer, default what is in it.
     """
     arrays = packed.arrays
     if "rows" not in arrays:
-        return SearchSpace(*(arrays[name] for name in _SPACE), shards=shards)
-    return SupportSpace.of(capacity=capacity, shards=shards, **{name: arrays[name] for name in _SPACE + _SUPPORT})
+        return SearchSpace(*(arrays[name] for name in _SPACE), partition=partition)
+    return SupportSpace.of(capacity=capacity, partition=partition, **{name: arrays[name] for name in _SPACE + _SUPPORT})
 
 
 def pack_memory(memory: dict[Any, Any]) -> Packed:

@@ -176,7 +176,7 @@ def support_covariance(
         support: Its row numbers ``(M,)``.
         num_neighbours: Rows that every input is conditioned on besides.
     """
-    precision = LowRankPrecision.from_products(actions, problem.rows.take(products, support))
+    precision = LowRankPrecision.from_products(actions, problem.rows.select(products, support))
     return _condition(problem, precision, products, curvature, num_neighbours, support)
 
 
@@ -199,7 +199,7 @@ def reconditioned(problem: Problem, posterior: Posterior, curvature: Tensor) -> 
     if posterior.support is None:
         precision = LowRankPrecision.from_products(actions, products, problem.rows)
     else:
-        precision = LowRankPrecision.from_products(actions, problem.rows.take(products, posterior.support))
+        precision = LowRankPrecision.from_products(actions, problem.rows.select(products, posterior.support))
     number = 0 if posterior.local is None else posterior.local.num_neighbours
     result = _condition(problem, precision, products, curvature, number, posterior.support)
     return replace(

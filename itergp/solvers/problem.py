@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from itergp.likelihoods import Likelihood, Site
-from itergp.operators import KernelOperator, Rows
+from itergp.operators import KernelOperator
+from itergp.parallel import RowPartition
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Problem:
         return self.operator.num_rows
 
     @property
-    def rows(self) -> Rows:
+    def rows(self) -> RowPartition:
         """Which of them are here; everything with one entry per row has the own rows only."""
         return self.operator.rows
 
@@ -53,11 +54,11 @@ class Problem:
 
     def inner(self, first: Tensor, second: Tensor) -> float:
         """Inner product over all rows, accumulated in float64."""
-        return self.rows.total(inner(first, second))
+        return self.rows.all_reduce_sum(inner(first, second))
 
     def log_density(self, f: Tensor) -> float:
         """The site's log-density of all rows, in float64."""
-        return self.rows.total(self.site.log_density(f))
+        return self.rows.all_reduce_sum(self.site.log_density(f))
 
     def objective(self, f: Tensor, weights: Tensor) -> float:
         """``Psi`` at ``f = m + K V``, in float64; the quadratic term is ``<V, f - m> / 2``."""
@@ -65,7 +66,9 @@ class Problem:
 
     def resolution(self, f: Tensor, gradient: Tensor, objective: float) -> float:
         """Changes of the objective below this are rounding, in nats: of f in its dtype, and of the float64 sum over rows."""
-        of_latent = torch.finfo(f.dtype).eps * self.rows.total(float((f * gradient).double().square().sum())) ** 0.5
+        of_latent = (
+            torch.finfo(f.dtype).eps * self.rows.all_reduce_sum(float((f * gradient).double().square().sum())) ** 0.5
+        )
         return 4.0 * (of_latent + torch.finfo(torch.float64).eps * max(1.0, abs(objective)))
 
     def prior_variance(self) -> Tensor:

@@ -32,7 +32,7 @@ def step_record(
     residual = getattr(state, "gradient_residual", None)  # a solver need not say
     norms: tuple[float, ...] = ()
     if residual is not None:
-        norms = tuple(problem.rows.sum(residual.square().sum(0, dtype=torch.float64)).sqrt().tolist())
+        norms = tuple(problem.rows.all_reduce_sum(residual.square().sum(0, dtype=torch.float64)).sqrt().tolist())
     known = problem.site.log_concave and state.norm_squared < math.inf
     return TraceRecord(
         stage=problem.site.name,
@@ -58,8 +58,8 @@ def stage_record(
     centred = posterior.latent_values - problem.mean
     variances = problem.prior_variance(), posterior.latent_covariance.diagonal(dim1=-2, dim2=-1), centred.square()
     sums = torch.stack([value.sum(dtype=torch.float64) for value in variances])
-    prior, left, squares = problem.rows.sum(sums).tolist()
-    weight = problem.rows.total(problem.site.observations.total_weight)
+    prior, left, squares = problem.rows.all_reduce_sum(sums).tolist()
+    weight = problem.rows.all_reduce_sum(problem.site.observations.total_weight)
     values = problem.num_rows * problem.num_latents
     # Psi = -log p + 1/2 <V, f - m>, so the likelihood need not be evaluated again.
     log_density = 0.5 * problem.inner(posterior.representer_weights, centred) - posterior.objective
@@ -78,7 +78,7 @@ def stage_record(
         log_density=log_density / weight if weight > 0.0 else math.nan,
         prior_deviation=math.sqrt(max(prior, 0.0) / values),
         latent_deviation=math.sqrt(squares / values),
-        latent_extreme=float(problem.rows.largest(centred.abs().amax())),
+        latent_extreme=float(problem.rows.all_reduce_max(centred.abs().amax())),
     )
 
 

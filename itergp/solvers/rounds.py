@@ -156,13 +156,13 @@ def _information(curvature: Tensor, marginals: Tensor) -> Tensor:
 def moved(problem: Problem, first: Tensor, second: Tensor, covariance: Tensor) -> float:
     """The largest distance between means ``(N, C)``, in the deviations of marginals ``(N, C, C)``."""
     scale = _deviations(problem, covariance)
-    return float(problem.rows.largest(((first - second).abs() / scale).amax()))
+    return float(problem.rows.all_reduce_max(((first - second).abs() / scale).amax()))
 
 
 def widened(problem: Problem, first: Tensor, second: Tensor) -> float:
     """The largest relative change of a deviation between marginals ``(N, C, C)``."""
     a, b = _deviations(problem, first), _deviations(problem, second)
-    return float(problem.rows.largest(((a - b).abs() / b).amax()))
+    return float(problem.rows.all_reduce_max(((a - b).abs() / b).amax()))
 
 
 def _deviations(problem: Problem, covariance: Tensor) -> Tensor:

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from itergp.operators import KernelOperator, Rows, slices
-from itergp.operators.rows import ALL_ROWS
+from itergp.operators import KernelOperator, slices
+from itergp.parallel import ALL_ROWS, RowPartition
 
 # A new direction that keeps less than this share of its squared prior norm (times the width of the block), once what the
 # space and the block already hold is taken out, is rounding error.
@@ -29,13 +29,13 @@ class SearchSpace:
         directions: S ``(C', N, B)``.
         products: T = K S ``(C', N, B)``.
         gram: ``S^T T`` ``(C', B, B)``, float64: the identity up to rounding, and what is used in its place.
-        shards: Which of the N rows are here.
+        partition: Which of the N rows are here.
     """
 
     directions: Tensor
     products: Tensor
     gram: Tensor
-    shards: Rows = field(default=ALL_ROWS, kw_only=True)
+    partition: RowPartition = field(default=ALL_ROWS, kw_only=True)
 
     @property
     def rank(self) -> int:
@@ -48,7 +48,7 @@ class SearchSpace:
         shape = (operator.num_kernels, operator.num_own_rows, 0)
         zeros = torch.zeros(shape, dtype=operator.dtype, device=operator.device)
         gram = torch.zeros(shape[0], 0, 0, dtype=torch.float64, device=operator.device)
-        return cls(zeros, zeros, gram, shards=operator.rows)
+        return cls(zeros, zeros, gram, partition=operator.rows)
 
     # ------------------------------------------------------------- coordinates
     def latent(self, coordinates: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class SearchSpace:
                 total += part @ products[0]
             else:
                 total += torch.bmm(part.unsqueeze(1), products).squeeze(1)
-        return self.shards.sum(total)
+        return self.partition.all_reduce_sum(total)
 
     def metric(self, coordinates: Tensor) -> Tensor:
         """``S^T K S U`` for coordinates U ``(C, B)``."""
@@ -103,7 +103,7 @@ class SearchSpace:
         block_products = rest_products + torch.matmul(self.products, overlap)
         rest, rest_products = self._take_out(rest, rest_products)
         # Columns of unit prior norm, so that one threshold for rounding serves directions of every size.
-        original = self.shards.sum((block * block_products).sum(-2, dtype=torch.float64)).amax(0)
+        original = self.partition.all_reduce_sum((block * block_products).sum(-2, dtype=torch.float64)).amax(0)
         scale = original.clamp_min(torch.finfo(rest.dtype).tiny).rsqrt().to(rest)
         rest, rest_products = rest * scale, rest_products * scale
         mix = self._whitening(rest, rest_products, _DROP[block.dtype] * block.shape[-1])
@@ -117,9 +117,8 @@ class SearchSpace:
         corner = self._gram(new, new_products, torch.float64)
         side = self._gram(self.directions, new_products, torch.float64)
         gram = torch.cat([torch.cat([self.gram, side], -1), torch.cat([side.mT, corner], -1)], -2)
-        padding = (self.shards.largest(new.abs().amax(-2)) == 0.0).to(
-            corner
-        )  # kernels that kept fewer directions than others
+        # Kernels that kept fewer directions than others.
+        padding = (self.partition.all_reduce_max(new.abs().amax(-2)) == 0.0).to(corner)
         gram[:, self.rank :, self.rank :] += torch.diag_embed(padding)
         grown = replace(
             self,
@@ -156,13 +155,13 @@ class SearchSpace:
         if block.shape[-1] == 0:  # the residual was exactly zero, or nothing in it was new
             return block.new_zeros(block.shape[0], 0, 0)
         values, vectors = torch.linalg.eigh(self._gram(block, block, torch.float64))
-        seen = torch.cat([self.shards.sum(self.directions.square().sum(-2).double()), values], -1)
+        seen = torch.cat([self.partition.all_reduce_sum(self.directions.square().sum(-2).double()), values], -1)
         largest = torch.where(seen > 0.0, seen.reciprocal(), 0.0).amax(-1, keepdim=True)  # of the Rayleigh quotients
         keep = (values > 0.0) & (values * largest * _RESOLUTION * torch.finfo(block.dtype).eps <= 1.0)
         width = int(keep.sum(-1).max()) if keep.numel() else 0
         order = (~keep).to(torch.int8).argsort(dim=-1, stable=True)[..., :width]  # the kept ones first
         mix = (vectors * keep.unsqueeze(-2)).gather(-1, order.unsqueeze(-2).expand(*vectors.shape[:-1], width))
-        return self.shards.same(mix).to(block)
+        return self.partition.broadcast(mix).to(block)
 
     def compress(self, mix: Tensor) -> SearchSpace:
         """The space spanned by ``S mix``, with ``mix`` ``(C', B, R)`` of orthonormal columns, float64."""
@@ -172,11 +171,11 @@ class SearchSpace:
 
     def _gram(self, first: Tensor, second: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         """``A^T B`` ``(C', k, l)`` over all rows, of blocks ``(C', N, k)`` and ``(C', N, l)``."""
-        return self.shards.sum(torch.matmul(first.mT, second).to(dtype or first.dtype))
+        return self.partition.all_reduce_sum(torch.matmul(first.mT, second).to(dtype or first.dtype))
 
     def _whitening(self, block: Tensor, products: Tensor, floor: float) -> Tensor:
         """Mixing of a block and its products to unit prior norm, the same in all processes."""
-        return self.shards.same(_whitening(self._gram(block, products, torch.float64), floor))
+        return self.partition.broadcast(_whitening(self._gram(block, products, torch.float64), floor))
 
 
 def _whitening(gram: Tensor, floor: float) -> Tensor:

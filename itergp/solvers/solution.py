@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.operators import KernelOperator, Rows
-from itergp.operators.rows import ALL_ROWS
+from itergp.operators import KernelOperator
+from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.posterior.local_actions import LocalActions
 from itergp.posterior.precision import LowRankPrecision
 from itergp.records import TraceData
@@ -117,7 +117,7 @@ class Solution:
     support: Tensor | None = None
     local: LocalActions | None = None
     variational_residual: float | None = None
-    rows: Rows = ALL_ROWS
+    rows: RowPartition = ALL_ROWS
 
     @property
     def rank(self) -> int:
@@ -127,7 +127,7 @@ class Solution:
     def weights_on_support(self) -> Tensor:
         """V where the precision's actions are: ``(N, C)``, or ``(M, C)`` on the support."""
         weights = self.representer_weights
-        return weights if self.support is None else self.rows.take(weights, self.support)
+        return weights if self.support is None else self.rows.select(weights, self.support)
 
     def all_actions(self) -> Tensor:
         """The precision's actions at all rows ``(N, C, r)``."""
@@ -135,7 +135,7 @@ class Solution:
         if self.support is None:
             return actions
         full = actions.new_zeros(self.representer_weights.shape[0], *actions.shape[1:])
-        which, own = self.rows.here(self.support)
+        which, own = self.rows.local_indices(self.support)
         return full.index_copy_(0, own, actions[which])
 
     @property
@@ -157,7 +157,7 @@ class Solution:
             return self
         return replace(self._with_rows(rows.gather), rows=ALL_ROWS)
 
-    def divide(self, rows: Rows) -> Solution:
+    def divide(self, rows: RowPartition) -> Solution:
         """The posterior with the rows of this process alone; the reverse of ``gather``."""
         return self if rows == self.rows else replace(self._with_rows(rows.local), rows=rows)
 

@@ -191,7 +191,7 @@ class SubspaceNewton:
     def _rank_limit(self, problem: Problem) -> int:
         operator, limit = problem.operator, 2 * problem.num_latents
         size = problem.mean.element_size()
-        rows = operator.num_rows // operator.rows.processes  # in each of them
+        rows = operator.num_rows // operator.rows.num_processes  # in each of them
         affordable = self.rank_limit(rows, operator.num_kernels, size, operator.memory_budget)
         return affordable if self.max_rank is not None else max(limit, affordable)
 
@@ -327,9 +327,9 @@ class SubspaceNewton:
     @staticmethod
     def _norm_squared(problem: Problem, residual: Tensor, directions: Tensor, products: Tensor) -> float:
         """``q = <R, K R>`` from the products of the directions, whose span holds R."""
-        scale = problem.rows.sum(directions.square().sum(0))
+        scale = problem.rows.all_reduce_sum(directions.square().sum(0))
         scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)[:, None]
-        mix = problem.rows.sum(directions.mT @ residual) / scale  # orthogonal columns
+        mix = problem.rows.all_reduce_sum(directions.mT @ residual) / scale  # orthogonal columns
         applied = products[0] @ mix if products.shape[0] == 1 else torch.einsum("cnb,bc->nc", products, mix)
         return max(problem.inner(residual, applied), 0.0)
 
@@ -505,4 +505,4 @@ def compression(space: SearchSpace, iterate: Iterate, keep: int) -> Tensor:
         _, vectors = torch.linalg.eigh(away @ information @ away)
         mixes.append(torch.cat([held, vectors[:, vectors.shape[1] - (keep - held.shape[1]) :]], -1))
     mix = torch.stack(mixes)
-    return space.shards.same(torch.linalg.qr(mix).Q)
+    return space.partition.broadcast(torch.linalg.qr(mix).Q)

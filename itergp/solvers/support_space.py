@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itergp.operators import KernelOperator, Rows
-from itergp.operators.rows import ALL_ROWS
+from itergp.operators import KernelOperator
+from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.solvers.actions import leading_directions
 from itergp.solvers.search_space import SearchSpace
 
@@ -47,7 +47,7 @@ class SupportSpace(SearchSpace):
             rows=torch.zeros(0, dtype=torch.int64, device=operator.device),
             explained=torch.zeros(kernels, size, dtype=operator.dtype, device=operator.device),
             buffer=buffer,
-            shards=operator.rows,
+            partition=operator.rows,
         )
 
     @classmethod
@@ -60,18 +60,18 @@ class SupportSpace(SearchSpace):
         explained: Tensor,
         *,
         capacity: int | None = None,
-        shards: Rows = ALL_ROWS,
+        partition: RowPartition = ALL_ROWS,
     ) -> SupportSpace:
         """The space made of these, its products at the head of a buffer for ``capacity`` directions."""
         rank = products.shape[-1]
         buffer = _Buffer(products.new_empty(*products.shape[:2], max(rank, capacity or 0)), rank)
         buffer.values[..., :rank] = products
-        return cls(directions, buffer.values[..., :rank], gram, rows, explained, buffer, shards=shards)
+        return cls(directions, buffer.values[..., :rank], gram, rows, explained, buffer, partition=partition)
 
     def weights(self, coordinates: Tensor) -> Tensor:
         """``S U`` ``(N, C)``, zero outside the support, for coordinates U ``(C, B)``."""
         on_support = self._combine(self.directions, coordinates).to(self.products.dtype)
-        which, own = self.shards.here(self.rows)
+        which, own = self.partition.local_indices(self.rows)
         return on_support.new_zeros(self.products.shape[1], on_support.shape[1]).index_copy_(0, own, on_support[which])
 
     def missing_variance(self, operator: KernelOperator) -> Tensor:
@@ -89,10 +89,10 @@ class SupportSpace(SearchSpace):
             rows: Row numbers ``(m,)``, none of them on the support.
             operator: The kernel.
         """
-        shards = self.shards
-        known = shards.take(self.products, rows, 1).double()  # L21: products of the old directions at the new rows
+        partition = self.partition
+        known = partition.select(self.products, rows, 1).double()  # L21: products of the old directions at the new rows
         schur = operator.entries(rows, rows).double() - known @ known.mT
-        values, vectors = map(shards.same, torch.linalg.eigh(0.5 * (schur + schur.mT)))
+        values, vectors = map(partition.broadcast, torch.linalg.eigh(0.5 * (schur + schur.mT)))
         largest = operator.diagonal(operator.inputs[..., rows, :]).detach().double().amax(-1)
         floor = _RESOLUTION * torch.finfo(operator.dtype).eps * (self.rows.numel() + rows.numel()) * largest
         keep = values > floor[:, None]
@@ -106,14 +106,14 @@ class SupportSpace(SearchSpace):
             [torch.cat([self.directions, old_part], -1), torch.nn.functional.pad(mix, (self.rank, 0))], -2
         )
         support = torch.cat([self.rows, rows])
-        on_support = shards.take(new, support, 1).double()
+        on_support = partition.select(new, support, 1).double()
         side = torch.matmul(directions[..., : self.rank].mT, on_support)
         corner = torch.matmul(directions[..., self.rank :].mT, on_support)
         gram = torch.cat([torch.cat([self.gram, side], -1), torch.cat([side.mT, corner], -1)], -2)
         gram[:, self.rank :, self.rank :] += torch.diag_embed((mix.abs().amax(-2) == 0.0).to(gram))
         explained = self.explained + torch.linalg.vector_norm(new, dim=-1).square()  # without a copy of their size
-        gram = shards.same(0.5 * (gram + gram.mT))
-        return SupportSpace(directions, products, gram, support, explained, buffer, shards=shards)
+        gram = partition.broadcast(0.5 * (gram + gram.mT))
+        return SupportSpace(directions, products, gram, support, explained, buffer, partition=partition)
 
     def _append(self, operator: KernelOperator, rows: Tensor, known: Tensor, mix: Tensor) -> tuple[Tensor, _Buffer]:
         """``(K[:, rows] - T L21^T) mix`` written behind T, chunk by chunk of rows."""
@@ -149,17 +149,17 @@ def leave_support(space: SupportSpace, coordinates: Tensor, curvature: Tensor, k
         own = list(range(latents)) if kernels == 1 else [c]
         weights = curvature.diagonal(dim1=-2, dim2=-1)[:, own].sum(-1)
         parts = (part[c : c + 1] for part in (space.directions, space.products, space.gram))
-        single = SearchSpace(*parts, shards=space.shards)
+        single = SearchSpace(*parts, partition=space.partition)
         wanted = max(1, min(keep, space.rank) - len(own))
         leading = leading_directions(single, weights[:, None, None], wanted)[0]
         mixes.append(torch.linalg.qr(torch.cat([coordinates[own].mT, leading], -1)).Q)
-    mix = space.shards.same(torch.stack(mixes))
+    mix = space.partition.broadcast(torch.stack(mixes))
     moved = coordinates @ mix[0] if kernels == 1 else torch.bmm(coordinates.unsqueeze(1), mix).squeeze(1)
     values = space.products.new_zeros(kernels, space.products.shape[1], mix.shape[-1])
-    which, here = space.shards.here(space.rows)
+    which, here = space.partition.local_indices(space.rows)
     values[:, here] = torch.matmul(space.directions, mix).to(values)[:, which]
     products = torch.matmul(space.products, mix.to(values))
-    return SearchSpace(values, products, mix.mT @ space.gram @ mix, shards=space.shards), moved
+    return SearchSpace(values, products, mix.mT @ space.gram @ mix, partition=space.partition), moved
 
 
 class _Buffer:

@@ -37,10 +37,10 @@ class BlockGradient:
         if self not in view.memory:
             view.memory[self] = rows.local(cluster_rows(view.inputs, self.num_blocks))
         labels, latents = view.memory[self], view.shape[1]
-        count = int(rows.largest(labels.max())) + 1
+        count = int(rows.all_reduce_max(labels.max())) + 1
         inside = torch.nn.functional.one_hot(labels, count).to(view.gradient)
         split = columns(inside, latents) * view.gradient.unsqueeze(-1)
-        return split[..., rows.largest(split.abs().amax((0, 1))) > 0]
+        return split[..., rows.all_reduce_max(split.abs().amax((0, 1))) > 0]
 
 
 def cluster_rows(inputs: Tensor, num_blocks: int) -> Tensor:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from itergp.operators import Rows
-from itergp.operators.rows import ALL_ROWS
+from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.solvers.policies.base import Proposal, RowBlock
 
 _DROP = 1e-10
 
 
-def shared_directions(proposal: Proposal, like: Tensor, rows: Rows = ALL_ROWS) -> Tensor:
+def shared_directions(proposal: Proposal, like: Tensor, rows: RowPartition = ALL_ROWS) -> Tensor:
     """The columns of all latent functions of a proposal: an orthonormal basis ``(N, k)`` of their span.
 
     Args:
@@ -25,21 +24,21 @@ def shared_directions(proposal: Proposal, like: Tensor, rows: Rows = ALL_ROWS) -
         block[proposal.rows] = proposal.values.flatten(1).to(like)
     else:
         block = proposal.flatten(1).to(like)
-    block = block[:, rows.largest(block.abs().amax(0)) > 0.0]
+    block = block[:, rows.all_reduce_max(block.abs().amax(0)) > 0.0]
     if isinstance(proposal, RowBlock) and block.shape[1] > block.shape[0]:
         block = block.unique(dim=1)
-    if block.shape[1] and not rows.any(
-        int((block != 0.0).sum(1).max()) > 1
-    ):  # clusters of rows: orthogonal, whatever their size
-        return block / rows.sum(block.double().square().sum(0)).sqrt().to(block)
-    gram = rows.sum(block.double().mT @ block.double())  # in float64: dependent columns are told from rounding
+    overlapping = bool(block.shape[1]) and rows.all_reduce_any(int((block != 0.0).sum(1).max()) > 1)
+    if block.shape[1] and not overlapping:  # clusters of rows: orthogonal, whatever their size
+        return block / rows.all_reduce_sum(block.double().square().sum(0)).sqrt().to(block)
+    # In float64: dependent columns are told from rounding.
+    gram = rows.all_reduce_sum(block.double().mT @ block.double())
     values, vectors = torch.linalg.eigh(gram)
     keep = values > _DROP * values.max() if values.numel() else values > 0.0
-    return block @ rows.same(vectors[:, keep] * values[keep].rsqrt()).to(block)
+    return block @ rows.broadcast(vectors[:, keep] * values[keep].rsqrt()).to(block)
 
 
-def holds(directions: Tensor, block: Tensor, rows: Rows = ALL_ROWS) -> bool:
+def holds(directions: Tensor, block: Tensor, rows: RowPartition = ALL_ROWS) -> bool:
     """Whether orthonormal directions ``(N, k)`` span a block ``(N, C)`` up to what ``shared_directions`` drops."""
-    rest = block - directions @ rows.sum(directions.mT @ block)
-    missed, whole = (rows.total(float(part.double().square().sum())) for part in (rest, block))
+    rest = block - directions @ rows.all_reduce_sum(directions.mT @ block)
+    missed, whole = (rows.all_reduce_sum(float(part.double().square().sum())) for part in (rest, block))
     return missed <= 1e-8 * whole

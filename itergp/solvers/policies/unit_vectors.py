@@ -78,7 +78,7 @@ class UnitVectors:
             if self.order == "spread"
             else self._scored(view, taken, stop - start)
         )
-        rows = view.operator.rows.same(rows)
+        rows = view.operator.rows.broadcast(rows)
         taken.extend(rows.tolist())
         return rows
 

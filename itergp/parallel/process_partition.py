@@ -1,4 +1,4 @@
-"""``ProcessRows``: rows divided among the processes of ``torch.distributed``."""
+"""``ProcessPartition``: rows divided among the processes of ``torch.distributed``."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, overload
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from itergp.errors import InputError, SolverError
-from itergp.operators.process_group import collective, connect, disconnect
-from itergp.operators.rows import Interrupt, Rows
+from itergp.parallel.partition import Interrupt, RowPartition
+from itergp.parallel.process_group import collective, connect, disconnect
 
 
 @dataclass(frozen=True)
-class ProcessRows(Rows):
+class ProcessPartition(RowPartition):
     """Consecutive rows for each process, nearly equally many.
 
     Attributes:
@@ -35,7 +35,7 @@ class ProcessRows(Rows):
     device: torch.device = field(compare=False)
 
     @classmethod
-    def divide(cls, total: int, device: torch.device) -> ProcessRows:
+    def divide(cls, total: int, device: torch.device) -> ProcessPartition:
         """The own share of ``total`` rows.
 
         Raises:
@@ -47,14 +47,16 @@ class ProcessRows(Rows):
         return cls(tuple(p * total // size for p in range(size + 1)), rank, device)
 
     @property
-    def processes(self) -> int:
+    def num_processes(self) -> int:
         """Number of processes P."""
         return len(self.bounds) - 1
 
     def sharing(self, device: torch.device) -> int:
         """Processes on this machine, as torchrun tells, otherwise all; each has a CUDA device of its own."""
         return (
-            min(self.processes, int(os.environ.get("LOCAL_WORLD_SIZE", self.processes))) if device.type == "cpu" else 1
+            min(self.num_processes, int(os.environ.get("LOCAL_WORLD_SIZE", self.num_processes)))
+            if device.type == "cpu"
+            else 1
         )
 
     @property
@@ -62,21 +64,21 @@ class ProcessRows(Rows):
         """Whether this is the process that draws and writes."""
         return self.rank == 0
 
-    def count(self, total: int) -> int:
-        """Number of own rows."""
+    def local_size(self, global_size: int) -> int:
+        """Number of local rows."""
         return self.bounds[self.rank + 1] - self.bounds[self.rank]
 
-    def whole(self, own: int) -> int:
+    def global_size(self, local_size: int) -> int:
         """Number of all rows."""
         return self.bounds[-1]
 
     def start(self) -> int:
-        """Number of the first own row."""
+        """Number of the first local row."""
         return self.bounds[self.rank]
 
     def local(self, tensor: Tensor, dim: int = 0) -> Tensor:
-        """The own rows of a tensor of all rows, in memory of their own."""
-        return tensor.narrow(dim, self.start(), self.count(self.bounds[-1])).clone()
+        """The local rows of a tensor of all rows, in memory of their own."""
+        return tensor.narrow(dim, self.start(), self.local_size(self.bounds[-1])).clone()
 
     def gather(self, tensor: Tensor, dim: int = 0) -> Tensor:
         """A tensor of all rows, in every process."""
@@ -88,42 +90,46 @@ class ProcessRows(Rows):
         collective(dist.all_gather, parts, padded)
         return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)]).movedim(0, dim).contiguous()
 
-    def take(self, tensor: Tensor, numbers: Tensor, dim: int = 0) -> Tensor:
+    def select(self, tensor: Tensor, numbers: Tensor, dim: int = 0) -> Tensor:
         """Some of all rows, in every process."""
         rows = tensor.movedim(dim, 0)
         taken = rows.new_zeros(numbers.numel(), *rows.shape[1:])
-        which, own = self.here(numbers)
-        taken[which] = rows[own]
-        return self.sum(taken).movedim(0, dim)
+        which, local = self.local_indices(numbers)
+        taken[which] = rows[local]
+        return self.all_reduce_sum(taken).movedim(0, dim)
 
-    def here(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
-        """Which of some row numbers are own rows, and their numbers among these."""
+    def local_indices(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """Which of some row numbers are local rows, and their numbers among these."""
         which = ((numbers >= self.start()) & (numbers < self.bounds[self.rank + 1])).nonzero().squeeze(-1)
         return which, numbers[which] - self.start()
 
-    def sum(self, value: Tensor) -> Tensor:
-        """The sum of every process's value, which may be overwritten; bit by bit the same in all of them."""
+    @overload
+    def all_reduce_sum(self, value: Tensor) -> Tensor: ...
+
+    @overload
+    def all_reduce_sum(self, value: float) -> float: ...
+
+    def all_reduce_sum(self, value: Tensor | float) -> Tensor | float:
+        """The sum of every process's tensor, which may be overwritten, or number; bit by bit the same in all of them."""
+        if not torch.is_tensor(value):
+            return float(self.all_reduce_sum(self._number(value)))
         value = value.contiguous()
         if value.numel():
             collective(dist.all_reduce, value)
         return value
 
-    def total(self, value: float) -> float:
-        """The sum of every process's number."""
-        return float(self.sum(self._number(value)))
-
-    def largest(self, value: Tensor) -> Tensor:
+    def all_reduce_max(self, value: Tensor) -> Tensor:
         """The elementwise largest of every process's value."""
         value = value.clone(memory_format=torch.contiguous_format)
         if value.numel():
             collective(dist.all_reduce, value, op=dist.ReduceOp.MAX)
         return value
 
-    def any(self, flag: bool) -> bool:
+    def all_reduce_any(self, flag: bool) -> bool:
         """Whether the flag is set in some process."""
-        return bool(self.largest(self._number(float(flag))) > 0.0)
+        return bool(self.all_reduce_max(self._number(float(flag))) > 0.0)
 
-    def same(self, value: Tensor) -> Tensor:
+    def broadcast(self, value: Tensor) -> Tensor:
         """The first process's value, whatever its shape."""
         shape = torch.tensor(value.shape, dtype=torch.int64, device=self.device)
         collective(dist.broadcast, shape, 0)
@@ -144,9 +150,9 @@ class ProcessRows(Rows):
             InputError: In every process, if they differ.
         """
         mine = torch.tensor([*json.dumps(dict(content)).encode()], dtype=torch.uint8, device=self.device)
-        first = json.loads(bytes(self.same(mine).tolist()))
+        first = json.loads(bytes(self.broadcast(mine).tolist()))
         others = sorted(part for part in first.keys() | content.keys() if first.get(part) != content.get(part))
-        if self.any(bool(others)):
+        if self.all_reduce_any(bool(others)):
             got = f"{', '.join(others[:3])} unlike the first process" if others else "other ones in another process"
             raise InputError(
                 f"Every process must have the same {name}. Got {got}. Load the same data in the same order, and seed "
@@ -154,7 +160,7 @@ class ProcessRows(Rows):
             )
 
     @contextmanager
-    def together(self) -> Iterator[Interrupt]:
+    def collective_section(self) -> Iterator[Interrupt]:
         """Ends the work of all processes when this one fails; Ctrl-C waits until all of them can stop."""
         interrupt = Interrupt()
         main = threading.current_thread() is threading.main_thread()
@@ -164,14 +170,14 @@ class ProcessRows(Rows):
 
         before = signal.signal(signal.SIGINT, press) if main else None
         try:
-            with self.alive():
+            with self.abort_together():
                 yield interrupt
         finally:
             if main:
                 signal.signal(signal.SIGINT, signal.SIG_DFL if before is None else before)
 
     @contextmanager
-    def alive(self) -> Iterator[None]:
+    def abort_together(self) -> Iterator[None]:
         """Tells the others when an error ends what this process does with them."""
         try:
             yield
@@ -181,7 +187,7 @@ class ProcessRows(Rows):
             disconnect()
             raise
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> ProcessRows:
+    def __deepcopy__(self, memo: dict[int, Any]) -> ProcessPartition:
         """Itself: a copy belongs to the same process."""
         return self
 
