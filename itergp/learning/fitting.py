@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from itergp.checks import require_positive
 from itergp.diagnostics import ProgressBar, Trace
 from itergp.errors import InputError, ItergpWarning, SolverError
 from itergp.learning.calibration import Calibration, calibrate_predictions
@@ -35,7 +36,6 @@ from itergp.operators import own_rows
 from itergp.parallel import RowPartition, require_everywhere
 from itergp.records import FitRecord, LearningTrace, Listeners
 from itergp.solvers import LinearTimeNewton, Reason, Solution
-from itergp.solvers.base import require_positive
 from itergp.solvers.packing import Packed
 
 _FEW_ROWS = 500  # up to here the bound on the evidence of all rows beats the density of some of them

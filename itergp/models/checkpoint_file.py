@@ -16,10 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from itergp.checks import is_nonnegative
 from itergp.errors import InputError, ItergpWarning
 from itergp.models.files import read_file, write_file
 from itergp.models.identity import difference
-from itergp.solvers.base import is_nonnegative
 from itergp.solvers.packing import Packed
 
 REMEDY = "Delete the checkpoint to begin anew, or pass another path."

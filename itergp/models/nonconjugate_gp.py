@@ -12,6 +12,7 @@ from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
 from torch.distributions import Distribution
 
+from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.checkpoint_file import Within
@@ -34,7 +35,7 @@ from itergp.operators.derived import TabulatedKernel, snapshot
 from itergp.operators.special import has_moving_grid
 from itergp.records import TraceRecord
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
-from itergp.solvers.base import Solver, require_positive, require_solver
+from itergp.solvers.base import Solver, require_solver
 
 
 class NonConjugateGP(gpytorch.models.GP):

@@ -8,6 +8,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
+from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.likelihoods import Observations
 from itergp.likelihoods.base import node_offsets
@@ -17,7 +18,6 @@ from itergp.models.saving import pack_warm, unpack_warm
 from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable
 from itergp.operators import Prior
 from itergp.posterior.precision import cross_multiply, multiply
-from itergp.solvers.base import require_positive
 from itergp.solvers.packing import Packed
 
 _SEED = 1  # other samples than those the posterior mean was found with

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Protocol, TypeVar
 
 from itergp.errors import InputError
@@ -124,22 +123,3 @@ def require_shareable(solver: Solver[StateT], observations: Observations) -> Non
             "Rows can be divided among processes when they share one likelihood. Got "
             f"{type(observations.likelihood).__name__}, which holds something for each row. Use operator='auto' in one process."
         )
-
-
-def require_positive(name: str, value: float | None, *, integer: bool = False) -> None:
-    """Budgets must be positive.
-
-    Raises:
-        InputError: If ``value`` is given and not a positive number, or not whole where it must be.
-    """
-    if value is None:
-        return
-    wanted = numbers.Integral if integer else numbers.Real
-    if isinstance(value, bool) or not isinstance(value, wanted) or not value > 0:
-        kind = "a positive whole number" if integer else "a positive number"
-        raise InputError(f"`{name}` must be {kind} or None. Got {value!r}. Leave it out for the default.")
-
-
-def is_nonnegative(value: object) -> bool:
-    """Whether a value is a number, not a truth value, and 0 or more."""
-    return isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value) >= 0.0

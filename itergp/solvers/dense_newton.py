@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.likelihoods import CategoricalLikelihood, LaplaceSite
 from itergp.likelihoods.blocks import apply_blocks, curvature_root
 from itergp.posterior.dense import apply_kernels, dense_posterior, factorise
 from itergp.posterior.precision import LowRankPrecision
-from itergp.solvers.base import require_positive
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.packing import Packed, pack_scalars
 from itergp.solvers.posterior import Posterior, prior_covariance

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.operators import KernelOperator
 from itergp.posterior.precision import LowRankPrecision
 from itergp.solvers.action_buffer import ActionBuffer
-from itergp.solvers.base import require_positive
 from itergp.solvers.linear_belief import LinearBelief
 from itergp.solvers.noise import Noise
 from itergp.solvers.policies import CG, Policy, View

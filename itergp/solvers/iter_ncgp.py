@@ -8,9 +8,9 @@ from typing import Any, Literal, get_args
 
 import torch
 
+from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.posterior.precision import multiply
-from itergp.solvers.base import require_positive
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.iter_gp import view
 from itergp.solvers.iter_ncgp_packing import pack_state, unpack_state

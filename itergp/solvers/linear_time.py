@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.posterior.precision import columns_times
 from itergp.solvers.actions import leading_actions
-from itergp.solvers.base import require_positive
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.newton import Iterate, evaluate, minimise
 from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space, unpack_memory, unpack_space

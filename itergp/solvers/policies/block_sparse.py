@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from itergp.solvers.base import require_positive
+from itergp.checks import require_positive
 from itergp.solvers.policies.base import RowBlock, View, columns
 from itergp.solvers.policies.block_gradient import cluster_rows
 

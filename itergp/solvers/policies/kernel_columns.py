@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from itergp.checks import require_positive
 from itergp.errors import InputError
-from itergp.solvers.base import require_positive
 from itergp.solvers.kernel_blocks import kernel_columns
 from itergp.solvers.policies.base import View, columns
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from itergp.checks import require_positive
 from itergp.errors import InputError
-from itergp.solvers.base import require_positive
 from itergp.solvers.policies.base import Policy, Proposal, RowBlock, View
 
 

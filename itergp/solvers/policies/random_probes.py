@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itergp.solvers.base import require_positive
+from itergp.checks import require_positive
 from itergp.solvers.policies.base import View
 
 

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from itergp.checks import require_positive
 from itergp.errors import InputError
-from itergp.solvers.base import require_positive
 from itergp.solvers.policies.base import RowBlock, View
 
 Order = Literal["given", "random", "variance", "pivoted", "leverage", "residual", "spread"]
