@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from itergp.likelihoods import Likelihood
 from itergp.likelihoods.base import node_offsets
-from itergp.likelihoods.blocks import psd_root
 from itergp.likelihoods.quadrature import gauss_hermite
+from itergp.numerics.blocks import psd_root
+from itergp.numerics.line_search import backtrack_each
 
 _ROUNDS = 12  # of the variational sites, at most
 _STATIONARY = 1e-7  # relative change of a variance that ends them
 _NUM_NODES, _NUM_PAIRS = 20, 128
 _STEPS, _HALVINGS, _POLISHING = 300, 20, 3  # Fisher scoring takes many steps through a flat tail
 _SETTLED = 1e-12
+_ROUNDING = 1e-10  # relative increase of the objective that a step may have
 
 Derivatives = Callable[[Tensor], tuple[Tensor, Tensor]]
 Density = Callable[[Tensor], Tensor]
@@ -133,18 +136,21 @@ def _newton(
     for _ in range(_STEPS):
         gradient, curvature = derivatives(values(weights))
         step = torch.linalg.solve(_system(curvature, covariance, shape), gradient.view_as(weights) - weights)
-        length = torch.ones_like(current)
-        for _ in range(_HALVINGS):
-            proposed = objective(weights + length[:, None] * step)
-            worse = ~(proposed <= current + 1e-10 * (1.0 + current.abs()))
-            if not bool(worse.any()):
-                break
-            length = torch.where(worse, 0.5 * length, length)
-        weights = weights + torch.where(worse, 0.0, length)[:, None] * step
-        current = torch.where(worse, current, proposed)
+        along = partial(_at, objective, weights, step)
+        bound = current + _ROUNDING * (
+            1.0 + current.abs()
+        )  # no more is asked of a step than not to increase the objective
+        length, proposed = backtrack_each(along, bound, torch.zeros_like(bound), halvings=_HALVINGS)
+        weights = weights + length[:, None] * step
+        current = torch.where(length > 0.0, proposed, current)
         if float((step.square().sum(-1) / (1.0 + weights.square().sum(-1))).max()) < _SETTLED**2:
             break
     return weights
+
+
+def _at(objective: Callable[[Tensor], Tensor], weights: Tensor, step: Tensor, length: Tensor) -> Tensor:
+    """Objectives ``(B,)`` at step lengths ``(B,)``."""
+    return objective(weights + length[:, None] * step)
 
 
 def _slope(derivatives: Derivatives, f: Tensor) -> Tensor:

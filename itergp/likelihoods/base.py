@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from itergp.errors import InputError
-from itergp.likelihoods.blocks import Root, psd_root
 from itergp.likelihoods.quadrature import gauss_hermite
+from itergp.numerics.blocks import Root, psd_root
 
 _NUM_NODES = 20
 _NUM_PAIRS = 16

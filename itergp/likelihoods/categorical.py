@@ -11,10 +11,10 @@ from torch.distributions import Categorical
 
 from itergp.errors import InputError
 from itergp.likelihoods.base import Likelihood
-from itergp.likelihoods.blocks import Root
 from itergp.likelihoods.integrals import expected_softmax
 from itergp.likelihoods.predictive import CategoricalPredictive
 from itergp.likelihoods.targets import require_labels
+from itergp.numerics.blocks import Root
 
 _FEW_LATENTS = 8  # up to so many, outer products are summed pair by pair
 _CACHED_NUMBERS = 2**18  # nodes times latent functions times rows at a time

@@ -19,7 +19,6 @@ from torch.distributions import Distribution
 from itergp.errors import InputError
 from itergp.likelihoods.base import Likelihood
 from itergp.likelihoods.bernoulli import BernoulliLikelihood
-from itergp.likelihoods.blocks import psd_root
 from itergp.likelihoods.categorical import CategoricalLikelihood
 from itergp.likelihoods.gaussian import GaussianLikelihood
 from itergp.likelihoods.integrals import expected_softmax
@@ -30,6 +29,8 @@ from itergp.likelihoods.predictive import CategoricalPredictive, NormalPredictiv
 from itergp.likelihoods.quadrature import gauss_hermite
 from itergp.likelihoods.robust import LaplaceLikelihood, StudentTLikelihood
 from itergp.likelihoods.targets import check_targets
+from itergp.numerics.blocks import psd_root
+from itergp.numerics.spectral import absolute
 
 _PREDICTIVE_NODES = 64
 
@@ -209,11 +210,7 @@ class AutomaticLikelihood(Likelihood):
 def _absolute(hessian: Tensor, gradient: Tensor) -> Tensor:
     """Positive semi-definite stand-in for a batch of Hessians ``(..., C, C)``."""
     hessian = torch.nan_to_num(hessian, nan=0.0)  # second derivatives of some densities underflow to 0/0 far out
-    if hessian.shape[-1] == 1:
-        curvature = hessian.abs()
-    else:
-        values, vectors = torch.linalg.eigh(0.5 * (hessian + hessian.mT))
-        curvature = (vectors * values.abs().unsqueeze(-2)) @ vectors.mT
+    curvature = hessian.abs() if hessian.shape[-1] == 1 else absolute(hessian)
     flat = curvature.abs().amax((-1, -2), keepdim=True) < torch.finfo(hessian.dtype).tiny
     return torch.where(flat, gradient.unsqueeze(-1) * gradient.unsqueeze(-2), curvature)
 

@@ -8,9 +8,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from itergp.likelihoods.blocks import psd_root
 from itergp.likelihoods.quadrature import gauss_hermite
 from itergp.likelihoods.special import MAX_EXPONENT
+from itergp.numerics.blocks import psd_root
 
 _ACCURACY = 3e-4
 _REPLICATES = 8

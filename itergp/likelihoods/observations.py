@@ -9,7 +9,7 @@ from functools import partial
 from torch import Tensor
 
 from itergp.likelihoods.base import Likelihood
-from itergp.likelihoods.blocks import Root, apply_blocks, block_root
+from itergp.numerics.blocks import Root, apply_blocks, block_root
 
 
 @dataclass(frozen=True)

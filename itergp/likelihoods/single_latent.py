@@ -12,9 +12,9 @@ from torch.distributions import Distribution
 
 from itergp.errors import InputError
 from itergp.likelihoods.base import Likelihood, latent_marginals
-from itergp.likelihoods.blocks import psd_root
 from itergp.likelihoods.mixtures import CountMixture, QuadratureMixture
 from itergp.likelihoods.quadrature import trapezoid
+from itergp.numerics.blocks import psd_root
 
 _SPACING = 0.25  # of the nodes of a prediction, in standard deviations of the latent value
 _WIDTHS = 1.25  # largest spacing in widths of the likelihood: the rule's error is then 1e-5

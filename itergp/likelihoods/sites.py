@@ -13,8 +13,8 @@ from functools import partial
 from torch import Tensor
 
 from itergp.likelihoods.base import Likelihood, node_offsets
-from itergp.likelihoods.blocks import Root, apply_blocks, block_root, psd_root
 from itergp.likelihoods.observations import Observations
+from itergp.numerics.blocks import Root, apply_blocks, block_root, psd_root
 
 _CURVATURE_SEEDS = range(100, 104)
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.likelihoods.blocks import curvature_root
+from itergp.numerics.blocks import curvature_root
+from itergp.numerics.spectral import whitening
+from itergp.numerics.thresholds import thresholds
 from itergp.operators import KernelOperator
 from itergp.posterior.dense import factorise
 from itergp.posterior.local_actions import reduced
@@ -17,7 +19,6 @@ from itergp.solvers import Solution
 from itergp.solvers.kernel_blocks import kernel_columns, restricted
 
 _COLUMNS = 64  # that share one kernel pass
-_DEPENDENT = 1e-10
 _SEED = 0
 
 
@@ -137,9 +138,8 @@ def _krylov(operator: KernelOperator, curvature: Tensor, cross: Tensor, passes: 
         for _ in range(2):
             block = block - directions @ (actions.flatten(0, 1).mT @ block.flatten(0, 1))
             weighed = torch.bmm(curvature, block)
-            values, vectors = torch.linalg.eigh((block.flatten(0, 1).mT @ weighed.flatten(0, 1)).double())
-            keep = values > _DEPENDENT * values[-1:].clamp_min(torch.finfo(values.dtype).tiny)  # of none, none
-            block = block @ (vectors[:, keep] * values[keep].rsqrt()).to(block)
+            gram = (block.flatten(0, 1).mT @ weighed.flatten(0, 1)).double()
+            block = block @ whitening(gram, thresholds(gram.dtype).dependent_krylov, relative=True).to(block)
         if block.shape[-1] == 0 or directions.shape[-1] + block.shape[-1] > size * latents:
             break
         weighed = torch.bmm(curvature, block)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from itergp.likelihoods import Observations
-from itergp.likelihoods.blocks import Root, apply_blocks
+from itergp.numerics.blocks import Root, apply_blocks
 from itergp.operators import KernelOperator
 from itergp.posterior.precision import multiply
 from itergp.solvers.newton_matrix import newton_matrix, robust_cholesky, weighted_gram

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.likelihoods import Observations
-from itergp.likelihoods.blocks import curvature_eigen
 from itergp.models import NonConjugateGP
 from itergp.models.starting_values import initialise_model
+from itergp.numerics.blocks import curvature_eigen
 from itergp.operators import KernelOperator, Neighbourhoods, Prior, make_operator
 from itergp.posterior.local_actions import LocalActions, reduced
 from itergp.posterior.precision import marginal_covariance

@@ -12,9 +12,9 @@ from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.likelihoods import Observations
 from itergp.likelihoods.base import node_offsets
-from itergp.likelihoods.blocks import psd_root
 from itergp.models import NonConjugateGP
 from itergp.models.saving import pack_warm, unpack_warm
+from itergp.numerics.blocks import psd_root
 from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable
 from itergp.operators import Prior
 from itergp.posterior.precision import cross_multiply, multiply

@@ -12,9 +12,9 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.likelihoods import LaplaceSite, Likelihood, Observations, VariationalSite
 from itergp.likelihoods.base import node_offsets
-from itergp.likelihoods.blocks import psd_root
 from itergp.models import NonConjugateGP
 from itergp.models.saving import pack_solution, unpack_solution
+from itergp.numerics.blocks import psd_root
 from itergp.objectives.adjoint import linearise, solve_adjoint
 from itergp.objectives.base import DifferentiableCovariance, HeldLocal, Objective, differentiable
 from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator

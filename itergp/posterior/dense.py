@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
+from itergp.numerics.cholesky import diagonal_lifts, first_cholesky, tolerant_cholesky
 from itergp.posterior.precision import LowRankPrecision, marginal_covariance
 
 _LIFTS = (1.0, 1e2)  # of a diagonal, in units of rounding
@@ -26,7 +29,7 @@ def dense_posterior(kernel: Tensor, root: Tensor, prior_variance: Tensor) -> tup
     actions = root.new_zeros(size, latents, size, latents)
     actions[rows, :, rows, :] = root
     actions = actions.reshape(size, latents, size * latents)
-    joint, factor = _lifted(kernel, root)
+    joint, factor = first_cholesky(_lifted(kernel, root))
     gram = joint - torch.eye(joint.shape[0], dtype=joint.dtype, device=joint.device)
     # What is not positive is dropped.
     known = root.abs().amax(1).flatten() > 0.0  # an exact zero is a direction that the data say nothing about
@@ -62,22 +65,15 @@ def factorise(kernel: Tensor, root: Tensor) -> tuple[Tensor, Tensor]:
     Raises:
         LinAlgError: If K is indefinite by more than rounding.
     """
-    joint, factor = _lifted(kernel, root)
-    return joint, torch.linalg.cholesky(joint) if factor is None else factor
+    return tolerant_cholesky(_lifted(kernel, root))
 
 
-def _lifted(kernel: Tensor, root: Tensor) -> tuple[Tensor, Tensor | None]:
-    """``I + H^T K H``, lifted as far as it has to be, and its factor, or None if that is more than rounding explains."""
-    joint = joint_matrix(kernel, root)
+def _lifted(kernel: Tensor, root: Tensor) -> Iterator[Tensor]:
+    """``I + H^T K H``, and with the diagonal of K lifted as far as rounding explains."""
+    yield joint_matrix(kernel, root)
     rounding = torch.finfo(kernel.dtype).eps * kernel.shape[-1] * kernel.abs().amax()
-    for lift in (*_LIFTS, None):
-        factor, info = torch.linalg.cholesky_ex(joint)
-        if not bool(info):
-            return joint, factor
-        if lift is not None:
-            eye = torch.eye(kernel.shape[-1], dtype=kernel.dtype, device=kernel.device)
-            joint = joint_matrix(kernel + lift * rounding * eye, root)
-    return joint, None
+    for lifted_kernel in diagonal_lifts(kernel, rounding, _LIFTS):
+        yield joint_matrix(lifted_kernel, root)
 
 
 def joint_matrix(kernel: Tensor, root: Tensor) -> Tensor:

@@ -22,7 +22,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from itergp.likelihoods.blocks import curvature_eigen
+from itergp.numerics.blocks import curvature_eigen
+from itergp.numerics.cholesky import try_cholesky
 from itergp.operators import KernelOperator, Near, Neighbourhoods, slices
 from itergp.posterior.precision import LowRankPrecision
 
@@ -155,9 +156,9 @@ class LocalActions:
         gram.diagonal(dim1=-2, dim2=-1).add_(noise)
         entries = hoods.cross(inputs, near.rows) if near.cross is None else near.cross
         cross = torch.baddbmm(_cross(entries, root), known, whitened.mT, alpha=-1.0)
-        factor, info = torch.linalg.cholesky_ex(gram)
-        if bool(info.any()):  # rounding in what is nearly known already: say nothing more about it
-            failed = (info > 0)[:, None, None]
+        factor, failed = try_cholesky(gram)
+        if bool(failed.any()):  # rounding in what is nearly known already: say nothing more about it
+            failed = failed[:, None, None]
             factor = torch.where(failed, torch.eye(gram.shape[-1], dtype=gram.dtype, device=gram.device), factor)
             cross = torch.where(failed, 0.0, cross)
         return factor, torch.linalg.solve_triangular(factor, cross, upper=False)

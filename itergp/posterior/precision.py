@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from itergp.likelihoods.blocks import curvature_eigen
+from itergp.numerics.blocks import curvature_eigen
+from itergp.numerics.cholesky import tolerant_cholesky
+from itergp.numerics.spectral import lifted, symmetric, whitening
+from itergp.numerics.thresholds import thresholds
 from itergp.operators import KernelOperator, slices
 from itergp.parallel import ALL_ROWS, RowPartition
 
 _CHUNK_ROWS = 8192
-# A direction whose information is below this share of the largest is rounding error of the sums that made it.
-_LEAST = 16.0
-_DROP = {torch.float32: 1e-6, torch.float64: 1e-12}
+_LIFTED = 100.0  # least eigenvalue of an indefinite Gram matrix as a share of the largest, in units of rounding
+_LEAST = 16.0  # share of a row's largest curvature, in units of rounding, that stands for none
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,10 @@ class Actions:
         informative = gram.diagonal() > 100 * torch.finfo(directions.dtype).eps * spread
         if not bool(informative.any()):
             return cls.empty(curvature[..., 0])
-        scale = gram.diagonal()[informative].rsqrt()
-        values, vectors = torch.linalg.eigh(_symmetric(scale[:, None] * gram[informative][:, informative] * scale))
-        keep = values > _DROP[directions.dtype] * values.max()
-        mix = gram.new_zeros(width, int(keep.sum()))
-        mix[informative] = scale[:, None] * vectors[:, keep] * values[keep].rsqrt()
+        floor = thresholds(directions.dtype).dependent_action
+        kept = whitening(gram[informative][:, informative], floor, relative=True, scaled=True)
+        mix = gram.new_zeros(width, kept.shape[1])
+        mix[informative] = kept
         mix = rows.broadcast(mix).to(directions)
         for i in chunks:
             directions[i, :, : mix.shape[1]] = torch.bmm(curvature[i], directions[i]) @ mix
@@ -96,10 +98,8 @@ class Actions:
             noise += flat.mT @ flat
         if support is None:
             noise = rows.all_reduce_sum(noise)
-        scale = noise.diagonal().clamp_min(torch.finfo(noise.dtype).tiny).rsqrt()
-        values, vectors = torch.linalg.eigh(_symmetric(scale[:, None] * noise * scale))
-        keep = values > _DROP[products.dtype] * values.max()
-        mix = rows.broadcast(scale[:, None] * vectors[:, keep] * values[keep].rsqrt()).to(products)
+        floor = thresholds(products.dtype).dependent_action
+        mix = rows.broadcast(whitening(noise, floor, relative=True, scaled=True)).to(products)
         return Actions(self.values @ mix), products @ mix, float(noise.diagonal().median())
 
     @classmethod
@@ -159,7 +159,7 @@ class LowRankPrecision:
         gram = torch.zeros(actions.rank, actions.rank, dtype=torch.float64, device=products.device)
         for i in slices(products.shape[0], _CHUNK_ROWS):  # sums over more rows lose digits in the data's dtype
             gram += actions.values[i].flatten(0, 1).mT @ products[i].flatten(0, 1)
-        return cls.from_gram(actions.values, _symmetric(rows.all_reduce_sum(gram)))
+        return cls.from_gram(actions.values, symmetric(rows.all_reduce_sum(gram)))
 
     @classmethod
     def from_gram(cls, actions: Tensor, gram: Tensor) -> LowRankPrecision:
@@ -170,13 +170,7 @@ class LowRankPrecision:
         """
         rounding = 4.0 * torch.finfo(actions.dtype).eps * gram.diagonal().clamp_min(0.0)
         gram = gram + torch.diag(rounding)
-        eye = torch.eye(gram.shape[0], dtype=gram.dtype, device=gram.device)
-        factor, info = torch.linalg.cholesky_ex(eye + gram)
-        if bool(info):
-            values, vectors = torch.linalg.eigh(gram)
-            floor = 100.0 * values.shape[0] * torch.finfo(values.dtype).eps * values.max().clamp_min(0.0)
-            gram = _symmetric(vectors * values.clamp_min(float(floor)) @ vectors.mT)
-            factor = torch.linalg.cholesky(eye + gram)
+        gram, factor = tolerant_cholesky(_ever_more_definite(gram), shift=1.0)
         return cls(actions, gram, factor)
 
     def whiten(self, products: Tensor) -> Tensor:
@@ -195,13 +189,14 @@ class LowRankPrecision:
         return self.log_determinant() - trace
 
 
+def _ever_more_definite(gram: Tensor) -> Iterator[Tensor]:
+    yield gram
+    yield lifted(gram, _LIFTED * gram.shape[0] * torch.finfo(gram.dtype).eps)
+
+
 def marginal_covariance(prior_variance: Tensor, whitened: Tensor) -> Tensor:
     """Per-row covariances ``(M, C, C)`` from prior variances ``(M, C)`` and Q ``(M, C, r)``; the diagonal is not negative."""
     covariance = -torch.bmm(whitened, whitened.mT)
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
     diagonal.copy_((diagonal + prior_variance).clamp_min(0.0))
     return covariance
-
-
-def _symmetric(matrix: Tensor) -> Tensor:
-    return 0.5 * (matrix + matrix.mT)

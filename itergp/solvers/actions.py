@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from itergp.numerics.spectral import leading_eigenvectors
 from itergp.operators import slices
 from itergp.posterior.precision import Actions
 from itergp.solvers.newton_matrix import data_information
@@ -54,8 +55,9 @@ def leading_directions(space: SearchSpace, curvature: Tensor, rank: int, seed: i
     """Leading eigenvectors ``(C, B, rank)`` of the information ``T^T W T``."""
     latents, size = curvature.shape[-1], curvature.shape[-1] * space.rank
     if size <= _DENSE_LIMIT:
-        values, vectors = torch.linalg.eigh(data_information(space, curvature))
-        vectors = space.partition.broadcast(vectors[:, values.argsort(descending=True)[:rank]])
+        vectors = space.partition.broadcast(
+            leading_eigenvectors(data_information(space, curvature), rank, descending=True)
+        )
         return vectors.view(latents, space.rank, -1)
     # Randomised subspace iteration (Halko, Martinsson & Tropp 2011, algorithm 4.4).
     generator = torch.Generator().manual_seed(seed)
@@ -65,8 +67,8 @@ def leading_directions(space: SearchSpace, curvature: Tensor, rank: int, seed: i
         block = space.partition.broadcast(torch.linalg.qr(block).Q)
         applied = _apply_information(space, curvature, block.view(latents, space.rank, -1))
         previous, block = block, applied.reshape(size, -1)
-    values, rotation = torch.linalg.eigh(previous.mT @ block)
-    vectors = space.partition.broadcast(previous @ rotation[:, values.argsort(descending=True)[:rank]])
+    rotation = leading_eigenvectors(previous.mT @ block, rank, descending=True)
+    vectors = space.partition.broadcast(previous @ rotation)
     return vectors.view(latents, space.rank, -1)
 
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.likelihoods import CategoricalLikelihood, LaplaceSite
-from itergp.likelihoods.blocks import apply_blocks, curvature_root
+from itergp.numerics.blocks import apply_blocks, curvature_root
+from itergp.numerics.line_search import backtrack
 from itergp.posterior.dense import apply_kernels, dense_posterior, factorise
 from itergp.posterior.precision import LowRankPrecision
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
@@ -151,17 +152,20 @@ class DenseNewton:
         # Along V + a D the slope of Psi at a = 0 is <K D, V - g>.
         slope = inner(apply_kernels(state.kernel, direction), state.weights - state.gradient)
         polishing = -slope < problem.resolution(state.latent_values, state.gradient, state.objective)
-        length = 1.0
-        for _ in range(_MAX_HALVINGS):
+        trial = state
+
+        def objective(length: float) -> float:
+            nonlocal trial
             trial = self._state(problem, state.kernel, state.weights + length * direction)
-            # Too near for the objective to judge, Newton's step is right; but only once.
-            accepted = polishing or trial.objective <= state.objective + 1e-4 * length * slope
-            if accepted or math.isnan(trial.objective):  # a NaN is for the driver to report
-                gain = state.objective - trial.objective
-                spent = length < 1.0 and gain <= _ROUNDING * abs(state.objective)  # a shorter step gains nothing either
-                return self._follow(state, trial, length, polished=polishing or spent)
-            length *= 0.5
-        return self._follow(state, state, 0.0, polished=True)
+            # Too near for the objective to judge, Newton's step is right; but only once. A NaN is for the driver to report.
+            return -math.inf if polishing or math.isnan(trial.objective) else trial.objective
+
+        found = backtrack(objective, state.objective, slope, halvings=_MAX_HALVINGS)
+        if found is None:
+            return self._follow(state, state, 0.0, polished=True)
+        length, gain = found[0], state.objective - trial.objective
+        spent = length < 1.0 and gain <= _ROUNDING * abs(state.objective)  # a shorter step gains nothing either
+        return self._follow(state, trial, length, polished=polishing or spent)
 
     @staticmethod
     def _follow(state: DenseState, trial: DenseState, length: float, *, polished: bool) -> DenseState:

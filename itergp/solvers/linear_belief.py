@@ -7,7 +7,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from itergp.likelihoods.blocks import apply_blocks
+from itergp.numerics.blocks import apply_blocks
+from itergp.numerics.cholesky import diagonal_lifts, tolerant_cholesky
+from itergp.numerics.spectral import leading_eigenvectors, whitening
+from itergp.numerics.thresholds import HALF_OF_A_UNIT, thresholds
 from itergp.operators import KernelOperator
 from itergp.posterior.precision import LowRankPrecision, multiply
 from itergp.solvers.action_buffer import ActionBuffer, inner_product
@@ -15,9 +18,7 @@ from itergp.solvers.kernel_blocks import multiply_rows
 from itergp.solvers.noise import Noise
 from itergp.solvers.policies.base import Proposal, RowBlock
 
-# Squared length of what is new in a unit action below which it is taken for rounding.
-_DEPENDENT = {torch.float32: 1e-8, torch.float64: 1e-18}
-_DROP = 1e-13
+_LIFTS = (0.0, 1.0, 1e1, 1e2, 1e3, 1e4)  # of a diagonal, in units of rounding
 
 
 @dataclass
@@ -148,7 +149,7 @@ class LinearBelief:
 
         ``known`` says that the columns are orthonormal among themselves.
         """
-        floor = _DEPENDENT[block.dtype]
+        floor = thresholds(block.dtype).dependent_unit
         for _ in range(2):
             overlap = self.buffer.overlap(block)
             if known and not bool(overlap.any()):  # orthonormal already, and of other rows than all before
@@ -158,7 +159,7 @@ class LinearBelief:
             mix = _orthonormal_mix(block, floor)
             block = block @ mix
             products = None if products is None else products @ mix
-            floor = 0.5  # what was little more than rounding is not of unit length once projected again
+            floor = HALF_OF_A_UNIT
         return block, products
 
     def _append(self, block: Tensor, products: Tensor, rows: Tensor | None = None) -> int:
@@ -195,21 +196,25 @@ class LinearBelief:
         if keep >= self.rank:
             return
         if how == "published":
-            _, vectors = torch.linalg.eigh(self.buffer.gram + self.noise_gram)
-            mix = vectors[:, self.rank - keep :]
+            mix = leading_eigenvectors(self.buffer.gram + self.noise_gram, keep)
         else:
-            root = _whitening(self.noise_gram)
-            _, vectors = torch.linalg.eigh(root.mT @ self.buffer.gram @ root)
-            mix = torch.linalg.qr((root @ vectors)[:, -keep:]).Q  # stays orthonormal if S was
+            root = self._noise_root()
+            leading = leading_eigenvectors(root.mT @ self.buffer.gram @ root, min(keep, root.shape[-1]))
+            mix = torch.linalg.qr(root @ leading).Q  # stays orthonormal if S was
         self.buffer.replace(mix)
         gram = mix.mT @ self.noise_gram @ mix
         self.noise_gram = 0.5 * (gram + gram.mT)
         self._solve()
 
+    def _noise_root(self) -> Tensor:
+        """Mixing of S to unit noise; directions that are rounding are dropped, which can only widen a posterior."""
+        floor = thresholds(self.noise_gram.dtype).dependent_noise
+        return whitening(self.noise_gram, floor, relative=True, scaled=True)
+
     # ------------------------------------------------------------------------ result
     def precision(self) -> tuple[LowRankPrecision, Tensor]:
         """C as the posterior's precision, and the mixing ``(R, r)`` of S that gives its actions."""
-        mix = _whitening(self.noise_gram)
+        mix = self._noise_root()
         gram = mix.mT @ self.buffer.gram @ mix
         actions = self.buffer.combine(mix)
         return LowRankPrecision.from_gram(actions, 0.5 * (gram + gram.mT)), mix
@@ -236,14 +241,12 @@ def _unit(block: Tensor) -> Tensor:
 def _orthonormal_mix(block: Tensor, floor: float) -> Tensor:
     """Mixing that makes columns orthonormal; those whose squared length is below the floor are left out."""
     flat = block.flatten(0, 1).double()
-    values, vectors = torch.linalg.eigh(flat.mT @ flat)
-    keep = values > floor
-    return (vectors[:, keep] * values[keep].rsqrt()).to(block)
+    return whitening(flat.mT @ flat, floor).to(block)
 
 
 def _orthonormal(block: Tensor) -> Tensor:
     """Columns made orthonormal, dependent ones left out; in two rounds, as in ``LinearBelief``."""
-    for floor in (_DEPENDENT[block.dtype], 0.5) if block.shape[-1] > 1 else ():
+    for floor in (thresholds(block.dtype).dependent_unit, HALF_OF_A_UNIT) if block.shape[-1] > 1 else ():
         block = block @ _orthonormal_mix(block, floor)
     return block
 
@@ -252,23 +255,10 @@ def _forward(factor: Tensor, right: Tensor) -> Tensor:
     return torch.linalg.solve_triangular(factor, right, upper=False)
 
 
-def _whitening(gram: Tensor) -> Tensor:
-    """Mixing with ``mix^T gram mix = I``; directions that are rounding are dropped, which can only widen a posterior."""
-    if gram.shape[0] == 0:
-        return gram
-    scale = gram.diagonal().clamp_min(torch.finfo(gram.dtype).tiny).rsqrt()
-    values, vectors = torch.linalg.eigh(scale[:, None] * gram * scale)
-    keep = values > _DROP * values.max()
-    return scale[:, None] * vectors[:, keep] * values[keep].rsqrt()
-
-
 def _cholesky(matrix: Tensor, dtype: torch.dtype, scale: Tensor | None = None) -> Tensor:
     """Cholesky factor; the diagonal is raised by the products' rounding where needed, which can only widen a posterior."""
     if matrix.shape[0] == 0:
         return matrix
     rounding = torch.finfo(dtype).eps * (matrix.diagonal().max() if scale is None else scale)
-    for lift in (0.0, 1.0, 1e1, 1e2, 1e3, 1e4):
-        factor, info = torch.linalg.cholesky_ex(matrix + lift * rounding * torch.eye(matrix.shape[0]).to(matrix))
-        if not bool(info):
-            return factor
-    return torch.linalg.cholesky(matrix)  # raises, and the driver says what it means
+    # Where none has a factor, the driver says what the error means.
+    return tolerant_cholesky(diagonal_lifts(matrix, rounding, _LIFTS))[1]

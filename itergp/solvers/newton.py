@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
+from itergp.numerics.line_search import backtrack
 from itergp.solvers.newton_system import NewtonSystem
 from itergp.solvers.problem import Problem
 from itergp.solvers.search_space import SearchSpace
 
 _MAX_STEPS = 25
 _MAX_HALVINGS = 30
-_ARMIJO = 1e-4
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,8 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
         change = space.latent(direction)
         expected = float((slope * direction).sum())
         resolution = problem.resolution(f, g, objective)
-        found = _backtrack(problem, space, U, f, objective, direction, change, expected, resolution)
+        trial = partial(_along, problem, space, U, f, direction, change)
+        found = backtrack(trial, objective, expected, halvings=_MAX_HALVINGS, resolution=resolution)
         if found is None:
             shortest = 0.0
             break
@@ -90,24 +92,8 @@ def _objective(problem: Problem, space: SearchSpace, U: Tensor, f: Tensor) -> fl
     return 0.5 * float(quadratic) - problem.log_density(f)
 
 
-def _backtrack(
-    problem: Problem,
-    space: SearchSpace,
-    U: Tensor,
-    f: Tensor,
-    objective: float,
-    direction: Tensor,
-    change: Tensor,
-    slope: float,
-    resolution: float,
-) -> tuple[float, float] | None:
-    """Step length and objective of a sufficient decrease, or None."""
-    length = 1.0
-    for _ in range(_MAX_HALVINGS):
-        trial = _objective(problem, space, U + length * direction, f + length * change)
-        if trial <= objective + _ARMIJO * length * slope:
-            return length, trial
-        if -length * slope < resolution:  # too near for the objective to judge; Newton's step is right there
-            return (length, trial) if trial <= objective + resolution else None
-        length *= 0.5
-    return None
+def _along(
+    problem: Problem, space: SearchSpace, U: Tensor, f: Tensor, direction: Tensor, change: Tensor, length: float
+) -> float:
+    """The objective at some length along a direction."""
+    return _objective(problem, space, U + length * direction, f + length * change)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from itergp.numerics.line_search import backtrack
 from itergp.solvers.problem import Problem, inner
 from itergp.solvers.solution import is_finite
 
-_ARMIJO = 1e-4
 _MAX_HALVINGS = 30
 
 
@@ -75,18 +75,18 @@ def backtracking_step(
     resolution = problem.resolution(start.latent_values, start.gradient, start.objective)
     if not slope < 0.0:
         return start, 0.0
-    length = 1.0
-    for _ in range(_MAX_HALVINGS):
-        values, f = start.weights + length * direction, start.latent_values + length * movement
-        trial = problem.objective(f, values)
-        if trial <= start.objective + _ARMIJO * length * slope:
-            return NewtonIterate.at(problem, values, f), length
-        if -length * slope < resolution:  # too near for the objective to judge; Newton's step is right there
-            if trial <= start.objective + resolution:
-                return NewtonIterate.at(problem, values, f), length
-            return start, 0.0
-        length *= 0.5
-    return start, 0.0
+
+    def point(length: float) -> tuple[Tensor, Tensor]:
+        return start.weights + length * direction, start.latent_values + length * movement
+
+    def objective(length: float) -> float:
+        values, f = point(length)
+        return problem.objective(f, values)
+
+    found = backtrack(objective, start.objective, slope, halvings=_MAX_HALVINGS, resolution=resolution)
+    if found is None:
+        return start, 0.0
+    return NewtonIterate.at(problem, *point(found[0])), found[0]
 
 
 def pseudo_targets(problem: Problem, iterate: NewtonIterate, noise_times_gradient: Tensor) -> Tensor:

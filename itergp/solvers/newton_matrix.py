@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from itergp.numerics.cholesky import diagonal_lifts, tolerant_cholesky
 from itergp.operators import slices
 from itergp.solvers.search_space import SearchSpace
 
@@ -67,9 +68,4 @@ def robust_cholesky(matrix: Tensor, dtype: torch.dtype) -> Tensor:
         dtype: Of the products that made it.
     """
     eps, largest = torch.finfo(dtype).eps, matrix.diagonal(dim1=-2, dim2=-1).amax(-1)
-    for factor in (0.0, eps, 1e2 * eps, 1e4 * eps, eps**0.4):
-        shift = (factor * largest)[..., None, None] * torch.eye(matrix.shape[-1]).to(matrix)
-        result, info = torch.linalg.cholesky_ex(matrix + shift)
-        if not bool(info.any()):
-            return result
-    return torch.linalg.cholesky(matrix + shift)
+    return tolerant_cholesky(diagonal_lifts(matrix, largest, (0.0, eps, 1e2 * eps, 1e4 * eps, eps**0.4)))[1]

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.likelihoods.blocks import apply_blocks
+from itergp.numerics.blocks import apply_blocks
+from itergp.numerics.cholesky import try_cholesky
+from itergp.numerics.thresholds import thresholds
 
 # Curvature below this share of the largest is lifted to it before it is inverted.
-_FLOOR = {torch.float32: 1e-7, torch.float64: 1e-12}
-_CENTRED = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,10 @@ class Noise:
         dtype = curvature.dtype if dtype is None else dtype
         W = curvature.double()
         largest = W.diagonal(dim1=-2, dim2=-1).amax().clamp_min(torch.finfo(W.dtype).tiny)
-        floor, latents = _FLOOR[dtype] * largest, W.shape[-1]
-        centred = latents > 1 and bool(W.sum(-1).abs().amax() <= _CENTRED[curvature.dtype] * largest)
+        floor, latents = thresholds(dtype).silent_curvature * largest, W.shape[-1]
+        centred = latents > 1 and bool(
+            W.sum(-1).abs().amax() <= thresholds(curvature.dtype).centred_curvature * largest
+        )
         silent = W.diagonal(dim1=-2, dim2=-1).sum(-1) <= 0.0
         informative = (~silent).unsqueeze(-1).to(curvature) if bool(silent.any()) else None
         if latents == 1:
@@ -88,9 +90,9 @@ class Noise:
         if given.dim() < 3:
             given = given if given.dim() != 1 else given.unsqueeze(-1)
             given = torch.diag_embed(given.expand(size, latents))
-        factor, info = torch.linalg.cholesky_ex(given)
-        if bool(info.any()):
-            row = int(info.nonzero()[0, 0])
+        factor, failed = try_cholesky(given)
+        if bool(failed.any()):
+            row = int(failed.nonzero()[0, 0])
             raise InputError(
                 f"`noise` must be positive definite in every row. Got one that is not in row {row}. Leave out rows without "
                 "noise, or pass Noise.from_curvature(W) for rows that carry no information."

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from itergp.likelihoods import VariationalSite
-from itergp.likelihoods.blocks import curvature_eigen
+from itergp.numerics.blocks import curvature_eigen
 from itergp.operators import slices
 from itergp.posterior.dense import apply_kernels, dense_posterior
 from itergp.posterior.local_actions import LocalActions, functionals_of, reduced

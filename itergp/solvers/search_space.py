@@ -8,14 +8,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from itergp.numerics.spectral import symmetric, whitening
+from itergp.numerics.thresholds import HALF_OF_A_UNIT, thresholds
 from itergp.operators import KernelOperator, slices
 from itergp.parallel import ALL_ROWS, RowPartition
 
-# A new direction that keeps less than this share of its squared prior norm (times the width of the block), once what the
-# space and the block already hold is taken out, is rounding error.
 _RESOLUTION = 4.0
 _CHUNK_ROWS = 65_536
-_DROP = {torch.float32: 1e-6, torch.float64: 1e-10}
 
 
 @dataclass(frozen=True)
@@ -106,11 +105,11 @@ class SearchSpace:
         original = self.partition.all_reduce_sum((block * block_products).sum(-2, dtype=torch.float64)).amax(0)
         scale = original.clamp_min(torch.finfo(rest.dtype).tiny).rsqrt().to(rest)
         rest, rest_products = rest * scale, rest_products * scale
-        mix = self._whitening(rest, rest_products, _DROP[block.dtype] * block.shape[-1])
+        mix = self._whitening(rest, rest_products, thresholds(block.dtype).new_direction * block.shape[-1])
         new, new_products = torch.matmul(rest, mix.to(rest)), torch.matmul(rest_products, mix.to(rest))
         # A direction that was little more than rounding is not of unit norm once projected again: weed it out.
         new, new_products = self._take_out(new, new_products)
-        mix = self._whitening(new, new_products, 0.5)
+        mix = self._whitening(new, new_products, HALF_OF_A_UNIT)
         new, new_products = torch.matmul(new, mix.to(rest)), torch.matmul(new_products, mix.to(rest))
         resolved = self._resolved(new)
         new, new_products = torch.matmul(new, resolved), torch.matmul(new_products, resolved)
@@ -175,16 +174,4 @@ class SearchSpace:
 
     def _whitening(self, block: Tensor, products: Tensor, floor: float) -> Tensor:
         """Mixing of a block and its products to unit prior norm, the same in all processes."""
-        return self.partition.broadcast(_whitening(self._gram(block, products, torch.float64), floor))
-
-
-def _whitening(gram: Tensor, floor: float) -> Tensor:
-    """Mixing matrices ``(C', b, k)`` with ``mix^T gram mix = I``; directions with eigenvalues below the floor are dropped."""
-    if gram.shape[-1] == 0:  # the residual was exactly zero
-        return gram
-    values, vectors = torch.linalg.eigh(0.5 * (gram + gram.mT))
-    keep = values > floor
-    inverse_root = torch.where(keep, values.clamp_min(torch.finfo(gram.dtype).tiny).rsqrt(), 0.0)
-    mix = vectors * inverse_root.unsqueeze(-2)
-    width = int(keep.sum(-1).max()) if keep.numel() else 0
-    return mix[..., mix.shape[-1] - width :]  # eigenvalues ascend, so the kept ones are last
+        return self.partition.broadcast(whitening(symmetric(self._gram(block, products, torch.float64)), floor))

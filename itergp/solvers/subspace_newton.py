@@ -10,6 +10,7 @@ from torch import Tensor
 
 from itergp.checks import require_positive
 from itergp.errors import InputError
+from itergp.numerics.spectral import leading_eigenvectors
 from itergp.posterior.precision import multiply
 from itergp.solvers.actions import leading_actions
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
@@ -502,7 +503,7 @@ def compression(space: SearchSpace, iterate: Iterate, keep: int) -> Tensor:
         held, sizes, _ = torch.linalg.svd(iterate.coordinates[list(own)].mT, full_matrices=False)
         held = held[:, sizes > _DEPENDENT * sizes.max()]  # those of softmax add up to zero
         away = torch.eye(space.rank, dtype=held.dtype, device=held.device) - held @ held.mT
-        _, vectors = torch.linalg.eigh(away @ information @ away)
-        mixes.append(torch.cat([held, vectors[:, vectors.shape[1] - (keep - held.shape[1]) :]], -1))
+        others = leading_eigenvectors(away @ information @ away, keep - held.shape[1])
+        mixes.append(torch.cat([held, others], -1))
     mix = torch.stack(mixes)
     return space.partition.broadcast(torch.linalg.qr(mix).Q)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from itergp.numerics.spectral import symmetric, whitening
 from itergp.operators import KernelOperator
 from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.solvers.actions import leading_directions
@@ -92,13 +93,9 @@ class SupportSpace(SearchSpace):
         partition = self.partition
         known = partition.select(self.products, rows, 1).double()  # L21: products of the old directions at the new rows
         schur = operator.entries(rows, rows).double() - known @ known.mT
-        values, vectors = map(partition.broadcast, torch.linalg.eigh(0.5 * (schur + schur.mT)))
         largest = operator.diagonal(operator.inputs[..., rows, :]).detach().double().amax(-1)
         floor = _RESOLUTION * torch.finfo(operator.dtype).eps * (self.rows.numel() + rows.numel()) * largest
-        keep = values > floor[:, None]
-        width = int(keep.sum(-1).max())
-        mix = (vectors * torch.where(keep, values.clamp_min(1e-300).rsqrt(), 0.0).unsqueeze(-2))[..., -width:]
-        mix = mix if width else mix[..., :0]
+        mix = partition.broadcast(whitening(symmetric(schur), floor[:, None]))
         products, buffer = self._append(operator, rows, known, mix)
         new = products[..., self.rank :]
         old_part = -torch.matmul(self.directions, torch.matmul(known.mT, mix))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
+from itergp.numerics.spectral import whitening
+from itergp.numerics.thresholds import thresholds
 from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.solvers.policies.base import Proposal, RowBlock
-
-_DROP = 1e-10
 
 
 def shared_directions(proposal: Proposal, like: Tensor, rows: RowPartition = ALL_ROWS) -> Tensor:
@@ -32,9 +31,8 @@ def shared_directions(proposal: Proposal, like: Tensor, rows: RowPartition = ALL
         return block / rows.all_reduce_sum(block.double().square().sum(0)).sqrt().to(block)
     # In float64: dependent columns are told from rounding.
     gram = rows.all_reduce_sum(block.double().mT @ block.double())
-    values, vectors = torch.linalg.eigh(gram)
-    keep = values > _DROP * values.max() if values.numel() else values > 0.0
-    return block @ rows.broadcast(vectors[:, keep] * values[keep].rsqrt()).to(block)
+    mix = whitening(gram, thresholds(gram.dtype).dependent_column, relative=True)
+    return block @ rows.broadcast(mix).to(block)
 
 
 def holds(directions: Tensor, block: Tensor, rows: RowPartition = ALL_ROWS) -> bool:

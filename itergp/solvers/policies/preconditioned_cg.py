@@ -10,7 +10,7 @@ from torch import Tensor
 
 from itergp.checks import require_positive
 from itergp.errors import InputError
-from itergp.likelihoods.blocks import apply_blocks
+from itergp.numerics.blocks import apply_blocks
 from itergp.solvers.policies.base import View
 from itergp.solvers.policies.low_rank import pivoted_cholesky, sketched_eigenvectors
 

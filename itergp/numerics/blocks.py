@@ -8,6 +8,9 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from itergp.numerics.cholesky import try_cholesky
+from itergp.numerics.spectral import eigen_root, psd_eigen
+
 # Multiplication of vectors (N, C) by H, and by its transpose, block by block.
 Root = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 
@@ -20,9 +23,9 @@ def psd_root(covariance: Tensor) -> Tensor:
     eye = torch.eye(size, dtype=covariance.dtype, device=covariance.device)
     scale = covariance.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(covariance.dtype).tiny)
     jitter = 100 * torch.finfo(covariance.dtype).eps
-    root, info = torch.linalg.cholesky_ex(covariance + (jitter * scale)[..., None, None] * eye)
-    if bool((info > 0).any()):
-        root = torch.where((info > 0)[..., None, None], curvature_root(covariance), root)
+    root, failed = try_cholesky(covariance + (jitter * scale)[..., None, None] * eye)
+    if bool(failed.any()):
+        root = torch.where(failed[..., None, None], curvature_root(covariance), root)
     return root
 
 
@@ -30,8 +33,7 @@ def curvature_root(curvature: Tensor) -> Tensor:
     """H ``(..., C, C)`` with ``H H^T = W``, for W positive semi-definite up to rounding."""
     if curvature.shape[-1] == 1:
         return curvature.clamp_min(0.0).sqrt()
-    values, vectors = torch.linalg.eigh(curvature)
-    return vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
+    return eigen_root(curvature)
 
 
 def curvature_eigen(curvature: Tensor) -> tuple[Tensor, Tensor]:
@@ -41,9 +43,7 @@ def curvature_eigen(curvature: Tensor) -> tuple[Tensor, Tensor]:
     """
     if curvature.shape[-1] == 1:
         return curvature.squeeze(-1).clamp_min(0.0), torch.ones_like(curvature)
-    values, vectors = torch.linalg.eigh(curvature)
-    rounding = 16.0 * torch.finfo(curvature.dtype).eps * values[..., -1:].clamp_min(0.0)
-    return torch.where(values > rounding, values, 0.0), vectors
+    return psd_eigen(curvature)
 
 
 def block_root(curvature: Tensor) -> Root:

@@ -1,0 +1,72 @@
+"""What counts as rounding, by dtype: the measured numbers of every place that leaves something out, side by side."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from itergp.errors import InputError
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """Below these, what should be zero may as well be rounding of data of one dtype.
+
+    Attributes:
+        new_direction: Of a search space: squared prior norm of what is new in a unit direction, times the block's width.
+        dependent_action: Of an action of the covariance: its information, as a share of the largest.
+        dependent_unit: Of an action of a belief: squared length of what is new in an action of unit length.
+        dependent_noise: Of an action of a belief: its noise, as a share of the largest. Small matrices are in float64 always.
+        dependent_column: Of a proposal's columns: squared length, as a share of the largest. In float64 always.
+        dependent_krylov: Of a block of a Krylov space: its information, as a share of the largest. In float64 always.
+        silent_curvature: Eigenvalue of a curvature as a share of the largest in the data, to which it is lifted to be inverted.
+        centred_curvature: Row sum of a curvature as a share of the largest entry, at which it says nothing of a common shift.
+    """
+
+    new_direction: float
+    dependent_action: float
+    dependent_unit: float
+    dependent_noise: float
+    dependent_column: float
+    dependent_krylov: float
+    silent_curvature: float
+    centred_curvature: float
+
+
+_TABLE = {
+    torch.float32: Thresholds(
+        new_direction=1e-6,
+        dependent_action=1e-6,
+        dependent_unit=1e-8,
+        dependent_noise=1e-13,
+        dependent_column=1e-10,
+        dependent_krylov=1e-10,
+        silent_curvature=1e-7,
+        centred_curvature=1e-5,
+    ),
+    torch.float64: Thresholds(
+        new_direction=1e-10,
+        dependent_action=1e-12,
+        dependent_unit=1e-18,
+        dependent_noise=1e-13,
+        dependent_column=1e-10,
+        dependent_krylov=1e-10,
+        silent_curvature=1e-12,
+        centred_curvature=1e-10,
+    ),
+}
+# What was little more than rounding is not of unit norm once it is projected again.
+HALF_OF_A_UNIT = 0.5
+
+
+def thresholds(dtype: torch.dtype) -> Thresholds:
+    """The numbers for data of a dtype.
+
+    Raises:
+        InputError: If none were measured for it.
+    """
+    if dtype not in _TABLE:
+        known = " or ".join(str(known) for known in _TABLE)
+        raise InputError(f"Data must be {known}. Got {dtype}. Convert them, for example by `x.float()`.")
+    return _TABLE[dtype]
