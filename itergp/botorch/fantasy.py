@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from gpytorch.distributions import MultivariateNormal
@@ -12,9 +12,6 @@ from torch import Tensor
 from itergp.botorch.base import LatentModel, as_targets
 from itergp.botorch.latent import LatentBlock, normal
 from itergp.botorch.look_ahead import look_ahead
-
-if TYPE_CHECKING:
-    from itergp.botorch.model import BotorchModel
 
 
 class FantasyModel(LatentModel):
@@ -31,7 +28,7 @@ class FantasyModel(LatentModel):
             dimensions in front.
     """
 
-    def __init__(self, base: BotorchModel, X: Tensor, Y: Tensor) -> None:
+    def __init__(self, base: LatentModel, X: Tensor, Y: Tensor) -> None:
         super().__init__(base.model, base.input_transform, base.outputs, base._known_outcome_transform)
         self.base, self.X, self.Y = base, X, Y
         block = LatentBlock.at(base.model, X)

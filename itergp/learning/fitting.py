@@ -184,7 +184,9 @@ def fit(
     reason = _agree(model, reason, rows)
     part = None
     if file is not None and reason is not Stop.INTERRUPTED:  # an interrupted run is to go on learning
-        part = keep_learned(file, learner, stages[-1].objective, reason.name, rows)
+        learned = learner.pack(stages[-1].objective)
+        learned.values["reason"] = reason.name
+        part = keep_learned(file, learned, rows)
     _warn_of_extremes(free)
     model.eval()
     seconds = {"learn": time.perf_counter() - started}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 
 import numpy as np
@@ -15,13 +15,14 @@ from torch import Tensor
 
 from itergp.errors import ItergpWarning, SolverError
 from itergp.learning.parameters import FreeParameter
-from itergp.learning.resuming import pack_adam, pack_learner, pack_list, restore_adam, restore_learner, unpack_list
+from itergp.learning.resuming import pack_adam, pack_list, restore_adam, unpack_list
 from itergp.models import NonConjugateGP
 from itergp.objectives.base import Objective
 from itergp.records import FitRecord, Listener
 from itergp.solvers.packing import Keeper, Packed
 
 OPTIMIZERS = ("adam", "lbfgs")
+_MODEL, _RANDOM = "model", "random_state"  # in a checkpoint
 _AVERAGED_SHARE = 0.25
 _SETTLED = 0.01  # largest move of a variable, between means over a window, that counts as none
 _WINDOW = 5
@@ -194,8 +195,36 @@ class Learner:
     # -------------------------------------------------------------- checkpoint
     def take_up(self, packed: Packed) -> None:
         """Goes back to where an earlier run was; its stage goes on when it is run."""
-        restore_learner(self, packed)
+        self.model.load_state_dict(packed.part(_MODEL).arrays)
+        with torch.no_grad():
+            for parameter, value in zip(self.free, unpack_list(packed.part("variables")), strict=True):
+                parameter.variable.copy_(value)
+        self.good = unpack_list(packed.part("good"))
+        self.best, self.best_value = unpack_list(packed.part("best")), packed.values["best_value"]
+        self.records[:] = [FitRecord(**record) for record in packed.values["records"]]
+        self.evaluations = packed.values["evaluations"]
+        self.position = packed.part("position")
+        torch.set_rng_state(packed.arrays[_RANDOM].cpu())
         self.earlier = packed
+
+    def pack(self, objective: Objective) -> Packed:
+        """Variables, the model's parameters and buffers, records, torch's random state, and the objective's state."""
+        packed = Packed(
+            {_RANDOM: torch.get_rng_state()},
+            {
+                "records": [asdict(record) for record in self.records],
+                "evaluations": self.evaluations,
+                "best_value": self.best_value,
+                "seconds": self.seconds,
+            },
+        )
+        packed.add(_MODEL, Packed({name: value.detach() for name, value in self.model.state_dict().items()}))
+        packed.add("variables", pack_list(self.variables()))
+        packed.add("good", pack_list(self.good))
+        packed.add("best", pack_list(self.best))
+        packed.add("position", self.position)
+        packed.add("objective", objective.pack())
+        return packed
 
     def _take_up(self, stage: Stage) -> Packed | None:
         earlier, self.earlier = self.earlier, None
@@ -209,7 +238,7 @@ class Learner:
 
     def _keep(self, stage: Stage, optimizer: Packed) -> None:
         assert self.keeper is not None
-        packed = pack_learner(self, stage.objective)
+        packed = self.pack(stage.objective)
         packed.add("optimizer", optimizer)
         self.keeper.keep(packed)
 

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,13 +17,7 @@ from itergp.models.divided_checkpoint import errors_everywhere, remove_checkpoin
 from itergp.models.identity import identify
 from itergp.objectives.base import Objective
 from itergp.parallel import RowPartition
-from itergp.records import FitRecord
 from itergp.solvers.packing import Packed, require_resumable
-
-if TYPE_CHECKING:
-    from itergp.learning.learner import Learner
-
-_MODEL, _RANDOM = "model", "random_state"
 
 
 def open_checkpoint(
@@ -58,17 +51,13 @@ def open_checkpoint(
     return file
 
 
-def keep_learned(
-    file: CheckpointFile, learner: Learner, objective: Objective, reason: str, rows: RowPartition
-) -> Within | Path:
+def keep_learned(file: CheckpointFile, learned: Packed, rows: RowPartition) -> Within | Path:
     """Keeps what was learned; returns where the conditioning that follows is kept.
 
     That is a part of the same file, or, with rows divided among processes, files of its own beside it.
     """
     earlier = file.earlier
     begun = earlier is not None and "condition" in earlier.values
-    learned = pack_learner(learner, objective)
-    learned.values["reason"] = reason
     if rows.first and not begun:
         file.keep(learned)
     if rows.sharded:
@@ -79,40 +68,6 @@ def keep_learned(
 def _beside(file: CheckpointFile) -> Path:
     """The conditioning's checkpoint where it is not a part of the file."""
     return file.path.with_name(f"{file.path.name}.condition")
-
-
-def pack_learner(learner: Learner, objective: Objective) -> Packed:
-    """Variables, the model's parameters and buffers, records, torch's random state, and the objective's state."""
-    packed = Packed(
-        {_RANDOM: torch.get_rng_state()},
-        {
-            "records": [asdict(record) for record in learner.records],
-            "evaluations": learner.evaluations,
-            "best_value": learner.best_value,
-            "seconds": learner.seconds,
-        },
-    )
-    packed.add(_MODEL, Packed({name: value.detach() for name, value in learner.model.state_dict().items()}))
-    packed.add("variables", pack_list(learner.variables()))
-    packed.add("good", pack_list(learner.good))
-    packed.add("best", pack_list(learner.best))
-    packed.add("position", learner.position)
-    packed.add("objective", objective.pack())
-    return packed
-
-
-def restore_learner(learner: Learner, packed: Packed) -> None:
-    """Gives a learner what ``pack_learner`` took apart, except the objective's state."""
-    learner.model.load_state_dict(packed.part(_MODEL).arrays)
-    with torch.no_grad():
-        for parameter, value in zip(learner.free, unpack_list(packed.part("variables")), strict=True):
-            parameter.variable.copy_(value)
-    learner.good = unpack_list(packed.part("good"))
-    learner.best, learner.best_value = unpack_list(packed.part("best")), packed.values["best_value"]
-    learner.records[:] = [FitRecord(**record) for record in packed.values["records"]]
-    learner.evaluations = packed.values["evaluations"]
-    learner.position = packed.part("position")
-    torch.set_rng_state(packed.arrays[_RANDOM].cpu())
 
 
 def pack_adam(optimizer: Optimizer, schedule: LRScheduler, visited: list[list[Tensor]]) -> Packed:

@@ -16,7 +16,7 @@ from itergp.posterior.precision import LowRankPrecision, multiply
 from itergp.solvers.action_buffer import ActionBuffer, inner_product
 from itergp.solvers.kernel_blocks import multiply_rows
 from itergp.solvers.noise import Noise
-from itergp.solvers.policies.base import Proposal, RowBlock
+from itergp.solvers.proposals import Proposal, RowBlock
 
 _LIFTS = (0.0, 1.0, 1e1, 1e2, 1e3, 1e4)  # of a diagonal, in units of rounding
 

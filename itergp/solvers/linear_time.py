@@ -17,7 +17,6 @@ from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.newton import Iterate, evaluate, minimise
 from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space, unpack_memory, unpack_space
 from itergp.solvers.policies import Policy, UnitVectors, View
-from itergp.solvers.policies.base import RowBlock
 from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.posterior import (
     Posterior,
@@ -28,6 +27,7 @@ from itergp.solvers.posterior import (
     support_covariance,
 )
 from itergp.solvers.problem import Problem
+from itergp.solvers.proposals import RowBlock
 from itergp.solvers.search_space import SearchSpace
 from itergp.solvers.solution import Solution, is_finite
 from itergp.solvers.status import Reason, Status

@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from itergp.operators import KernelOperator
+from itergp.solvers.linear_belief import LinearBelief
 from itergp.solvers.noise import Noise
-
-if TYPE_CHECKING:
-    from itergp.solvers.linear_belief import LinearBelief
-
-
-@dataclass(frozen=True)
-class RowBlock:
-    """Actions that involve a few rows only: their kernel products cost some kernel columns instead of a pass.
-
-    Attributes:
-        rows: Row numbers ``(m,)``.
-        values: What the actions are there ``(m, C, k)``.
-    """
-
-    rows: Tensor
-    values: Tensor
-
-
-Proposal = Tensor | RowBlock
+from itergp.solvers.proposals import Proposal
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from itergp.checks import require_positive
-from itergp.solvers.policies.base import RowBlock, View, columns
+from itergp.solvers.policies.base import View, columns
 from itergp.solvers.policies.block_gradient import cluster_rows
+from itergp.solvers.proposals import RowBlock
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,7 @@ from torch import Tensor
 from itergp.numerics.spectral import whitening
 from itergp.numerics.thresholds import thresholds
 from itergp.parallel import ALL_ROWS, RowPartition
-from itergp.solvers.policies.base import Proposal, RowBlock
+from itergp.solvers.proposals import Proposal, RowBlock
 
 
 def shared_directions(proposal: Proposal, like: Tensor, rows: RowPartition = ALL_ROWS) -> Tensor:

@@ -9,7 +9,8 @@ from torch import Tensor
 
 from itergp.checks import require_positive
 from itergp.errors import InputError
-from itergp.solvers.policies.base import Policy, Proposal, RowBlock, View
+from itergp.solvers.policies.base import Policy, View
+from itergp.solvers.proposals import Proposal, RowBlock
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from itergp.checks import require_positive
 from itergp.errors import InputError
-from itergp.solvers.policies.base import RowBlock, View
+from itergp.solvers.policies.base import View
+from itergp.solvers.proposals import RowBlock
 
 Order = Literal["given", "random", "variance", "pivoted", "leverage", "residual", "spread"]
 
