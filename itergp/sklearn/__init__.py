@@ -12,11 +12,12 @@ except ImportError as error:
         "`itergp.sklearn` needs scikit-learn. It is not installed. Install it with `pip install itergp[sklearn]`."
     ) from error
 
+from itergp.sklearn.base import restored
 from itergp.sklearn.classifiers import GPClassifier
 from itergp.sklearn.counts import GPCountRegressor
 from itergp.sklearn.ordinal import GPOrdinalClassifier
 from itergp.sklearn.regressors import GPRegressor
-from itergp.sklearn.saving import load_estimator
+from itergp.sklearn.saving import read_estimator
 
 __all__ = ["GPClassifier", "GPCountRegressor", "GPOrdinalClassifier", "GPRegressor", "load"]
 
@@ -37,4 +38,5 @@ def load(path: str | os.PathLike[str], *, kernel: Any = None, device: Any = None
     Raises:
         InputError: If the file is missing, damaged, from a newer version, or holds something else.
     """
-    return load_estimator(path, _ESTIMATORS, kernel=kernel, device=device)
+    saved = read_estimator(path, _ESTIMATORS, kernel=kernel, device=device)
+    return restored(_ESTIMATORS[saved.name], saved)

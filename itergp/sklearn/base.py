@@ -22,6 +22,7 @@ from itergp import learning
 from itergp.errors import InputError, ItergpWarning
 from itergp.learning import FitResult
 from itergp.likelihoods import Likelihood, as_likelihood
+from itergp.models.saving import unpack
 from itergp.sklearn.checks import (
     as_column,
     check_codes,
@@ -43,7 +44,7 @@ from itergp.sklearn.model import (
     take_hyperparameters,
     warn_of_ending,
 )
-from itergp.sklearn.saving import load_estimator, save_estimator
+from itergp.sklearn.saving import SavedEstimator, read_estimator, write_estimator
 from itergp.sklearn.scaling import Scaling
 from itergp.solvers import Solution
 
@@ -375,7 +376,17 @@ class GPEstimator(BaseEstimator):
             InputError: If the file cannot be written, or an argument cannot be expressed as JSON.
         """
         check_is_fitted(self)
-        save_estimator(self, path)
+        names = getattr(self, "feature_names_in_", None)
+        learned = {
+            "n_features_in": self.n_features_in_,
+            "feature_names_in": None if names is None else [str(name) for name in names],
+            "classes": getattr(self, "classes_", None),
+            "levels": getattr(self, "levels_", None),
+            "kernel_passes": self.kernel_passes_,
+            "evidence": self.log_marginal_likelihood_value_,
+        }
+        arguments = self.get_params(deep=False)
+        write_estimator(path, type(self).__name__, arguments, learned, self._scalings(), self.model_)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, kernel: Any = None, device: Any = None) -> Any:
@@ -392,10 +403,13 @@ class GPEstimator(BaseEstimator):
         Raises:
             InputError: If the file is missing, damaged, from a newer version, or holds something else.
         """
-        return load_estimator(path, {cls.__name__: cls}, kernel=kernel, device=device)
+        return restored(cls, read_estimator(path, [cls.__name__], kernel=kernel, device=device))
 
     def _scalings(self) -> dict[str, Scaling]:
         return {"inputs": self._scaling}
+
+    def _set_scalings(self, scalings: dict[str, Scaling]) -> None:
+        self._scaling = scalings["inputs"]
 
     @property
     def kernel_(self) -> gpytorch.kernels.Kernel:
@@ -406,3 +420,24 @@ class GPEstimator(BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         """Whether there is a model."""
         return hasattr(self, "model_")
+
+
+def restored(kind: type[GPEstimator], saved: SavedEstimator) -> Any:
+    """A fitted estimator of some class, from what ``save`` wrote."""
+    estimator, learned = kind(**saved.arguments), saved.learned
+    estimator.n_features_in_ = learned["n_features_in"]
+    if learned["feature_names_in"] is not None:
+        estimator.feature_names_in_ = np.array(learned["feature_names_in"], dtype=object)
+    for name in ("classes", "levels"):
+        if learned[name] is not None:
+            setattr(estimator, f"{name}_", learned[name])
+    estimator._set_scalings(saved.scalings)
+    estimator._codes = category_columns(estimator.kernel, estimator.n_features_in_)
+    estimator.model_ = estimator._skeleton(saved.tensors["data.input.0"], saved.tensors["data.targets"])
+    unpack(estimator.model_, saved.tensors, saved.about)
+    estimator.model_.eval()
+    estimator._learned_rows = estimator.model_.train_targets.shape[0]
+    estimator.result_ = None
+    estimator.kernel_passes_ = learned["kernel_passes"]
+    estimator.log_marginal_likelihood_value_ = learned["evidence"]
+    return estimator

@@ -307,6 +307,10 @@ class GPRegressor(BaseRegressor):
     def _scalings(self) -> dict[str, Scaling]:
         return super()._scalings() | {"targets": self._target_scaling}
 
+    def _set_scalings(self, scalings: dict[str, Scaling]) -> None:
+        super()._set_scalings(scalings)
+        self._target_scaling = scalings["targets"]
+
     def _make_likelihood(self) -> Likelihood:
         made = choose(NOISES, self.noise, "noise")
         level, fixed = self._white_noise()

@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,43 +16,69 @@ from torch import Tensor
 
 from itergp import solvers
 from itergp.errors import InputError
+from itergp.models import NonConjugateGP
 from itergp.models.files import read_file, write_file
-from itergp.models.saving import pack, unpack
-from itergp.sklearn.kernels import category_columns
+from itergp.models.saving import pack
 from itergp.sklearn.scaling import Scaling
-
-if TYPE_CHECKING:
-    from itergp.sklearn.base import GPEstimator
 
 _MODEL, _SCALING = "model.", "scaling."
 _CUSTOM = {"module": True}  # stands for a kernel that JSON cannot express
 
 
-def save_estimator(estimator: GPEstimator, path: str | os.PathLike[str]) -> None:
-    """Writes a fitted estimator to one file; see ``GPClassifier.save``."""
-    tensors, about = pack(estimator.model_)
-    tensors = {_MODEL + name: value for name, value in tensors.items()}
-    for kind, scaling in estimator._scalings().items():
+@dataclass(frozen=True)
+class SavedEstimator:
+    """What a file says of a fitted estimator, its model aside.
+
+    Attributes:
+        name: Its class.
+        arguments: Those that it was made with.
+        learned: Attributes by name that scikit-learn knows: numbers, labels, names of columns; None where there are none.
+        scalings: Of inputs and targets, by ``"inputs"`` and ``"targets"``.
+        tensors: Of the model.
+        about: What else the model's file holds.
+    """
+
+    name: str
+    arguments: dict[str, Any]
+    learned: dict[str, Any]
+    scalings: dict[str, Scaling]
+    tensors: dict[str, Tensor]
+    about: dict[str, Any]
+
+
+def write_estimator(
+    path: str | os.PathLike[str],
+    name: str,
+    arguments: dict[str, Any],
+    learned: dict[str, Any],
+    scalings: dict[str, Scaling],
+    model: NonConjugateGP,
+) -> None:
+    """Writes a fitted estimator to one file; see ``GPClassifier.save``, and ``SavedEstimator`` for the arguments."""
+    tensors, about = pack(model)
+    tensors = {_MODEL + key: value for key, value in tensors.items()}
+    for kind, scaling in scalings.items():
         for field in dataclasses.fields(Scaling):
             tensors[f"{_SCALING}{kind}.{field.name}"] = torch.from_numpy(np.array(getattr(scaling, field.name)))
-    names = getattr(estimator, "feature_names_in_", None)
     described = {
-        "class": type(estimator).__name__,
-        "arguments": {name: _as_json(name, value) for name, value in estimator.get_params(deep=False).items()},
-        "n_features_in": estimator.n_features_in_,
-        "feature_names_in": None if names is None else [str(name) for name in names],
-        "classes": _pack_labels(estimator.classes_) if hasattr(estimator, "classes_") else None,
-        "levels": _pack_labels(estimator.levels_) if hasattr(estimator, "levels_") else None,
-        "kernel_passes": estimator.kernel_passes_,
-        "evidence": estimator.log_marginal_likelihood_value_,
+        "class": name,
+        "arguments": {key: _as_json(key, value) for key, value in arguments.items()},
+        **{key: _pack_labels(value) if isinstance(value, np.ndarray) else value for key, value in learned.items()},
     }
     write_file(path, tensors, {"kind": "estimator", "estimator": described, "model": about})
 
 
-def load_estimator(
-    path: str | os.PathLike[str], known: Mapping[str, type[GPEstimator]], *, kernel: Any = None, device: Any = None
-) -> GPEstimator:
-    """Reads what ``save_estimator`` wrote; see ``itergp.sklearn.load``."""
+def read_estimator(
+    path: str | os.PathLike[str], known: Iterable[str], *, kernel: Any = None, device: Any = None
+) -> SavedEstimator:
+    """Reads what ``write_estimator`` wrote; see ``itergp.sklearn.load``.
+
+    Args:
+        path: The file.
+        known: Names of classes, one of which it must hold.
+        kernel: The kernel, if it was not one by name.
+        device: Where to; default where it was.
+    """
     tensors, about = read_file(path)
     if about.get("kind") != "estimator":
         raise InputError(
@@ -74,33 +101,22 @@ def load_estimator(
         arguments["kernel"] = kernel
     if device is not None:
         arguments["device"] = device
-    estimator = known[described["class"]](**arguments)
-    _restore(estimator, tensors, about)
-    return estimator
-
-
-def _restore(estimator: GPEstimator, tensors: dict[str, Tensor], about: dict[str, Any]) -> None:
-    described = about["estimator"]
-    estimator.n_features_in_ = described["n_features_in"]
-    if described["feature_names_in"] is not None:
-        estimator.feature_names_in_ = np.array(described["feature_names_in"], dtype=object)
-    for name in ("classes", "levels"):
-        if described[name] is not None:
-            setattr(estimator, f"{name}_", _unpack_labels(described[name]))
-    for kind in ("inputs", "targets"):
-        fields = [field.name for field in dataclasses.fields(Scaling)]
-        if f"{_SCALING}{kind}.{fields[0]}" in tensors:
-            arrays = [tensors[f"{_SCALING}{kind}.{name}"].numpy() for name in fields]
-            setattr(estimator, "_scaling" if kind == "inputs" else "_target_scaling", Scaling(*arrays))
-    estimator._codes = category_columns(estimator.kernel, estimator.n_features_in_)
+    learned = {
+        name: _unpack_labels(value) if isinstance(value, dict) else value
+        for name, value in described.items()
+        if name not in ("class", "arguments")
+    }
     stored = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
-    estimator.model_ = estimator._skeleton(stored["data.input.0"], stored["data.targets"])
-    unpack(estimator.model_, stored, about["model"])
-    estimator.model_.eval()
-    estimator._learned_rows = estimator.model_.train_targets.shape[0]
-    estimator.result_ = None
-    estimator.kernel_passes_ = described["kernel_passes"]
-    estimator.log_marginal_likelihood_value_ = described["evidence"]
+    return SavedEstimator(described["class"], arguments, learned, _scalings(tensors), stored, about["model"])
+
+
+def _scalings(tensors: dict[str, Tensor]) -> dict[str, Scaling]:
+    found = {}
+    fields = [field.name for field in dataclasses.fields(Scaling)]
+    for kind in ("inputs", "targets"):
+        if f"{_SCALING}{kind}.{fields[0]}" in tensors:
+            found[kind] = Scaling(*(tensors[f"{_SCALING}{kind}.{name}"].numpy() for name in fields))
+    return found
 
 
 # --------------------------------------------------------------------- arguments
