@@ -84,8 +84,8 @@ def solve(
     too_few = solver.max_passes is not None and solver.max_passes < 2 * _PASSES_OF_A_STAGE
     variational = variational and solver.gives_covariance and not too_few
     with torch.no_grad(), rows.collective_section() as interrupt:
-        trace = TraceData() if trace is None else trace
-        run = _Run(solver, operator, Listeners(*listeners), trace, on_posterior, checkpoint, interrupt)
+        kept = TraceData() if trace is None else trace
+        run = _Run(solver, operator, Listeners(*listeners), kept, on_posterior, checkpoint, interrupt)
         run.trace.settings = run_settings(problem, operator, solver, approximation)
         run.refines = variational and rounds.can_refine(solver)
         solution = run.stage(problem, warm_start, final=not variational) if run.first == 0 else None
@@ -272,6 +272,36 @@ class _Run:
         solver = self.solver
         if not final:
             solver = solver.loosened(_PRELIMINARY_FACTOR)
+        state, status = self._mode(solver, problem, warm_start, final=final)
+        begun, in_kernel = time.perf_counter(), self.operator.counts.seconds
+        affordable = self.limit is None or self.passes < self.limit
+        try:
+            posterior = solver.finish(problem, state, final=final) if affordable else self._salvage(problem, state)
+        except KeyboardInterrupt:
+            if self.index > 0 and warm_start is not None:  # the stage before has a covariance
+                raise
+            status = Status(Reason.INTERRUPTED, "in the covariance, which is the prior's")
+            posterior = self._salvage(problem, state)
+        self._check_covariance(problem, state, posterior)
+        status = _renewed(problem, solver, posterior, status)
+        residual = None
+        if final and self.refines and affordable and status.reason is not Reason.INTERRUPTED:
+            problem, posterior, status, residual = self._rounds(self.solver, problem, state, posterior)
+        solution = replace(self._solution(problem, posterior, status), variational_residual=residual)
+        if not final and self.refines and posterior.precision.rank > 0 and status.reason is not Reason.INTERRUPTED:
+            try:
+                self.covariance = self._near_marginals(problem, state, posterior)
+            except KeyboardInterrupt:
+                solution = replace(solution, status=Status(Reason.INTERRUPTED))
+        self._spent("covariance", begun, in_kernel)
+        self.listener.end(problem.site.name)
+        solution = replace(solution, seconds=self.seconds)
+        return solution if final else self._hand_out(solution)
+
+    def _mode(
+        self, solver: Solver[Any], problem: Problem, warm_start: Solution | None, *, final: bool
+    ) -> tuple[Any, Status]:
+        """Steps until the solver, a budget or the user ends it: the state, and why it ended."""
         begun, in_kernel = time.perf_counter(), self.operator.counts.seconds
         # Passes kept for this stage's covariance and the certificate after its rounds, and for the stage that follows.
         own = int(solver.gives_covariance) + int(final and self.refines)
@@ -298,30 +328,7 @@ class _Run:
             if self.keeper is not None and whole:
                 self.keep(solver, state)
         self._spent("mode", begun, in_kernel)
-        begun, in_kernel = time.perf_counter(), self.operator.counts.seconds
-        affordable = self.limit is None or self.passes < self.limit
-        try:
-            posterior = solver.finish(problem, state, final=final) if affordable else self._salvage(problem, state)
-        except KeyboardInterrupt:
-            if self.index > 0 and warm_start is not None:  # the stage before has a covariance
-                raise
-            status = Status(Reason.INTERRUPTED, "in the covariance, which is the prior's")
-            posterior = self._salvage(problem, state)
-        self._check_covariance(problem, state, posterior)
-        status = _renewed(problem, solver, posterior, status)
-        residual = None
-        if final and self.refines and affordable and status.reason is not Reason.INTERRUPTED:
-            problem, posterior, status, residual = self._rounds(self.solver, problem, state, posterior)
-        solution = replace(self._solution(problem, posterior, status), variational_residual=residual)
-        if not final and self.refines and posterior.precision.rank > 0 and status.reason is not Reason.INTERRUPTED:
-            try:
-                self.covariance = self._near_marginals(problem, state, posterior)
-            except KeyboardInterrupt:
-                solution = replace(solution, status=Status(Reason.INTERRUPTED))
-        self._spent("covariance", begun, in_kernel)
-        self.listener.end(problem.site.name)
-        solution = replace(solution, seconds=self.seconds)
-        return solution if final else self._hand_out(solution)
+        return state, status
 
     def _near_marginals(self, problem: Problem, state: Any, posterior: Posterior) -> Tensor:
         """Marginals near to the last ones, from a covariance that is cheap: the last stage then needs few rounds."""

@@ -1,0 +1,189 @@
+"""How the package is built: which way imports point, whose parts are whose, how long functions are, what is written once."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+import itergp
+
+ROOT = Path(itergp.__file__).parent
+
+# Circles of imports that are left, those for type checkers included. Mend them; add none.
+CIRCLES = [
+    {
+        f"itergp.models.{name}"
+        for name in (
+            "checkpoint_file",
+            "checkpointing",
+            "conditioning",
+            "divided_checkpoint",
+            "identity",
+            "nonconjugate_gp",
+            "planning",
+            "prior_evaluation",
+            "saving",
+            "streaming",
+            "training_data",
+        )
+    }
+]
+# Uses of another object's underscored parts that are left, and functions of more than 50 lines. Lower them when they fall.
+MOST_FOREIGN_PARTS, MOST_LONG_FUNCTIONS = 75, 3
+# What each room may import from the package, for the rooms at the ground.
+GROUND = {"records": set(), "parallel": set(), "numerics": set(), "diagnostics": {"records"}}
+FOR_ALL = {"errors", "checks"}
+
+
+@cache
+def modules() -> dict[str, ast.Module]:
+    """The syntax of every module by its name."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        name = ".".join((ROOT.name, *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+@cache
+def imports() -> dict[str, set[str]]:
+    """Modules of the package that each of them imports anywhere, for type checkers too."""
+    found: dict[str, set[str]] = {}
+    for name, tree in modules().items():
+        targets = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{name} imports relatively"
+                wholes = [f"{node.module}.{alias.name}" for alias in node.names]
+                targets |= {whole if whole in modules() else str(node.module) for whole in wholes}
+            elif isinstance(node, ast.Import):
+                targets |= {alias.name for alias in node.names}
+        found[name] = (targets & modules().keys()) - {name}
+    return found
+
+
+def reachable(start: str) -> set[str]:
+    """Modules that a module imports, and that those import."""
+    seen: set[str] = set()
+    waiting = [start]
+    while waiting:
+        new = imports()[waiting.pop()] - seen
+        seen |= new
+        waiting.extend(new)
+    return seen
+
+
+def circles() -> list[set[str]]:
+    """Groups of modules each of which imports every other, perhaps through further ones."""
+    reached = {name: reachable(name) for name in modules()}
+    groups = []
+    for name in modules():
+        group = {other for other in reached[name] if name in reached[other]}
+        if group and group not in groups:
+            groups.append(group)
+    return groups
+
+
+def test_no_circle_of_imports_is_new():
+    for circle in circles():
+        assert any(circle <= known for known in CIRCLES), f"imports run in a circle: {sorted(circle)}"
+
+
+@pytest.mark.parametrize("room", GROUND)
+def test_the_ground_imports_nothing_above_it(room):
+    allowed = GROUND[room] | FOR_ALL | {room}
+    own = [name for name in modules() if name.split(".")[1:2] == [room]]
+    assert own
+    for name in own:
+        rooms = {target.split(".")[1] for target in imports()[name] if "." in target}
+        assert rooms <= allowed, f"{name} imports {sorted(rooms - allowed)}"
+
+
+@pytest.mark.parametrize("room", ["solvers", "posterior", "operators", "likelihoods"])
+def test_what_computes_draws_nothing(room):
+    for name, tree in modules().items():
+        if name.split(".")[1:2] == [room]:
+            named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+            named |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+            assert not {whole for whole in named if whole.startswith(("rich", "matplotlib", "itergp.diagnostics"))}
+
+
+# ------------------------------------------------------------------ whose parts are whose
+def is_private(name: str) -> bool:
+    return name.startswith("_") and not name.startswith("__")
+
+
+def defined(tree: ast.Module) -> set[str]:
+    """Names that a module gives to functions, classes, variables and attributes."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            names.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            names.add(node.id)
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and is_own(node.value):
+            names.add(node.attr)
+    return names
+
+
+def is_own(node: ast.expr) -> bool:
+    """Whether this is ``self``, ``cls`` or ``super()``."""
+    node = node.func if isinstance(node, ast.Call) else node
+    return isinstance(node, ast.Name) and node.id in ("self", "cls", "super")
+
+
+def foreign_parts() -> Iterator[str]:
+    """Uses of parts that another file of the package gives a name with an underscore; other libraries' do not count."""
+    own = {name: defined(tree) for name, tree in modules().items()}
+    package = set().union(*own.values())
+    for name, tree in modules().items():
+        theirs = {part for part in package - own[name] if is_private(part)}
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr in theirs and not is_own(node.value):
+                yield f"{name}, line {node.lineno}: {ast.unparse(node)}"
+
+
+def test_ever_fewer_underscored_parts_are_used_by_others():
+    found = [*foreign_parts()]
+    assert len(found) <= MOST_FOREIGN_PARTS, "\n".join(found)
+
+
+# --------------------------------------------------------------- length, and what is there once
+def lengths() -> Iterator[tuple[int, str]]:
+    """Lines of every function without its docstring, and its name."""
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef):
+                first = node.body[0]
+                docstring = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) else 0
+                yield node.end_lineno - node.lineno + 1 - docstring, f"{name}.{node.name}"
+
+
+def test_functions_are_short():
+    assert [name for lines, name in lengths() if lines > 80] == []
+    long = [name for lines, name in lengths() if lines > 50]
+    assert len(long) <= MOST_LONG_FUNCTIONS, long
+
+
+def calls(attribute: str) -> list[str]:
+    """Modules that call a function of some library by its name, once per call."""
+    return [
+        name
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == attribute
+    ]
+
+
+def test_small_algebra_is_written_once():
+    assert [name for name in calls("cholesky_ex") if name != "itergp.numerics.cholesky"] == []
+    elsewhere = [name for name in calls("eigh") if name != "itergp.numerics.spectral"]
+    assert len(elsewhere) <= 3, elsewhere
+
+
+def test_one_progress_bar():
+    assert calls("add_task") == ["itergp.diagnostics.progress"]
