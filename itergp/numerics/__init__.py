@@ -1,1 +1,28 @@
 """Small dense algebra and searches that the rest is built of; it knows neither kernels nor likelihoods."""
+
+from itergp.numerics.blocks import apply_blocks, curvature_eigen, curvature_root, psd_root
+from itergp.numerics.cholesky import diagonal_lifts, first_cholesky, tolerant_cholesky, try_cholesky
+from itergp.numerics.line_search import backtrack, backtrack_each
+from itergp.numerics.sampling import evenly_spaced, sample_of_rows
+from itergp.numerics.spectral import leading_eigenvectors, symmetric, whitening
+from itergp.numerics.thresholds import Thresholds, thresholds
+
+__all__ = [
+    "Thresholds",
+    "apply_blocks",
+    "backtrack",
+    "backtrack_each",
+    "curvature_eigen",
+    "curvature_root",
+    "diagonal_lifts",
+    "evenly_spaced",
+    "first_cholesky",
+    "leading_eigenvectors",
+    "psd_root",
+    "sample_of_rows",
+    "symmetric",
+    "thresholds",
+    "tolerant_cholesky",
+    "try_cholesky",
+    "whitening",
+]
