@@ -12,8 +12,8 @@ from itergp.errors import InputError
 from itergp.numerics import spectral
 from itergp.numerics.cholesky import diagonal_lifts, first_cholesky, tolerant_cholesky, try_cholesky
 from itergp.numerics.line_search import backtrack, backtrack_each
+from itergp.numerics.rounding import thresholds
 from itergp.numerics.spectral import leading_eigenvectors, whitening
-from itergp.numerics.thresholds import thresholds
 
 
 def random_gram(size: int, rank: int, *batch: int) -> torch.Tensor:

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.numerics.blocks import curvature_root
+from itergp.numerics.rounding import thresholds
 from itergp.numerics.spectral import whitening
-from itergp.numerics.thresholds import thresholds
 from itergp.operators import KernelOperator
 from itergp.posterior.dense import factorise
 from itergp.posterior.local_actions import reduced

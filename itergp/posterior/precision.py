@@ -10,8 +10,8 @@ from torch import Tensor
 
 from itergp.numerics.blocks import curvature_eigen
 from itergp.numerics.cholesky import tolerant_cholesky
+from itergp.numerics.rounding import thresholds
 from itergp.numerics.spectral import lifted, symmetric, whitening
-from itergp.numerics.thresholds import thresholds
 from itergp.operators import KernelOperator, slices
 from itergp.parallel import ALL_ROWS, RowPartition
 

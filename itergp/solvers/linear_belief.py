@@ -9,8 +9,8 @@ from torch import Tensor
 
 from itergp.numerics.blocks import apply_blocks
 from itergp.numerics.cholesky import diagonal_lifts, tolerant_cholesky
+from itergp.numerics.rounding import HALF_OF_A_UNIT, thresholds
 from itergp.numerics.spectral import leading_eigenvectors, whitening
-from itergp.numerics.thresholds import HALF_OF_A_UNIT, thresholds
 from itergp.operators import KernelOperator
 from itergp.posterior.precision import LowRankPrecision, multiply
 from itergp.solvers.action_buffer import ActionBuffer, inner_product

@@ -10,7 +10,7 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.numerics.blocks import apply_blocks
 from itergp.numerics.cholesky import try_cholesky
-from itergp.numerics.thresholds import thresholds
+from itergp.numerics.rounding import thresholds
 
 # Curvature below this share of the largest is lifted to it before it is inverted.
 

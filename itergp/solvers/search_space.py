@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from itergp.numerics.rounding import HALF_OF_A_UNIT, thresholds
 from itergp.numerics.spectral import symmetric, whitening
-from itergp.numerics.thresholds import HALF_OF_A_UNIT, thresholds
 from itergp.operators import KernelOperator, slices
 from itergp.parallel import ALL_ROWS, RowPartition
 

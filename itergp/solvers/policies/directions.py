@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from itergp.numerics.rounding import thresholds
 from itergp.numerics.spectral import whitening
-from itergp.numerics.thresholds import thresholds
 from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.solvers.proposals import Proposal, RowBlock
 
