@@ -18,10 +18,11 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood
 from itergp.likelihoods.parameters import SMALLEST_NOISE
+from itergp.models import GP
 from itergp.sklearn.base import Array, GPEstimator
 from itergp.sklearn.checks import as_real
 from itergp.sklearn.kernels import without_noise
-from itergp.sklearn.model import EstimatorGP, as_numpy, constant_mean
+from itergp.sklearn.model import as_numpy, constant_mean
 from itergp.sklearn.noise import NOISE, NOISES, choose
 from itergp.sklearn.scaling import Scaling
 
@@ -280,7 +281,7 @@ class GPRegressor(BaseRegressor):
     def _learning_options(self, num_rows: int) -> dict[str, Any]:
         return super()._learning_options(num_rows) | {"num_restarts": self.n_restarts_optimizer}
 
-    def _skeleton(self, inputs: Tensor, targets: Tensor, *args: Any, **options: Any) -> EstimatorGP:
+    def _skeleton(self, inputs: Tensor, targets: Tensor, *args: Any, **options: Any) -> GP:
         if not hasattr(self, "_known_noise"):  # read from a file
             self._known_noise = self._check_alpha(len(targets), None)
         return super()._skeleton(inputs, targets, *args, **options)
