@@ -13,7 +13,7 @@ from helpers import CASES, CORE, assert_close, make_binary, make_inputs, make_ke
 
 import itergp
 from itergp import InputError
-from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, WeibullLikelihood
+from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
 from itergp.models import GP, NonConjugateGP
 from itergp.models.gp import MAX_ARD_COLUMNS
 from itergp.models.starting_values import initialise_model
@@ -124,13 +124,3 @@ def test_several_inputs_are_refused():
     x, y = make_binary(10)
     with pytest.raises(InputError, match=r"must be one matrix of inputs\. Got 2\. Concatenate their columns"):
         GP((x, x), y, BernoulliLikelihood())
-
-
-def test_directions_of_a_kernel_that_has_changed_do_not_end_a_solve():
-    torch.manual_seed(0)
-    load, end = torch.rand(150, 1), 1.5
-    failure = torch.exp(1.0 - 2.5 * load[:, 0]) * torch.rand(150).log().neg().pow(1 / 3)
-    targets = torch.stack([failure.clamp_max(end), (failure <= end).float()], -1)
-    model = GP(load, targets, WeibullLikelihood())
-    itergp.fit(model, max_iterations=20)
-    assert model.solution.converged
