@@ -292,3 +292,16 @@ def test_every_entry_is_a_message():
         if entry not in others and not entry.startswith(composed) and not any(begins(m, entry) for m in known)
     ]
     assert not stale
+
+
+# --------------------------------------------------------------------- release
+def test_the_version_is_the_same_everywhere():
+    citation, changes = (ROOT / "CITATION.cff").read_text(), (ROOT / "CHANGELOG.md").read_text()
+    version, day = re.search(r"^## \[(\d\S+)\] - (\S+)$", changes, re.MULTILINE).groups()
+    assert version == itergp.__version__
+    assert f"\nversion: {version}\ndate-released: {day}\n" in citation
+
+
+def test_the_page_of_the_benchmarks_is_short():
+    assert len((ROOT / "docs" / "benchmarks.md").read_text().splitlines()) <= 150
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 85
