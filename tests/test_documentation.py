@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+import importlib.util
+import inspect
 import re
 import sys
+import textwrap
 import types
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -113,6 +117,62 @@ def test_code_runs(page, tmp_path, monkeypatch):
     names = {"__name__": "page", "model": model}  # pages that show a detail start from a fitted model
     for code in blocks(page):
         exec(compile(code, str(page), "exec"), names)
+
+
+# ------------------------------------------------------------------ docstrings
+def public_functions() -> dict[str, tuple[str, Any]]:
+    """Docstring and code of what packages list, by name: functions, constructors, and methods of their own."""
+    found: dict[str, tuple[str, Any]] = {}
+    for face in FACES:
+        if face.endswith("botorch") and importlib.util.find_spec("botorch") is None:
+            continue
+        module = importlib.import_module(face)
+        for name in module.__all__:
+            part, documented = getattr(module, name), inspect.getdoc(getattr(module, name)) or ""
+            if inspect.isfunction(part):
+                found[f"{face}.{name}"] = (documented, part)
+            elif inspect.isclass(part) and part.__module__.startswith("itergp"):
+                methods = {key: getattr(value, "__func__", value) for key, value in vars(part).items()}
+                found |= {
+                    f"{face}.{name}.{key}": (documented if key == "__init__" else inspect.getdoc(value) or "", value)
+                    for key, value in methods.items()
+                    if inspect.isfunction(value)
+                    and value.__module__ == part.__module__
+                    and key in {"__init__", key.lstrip("_")}
+                }
+    return {name: (text, code) for name, (text, code) in found.items() if "<string>" not in code.__code__.co_filename}
+
+
+PUBLIC = public_functions()
+
+
+def test_docstrings_name_what_is_raised():
+    missing = []
+    for name, (text, code) in PUBLIC.items():
+        tree = ast.parse(textwrap.dedent(inspect.getsource(code)))
+        raised = {spelled_error(node.exc) for node in ast.walk(tree) if isinstance(node, ast.Raise)}
+        missing += [
+            (name, error) for error in raised & {"InputError", "SolverError", "ImportError"} if error not in text
+        ]
+    assert not missing
+
+
+def spelled_error(node: ast.AST | None) -> str:
+    return getattr(getattr(node, "func", node), "id", "")
+
+
+def test_docstrings_of_functions_and_constructors_name_their_arguments():
+    missing = []
+    for name, (text, code) in PUBLIC.items():
+        if name.endswith(".__init__") or name.rpartition(".")[0] in FACES:
+            named = [
+                p.name
+                for p in inspect.signature(code).parameters.values()
+                if p.kind.name[:3] != "VAR" and p.name != "self"
+            ]
+            named = named if len(named) > 1 else []
+            missing += [(name, part) for part in named if not re.search(rf"^\s*{part}\b.*:", text, re.MULTILINE)]
+    assert not missing
 
 
 # ---------------------------------------------------------------- parts of one's own

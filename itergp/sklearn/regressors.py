@@ -142,6 +142,9 @@ class GPRegressor(BaseRegressor):
         dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 rows.
         random_state: Seed of the optimiser's random splits; equal seeds give equal results.
         verbose: Show progress.
+        n_restarts_optimizer: How often learning starts again from random hyperparameters; the best counts.
+        copy_X_train: No effect.
+        n_targets: No effect.
 
     Attributes:
         n_features_in_: Number of columns.
@@ -216,6 +219,9 @@ class GPRegressor(BaseRegressor):
 
         Returns:
             Means ``(M,)``, or means and standard deviations or covariances.
+
+        Raises:
+            InputError: If both are asked for.
         """
         if return_std and return_cov:
             raise InputError("Only one of `return_std` and `return_cov` can be True. Got both. Choose one.")
@@ -250,7 +256,16 @@ class GPRegressor(BaseRegressor):
         return dense[::count, ::count] * self._unit() ** 2
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
-        """As ``BaseRegressor.partial_fit``; refused with ``alpha``, which says nothing of new rows."""
+        """As ``BaseRegressor.partial_fit``; refused with ``alpha``, which says nothing of new rows.
+
+        Args:
+            X: New rows ``(M, D)``.
+            y: Their targets ``(M,)``.
+            sample_weight: Weights ``(M,)``.
+
+        Raises:
+            InputError: If the regressor has an ``alpha``.
+        """
         if self.alpha is not None and self.__sklearn_is_fitted__():
             raise InputError(
                 "Rows cannot be added to a regressor with `alpha`. Got one. Fit it to all rows, with their alpha, "
