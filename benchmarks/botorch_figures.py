@@ -17,9 +17,10 @@ from botorch.utils.transforms import t_batch_mode_transform
 from sklearn.datasets import load_digits
 from torch import Tensor
 
-import itergp
+from benchmarks.models import matern_kernel
 from itergp.botorch import BotorchModel
-from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
+from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Likelihood
+from itergp.models import GP
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
 BOUNDS = torch.tensor([[0.0, 0.0], [1.0, 1.0]], dtype=torch.float64)
@@ -27,16 +28,9 @@ START, EVALUATIONS, SEEDS = 10, 60, 5
 LABELLED, BATCH, ROUNDS = 20, 10, 18
 
 
-class Model(itergp.models.NonConjugateGP):
-    def __init__(self, x: Tensor, y: Tensor, likelihood: itergp.likelihoods.Likelihood, length: float, scale: float):
-        super().__init__(x, y, likelihood)
-        self.mean_module = gpytorch.means.ZeroMean()
-        self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=2.5))
-        self.covar_module.base_kernel.lengthscale, self.covar_module.outputscale = length, scale
-        self.to(x).eval()
-
-    def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+def make_model(x: Tensor, y: Tensor, likelihood: Likelihood, length: float, scale: float) -> GP:
+    mean, kernel = gpytorch.means.ZeroMean(), matern_kernel(length, scale, nu=2.5)
+    return GP(x, y, likelihood, mean=mean, kernel=kernel).eval()
 
 
 class Straddle(AnalyticAcquisitionFunction):
@@ -68,7 +62,7 @@ def find_boundary(seed: int, *, random: bool) -> tuple[BotorchModel, list[float]
     grid = torch.cartesian_prod(*(torch.linspace(0, 1, 60, dtype=torch.float64),) * 2)
     torch.manual_seed(seed)
     x = torch.rand(START, 2, dtype=torch.float64)
-    start = Model(x, feasible(x).long(), BernoulliLikelihood("probit"), 0.15, 25.0)
+    start = make_model(x, feasible(x).long(), BernoulliLikelihood("probit"), 0.15, 25.0)
     model = BotorchModel(start)
     errors = []
     for _ in range(EVALUATIONS):
@@ -121,7 +115,7 @@ def label_digits(seed: int, *, random: bool) -> list[float]:
     test_x, test_y, pool_x, pool_y = x[:500], y[:500], x[500:], y[500:]
     free = torch.ones(len(pool_y), dtype=torch.bool)
     chosen = torch.arange(LABELLED)
-    model = BotorchModel(Model(pool_x[chosen], pool_y[chosen], CategoricalLikelihood(10), 3.0, 100.0))
+    model = BotorchModel(make_model(pool_x[chosen], pool_y[chosen], CategoricalLikelihood(10), 3.0, 100.0))
     accuracies = []
     for _ in range(ROUNDS):
         free[chosen] = False

@@ -32,7 +32,7 @@ def binary_map(names: dict[str, Any]) -> Any:
     ):
         mesh = axis.pcolormesh(first, second, values.reshape(60, 60), cmap=cmap, vmin=limits[0], vmax=limits[1])
         axis.scatter(*X.T, c=y, cmap="RdBu", s=10, edgecolors="k", linewidths=0.4)
-        axis.set(title=title, xticks=[], yticks=[])
+        axis.set(title=title, xlabel="first column", ylabel="second column", xticks=[], yticks=[])
         figure.colorbar(mesh, ax=axis)
     return figure
 

@@ -14,9 +14,10 @@ import torch
 
 import itergp
 from benchmarks.data import keel
-from benchmarks.models import DefaultGP
+from benchmarks.models import default_model, matern_kernel
 from itergp.diagnostics import plot_reliability, plot_trajectory
 from itergp.likelihoods import BernoulliLikelihood
+from itergp.models import GP
 from itergp.objectives import ComputationAwareELBO, LaplaceEvidence
 from itergp.solvers import SubspaceNewton
 
@@ -24,19 +25,13 @@ IMAGES = Path(__file__).parents[1] / "docs" / "images"
 NUM_ROWS, RANKS, SAMPLES = 100, (2, 5, 20, 100), 20_000
 
 
-class Classifier(itergp.models.NonConjugateGP):
-    def __init__(self, x: torch.Tensor, y: torch.Tensor, lengthscale: float, rank: int) -> None:
-        solver = SubspaceNewton(covariance_rank=rank, tolerance=1e-10)
-        super().__init__(x, y, BernoulliLikelihood(), solver=solver)
-        self.mean_module = gpytorch.means.ZeroMean()
-        self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5))
-        self.covar_module.outputscale, self.covar_module.base_kernel.lengthscale = 10.0, lengthscale
-
-    def forward(self, x: torch.Tensor) -> gpytorch.distributions.MultivariateNormal:
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+def make_model(x: torch.Tensor, y: torch.Tensor, lengthscale: float, rank: int) -> GP:
+    mean, kernel = gpytorch.means.ZeroMean(), matern_kernel(lengthscale, 10.0)
+    solver = SubspaceNewton(covariance_rank=rank, tolerance=1e-10)
+    return GP(x, y, BernoulliLikelihood(), mean=mean, kernel=kernel, solver=solver)
 
 
-def sampled_log_evidence(model: Classifier) -> float:
+def sampled_log_evidence(model: GP) -> float:
     """Importance sampling from the model's Gaussian posterior."""
     x = model.train_inputs[0]
     eye = torch.eye(NUM_ROWS, dtype=x.dtype)
@@ -58,12 +53,12 @@ def draw_bound(axes) -> None:
     torch.manual_seed(0)
     with torch.no_grad():
         for lengthscale in lengthscales:
-            full = Classifier(x, y, lengthscale, NUM_ROWS).double()
+            full = make_model(x, y, lengthscale, NUM_ROWS).double()
             curves["sampled evidence"].append(sampled_log_evidence(full.eval()))
             laplace = LaplaceEvidence(full.likelihood, full, initialise_kernel=False)
             curves["Laplace evidence"].append(float(laplace(full.train()(x), full.train_targets)) * NUM_ROWS)
             for rank in RANKS:
-                model = Classifier(x, y, lengthscale, rank).double().train()
+                model = make_model(x, y, lengthscale, rank).double().train()
                 bound = ComputationAwareELBO(model.likelihood, model, initialise_kernel=False)
                 curves.setdefault(f"bound, rank {rank}", []).append(
                     float(bound(model(x), model.train_targets)) * NUM_ROWS
@@ -88,7 +83,7 @@ def main() -> None:
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.9), layout="constrained")
     draw_bound(axes[0])
     data = keel("phoneme", 0)
-    model = DefaultGP(data)
+    model = default_model(data)
     result = itergp.fit(model)
     plot_trajectory(axes[1], result.records)
     axes[1].set_title("Hyperparameters during itergp.fit, phoneme")

@@ -38,6 +38,7 @@ from itergp.likelihoods import (
     WeibullLikelihood,
     ZeroInflatedPoissonLikelihood,
 )
+from itergp.models import GP
 from itergp.operators import make_operator
 from itergp.solvers import SubspaceNewton
 
@@ -45,16 +46,10 @@ RESULTS = Path(__file__).parent / "results"
 NOMINAL = 0.9
 
 
-class ArdGP(itergp.models.NonConjugateGP):
-    """Constant mean and a scaled Matern-3/2 kernel with one lengthscale per input."""
-
-    def __init__(self, x: Tensor, y: Tensor, likelihood: Likelihood) -> None:
-        super().__init__(x, y, likelihood, solver=SubspaceNewton(max_passes=25, time_limit=120.0))
-        kernel = gpytorch.kernels.MaternKernel(nu=1.5, ard_num_dims=x.shape[1])
-        self.mean_module, self.covar_module = gpytorch.means.ConstantMean(), gpytorch.kernels.ScaleKernel(kernel)
-
-    def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+def make_model(x: Tensor, y: Tensor, likelihood: Likelihood) -> GP:
+    """The default kernel and one constant mean, at most 25 passes."""
+    solver = SubspaceNewton(max_passes=25, time_limit=120.0)
+    return GP(x, y, likelihood, mean=gpytorch.means.ConstantMean(), solver=solver)
 
 
 # ------------------------------------------------------------ probabilities of test rows
@@ -96,7 +91,7 @@ def as_it_is(y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def score(model: ArdGP, rival: Rival, data: Table) -> tuple[Tensor, Tensor]:
+def score(model: GP, rival: Rival, data: Table) -> tuple[Tensor, Tensor]:
     """Log-density of the test rows, and where each observation falls in its predictive distribution (uniform if right)."""
     predictive, y = model.predict(data.test_x), data.test_y
     uniform = torch.rand(len(y), generator=torch.Generator().manual_seed(0))
@@ -114,7 +109,7 @@ def compare(data: Table, rivals: list[Rival]) -> list[str]:
     rows, best = [], None
     for rival in rivals:
         started = time.perf_counter()
-        model = ArdGP(data.train_x, rival.train(data.train_y), rival.make())
+        model = make_model(data.train_x, rival.train(data.train_y), rival.make())
         result = itergp.fit(model, max_iterations=rival.iterations)
         density, place = score(model, rival, data)
         best = density if best is None else best

@@ -36,7 +36,7 @@ CLASSES, INPUTS, RANK = 10, 8, 64
 _REPEATS = 3
 
 
-class _Model(itergp.models.NonConjugateGP):
+class _Model(itergp.models.NonConjugateGP):  # not GP: older revisions have none
     def __init__(self, x: torch.Tensor, y: torch.Tensor) -> None:
         super().__init__(x, y, CategoricalLikelihood(CLASSES))
         self.mean_module = gpytorch.means.ZeroMean()

@@ -7,46 +7,35 @@ from typing import Any
 import gpytorch
 import torch
 
-import itergp
 from benchmarks.data import Split
 from itergp.diagnostics import accuracy, class_probabilities, expected_calibration_error, negative_log_likelihood
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Likelihood
-
-MOST_ARD_COLUMNS = 100  # more of them are pixels, which share one lengthscale
-
-
-class MaternGP(itergp.models.NonConjugateGP):
-    """One scaled Matern-3/2 kernel for all latent functions, hyperparameters fixed."""
-
-    def __init__(self, data: Split, lengthscale: float, outputscale: float, **options: Any) -> None:
-        super().__init__(data.train_x, data.train_y, _likelihood(data), **options)
-        self.mean_module = gpytorch.means.ZeroMean()
-        self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5))
-        self.covar_module.outputscale = outputscale
-        self.covar_module.base_kernel.lengthscale = lengthscale
-
-    def forward(self, x: torch.Tensor) -> gpytorch.distributions.MultivariateNormal:
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+from itergp.models import GP
 
 
-class DefaultGP(itergp.models.NonConjugateGP):
-    """Constant mean and a scaled Matern-3/2 kernel, with one lengthscale per input unless the inputs are pixels."""
+def matern_kernel(lengthscale: float, outputscale: float, nu: float = 1.5) -> gpytorch.kernels.ScaleKernel:
+    """A scaled Matern kernel with one lengthscale."""
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=nu))
+    kernel.outputscale, kernel.base_kernel.lengthscale = outputscale, lengthscale
+    return kernel
 
-    def __init__(self, data: Split) -> None:
-        super().__init__(data.train_x, data.train_y, _likelihood(data))
-        columns = data.train_x.shape[1]
-        kernel = gpytorch.kernels.MaternKernel(nu=1.5, ard_num_dims=columns if columns <= MOST_ARD_COLUMNS else None)
-        self.mean_module, self.covar_module = gpytorch.means.ConstantMean(), gpytorch.kernels.ScaleKernel(kernel)
 
-    def forward(self, x: torch.Tensor) -> gpytorch.distributions.MultivariateNormal:
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+def given_model(data: Split, lengthscale: float, outputscale: float, **options: Any) -> GP:
+    """One scaled Matern-3/2 kernel for all latent functions, hyperparameters fixed, and no mean."""
+    mean, kernel = gpytorch.means.ZeroMean(), matern_kernel(lengthscale, outputscale)
+    return GP(data.train_x, data.train_y, _likelihood(data), mean=mean, kernel=kernel, **options)
+
+
+def default_model(data: Split) -> GP:
+    """This package's default kernel, and one constant mean."""
+    return GP(data.train_x, data.train_y, _likelihood(data), mean=gpytorch.means.ConstantMean())
 
 
 def _likelihood(data: Split) -> Likelihood:
     return BernoulliLikelihood() if data.num_classes == 2 else CategoricalLikelihood(data.num_classes)
 
 
-def class_probs(model: MaternGP, x: torch.Tensor, tempering: float = 0.0) -> torch.Tensor:
+def class_probs(model: GP, x: torch.Tensor, tempering: float = 0.0) -> torch.Tensor:
     """Class probabilities ``(M, C)``."""
     with torch.no_grad():
         probs = model.predict(x, tempering=tempering).probs

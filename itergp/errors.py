@@ -8,6 +8,10 @@ from typing import Any
 class SolverError(RuntimeError):
     """The solve could not go on, for example because a NaN appeared.
 
+    Args:
+        message: What must hold, what was got and what to do.
+        solution: The last good ``Solution``.
+
     Attributes:
         solution: The last good ``Solution``, a valid if coarser posterior, or None when the failure came before the
             first iterate.

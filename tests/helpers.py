@@ -35,7 +35,7 @@ from itergp.likelihoods import (
     WeibullLikelihood,
     ZeroInflatedPoissonLikelihood,
 )
-from itergp.models import NonConjugateGP
+from itergp.models import GP
 
 DTYPES = (torch.float32, torch.float64)
 
@@ -365,16 +365,12 @@ CORE = ("bernoulli-logit", "bernoulli-probit", "categorical", "poisson", "gaussi
 
 
 # ----------------------------------------------------------------------- model
-class SimpleGP(NonConjugateGP):
-    """A model with any mean and kernel; the default kernel is a scaled Matern-3/2."""
+class SimpleGP(GP):
+    """A model whose mean is one constant, and whose kernel is one with given hyperparameters, unless others are given."""
 
     def __init__(self, x, y, likelihood, *, kernel=None, mean=None, **kwargs):
-        super().__init__(x, y, likelihood, **kwargs)
-        self.mean_module = gpytorch.means.ConstantMean() if mean is None else mean
-        self.covar_module = make_kernel() if kernel is None else kernel
-
-    def forward(self, x):
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+        mean = gpytorch.means.ConstantMean() if mean is None else mean
+        super().__init__(x, y, likelihood, mean=mean, kernel=make_kernel() if kernel is None else kernel, **kwargs)
 
 
 def make_kernel(lengthscale: float = 1.0, scale: float = 4.0) -> gpytorch.kernels.ScaleKernel:

@@ -532,16 +532,22 @@ def test_the_report_says_who_is_first_and_where_we_lose(tmp_path):
     path = tmp_path / "results.jsonl"
     for found in results():
         store.append(path, {**found, **store.environment(2)})
-    assert main(["report", "--results", str(path), "--output", str(tmp_path / "out"), "--freeze"]) == 0
-    page = (tmp_path / "out" / "benchmarks.md").read_text()
-    assert "| a | 0.2222 | itergp | 1.00 | slow | 8.0 | 1.00 |" in page
-    assert "| b | rival | 0.50 | 6.0 | slower: kernel 0.50 s, mode 0.25 s; 5 kernel passes |" in page
-    assert "| b | rival | 0.2500 | 0.2800 |" in page
-    assert "failed ValueError: too large" in page
+    path.with_suffix(".note.md").write_text("Taken on a quiet machine.\n")
+    latex = tmp_path / "tables"
+    words = ["report", "--results", str(path), "--output", str(tmp_path / "out"), "--latex", str(latex), "--freeze"]
+    assert main(words) == 0
+    front = (tmp_path / "out" / "benchmarks.md").read_text()
+    pages = {file.stem: file.read_text() for file in (tmp_path / "out" / "benchmarks").glob("*.md")}
+    assert "| b | rival | 0.50 | 6.0 | slower: kernel 0.50 s, mode 0.25 s; 5 kernel passes |" in front
+    assert "| b | rival | 0.2500 | 0.2800 |" in front
+    assert "Taken on a quiet machine." in front
+    assert "| a | 0.2222 | itergp | 1.00 | slow | 8.0 | 1.00 |" in pages["inference"]
+    assert "failed ValueError: too large" in pages["setups"]
+    assert all(f"(benchmarks/{name}.md)" in front for name in pages)
     for file in (tmp_path / "out" / "images").glob("*.png"):
         assert file.stat().st_size > 5_000
-        assert f"images/{file.name}" in page
-    assert r"\toprule" in (tmp_path / "out" / "tables" / "first-inference.tex").read_text()
+        assert f"(images/{file.name})" in front or f"(../images/{file.name})" in pages["inference"]
+    assert r"\toprule" in (latex / "first-inference.tex").read_text()
     assert (tmp_path / "targets.json").exists()
 
 
@@ -558,7 +564,7 @@ def test_the_claims_of_the_readme_are_written_between_the_marks(tmp_path):
     assert "old" not in text
     assert text.startswith("before")
     assert text.endswith("after\n")
-    assert "| b | 0.280 in 3.00 s | **0.250** in 0.50 s | - | rival |" in text
+    assert "| b (100) | 0.280 in 3.00 s | **0.250** in 0.50 s | - | rival |" in text
 
 
 def test_cost_against_rows_is_drawn_from_the_mixtures(tmp_path):
@@ -644,7 +650,7 @@ def test_the_smoke_preset_runs_resumes_and_reports(tmp_path):
         assert found["versions"]["torch"]
     assert run_preset(preset, path, 1, shown.append) == 0  # nothing is left
     assert main(["report", "--results", str(path), "--output", str(tmp_path)]) == 0
-    assert "breast cancer" in (tmp_path / "benchmarks.md").read_text()
+    assert "## breast cancer" in (tmp_path / "benchmarks" / "workloads.md").read_text()
 
 
 def test_no_module_of_the_suite_needs_the_bench_extra():

@@ -13,7 +13,7 @@ import gpytorch.likelihoods as gl
 import pytest
 import torch
 from gpytorch.distributions import MultivariateNormal
-from helpers import assert_close, make_inputs
+from helpers import SimpleGP, assert_close, make_inputs
 from torch import Tensor
 
 import itergp
@@ -613,16 +613,9 @@ def test_hadamard_likelihood_needs_the_task():
 def test_index_kernels_learn(objective):
     x = torch.cat([_inputs(), _tasks(ROWS, 1).double()], -1)
 
-    class Model(NonConjugateGP):
-        def __init__(self):
-            super().__init__(x, (_targets(x) > 0).long(), BernoulliLikelihood())
-            self.mean_module = gpytorch.means.ZeroMean()
-            self.covar_module = gk.RBFKernel(active_dims=[0, 1]) * gk.IndexKernel(num_tasks=3, active_dims=[2])
-
-        def forward(self, x):
-            return MultivariateNormal(self.mean_module(x), self.covar_module(x))
-
-    model = Model().double()
+    kernel = gk.RBFKernel(active_dims=[0, 1]) * gk.IndexKernel(num_tasks=3, active_dims=[2])
+    model = SimpleGP(x, (_targets(x) > 0).long(), BernoulliLikelihood(), mean=gpytorch.means.ZeroMean(), kernel=kernel)
+    model = model.double()
     factor, path = model.covar_module.kernels[1].covar_factor, []
     itergp.fit(model, objective=objective, max_iterations=2, callback=lambda _: path.append(factor.detach().clone()))
     assert not torch.equal(path[0], path[-1])
@@ -903,17 +896,13 @@ def test_neighbours_are_where_entries_of_groups_can_be_had(name):
     make, expected = GROUPS[name]
     x = make_inputs(60, 2, seed=3)
 
-    class Model(NonConjugateGP):
-        def __init__(self, **solver):
-            super().__init__(x, (x[:, 0] > 0).long(), BernoulliLikelihood(), solver=SubspaceNewton(**solver))
-            self.mean_module, self.covar_module = gpytorch.means.ZeroMean(), make()
+    def model_of(**options):
+        options |= {"mean": gpytorch.means.ZeroMean(), "kernel": make()}
+        return SimpleGP(x, (x[:, 0] > 0).long(), BernoulliLikelihood(), **options).double().eval()
 
-        def forward(self, x):
-            return MultivariateNormal(self.mean_module(x), self.covar_module(x))
-
-    model = Model(covariance_rank=4, num_neighbours=5).double().eval()
+    model = model_of(solver=SubspaceNewton(covariance_rank=4, num_neighbours=5))
     assert model._training_operator().evaluates_groups is expected
-    exact = Model().double().eval()
+    exact = model_of()
     new = make_inputs(4, 2, seed=4)
     with torch.no_grad():
         assert (model.solution.local is not None) is expected

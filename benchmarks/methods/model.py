@@ -8,9 +8,7 @@ import gpytorch
 import torch
 from torch import Tensor
 
-import itergp
 from benchmarks.methods.base import Predict
-from benchmarks.models import MOST_ARD_COLUMNS
 from benchmarks.workloads import COUNTS, ORDERED, TrainingData
 from itergp.diagnostics import class_probabilities
 from itergp.likelihoods import (
@@ -20,6 +18,8 @@ from itergp.likelihoods import (
     NegativeBinomialLikelihood,
     OrdinalLikelihood,
 )
+from itergp.models import GP
+from itergp.models.gp import MAX_ARD_COLUMNS
 
 
 def make_likelihood(data: TrainingData) -> Likelihood:
@@ -46,23 +46,17 @@ def make_mean(data: TrainingData, *, learned: bool) -> gpytorch.means.Mean:
 def make_kernel(data: TrainingData) -> gpytorch.kernels.ScaleKernel:
     """Scaled Matern-3/2: as given, or one lengthscale per column (for up to 100) to be learned."""
     columns = data.x.shape[1]
-    ard = None if data.given or columns > MOST_ARD_COLUMNS else columns
+    ard = None if data.given or columns > MAX_ARD_COLUMNS else columns
     kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5, ard_num_dims=ard))
     if data.given:
         kernel.outputscale, kernel.base_kernel.lengthscale = data.given.outputscale, data.given.lengthscale
     return kernel
 
 
-class SuiteGP(itergp.models.NonConjugateGP):
+def suite_model(data: TrainingData, **options: Any) -> GP:
     """A scaled Matern-3/2 kernel, given or to be learned."""
-
-    def __init__(self, data: TrainingData, **options: Any) -> None:
-        super().__init__(data.x, data.y, make_likelihood(data), **options)
-        self.mean_module = make_mean(data, learned=data.given is None)
-        self.covar_module = make_kernel(data)
-
-    def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+    mean, kernel = make_mean(data, learned=data.given is None), make_kernel(data)
+    return GP(data.x, data.y, make_likelihood(data), mean=mean, kernel=kernel, **options)
 
 
 def outcome_probabilities(predictive: Any, data: TrainingData) -> Tensor:
@@ -75,7 +69,7 @@ def outcome_probabilities(predictive: Any, data: TrainingData) -> Tensor:
     return torch.cat([inner, rest], -1)
 
 
-def predictions(model: SuiteGP, data: TrainingData, tempering: float | None = None) -> tuple[Predict, Predict]:
+def predictions(model: GP, data: TrainingData, tempering: float | None = None) -> tuple[Predict, Predict]:
     """Probabilities, and the latent variance, summed over latent functions; without a covariance nothing to tell by."""
 
     def probs(x: Tensor) -> Tensor:

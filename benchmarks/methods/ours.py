@@ -11,7 +11,7 @@ import torch
 
 import itergp
 from benchmarks.methods.base import Budget, Callback, Method, Range
-from benchmarks.methods.model import SuiteGP, predictions
+from benchmarks.methods.model import predictions, suite_model
 from benchmarks.workloads import COUNTS, END_TO_END, INFERENCE, ORDERED, TrainingData
 from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Solution, SubspaceNewton, policies
 
@@ -57,7 +57,7 @@ class Inference(Method):
         if self.subset is not None:
             data = subset_of(data, self.subset, budget.seed)
         solver = self.solver(budget.seed)
-        model = SuiteGP(data, solver=solver, approximation=self.approximation).eval()
+        model = suite_model(data, solver=solver, approximation=self.approximation).eval()
         integrated, plug_in = predictions(model, data), predictions(model, data, math.inf)
 
         def report(solution: Solution, final: bool = False) -> None:
@@ -102,7 +102,7 @@ class Learning(Method):
         return {"learning_rate": Range(0.05, 0.5), "max_iterations": Range(25, 150, integer=True)}
 
     def fit(self, data: TrainingData, budget: Budget, callback: Callback) -> None:
-        model = SuiteGP(data)
+        model = suite_model(data)
         options = {"learning_rate": self.learning_rate, "max_iterations": self.max_iterations, "seed": budget.seed}
         plug_in, _ = predictions(model, data, math.inf)
         result = itergp.fit(
@@ -129,7 +129,7 @@ class Growing(Inference):
 
     def fit(self, data: TrainingData, budget: Budget, callback: Callback) -> None:
         solver, spent = SubspaceNewton(), 0
-        model = SuiteGP(data, solver=solver, approximation=self.approximation).eval()
+        model = suite_model(data, solver=solver, approximation=self.approximation).eval()
         for passes in (4, 8, 16, 32, 64):
             model.solver = replace(solver, max_passes=passes)
             solution = model.condition()

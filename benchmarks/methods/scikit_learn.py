@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks.methods.base import Budget, Callback, Method, from_numpy
 from benchmarks.methods.ours import subset_of
-from benchmarks.models import MOST_ARD_COLUMNS
 from benchmarks.workloads import END_TO_END, INFERENCE, TrainingData
+from itergp.models.gp import MAX_ARD_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class ScikitLearn(Method):
         if data.given:
             kernel = ConstantKernel(data.given.outputscale) * Matern(data.given.lengthscale, nu=1.5)
         else:
-            start = np.full(columns if columns <= MOST_ARD_COLUMNS else 1, 0.5 * np.sqrt(2.0 * columns))
+            start = np.full(columns if columns <= MAX_ARD_COLUMNS else 1, 0.5 * np.sqrt(2.0 * columns))
             kernel = ConstantKernel(10.0, (1e-2, 1e5)) * Matern(start, (1e-2, 1e3), nu=1.5)
         optimizer = None if data.given else "fmin_l_bfgs_b"
         model = GaussianProcessClassifier(kernel, optimizer=optimizer, random_state=budget.seed)

@@ -16,7 +16,7 @@ import gpytorch
 import torch
 
 from benchmarks.data import Split, mixture, mnist
-from benchmarks.models import MaternGP, class_probs
+from benchmarks.models import class_probs, given_model
 from benchmarks.paper.tables import machine, spread, write
 from itergp.cli.svgp import fit_svgp, svgp_probs
 from itergp.diagnostics import accuracy, negative_log_likelihood
@@ -112,7 +112,7 @@ def _subset(data: Split, count: int, seed: int) -> Split:
 
 def _conditioned(train: Split, lengthscale: float, scale: float, solver: Any, test: Split) -> dict[str, Any]:
     """Laplace for all: plug-in and integrated predictions. Conditioning and prediction are timed apart."""
-    model = MaternGP(train, lengthscale, scale, solver=solver, approximation="laplace").to(test.test_x.device).eval()
+    model = given_model(train, lengthscale, scale, solver=solver, approximation="laplace").to(test.test_x.device).eval()
     _synchronise(test)
     started = time.perf_counter()
     solution = model.condition()
@@ -133,7 +133,7 @@ def _conditioned(train: Split, lengthscale: float, scale: float, solver: Any, te
 def _svgp(
     data: Split, lengthscale: float, scale: float, inducing: int, options: argparse.Namespace, seed: int
 ) -> dict[str, Any]:
-    model = MaternGP(data, lengthscale, scale).to(data.test_x.device)
+    model = given_model(data, lengthscale, scale).to(data.test_x.device)
     likelihood = gpytorch.likelihoods.SoftmaxLikelihood(num_classes=data.num_classes, mixing_weights=False)
     curve: list[tuple[float, float, float]] = []
 

@@ -10,10 +10,10 @@ import gpytorch
 import torch
 from torch import Tensor
 
-import itergp
 from benchmarks.paper.tables import machine, write
 from itergp.diagnostics import plot_uncertainty
-from itergp.likelihoods import LaplaceSite
+from itergp.likelihoods import LaplaceSite, PoissonLikelihood
+from itergp.models import GP
 from itergp.solvers import DenseNewton, IterNCGP, policies
 
 ACTIONS = 4  # per Newton step
@@ -22,17 +22,12 @@ POLICIES = {"unit vectors": policies.UnitVectors(order="variance"), "conjugate g
 DATA, TARGET = "#444444", "#2b9348"
 
 
-class CountGP(itergp.models.NonConjugateGP):
+def count_model(x: Tensor, y: Tensor, **options: Any) -> GP:
     """A Gaussian process prior on the logarithm of a rate; hyperparameters fixed."""
-
-    def __init__(self, x: Tensor, y: Tensor, **options: Any) -> None:
-        super().__init__(x, y, itergp.likelihoods.PoissonLikelihood(), approximation="laplace", **options)
-        self.mean_module = gpytorch.means.ZeroMean()
-        self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
-        self.covar_module.outputscale, self.covar_module.base_kernel.lengthscale = 1.0, 0.6
-
-    def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
+    kernel.outputscale, kernel.base_kernel.lengthscale = 1.0, 0.6
+    options |= {"mean": gpytorch.means.ZeroMean(), "kernel": kernel, "approximation": "laplace"}
+    return GP(x, y, PoissonLikelihood(), **options)
 
 
 def make_data(seed: int = 0, num_rows: int = 60) -> tuple[Tensor, Tensor]:
@@ -44,9 +39,9 @@ def make_data(seed: int = 0, num_rows: int = 60) -> tuple[Tensor, Tensor]:
     return x.unsqueeze(-1), torch.poisson(f.exp(), generator=generator).long()
 
 
-def solve(x: Tensor, y: Tensor, policy: Any, steps: int) -> CountGP:
+def solve(x: Tensor, y: Tensor, policy: Any, steps: int) -> GP:
     solver = IterNCGP(policy=policy, iterations=ACTIONS, max_steps=steps, tolerance=1e-14, inner_tolerance=1e-12)
-    model = CountGP(x, y, solver=solver).double().eval()
+    model = count_model(x, y, solver=solver).double().eval()
     model.condition()
     return model
 
@@ -54,7 +49,7 @@ def solve(x: Tensor, y: Tensor, policy: Any, steps: int) -> CountGP:
 def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     x, y = make_data()
     grid = torch.linspace(-0.3, 6.3, 300, dtype=torch.float64).unsqueeze(-1)
-    exact = CountGP(x, y, solver=DenseNewton()).double().eval()
+    exact = count_model(x, y, solver=DenseNewton()).double().eval()
     exact.condition()
     figures: dict[str, Any] = {"machine": machine(), "rows": []}
     models = {}
@@ -95,7 +90,7 @@ def run(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return figures
 
 
-def _draw(path: Path, x: Tensor, y: Tensor, grid: Tensor, models: dict, exact: CountGP) -> None:
+def _draw(path: Path, x: Tensor, y: Tensor, grid: Tensor, models: dict, exact: GP) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14.0, 6.6), layout="constrained")
@@ -129,7 +124,7 @@ def _prior(panel: Any, x: Tensor, y: Tensor, grid: Tensor, name: str) -> None:
     panel.set_title(f"{name}: prior and data", fontsize=10)
 
 
-def _step(panel: Any, x: Tensor, grid: Tensor, model: CountGP, start: Tensor) -> None:
+def _step(panel: Any, x: Tensor, grid: Tensor, model: GP, start: Tensor) -> None:
     """The regression problem of the last Newton step, and the posterior after its actions."""
     plot_uncertainty(panel, grid, model.latent_mean(grid), model.decompose_uncertainty(grid))
     site = LaplaceSite(model.observations)

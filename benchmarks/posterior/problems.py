@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 import itergp
-from benchmarks.methods.model import SuiteGP
+from benchmarks.methods.model import suite_model
 from benchmarks.posterior.results import Results
 from benchmarks.workloads import Problem, workloads
+from itergp.models import GP
 
 BINARY = ("phoneme", "magic", "banana")
 SEVERAL = ("satimage", "digits")
@@ -35,10 +36,10 @@ class Case:
     problem: Problem
     learned: dict[str, Any]
 
-    def model(self, dtype: torch.dtype = torch.float32, **options: Any) -> SuiteGP:
+    def model(self, dtype: torch.dtype = torch.float32, **options: Any) -> GP:
         """A model at the learned hyperparameters, not conditioned."""
         data = self.problem.train
-        model = SuiteGP(replace(data, x=data.x.to(dtype)), **options).to(dtype)
+        model = suite_model(replace(data, x=data.x.to(dtype)), **options).to(dtype)
         kernel = model.covar_module
         model.mean_module.constant.data.fill_(self.learned["mean"])
         kernel.outputscale = torch.tensor(self.learned["outputscale"], dtype=dtype)
@@ -70,7 +71,7 @@ def load(name: str, results: Results, most_rows: int | None = None) -> Case:
 
 
 def _learn(problem: Problem, briefly: bool) -> dict[str, Any]:
-    model, begun = SuiteGP(problem.train), time.perf_counter()
+    model, begun = suite_model(problem.train), time.perf_counter()
     result = itergp.fit(model, max_iterations=_FEW_ITERATIONS) if briefly else itergp.fit(model)
     seconds, kernel = time.perf_counter() - begun, model.covar_module
     assert result.calibration is not None

@@ -15,7 +15,7 @@ import torch
 import itergp
 from benchmarks import rivals
 from benchmarks.data import Split, flights, mixture, smooth_binary
-from benchmarks.models import DefaultGP, MaternGP, scores
+from benchmarks.models import default_model, given_model, scores
 from itergp.diagnostics import class_probabilities
 from itergp.operators import make_operator
 from itergp.solvers import LinearTimeNewton, SubspaceNewton
@@ -73,7 +73,7 @@ def full(rows: int, rank: int = 100, max_passes: int = 12) -> dict[str, Any]:
     """A mixture of ten classes by the full method, hyperparameters given: the mode, then one variational round."""
     data, records = mixture(rows), []
     begun = time.perf_counter()
-    model = MaternGP(data, 1.0, 10.0, solver=SubspaceNewton(covariance_rank=rank, max_passes=max_passes)).eval()
+    model = given_model(data, 1.0, 10.0, solver=SubspaceNewton(covariance_rank=rank, max_passes=max_passes)).eval()
     plan = model.plan()
     solution = model.condition(callback=lambda record: records.append(record))
     seconds = time.perf_counter() - begun
@@ -95,7 +95,7 @@ def mode(rows: int, time_limit: float | None = None) -> dict[str, Any]:
     data = mixture(rows)
     begun = time.perf_counter()
     solver = SubspaceNewton(covariance_rank=0, time_limit=time_limit)
-    model = MaternGP(data, 1.0, 10.0, solver=solver, approximation="laplace").eval()
+    model = given_model(data, 1.0, 10.0, solver=solver, approximation="laplace").eval()
     solution = model.condition()
     seconds = time.perf_counter() - begun
     assert solution.certificate is not None
@@ -110,7 +110,7 @@ def mode(rows: int, time_limit: float | None = None) -> dict[str, Any]:
 
 def _end_to_end(data: Split, solver: LinearTimeNewton, **options: Any) -> dict[str, Any]:
     begun = time.perf_counter()
-    model = DefaultGP(data)
+    model = default_model(data)
     model.solver = solver
     result = itergp.fit(model, **options)
     probs = class_probabilities(model.predict(data.test_x).probs)
@@ -146,7 +146,7 @@ def cost(rows: int, method: str) -> dict[str, Any]:
     """The mode of a binary problem at given hyperparameters."""
     data = smooth_binary(rows)
     solver = SubspaceNewton(covariance_rank=0) if method == "full" else LinearTimeNewton(covariance_rank=0)
-    model = MaternGP(data, 2.0, 10.0, solver=solver, approximation="laplace").eval()
+    model = given_model(data, 2.0, 10.0, solver=solver, approximation="laplace").eval()
     begun = time.perf_counter()
     solution = model.condition()
     seconds = time.perf_counter() - begun

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.data import smooth_binary
-from benchmarks.models import MaternGP
+from benchmarks.models import given_model
 from benchmarks.scale.items import peak_memory
 from itergp.solvers import SubspaceNewton
 
@@ -27,7 +27,7 @@ TASKS = ("batches", "probabilities", "mean")
 def measure(task: str, rows: int, train_rows: int, rank: int) -> dict[str, float]:
     """One task on a binary model: all batches, all probabilities at once, or latent means alone."""
     data = smooth_binary(train_rows)
-    model = MaternGP(data, 2.0, 10.0, solver=SubspaceNewton(covariance_rank=rank), memory_budget=2**28).eval()
+    model = given_model(data, 2.0, 10.0, solver=SubspaceNewton(covariance_rank=rank), memory_budget=2**28).eval()
     model.condition()
     rng = np.random.default_rng(0)
     with tempfile.TemporaryDirectory() as folder:

@@ -53,13 +53,14 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("--results", type=Path, help="file of results; default benchmarks/results/suite/PRESET.jsonl")
     run.set_defaults(command=do_run)
 
-    report = commands.add_parser("report", help="page, figures and LaTeX tables from results")
+    report = commands.add_parser("report", help="pages and figures from results")
     report.add_argument("--results", type=Path, nargs="+", default=[store.FOLDER / "reference.jsonl"])
     report.add_argument(
         "--targets", type=Path, help=f"frozen targets; default {TARGETS} beside the results, if it exists"
     )
     report.add_argument("--freeze", action="store_true", help="compute targets from these results and write them there")
-    report.add_argument("--output", type=Path, help="folder for everything; default the documentation and the results")
+    report.add_argument("--output", type=Path, help="folder for everything; default the documentation")
+    report.add_argument("--latex", type=Path, help="folder for the tables in LaTeX; default none are written")
     report.add_argument("--readme", type=Path, help="also renew the claims in this file")
     report.set_defaults(command=do_report)
 
@@ -125,8 +126,9 @@ def do_report(options: argparse.Namespace) -> None:
         targets = analysis.thaw(path).combine_first(targets)  # splits that the reference run did not have
     folder: Path | None = options.output
     page = DOCS / "benchmarks.md" if folder is None else folder / "benchmarks.md"
-    latex = store.FOLDER / "tables" if folder is None else folder / "tables"
-    written = write_report(runs, targets, page, page.parent / "images", latex)
+    beside = options.results[0].with_suffix(".note.md")
+    note = beside.read_text() if beside.exists() else ""
+    written = write_report(runs, targets, page, page.parent / "images", options.latex, note)
     if options.readme:
         readme.update(options.readme, runs, targets)
     print(f"{len(written)} files, the page is {page}")

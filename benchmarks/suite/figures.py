@@ -244,7 +244,17 @@ def draw_cost(runs: pd.DataFrame) -> Figure | None:
     ]
     if part.empty or part["rows"].nunique() < 2:
         return None
-    part, colour = part[part["importance"] == 1], colours(runs)
+    part = part[part["importance"] == 1]
+    several = part.groupby(["method", "ruleset"])["rows"].transform("nunique") > 1  # one size says nothing about growth
+    part = part[several]
+    methods = sorted(dict.fromkeys(part["method"]), key=lambda name: name not in OURS.values())  # ours are first, blue
+    family, colour, free = families(runs), colours(runs), list(reversed(_CYCLE))
+    shown: dict[str, str] = {}  # a family's colour for one of its methods, a free one for the others
+    for method in methods:
+        own = colour[family[method]]
+        shown[method] = (
+            own if own not in shown.values() else next(c for c in free if c not in (*colour.values(), *shown.values()))
+        )
     figure, axes = plt.subplots(1, 2, figsize=(8.2, 3.9))
     for (method, ruleset), here in part.groupby(["method", "ruleset"], sort=False):
         for axis, what, unit in zip(axes, ("seconds", "peak_bytes"), (1.0, 2.0**20), strict=True):
@@ -256,7 +266,7 @@ def draw_cost(runs: pd.DataFrame) -> Figure | None:
                 style,
                 marker="o",
                 markersize=3.5,
-                color=colour[here["family"].iloc[0]],
+                color=shown[method],
                 label=method,
             )
     for axis, title in zip(axes, ("training seconds", "memory beyond the start, MiB"), strict=True):
@@ -264,5 +274,6 @@ def draw_cost(runs: pd.DataFrame) -> Figure | None:
         axis.grid(alpha=0.25)
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=8)
-    figure.suptitle("Mixtures: cost against rows (dashed: end to end)", fontsize=10)
+    dashed = " (dashed: end to end)" if set(part["ruleset"]) - {INFERENCE} else ""
+    figure.suptitle(f"Mixtures: cost against rows{dashed}", fontsize=10)
     return figure

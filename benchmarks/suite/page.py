@@ -1,4 +1,4 @@
-"""The report: a page of the documentation, LaTeX tables and figures, from lines of results alone."""
+"""The report: pages of the documentation, figures and LaTeX tables, from lines of results alone."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from benchmarks.suite import findings
 from benchmarks.suite.analysis import LEVELS, TAU, medians, ratios, score, variants_of
 from benchmarks.suite.figures import draw_all
 from benchmarks.suite.tables import Table, mark_best, number
-from benchmarks.workloads import RULESETS, TUNED
+from benchmarks.workloads import INFERENCE, RULESETS, TUNED
 
 PROTOCOL = Path(__file__).parent / "protocol.md"
 _WHAT = {
@@ -24,44 +24,73 @@ _WHAT = {
 }
 
 
-def write_report(runs: pd.DataFrame, targets: pd.DataFrame, page: Path, images: Path, latex: Path) -> list[Path]:
-    """Writes page, figures and tables.
+def write_report(
+    runs: pd.DataFrame, targets: pd.DataFrame, page: Path, images: Path, latex: Path | None = None, note: str = ""
+) -> list[Path]:
+    """Writes pages, figures and tables.
 
     Args:
         runs: As ``analysis.frame`` gives them.
         targets: As ``analysis.compute_targets`` or ``analysis.thaw`` give them.
-        page: The Markdown file.
+        page: The Markdown file of protocol, profiles and losses; the tables lie in a folder of its name beside it.
         images: Folder of the figures, beside or below the page.
-        latex: Folder of the LaTeX tables.
+        latex: Folder of the LaTeX tables; default none.
+        note: What to know about the results, as Markdown.
 
     Returns:
         What was written.
     """
     drawn = draw_all(runs, targets, images)
     place = Path(*images.parts[len(page.parent.parts) :])
-    tables: list[Table] = []
-    protocol, mark, rival = PROTOCOL.read_text().partition("## Adding a rival")
-    parts = [protocol, machine(runs)]
-    for ruleset in (name for name in RULESETS if name in set(runs["ruleset"])):
-        parts += _ruleset(runs, targets, ruleset, drawn, place, tables)
-    parts += _losses(runs, targets, tables)
-    parts += _dense(runs, tables)
-    parts += [_figure("cost", drawn, place)]
-    parts += _workloads(runs, targets, tables)
-    parts += [_setups(runs), _failures(runs), mark + rival]
-    page.parent.mkdir(parents=True, exist_ok=True)
-    page.write_text("\n\n".join(part.strip() for part in parts if part.strip()) + "\n")
-    for table in tables:
-        table.write(latex)
-    return [page, *(images / name for name in drawn), *(latex / f"{table.name}.tex" for table in tables)]
+    rulesets, tables = [name for name in RULESETS if name in set(runs["ruleset"])], []
+    pages = {page: _front(runs, targets, rulesets, drawn, place, tables, note)}
+    folder = page.with_suffix("")
+    for ruleset in rulesets:
+        pages[folder / f"{_slug(ruleset)}.md"] = _ruleset(runs, targets, ruleset, drawn, ".." / place, tables)
+    pages[folder / "workloads.md"] = _workloads(runs, targets, tables)
+    pages[folder / "setups.md"] = ["# How every method is set up", _setups(runs), _failures(runs)]
+    for path, parts in pages.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n\n".join(part.strip() for part in parts if part.strip()) + "\n")
+    written = [*pages, *(images / name for name in drawn)]
+    for table in tables if latex is not None else []:
+        written.append(table.write(latex))
+    return written
+
+
+def _front(
+    runs: pd.DataFrame,
+    targets: pd.DataFrame,
+    rulesets: list[str],
+    drawn: list[str],
+    place: Path,
+    tables: list[Table],
+    note: str,
+) -> list[str]:
+    """Protocol, profiles and losses."""
+    links = [f"- [{name.capitalize()}](benchmarks/{_slug(name)}.md): who is first, scores, curves" for name in rulesets]
+    links += [
+        "- [Every workload, every method](benchmarks/workloads.md)",
+        "- [How every method is set up](benchmarks/setups.md), and what failed",
+        "- [Adding a rival](benchmarks/adding.md)",
+    ]
+    parts = [PROTOCOL.read_text(), machine(runs), note, "\n".join(links)]
+    for ruleset in rulesets:
+        parts += [
+            f"**{ruleset.capitalize()}**: {RULESETS[ruleset]}.",
+            _figure(f"profiles-{_slug(ruleset)}", drawn, place),
+        ]
+    return parts + _losses(runs, targets, tables)
 
 
 def machine(runs: pd.DataFrame) -> str:
     """What the results were taken on, and how much there is."""
     ran = runs[runs["machine"].notna()] if "machine" in runs else runs.iloc[:0]
-    texts = []
-    for text in dict.fromkeys(_machine_text(line) for line in ran.to_dict("records")):
-        texts.append(f"- {text}")
+    revisions: dict[str, list[str]] = {}
+    for line in ran.to_dict("records"):
+        known = revisions.setdefault(_machine_text(line), [])
+        known += [] if line["revision"] in known else [line["revision"]]
+    texts = [f"- {text}; revision {', '.join(names)}" for text, names in revisions.items()]
     seeds = runs.groupby(["ruleset", "workload", "method"])["seed"].nunique()
     split = f"{len(ran):,} runs, {runs['workload'].nunique()} workloads, {runs['method'].nunique()} settings of "
     split += f"{runs['family'].nunique()} families, {seeds.min()} to {seeds.max()} seeds; {ran['seconds'].sum() / 3600:.1f} hours of training."
@@ -83,28 +112,33 @@ def _machine_text(line: dict[str, Any]) -> str:
     software = ", ".join(f"{name} {version}" for name, version in versions.items())
     return (
         f"{place['processor']} ({place['architecture']}), {place['threads']} of {place['cores']} cores, {place['memory_gib']} GiB, "
-        f"{place['system']}, Python {place['python']}; {software}; revision {line['revision']}"
+        f"{place['system']}, Python {place['python']}; {software}"
     )
 
 
 def _ruleset(
     runs: pd.DataFrame, targets: pd.DataFrame, ruleset: str, drawn: list[str], place: Path, tables: list[Table]
 ) -> list[str]:
-    slug = ruleset.replace(" ", "-")
+    """The page of a ruleset."""
+    slug = _slug(ruleset)
     first = findings.firsts(runs, targets, ruleset)
     scored = scores_table(runs, targets, ruleset)
     tables += [first, scored]
-    return [
-        f"## {ruleset.capitalize()}: {RULESETS[ruleset]}",
-        "Who reaches the standard target first, which other family is next, and how much longer it takes (∞: no other does). The target "
+    parts = [
+        f"# {ruleset.capitalize()}",
+        f"{RULESETS[ruleset][:1].upper()}{RULESETS[ruleset][1:]}. [Protocol](../benchmarks.md#protocol).",
+        "## Who is first",
+        "Who reaches the standard target first, which other family is next, and how much longer it takes (∞: no other does). The target\n"
         "is the median over seeds.",
         first.markdown(),
-        _figure(f"profiles-{slug}", drawn, place),
-        "Scores, from 0 to 1, by target and largest τ; the last two columns leave variants out of account.",
+        "## Scores",
+        "From 0 to 1, by target and largest τ; the last two columns leave variants out of account.",
         scored.markdown(),
+        "## Curves",
         _figure(f"curves-{slug}", drawn, place),
         _figure(f"reliability-{slug}", drawn, place) if ruleset != TUNED else "",
     ]
+    return [*parts, *_dense(runs, tables), _figure("cost", drawn, place)] if ruleset == INFERENCE else parts
 
 
 def scores_table(runs: pd.DataFrame, targets: pd.DataFrame, ruleset: str) -> Table:
@@ -122,13 +156,13 @@ def scores_table(runs: pd.DataFrame, targets: pd.DataFrame, ruleset: str) -> Tab
     table = pd.DataFrame(columns).fillna(0.0).sort_values("standard, τ to 4", ascending=False)
     cells = [mark_best(list(table[name]), [number(v, 2) for v in table[name]], largest=True) for name in table]
     rows = [[str(method), *values] for method, *values in zip(table.index, *cells, strict=True)]
-    return Table(f"scores-{ruleset.replace(' ', '-')}", f"Scores: {ruleset}", ["method", *table.columns], rows)
+    return Table(f"scores-{_slug(ruleset)}", f"Scores: {ruleset}", ["method", *table.columns], rows)
 
 
 def _losses(runs: pd.DataFrame, targets: pd.DataFrame, tables: list[Table]) -> list[str]:
     parts = [
         "## Where this package loses, and why",
-        "Generated from the results: workloads on which a setting of another family reaches the standard target before this package's "
+        "Generated from the results: workloads on which a setting of another family reaches the standard target before this package's\n"
         "defaults do, and those on which the defaults end with a test NLL more than 1 % above another's.",
     ]
     for ruleset in (name for name in RULESETS if name in set(runs["ruleset"])):
@@ -149,7 +183,7 @@ def _dense(runs: pd.DataFrame, tables: list[Table]) -> list[str]:
     tables.append(table)
     return [
         "## What approximations cost",
-        "Test NLL with the same kernel, less that of the exact (dense) computation, on the workloads where that can be done: mean and "
+        "Test NLL with the same kernel, less that of the exact (dense) computation, on the workloads where that can be done: mean and\n"
         "standard deviation over seeds.",
         table.markdown(),
     ]
@@ -157,13 +191,13 @@ def _dense(runs: pd.DataFrame, tables: list[Table]) -> list[str]:
 
 def _workloads(runs: pd.DataFrame, targets: pd.DataFrame, tables: list[Table]) -> list[str]:
     parts = [
-        "## Every workload, every method",
-        "Means over seeds of test metrics, medians of costs, both of what there is.",
+        "# Every workload, every method",
+        "Means over seeds of test metrics, medians of costs, both of what there is. [Protocol](../benchmarks.md#protocol).",
     ]
     for name in dict.fromkeys(runs["workload"]):
         here = runs[runs["workload"] == name]
         known = here[here["rows"].notna()].head(1).to_dict("records") if "rows" in here else []
-        parts.append(f"### {name}")
+        parts.append(f"## {name}")
         summary = str(here["summary"].iloc[0])
         if known:
             line = known[0]
@@ -182,7 +216,7 @@ def _workloads(runs: pd.DataFrame, targets: pd.DataFrame, tables: list[Table]) -
 
 
 def _setups(runs: pd.DataFrame) -> str:
-    lines = ["## How every method is set up", "", "| method | setup | configuration |", "| --- | --- | --- |"]
+    lines = ["| method | setup | configuration |", "| --- | --- | --- |"]
     chosen = runs[runs["trial"] == 0].drop_duplicates("method").sort_values(["importance", "method"])
     for line in chosen.to_dict("records"):
         settings = ", ".join(
@@ -219,3 +253,7 @@ def _figure(name: str, drawn: list[str], place: Path) -> str:
     if file not in drawn:
         return ""
     return f"![{_WHAT[name.split('-')[0]]}]({(place / file).as_posix()})\n\n*{_WHAT[name.split('-')[0]]}*"
+
+
+def _slug(ruleset: str) -> str:
+    return ruleset.replace(" ", "-")

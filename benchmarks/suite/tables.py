@@ -64,10 +64,12 @@ class Table:
         ]
         return "\n".join(lines) + "\n"
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path) -> Path:
         """Writes ``name.tex``."""
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{self.name}.tex").write_text(self.latex())
+        path = folder / f"{self.name}.tex"
+        path.write_text(self.latex())
+        return path
 
 
 def _latex(cell: str) -> str:

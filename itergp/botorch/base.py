@@ -29,6 +29,15 @@ class LatentModel(Model, FantasizeMixin):
         input_transform: Applied to points before the model sees them, or None.
         outcome_transform: What the model's targets are in terms of the observations; absent without one.
         outputs: Which latent functions are outputs.
+
+    Args:
+        model: As above.
+        input_transform: As above.
+        outputs: As above; default all.
+        outcome_transform: As above.
+
+    Raises:
+        InputError: If outcomes are to be transformed and the likelihood is not Gaussian, or an output does not exist.
     """
 
     input_transform: torch.nn.Module | None

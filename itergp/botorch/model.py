@@ -37,17 +37,10 @@ class BotorchModel(LatentModel):
         InputError: If the model takes several inputs, or outcomes are to be transformed and outputs are not outcomes.
 
     Examples:
-        >>> import gpytorch, torch, itergp
+        >>> import torch, itergp
         >>> from botorch.acquisition import UpperConfidenceBound
-        >>> class Classifier(itergp.models.NonConjugateGP):
-        ...     def __init__(self, x, y, likelihood):
-        ...         super().__init__(x, y, likelihood)
-        ...         self.mean_module = gpytorch.means.ConstantMean()
-        ...         self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
-        ...     def forward(self, x):
-        ...         return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
         >>> x = torch.linspace(-2, 2, 40, dtype=torch.float64).unsqueeze(-1)
-        >>> model = Classifier(x, (x[:, 0] > 0).long(), itergp.likelihoods.BernoulliLikelihood()).double()
+        >>> model = itergp.models.GP(x, (x[:, 0] > 0).long(), itergp.likelihoods.BernoulliLikelihood()).double()
         >>> UpperConfidenceBound(BotorchModel(model), beta=4.0)(torch.zeros(5, 1, 1, dtype=torch.float64)).shape
         torch.Size([5])
     """

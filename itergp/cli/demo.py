@@ -19,7 +19,7 @@ from itergp import diagnostics
 from itergp.cli.svgp import fit_svgp, svgp_probs
 from itergp.errors import InputError
 from itergp.likelihoods import CategoricalLikelihood
-from itergp.models import NonConjugateGP
+from itergp.models import GP
 from itergp.solvers import Solution, SubspaceNewton
 
 _TEST_ROWS = 500
@@ -29,19 +29,12 @@ _OUTPUTSCALE = 150.0
 _TOLERANCE = 1e-6
 
 
-class DigitsGP(NonConjugateGP):
+def digits_model(x: Tensor, y: Tensor) -> GP:
     """Softmax classifier with one Matern-3/2 kernel for all classes."""
-
-    def __init__(self, x: Tensor, y: Tensor, likelihood: CategoricalLikelihood) -> None:
-        super().__init__(x, y, likelihood, solver=SubspaceNewton(tolerance=_TOLERANCE))
-        self.mean_module = gpytorch.means.ZeroMean()
-        self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5))
-        self.covar_module.outputscale = _OUTPUTSCALE
-        self.covar_module.base_kernel.lengthscale = _LENGTHSCALE
-
-    def forward(self, x: Tensor) -> gpytorch.distributions.MultivariateNormal:
-        """The prior."""
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5))
+    kernel.outputscale, kernel.base_kernel.lengthscale = _OUTPUTSCALE, _LENGTHSCALE
+    solver = SubspaceNewton(tolerance=_TOLERANCE)
+    return GP(x, y, CategoricalLikelihood(10), mean=gpytorch.means.ZeroMean(), kernel=kernel, solver=solver)
 
 
 @dataclass(frozen=True)
@@ -89,7 +82,7 @@ def run(options: argparse.Namespace) -> int:
         f"[bold]Handwritten digits[/bold]: {len(digits.train_y):,} images to learn from, {len(digits.test_y)} to judge by, "
         "10 classes.\nGaussian process with softmax likelihood, Matern-3/2 kernel, variational posterior.\n"
     )
-    model = DigitsGP(digits.train_x, digits.train_y, CategoricalLikelihood(10)).eval()
+    model = digits_model(digits.train_x, digits.train_y).eval()
     started = time.perf_counter()
     solution = model.condition(progress=not options.quiet)
     with torch.no_grad():
@@ -136,7 +129,7 @@ def _table(targets: Tensor, probs: Tensor, rival: Tensor, seconds: float, steps:
     return table
 
 
-def _explanation(solution: Solution, model: NonConjugateGP, x: Tensor) -> str:
+def _explanation(solution: Solution, model: GP, x: Tensor) -> str:
     assert solution.certificate is not None
     with torch.no_grad():
         error = float(solution.certificate.latent_error(x).max())

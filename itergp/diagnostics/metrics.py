@@ -14,7 +14,11 @@ def class_probabilities(probs: Tensor) -> Tensor:
 
 
 def negative_log_likelihood(probs: Tensor, targets: Tensor) -> float:
-    """Mean of ``-log p(y)`` in nats, for probabilities ``(M, C)`` and labels ``(M,)``.
+    """Mean of ``-log p(y)`` in nats.
+
+    Args:
+        probs: Class probabilities ``(M, C)``.
+        targets: Labels ``(M,)``.
 
     >>> negative_log_likelihood(torch.tensor([[0.5, 0.5]]), torch.tensor([1]))
     0.6931471824645996
@@ -24,7 +28,12 @@ def negative_log_likelihood(probs: Tensor, targets: Tensor) -> float:
 
 
 def accuracy(probs: Tensor, targets: Tensor) -> float:
-    """Share of rows whose most probable class is the label."""
+    """Share of rows whose most probable class is the label.
+
+    Args:
+        probs: Class probabilities ``(M, C)``.
+        targets: Labels ``(M,)``.
+    """
     return float((probs.argmax(1) == targets).float().mean())
 
 
@@ -50,7 +59,13 @@ class Reliability:
 
 
 def reliability(probs: Tensor, targets: Tensor, num_bins: int = 10) -> Reliability:
-    """The reliability of probabilities ``(M, C)`` for labels ``(M,)``, in bins of equal width."""
+    """Confidence and accuracy in bins of the confidence, of equal width.
+
+    Args:
+        probs: Class probabilities ``(M, C)``.
+        targets: Labels ``(M,)``.
+        num_bins: Number of bins.
+    """
     confidence, predicted = probs.double().max(1)
     correct = (predicted == targets).double()
     index = (confidence * num_bins).long().clamp_max(num_bins - 1)
@@ -64,5 +79,11 @@ def reliability(probs: Tensor, targets: Tensor, num_bins: int = 10) -> Reliabili
 
 
 def expected_calibration_error(probs: Tensor, targets: Tensor, num_bins: int = 10) -> float:
-    """Expected calibration error of probabilities ``(M, C)`` for labels ``(M,)``."""
+    """Mean absolute difference of confidence and accuracy over bins, weighted by rows (Naeini et al. 2015).
+
+    Args:
+        probs: Class probabilities ``(M, C)``.
+        targets: Labels ``(M,)``.
+        num_bins: Number of bins.
+    """
     return reliability(probs, targets, num_bins).expected_calibration_error

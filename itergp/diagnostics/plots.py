@@ -45,6 +45,10 @@ def plot_convergence(axes: Axes, trace: TraceData) -> Axes:
     """Certified gap, and the objective above its final value, against kernel passes (or steps), by stage; logarithmic.
 
     The gap bounds the distance of the objective from its minimum, so the upper line stays above the lower one.
+
+    Args:
+        axes: Where to draw.
+        trace: The record of a run.
     """
     places, unit = progress_axis(trace)
     stages = list(dict.fromkeys(record.stage for record in trace))
@@ -151,7 +155,13 @@ def plot_trajectory(axes: Axes, records: Sequence[FitRecord], *, legend: bool = 
 
 
 def plot_class_probabilities(axes: Axes, probs: list[float], label: int) -> Axes:
-    """Bars of one row's class probabilities; the true class is blue, others grey."""
+    """Bars of one row's class probabilities; the true class is blue, others grey.
+
+    Args:
+        axes: Where to draw.
+        probs: Class probabilities ``(C,)``.
+        label: The true class.
+    """
     axes.bar(range(len(probs)), probs, color=[BLUE if c == label else GREY for c in range(len(probs))])
     axes.set(ylim=(0, 1.05), yticks=[], xticks=range(len(probs)))
     axes.tick_params(axis="x", labelsize=6, length=0, pad=1)

@@ -11,12 +11,14 @@ from itergp.likelihoods.gpytorch_adapter import AutomaticLikelihood, as_likeliho
 from itergp.likelihoods.heteroscedastic import HeteroscedasticGaussianLikelihood
 from itergp.likelihoods.observations import Observations
 from itergp.likelihoods.ordinal import OrdinalLikelihood
+from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.poisson import PoissonLikelihood
 from itergp.likelihoods.positive import GammaLikelihood, LogNormalLikelihood
 from itergp.likelihoods.robust import LaplaceLikelihood, StudentTLikelihood
 from itergp.likelihoods.single_latent import SingleLatentLikelihood
 from itergp.likelihoods.sites import LaplaceSite, Site, VariationalSite
 from itergp.likelihoods.survival import ExponentialLikelihood, WeibullLikelihood
+from itergp.likelihoods.targets import as_floats, check_targets, require_counts
 
 __all__ = [
     "AutomaticLikelihood",
@@ -24,6 +26,7 @@ __all__ = [
     "BetaLikelihood",
     "BinomialLikelihood",
     "CategoricalLikelihood",
+    "ConstrainedParameter",
     "ExponentialLikelihood",
     "GammaLikelihood",
     "GaussianLikelihood",
@@ -42,6 +45,9 @@ __all__ = [
     "VariationalSite",
     "WeibullLikelihood",
     "ZeroInflatedPoissonLikelihood",
+    "as_floats",
     "as_likelihood",
+    "check_targets",
     "latent_marginals",
+    "require_counts",
 ]

@@ -236,6 +236,10 @@ def node_offsets(root: Tensor, nodes: Tensor) -> Tensor:
 def latent_marginals(function_dist: MultivariateNormal, num_latents: int) -> tuple[Tensor, Tensor]:
     """Per-row means ``(M, C)`` and covariances ``(M, C, C)`` of a GPyTorch latent distribution.
 
+    Args:
+        function_dist: Latent distribution at M inputs.
+        num_latents: C.
+
     Raises:
         InputError: If the distribution does not have ``num_latents`` functions.
     """

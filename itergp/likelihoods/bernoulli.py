@@ -26,6 +26,9 @@ class BernoulliLikelihood(Likelihood):
             eq. 3.16), which GPyTorch's likelihood of the same name uses; or ``"cloglog"``, ``1 - exp(-exp(f))``, the
             complementary log-log of events that are seen if at least one of a Poisson number happens.
 
+    Raises:
+        InputError: If the link is none of these.
+
     Examples:
         >>> likelihood = BernoulliLikelihood()
         >>> g, W = likelihood.derivatives(torch.zeros(1, 1), torch.tensor([1.0]))
@@ -45,7 +48,11 @@ class BernoulliLikelihood(Likelihood):
         return self.link != "cloglog"
 
     def validate_targets(self, targets: Tensor) -> Tensor:
-        """Labels must be 0 or 1, as integers, floats or booleans; returned as floats."""
+        """Labels must be 0 or 1, as integers, floats or booleans; returned as floats.
+
+        Raises:
+            InputError: If they are not.
+        """
         labels = require_integers(targets, "BernoulliLikelihood", "labels 0 or 1")
         wrong = labels[(labels != 0) & (labels != 1)].unique()
         if wrong.numel() > 0:

@@ -28,6 +28,9 @@ class CategoricalLikelihood(Likelihood):
 
     Args:
         num_classes: Number of classes C, at least 2.
+
+    Raises:
+        InputError: If there are fewer.
     """
 
     bounded_curvature = True

@@ -139,7 +139,11 @@ class AutomaticLikelihood(Likelihood):
         return self.wrapped.forward(f.squeeze(-1) if self.num_latents == 1 else f)
 
     def validate_targets(self, targets: Tensor) -> Tensor:
-        """Targets must be finite and in the support of the conditional distribution."""
+        """Targets must be finite and in the support of the conditional distribution.
+
+        Raises:
+            InputError: If they are not.
+        """
         name = type(self.wrapped).__name__
         check_targets(targets, name)
         dtype = next((p.dtype for p in self.wrapped.parameters()), torch.get_default_dtype())

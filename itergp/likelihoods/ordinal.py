@@ -39,6 +39,9 @@ class OrdinalLikelihood(Likelihood):
         increments_prior: Prior over the differences of the cutpoints ``(K - 2,)``.
         increments_constraint: Constraint on them; default positive.
 
+    Raises:
+        InputError: If there are fewer levels, the link is another, or cutpoints do not increase.
+
     Examples:
         >>> likelihood = OrdinalLikelihood(4)
         >>> [round(c, 3) for c in likelihood.cutpoints.tolist()]

@@ -58,6 +58,9 @@ class PoissonLikelihood(CountLikelihood):
     Args:
         link: ``"log"``, or ``"softplus"``, with which effects add up where rates are large.
 
+    Raises:
+        InputError: If the link is none of these.
+
     Examples:
         >>> likelihood = PoissonLikelihood()
         >>> y = likelihood.validate_targets(torch.tensor([[3.0, 2.0]]))  # three events in two hours

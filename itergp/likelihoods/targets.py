@@ -26,7 +26,15 @@ def whole(values: Tensor, name: str, expected: str) -> Tensor:
 
 
 def require_counts(counts: Tensor, name: str) -> None:
-    """Counts must be whole numbers, 0 or more."""
+    """Counts must be whole numbers, 0 or more.
+
+    Args:
+        counts: Targets ``(N,)``.
+        name: Of the likelihood, for the message.
+
+    Raises:
+        InputError: If they are not.
+    """
     counts = whole(counts, name, "counts 0, 1, 2, ...")
     if counts.numel() > 0 and int(counts.min()) < 0:
         raise InputError(
@@ -61,7 +69,15 @@ def as_floats(targets: Tensor) -> Tensor:
 
 
 def check_targets(targets: Tensor, name: str) -> None:
-    """Targets must be one finite number per row."""
+    """Targets must be one finite number per row.
+
+    Args:
+        targets: Targets ``(N,)``.
+        name: Of the likelihood, for the message.
+
+    Raises:
+        InputError: If they are not.
+    """
     if targets.dim() != 1:
         raise InputError(
             f"`train_targets` must have shape (N,) for {name}. Got {tuple(targets.shape)}. "

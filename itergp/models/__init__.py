@@ -1,8 +1,9 @@
 """What a user subclasses: GPyTorch-compatible models, and their posterior at any input."""
 
+from itergp.models.gp import GP
 from itergp.models.latent import LatentPosterior
 from itergp.models.nonconjugate_gp import NonConjugateGP
 from itergp.models.planning import Plan
 from itergp.models.uncertainty import UncertaintyDecomposition
 
-__all__ = ["LatentPosterior", "NonConjugateGP", "Plan", "UncertaintyDecomposition"]
+__all__ = ["GP", "LatentPosterior", "NonConjugateGP", "Plan", "UncertaintyDecomposition"]

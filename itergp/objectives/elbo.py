@@ -50,17 +50,10 @@ class ComputationAwareELBO(Objective):
         InputError: If a batch is asked for and the posterior has no support, when the bound is first evaluated.
 
     Examples:
-        >>> import gpytorch, torch, itergp
-        >>> class Classifier(itergp.models.NonConjugateGP):
-        ...     def __init__(self, x, y, likelihood):
-        ...         super().__init__(x, y, likelihood)
-        ...         self.mean_module = gpytorch.means.ConstantMean()
-        ...         self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
-        ...     def forward(self, x):
-        ...         return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+        >>> import torch, itergp
         >>> x = torch.linspace(-2, 2, 40).unsqueeze(-1)
         >>> y = (x[:, 0] > 0).long()
-        >>> model = Classifier(x, y, itergp.likelihoods.BernoulliLikelihood()).train()
+        >>> model = itergp.models.GP(x, y, itergp.likelihoods.BernoulliLikelihood()).train()
         >>> mll = itergp.objectives.ComputationAwareELBO(model.likelihood, model)
         >>> optimizer = torch.optim.Adam(model.parameters(), lr=0.1)
         >>> values = []

@@ -32,7 +32,15 @@ class LaplaceEvidence(Objective):
     """
 
     def evidence(self, prior: Prior, observations: Observations) -> Tensor:
-        """The Laplace evidence as a differentiable scalar."""
+        """The Laplace evidence as a differentiable scalar.
+
+        Args:
+            prior: The prior at the training inputs, differentiable.
+            observations: Targets and likelihood.
+
+        Raises:
+            InputError: If there are too many latent values, or the likelihood has no closed form of its curvature.
+        """
         size, latents = prior.mean.shape
         if size * latents > _LIMIT:
             raise InputError(

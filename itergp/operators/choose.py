@@ -77,6 +77,11 @@ def make_operator(
 def own_rows(kind: OperatorKind | OperatorClass, total: int, device: torch.device) -> RowPartition:
     """Which of so many training rows an operator of this kind will hold in this process.
 
+    Args:
+        kind: How kernel products are computed.
+        total: Number of training rows, of all processes.
+        device: Where the rows are.
+
     Raises:
         InputError: If there are fewer rows than processes, or these cannot work together.
     """

@@ -35,7 +35,13 @@ def side_of_block(device: torch.device, num_kernels: int = 1, columns: int = 0) 
 
 
 def slices(size: int, most: int, start: int = 0) -> list[slice]:
-    """``range(start, start + size)`` in as few slices of at most ``most`` as it takes, of nearly the same size."""
+    """``range(start, start + size)`` in as few slices as it takes, of nearly the same size.
+
+    Args:
+        size: How many numbers.
+        most: Of them in a slice.
+        start: The first.
+    """
     number = math.ceil(size / most)
     edges = [start + size * k // number for k in range(number + 1)] if number else []
     return [slice(low, high) for low, high in itertools.pairwise(edges)]

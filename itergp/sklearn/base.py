@@ -22,6 +22,7 @@ from itergp import learning
 from itergp.errors import InputError, ItergpWarning
 from itergp.learning import FitResult
 from itergp.likelihoods import Likelihood, as_likelihood
+from itergp.models import GP
 from itergp.models.saving import unpack
 from itergp.sklearn.checks import (
     as_column,
@@ -34,7 +35,6 @@ from itergp.sklearn.checks import (
 )
 from itergp.sklearn.kernels import category_columns, make_kernel, raw_columns
 from itergp.sklearn.model import (
-    EstimatorGP,
     as_device,
     as_dtype,
     as_numpy,
@@ -74,7 +74,7 @@ class GPEstimator(BaseEstimator):
     verbose: bool
     kernel_passes_: int
     log_marginal_likelihood_value_: float
-    model_: EstimatorGP
+    model_: GP
     result_: FitResult | None
     n_features_in_: int
     feature_names_in_: NDArray[Any]
@@ -214,7 +214,7 @@ class GPEstimator(BaseEstimator):
             )
 
     # ------------------------------------------------------------------ model
-    def _build(self, x: Array, y: Array, weights: Array) -> EstimatorGP:
+    def _build(self, x: Array, y: Array, weights: Array) -> GP:
         dtype, device = self._dtype(x, y, weights), as_device(self.device)
         inputs, targets, weight = self._tensors(x, y, weights, dtype, device)
         around = x - np.average(x, axis=0, weights=weights)
@@ -241,7 +241,7 @@ class GPEstimator(BaseEstimator):
         *,
         mean: gpytorch.means.Mean | None = None,
         spread: float = 1.0,
-    ) -> EstimatorGP:
+    ) -> GP:
         """The model for the estimator's arguments; hyperparameters are the starting values."""
         count = self._num_kernels()
         kernel = make_kernel(
@@ -252,7 +252,7 @@ class GPEstimator(BaseEstimator):
             outputscale=self._outputscale,
             batch_shape=torch.Size([count] if count > 1 else []),
         )
-        model = EstimatorGP(
+        model = GP(
             inputs,
             targets,
             self._make_likelihood().to(inputs.dtype),

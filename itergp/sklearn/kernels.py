@@ -35,10 +35,10 @@ from numpy.typing import NDArray
 from sklearn.gaussian_process import kernels as theirs
 
 from itergp.errors import InputError
+from itergp.models.gp import MAX_ARD_COLUMNS
 
 DEFAULT_KERNEL = "matern32"
 _NOISES = ("gaussian", "student_t", "laplace", "heteroscedastic")
-_MAX_ARD_COLUMNS = 100
 
 # Categories, angles, points and grids in the units of the data.
 _RAW = (
@@ -110,7 +110,7 @@ def _by_name(name: Any, num_columns: int, ard: bool | None, batch_shape: torch.S
         raise InputError(
             f"`kernel` must be one of {', '.join(map(repr, KERNELS))}, or a GPyTorch kernel. Got {name!r}. {hint}"
         )
-    ard = num_columns <= _MAX_ARD_COLUMNS if ard is None else ard
+    ard = num_columns <= MAX_ARD_COLUMNS if ard is None else ard
     base = KERNELS[name.lower()](ard_num_dims=num_columns if ard else None, batch_shape=batch_shape)
     return ScaleKernel(base, batch_shape=batch_shape)
 

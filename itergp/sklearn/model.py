@@ -1,4 +1,4 @@
-"""The model inside an estimator."""
+"""What an estimator makes of its arguments, and of the model inside it."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ from typing import Any
 import gpytorch
 import numpy as np
 import torch
-from gpytorch.distributions import MultivariateNormal
 from numpy.typing import NDArray
 from torch import Tensor
 
 from itergp.errors import InputError, ItergpWarning
 from itergp.likelihoods import Likelihood
-from itergp.models import NonConjugateGP
+from itergp.models import GP
 from itergp.solvers import LinearTimeNewton, Reason, Solution
 
 _LINEAR_ROWS = 100_000  # beyond, a pass over the kernel matrix takes a quarter of a minute and more
@@ -25,28 +24,6 @@ _DOUBLE_ROWS = 2000  # up to here float64 costs next to nothing
 _MOST_IN_SINGLE = 100.0
 _PROBES = 6
 _WORTH_A_WARNING = 1e-3  # nats per row
-
-
-class EstimatorGP(NonConjugateGP):
-    """A model made of a mean and a kernel module."""
-
-    def __init__(
-        self,
-        x: Tensor,
-        y: Tensor,
-        likelihood: gpytorch.likelihoods.Likelihood,
-        *,
-        mean: gpytorch.means.Mean,
-        kernel: gpytorch.kernels.Kernel,
-        **options: Any,
-    ) -> None:
-        super().__init__(x, y, likelihood, **options)
-        self.mean_module = mean
-        self.covar_module = kernel
-
-    def forward(self, x: Tensor) -> MultivariateNormal:
-        """The prior."""
-        return MultivariateNormal(self.mean_module(x), self.covar_module(x))
 
 
 def constant_mean(*values: float) -> gpytorch.means.ConstantMean:
@@ -137,7 +114,7 @@ def warn_of_ending(solution: Solution, stacklevel: int) -> None:
         )
 
 
-def take_hyperparameters(model: EstimatorGP, other: EstimatorGP) -> None:
+def take_hyperparameters(model: GP, other: GP) -> None:
     """Those of another model, if it has the same."""
     state = other.state_dict()
     if all(name in state and state[name].shape == value.shape for name, value in model.state_dict().items()):

@@ -18,10 +18,11 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood
 from itergp.likelihoods.parameters import SMALLEST_NOISE
+from itergp.models import GP
 from itergp.sklearn.base import Array, GPEstimator
 from itergp.sklearn.checks import as_real
 from itergp.sklearn.kernels import without_noise
-from itergp.sklearn.model import EstimatorGP, as_numpy, constant_mean
+from itergp.sklearn.model import as_numpy, constant_mean
 from itergp.sklearn.noise import NOISE, NOISES, choose
 from itergp.sklearn.scaling import Scaling
 
@@ -141,6 +142,9 @@ class GPRegressor(BaseRegressor):
         dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 rows.
         random_state: Seed of the optimiser's random splits; equal seeds give equal results.
         verbose: Show progress.
+        n_restarts_optimizer: How often learning starts again from random hyperparameters; the best counts.
+        copy_X_train: No effect.
+        n_targets: No effect.
 
     Attributes:
         n_features_in_: Number of columns.
@@ -215,6 +219,9 @@ class GPRegressor(BaseRegressor):
 
         Returns:
             Means ``(M,)``, or means and standard deviations or covariances.
+
+        Raises:
+            InputError: If both are asked for.
         """
         if return_std and return_cov:
             raise InputError("Only one of `return_std` and `return_cov` can be True. Got both. Choose one.")
@@ -249,7 +256,16 @@ class GPRegressor(BaseRegressor):
         return dense[::count, ::count] * self._unit() ** 2
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
-        """As ``BaseRegressor.partial_fit``; refused with ``alpha``, which says nothing of new rows."""
+        """As ``BaseRegressor.partial_fit``; refused with ``alpha``, which says nothing of new rows.
+
+        Args:
+            X: New rows ``(M, D)``.
+            y: Their targets ``(M,)``.
+            sample_weight: Weights ``(M,)``.
+
+        Raises:
+            InputError: If the regressor has an ``alpha``.
+        """
         if self.alpha is not None and self.__sklearn_is_fitted__():
             raise InputError(
                 "Rows cannot be added to a regressor with `alpha`. Got one. Fit it to all rows, with their alpha, "
@@ -280,7 +296,7 @@ class GPRegressor(BaseRegressor):
     def _learning_options(self, num_rows: int) -> dict[str, Any]:
         return super()._learning_options(num_rows) | {"num_restarts": self.n_restarts_optimizer}
 
-    def _skeleton(self, inputs: Tensor, targets: Tensor, *args: Any, **options: Any) -> EstimatorGP:
+    def _skeleton(self, inputs: Tensor, targets: Tensor, *args: Any, **options: Any) -> GP:
         if not hasattr(self, "_known_noise"):  # read from a file
             self._known_noise = self._check_alpha(len(targets), None)
         return super()._skeleton(inputs, targets, *args, **options)

@@ -120,7 +120,11 @@ class DenseNewton:
         return Demand(0, 0, size.num_kernels * size.num_rows**2, steps * (blocks + 1) * order**3, memory)
 
     def init(self, problem: Problem, warm_start: Solution | None = None) -> DenseState:
-        """Starts at the prior mean, or at an earlier solution's weights if the objective is lower there."""
+        """Starts at the prior mean, or at an earlier solution's weights if the objective is lower there.
+
+        Raises:
+            InputError: If there are too many latent values.
+        """
         joint = problem.num_rows * problem.num_latents
         if joint > _JOINT_LIMIT and (self.covariance or not _is_softmax(problem)) and problem.num_latents > 1:
             raise InputError(

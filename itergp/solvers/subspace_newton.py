@@ -230,7 +230,11 @@ class SubspaceNewton:
 
     # ------------------------------------------------------------------- start
     def init(self, problem: Problem, warm_start: Solution | None = None) -> SubspaceState:
-        """Starts at the prior mean, or from an earlier solution's weights and search space."""
+        """Starts at the prior mean, or from an earlier solution's weights and search space.
+
+        Raises:
+            InputError: If ``max_rank`` has no room for a step.
+        """
         latents = problem.num_latents
         limit = self._rank_limit(problem)
         if limit < 2 * latents:

@@ -1,6 +1,6 @@
-"""Draws ``docs/images/likelihoods.png``: every likelihood as a function of its latent value, for a few observations.
+"""The picture of the page on likelihoods: each as a function of its latent value, for a few observations.
 
-Run ``python docs/hooks/draw_likelihoods.py`` after a change.
+``python -m benchmarks.likelihood_figures`` writes it to ``docs/images``.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def main() -> None:
     for axis in axes[-1]:
         axis.set_xlabel("latent value f")
     figure.tight_layout()
-    target = Path(__file__).parent.parent / "images" / "likelihoods.png"
+    target = Path(__file__).parents[1] / "docs" / "images" / "likelihoods.png"
     figure.savefig(target, dpi=90)
     Image.open(target).convert("RGB").quantize(64).save(target, optimize=True)
 

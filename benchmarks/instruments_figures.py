@@ -1,44 +1,31 @@
-"""Draws ``docs/images/dashboard.png`` and ``docs/images/maps.png``.
+"""The pictures of the page on instruments.
 
-Run ``python docs/hooks/draw_instruments.py`` after a change.
+``python -m benchmarks.instruments_figures`` writes ``dashboard.png`` and ``maps.png`` to ``docs/images``.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import gpytorch
 import matplotlib.pyplot as plt
 import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
-import itergp
+from benchmarks.models import matern_kernel
 from itergp.diagnostics import plot_class_map, plot_relevance, plot_spectrum, plot_uncertainty_map
+from itergp.likelihoods import CategoricalLikelihood
+from itergp.models import GP
+from itergp.solvers import SubspaceNewton
 
-IMAGES = Path(__file__).parent.parent / "images"
-
-
-class Classifier(itergp.models.NonConjugateGP):
-    """A Matern kernel with an output scale."""
-
-    def __init__(self, x, y, likelihood, lengthscale, outputscale, **options):
-        super().__init__(x, y, likelihood, **options)
-        self.mean_module = gpytorch.means.ConstantMean()
-        self.covar_module = gpytorch.kernels.ScaleKernel(gpytorch.kernels.MaternKernel(nu=1.5))
-        self.covar_module.base_kernel.lengthscale, self.covar_module.outputscale = lengthscale, outputscale
-
-    def forward(self, x):
-        """The prior."""
-        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
 
 
 def draw_dashboard() -> None:
     """Digits: ten classes, a large output scale."""
     digits = load_digits()
     x, y = torch.tensor(digits.data / 16.0, dtype=torch.float32)[:1500], torch.tensor(digits.target)[:1500]
-    likelihood = itergp.likelihoods.CategoricalLikelihood(num_classes=10)
-    trace = Classifier(x, y, likelihood, 3.0, 150.0).condition().trace
+    trace = GP(x, y, CategoricalLikelihood(num_classes=10), kernel=matern_kernel(3.0, 150.0)).condition().trace
     _save(trace.plot()["gap"].figure.figure, "dashboard.png")
 
 
@@ -47,8 +34,8 @@ def draw_maps() -> None:
     torch.manual_seed(1)
     x = torch.randn(300, 2)
     y = (torch.sin(2.0 * x[:, 0]) + x[:, 1] > 0).long() + (x[:, 0] > 0.5).long()
-    solver = itergp.solvers.SubspaceNewton(covariance_rank=20)
-    model = Classifier(x, y, itergp.likelihoods.CategoricalLikelihood(num_classes=3), 0.8, 10.0, solver=solver).eval()
+    likelihood, solver = CategoricalLikelihood(num_classes=3), SubspaceNewton(covariance_rank=20)
+    model = GP(x, y, likelihood, kernel=matern_kernel(0.8, 10.0), solver=solver).eval()
     figure, axes = plt.subplots(2, 3, figsize=(13, 7.5), layout="constrained")
     plot_class_map(axes[0, 0], model)
     for panel, quantity in zip(
