@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import copy
+
 import gpytorch
 import pytest
 import torch
 from helpers import CORE, SimpleGP, assert_close, make_batch_kernel, make_binary, make_inputs, make_kernel, make_model
 
+import itergp
 from itergp.diagnostics import TraceRecord
-from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Observations, PoissonLikelihood
+from itergp.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    Observations,
+    PoissonLikelihood,
+    WeibullLikelihood,
+)
+from itergp.models import GP
 from itergp.models.uncertainty import exact_variance
 from itergp.operators import make_operator
 from itergp.posterior import dense, precision
@@ -394,3 +404,17 @@ def test_twenty_thousand_rows_condition_in_float32():
     assert bool(torch.isfinite(solution.latent_values).all())
     identity = torch.eye(solution.space.rank, dtype=torch.float64)
     assert_close(solution.space.gram[0], identity, "posterior", dtype=torch.float32)
+
+
+def test_directions_of_a_kernel_that_has_changed_leave_what_is_resolved():
+    torch.manual_seed(0)
+    load, end = torch.rand(150, 1), 1.5
+    failure = torch.exp(1.0 - 2.5 * load[:, 0]) * torch.rand(150).log().neg().pow(1 / 3)
+    targets = torch.stack([failure.clamp_max(end), (failure <= end).float()], -1)
+    model = GP(load, targets, WeibullLikelihood())
+    itergp.fit(model, max_iterations=20)  # conditions from the search space of other hyperparameters
+    new = torch.tensor([[0.2], [0.5], [0.8]])
+    with torch.no_grad():
+        found = model.latent_mean(new)
+        afresh = copy.deepcopy(model).double()
+        assert float((found - afresh.latent_mean(new.double())).abs().max()) < 0.01

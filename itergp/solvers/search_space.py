@@ -107,6 +107,10 @@ class SearchSpace:
         rest, rest_products = rest * scale, rest_products * scale
         mix = self._whitening(rest, rest_products, thresholds(block.dtype).new_direction * block.shape[-1])
         new, new_products = torch.matmul(rest, mix.to(rest)), torch.matmul(rest_products, mix.to(rest))
+        # While every direction is by itself: products that rounding has spoilt would mix what is resolved with what is not.
+        resolved = self._resolved(new)
+        if int((resolved != 0.0).any(-2).sum()) < new.shape[0] * new.shape[-1]:
+            new, new_products = torch.matmul(new, resolved), torch.matmul(new_products, resolved)
         # A direction that was little more than rounding is not of unit norm once projected again: weed it out.
         new, new_products = self._take_out(new, new_products)
         mix = self._whitening(new, new_products, HALF_OF_A_UNIT)
