@@ -18,7 +18,7 @@ from itergp.solvers import APPROXIMATIONS, Solution, solve
 Choice = tuple[str, float]  # approximation and exponent of tempering
 
 # The largest is all but the plugged-in mean where the data say anything, and the prior where they do not.
-EXPONENTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+EXPONENTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0)
 # Shares of the log-density that humility may cost: that much in any case, and as much as that if a standard error allows it.
 _INVISIBLE, _TOLERANCE = 0.003, 0.01
 FOLDS = 4

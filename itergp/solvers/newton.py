@@ -70,7 +70,7 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
         direction = -space.partition.broadcast(system.solve(slope, W, problem.site.curvature_product(f, W)))
         change = space.latent(direction)
         expected = float((slope * direction).sum())
-        resolution = problem.resolution(f, g, objective)
+        resolution = problem.resolution(f, g, objective, W)
         trial = partial(_along, problem, space, U, f, direction, change)
         found = backtrack(trial, objective, expected, halvings=_MAX_HALVINGS, resolution=resolution)
         if found is None:

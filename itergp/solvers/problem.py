@@ -64,12 +64,18 @@ class Problem:
         """``Psi`` at ``f = m + K V``, in float64; the quadratic term is ``<V, f - m> / 2``."""
         return -self.log_density(f) + 0.5 * self.inner(weights, f - self.mean)
 
-    def resolution(self, f: Tensor, gradient: Tensor, objective: float) -> float:
-        """Changes of the objective below this are rounding, in nats: of f in its dtype, and of the float64 sum over rows."""
-        of_latent = (
-            torch.finfo(f.dtype).eps * self.rows.all_reduce_sum(float((f * gradient).double().square().sum())) ** 0.5
-        )
-        return 4.0 * (of_latent + torch.finfo(torch.float64).eps * max(1.0, abs(objective)))
+    def resolution(self, f: Tensor, gradient: Tensor, objective: float, curvature: Tensor | None = None) -> float:
+        """Changes of the objective below this are rounding, in nats: of f in its dtype, and of the float64 sum over rows.
+
+        With the curvature ``(N, C, C)`` also of the terms of a row's log-density, which are far larger than their sum where
+        curvature is large: ``y f - exp(f)`` of a count of a million.
+        """
+        of_latent = torch.finfo(f.dtype).eps * self._norm(f * gradient)
+        terms = 0.0 if curvature is None else self._norm(f * curvature.diagonal(dim1=-2, dim2=-1))
+        return 4.0 * (of_latent + torch.finfo(torch.float64).eps * max(1.0, abs(objective), terms))
+
+    def _norm(self, values: Tensor) -> float:
+        return self.rows.all_reduce_sum(float(values.double().square().sum())) ** 0.5
 
     def prior_variance(self) -> Tensor:
         """``k_c(x_n, x_n)`` at the training inputs, ``(N, C)``."""
