@@ -268,7 +268,7 @@ def make_targets(spec: Spec) -> Tensor:
     """Targets, none of them missing."""
     dtype = getattr(torch, spec.dtype)
     name, size = case_of(spec.likelihood), max(spec.rows, 5)
-    _, y = CASES[name].data(size, spec.columns, dtype=dtype, seed=spec.seed)
+    _, y = CASES[name].data(size, num_columns=spec.columns, dtype=dtype, seed=spec.seed)
     y = y[: spec.rows]
     if name == "beta":
         y = y.clamp(1e-3, 1.0 - 1e-3)

@@ -106,7 +106,7 @@ def _settings(count: int, *, derandomize: bool) -> settings:
     return settings(max_examples=count, derandomize=derandomize, suppress_health_check=checks, deadline=None)
 
 
-@_settings(120, derandomize=True)
+@_settings(200, derandomize=True)
 @given(specs())
 def test_a_random_model_is_right_or_says_why_not(spec):
     assert not _fails(check(spec))
