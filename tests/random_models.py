@@ -456,6 +456,9 @@ def specs(draw: Callable) -> Spec:
     labels = case_of(likelihood) == "categorical" or "bernoulli" in likelihood
     real = CASES[case_of(likelihood)].observed in ("real", "positive", "share") or likelihood == "gl gaussian"
     automatic = likelihood in ("gl beta", "gl negative binomial")  # whose expectations take seconds
+    spread = draw(st.sampled_from((0.0, 0.3, 0.3, 1.0, 2.0)))
+    # Powers of large numbers are more than any dtype holds.
+    tame = spread <= 0.3 and inputs not in ("wide", "far")
     weighable = likelihood not in ("gl fixed noise", "gl fixed and learned noise", "gl hadamard")
     return Spec(
         kernel=draw(kernels(columns, inputs)),
@@ -474,7 +477,7 @@ def specs(draw: Callable) -> Spec:
         missing=(labels or real) and draw(st.sampled_from((False, False, True))),
         approximation="laplace" if automatic else draw(st.sampled_from(("laplace", "variational"))),
         solver=draw(st.sampled_from(tuple(SOLVERS))),
-        level=draw(st.sampled_from((None, 0.1, 1.0, 1.0, 10.0, 10.0, 100.0, 1000.0))),
-        spread=draw(st.sampled_from((0.0, 0.3, 0.3, 1.0, 2.0))),
+        level=draw(st.sampled_from((0.1, 1.0, 1.0, 10.0, 10.0, 100.0, 1000.0) + tame * (None,))),
+        spread=spread,
         seed=draw(st.integers(0, 2**16)),
     )
