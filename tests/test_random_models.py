@@ -75,6 +75,18 @@ KNOWN = {
         level=1000.0,
         seed=208,
     ),
+    "recycled actions of rows that fell silent": Spec(
+        ("product", ("polynomial 3", (1, 0), False), ("rq", (1,), False)),
+        rows=25,
+        inputs="categories",
+        likelihood="gl laplace",
+        mean="constant",
+        weights="some zero",
+        approximation="variational",
+        solver="iterncgp",
+        level=1.0,
+        seed=1639,
+    ),
     "actions of rows without curvature": Spec(
         ("sum", ("sum", ("rq", None, True), ("spectral mixture", None, True)), ("spectral mixture", None, True)),
         rows=19,
