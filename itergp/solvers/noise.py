@@ -67,7 +67,7 @@ class Noise:
         inverse, info = torch.linalg.inv_ex(0.5 * (inside + inside.mT))
         if bool(info.any()):  # a W that is not finite; the driver reports it
             inverse = torch.full_like(inside, float("nan"))
-        covariance = basis @ inverse @ basis.mT
+        covariance = (basis @ inverse @ basis.mT).masked_fill(silent[:, None, None], 0.0)
         return cls(covariance, curvature, centred, informative)
 
     @classmethod
