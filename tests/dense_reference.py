@@ -27,7 +27,7 @@ from random_models import (
     sample_weight,
 )
 from torch import Tensor
-from torch.distributions import Beta, Binomial, Gamma, Laplace, LogNormal, NegativeBinomial, Normal, Poisson, StudentT
+from torch.distributions import Beta, Gamma, Laplace, LogNormal, NegativeBinomial, Normal, Poisson, StudentT
 from torch.nn.functional import logsigmoid, softplus
 
 from itergp import InputError, SolverError
@@ -69,6 +69,11 @@ def _counts(rate: Tensor, y: Tensor) -> Tensor:
     return Poisson(exposure * rate, validate_args=False).log_prob(y[:, 0] if y.dim() > 1 else y)
 
 
+def _binomial(f: Tensor, y: Tensor, n: Tensor) -> Tensor:
+    ways = torch.lgamma(n + 1.0) - torch.lgamma(y + 1.0) - torch.lgamma(n - y + 1.0)
+    return ways + y * logsigmoid(f) + (n - y) * logsigmoid(-f)  # PyTorch's has no second derivative at f = 0
+
+
 def _cloglog(f: Tensor, y: Tensor) -> Tensor:
     rate = f[..., 0].clamp_max(300.0).exp()
     return torch.where(y == 1, torch.log(-torch.expm1(-rate)), -rate)
@@ -79,7 +84,7 @@ DENSITIES: dict[str, Density] = {
     "bernoulli-probit": lambda f, y: torch.special.log_ndtr((2.0 * y - 1.0) * f[..., 0]),
     "bernoulli-cloglog": _cloglog,
     "categorical": lambda f, y: torch.log_softmax(f, -1).gather(-1, y.long().expand(f.shape[:-1])[..., None])[..., 0],
-    "binomial": lambda f, y: Binomial(y[:, 1], logits=f[..., 0], validate_args=False).log_prob(y[:, 0]),
+    "binomial": lambda f, y: _binomial(f[..., 0], y[:, 0], y[:, 1]),
     "ordinal-logit": lambda f, y: _ordinal(logsigmoid, f, y),
     "ordinal-probit": lambda f, y: _ordinal(torch.special.log_ndtr, f, y),
     "poisson": lambda f, y: _counts(f[..., 0].exp(), y),
