@@ -523,3 +523,82 @@ def test_without_botorch_the_error_names_the_extra(monkeypatch):
     monkeypatch.delitem(sys.modules, "itergp.botorch")
     with pytest.raises(ImportError, match=r"`itergp\.botorch` needs BoTorch\. .*`pip install itergp\[botorch\]`\."):
         importlib.import_module("itergp.botorch")
+
+
+# ---------------------------------------------------- values of BoTorch's own regression
+@pytest.fixture(params=["subspace", "dense"])
+def both(request):
+    """Models of the same prior, noise and data, ours and BoTorch's."""
+    x = make_inputs(25)
+    y = torch.sin(2.0 * x.sum(-1)) + 0.1 * x[:, 0]
+    solver = {"dense": EXACT, "subspace": TIGHT}[request.param]
+    model = SimpleGP(x, y, GaussianLikelihood(), solver=solver, mean=gpytorch.means.ZeroMean()).double().eval()
+    theirs = SingleTaskGP(
+        x,
+        y.unsqueeze(-1),
+        outcome_transform=None,
+        likelihood=GaussianLikelihood(),
+        covar_module=make_kernel(),
+        mean_module=gpytorch.means.ZeroMean(),
+    ).double()
+    for likelihood in (model.likelihood, theirs.likelihood):
+        likelihood.noise = 0.05
+    return BotorchModel(model), theirs.eval()
+
+
+def _sobol(samples: int, seed: int = 0) -> SobolQMCNormalSampler:
+    return SobolQMCNormalSampler(torch.Size([samples]), seed=seed)
+
+
+VALUES = {
+    "mean": (1, lambda m: acquisition.PosteriorMean(m)),
+    "deviation": (1, lambda m: acquisition.PosteriorStandardDeviation(m)),
+    "ucb": (1, lambda m: acquisition.UpperConfidenceBound(m, beta=4.0)),
+    "ei": (1, lambda m: acquisition.ExpectedImprovement(m, best_f=0.5)),
+    "logei": (1, lambda m: acquisition.LogExpectedImprovement(m, best_f=0.5)),
+    "pi": (1, lambda m: acquisition.ProbabilityOfImprovement(m, best_f=0.5)),
+    "qei": (3, lambda m: acquisition.qExpectedImprovement(m, best_f=0.5, sampler=_sobol(64))),
+    "qlogei": (3, lambda m: acquisition.qLogExpectedImprovement(m, best_f=0.5, sampler=_sobol(64))),
+    "qucb": (3, lambda m: acquisition.qUpperConfidenceBound(m, beta=4.0, sampler=_sobol(64))),
+    "qnei": (
+        2,
+        lambda m: acquisition.qNoisyExpectedImprovement(
+            m, X_baseline=_points(5), sampler=_sobol(64), prune_baseline=False, cache_root=False
+        ),
+    ),
+    "qlognei": (
+        2,
+        lambda m: acquisition.qLogNoisyExpectedImprovement(
+            m, X_baseline=_points(5), sampler=_sobol(64), prune_baseline=False, cache_root=False
+        ),
+    ),
+    "knowledge gradient": (5, lambda m: qKnowledgeGradient(m, num_fantasies=4, sampler=_sobol(4))),
+    "variance reduction": (2, lambda m: qNegIntegratedPosteriorVariance(m, mc_points=_points(9, seed=8))),
+}
+
+
+@pytest.mark.filterwarnings("ignore:.*has known numerical issues")
+@pytest.mark.parametrize("which", VALUES)
+def test_acquisition_values_and_gradients_are_those_of_exact_regression(which, both):
+    q, make = VALUES[which]
+    ours, theirs = map(make, both)
+    X = _points(2, q, seed=9).requires_grad_()
+    value = ours(X)
+    (gradient,) = torch.autograd.grad(value.sum(), X)
+    assert_close(value, theirs(X.detach()), "posterior")
+    # By differences: BoTorch's own derivative of a fantasy's variance leaves a part out.
+    steps = 1e-5 * torch.eye(X.numel(), dtype=X.dtype).view(-1, *X.shape)
+    with torch.no_grad():
+        slope = torch.stack([(theirs(X + step).sum() - theirs(X - step).sum()) / 2e-5 for step in steps])
+    assert_close(gradient.flatten(), slope, "derivative", dtype=torch.float32)
+
+
+def test_joint_posteriors_and_samples_are_those_of_exact_regression(both):
+    X = _points(3, 4, seed=9)
+    ours, theirs = (model.posterior(X) for model in both)
+    assert_close(ours.mean, theirs.mean, "posterior")
+    assert_close(ours.variance, theirs.variance, "posterior")
+    assert_close(_dense(ours.distribution), _dense(theirs.distribution), "posterior")
+    assert_close(_sobol(16)(ours), _sobol(16)(theirs), "posterior", dtype=torch.float32)
+    ours, theirs = (model.posterior(X, observation_noise=True) for model in both)
+    assert_close(_dense(ours.distribution), _dense(theirs.distribution), "posterior")

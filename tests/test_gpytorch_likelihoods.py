@@ -168,3 +168,33 @@ def test_a_subclass_with_the_noise_of_every_row_is_that_of_gpytorch():
     ours = SimpleGP(X, Y, Named(noise), solver=DenseNewton()).double().eval()
     exact = _Exact(X, Y, gl.FixedNoiseGaussianLikelihood(noise)).double().eval()
     assert_close(ours(X[:5]).mean, exact(X[:5]).mean, "posterior")
+
+
+def test_the_rows_may_be_set_before_their_noise():
+    """GPyTorch's order; checked when the posterior is wanted."""
+    x, y = make_reals(15)
+    model = SimpleGP(x[:10], y[:10], gl.FixedNoiseGaussianLikelihood(torch.full((10,), 0.1).double())).double().eval()
+    model.set_train_data(x, y, strict=False)
+    with pytest.raises(InputError, match=r"the noise of every training row\. Got 10 noise\(s\) and 15 row\(s\)"):
+        model.condition()
+    model.likelihood.noise_covar.noise = torch.full((15,), 0.2).double()
+    other = SimpleGP(x, y, gl.FixedNoiseGaussianLikelihood(torch.full((15,), 0.2).double())).double().eval()
+    with torch.no_grad():
+        assert_close(model(x).mean, other(x).mean, "posterior")
+
+
+def test_the_marginal_likelihood_counts_no_row_by_a_weight_it_does_not_know():
+    x, y = make_reals(10)
+    gone = y.clone()
+    gone[3] = float("nan")
+    with gpytorch.settings.observation_nan_policy("mask"):
+        weighted = SimpleGP(x, y, gl.GaussianLikelihood(), sample_weight=torch.linspace(0.5, 2.0, 10).double())
+        some = SimpleGP(x, gone, gl.GaussianLikelihood())
+        for model in (weighted.double().train(), some.double().train()):
+            mll = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model)
+            with pytest.raises(InputError, match="takes all rows alike"):
+                mll(model(x), model.train_targets)  # where what is missing was filled in
+        rest = ~gone.isnan()
+        alone = SimpleGP(x[rest], y[rest], gl.GaussianLikelihood()).double().train()
+        expected = gpytorch.mlls.ExactMarginalLogLikelihood(alone.likelihood, alone)(alone(x[rest]), y[rest])
+        assert_close(mll(some(x), gone) * 10.0, expected * 9.0)

@@ -22,7 +22,7 @@ from helpers import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from itergp.likelihoods import LaplaceSite, VariationalSite, as_likelihood
+from itergp.likelihoods import GaussianLikelihood, LaplaceSite, VariationalSite, as_likelihood
 from itergp.models import LatentPosterior
 from itergp.solvers import DenseNewton, Problem, SubspaceNewton, solve_problem
 
@@ -300,3 +300,22 @@ def test_stopped_early_the_variance_is_not_below_the_exact_one_at_its_own_curvat
         exact = torch.linalg.inv(torch.eye(len(prior)) + prior @ torch.block_diag(*curvature)) @ prior
         blocks = exact.unflatten(0, (-1, latents)).unflatten(-1, (-1, latents)).diagonal(dim1=0, dim2=2).movedim(-1, 0)
         assert float(eigenvalues(solution.latent_covariance - blocks).min()) >= -1e-6 * scale
+
+
+def test_a_certificate_knows_that_the_kernel_matrix_is_indefinite():
+    """That of a fine grid is, by 1e-7: a large residual can then have a negative norm, and is not small for that."""
+    x = make_inputs(40, 1)
+    y = torch.sin(3.0 * x[:, 0])
+    grid = gpytorch.kernels.GridInterpolationKernel(
+        gpytorch.kernels.RBFKernel(), grid_size=100, grid_bounds=[(-4.0, 4.0)]
+    )
+    solver = SubspaceNewton(tolerance=1e-14)
+    model = SimpleGP(x, y, GaussianLikelihood(noise=0.01), kernel=gpytorch.kernels.ScaleKernel(grid), solver=solver)
+    model = model.double().eval()
+    with torch.no_grad():
+        model(x)
+        grid.base_kernel.lengthscale = 1.5
+        solution, matrix = model.solution, model._training_operator().dense()[0]
+        exact = matrix @ torch.linalg.solve(matrix + 0.01 * torch.eye(40), y)
+        error = (solution.latent_values[:, 0] - exact).abs()
+        assert bool((error <= solution.certificate.latent_error(x)[:, 0] + 1e-9).all())

@@ -339,3 +339,11 @@ def test_splits_are_renewed_and_repeatable():
     assert splits[0] == splits[1] != splits[2] == splits[3]
     assert splits[:4] == splits[4:]
     assert len(splits[0]) == 5
+
+
+def test_a_constant_kernel_learns_where_rows_have_neighbours():
+    """Its entries are one number in memory."""
+    x, y = make_binary(1100)
+    model = SimpleGP(x, y, BernoulliLikelihood(), kernel=gpytorch.kernels.ConstantKernel()).double().train()
+    value = ComputationAwareELBO(model.likelihood, model)(model(x), model.train_targets)
+    assert bool(torch.isfinite(value))

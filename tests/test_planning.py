@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gpytorch
 import psutil
 import pytest
 import torch
@@ -82,3 +83,17 @@ def test_the_budget_is_a_share_of_what_is_free():
     free = free_memory(torch.device("cpu"))
     assert free == pytest.approx(psutil.virtual_memory().available, rel=0.2)
     assert default_memory_budget(torch.device("cpu")) == pytest.approx(0.25 * free, rel=0.2)
+
+
+def test_neighbours_are_planned_where_they_can_be_had():
+    def plan(kernel: gpytorch.kernels.Kernel) -> int:
+        x, y = make_binary(200)
+        model = SimpleGP(x, y, BernoulliLikelihood(), kernel=kernel, solver=LinearTimeNewton(num_support=150))
+        model = model.double().eval()
+        rank = model.plan().memory["covariance"] // (3 * 200 * 8)
+        assert rank >= model.condition().rank
+        return rank
+
+    points = make_binary(5)[0]
+    inducing = gpytorch.kernels.InducingPointKernel(make_kernel(), points, gpytorch.likelihoods.GaussianLikelihood())
+    assert (plan(make_kernel()), plan(inducing)) == (128, 256)

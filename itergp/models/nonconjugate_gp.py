@@ -323,7 +323,8 @@ class NonConjugateGP(gpytorch.models.GP):
                 )
             prior = super().__call__(*inputs, **kwargs)
             require_one_output(prior)
-            return prior if self._held_data.look()[-1] is None else PriorOfWeightedRows.of(prior)
+            weight = self._held_data.look()[-1]
+            return prior if weight is None else PriorOfWeightedRows.of(prior, weight)
         inputs = self._test_inputs(args)
         if gpytorch.settings.prior_mode.on():
             return super().__call__(*inputs, **kwargs)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, ClassVar, NoReturn
 
+import gpytorch
+import torch
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from torch import Tensor
 
@@ -43,12 +45,23 @@ def of_one_output(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class PriorOfWeightedRows(MultivariateNormal):
-    """The prior at training inputs with weights or missing targets, of which no marginal likelihood knows."""
+    """The prior at training inputs with weights or missing targets, of which no marginal likelihood knows.
+
+    The exception is GPyTorch's, which leaves rows out where targets are NaN and the policy for them says so: rows of weight 0,
+    if no other weight differs from 1.
+
+    Attributes:
+        weight: Weights of the rows ``(N,)``.
+    """
+
+    weight: ClassVar[Tensor]
 
     @classmethod
-    def of(cls, prior: MultivariateNormal) -> MultivariateNormal:
-        """The same distribution, if it is one of a single output."""
-        return cls(prior.loc, prior.lazy_covariance_matrix) if type(prior) is MultivariateNormal else prior
+    def of(cls, prior: MultivariateNormal, weight: Tensor) -> MultivariateNormal:
+        """The same distribution, if it is one of a single output; likelihoods make their marginals from its class."""
+        if type(prior) is not MultivariateNormal:
+            return prior
+        return type(cls.__name__, (cls,), {"weight": weight})(prior.loc, prior.lazy_covariance_matrix)
 
     @staticmethod
     def refuse() -> NoReturn:
@@ -63,6 +76,35 @@ class PriorOfWeightedRows(MultivariateNormal):
             "exact for Gaussian noise at full rank."
         )
 
+    @property
+    def mean(self) -> Tensor:
+        """The mean; with targets that may be NaN one of which only the observed rows can be taken."""
+        if gpytorch.settings.observation_nan_policy.value() != "mask":
+            return self.loc
+        mean = self.loc.as_subclass(_MeanOfObserved)
+        mean.weight = self.weight
+        return mean
+
     def log_prob(self, value: Tensor) -> Tensor:
         """Refused: it would count every row once."""
         self.refuse()
+
+
+class _MeanOfObserved(Tensor):
+    """A mean of which a mask takes those rows that are observed, and no others."""
+
+    weight: Tensor
+
+    def __getitem__(self, index: Any) -> Tensor:
+        mask = index[-1] if isinstance(index, tuple) else index
+        weight = getattr(self, "weight", None)
+        if (
+            weight is not None
+            and torch.is_tensor(mask)
+            and mask.dtype is torch.bool
+            and not torch.equal(mask, weight == 1.0)
+        ):
+            PriorOfWeightedRows.refuse()
+        if weight is not None and not bool(((weight == 0.0) | (weight == 1.0)).all()):
+            PriorOfWeightedRows.refuse()
+        return self.as_subclass(Tensor)[index]

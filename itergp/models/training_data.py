@@ -48,7 +48,9 @@ def replace_rows(model: NonConjugateGP, inputs: Any, targets: Any, strict: bool,
         )
     weight = model.sample_weight if targets is None and sample_weight is None else sample_weight
     nan_targets = model._nan_targets or allows_nan(model._calculus)
-    observations = as_observations(old, new_inputs, model._calculus, weight, model.missing_targets, nan_targets)
+    observations = as_observations(
+        old, new_inputs, model._calculus, weight, model.missing_targets, nan_targets, check_likelihood=False
+    )
     model._nan_targets = nan_targets
     model._restore(new_inputs, observations.targets, observations.sample_weight, None)
 

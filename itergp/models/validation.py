@@ -93,8 +93,12 @@ def as_observations(
     sample_weight: Any,
     missing_targets: bool,
     nan_targets: bool,
+    *,
+    check_likelihood: bool = True,
 ) -> Observations:
     """Targets in the form of the likelihood, one per row of the inputs, with their weights.
+
+    What a likelihood holds for every row may be set after the rows, if it is not checked here.
 
     Missing targets get weight 0 and the value of a row that was observed: those that the likelihood calls missing with
     ``missing_targets``, which may be labels of -1 too, and NaN alone with ``nan_targets``.
@@ -104,7 +108,8 @@ def as_observations(
     """
     targets = as_tensor(targets, "train_targets") if is_array(targets) else targets
     sample_weight = as_tensor(sample_weight, "sample_weight") if is_array(sample_weight) else sample_weight
-    likelihood.check_rows(inputs[0].shape[0], targets)
+    if check_likelihood:
+        likelihood.check_rows(inputs[0].shape[0], targets)
     check_target_tensor(targets, inputs)
     weight = None if sample_weight is None else _as_weight(sample_weight, inputs[0])
     missing = likelihood.missing(targets) if missing_targets else Likelihood.missing(likelihood, targets)

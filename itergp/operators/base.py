@@ -153,16 +153,30 @@ class KernelOperator(ABC):
             use: Function of a slice of the own rows and the block ``(C', b, m)``; several threads may call it at once.
         """
         features, start, size = self._features(self.inputs), self.rows.start(), self.num_own_rows
-        taken, own = features[..., rows, :], features.narrow(-2, start, size)
+        taken, own, alone = features[..., rows, :], features.narrow(-2, start, size), self.own_variance(rows)
         most = max(1, side_of_block(self.device) ** 2 // max(1, rows.numel() * self.num_kernels))
 
         def hand(i: slice) -> int:
             entries = self._block(own[..., i, :], taken)
+            if alone is not None:
+                numbers = torch.arange(start + i.start, start + i.stop, device=rows.device)
+                entries = entries + (numbers.unsqueeze(-1) == rows) * alone.unsqueeze(-2)
             use(i, entries)
             return entries.numel()
 
         tasks = [((i.start,), functools.partial(hand, i)) for i in slices(size, most)]
         self.counts.entries += run(tasks, self._threads(size * rows.numel()))
+
+    def own_variance(self, rows: Tensor) -> Tensor | None:
+        """What the variances of training rows ``(m,)`` are above their covariances with equal rows ``(C', m)``.
+
+        None for kernels where that is nothing, which is all but those of inducing points with a corrected diagonal.
+        """
+        if not has_own_diagonal(self.kernel):
+            return None
+        points = self.inputs[..., rows, :].detach()
+        low_rank = self._block(points, points.clone()).diagonal(dim1=-2, dim2=-1)
+        return self.diagonal(points).detach() - low_rank
 
     def entries(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Kernel entries ``(C', b, m)`` between training rows ``(b,)`` and ``(m,)``."""
@@ -180,8 +194,9 @@ class KernelOperator(ABC):
 
     def covariance(self, inputs: Tensor) -> LinearOperator:
         """The prior covariance ``(M, M)`` or ``(C', M, M)`` between new inputs ``(M, D)`` or ``(C', M, D)``; lazy."""
-        plain = self._radial_form is not None or self.num_kernels > 1 or inputs.dim() > 2
-        kernel = self.kernel if plain else EvaluatedKernel(self.kernel)
+        own = self.num_kernels > 1 and inputs.dim() == 3  # inputs of every kernel's own
+        plain = self._radial_form is not None or (inputs.dim() > 2 and not own)
+        kernel = self.kernel if plain else EvaluatedKernel(self.kernel, self.num_kernels)
         with gpytorch.settings.lazily_evaluate_kernels(True):
             return kernel(inputs, inputs)
 

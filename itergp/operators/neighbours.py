@@ -156,6 +156,7 @@ class Neighbourhoods:
         own = None if known is None or self._tracked() else known[:, rows]
         entries = self._between(operator.inputs[..., rows, :], own, rows)
         if not entries.requires_grad:  # exact, where a rounded distance would not be
+            entries = entries.contiguous()  # a constant is one number for all
             entries.diagonal(dim1=-2, dim2=-1).copy_(operator.diagonal().detach()[:, rows])
         return entries
 

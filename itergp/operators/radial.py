@@ -15,10 +15,19 @@ from typing import Any
 
 import gpytorch
 import torch
-from gpytorch.kernels import AdditiveKernel, Kernel, MaternKernel, ProductKernel, RBFKernel, ScaleKernel
+from gpytorch.kernels import (
+    AdditiveKernel,
+    Kernel,
+    MaternKernel,
+    PiecewisePolynomialKernel,
+    ProductKernel,
+    RBFKernel,
+    ScaleKernel,
+)
 from torch import Tensor
 
 from itergp.operators.derived import CalledKernel, DerivedKernel, SumOfTerms
+from itergp.operators.distances import ExactDistances
 from itergp.operators.radial_product import profile, radial_product, squared_distances
 from itergp.operators.special import has_own_diagonal, special_diagonal, special_entries, standing_grids
 
@@ -164,10 +173,10 @@ def evaluate_kernel(kernel: Kernel, first: Tensor, second: Tensor, num_kernels: 
 
 def evaluate_diagonal(kernel: Kernel, inputs: Tensor, num_kernels: int) -> Tensor:
     """Variances ``(C', M)`` of any GPyTorch kernel at inputs ``(M, D)`` or ``(C', M, D)``; differentiable."""
-    # A leading dimension keeps GPyTorch from taking the diagonal of (C', M) diagonals when C' = M, and another row
-    # from that of (M, D) ones, by column, when M = D.
+    # A leading dimension keeps GPyTorch from taking the diagonal of (C', M) diagonals when C' = M, and more rows than
+    # columns from that of (M, D) ones, by column, when M is the number of those that some part of the kernel takes.
     batched, rows = inputs if inputs.dim() == 3 else inputs.unsqueeze(0), inputs.shape[-2]
-    batched = torch.cat([batched, batched[:, -1:]], 1) if rows == inputs.shape[-1] else batched
+    batched = torch.cat([batched, batched[:, -1:].expand(-1, max(0, inputs.shape[-1] + 1 - rows), -1)], 1)
     with gpytorch.settings.lazily_evaluate_kernels(False), standing_grids(kernel):
         diagonal = _diagonal(kernel, batched)
     return diagonal.reshape(-1, batched.shape[-2])[:, :rows].expand(num_kernels, -1)
@@ -177,17 +186,33 @@ class EvaluatedKernel(DerivedKernel):
     """A kernel whose entries and variances are those of ``evaluate_kernel`` and ``evaluate_diagonal``, for GPyTorch.
 
     Args:
-        kernel: Any kernel, shared by all latent functions.
+        kernel: Any kernel.
+        num_kernels: 1 for a shared kernel, otherwise C.
     """
 
-    def __init__(self, kernel: Kernel) -> None:
-        super().__init__()
+    def __init__(self, kernel: Kernel, num_kernels: int = 1) -> None:
+        super().__init__(batch_shape=torch.Size([num_kernels] if num_kernels > 1 else []))
         self.kernel = kernel
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The kernel's, which may have no parameters to tell it by."""
+        return self.kernel.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """The kernel's."""
+        return self.kernel.device
+
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
-        """Entries ``(b, m)``, or variances ``(b,)``; with a batch of inputs, what the kernel makes of it."""
-        if x1.dim() > 2 or x2.dim() > 2:
+        """Entries ``(b, m)`` or ``(C', b, m)``, or variances; with a batch of inputs, what the kernel makes of it."""
+        number = self.batch_shape.numel()
+        plain = 2 if number == 1 else 3
+        if max(x1.dim(), x2.dim()) > plain or (x1.dim() == 3 and len(x1) not in (1, number)):
             return self.kernel(x1, x2, diag=diag, **params)
+        if number > 1:
+            x1, x2 = (x[0] if x.dim() == 3 and len(x) == 1 else x for x in (x1, x2))
+            return evaluate_diagonal(self.kernel, x1, number) if diag else evaluate_kernel(self.kernel, x1, x2, number)
         return evaluate_diagonal(self.kernel, x1, 1)[0] if diag else evaluate_kernel(self.kernel, x1, x2, 1)[0]
 
     def detach_tensors(self) -> None:
@@ -209,8 +234,27 @@ def _entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
         known = _known_entries(kernel, _active(kernel, first), _active(kernel, second))
     if known is not None:
         return known
-    block = kernel(first, second)
+    block = _called(kernel, kernel, first, second)
     return block if torch.is_tensor(block) else block.to_dense()
+
+
+def _called(kernel: Kernel, function: Any, first: Tensor, second: Tensor) -> Any:
+    """What GPyTorch makes of a kernel, from exact distances where the kernel has a kink at zero.
+
+    GPyTorch takes distances from products, which makes those of equal rows ``sqrt(eps)``: there such kernels are wrong by as
+    much, and their matrices are no longer positive semi-definite.
+    """
+    if not any(map(_has_kink, kernel.modules())):
+        return function(first, second)
+    rows = first.shape[-2]
+    with ExactDistances():  # of what GPyTorch does not see to be the same rows
+        found = function(torch.cat([first, first[..., -1:, :]], -2), second)
+    return found[..., :rows, :]
+
+
+def _has_kink(module: Any) -> bool:
+    half = type(module) is MaternKernel and module.nu == 0.5
+    return half or (type(module) is PiecewisePolynomialKernel and module.q == 0)
 
 
 def _known_entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor | None:
@@ -229,12 +273,10 @@ def _known_entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor | No
 
 
 def _entries_of_base(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
-    """Dense entries of the base of a ``ScaleKernel``, which has its ``active_dims`` too and takes the columns."""
-    if kernel.active_dims is None:
-        return _entries(kernel, first, second)
+    """Dense entries of the base of a ``ScaleKernel``, which has its ``active_dims`` too, takes the columns and asks no more."""
     if (known := _known_entries(kernel, first, second)) is not None:
         return known
-    block = kernel.forward(first, second)
+    block = _called(kernel, kernel.forward, first, second)
     return block if torch.is_tensor(block) else block.to_dense()
 
 
@@ -269,12 +311,12 @@ def _known_diagonal(kernel: Kernel, inputs: Tensor) -> Tensor | None:
 
 def _diagonal_of_base(kernel: Kernel, inputs: Tensor) -> Tensor:
     """Variances of the base of a ``ScaleKernel``, see ``_entries_of_base``."""
-    if kernel.active_dims is None:
-        return _diagonal(kernel, inputs)
     if (known := _known_diagonal(kernel, inputs)) is not None:
         return known
-    variances = kernel.forward(inputs, inputs, diag=True)
-    return variances if torch.is_tensor(variances) else variances.to_dense()
+    found, rows = kernel.forward(inputs, inputs, diag=True), inputs.shape[-2]
+    found = found if torch.is_tensor(found) else found.to_dense()
+    whole = found.dim() >= inputs.dim() and found.shape[-2:] == (rows, rows)  # of a kernel that takes no notice of diag
+    return found.diagonal(dim1=-1, dim2=-2) if whole else found
 
 
 def _active(kernel: Kernel, inputs: Tensor) -> Tensor:

@@ -121,8 +121,8 @@ def fit_state(kernel: Kernel, features: Tensor, *, renew_losses: bool) -> None:
             _check_grid(module)
     if any(_has_state(module) for module in kinds):
         rows = features if features.dim() == 3 else features.unsqueeze(0)  # GPyTorch takes some vectors for matrices
-        if rows.shape[-2] == rows.shape[-1]:  # and some matrices for square ones
-            rows = torch.cat([rows, rows[..., -1:, :]], -2)
+        more = max(0, rows.shape[-1] + 1 - rows.shape[-2])  # and some matrices for square ones
+        rows = torch.cat([rows, rows[..., -1:, :].expand(*rows.shape[:-2], more, -1)], -2)
         with (
             torch.no_grad(),
             gpytorch.settings.lazily_evaluate_kernels(False),

@@ -98,6 +98,8 @@ class Actions:
             noise += flat.mT @ flat
         if support is None:
             noise = rows.all_reduce_sum(noise)
+        if rank == 0 or not bool(torch.isfinite(noise).all()):
+            return self, products, float("inf")
         floor = thresholds(products.dtype).dependent_action
         mix = rows.broadcast(whitening(noise, floor, relative=True, scaled=True)).to(products)
         return Actions(self.values @ mix), products @ mix, float(noise.diagonal().median())

@@ -25,6 +25,8 @@ class ProblemSize:
         itemsize: Bytes of a number.
         variational: Whether a variational stage follows the Laplace stage.
         memory_budget: Bytes for what may be kept.
+        processes: That share the rows.
+        has_neighbours: Whether kernel entries among the neighbours of an input can be had.
     """
 
     num_rows: int
@@ -34,6 +36,7 @@ class ProblemSize:
     variational: bool
     memory_budget: int
     processes: int = 1
+    has_neighbours: bool = True
 
     def array(self, columns: int) -> int:
         """Bytes of N rows of so many numbers."""

@@ -145,7 +145,7 @@ class DenseNewton:
         f = problem.mean.double() + apply_kernels(kernel, weights)
         gradient, curvature = problem.site.derivatives(f)
         residual = gradient - weights
-        q = max(inner(residual, apply_kernels(kernel, residual)), 0.0)
+        q = abs(inner(residual, apply_kernels(kernel, residual)))
         objective = -problem.site.log_density(f) + 0.5 * inner(weights, f - problem.mean.double())
         return DenseState(kernel, weights, f, gradient, curvature, objective, q)
 

@@ -267,6 +267,12 @@ class _Run:
 
     def stage(self, problem: Problem, warm_start: Solution | None, *, final: bool) -> Solution:
         """Runs one site to its end."""
+        try:
+            return self._stage(problem, warm_start, final=final)
+        except torch.linalg.LinAlgError as error:  # at its start, or in its covariance
+            raise self._not_factorised(problem, warm_start) from error
+
+    def _stage(self, problem: Problem, warm_start: Solution | None, *, final: bool) -> Solution:
         self.listener.begin(problem.site.name, tolerance=self.solver.tolerance * problem.num_rows)
         problem = replace(problem, deadline=self._deadline(1.0 if final else _PRELIMINARY_TIME))
         solver = self.solver
@@ -416,12 +422,17 @@ class _Run:
             return move(problem, state)
         except torch.linalg.LinAlgError as error:
             status = Status(Reason.FAILED, "a matrix could not be factorised")
-            raise SolverError(
-                f"A matrix of the {problem.site.name} step must be positive definite and finite. Got one that is not "
-                f"after {self.passes} kernel passes. Check that the kernel is positive definite, its hyperparameters "
-                "and the scale of inputs and targets, or use float64; the error's `solution` is the last good posterior.",
-                self._solution(problem, self._salvage(problem, state), status),
-            ) from error
+            last = self._solution(problem, self._salvage(problem, state), status)
+            raise self._not_factorised(problem, last) from error
+
+    def _not_factorised(self, problem: Problem, last: Solution | None) -> SolverError:
+        """The error for a matrix that is indefinite or not finite, with the last good posterior."""
+        return SolverError(
+            f"A matrix of the {problem.site.name} step must be positive definite and finite. Got one that is not "
+            f"after {self.passes} kernel passes. Check that the kernel is positive definite, its hyperparameters "
+            "and the scale of inputs and targets, or use float64; the error's `solution` is the last good posterior.",
+            last,
+        )
 
     def _asked_to_stop(self, problem: Problem) -> Status | None:
         """By Ctrl-C, or by the clock of any process: all stop together."""

@@ -287,10 +287,10 @@ class IterNCGP:
         """Multiplies the gradient: how far the iterate is from the mode, and one more action."""
         gradient = state.iterate.residual
         product = multiply(problem.operator, gradient.unsqueeze(-1))
-        norm_squared = max(inner(gradient, product.squeeze(-1)), 0.0)
+        norm_squared = abs(inner(gradient, product.squeeze(-1)))
         self._use(state, gradient, product)
         resolution = problem.resolution(state.iterate.latent_values, state.iterate.gradient, state.objective)
-        bound = norm_squared + 2.0 * resolution
+        bound = norm_squared + problem.entry_rounding(gradient) + 2.0 * resolution
         return replace(
             state,
             norm_squared=bound,

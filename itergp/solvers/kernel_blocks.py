@@ -12,11 +12,13 @@ from itergp.operators.blocked import BlockedOperator
 def multiply_rows(operator: KernelOperator, rows: Tensor, values: Tensor) -> Tensor:
     """``K[:, rows]`` times ``(m, C, k)``: ``(N, C, k)``, at the cost of m kernel columns."""
     size, latents, width = values.shape
-    some = _at(operator, operator.inputs[..., rows, :])
+    some, alone = _at(operator, operator.inputs[..., rows, :]), operator.own_variance(rows)
     if operator.num_kernels == 1:
         product = some.cross_matmul(operator.inputs, values.reshape(size, latents * width))[0]
-        return product.unflatten(-1, (latents, width))
-    return some.cross_matmul(operator.inputs, values.movedim(1, 0)).movedim(0, 1)
+        product = product.unflatten(-1, (latents, width))
+    else:
+        product = some.cross_matmul(operator.inputs, values.movedim(1, 0)).movedim(0, 1)
+    return product if alone is None else product.index_add(0, rows, alone.mT.unsqueeze(-1) * values)
 
 
 def kernel_columns(operator: KernelOperator, points: Tensor) -> Tensor:

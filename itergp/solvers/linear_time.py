@@ -203,7 +203,7 @@ class LinearTimeNewton:
         latents, rank = size.num_latents, 0
         if self.gives_covariance:
             neighbours = default_neighbours(latents) if self.num_neighbours is None else self.num_neighbours
-            rank = self._covariance_rank(0 if size.processes > 1 else neighbours)
+            rank = self._covariance_rank(neighbours if size.has_neighbours else 0)
         stages = 2 if size.variational else 1
         columns, cells = size.num_kernels * support, size.num_rows * size.num_kernels * support
         work = cells * (support + latents * (rank + stages * _PRODUCTS))

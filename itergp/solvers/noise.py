@@ -57,7 +57,9 @@ class Noise:
         silent = W.diagonal(dim1=-2, dim2=-1).sum(-1) <= 0.0
         informative = (~silent).unsqueeze(-1).to(curvature) if bool(silent.any()) else None
         if latents == 1:
-            inverse = W.clamp_min(floor).reciprocal().masked_fill(silent[:, None, None], 0.0)
+            inverse = W.clamp_min(
+                floor
+            ).reciprocal()  # of silent rows too: actions from before they fell silent reach there
             return cls(inverse, curvature, False, informative)
         basis = _centred_basis(latents).to(W) if centred else torch.eye(latents).to(W)
         inside = basis.mT @ W @ basis

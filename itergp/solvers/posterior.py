@@ -224,7 +224,7 @@ def _condition(
     variance, operator = problem.prior_variance(), problem.operator
     latent_covariance = variance.new_empty(*variance.shape, variance.shape[-1])
     local, hoods, neighbours = None, None, None
-    if num_neighbours > 0:
+    if num_neighbours > 0 and precision.rank > 0:  # without actions there is no whitening to build upon
         local = LocalActions.of(
             precision,
             products,

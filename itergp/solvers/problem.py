@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from itergp.likelihoods import Likelihood, Site
 from itergp.operators import KernelOperator
 from itergp.parallel import RowPartition
+
+_ENTRIES = 4.0  # units of rounding by which an entry of the kernel may be wrong
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,19 @@ class Problem:
 
     def _norm(self, values: Tensor) -> float:
         return self.rows.all_reduce_sum(float(values.double().square().sum())) ** 0.5
+
+    def entry_rounding(self, residual: Tensor) -> float:
+        """What rounding of the kernel's entries may take from ``<R, K R>``, for R ``(N, C)``.
+
+        R can be large where K says next to nothing, and a singular K is indefinite by rounding.
+        """
+        size = self.rows.all_reduce_sum(residual.double().square().sum(0))
+        return _ENTRIES * torch.finfo(residual.dtype).eps * float((self._largest_variance * size).sum())
+
+    @cached_property
+    def _largest_variance(self) -> Tensor:
+        """Of all rows, for every latent function ``(C,)``."""
+        return self.rows.all_reduce_max(self.prior_variance().amax(0).double())
 
     def prior_variance(self) -> Tensor:
         """``k_c(x_n, x_n)`` at the training inputs, ``(N, C)``."""

@@ -102,8 +102,12 @@ class SearchSpace:
         block_products = rest_products + torch.matmul(self.products, overlap)
         rest, rest_products = self._take_out(rest, rest_products)
         # Columns of unit prior norm, so that one threshold for rounding serves directions of every size.
-        original = self.partition.all_reduce_sum((block * block_products).sum(-2, dtype=torch.float64)).amax(0)
-        scale = original.clamp_min(torch.finfo(rest.dtype).tiny).rsqrt().to(rest)
+        # One that has no more than rounding, or less where the kernel matrix is slightly indefinite, is no direction.
+        sum_of = self.partition.all_reduce_sum
+        original = sum_of((block * block_products).sum(-2, dtype=torch.float64)).amax(0)
+        sizes = [sum_of(x.square().sum(-2, dtype=torch.float64)).sqrt() for x in (block, block_products)]
+        resolved = original > torch.finfo(rest.dtype).eps * (sizes[0] * sizes[1]).amax(0)
+        scale = torch.where(resolved, original.clamp_min(torch.finfo(rest.dtype).tiny).rsqrt(), 0.0).to(rest)
         rest, rest_products = rest * scale, rest_products * scale
         mix = self._whitening(rest, rest_products, thresholds(block.dtype).new_direction * block.shape[-1])
         new, new_products = torch.matmul(rest, mix.to(rest)), torch.matmul(rest_products, mix.to(rest))

@@ -279,7 +279,7 @@ class SubspaceNewton:
             norm_squared = self._norm_squared(problem, residual, directions, products)
         else:
             space, extra = state.space.extend_with(directions, residual, problem.operator)
-            norm_squared = max(problem.inner(residual, extra), 0.0)
+            norm_squared = abs(problem.inner(residual, extra))
         grew = space.rank > state.space.rank
         # A space that cannot grow is searched to the end.
         share = _INNER_SHARE if grew else 0.0
@@ -290,7 +290,9 @@ class SubspaceNewton:
         # Without log-concavity neither holds: the gradient before the step is then all there is to judge by.
         bound = norm_squared
         if problem.site.log_concave:
-            bound = max(norm_squared - 2.0 * gain, 0.0) + 2.0 * _resolution(problem, iterate)
+            bound = max(norm_squared + problem.entry_rounding(residual) - 2.0 * gain, 0.0) + 2.0 * _resolution(
+                problem, iterate
+            )
         stuck = iterate.step_length == 0.0
         return replace(
             state,
@@ -336,7 +338,7 @@ class SubspaceNewton:
         scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)[:, None]
         mix = problem.rows.all_reduce_sum(directions.mT @ residual) / scale  # orthogonal columns
         applied = products[0] @ mix if products.shape[0] == 1 else torch.einsum("cnb,bc->nc", products, mix)
-        return max(problem.inner(residual, applied), 0.0)
+        return abs(problem.inner(residual, applied))  # negative where the kernel matrix is not positive semi-definite
 
     @staticmethod
     def _make_room(problem: Problem, state: SubspaceState, width: int, limit: int) -> SubspaceState:
@@ -398,8 +400,10 @@ class SubspaceNewton:
             number = neighbours_of(problem, self.num_neighbours)
             result = posterior_covariance(problem, actions, curvature, residual, num_neighbours=number)
         if result.extra is not None:
-            renewed = max(problem.inner(residual, result.extra), 0.0) + 2.0 * _resolution(problem, iterate)
-            norm_squared = min(state.norm_squared, renewed)
+            found, rounding = problem.inner(residual, result.extra), problem.entry_rounding(residual)
+            renewed = abs(found) + rounding + 2.0 * _resolution(problem, iterate)
+            # A kernel matrix that is indefinite by more than rounding has no bound but what is seen of it.
+            norm_squared = min(state.norm_squared, renewed) if found >= -rounding else max(state.norm_squared, renewed)
         return Posterior(
             representer_weights=state.weights,
             latent_values=iterate.latent_values,
@@ -439,8 +443,10 @@ class SubspaceNewton:
         """The same state with a bound on its distance to the mode, from one pass over the kernel with its gradient."""
         residual = state.iterate.gradient - state.weights
         product = multiply(problem.operator, residual.unsqueeze(-1)).squeeze(-1)
-        norm_squared = max(problem.inner(residual, product), 0.0)
-        bound = norm_squared + 2.0 * _resolution(problem, state.iterate) * problem.site.log_concave
+        norm_squared = abs(problem.inner(residual, product))
+        bound = norm_squared
+        if problem.site.log_concave:
+            bound += problem.entry_rounding(residual) + 2.0 * _resolution(problem, state.iterate)
         return replace(state, norm_squared=bound, residual=norm_squared, event="certified")
 
     def certain(self, problem: Problem, state: SubspaceState) -> bool:

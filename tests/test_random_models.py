@@ -1,0 +1,141 @@
+"""Random models, all of them compared with dense algebra: right, refused with a message, or honestly not converged.
+
+``RANDOM_MODELS=10000`` draws so many, and others with every ``RANDOM_SEED``.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from dense_reference import check
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from random_models import Spec, specs
+
+_COUNT, _SEED = int(os.environ.get("RANDOM_MODELS", "0")), int(os.environ.get("RANDOM_SEED", "0"))
+
+# Models that were once answered wrongly, by what was wrong.
+KNOWN = {
+    "as many new rows as columns of a term": Spec(
+        ("product", ("matern 1.5", (0, 2, 4, 1, 3), False), ("additive", None, True)),
+        forward="weighted sum",
+        rows=6,
+        new=5,
+        columns=5,
+        solver="subspace",
+    ),
+    "a batch of kernels with the variances of a product structure": Spec(
+        ("sum", ("rq", None, True), ("sum", ("newton girard", None, True), ("product structure", (2,), False))),
+        rows=20,
+        new=2,
+        columns=3,
+        likelihood="categorical",
+        batch=True,
+        solver="subspace",
+    ),
+    "several functions with a covariance evaluated whole": Spec(
+        ("product", ("additive", None, False), ("grid", (0,), False)),
+        forward="product of matrices",
+        rows=9,
+        new=4,
+        columns=3,
+        likelihood="gl softmax",
+        solver="subspace tight",
+    ),
+    "a certificate where rows repeat and the kernel has a kink": Spec(
+        ("sum", ("piecewise 0", None, False), ("piecewise 0", None, False)),
+        forward="weighted sum",
+        rows=25,
+        columns=3,
+        inputs="grid",
+        likelihood="weibull",
+        mean="linear",
+        solver="subspace",
+        spread=0.0,
+        seed=3,
+    ),
+    "columns of a kernel of inducing points": Spec(
+        ("scale", ("inducing", (3, 4, 0, 1, 2), True)),
+        rows=33,
+        columns=5,
+        inputs="duplicates",
+        likelihood="gl gaussian",
+        solver="linear time small",
+        level=1.0,
+        spread=1.0,
+        seed=19675,
+    ),
+    "single rows of a kernel of inducing points": Spec(
+        ("scale", ("inducing", (0, 1), False)),
+        rows=23,
+        new=4,
+        likelihood="bernoulli-logit",
+        mean="linear",
+        solver="iterncgp rows",
+        level=1000.0,
+        seed=208,
+    ),
+    "recycled actions of rows that fell silent": Spec(
+        ("product", ("polynomial 3", (1, 0), False), ("rq", (1,), False)),
+        rows=25,
+        inputs="categories",
+        likelihood="gl laplace",
+        mean="constant",
+        weights="some zero",
+        approximation="variational",
+        solver="iterncgp",
+        level=1.0,
+        seed=1639,
+    ),
+    "actions of rows without curvature": Spec(
+        ("sum", ("sum", ("rq", None, True), ("spectral mixture", None, True)), ("spectral mixture", None, True)),
+        rows=19,
+        new=2,
+        columns=4,
+        inputs="collinear",
+        likelihood="poisson",
+        mean="constant",
+        weights="some zero",
+        approximation="variational",
+        solver="linear time polished",
+        spread=1.0,
+        seed=43938,
+    ),
+}
+
+
+def _fails(outcome: str) -> bool:
+    return outcome.startswith("no reference")  # which the generator should not make
+
+
+@pytest.mark.parametrize("spec", KNOWN.values(), ids=KNOWN)
+def test_what_was_once_wrong_is_right(spec):
+    assert not _fails(check(spec))
+
+
+def _settings(count: int, *, derandomize: bool) -> settings:
+    checks = list(HealthCheck)
+    return settings(max_examples=count, derandomize=derandomize, suppress_health_check=checks, deadline=None)
+
+
+@_settings(200, derandomize=True)
+@given(specs())
+def test_a_random_model_is_right_or_says_why_not(spec):
+    assert not _fails(check(spec))
+
+
+@pytest.mark.skipif(_COUNT == 0, reason="set RANDOM_MODELS to a number of models")
+def test_many_random_models():
+    wrong = []
+
+    @seed(_SEED)
+    @settings(_settings(max(1, _COUNT), derandomize=False), phases=[Phase.generate], database=None)
+    @given(specs())
+    def draw(spec: Spec) -> None:
+        try:
+            check(spec)
+        except AssertionError as error:  # all kinds of faults are wanted, not the smallest of the first
+            wrong.append(f"{error}\n    {spec}")
+
+    draw()
+    assert not wrong, "\n".join(wrong)
