@@ -516,9 +516,12 @@ def test_the_calibrated_and_the_uncalibrated_predictive():
     result = fit(model, max_iterations=10)
     calibration = result.calibration
     assert (model.approximation, model.tempering) == (calibration.approximation, calibration.tempering)
-    assert set(calibration.log_densities) == {
-        (a, p) for a in ("laplace", "variational") for p in (*EXPONENTS, math.inf)
-    }
+    wanted = {(a, p) for a in ("laplace", "variational") for p in (*EXPONENTS, math.inf)}
+    assert wanted <= set(calibration.log_densities)
+    for approximation in ("laplace", "variational"):  # some candidate is all but the plugged-in mean
+        densities = {p: value for (a, p), value in calibration.log_densities.items() if a == approximation}
+        sharpest = densities[max(p for p in densities if p < math.inf)]
+        assert sharpest == pytest.approx(densities[math.inf], rel=1e-3)
     with torch.no_grad():
         chosen = model.predict(x[600:])
         same = model.predict(x[600:], tempering=calibration.tempering)
