@@ -12,6 +12,7 @@ from helpers import SimpleGP, assert_close, make_binary, make_inputs, make_kerne
 from torch.distributions import Independent, Normal
 
 from itergp.errors import InputError
+from itergp.likelihoods import GaussianLikelihood
 from itergp.objectives import ComputationAwareELBO
 from itergp.solvers import DenseNewton
 
@@ -85,9 +86,23 @@ def test_a_policy_about_nan_says_nothing_about_labels_of_minus_one():
 
 
 def test_missing_observations_are_refused_without_a_word_about_them():
-    y, _ = _with_holes()
-    with pytest.raises(InputError, match=r"Got 8 NaN .* or pass missing_targets=True"):
-        SimpleGP(X, y, gl.GaussianLikelihood())
+    y, seen = _with_holes()
+    for likelihood in (gl.StudentTLikelihood(), GaussianLikelihood()):
+        with pytest.raises(InputError, match=r"Got 8 NaN .* or pass missing_targets=True"):
+            SimpleGP(X, y, likelihood)
+    new = make_inputs(7, seed=3)
+    model = SimpleGP(X, y, gl.GaussianLikelihood(), solver=DenseNewton()).double()  # GPyTorch asks when they are used
+    for use in (lambda: model.train()(X), lambda: model.eval()(new), model.condition, lambda: model.observations):
+        with pytest.raises(InputError, match=r"must be finite\. Got NaN .* or pass missing_targets=True"):
+            use()
+    exact = _Exact(X[seen], Y[seen], gl.GaussianLikelihood()).double().eval()
+    with torch.no_grad():
+        for policy in ("mask", "fill"):
+            with gpytorch.settings.observation_nan_policy(policy), warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                assert_close(model.eval()(new).mean, exact(new).mean, "posterior")
+            assert any("fills nothing in" in str(w.message) for w in caught) == (policy == "fill")
+        assert_close(model(new).mean, exact(new).mean, "posterior")  # they are known to be missing from now on
 
 
 def test_dirichlet_classification_is_refused():

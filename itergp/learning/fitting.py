@@ -141,6 +141,10 @@ def fit(
         checkpoint_every: Seconds between writes; longer where writing would take more than a twentieth of the time.
             0 writes after every step.
 
+    Returns:
+        What was done, a ``FitResult``. The elements of a batch of models learn one after another: a tuple of results. They have
+        no predictive distribution of their own to choose, so ``calibrate`` does nothing, and no parameters to share.
+
     Raises:
         InputError: If the model has nothing to learn, or an argument is out of its range, or the checkpoint is damaged or
             belongs to something else.
@@ -157,6 +161,9 @@ def fit(
         "initialise_kernel": initialise_kernel,
         "seed": seed,
     }
+    if model.data_batch_shape:
+        unknown = {"on_posterior": on_posterior, "checkpoint": checkpoint}
+        return _fit_elements(model, unknown, settings | {"progress": progress, "callback": callback})
     most = _largest_subset(model) if max_rows == "auto" else max_rows
     _check(optimizer, max_iterations, learning_rate, most, num_restarts, time_limit)
     rows = own_rows(model.operator_kind, model.train_targets.shape[0], model.train_inputs[0].device)
@@ -204,6 +211,28 @@ def fit(
     logarithmic = [parameter.name for parameter in free if parameter.constraint is not None]
     solution.trace.learning = LearningTrace(learner.records, reason.name, seconds, logarithmic)
     return FitResult(solution, learner.records, reason.value, seconds, initialised, calibration)
+
+
+def _fit_elements(model: NonConjugateGP, refused: dict[str, Any], settings: dict[str, Any]) -> Any:
+    """Fits every element of a batch of models by itself; a tuple where a single model gives one result."""
+    if isinstance(settings["objective"], Objective):
+        refused = refused | {"objective": settings["objective"]}
+    for name, given in refused.items():
+        if given is not None:
+            raise InputError(
+                f"`{name}` of `fit` is that of a single model. Got a batch of shape {tuple(model.data_batch_shape)}. Leave it "
+                "out, or fit the models in model.batch_elements."
+            )
+    if shared := model.shared_parameters():
+        raise InputError(
+            f"`fit` learns the elements of a batch one after another, each with parameters of its own. Got {shared}, which "
+            "they share. Give them the batch_shape of the data, or maximise objective(model(x), y).sum() by a torch optimiser."
+        )
+    results = tuple(fit(element, **settings | {"calibrate": False}) for element in model.batch_elements)
+    model.collect_elements()
+    model.tempering = 0.0
+    model.eval()
+    return results
 
 
 def _check(

@@ -100,15 +100,15 @@ def _refuse(likelihood: gl.Likelihood) -> None:
     dirichlet = isinstance(likelihood, gl.DirichletClassificationLikelihood)
     if isinstance(noise, FixedGaussianNoise) and noise.noise.dim() != 1 and not dirichlet:
         raise InputError(
-            f"The noise of {name} must have shape (N,). Got {tuple(noise.noise.shape)}. Build one model per batch "
-            "element."
+            f"The noise of {name} must have shape (N,). Got {tuple(noise.noise.shape)}. Give the model a batch of "
+            "targets, one data set for each, or build one model per batch element."
         )
     for parameter in ("noise", "deg_free"):
         value = None if isinstance(noise, FixedGaussianNoise) else getattr(likelihood, parameter, None)
         if torch.is_tensor(value) and value.numel() != 1 and not isinstance(likelihood, gl.HadamardGaussianLikelihood):
             raise InputError(
                 f"`{parameter}` of {name} must be one number for all rows. Got shape {tuple(value.shape)}. Leave out "
-                "batch_shape, and build one model per batch element."
+                "batch_shape, or give the model a batch of targets of that shape."
             )
 
 

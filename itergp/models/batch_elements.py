@@ -1,0 +1,237 @@
+"""One element of a batch of models: its share of the parameters, of the data, and of the prior."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import gpytorch
+import torch
+from gpytorch.kernels import Kernel
+from gpytorch.likelihoods.noise_models import FixedGaussianNoise, Noise
+from gpytorch.means import ConstantMean, LinearMean, Mean
+from torch import Tensor
+
+from itergp.errors import InputError
+from itergp.models.held_tensors import HeldTensors
+from itergp.operators.rows import evenly_spaced
+
+if TYPE_CHECKING:
+    from itergp.models.nonconjugate_gp import NonConjugateGP
+
+Index = tuple[int, ...]
+
+_PROBE_ROWS = 7
+_SAME = 1e-3  # relative to the largest value, in float32; its square in float64
+# What a model has of its own beside modules and settings: data and posteriors.
+_OWN = frozenset({"_held_data", "_solution", "_operator", "_made_in_training", "_identity", "_batch"})
+# Modules whose parameters have a batch shape in front of one dimension.
+_ONE_DIMENSION = (gpytorch.likelihoods.Likelihood, Noise)
+
+
+def indices(shape: torch.Size) -> Iterator[Index]:
+    """Indices of a batch's elements, row by row."""
+    return itertools.product(*map(range, shape))
+
+
+def batch_shape_of(inputs: tuple[Tensor, ...], targets: Any) -> torch.Size:
+    """The shape of a batch of data sets: that of the inputs, or of the targets where one set of inputs serves all.
+
+    Args:
+        inputs: ``(*b, N, D)`` each, or ``(N, D)``.
+        targets: ``(*b, N)`` or ``(*b, N, columns)``.
+
+    Raises:
+        InputError: If inputs have a batch shape and targets have another.
+    """
+    rows = inputs[0].shape[-2]
+    try:
+        shape = torch.broadcast_shapes(*(x.shape[:-2] for x in inputs))
+    except RuntimeError as error:
+        got = ", ".join(str(tuple(x.shape)) for x in inputs)
+        raise InputError(f"Inputs must have one batch shape. Got {got}. Select the same elements of all.") from error
+    if not torch.is_tensor(targets):
+        return shape
+    if shape:
+        if targets.shape[: len(shape) + 1] != (*shape, rows):
+            raise InputError(
+                f"`train_inputs` and `train_targets` must be as many data sets: targets of shape {(*shape, rows)} for inputs "
+                f"{tuple(inputs[0].shape)}. Got {tuple(targets.shape)}. Expand them, or pass inputs of shape (N, D) for a "
+                "single model."
+            )
+        return shape
+    if targets.dim() < 2 or targets.shape[0] == rows:
+        return shape
+    if targets.shape[-1] == rows:
+        return targets.shape[:-1]
+    return targets.shape[:-2] if targets.shape[-2] == rows else shape
+
+
+def at(tensor: Tensor, lead: torch.Size, index: Index) -> Tensor:
+    """The share of one element in a tensor whose leading dimensions are a batch's, aligned at the right.
+
+    Args:
+        tensor: The tensor.
+        lead: Its leading dimensions; empty if all elements share it. Those before the batch's stay, as of one kernel per class.
+        index: The element.
+
+    Raises:
+        InputError: If the dimensions are not those of the batch.
+    """
+    if not lead:
+        return tensor
+    own, place = lead[-len(index) :], index[-len(lead) :]
+    try:
+        return tensor[
+            (slice(None),) * (len(lead) - len(own)) + tuple(i if n > 1 else 0 for i, n in zip(place, own, strict=True))
+        ]
+    except IndexError as error:
+        raise InputError(
+            f"Hyperparameters of a batch of models must be shared, or have one for each element. Got batch shape "
+            f"{tuple(lead)} where element {index} is wanted. Give the mean, kernel and likelihood the batch shape of the data."
+        ) from error
+
+
+def leading_dimensions(module: torch.nn.Module, name: str, tensor: Tensor) -> torch.Size:
+    """Which dimensions of a module's parameter or buffer number the elements of a batch.
+
+    Args:
+        module: The module.
+        name: Of the tensor in it.
+        tensor: The tensor.
+    """
+    shape = tensor.shape
+    if name == "active_dims" or isinstance(module, gpytorch.likelihoods.SoftmaxLikelihood):
+        return torch.Size()
+    if isinstance(module, ConstantMean):
+        return shape
+    if isinstance(module, LinearMean):
+        return shape[:-2] if name == "weights" else shape[:-1]
+    if isinstance(module, _ONE_DIMENSION):
+        return shape[:-1]
+    if isinstance(module, (Kernel, Mean)):
+        own = torch.Size(getattr(module, "batch_shape", ()))
+        return own if shape[: len(own)] == own else torch.Size()
+    return torch.Size()
+
+
+def select_element(module: torch.nn.Module, index: Index) -> dict[str, torch.Size]:
+    """Leaves in a module, and in all of its parts, only what belongs to one element of a batch.
+
+    Args:
+        module: The module, which is changed: a copy.
+        index: The element.
+
+    Returns:
+        The leading dimensions that each parameter had, by name.
+    """
+    tensors, leads = [], {}
+    for path, part in module.named_modules():
+        if isinstance(part, gpytorch.priors.Prior):
+            continue
+        for kind in (part.named_parameters, part.named_buffers):
+            for name, tensor in kind(recurse=False):
+                lead = leading_dimensions(part, name, tensor)
+                tensors.append((tensor, lead))
+                leads[f"{path}.{name}".lstrip(".")] = lead
+    known = {id(tensor): (tensor, lead) for tensor, lead in tensors}  # tied ones once
+    for tensor, lead in known.values():
+        tensor.data = at(tensor.data, lead, index).clone()
+    for part in module.modules():
+        if isinstance(part, FixedGaussianNoise):
+            part.noise = at(part.noise, part.noise.shape[:-1], index)
+        elif isinstance(part, (Kernel, Mean)) and getattr(part, "batch_shape", None):
+            part.batch_shape = torch.Size(part.batch_shape)[: -len(index)]
+    return leads
+
+
+def element_likelihood(likelihood: gpytorch.likelihoods.Likelihood, index: Index) -> gpytorch.likelihoods.Likelihood:
+    """A copy of a likelihood with the share of one element."""
+    twin = copy.deepcopy(likelihood)
+    select_element(twin, index)
+    return twin
+
+
+def element_tensors(tensors: tuple[Tensor | None, ...], shape: torch.Size, index: Index) -> tuple[Tensor | None, ...]:
+    """Inputs, targets and weights of one element of a batch; a weight that is 1 everywhere is none."""
+    *inputs, targets, weight = tensors
+    own = [None if x is None else at(x, x.shape[:-2], index) for x in inputs]
+    target = None if targets is None else at(targets, shape, index)
+    mine = None if weight is None else at(weight, shape, index)
+    return (*own, target, None if mine is None or bool((mine == 1).all()) else mine)
+
+
+def element_of(model: NonConjugateGP, index: Index) -> tuple[NonConjugateGP, dict[str, torch.Size]]:
+    """The model of one element of a batch, by itself: a copy with its share of the parameters and views of its data.
+
+    Args:
+        model: The batch of models.
+        index: The element.
+
+    Returns:
+        The model, and the leading dimensions of the batch's parameters by name.
+    """
+    state = {name: value for name, value in vars(model).items() if name not in _OWN}
+    twin = object.__new__(type(model))
+    twin.__dict__.update(copy.deepcopy(state, {id(model): twin}))
+    leads = select_element(twin, index)
+    _select_priors(model, twin, index)
+    twin._batch = None
+    twin._held_data = HeldTensors(element_tensors(model._held_data.look(), model.data_batch_shape, index))
+    twin._forget()
+    return twin, leads
+
+
+def _select_priors(model: NonConjugateGP, twin: NonConjugateGP, index: Index) -> None:
+    """Priors with a value for each element get that of one, where the parameter has too."""
+    for (_, whole, _, closure, _), (_, part, prior, _, _) in zip(
+        model.named_priors(), twin.named_priors(), strict=True
+    ):
+        dims, own = closure(whole).dim(), closure(part).dim()
+        if dims == own or len(prior.batch_shape) != dims:
+            continue
+        for module in prior.modules():
+            for _, buffer in module.named_buffers(recurse=False):
+                if buffer.dim() == dims:
+                    buffer.data = at(buffer.data, buffer.shape[: dims - own], index).clone()
+            if isinstance(module, torch.distributions.Distribution) and len(module._batch_shape) == dims:
+                module._batch_shape = module._batch_shape[dims - own :]
+
+
+@torch.no_grad()
+def require_independent(model: NonConjugateGP, elements: list[NonConjugateGP]) -> None:
+    """What ``forward`` makes of a batch must be what it makes of every element by itself.
+
+    Args:
+        model: The batch of models.
+        elements: Its elements.
+
+    Raises:
+        InputError: If it is not.
+    """
+    shape, inputs = model.data_batch_shape, model._held_inputs
+    rows = evenly_spaced(inputs[0].shape[-2], _PROBE_ROWS, inputs[0].device)
+    whole = model._call_forward(tuple(x[..., rows, :].expand(*shape, len(rows), x.shape[-1]) for x in inputs))
+    mean, covariance = whole.loc, whole.lazy_covariance_matrix.to_dense()
+    for index, element in zip(indices(shape), elements, strict=True):
+        own = element._call_forward(tuple(x[rows] for x in element._held_inputs))
+        pairs = ((own.loc, mean, 1), (own.lazy_covariance_matrix.to_dense(), covariance, 2))
+        for alone, together, event in pairs:
+            if not _close(alone, at(together, together.shape[: together.dim() - event], index)):
+                raise InputError(
+                    f"forward must treat the elements of a batch independently. Got another prior for element {index} "
+                    "by itself than within the batch. Give means and kernels the batch_shape of the data, take no rows or "
+                    "elements by number in forward, or build one model per element."
+                )
+
+
+def _close(alone: Tensor, together: Tensor) -> bool:
+    shape = torch.broadcast_shapes(alone.shape, together.shape)
+    if math.prod(shape) != max(alone.numel(), together.numel()):
+        return False
+    scale = float(together.abs().max()) if together.numel() else 0.0
+    tolerance = (_SAME if together.dtype == torch.float32 else _SAME**2) * scale
+    return torch.allclose(alone.expand(shape), together.expand(shape), rtol=0.0, atol=tolerance)
