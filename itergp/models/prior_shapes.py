@@ -7,9 +7,21 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from linear_operator.operators import BlockDiagLinearOperator, BlockInterleavedLinearOperator
 from torch import Tensor
 
 from itergp.errors import InputError
+
+
+def as_latent_functions(prior: Any) -> Any:
+    """A distribution of independent outputs as a batch of latent functions; any other as it is."""
+    if not isinstance(prior, MultitaskMultivariateNormal):
+        return prior
+    covariance = prior.lazy_covariance_matrix
+    kind = BlockInterleavedLinearOperator if prior._interleaved else BlockDiagLinearOperator
+    if type(covariance) is not kind or prior.mean.dim() != 2:
+        return prior
+    return MultivariateNormal(prior.mean.mT, covariance.base_linear_op)
 
 
 def require_one_output(prior: Any) -> None:
@@ -20,24 +32,26 @@ def require_one_output(prior: Any) -> None:
     """
     if not isinstance(prior, MultivariateNormal):
         return  # refused where it is taken apart
+    prior = as_latent_functions(prior)
     size, own = prior.loc.shape[-1], prior.lazy_covariance_matrix.shape[-1]
     if isinstance(prior, MultitaskMultivariateNormal) or size != own:
         raise InputError(
             f"forward must return a gpytorch MultivariateNormal over one value per row. Got {type(prior).__name__} "
             f"with a mean of shape {tuple(prior.mean.shape)} and {own} rows of covariance: coupled outputs, as "
-            "multitask kernels and kernels with derivatives have them. Fit one model per output, or make the output's "
-            "number a column of the inputs and multiply by an IndexKernel of it."
+            "multitask kernels and kernels with derivatives have them. Fit one model per output, make the output's "
+            "number a column of the inputs and multiply by an IndexKernel of it, or return independent outputs by "
+            "MultitaskMultivariateNormal.from_batch_mvn."
         )
 
 
 def of_one_output(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A model's ``forward``, its result checked by ``require_one_output``."""
+    """A model's ``forward``, its result checked by ``require_one_output``, with independent outputs as latent functions."""
 
     @functools.wraps(forward)
     def checked(*args: Any, **kwargs: Any) -> Any:
         prior = forward(*args, **kwargs)
         require_one_output(prior)
-        return prior
+        return as_latent_functions(prior)
 
     return checked
 
@@ -47,7 +61,9 @@ class PriorOfWeightedRows(MultivariateNormal):
 
     @classmethod
     def of(cls, prior: MultivariateNormal) -> MultivariateNormal:
-        """The same distribution, if it is one of a single output."""
+        """The same distribution."""
+        if isinstance(prior, MultitaskMultivariateNormal):
+            return PriorOfWeightedOutputs(prior.mean, prior.lazy_covariance_matrix, interleaved=prior._interleaved)
         return cls(prior.loc, prior.lazy_covariance_matrix) if type(prior) is MultivariateNormal else prior
 
     @staticmethod
@@ -66,3 +82,11 @@ class PriorOfWeightedRows(MultivariateNormal):
     def log_prob(self, value: Tensor) -> Tensor:
         """Refused: it would count every row once."""
         self.refuse()
+
+
+class PriorOfWeightedOutputs(MultitaskMultivariateNormal):
+    """The same of independent outputs."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Refused: it would count every row once."""
+        PriorOfWeightedRows.refuse()

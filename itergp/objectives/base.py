@@ -16,6 +16,7 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.likelihoods import Observations
 from itergp.models import NonConjugateGP
+from itergp.models.prior_shapes import as_latent_functions
 from itergp.models.starting_values import initialise_model
 from itergp.numerics.blocks import curvature_eigen
 from itergp.operators import KernelOperator, Neighbourhoods, Prior, make_operator
@@ -71,6 +72,7 @@ class Objective(MarginalLogLikelihood):
         """
         model: NonConjugateGP = self.model
         rows = model.batch_elements[0].train_targets.shape[0]
+        function_dist = as_latent_functions(function_dist)
         if not isinstance(function_dist, MultivariateNormal) or function_dist.loc.shape[-1] != rows:
             raise InputError(
                 f"The objective needs the prior at all {rows} training inputs. Got another distribution. "
@@ -88,7 +90,7 @@ class Objective(MarginalLogLikelihood):
     def _without_priors(self, function_dist: MultivariateNormal) -> Tensor:
         """Evidence and added losses of a single model."""
         model: NonConjugateGP = self.model
-        observations = model.observations
+        observations, function_dist = model.observations, as_latent_functions(function_dist)
         prior = Prior.from_forward(lambda *_: function_dist, model.train_inputs, observations.likelihood.num_latents)
         value = self.evidence(prior, observations)
         for loss in model.added_loss_terms():
