@@ -396,6 +396,61 @@ def test_what_batches_have_not_is_refused_with_the_way_out(tmp_path):
     assert model.batch_elements[1].save(tmp_path / "one") is None
 
 
+def test_what_is_done_to_an_element_by_itself_does_not_show_in_the_batch():
+    batch, singles = _pair(solver=DenseNewton())
+    batch.eval()
+    itergp.fit(batch.batch_elements[0], max_iterations=2, calibrate=False)
+    batch.batch_elements[1].set_train_data(targets=torch.zeros(ROWS).double())
+    with torch.no_grad():
+        assert_close(batch(_new()).mean, _stack(s.eval()(_new()).mean for s in singles), "local")
+
+
+class Scaled(gl.BernoulliLikelihood):
+    """A likelihood of one's own with a matrix that is no batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_parameter("matrix", torch.nn.Parameter(torch.ones(2, 2)))
+
+    def forward(self, function_samples, *args, **kwargs):
+        return super().forward(self.matrix.sum() * function_samples, *args, **kwargs)
+
+
+def test_matrices_of_likelihoods_are_no_batches():
+    x, y = _data("probit")
+    batch = _set(Model(x, y, Scaled(), SHAPE).double())
+    assert batch.batch_elements[0].likelihood.matrix.shape == (2, 2)
+    assert batch.shared_parameters() == ["likelihood.matrix"]
+
+
+def test_batch_shapes_that_are_not_those_of_the_data_are_refused():
+    x, y = _data()
+    with pytest.raises(
+        InputError, match=r"Got batch shape \(3,\) of 'noise_covar\.raw_noise' and data of batch shape \(2,\)"
+    ):
+        Model(x, y, _gaussian((3,)))
+    with pytest.raises(InputError, match=r"`sample_weight` must have shape \(18,\) or \(2, 18\)\. Got \(2,\)"):
+        Model(x, y, _gaussian(), sample_weight=torch.ones(2))
+    with pytest.raises(InputError, match=r"Inputs must have one batch shape\. Got \(2, 18, 2\), \(3, 18, 1\)"):
+        Model((x, torch.zeros(3, 18, 1).double()), y, _gaussian())
+
+
+def test_a_batch_of_posteriors_is_gpytorchs_distribution():
+    batch, singles = _pair()
+    batch.eval()
+    with torch.no_grad():
+        ours, alone = batch(_new()), singles[1].eval()(_new())
+        assert_close(ours[1].mean, alone.mean, "local")
+        assert_close(ours[1].covariance_matrix, alone.covariance_matrix, "local")
+        assert_close(ours[..., 2:].covariance_matrix[1], alone.covariance_matrix[2:, 2:], "local")
+        assert ours.rsample(torch.Size([4])).shape == (4, 2, NEW)
+        observed, single = batch.likelihood(ours), singles[1].likelihood(alone)
+        values = torch.zeros(2, NEW).double()
+        assert_close(observed.log_prob(values)[1], single.log_prob(values[1]), "derivative")
+        assert_close(observed.confidence_region()[0][1], single.confidence_region()[0], "local")
+        assert_close(ours.expand((3, 2)).covariance_matrix[2, 1], alone.covariance_matrix, "local")
+
+
 # ---------------------------------------------------------------------- no data
 def test_a_model_without_data_is_its_prior_until_it_has_some():
     x, y = (t[0] for t in _data())

@@ -28,7 +28,8 @@ _PROBE_ROWS = 7
 _SAME = 1e-3  # relative to the largest value, in float32; its square in float64
 # What a model has of its own beside modules and settings: data and posteriors.
 _OWN = frozenset({"_held_data", "_solution", "_operator", "_made_in_training", "_identity", "_batch"})
-# Modules whose parameters have a batch shape in front of one dimension.
+# Modules whose parameters have a batch shape in front of one dimension, where a library says so.
+_LIBRARIES = ("gpytorch", "itergp")
 _ONE_DIMENSION = (gpytorch.likelihoods.Likelihood, Noise)
 
 
@@ -77,22 +78,12 @@ def at(tensor: Tensor, lead: torch.Size, index: Index) -> Tensor:
         tensor: The tensor.
         lead: Its leading dimensions; empty if all elements share it. Those before the batch's stay, as of one kernel per class.
         index: The element.
-
-    Raises:
-        InputError: If the dimensions are not those of the batch.
     """
     if not lead:
         return tensor
     own, place = lead[-len(index) :], index[-len(lead) :]
-    try:
-        return tensor[
-            (slice(None),) * (len(lead) - len(own)) + tuple(i if n > 1 else 0 for i, n in zip(place, own, strict=True))
-        ]
-    except IndexError as error:
-        raise InputError(
-            f"Hyperparameters of a batch of models must be shared, or have one for each element. Got batch shape "
-            f"{tuple(lead)} where element {index} is wanted. Give the mean, kernel and likelihood the batch shape of the data."
-        ) from error
+    places = tuple(i if n > 1 else 0 for i, n in zip(place, own, strict=True))
+    return tensor[(slice(None),) * (len(lead) - len(own)) + places]
 
 
 def leading_dimensions(module: torch.nn.Module, name: str, tensor: Tensor) -> torch.Size:
@@ -110,7 +101,7 @@ def leading_dimensions(module: torch.nn.Module, name: str, tensor: Tensor) -> to
         return shape
     if isinstance(module, LinearMean):
         return shape[:-2] if name == "weights" else shape[:-1]
-    if isinstance(module, _ONE_DIMENSION):
+    if isinstance(module, _ONE_DIMENSION) and type(module).__module__.partition(".")[0] in _LIBRARIES:
         return shape[:-1]
     if isinstance(module, (Kernel, Mean)):
         own = torch.Size(getattr(module, "batch_shape", ()))
@@ -118,40 +109,57 @@ def leading_dimensions(module: torch.nn.Module, name: str, tensor: Tensor) -> to
     return torch.Size()
 
 
-def select_element(module: torch.nn.Module, index: Index) -> dict[str, torch.Size]:
+def select_element(module: torch.nn.Module, shape: torch.Size, index: Index) -> dict[str, torch.Size]:
     """Leaves in a module, and in all of its parts, only what belongs to one element of a batch.
 
     Args:
         module: The module, which is changed: a copy.
+        shape: Of the batch.
         index: The element.
 
     Returns:
         The leading dimensions that each parameter had, by name.
+
+    Raises:
+        InputError: If a parameter has the batch shape of something else.
     """
-    tensors, leads = [], {}
+    tensors, leads = {}, {}
     for path, part in module.named_modules():
         if isinstance(part, gpytorch.priors.Prior):
             continue
         for kind in (part.named_parameters, part.named_buffers):
             for name, tensor in kind(recurse=False):
-                lead = leading_dimensions(part, name, tensor)
-                tensors.append((tensor, lead))
-                leads[f"{path}.{name}".lstrip(".")] = lead
-    known = {id(tensor): (tensor, lead) for tensor, lead in tensors}  # tied ones once
-    for tensor, lead in known.values():
+                full = f"{path}.{name}".lstrip(".")
+                lead = leads[full] = leading_dimensions(part, name, tensor)
+                _require_fit(full, lead, shape)
+                tensors[id(tensor)] = tensor, lead  # tied ones once
+    for tensor, lead in tensors.values():
         tensor.data = at(tensor.data, lead, index).clone()
     for part in module.modules():
         if isinstance(part, FixedGaussianNoise):
+            _require_fit("noise", part.noise.shape[:-1], shape)
             part.noise = at(part.noise, part.noise.shape[:-1], index)
         elif isinstance(part, (Kernel, Mean)) and getattr(part, "batch_shape", None):
             part.batch_shape = torch.Size(part.batch_shape)[: -len(index)]
     return leads
 
 
-def element_likelihood(likelihood: gpytorch.likelihoods.Likelihood, index: Index) -> gpytorch.likelihoods.Likelihood:
+def _require_fit(name: str, lead: torch.Size, shape: torch.Size) -> None:
+    own = lead[-len(shape) :]
+    if any(n not in (1, m) for n, m in zip(own, shape[len(shape) - len(own) :], strict=True)):
+        raise InputError(
+            f"Hyperparameters of a batch of models must be shared, or have one value for each element. Got batch shape "
+            f"{tuple(lead)} of {name!r} and data of batch shape {tuple(shape)}. Give the mean, kernel and likelihood the batch "
+            "shape of the data."
+        )
+
+
+def element_likelihood(
+    likelihood: gpytorch.likelihoods.Likelihood, shape: torch.Size, index: Index
+) -> gpytorch.likelihoods.Likelihood:
     """A copy of a likelihood with the share of one element."""
     twin = copy.deepcopy(likelihood)
-    select_element(twin, index)
+    select_element(twin, shape, index)
     return twin
 
 
@@ -177,7 +185,7 @@ def element_of(model: NonConjugateGP, index: Index) -> tuple[NonConjugateGP, dic
     state = {name: value for name, value in vars(model).items() if name not in _OWN}
     twin = object.__new__(type(model))
     twin.__dict__.update(copy.deepcopy(state, {id(model): twin}))
-    leads = select_element(twin, index)
+    leads = select_element(twin, model.data_batch_shape, index)
     _select_priors(model, twin, index)
     twin._batch = None
     twin._held_data = HeldTensors(element_tensors(model._held_data.look(), model.data_batch_shape, index))
@@ -202,30 +210,40 @@ def _select_priors(model: NonConjugateGP, twin: NonConjugateGP, index: Index) ->
 
 
 @torch.no_grad()
-def require_independent(model: NonConjugateGP, elements: list[NonConjugateGP]) -> None:
+def prior_of_some_rows(model: NonConjugateGP) -> tuple[Tensor, Tensor]:
+    """Mean ``(..., n)`` and covariance ``(..., n, n)`` of a few training rows, as ``forward`` makes them."""
+    inputs, shape = model._held_inputs, model.data_batch_shape
+    rows = evenly_spaced(inputs[0].shape[-2], _PROBE_ROWS, inputs[0].device)
+    prior = model._call_forward(tuple(x[..., rows, :].expand(*shape, len(rows), x.shape[-1]) for x in inputs))
+    return prior.loc, prior.lazy_covariance_matrix.to_dense()
+
+
+def require_independent(whole: tuple[Tensor, Tensor], element: NonConjugateGP, index: Index) -> None:
     """What ``forward`` makes of a batch must be what it makes of every element by itself.
 
     Args:
-        model: The batch of models.
-        elements: Its elements.
+        whole: ``prior_of_some_rows`` of the batch.
+        element: An element by itself.
+        index: Its place.
 
     Raises:
         InputError: If it is not.
     """
-    shape, inputs = model.data_batch_shape, model._held_inputs
-    rows = evenly_spaced(inputs[0].shape[-2], _PROBE_ROWS, inputs[0].device)
-    whole = model._call_forward(tuple(x[..., rows, :].expand(*shape, len(rows), x.shape[-1]) for x in inputs))
-    mean, covariance = whole.loc, whole.lazy_covariance_matrix.to_dense()
-    for index, element in zip(indices(shape), elements, strict=True):
-        own = element._call_forward(tuple(x[rows] for x in element._held_inputs))
-        pairs = ((own.loc, mean, 1), (own.lazy_covariance_matrix.to_dense(), covariance, 2))
-        for alone, together, event in pairs:
-            if not _close(alone, at(together, together.shape[: together.dim() - event], index)):
-                raise InputError(
-                    f"forward must treat the elements of a batch independently. Got another prior for element {index} "
-                    "by itself than within the batch. Give means and kernels the batch_shape of the data, take no rows or "
-                    "elements by number in forward, or build one model per element."
-                )
+    try:
+        own, reason = prior_of_some_rows(element), ""
+    except (RuntimeError, ValueError, IndexError) as error:  # of the model's author, who expects the batch
+        own, reason = None, f" ({error})"
+    for event in (1, 2):
+        together = whole[event - 1]
+        alike = own is not None and _close(
+            own[event - 1], at(together, together.shape[: together.dim() - event], index)
+        )
+        if not alike:
+            raise InputError(
+                f"forward must treat the elements of a batch independently. Got another prior for element {index} by itself "
+                f"than within the batch{reason}. Give means and kernels the batch_shape of the data, take no rows or elements "
+                "by number in forward, or build one model per element."
+            )
 
 
 def _close(alone: Tensor, together: Tensor) -> bool:

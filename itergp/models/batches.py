@@ -21,6 +21,7 @@ from itergp.models.batch_elements import (
     element_of,
     element_tensors,
     indices,
+    prior_of_some_rows,
     require_independent,
 )
 from itergp.models.identity import describe_prior
@@ -38,8 +39,8 @@ Result = TypeVar("Result")
 class Batch:
     """Independent models with one class and one set of parameters, of which each has its share.
 
-    The models of the elements are ordinary ones. They are made anew when anything about the batch changes, and keep their
-    posteriors, whose identity says whether they are still those of the present.
+    The models of the elements are ordinary ones. They are made anew when anything about the batch, or somebody one of them,
+    has changed, and keep their posteriors, whose identity says whether they are still those of the present.
 
     Args:
         shape: Of the batch.
@@ -49,7 +50,7 @@ class Batch:
         self.shape = shape
         self._elements: list[NonConjugateGP] = []
         self._leads: dict[str, torch.Size] = {}
-        self._made_for: Any = None
+        self._made_for: list[Any] = []
 
     def elements(self, model: NonConjugateGP) -> list[NonConjugateGP]:
         """The models, row by row.
@@ -57,14 +58,16 @@ class Batch:
         Raises:
             InputError: If ``forward`` does not treat elements independently.
         """
-        now = (describe_prior(model), _settings(model), model._held_data)
-        if self._made_for is None or now[:2] != self._made_for[:2] or now[2] is not self._made_for[2]:
+        now = [_content(part) for part in (model, *self._elements)]
+        if not self._elements or now != self._made_for:
+            whole = prior_of_some_rows(model)
             pairs = [element_of(model, index) for index in indices(self.shape)]
-            elements = [element for element, _ in pairs]
-            require_independent(model, elements)
-            for element, earlier in zip(elements, self._elements or elements, strict=True):
-                element._continue(earlier)
-            self._elements, self._leads, self._made_for = elements, pairs[0][1], now
+            for place, (index, (element, _)) in enumerate(zip(indices(self.shape), pairs, strict=True)):
+                require_independent(whole, element, index)
+                if self._elements:
+                    element._continue(self._elements[place])
+            self._elements, self._leads = [element for element, _ in pairs], pairs[0][1]
+            self._made_for = [_content(part) for part in (model, *self._elements)]
         for element in self._elements:
             for own, parameter in zip(element.parameters(), model.parameters(), strict=True):
                 own.requires_grad_(parameter.requires_grad)
@@ -102,13 +105,20 @@ class Batch:
 
     def __getstate__(self) -> dict[str, Any]:
         """A copy makes its elements anew."""
-        return {"shape": self.shape, "_elements": [], "_leads": {}, "_made_for": None}
+        return {"shape": self.shape, "_elements": [], "_leads": {}, "_made_for": []}
 
 
-def _settings(model: NonConjugateGP) -> tuple[Any, ...]:
-    """What an element has of its batch beside the prior and the data."""
+def _content(model: NonConjugateGP) -> tuple[Any, ...]:
+    """What makes an element another one: its prior, settings, and data by their place."""
     return (
-        *(model.solver, model.approximation, model.tempering, model.operator_kind),
+        *(
+            describe_prior(model),
+            id(model._held_data),
+            model.solver,
+            model.approximation,
+            model.tempering,
+            model.operator_kind,
+        ),
         *(model.memory_budget, model.missing_targets, model._nan_targets, model._nan_unasked),
     )
 
@@ -247,14 +257,20 @@ def hold_batch(
     """
     shape = batch_shape_of(inputs, targets)
     if torch.is_tensor(sample_weight):
-        sample_weight = sample_weight.expand(*shape, sample_weight.shape[-1])
+        rows = inputs[0].shape[-2]
+        if sample_weight.shape not in ((rows,), (*shape, rows)):
+            raise InputError(
+                f"`sample_weight` must have shape {(rows,)} or {(*shape, rows)}. Got {tuple(sample_weight.shape)}. Pass one "
+                "weight per row."
+            )
+        sample_weight = sample_weight.expand(*shape, rows)
     valid, weights = [], []
     for index in indices(shape):
         own = element_tensors((*inputs, targets, sample_weight), shape, index)
         *mine, target, weight = own
         assert target is not None
         found = tuple(x for x in mine if x is not None)
-        calculus = as_likelihood(element_likelihood(model.likelihood, index), found)
+        calculus = as_likelihood(element_likelihood(model.likelihood, shape, index), found)
         if check_rows:
             calculus.check_rows(found[0].shape[0], target)
         observed = as_observations(target, found, calculus, weight, model.missing_targets, nan_targets)

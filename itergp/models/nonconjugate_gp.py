@@ -552,7 +552,7 @@ class NonConjugateGP(gpytorch.models.GP):
         known = self._current_solution()
         result = super()._apply(fn, recurse=recurse)
         self._held_data = HeldTensors(tuple(None if t is None else fn(t) for t in self._held_data.look()))
-        self._operator = None
+        self._operator, self._batch = None, None if self._batch is None else Batch(self._batch.shape)
         same_dtype = self._solution is None or self._solution.representer_weights.dtype == self._like_data.dtype
         if known is not None and same_dtype:
             self._adopt(known.to(self._like_data))

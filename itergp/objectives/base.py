@@ -102,12 +102,18 @@ class Objective(MarginalLogLikelihood):
         model, values = self.model, []
         elements = model.batch_elements
         if len(self._of_each) != len(elements):
-            self._of_each = [copy.copy(self) for _ in elements]
+            self._of_each = [self._copy() for _ in elements]
         for index, (element, part) in enumerate(zip(elements, self._of_each, strict=True)):
-            part.__dict__["_modules"] = {"model": element, "likelihood": element.likelihood}  # no parts of this module
+            part.model, part.likelihood = element, element.likelihood
             value = part._without_priors(element(*element.train_inputs))
             values.append(with_gradient_in(value, element.leaves(), model.share(index)))
         return torch.stack(values).unflatten(0, model.data_batch_shape)
+
+    def _copy(self) -> Objective:
+        """One for another model, with the same settings."""
+        twin = copy.copy(self)
+        twin._modules, twin._of_each = {}, []
+        return twin
 
     def _as_known(self, target: Tensor) -> Tensor:
         """Which targets are the model's own, or none that count: what is missing need not be filled."""
