@@ -302,6 +302,28 @@ def test_fit_learns_every_element_as_by_itself(name):
     assert not batch.training
 
 
+@pytest.mark.parametrize("objective", ["elbo", "predictive"])
+@pytest.mark.parametrize("optimizer", ["adam", "lbfgs"])
+def test_fit_learns_what_elements_share_from_all_of_them(objective, optimizer):
+    batch, _ = _pair(shape=())
+    results = itergp.fit(batch, objective=objective, optimizer=optimizer, max_iterations=6)
+    assert results[0].records[-1].objective > results[0].records[0].objective
+    assert all(solution is result.solution for solution, result in zip(batch.solution, results, strict=True))
+    twice, (single, _) = _pair(shape=())
+    x, y = _data()
+    twice.set_train_data(x[:1].expand(2, -1, -1), y[:1].expand(2, -1))  # the same data twice
+    itergp.fit(twice, objective=objective, optimizer=optimizer, max_iterations=6)
+    itergp.fit(single, objective=objective, optimizer=optimizer, max_iterations=6, calibrate=False)
+    for parameter, own in zip(twice.parameters(), single.parameters(), strict=True):
+        assert_close(parameter, own, "derivative")
+
+
+def test_fit_takes_an_objective_of_a_batch():
+    batch, _ = _pair()
+    results = itergp.fit(batch, objective=LaplaceEvidence(batch.likelihood, batch), max_iterations=4)
+    assert len(results) == 2
+
+
 # ------------------------------------------------------------------------ samples
 def test_samples_of_hyperparameters_make_a_batch():
     x, y = (t[0] for t in _data())
@@ -383,16 +405,11 @@ def test_what_batches_have_not_is_refused_with_the_way_out(tmp_path):
     for name, call in calls.items():
         with pytest.raises(InputError, match=f"`{name}` is {refused}"):
             call()
-    for options in ({"checkpoint": tmp_path / "c"}, {"objective": ComputationAwareELBO(model.likelihood, model)}):
+    for options in ({"checkpoint": tmp_path / "c"}, {"on_posterior": print}):
         with pytest.raises(InputError, match=rf"of `fit` is {refused}"):
             itergp.fit(model, **options)
     with pytest.raises(InputError, match=r"a single model of some data\. Got a batch of shape \(2,\)\."):
         BotorchModel(model)
-    shared, _ = _pair(shape=())
-    with pytest.raises(
-        InputError, match=r"Got \['likelihood\.noise_covar\.raw_noise', .* which they share\. Give them"
-    ):
-        itergp.fit(shared)
     assert model.batch_elements[1].save(tmp_path / "one") is None
 
 

@@ -142,8 +142,9 @@ def fit(
             0 writes after every step.
 
     Returns:
-        What was done, a ``FitResult``. The elements of a batch of models learn one after another: a tuple of results. They have
-        no predictive distribution of their own to choose, so ``calibrate`` does nothing, and no parameters to share.
+        What was done, a ``FitResult``; of a batch of models a tuple of such. Its elements learn one after another, or
+        together, by the mean of their objectives, where they share parameters. They have no predictive distribution of
+        their own to choose, so ``calibrate`` does nothing.
 
     Raises:
         InputError: If the model has nothing to learn, or an argument is out of its range, or the checkpoint is damaged or
@@ -162,8 +163,9 @@ def fit(
         "seed": seed,
     }
     if model.data_batch_shape:
-        unknown = {"on_posterior": on_posterior, "checkpoint": checkpoint}
-        return _fit_elements(model, unknown, settings | {"progress": progress, "callback": callback})
+        _require_single(model, {"on_posterior": on_posterior, "checkpoint": checkpoint})
+        if not isinstance(objective, Objective) and not model.shared_parameters():
+            return _fit_elements(model, settings | {"progress": progress, "callback": callback})
     most = _largest_subset(model) if max_rows == "auto" else max_rows
     _check(optimizer, max_iterations, learning_rate, most, num_restarts, time_limit)
     rows = own_rows(model.operator_kind, model.train_targets.shape[0], model.train_inputs[0].device)
@@ -198,7 +200,12 @@ def fit(
     model.eval()
     seconds = {"learn": time.perf_counter() - started}
     calibration = None
-    if calibrate and model.observations.likelihood.exchangeable and model.train_targets.shape[0] > 1:
+    if (
+        calibrate
+        and not model.data_batch_shape
+        and model.observations.likelihood.exchangeable
+        and model.train_targets.shape[0] > 1
+    ):
         begun = time.perf_counter()
         limit_lengthscales(model, seed=seed)
         calibration = _calibrate(model, seed)
@@ -209,25 +216,24 @@ def fit(
     )
     seconds["condition"] = time.perf_counter() - begun
     logarithmic = [parameter.name for parameter in free if parameter.constraint is not None]
-    solution.trace.learning = LearningTrace(learner.records, reason.name, seconds, logarithmic)
-    return FitResult(solution, learner.records, reason.value, seconds, initialised, calibration)
+    results = []
+    for found in solution if isinstance(solution, tuple) else (solution,):
+        found.trace.learning = LearningTrace(learner.records, reason.name, seconds, logarithmic)
+        results.append(FitResult(found, learner.records, reason.value, seconds, initialised, calibration))
+    return tuple(results) if model.data_batch_shape else results[0]  # type: ignore[return-value]
 
 
-def _fit_elements(model: NonConjugateGP, refused: dict[str, Any], settings: dict[str, Any]) -> Any:
-    """Fits every element of a batch of models by itself; a tuple where a single model gives one result."""
-    if isinstance(settings["objective"], Objective):
-        refused = refused | {"objective": settings["objective"]}
-    for name, given in refused.items():
-        if given is not None:
+def _require_single(model: NonConjugateGP, given: dict[str, Any]) -> None:
+    for name, value in given.items():
+        if value is not None:
             raise InputError(
                 f"`{name}` of `fit` is that of a single model. Got a batch of shape {tuple(model.data_batch_shape)}. Leave it "
                 "out, or fit the models in model.batch_elements."
             )
-    if shared := model.shared_parameters():
-        raise InputError(
-            f"`fit` learns the elements of a batch one after another, each with parameters of its own. Got {shared}, which "
-            "they share. Give them the batch_shape of the data, or maximise objective(model(x), y).sum() by a torch optimiser."
-        )
+
+
+def _fit_elements(model: NonConjugateGP, settings: dict[str, Any]) -> Any:
+    """Fits every element of a batch of models by itself; a tuple where a single model gives one result."""
     results = tuple(fit(element, **settings | {"calibrate": False}) for element in model.batch_elements)
     model.collect_elements()
     model.tempering = 0.0
@@ -255,8 +261,9 @@ def _check(
 
 def _largest_subset(model: NonConjugateGP) -> int:
     """Rows of the last stage's subsets."""
-    latents = model.observations.likelihood.num_latents
-    growth = max(1.0, model.train_targets.shape[0] / _MANY_ROWS) ** (1.0 / 3.0)
+    element = model.batch_elements[0]
+    latents = element.observations.likelihood.num_latents
+    growth = max(1.0, element.train_targets.shape[0] / _MANY_ROWS) ** (1.0 / 3.0)
     return max(_SUBSET_ROWS, min(round(growth * _REFINEMENT_ROWS), _REFINEMENT_VALUES // latents))
 
 
@@ -295,11 +302,12 @@ def _stages(
 ) -> list[Stage]:
     if isinstance(objective, Objective):
         return [Stage("learn", objective, max_iterations, learning_rate)]
-    likelihood = model.observations.likelihood
-    few = model.train_targets.shape[0] <= _FEW_ROWS or not PredictiveLogDensity.supports(likelihood)
+    element = model.batch_elements[0]
+    likelihood = element.observations.likelihood
+    few = element.train_targets.shape[0] <= _FEW_ROWS or not PredictiveLogDensity.supports(likelihood)
     if objective == "elbo" or (objective == "auto" and few):
         options: dict[str, Any] = {"initialise_kernel": False}  # that is over
-        if optimizer == "adam" and likelihood.exchangeable and _has_large_support(model):
+        if optimizer == "adam" and likelihood.exchangeable and _has_large_support(element):
             options |= {"batch_rows": _BATCH_ROWS, "seed": seed}
         bound = ComputationAwareELBO(model.likelihood, model, **options)
         return [Stage("learn", bound, max_iterations, learning_rate)]
@@ -311,7 +319,7 @@ def _stages(
     options |= {"renew_every": 5, "tolerance": 1e-3, "seed": seed}
     if optimizer == "lbfgs":  # a line search compares values: one split, and no trace of earlier evaluations in them
         options |= {"renew_every": None, "tolerance": 1e-6, "warm_start": False}
-    total = model.train_targets.shape[0]
+    total = element.train_targets.shape[0]
     last = total if max_rows is None else min(total, max_rows)
     if last <= _SUBSET_ROWS or max_iterations < 2:
         held_out = PredictiveLogDensity(model.likelihood, model, num_rows=last, **options)

@@ -56,6 +56,10 @@ def batch_shape_of(inputs: tuple[Tensor, ...], targets: Any) -> torch.Size:
         raise InputError(f"Inputs must have one batch shape. Got {got}. Select the same elements of all.") from error
     if not torch.is_tensor(targets):
         return shape
+    if 0 in targets.shape[:-1]:
+        raise InputError(
+            f"A batch must have at least one data set. Got targets {tuple(targets.shape)}. Check the selection."
+        )
     if shape:
         if targets.shape[: len(shape) + 1] != (*shape, rows):
             raise InputError(
@@ -215,7 +219,7 @@ def prior_of_some_rows(model: NonConjugateGP) -> tuple[Tensor, Tensor]:
     inputs, shape = model._held_inputs, model.data_batch_shape
     rows = evenly_spaced(inputs[0].shape[-2], _PROBE_ROWS, inputs[0].device)
     prior = model._call_forward(tuple(x[..., rows, :].expand(*shape, len(rows), x.shape[-1]) for x in inputs))
-    return prior.loc, prior.lazy_covariance_matrix.to_dense()
+    return prior.loc.detach(), prior.lazy_covariance_matrix.to_dense().detach()
 
 
 def require_independent(whole: tuple[Tensor, Tensor], element: NonConjugateGP, index: Index) -> None:
@@ -247,7 +251,10 @@ def require_independent(whole: tuple[Tensor, Tensor], element: NonConjugateGP, i
 
 
 def _close(alone: Tensor, together: Tensor) -> bool:
-    shape = torch.broadcast_shapes(alone.shape, together.shape)
+    try:
+        shape = torch.broadcast_shapes(alone.shape, together.shape)
+    except RuntimeError:
+        return False
     if math.prod(shape) != max(alone.numel(), together.numel()):
         return False
     scale = float(together.abs().max()) if together.numel() else 0.0

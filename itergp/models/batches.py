@@ -113,7 +113,7 @@ def _content(model: NonConjugateGP) -> tuple[Any, ...]:
     return (
         *(
             describe_prior(model),
-            id(model._held_data),
+            model._held_data,
             model.solver,
             model.approximation,
             model.tempering,
