@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -28,6 +28,7 @@ from itergp.learning.resuming import (
     unpack_list,
 )
 from itergp.models import NonConjugateGP
+from itergp.models.batches import refuse_without_data
 from itergp.models.conditioning import keeping_posterior
 from itergp.models.starting_values import initialise_model
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
@@ -162,10 +163,8 @@ def fit(
         "initialise_kernel": initialise_kernel,
         "seed": seed,
     }
-    if model.data_batch_shape:
-        _require_single(model, {"on_posterior": on_posterior, "checkpoint": checkpoint})
-        if not isinstance(objective, Objective) and not model.shared_parameters():
-            return _fit_elements(model, settings | {"progress": progress, "callback": callback})
+    if _learns_by_element(model, objective, {"on_posterior": on_posterior, "checkpoint": checkpoint}):
+        return _fit_elements(model, settings | {"progress": progress, "callback": callback})
     most = _largest_subset(model) if max_rows == "auto" else max_rows
     _check(optimizer, max_iterations, learning_rate, most, num_restarts, time_limit)
     rows = own_rows(model.operator_kind, model.train_targets.shape[0], model.train_inputs[0].device)
@@ -199,37 +198,41 @@ def fit(
     _warn_of_extremes(free)
     model.eval()
     seconds = {"learn": time.perf_counter() - started}
-    calibration = None
-    if (
-        calibrate
-        and not model.data_batch_shape
-        and model.observations.likelihood.exchangeable
-        and model.train_targets.shape[0] > 1
-    ):
-        begun = time.perf_counter()
-        limit_lengthscales(model, seed=seed)
-        calibration = _calibrate(model, seed)
-        seconds["calibrate"] = time.perf_counter() - begun
+    calibration = _calibrate(model, seed, seconds) if calibrate else None
     begun = time.perf_counter()
     solution = model.condition(
         progress=progress, on_posterior=on_posterior, checkpoint=part, checkpoint_every=checkpoint_every
     )
     seconds["condition"] = time.perf_counter() - begun
     logarithmic = [parameter.name for parameter in free if parameter.constraint is not None]
-    results = []
-    for found in solution if isinstance(solution, tuple) else (solution,):
-        found.trace.learning = LearningTrace(learner.records, reason.name, seconds, logarithmic)
-        results.append(FitResult(found, learner.records, reason.value, seconds, initialised, calibration))
-    return tuple(results) if model.data_batch_shape else results[0]  # type: ignore[return-value]
+    learning = LearningTrace(learner.records, reason.name, seconds, logarithmic)
+    return _results(
+        solution, learning, FitResult(solution, learner.records, reason.value, seconds, initialised, calibration)
+    )
 
 
-def _require_single(model: NonConjugateGP, given: dict[str, Any]) -> None:
-    for name, value in given.items():
+def _results(solution: Any, learning: LearningTrace, result: FitResult) -> Any:
+    """The result with its trace; of a batch of models one for each solution."""
+    several = isinstance(solution, tuple)
+    results = [replace(result, solution=found) for found in (solution if several else (solution,))]
+    for one in results:
+        one.solution.trace.learning = learning
+    return tuple(results) if several else results[0]
+
+
+def _learns_by_element(model: NonConjugateGP, objective: str | Objective, single: dict[str, Any]) -> bool:
+    """Whether this is a batch of models that share nothing; arguments of single models are refused for any batch."""
+    if model.train_inputs is None:
+        refuse_without_data("fit")
+    if not model.data_batch_shape:
+        return False
+    for name, value in single.items():
         if value is not None:
             raise InputError(
                 f"`{name}` of `fit` is that of a single model. Got a batch of shape {tuple(model.data_batch_shape)}. Leave it "
                 "out, or fit the models in model.batch_elements."
             )
+    return not isinstance(objective, Objective) and not model.shared_parameters()
 
 
 def _fit_elements(model: NonConjugateGP, settings: dict[str, Any]) -> Any:
@@ -267,11 +270,16 @@ def _largest_subset(model: NonConjugateGP) -> int:
     return max(_SUBSET_ROWS, min(round(growth * _REFINEMENT_ROWS), _REFINEMENT_VALUES // latents))
 
 
-def _calibrate(model: NonConjugateGP, seed: int) -> Calibration:
-    """Chooses the predictive distribution on held-out rows, and makes it the model's."""
+def _calibrate(model: NonConjugateGP, seed: int, seconds: dict[str, float]) -> Calibration | None:
+    """Chooses the predictive distribution on held-out rows, if some can be held out, and makes it the model's."""
+    if model.data_batch_shape or not model.observations.likelihood.exchangeable or model.train_targets.shape[0] < 2:
+        return None
+    begun = time.perf_counter()
+    limit_lengthscales(model, seed=seed)
     rows = max(1000, min(4000, _CALIBRATION_VALUES // model.observations.likelihood.num_latents))
     calibration = calibrate_predictions(model, num_rows=rows, seed=seed)
     model.approximation, model.tempering = calibration.approximation, calibration.tempering
+    seconds["calibrate"] = time.perf_counter() - begun
     return calibration
 
 

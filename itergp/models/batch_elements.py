@@ -5,29 +5,24 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import gpytorch
 import torch
+from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.likelihoods.noise_models import FixedGaussianNoise, Noise
 from gpytorch.means import ConstantMean, LinearMean, Mean
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.models.held_tensors import HeldTensors
-from itergp.operators.rows import evenly_spaced
-
-if TYPE_CHECKING:
-    from itergp.models.nonconjugate_gp import NonConjugateGP
+from itergp.numerics.sampling import evenly_spaced
 
 Index = tuple[int, ...]
 
 _PROBE_ROWS = 7
 _SAME = 1e-3  # relative to the largest value, in float32; its square in float64
-# What a model has of its own beside modules and settings: data and posteriors.
-_OWN = frozenset({"_held_data", "_solution", "_operator", "_made_in_training", "_identity", "_batch"})
 # Modules whose parameters have a batch shape in front of one dimension, where a library says so.
 _LIBRARIES = ("gpytorch", "itergp")
 _ONE_DIMENSION = (gpytorch.likelihoods.Likelihood, Noise)
@@ -176,28 +171,7 @@ def element_tensors(tensors: tuple[Tensor | None, ...], shape: torch.Size, index
     return (*own, target, None if mine is None or bool((mine == 1).all()) else mine)
 
 
-def element_of(model: NonConjugateGP, index: Index) -> tuple[NonConjugateGP, dict[str, torch.Size]]:
-    """The model of one element of a batch, by itself: a copy with its share of the parameters and views of its data.
-
-    Args:
-        model: The batch of models.
-        index: The element.
-
-    Returns:
-        The model, and the leading dimensions of the batch's parameters by name.
-    """
-    state = {name: value for name, value in vars(model).items() if name not in _OWN}
-    twin = object.__new__(type(model))
-    twin.__dict__.update(copy.deepcopy(state, {id(model): twin}))
-    leads = select_element(twin, model.data_batch_shape, index)
-    _select_priors(model, twin, index)
-    twin._batch = None
-    twin._held_data = HeldTensors(element_tensors(model._held_data.look(), model.data_batch_shape, index))
-    twin._forget()
-    return twin, leads
-
-
-def _select_priors(model: NonConjugateGP, twin: NonConjugateGP, index: Index) -> None:
+def select_priors(model: gpytorch.Module, twin: gpytorch.Module, index: Index) -> None:
     """Priors with a value for each element get that of one, where the parameter has too."""
     for (_, whole, _, closure, _), (_, part, prior, _, _) in zip(
         model.named_priors(), twin.named_priors(), strict=True
@@ -214,27 +188,34 @@ def _select_priors(model: NonConjugateGP, twin: NonConjugateGP, index: Index) ->
 
 
 @torch.no_grad()
-def prior_of_some_rows(model: NonConjugateGP) -> tuple[Tensor, Tensor]:
-    """Mean ``(..., n)`` and covariance ``(..., n, n)`` of a few training rows, as ``forward`` makes them."""
-    inputs, shape = model._held_inputs, model.data_batch_shape
+def prior_of_some_rows(
+    forward: Callable[[tuple[Tensor, ...]], MultivariateNormal], inputs: tuple[Tensor, ...], shape: torch.Size
+) -> tuple[Tensor, Tensor]:
+    """Mean ``(..., n)`` and covariance ``(..., n, n)`` of a few training rows of each data set.
+
+    Args:
+        forward: The prior at some inputs.
+        inputs: Training inputs.
+        shape: The batch shape of the data.
+    """
     rows = evenly_spaced(inputs[0].shape[-2], _PROBE_ROWS, inputs[0].device)
-    prior = model._call_forward(tuple(x[..., rows, :].expand(*shape, len(rows), x.shape[-1]) for x in inputs))
+    prior = forward(tuple(x[..., rows, :].expand(*shape, len(rows), x.shape[-1]) for x in inputs))
     return prior.loc.detach(), prior.lazy_covariance_matrix.to_dense().detach()
 
 
-def require_independent(whole: tuple[Tensor, Tensor], element: NonConjugateGP, index: Index) -> None:
+def require_same_prior(whole: tuple[Tensor, Tensor], alone: Callable[[], tuple[Tensor, Tensor]], index: Index) -> None:
     """What ``forward`` makes of a batch must be what it makes of every element by itself.
 
     Args:
         whole: ``prior_of_some_rows`` of the batch.
-        element: An element by itself.
+        alone: Gives that of an element by itself.
         index: Its place.
 
     Raises:
         InputError: If it is not.
     """
     try:
-        own, reason = prior_of_some_rows(element), ""
+        own, reason = alone(), ""
     except (RuntimeError, ValueError, IndexError) as error:  # of the model's author, who expects the batch
         own, reason = None, f" ({error})"
     for event in (1, 2):

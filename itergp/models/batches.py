@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Concatenate, NoReturn, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, Concatenate, NoReturn, ParamSpec, TypeVar
 
+import gpytorch
 import torch
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from torch import Tensor
@@ -18,19 +20,14 @@ from itergp.models.batch_elements import (
     at,
     batch_shape_of,
     element_likelihood,
-    element_of,
     element_tensors,
     indices,
     prior_of_some_rows,
-    require_independent,
+    require_same_prior,
 )
-from itergp.models.identity import describe_prior
-from itergp.models.validation import as_observations
+from itergp.models.validation import as_inputs, as_observations
 from itergp.posterior.deferred import DeferredLinearOperator
 from itergp.solvers import Solution
-
-if TYPE_CHECKING:
-    from itergp.models.nonconjugate_gp import NonConjugateGP
 
 Options = ParamSpec("Options")
 Result = TypeVar("Result")
@@ -48,26 +45,27 @@ class Batch:
 
     def __init__(self, shape: torch.Size) -> None:
         self.shape = shape
-        self._elements: list[NonConjugateGP] = []
+        self._elements: list[Any] = []
         self._leads: dict[str, torch.Size] = {}
         self._made_for: list[Any] = []
 
-    def elements(self, model: NonConjugateGP) -> list[NonConjugateGP]:
+    def elements(self, model: Any) -> list[Any]:
         """The models, row by row.
 
         Raises:
             InputError: If ``forward`` does not treat elements independently.
         """
-        now = [_content(part) for part in (model, *self._elements)]
+        now = [part.content() for part in (model, *self._elements)]
         if not self._elements or now != self._made_for:
-            whole = prior_of_some_rows(model)
-            pairs = [element_of(model, index) for index in indices(self.shape)]
+            whole = prior_of_some_rows(model.call_forward, model.train_inputs, self.shape)
+            pairs = [model.copy_element(index) for index in indices(self.shape)]
             for place, (index, (element, _)) in enumerate(zip(indices(self.shape), pairs, strict=True)):
-                require_independent(whole, element, index)
+                alone = partial(prior_of_some_rows, element.call_forward, element.train_inputs, torch.Size())
+                require_same_prior(whole, alone, index)
                 if self._elements:
-                    element._continue(self._elements[place])
+                    element.continue_from(self._elements[place])
             self._elements, self._leads = [element for element, _ in pairs], pairs[0][1]
-            self._made_for = [_content(part) for part in (model, *self._elements)]
+            self._made_for = [part.content() for part in (model, *self._elements)]
         for element in self._elements:
             for own, parameter in zip(element.parameters(), model.parameters(), strict=True):
                 own.requires_grad_(parameter.requires_grad)
@@ -75,24 +73,24 @@ class Batch:
                 element.train(model.training)
         return self._elements
 
-    def share(self, model: NonConjugateGP, number: int) -> list[Tensor]:
+    def share(self, model: Any, number: int) -> list[Tensor]:
         """What one element has of the batch's parameters and training inputs; differentiable."""
         index = list(indices(self.shape))[number]
         parameters = [at(value, self._leads[name], index) for name, value in model.named_parameters()]
-        return [*parameters, *(at(x, x.shape[:-2], index) for x in model._held_inputs)]
+        return [*parameters, *(at(x, x.shape[:-2], index) for x in model.train_inputs)]
 
     @property
     def has_posteriors(self) -> bool:
         """Whether any element has one."""
         return any(element.prediction_strategy is not None for element in self._elements)
 
-    def shared(self, model: NonConjugateGP) -> set[str]:
+    def shared(self, model: Any) -> set[str]:
         """Names of the parameters that all elements have in common."""
         self.elements(model)
         return {name for name, lead in self._leads.items() if math.prod(lead) < math.prod(self.shape) or not lead}
 
     @torch.no_grad()
-    def collect(self, model: NonConjugateGP) -> None:
+    def collect(self, model: Any) -> None:
         """Gives the batch the parameters of its elements; what they share becomes the mean over them."""
         values = [list(element.parameters()) for element in self._elements]
         shares = [self.share(model, number) for number in range(len(values))]
@@ -108,24 +106,9 @@ class Batch:
         return {"shape": self.shape, "_elements": [], "_leads": {}, "_made_for": []}
 
 
-def _content(model: NonConjugateGP) -> tuple[Any, ...]:
-    """What makes an element another one: its prior, settings, and data by their place."""
-    return (
-        *(
-            describe_prior(model),
-            model._held_data,
-            model.solver,
-            model.approximation,
-            model.tempering,
-            model.operator_kind,
-        ),
-        *(model.memory_budget, model.missing_targets, model._nan_targets, model._nan_unasked),
-    )
-
-
 def either(
-    method: Callable[Concatenate[NonConjugateGP, Options], Result],
-) -> Callable[Concatenate[NonConjugateGP, Options], Result]:
+    method: Callable[Concatenate[Any, Options], Result],
+) -> Callable[Concatenate[Any, Options], Result]:
     """A method of a single model; of a batch, what ``OfBatches`` has under its name, or an error.
 
     What it returns is annotated as for a single model.
@@ -133,7 +116,7 @@ def either(
     name = method.__name__
 
     @functools.wraps(method)
-    def called(self: NonConjugateGP, *args: Options.args, **kwargs: Options.kwargs) -> Any:
+    def called(self: Any, *args: Options.args, **kwargs: Options.kwargs) -> Any:
         if not self._held_inputs:
             refuse_without_data(name)
         if self._batch is None:
@@ -144,7 +127,7 @@ def either(
     return called
 
 
-def refuse(model: NonConjugateGP, what: str) -> NoReturn:
+def refuse(model: Any, what: str) -> NoReturn:
     """Says what to do instead.
 
     Raises:
@@ -169,10 +152,10 @@ def refuse_without_data(what: str) -> NoReturn:
 
 
 class OfBatches:
-    """Methods of ``NonConjugateGP`` for batches of models: one after another."""
+    """Methods of ``Any`` for batches of models: one after another."""
 
     @staticmethod
-    def condition(model: NonConjugateGP, **options: Any) -> tuple[Solution, ...]:
+    def condition(model: Any, **options: Any) -> tuple[Solution, ...]:
         """One solution per element."""
         for name in ("on_posterior", "checkpoint"):
             if options.get(name) is not None:
@@ -180,36 +163,45 @@ class OfBatches:
         return tuple(element.condition(**options) for element in model.batch_elements)
 
     @staticmethod
-    def solution(model: NonConjugateGP) -> tuple[Solution, ...]:
+    def solution(model: Any) -> tuple[Solution, ...]:
         """One per element."""
         return tuple(element.solution for element in model.batch_elements)
 
     @staticmethod
-    def predict(model: NonConjugateGP, x: Any, **options: Any) -> tuple[Distribution, ...]:
+    def predict(model: Any, x: Any, **options: Any) -> tuple[Distribution, ...]:
         """One predictive distribution per element."""
-        inputs = model._test_inputs(x, batch=True)
-        require_shape(model, inputs)
+        inputs = _inputs(model, x)
         return tuple(
             element.predict(own, **options)
             for element, own in zip(model.batch_elements, _each(model, inputs), strict=True)
         )
 
     @staticmethod
-    def latent_mean(model: NonConjugateGP, x: Any, **options: Any) -> Tensor:
+    def latent_mean(model: Any, x: Any, **options: Any) -> Tensor:
         """``(*b, M, C)``."""
-        inputs = model._test_inputs(x, batch=True)
-        require_shape(model, inputs)
+        inputs = _inputs(model, x)
         pairs = zip(model.batch_elements, _each(model, inputs), strict=True)
         means = torch.stack([element.latent_mean(own, **options) for element, own in pairs])
         return means.unflatten(0, model.data_batch_shape)
 
 
-def _each(model: NonConjugateGP, inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
+def _inputs(model: Any, x: Any) -> tuple[Tensor, ...]:
+    """New inputs, those that were not tensors in the dtype and on the device of the training inputs."""
+    given = x if isinstance(x, tuple) else (x,)
+    inputs = as_inputs(x, "inputs", batch=True)
+    require_shape(model, inputs)
+    return tuple(
+        t if torch.is_tensor(raw) else t.to(like)
+        for raw, t, like in zip(given, inputs, model.train_inputs, strict=False)
+    )
+
+
+def _each(model: Any, inputs: tuple[Tensor, ...]) -> list[tuple[Tensor, ...]]:
     """New inputs of every element."""
     return [tuple(at(x, x.shape[:-2], index) for x in inputs) for index in indices(model.data_batch_shape)]
 
 
-def require_shape(model: NonConjugateGP, inputs: tuple[Tensor, ...]) -> None:
+def require_shape(model: Any, inputs: tuple[Tensor, ...]) -> None:
     """New inputs must be one set for each element, or for all.
 
     Raises:
@@ -233,22 +225,24 @@ def _or_none(first: torch.Size, second: torch.Size) -> torch.Size:
     return first
 
 
-def hold_batch(
-    model: NonConjugateGP,
+def check_batch(
+    likelihood: gpytorch.likelihoods.Likelihood,
     inputs: tuple[Tensor, ...],
     targets: Tensor,
     sample_weight: Tensor | None,
     *,
+    missing_targets: bool,
     nan_targets: bool,
     check_rows: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """Targets and weights of a batch of data sets, each checked as those of a single model.
 
     Args:
-        model: The model, whose likelihood has its share for every element.
+        likelihood: Of the batch, with a share for every element.
         inputs: ``(*b, N, D)`` or ``(N, D)`` each.
         targets: ``(*b, N)``.
         sample_weight: ``(*b, N)`` or ``(N,)``, or None.
+        missing_targets: Whether targets may be missing.
         nan_targets: Whether targets that are NaN are missing.
         check_rows: Whether the likelihood must be one of these rows already.
 
@@ -270,10 +264,10 @@ def hold_batch(
         *mine, target, weight = own
         assert target is not None
         found = tuple(x for x in mine if x is not None)
-        calculus = as_likelihood(element_likelihood(model.likelihood, shape, index), found)
+        calculus = as_likelihood(element_likelihood(likelihood, shape, index), found)
         if check_rows:
             calculus.check_rows(found[0].shape[0], target)
-        observed = as_observations(target, found, calculus, weight, model.missing_targets, nan_targets)
+        observed = as_observations(target, found, calculus, weight, missing_targets, nan_targets)
         valid.append(observed.targets)
         one = found[0].new_ones(found[0].shape[0])
         weights.append(one if observed.sample_weight is None else observed.sample_weight)
@@ -281,7 +275,7 @@ def hold_batch(
     return torch.stack(valid).unflatten(0, shape), None if bool((together == 1).all()) else together
 
 
-def posterior_at(model: NonConjugateGP, inputs: tuple[Tensor, ...]) -> MultivariateNormal:
+def posterior_at(model: Any, inputs: tuple[Tensor, ...]) -> MultivariateNormal:
     """The latent posterior of every element at its inputs, as one batch; also of one model at a batch of inputs.
 
     Args:
@@ -307,7 +301,8 @@ def posterior_at(model: NonConjugateGP, inputs: tuple[Tensor, ...]) -> Multivari
     parts = []
     for index in indices(shape):
         place = tuple(i if n > 1 else 0 for i, n in zip(index[len(index) - len(own) :], own, strict=True))
-        parts.append(elements[place]._latent(tuple(at(x, x.shape[:-2], index) for x in inputs)).distribution())
+        own_inputs = (at(x, x.shape[:-2], index) for x in inputs)
+        parts.append(elements[place](*own_inputs, **model.forward_keywords))
     return stacked(parts, shape)
 
 

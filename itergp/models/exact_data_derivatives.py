@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Callable
 
 import gpytorch
 import torch
+from gpytorch.distributions import MultivariateNormal
 from torch import Tensor
 
 from itergp.errors import InputError
@@ -13,34 +14,37 @@ from itergp.likelihoods import Observations
 from itergp.models.latent import LatentPosterior
 from itergp.operators import Prior
 
-if TYPE_CHECKING:
-    from itergp.models.nonconjugate_gp import NonConjugateGP
-
 _LIMIT = 4000  # training rows, of which a dense factorisation is kept for the backward pass
 
 
-def wanted(model: NonConjugateGP) -> bool:
+def wanted(tensors: tuple[Tensor | None, ...]) -> bool:
     """Whether derivatives of predictions in training inputs or targets are wanted."""
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in model._held_data.look())
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
-def posterior_of_data(model: NonConjugateGP, inputs: tuple[Tensor, ...]) -> LatentPosterior:
+def posterior_of_data(
+    forward: Callable[[tuple[Tensor, ...]], MultivariateNormal],
+    observations: Observations,
+    known: tuple[Tensor, ...],
+    inputs: tuple[Tensor, ...],
+) -> LatentPosterior:
     """The latent posterior at new inputs, with derivatives in them, in the training inputs and in the targets.
 
     For Gaussian noise ``W^-1`` it is ``m_* + K_* V`` with ``V = H B^-1 H^T W^-1 g(m)``, ``B = I + H^T K H`` and ``H H^T = W``:
     dense in float64, at N^3 operations. Hyperparameters are constants.
 
     Args:
-        model: The model.
+        forward: The prior at some inputs.
+        observations: Of the training rows.
+        known: Training inputs ``(N, D)`` each.
         inputs: New inputs ``(M, D)`` each.
 
     Raises:
         InputError: If the likelihood is not Gaussian, or there are too many rows.
     """
-    observations, rows = model.observations, model._held_inputs[0].shape[0]
+    rows = known[0].shape[0]
     _require_exact(observations, rows)
-    together = tuple(torch.cat(pair) for pair in zip(model._held_inputs, inputs, strict=True))
-    joint = model._call_forward(together)
+    joint = forward(tuple(torch.cat(pair) for pair in zip(known, inputs, strict=True)))
     covariance, mean = joint.lazy_covariance_matrix, joint.loc.double()
     if covariance.dim() > 2:
         covariance, mean = covariance.squeeze(0), mean.reshape(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,6 +16,7 @@ from torch.distributions import Distribution
 from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
+from itergp.models.batch_elements import element_tensors, select_element, select_priors
 from itergp.models.batches import Batch, either, posterior_at, refuse_without_data
 from itergp.models.checkpoint_file import Within
 from itergp.models.conditioning import bounded, find_posterior
@@ -22,7 +24,7 @@ from itergp.models.description import describe
 from itergp.models.exact_data_derivatives import posterior_of_data, wanted
 from itergp.models.held_tensors import HeldTensors
 from itergp.models.hyperparameters import frozen
-from itergp.models.identity import Identity
+from itergp.models.identity import Identity, describe_prior
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, make_plan, problem_size
 from itergp.models.prior_evaluation import depends_on_mode, fit_grids, prior_at, prior_at_training_inputs
@@ -31,9 +33,8 @@ from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction
 from itergp.models.training_data import (
     append_rows,
+    check_data,
     fantasy_model,
-    hold,
-    load_samples,
     replace_rows,
     require_nan_policy,
     warn_of_fill,
@@ -46,6 +47,9 @@ from itergp.operators.special import has_moving_grid
 from itergp.records import TraceRecord
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
 from itergp.solvers.base import Solver, require_solver
+
+# What a model has of its own beside modules and settings: data and posteriors.
+_OWN = frozenset({"_held_data", "_solution", "_operator", "_made_in_training", "_identity", "_batch"})
 
 
 class KeptPosterior:
@@ -142,7 +146,7 @@ class NonConjugateGP(gpytorch.models.GP):
         self.memory_budget = memory_budget
         self.forward_keywords: dict[str, Any] = {}
         self._batch: Batch | None = None
-        hold(self, inputs, train_targets, sample_weight)
+        self.hold(inputs, train_targets, sample_weight)
 
     # ------------------------------------------------------ the training data
     @property
@@ -189,6 +193,74 @@ class NonConjugateGP(gpytorch.models.GP):
             InputError: If ``forward`` does not make of every element what it makes of the batch.
         """
         return (self,) if self._batch is None else tuple(self._batch.elements(self))
+
+    @property
+    def may_miss_targets(self) -> bool:
+        """Whether targets may be missing, because the model, its likelihood or GPyTorch's policy says so."""
+        return self.missing_targets or self._nan_targets
+
+    def hold(
+        self,
+        inputs: tuple[Tensor, ...],
+        targets: Any,
+        sample_weight: Any,
+        *,
+        keeps: bool = False,
+        check_rows: bool = True,
+    ) -> None:
+        """Takes training data, checked; ``set_train_data`` is for users.
+
+        Args:
+            inputs: ``(N, D)`` or ``(*b, N, D)`` each.
+            targets: ``(N,)`` or ``(*b, N)``.
+            sample_weight: Weights of the targets, or None.
+            keeps: Whether present targets are among them.
+            check_rows: Whether the likelihood must be one of these rows already.
+        """
+        missing = {"missing_targets": self.missing_targets, "nan_targets": self._nan_targets}
+        data = check_data(self.likelihood, inputs, targets, sample_weight, check_rows=check_rows, **missing)
+        self._batch = self._as_batch(torch.Size(data.shape))
+        self._nan_targets, self._nan_unasked = data.nan_targets, data.unasked or (keeps and self._nan_unasked)
+        self._restore(data.inputs, data.targets, data.sample_weight, None)
+
+    def _as_batch(self, shape: torch.Size) -> Batch | None:
+        if shape and self.operator_kind == "sharded":
+            raise InputError(
+                "Processes divide the rows of a single model. Got a batch of models with operator='sharded'. Leave it out, "
+                "or give every process other elements."
+            )
+        return Batch(shape) if shape else None
+
+    def _require_nan_policy(self) -> None:
+        if self._nan_unasked:
+            require_nan_policy(self.likelihood)
+            self._nan_unasked, self._nan_targets = False, True
+
+    def content(self) -> tuple[Any, ...]:
+        """What makes a model another one: its prior, settings, and data by their place."""
+        return (
+            *(describe_prior(self), self._held_data, self.solver, self.approximation, self.tempering),
+            *(self.operator_kind, self.memory_budget, self.missing_targets, self._nan_targets, self._nan_unasked),
+        )
+
+    def copy_element(self, index: tuple[int, ...]) -> tuple[NonConjugateGP, dict[str, torch.Size]]:
+        """The model of one element of a batch, by itself: a copy with its share of the parameters and views of its data.
+
+        Args:
+            index: The element.
+
+        Returns:
+            The model, and the leading dimensions of the batch's parameters by name.
+        """
+        state = {name: value for name, value in vars(self).items() if name not in _OWN}
+        twin = object.__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(state, {id(self): twin}))
+        leads = select_element(twin, self.data_batch_shape, index)
+        select_priors(self, twin, index)
+        twin._batch = None
+        twin._held_data = HeldTensors(element_tensors(self._held_data.look(), self.data_batch_shape, index))
+        twin._forget()
+        return twin, leads
 
     def leaves(self) -> list[Tensor]:
         """What an objective of this model has derivatives in: parameters, and training inputs."""
@@ -404,7 +476,7 @@ class NonConjugateGP(gpytorch.models.GP):
                     "In training mode the model must be called on its training inputs. Got others. "
                     "Call model.eval() to predict."
                 )
-            require_nan_policy(self)
+            self._require_nan_policy()
             prior = super().__call__(*inputs, **kwargs)
             require_one_output(prior)
             return prior if self._held_data.look()[-1] is None else PriorOfWeightedRows.of(prior)
@@ -413,8 +485,8 @@ class NonConjugateGP(gpytorch.models.GP):
         inputs = self._test_inputs(args, batch=True)
         if gpytorch.settings.prior_mode.on():
             return super().__call__(*inputs, **kwargs)
-        require_nan_policy(self)
-        warn_of_fill(self)
+        self._require_nan_policy()
+        warn_of_fill(self._held_data.look()[-1])
         if self._batch is not None or any(x.dim() > 2 for x in inputs):
             return posterior_at(self, inputs)
         return self._latent(inputs).distribution()
@@ -505,7 +577,15 @@ class NonConjugateGP(gpytorch.models.GP):
             memo: Priors that have been seen.
             prefix: Of the names.
         """
-        load_samples(self, next(iter(samples_dict.values())).shape[0])
+        if not self._held_inputs:
+            refuse_without_data("local_load_samples")
+        count = next(iter(samples_dict.values())).shape[0]
+        self.train_inputs = tuple(x.expand(count, *x.shape) for x in self.train_inputs)
+        self.train_targets = self.train_targets.expand(count, *self.train_targets.shape)
+        if self.sample_weight is not None:
+            self.sample_weight = self.sample_weight.expand(count, *self.sample_weight.shape)
+        self._batch = self._as_batch(torch.Size([count, *self.data_batch_shape]))
+        self._forget()
         super().local_load_samples(samples_dict, memo, prefix)
 
     # ------------------------------------------------------------------ saving
@@ -573,7 +653,7 @@ class NonConjugateGP(gpytorch.models.GP):
     @either
     def observations(self) -> Observations:
         """Targets, their weights and the likelihood."""
-        require_nan_policy(self)
+        self._require_nan_policy()
         calculus, targets = self._calculus, self.train_targets
         calculus.check_rows(self._held_inputs[0].shape[0], targets)
         return Observations(calculus, targets, self.sample_weight)
@@ -626,12 +706,12 @@ class NonConjugateGP(gpytorch.models.GP):
         super().train(mode)
         return self
 
-    def _call_forward(self, inputs: tuple[Tensor, ...]) -> MultivariateNormal:
+    def call_forward(self, inputs: tuple[Tensor, ...]) -> MultivariateNormal:
         """What ``forward`` returns, with the keywords of the present posterior and kernels evaluated lazily."""
         with gpytorch.settings.lazily_evaluate_kernels(True):
             return of_one_output(self.forward)(*inputs, **self.forward_keywords)
 
-    def _continue(self, earlier: NonConjugateGP) -> None:
+    def continue_from(self, earlier: NonConjugateGP) -> None:
         """Takes over the posterior of an earlier copy: as its own if nothing has changed, otherwise as a start."""
         self._solution, self._identity = earlier._solution, earlier._identity
 
@@ -662,9 +742,9 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _latent(self, inputs: tuple[Tensor, ...], *, covariance: bool = True) -> LatentPosterior:
         fit_grids(self, inputs)
-        if wanted(self):
+        if wanted(self._held_data.look()):
             with frozen(self):
-                return posterior_of_data(self, inputs)
+                return posterior_of_data(self.call_forward, self.observations, self._held_inputs, inputs)
         solution = self.solution
         operator = self._training_operator()
         # The weights were found for these hyperparameters, so predictions have no useful derivative in them.

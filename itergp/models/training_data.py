@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import gpytorch
@@ -20,7 +20,7 @@ from itergp.errors import InputError
 from itergp.likelihoods import as_likelihood
 from itergp.models.arrays import as_tensor, is_array
 from itergp.models.batch_elements import batch_shape_of
-from itergp.models.batches import Batch, hold_batch, refuse_without_data
+from itergp.models.batches import check_batch, refuse_without_data
 from itergp.models.validation import allows_nan, as_inputs, as_observations, check_target_tensor, check_test_inputs
 from itergp.solvers import Solution
 from itergp.solvers.support_space import SupportSpace
@@ -29,80 +29,93 @@ if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
 
 
-def hold(
-    model: NonConjugateGP,
+@dataclass(frozen=True)
+class TrainingData:
+    """Data of a model, checked.
+
+    Attributes:
+        inputs: ``(N, D)`` or ``(*b, N, D)`` each; none of a model of the prior alone.
+        targets: ``(N,)`` or ``(*b, N)``, what is missing filled; None without inputs.
+        sample_weight: Weights of the targets, or None if all are 1.
+        shape: The batch shape b.
+        nan_targets: Whether targets that are NaN may be missing.
+        unasked: Whether some are NaN and nobody has said yet that such are missing.
+    """
+
+    inputs: tuple[Tensor, ...] = ()
+    targets: Tensor | None = None
+    sample_weight: Tensor | None = None
+    shape: tuple[int, ...] = ()
+    nan_targets: bool = False
+    unasked: bool = False
+
+
+def check_data(
+    likelihood: gpytorch.likelihoods.Likelihood,
     inputs: tuple[Tensor, ...],
     targets: Any,
     sample_weight: Any,
     *,
-    keep_nan: bool = False,
-    check_rows: bool = True,
-) -> None:
-    """Gives a model its training data, checked: one set, a batch of such, or none.
+    missing_targets: bool,
+    nan_targets: bool,
+    check_rows: bool,
+) -> TrainingData:
+    """Training data: one set, a batch of such, or none.
 
     Args:
-        model: The model, which is then one model, a batch, or one of the prior alone; its posterior is forgotten.
-        inputs: ``(N, D)`` or ``(*b, N, D)`` each; none for a model without data.
+        likelihood: The model's.
+        inputs: As ``as_inputs`` gives them.
         targets: ``(N,)`` or ``(*b, N)``.
         sample_weight: Weights of the targets, or None.
-        keep_nan: Whether NaN may be missing because it was before.
+        missing_targets: Whether targets may be missing.
+        nan_targets: Whether those that are NaN may be, because they might before.
         check_rows: Whether the likelihood must be one of these rows already; otherwise it must be when it is used.
 
     Raises:
-        InputError: If they are not valid; the model is then unchanged.
+        InputError: If they are not valid.
     """
     targets = as_tensor(targets, "train_targets") if is_array(targets) else targets
     sample_weight = as_tensor(sample_weight, "sample_weight") if is_array(sample_weight) else sample_weight
     if not inputs:
         _require_none(targets, sample_weight)
-        model._batch, model._nan_targets, model._nan_unasked = None, keep_nan, False
-        model._restore((), None, None, None)
-        return
+        return TrainingData(nan_targets=nan_targets)
     shape = batch_shape_of(inputs, targets)
-    known = keep_nan or allows_nan(model.likelihood)
+    known = nan_targets or allows_nan(likelihood)
     # GPyTorch asks its policy when such a target is used, and so do we, for what an ExactGP takes.
-    later = isinstance(model.likelihood, _GaussianLikelihoodBase) and not known and _has_nan(targets)
-    if not shape:
-        calculus = as_likelihood(model.likelihood, inputs)
+    later = isinstance(likelihood, _GaussianLikelihoodBase) and not known and _has_nan(targets)
+    missing = {"missing_targets": missing_targets, "nan_targets": known or later}
+    if shape:
+        if isinstance(likelihood, DirichletClassificationLikelihood):
+            as_likelihood(likelihood).check_rows(inputs[0].shape[-2], targets)
+        valid, weight = check_batch(likelihood, inputs, targets, sample_weight, check_rows=check_rows, **missing)
+    else:
+        calculus = as_likelihood(likelihood, inputs)
         if check_rows:
             calculus.check_rows(inputs[0].shape[0], targets)
-        observed = as_observations(targets, inputs, calculus, sample_weight, model.missing_targets, known or later)
+        observed = as_observations(targets, inputs, calculus, sample_weight, **missing)
         valid, weight = observed.targets, observed.sample_weight
-    else:
-        _require_plain(model)
-        if isinstance(model.likelihood, DirichletClassificationLikelihood):
-            as_likelihood(model.likelihood).check_rows(inputs[0].shape[0], targets)
-        valid, weight = hold_batch(
-            model, inputs, targets, sample_weight, nan_targets=known or later, check_rows=check_rows
-        )
-    model._batch, model._nan_targets = Batch(shape) if shape else None, known
-    model._nan_unasked = later and not model.missing_targets
-    model._restore(inputs, valid, weight, None)
+    return TrainingData(inputs, valid, weight, shape, known, later and not missing_targets)
 
 
 def _has_nan(targets: Any) -> bool:
     return torch.is_tensor(targets) and bool(targets.isnan().any())
 
 
-def require_nan_policy(model: NonConjugateGP) -> None:
+def require_nan_policy(likelihood: gpytorch.likelihoods.Likelihood) -> None:
     """Targets that are NaN must be missing by GPyTorch's ``observation_nan_policy`` when they are used for the first time.
 
     Raises:
         InputError: If the policy is to ignore that they are.
     """
-    if not model._nan_unasked:
-        return
-    if not allows_nan(model.likelihood):
+    if not allows_nan(likelihood):
         raise InputError(
             "`train_targets` must be finite. Got NaN value(s). Drop those rows, or pass missing_targets=True to the model to "
             "keep NaN rows without information, as GPyTorch's observation_nan_policy('mask') does while it is set."
         )
-    model._nan_unasked, model._nan_targets = False, True
 
 
-def warn_of_fill(model: NonConjugateGP) -> None:
+def warn_of_fill(weight: Tensor | None) -> None:
     """Says that a policy to fill NaN in changes nothing."""
-    weight = model._held_data.look()[-1]
     if gpytorch.settings.observation_nan_policy.value() == "fill" and weight is not None and bool((weight == 0).any()):
         warnings.warn(
             "observation_nan_policy('fill') fills nothing in here: missing targets say nothing, as with 'mask', and the "
@@ -120,28 +133,10 @@ def _require_none(targets: Any, sample_weight: Any) -> None:
         )
 
 
-def _require_plain(model: NonConjugateGP) -> None:
-    if model.operator_kind == "sharded":
-        raise InputError(
-            "Processes divide the rows of a single model. Got a batch of models with operator='sharded'. Leave it out, or "
-            "give every process other elements."
-        )
-
-
-def load_samples(model: NonConjugateGP, count: int) -> None:
-    """Makes of a model a batch of as many as there are samples of its hyperparameters, all with the same data."""
-    if not model._held_inputs:
-        refuse_without_data("local_load_samples")
-    _require_plain(model)
-    *inputs, targets, weight = (None if t is None else t.expand(count, *t.shape) for t in model._held_data.look())
-    model._batch = Batch(torch.Size([count, *model.data_batch_shape]))
-    model._restore(tuple(x for x in inputs if x is not None), targets, weight, None)
-
-
 def replace_rows(model: NonConjugateGP, inputs: Any, targets: Any, strict: bool, sample_weight: Any) -> None:
     """Replaces the training data; see ``NonConjugateGP.set_train_data``."""
-    if not model._held_inputs:
-        hold(model, as_inputs(inputs, "inputs", batch=True), targets, sample_weight)
+    if model.train_inputs is None:
+        model.hold(as_inputs(inputs, "inputs", batch=True), targets, sample_weight)
         return
     new_inputs = model.train_inputs if inputs is None else as_inputs(inputs, "inputs", batch=True)
     targets = as_tensor(targets, "targets") if is_array(targets) else targets
@@ -161,14 +156,14 @@ def replace_rows(model: NonConjugateGP, inputs: Any, targets: Any, strict: bool,
             f"New targets must have the shape of the old. Got {tuple(targets.shape)} for "
             f"{tuple(model.train_targets.shape)}. Pass strict=False to allow it."
         )
-    some_missing = (model.missing_targets or model._nan_targets) and model.sample_weight is not None
+    some_missing = model.may_miss_targets and model.sample_weight is not None
     if targets is None and sample_weight is not None and some_missing:
         raise InputError(
             "`targets` must be given with `sample_weight` when some of them may be missing. Got weights alone, which "
             "do not say which targets are missing. Pass the targets too."
         )
     weight = model.sample_weight if targets is None and sample_weight is None else sample_weight
-    hold(model, new_inputs, old, weight, keep_nan=model._nan_targets or model._nan_unasked, check_rows=False)
+    model.hold(new_inputs, old, weight, keeps=targets is None, check_rows=False)
 
 
 def append_rows(
@@ -183,7 +178,7 @@ def append_rows(
         sample_weight: Their weights, or None.
         may_be_batch: Whether a single model may become a batch, with other new rows in each.
     """
-    if not model._held_inputs:
+    if model.train_inputs is None:
         refuse_without_data("append_train_data")
     targets = as_tensor(targets, "targets") if is_array(targets) else targets
     several = torch.is_tensor(targets) and targets.dim() > model.train_targets.dim()
@@ -202,7 +197,7 @@ def append_rows(
         weight = torch.cat(parts)
     targets = torch.cat([model.train_targets, targets])
     earlier = model._solution
-    hold(model, together, targets, weight, keep_nan=model._nan_targets)
+    model.hold(together, targets, weight, keeps=True)
     if earlier is not None and not earlier.rows.sharded:  # processes divide more rows otherwise
         model._start_from(_with_rows(earlier, new[0].shape[0]))
 
@@ -217,11 +212,11 @@ def fantasy_model(model: NonConjugateGP, inputs: Any, targets: Any, noise: Tenso
             f"{'none' if noise is None else 'some'} with {type(model.likelihood).__name__}. "
             + ("Pass noise=..., one variance per row." if fixed else "Leave it out.")
         )
-    if not model._held_inputs:
+    if model.train_inputs is None:
         refuse_without_data("get_fantasy_model")
     solution = model._solution
     # The data may have derivatives, which no copy has.
-    longer = copy.deepcopy(model, {id(t): t for t in model._held_data.look() if t is not None and t.requires_grad})
+    longer = copy.deepcopy(model, {id(t): t for t in (*model.train_inputs, model.train_targets) if t.requires_grad})
     longer._solution = solution  # with the search space, which a copy leaves behind
     if noise is not None:
         longer.likelihood = model.likelihood.get_fantasy_likelihood(noise=noise)
@@ -255,7 +250,7 @@ def _append_to_batch(model: NonConjugateGP, inputs: tuple[Tensor, ...], targets:
             one if w is None else w.to(one) for w, one in zip((model.sample_weight, sample_weight), ones, strict=True)
         ]
         weight = below(given[0], given[1], 1)
-    hold(model, rows, below(known[-1], targets, dims), weight, keep_nan=model._nan_targets)
+    model.hold(rows, below(known[-1], targets, dims), weight, keeps=True)
 
 
 def _with_rows(solution: Solution, count: int) -> Solution:
