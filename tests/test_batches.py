@@ -11,7 +11,7 @@ import gpytorch.likelihoods as gl
 import pytest
 import torch
 from gpytorch.distributions import MultivariateNormal
-from gpytorch.priors import GammaPrior, NormalPrior
+from gpytorch.priors import GammaPrior, LogNormalPrior, NormalPrior
 from helpers import assert_close
 from torch import Tensor
 
@@ -316,6 +316,39 @@ def test_fit_learns_what_elements_share_from_all_of_them(objective, optimizer):
     itergp.fit(single, objective=objective, optimizer=optimizer, max_iterations=6, calibrate=False)
     for parameter, own in zip(twice.parameters(), single.parameters(), strict=True):
         assert_close(parameter, own, "derivative")
+
+
+def test_priors_of_a_batch_are_counted_as_those_of_the_elements():
+    batch, singles = _pair()
+    loc = torch.tensor([0.5, -0.5]).double().view(2, 1, 1).expand(2, 1, 2).contiguous()
+    batch.covar_module.base_kernel.register_prior("length_prior", NormalPrior(loc, torch.ones_like(loc)), "lengthscale")
+    batch.covar_module.register_prior(
+        "scale_prior", LogNormalPrior(loc[:, 0, 0], torch.ones(2).double()), "outputscale"
+    )
+    for index, single in enumerate(singles):
+        own = NormalPrior(loc[index], torch.ones_like(loc[index]))
+        single.covar_module.base_kernel.register_prior("length_prior", own, "lengthscale")
+        own = LogNormalPrior(loc[index, 0, 0], torch.ones(()).double())
+        single.covar_module.register_prior("scale_prior", own, "outputscale")
+    batch.double().train()
+    values = ComputationAwareELBO(batch.likelihood, batch)(batch(*batch.train_inputs), batch.train_targets)
+    for value, single in zip(values, singles, strict=True):
+        own = ComputationAwareELBO(single.likelihood, single.double().train())
+        assert_close(value, own(single(*single.train_inputs), single.train_targets), "local")
+    itergp.fit(batch, max_iterations=3)
+    itergp.fit(singles[1], max_iterations=3, calibrate=False)
+    learned = batch.covar_module.base_kernel.lengthscale[1]
+    assert_close(learned, singles[1].covar_module.base_kernel.lengthscale, "posterior")
+
+
+def test_a_prior_of_a_shared_vector_counts_whole_in_each_element():
+    batch, singles = _pair(shape=())
+    for model in (batch, *singles):
+        model.covar_module.base_kernel.register_prior("sum", NormalPrior(0.0, 1.0), lambda m: m.lengthscale.flatten())
+        model.double().train()
+    values = ComputationAwareELBO(batch.likelihood, batch)(batch(*batch.train_inputs), batch.train_targets)
+    own = ComputationAwareELBO(singles[0].likelihood, singles[0])
+    assert_close(values[0], own(singles[0](*singles[0].train_inputs), singles[0].train_targets), "local")
 
 
 def test_fit_takes_an_objective_of_a_batch():

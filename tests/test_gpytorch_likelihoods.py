@@ -97,6 +97,13 @@ def test_missing_observations_are_refused_without_a_word_about_them():
     for use in (lambda: model.train()(X), lambda: model.eval()(new), model.condition, lambda: model.observations):
         with pytest.raises(InputError, match=r"must be finite\. Got NaN .* or pass missing_targets=True"):
             use()
+    again = SimpleGP(X, Y, gl.GaussianLikelihood()).double().eval()
+    again.set_train_data(targets=y)
+    appended = SimpleGP(X, y, gl.GaussianLikelihood()).double().eval()
+    appended.append_train_data(new, torch.zeros(7).double())
+    for other in (again, appended):
+        with pytest.raises(InputError, match=r"must be finite\. Got NaN"):
+            other(new)
     exact = _Exact(X[seen], Y[seen], gl.GaussianLikelihood()).double().eval()
     with torch.no_grad():
         for policy in ("mask", "fill"):

@@ -32,7 +32,7 @@ from itergp.models.batches import refuse_without_data
 from itergp.models.conditioning import keeping_posterior
 from itergp.models.starting_values import initialise_model
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
-from itergp.objectives.base import Objective
+from itergp.objectives.base import Objective, log_density_of_priors
 from itergp.operators import own_rows
 from itergp.parallel import RowPartition, require_everywhere
 from itergp.records import FitRecord, LearningTrace, Listeners
@@ -221,7 +221,11 @@ def _results(solution: Any, learning: LearningTrace, result: FitResult) -> Any:
 
 
 def _learns_by_element(model: NonConjugateGP, objective: str | Objective, single: dict[str, Any]) -> bool:
-    """Whether this is a batch of models that share nothing; arguments of single models are refused for any batch."""
+    """Whether this is a batch of models that share nothing; arguments of single models are refused for any batch.
+
+    Raises:
+        InputError: If there are no data, or such an argument is given for a batch.
+    """
     if model.train_inputs is None:
         refuse_without_data("fit")
     if not model.data_batch_shape:
@@ -232,7 +236,10 @@ def _learns_by_element(model: NonConjugateGP, objective: str | Objective, single
                 f"`{name}` of `fit` is that of a single model. Got a batch of shape {tuple(model.data_batch_shape)}. Leave it "
                 "out, or fit the models in model.batch_elements."
             )
-    return not isinstance(objective, Objective) and not model.shared_parameters()
+    if isinstance(objective, Objective) or model.shared_parameters():
+        return False
+    each = torch.stack([log_density_of_priors(element) for element in model.batch_elements])
+    return torch.allclose(each, log_density_of_priors(model).flatten())  # not if a prior could not be divided
 
 
 def _fit_elements(model: NonConjugateGP, settings: dict[str, Any]) -> Any:

@@ -136,13 +136,16 @@ class Objective(MarginalLogLikelihood):
 
 
 def log_density_of_priors(model: NonConjugateGP) -> Tensor:
-    """That of all hyperparameters with a prior; of a batch of models one each, by GPyTorch's rule."""
-    shape = model.data_batch_shape
+    """That of all hyperparameters with a prior; of a batch of models one each, where what all elements share counts in each."""
+    shape, parts = model.data_batch_shape, model.batch_elements[0].named_priors()
     total = model.train_inputs[0].new_zeros(shape)
-    for _, module, prior, closure, _ in model.named_priors():
-        value = prior.log_prob(closure(module))
-        # What all elements share counts in each.
-        total = total + value.reshape(*value.shape[: len(shape)], -1).sum(-1)
+    for (_, module, prior, closure, _), (_, part, *_) in zip(model.named_priors(), parts, strict=True):
+        parameter = closure(module)
+        value = prior.log_prob(parameter)
+        shared = parameter.dim() == closure(part).dim() and value.shape == parameter.shape
+        # A prior with more values than the parameter has one for each element, by GPyTorch's rule.
+        lead = () if shared else value.shape[: len(shape)]
+        total = total + value.reshape(*lead, -1).sum(-1)
     return total
 
 
