@@ -501,6 +501,23 @@ def test_a_batch_of_posteriors_is_gpytorchs_distribution():
         assert_close(ours.expand((3, 2)).covariance_matrix[2, 1], alone.covariance_matrix, "local")
 
 
+def test_a_kernel_per_class_does_not_become_one_per_element():
+    x, y = (t[0] for t in _data("softmax"))
+    model = Model(x, y, CategoricalLikelihood(3), (3,))
+    model.mean_module = gpytorch.means.ConstantMean(batch_shape=torch.Size([3]))
+    model.covar_module.register_prior("scale_prior", GammaPrior(2.0, 1.0), "outputscale")
+    model.double().eval()
+    labels = torch.zeros(3, NEW).long()
+    samples = {"covar_module.scale_prior": torch.ones(2, 3).double()}
+    for act in (lambda: model.get_fantasy_model(_new(), labels), lambda: model.pyro_load_from_samples(samples)):
+        with pytest.raises(
+            InputError, match=r"only if mean and kernel have no batch_shape.*Got one of latent functions"
+        ):
+            act()
+    with pytest.raises(InputError, match=r"A GP is a single model\. Got data of batch shape \(2,\)"):
+        itergp.models.GP(*_data(), _gaussian())
+
+
 # ---------------------------------------------------------------------- no data
 def test_a_model_without_data_is_its_prior_until_it_has_some():
     x, y = (t[0] for t in _data())

@@ -16,7 +16,7 @@ from torch.distributions import Distribution
 from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
-from itergp.models.batch_elements import element_tensors, select_element, select_priors
+from itergp.models.batch_elements import element_tensors, leading_dimensions, select_element, select_priors
 from itergp.models.batches import Batch, either, posterior_at, refuse_without_data
 from itergp.models.checkpoint_file import Within
 from itergp.models.conditioning import bounded, find_posterior
@@ -219,9 +219,27 @@ class NonConjugateGP(gpytorch.models.GP):
         """
         missing = {"missing_targets": self.missing_targets, "nan_targets": self._nan_targets}
         data = check_data(self.likelihood, inputs, targets, sample_weight, check_rows=check_rows, **missing)
+        if data.shape:
+            self._require_shared_by_latents()
         self._batch = self._as_batch(torch.Size(data.shape))
         self._nan_targets, self._nan_unasked = data.nan_targets, data.unasked or (keeps and self._nan_unasked)
         self._restore(data.inputs, data.targets, data.sample_weight, None)
+
+    def _require_shared_by_latents(self) -> None:
+        """A single model may become a batch only if its batch shape is not one of latent functions."""
+        if "_held_data" not in vars(self) or self._batch is not None or not self._held_inputs:
+            return
+        leads = [
+            leading_dimensions(module, name, parameter)
+            for module in self.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+        ]
+        if any(lead.numel() > 1 for lead in leads) and self._calculus.num_latents > 1:
+            raise InputError(
+                "A model becomes a batch only if mean and kernel have no batch_shape, which would be taken for that of the "
+                "data. Got one of latent functions. Make a new model of the batch, or use "
+                "itergp.botorch.BotorchModel(model).condition_on_observations(X, Y) for fantasies."
+            )
 
     def _as_batch(self, shape: torch.Size) -> Batch | None:
         if shape and self.operator_kind == "sharded":
@@ -579,6 +597,7 @@ class NonConjugateGP(gpytorch.models.GP):
         """
         if not self._held_inputs:
             refuse_without_data("local_load_samples")
+        self._require_shared_by_latents()
         count = next(iter(samples_dict.values())).shape[0]
         self.train_inputs = tuple(x.expand(count, *x.shape) for x in self.train_inputs)
         self.train_targets = self.train_targets.expand(count, *self.train_targets.shape)
