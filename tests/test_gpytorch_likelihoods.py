@@ -11,8 +11,11 @@ import torch
 from helpers import SimpleGP, assert_close, make_binary, make_inputs, make_kernel, make_reals
 from torch.distributions import Independent, Normal
 
+import itergp
 from itergp.errors import InputError
-from itergp.objectives import ComputationAwareELBO
+from itergp.likelihoods import GaussianLikelihood
+from itergp.models import NonConjugateGP
+from itergp.objectives import ComputationAwareELBO, LaplaceEvidence
 from itergp.solvers import DenseNewton
 
 X, Y = make_reals(30)
@@ -85,9 +88,30 @@ def test_a_policy_about_nan_says_nothing_about_labels_of_minus_one():
 
 
 def test_missing_observations_are_refused_without_a_word_about_them():
-    y, _ = _with_holes()
-    with pytest.raises(InputError, match=r"Got 8 NaN .* or pass missing_targets=True"):
-        SimpleGP(X, y, gl.GaussianLikelihood())
+    y, seen = _with_holes()
+    for likelihood in (gl.StudentTLikelihood(), GaussianLikelihood()):
+        with pytest.raises(InputError, match=r"Got 8 NaN .* or pass missing_targets=True"):
+            SimpleGP(X, y, likelihood)
+    new = make_inputs(7, seed=3)
+    model = SimpleGP(X, y, gl.GaussianLikelihood(), solver=DenseNewton()).double()  # GPyTorch asks when they are used
+    for use in (lambda: model.train()(X), lambda: model.eval()(new), model.condition, lambda: model.observations):
+        with pytest.raises(InputError, match=r"must be finite\. Got NaN .* or pass missing_targets=True"):
+            use()
+    again = SimpleGP(X, Y, gl.GaussianLikelihood()).double().eval()
+    again.set_train_data(targets=y)
+    appended = SimpleGP(X, y, gl.GaussianLikelihood()).double().eval()
+    appended.append_train_data(new, torch.zeros(7).double())
+    for other in (again, appended):
+        with pytest.raises(InputError, match=r"must be finite\. Got NaN"):
+            other(new)
+    exact = _Exact(X[seen], Y[seen], gl.GaussianLikelihood()).double().eval()
+    with torch.no_grad():
+        for policy in ("mask", "fill"):
+            with gpytorch.settings.observation_nan_policy(policy), warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                assert_close(model.eval()(new).mean, exact(new).mean, "posterior")
+            assert any("fills nothing in" in str(w.message) for w in caught) == (policy == "fill")
+        assert_close(model(new).mean, exact(new).mean, "posterior")  # they are known to be missing from now on
 
 
 def test_dirichlet_classification_is_refused():
@@ -130,7 +154,7 @@ def _heteroskedastic() -> gl.Likelihood:
 
 REFUSED = {
     "multitask": (
-        lambda: gl.MultitaskGaussianLikelihood(num_tasks=2),
+        lambda: gl.MultitaskGaussianLikelihood(num_tasks=2, rank=1),
         r"Got MultitaskGaussianLikelihood\. Fit one model per output",
     ),
     "heteroskedastic": (_heteroskedastic, r"needs the inputs\. Use itergp\.likelihoods\.HeteroscedasticGaussian"),
@@ -198,3 +222,96 @@ def test_the_marginal_likelihood_counts_no_row_by_a_weight_it_does_not_know():
         alone = SimpleGP(x[rest], y[rest], gl.GaussianLikelihood()).double().train()
         expected = gpytorch.mlls.ExactMarginalLogLikelihood(alone.likelihood, alone)(alone(x[rest]), y[rest])
         assert_close(mll(some(x), gone) * 10.0, expected * 9.0)
+
+
+# ----------------------------------------------------------- independent outputs
+class Outputs(NonConjugateGP):
+    """Two outputs, each with mean and kernel of its own, and nothing in common."""
+
+    def __init__(self, x, y, likelihood, *, whole=False, **options):
+        super().__init__(x, y, likelihood, **options)
+        shape = torch.Size([2])
+        self.whole = whole
+        self.mean_module = gpytorch.means.ConstantMean(batch_shape=shape)
+        self.covar_module = gpytorch.kernels.RBFKernel(batch_shape=shape)
+
+    def forward(self, x):
+        kernel = self.covar_module(x) * 2.0 if not self.whole else self.covar_module(x).mul(self.covar_module(x))
+        batch = gpytorch.distributions.MultivariateNormal(self.mean_module(x), kernel)
+        return gpytorch.distributions.MultitaskMultivariateNormal.from_batch_mvn(batch)
+
+
+def _outputs(**options):
+    likelihood = gl.MultitaskGaussianLikelihood(num_tasks=2, **options.pop("noise", {}))
+    y = torch.stack([Y, Y.flip(0)], -1)
+    model = Outputs(X, options.pop("y", y), likelihood, **options).double()
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64))
+    return model
+
+
+@pytest.mark.parametrize("noise", [{}, {"has_global_noise": False}, {"has_task_noise": False}])
+@pytest.mark.parametrize("whole", [False, True])
+def test_independent_outputs_are_single_ones(noise, whole):
+    model = _outputs(noise=dict(noise), whole=whole, solver=DenseNewton()).eval()
+    new = make_inputs(7, seed=3)
+    with torch.no_grad():
+        latent = model(new)
+        observed = model.likelihood(latent)
+        predicted = model.predict(new)
+    expected = []
+    for output in range(2):
+        kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
+        length = model.covar_module.lengthscale[output].detach()
+        kernel.base_kernel.lengthscale = length / 2.0**0.5 if whole else length
+        kernel.outputscale = 1.0 if whole else 2.0
+        single = SimpleGP(
+            X, model.train_targets[:, output], gl.GaussianLikelihood(), kernel=kernel, solver=DenseNewton()
+        )
+        single.double().eval()
+        single.mean_module.constant = model.mean_module.constant[output].detach()
+        variance = torch.zeros(()).double()
+        if "has_task_noise" not in noise:
+            variance = variance + model.likelihood.task_noises[output].detach()
+        if "has_global_noise" not in noise:
+            variance = variance + model.likelihood.noise.detach()
+        single.likelihood.noise = variance
+        with torch.no_grad():
+            alone = single.likelihood(single(new))
+        assert_close(latent.mean[:, output], alone.mean, "posterior")
+        assert_close(observed.variance[:, output], alone.variance, "posterior")
+        assert_close(predicted.mean[:, output], alone.mean, "posterior")
+        assert_close(predicted.variance[:, output], alone.variance, "posterior")
+        mll = gpytorch.ExactMarginalLogLikelihood(single.likelihood, single.train())
+        expected.append(mll(single(X), single.train_targets))
+    model.train()
+    total = torch.stack(expected).sum()
+    for objective in (ComputationAwareELBO, LaplaceEvidence):
+        value = objective(model.likelihood, model, initialise_kernel=False)(model(X), model.train_targets)
+        assert_close(value, total, "posterior")
+    mll = gpytorch.ExactMarginalLogLikelihood(model.likelihood, model)
+    assert_close(mll(model(X), model.train_targets), 0.5 * total, "posterior")  # GPyTorch's is per number
+
+
+def test_independent_outputs_learn():
+    model = _outputs()
+    result = itergp.fit(model, max_iterations=5)
+    assert result.records[-1].objective > result.records[0].objective
+
+
+def test_outputs_that_are_not_independent_are_refused():
+    y = torch.stack([Y, Y.flip(0)], -1)
+    y[3, 0] = torch.nan
+    with pytest.raises(InputError, match=r"must all be missing, or none\. .* Fit one model per output"):
+        _outputs(y=y, missing_targets=True)
+    y[3] = torch.nan
+    model = _outputs(y=y, missing_targets=True).train()
+    assert float(model.sample_weight[3]) == 0.0
+    with pytest.raises(InputError, match="takes all rows alike"):
+        gpytorch.ExactMarginalLogLikelihood(model.likelihood, model)(model(X), model.train_targets)
+    with pytest.raises(InputError, match=r"must have shape \(N, 2\) for MultitaskGaussianLikelihood\. Got \(30,\)"):
+        _outputs(y=Y)
+    with pytest.raises(InputError, match=r"must be one per output\. Got a batch of such"):
+        _outputs(noise={"batch_shape": torch.Size([3])})

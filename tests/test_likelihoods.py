@@ -346,7 +346,7 @@ def test_softmax_with_as_many_rows_as_classes():
     [
         ("bernoulli", r"`likelihood` must be an itergp or GPyTorch likelihood\. Got str\. Use for example"),
         (None, r"must be an itergp or GPyTorch likelihood\. Got NoneType"),
-        (gl.MultitaskGaussianLikelihood(num_tasks=2), r"one likelihood of one output per row\. Got MultitaskGaussian"),
+        (gl.MultitaskGaussianLikelihood(2, rank=1), r"one likelihood of one output per row\. Got MultitaskGaussian"),
         (gl.LikelihoodList(gl.GaussianLikelihood()), r"one output per row\. Got LikelihoodList\. Fit one model per"),
     ],
 )

@@ -904,12 +904,56 @@ def test_a_fantasy_model_is_gpytorchs(fixed):
         assert_close(fantasy(test).variance, expected(test).variance, "posterior")
         assert_close(ours(test).mean, before)
     assert not fantasy.training
-    with pytest.raises(InputError, match=r"Got a batch, \(3, 4\)\. Use itergp\.botorch\.BotorchModel"):
-        ours.get_fantasy_model(new, torch.randn(3, 4).double(), **more)
+    batch = torch.randn(3, 4).double()
+    several = {name: value.expand(3, 4) for name, value in more.items()}
+    for inputs in (new, torch.stack([new, 2.0 * new, new + 1.0])):
+        fantasies = ours.get_fantasy_model(inputs, batch, **several)
+        assert fantasies.data_batch_shape == (3,)
+        for index, element in enumerate(fantasies.batch_elements):
+            alone = ours.get_fantasy_model(inputs if inputs.dim() == 2 else inputs[index], batch[index], **more)
+            with torch.no_grad():
+                assert_close(fantasies(test).mean[index], alone(test).mean, "local")
+                assert_close(element(test).covariance_matrix, alone(test).covariance_matrix, "local")
+    with torch.no_grad():
+        assert_close(fantasies(test).mean, theirs.get_fantasy_model(inputs, batch, **several)(test).mean, "posterior")
     with pytest.raises(
         InputError, match=r"Pass noise=" if fixed else r"Got some with GaussianLikelihood. Leave it out"
     ):
         ours.get_fantasy_model(new, values, **({} if fixed else {"noise": torch.ones(4)}))
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_predictions_have_derivatives_in_the_training_data_of_gaussian_noise(fixed):
+    x, y = make_reals(20)
+    new, test = make_inputs(3, seed=7), make_inputs(6, seed=3)
+    noise = torch.linspace(0.1, 0.5, 20).double()
+    gradients, values = [], []
+    for kind in (SimpleGP, Exact):
+        likelihood = gl.FixedNoiseGaussianLikelihood(noise) if fixed else gl.GaussianLikelihood()
+        inputs, targets = x.clone().requires_grad_(), y.clone().requires_grad_()
+        points, fantasies = test.clone().requires_grad_(), new.clone().requires_grad_()
+        model = kind(inputs, targets, likelihood).double().eval()
+        with gpytorch.settings.detach_test_caches(False):
+            latent = model(points)
+            more = {"noise": torch.full((3,), 0.2).double()} if fixed else {}
+            seen = model.get_fantasy_model(fantasies, torch.ones(3).double(), **more)(test)
+            total = (latent.mean * torch.arange(6)).sum() + latent.covariance_matrix.square().sum()
+            total = total + seen.mean.square().sum() + seen.variance.sum()
+            gradients.append(torch.autograd.grad(total, [inputs, targets, points, fantasies]))
+        values.append(total)
+    assert_close(values[0], values[1], "derivative")
+    for ours, theirs in zip(*gradients, strict=True):
+        assert_close(ours, theirs, "derivative")
+
+
+def test_derivatives_in_the_training_data_of_other_likelihoods_are_refused():
+    x, y = make_reals(20)
+    for inputs, targets in ((x.clone().requires_grad_(), y), (x, y.clone().requires_grad_())):
+        model = SimpleGP(inputs, targets, gl.StudentTLikelihood()).double().eval()
+        with pytest.raises(InputError, match=r"for Gaussian noise, otherwise in new inputs only\. Got .* Detach those"):
+            model(x[:3])
+        with torch.no_grad():
+            assert model(x[:3]).mean.shape == (3,)
 
 
 def test_the_exact_marginal_likelihood_is_gpytorchs():
@@ -931,17 +975,6 @@ def test_the_exact_marginal_likelihood_is_refused_where_rows_differ_in_weight(op
         mll(model(x), model.train_targets)
     objective = ComputationAwareELBO(model.likelihood, model)  # which knows of weights
     assert bool(torch.isfinite(objective(model(x), model.train_targets)))
-
-
-def test_batches_of_models_are_refused_with_the_way_out():
-    x, y = make_reals(30)
-    with pytest.raises(InputError, match=r"Got \(2, 30, 2\), a batch\. Build one model per batch element"):
-        SimpleGP(x.expand(2, 30, 2), y.expand(2, 30), gl.GaussianLikelihood())
-    with pytest.raises(InputError, match=r"Got \(2, 30\), a batch\. Build one model per batch element"):
-        SimpleGP(x, y.expand(2, 30), gl.GaussianLikelihood())
-    model = SimpleGP(x, y, gl.GaussianLikelihood())
-    with pytest.raises(InputError, match=r"Got samples of \['covar_module.x_prior'\]\. Set one sample at a time"):
-        model.pyro_load_from_samples({"covar_module.x_prior": torch.ones(5)})
 
 
 class Tasks(NonConjugateGP):

@@ -57,6 +57,16 @@ class BotorchModel(LatentModel):
             raise InputError(
                 f"`model` must be a NonConjugateGP. Got {type(model).__name__}. Of an estimator, pass its `model_`."
             )
+        if model.data_batch_shape or not model.train_inputs:
+            got = (
+                f"a batch of shape {tuple(model.data_batch_shape)}"
+                if model.train_inputs
+                else "one without training data"
+            )
+            raise InputError(
+                f"`model` must be a single model of some data. Got {got}. Make one of each of model.batch_elements, for "
+                "example in a botorch.models.ModelListGP, or give it data by set_train_data."
+            )
         if len(model.train_inputs) != 1:
             raise InputError(
                 f"BoTorch's models take one input. Got a model of {len(model.train_inputs)}. Concatenate their columns, and "

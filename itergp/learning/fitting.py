@@ -7,7 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Literal
 
@@ -28,10 +28,11 @@ from itergp.learning.resuming import (
     unpack_list,
 )
 from itergp.models import NonConjugateGP
+from itergp.models.batches import refuse_without_data
 from itergp.models.conditioning import keeping_posterior
 from itergp.models.starting_values import initialise_model
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
-from itergp.objectives.base import Objective
+from itergp.objectives.base import Objective, log_density_of_priors
 from itergp.operators import own_rows
 from itergp.parallel import RowPartition, require_everywhere
 from itergp.records import FitRecord, LearningTrace, Listeners
@@ -141,6 +142,11 @@ def fit(
         checkpoint_every: Seconds between writes; longer where writing would take more than a twentieth of the time.
             0 writes after every step.
 
+    Returns:
+        What was done, a ``FitResult``; of a batch of models a tuple of such. Its elements learn one after another, or
+        together, by the mean of their objectives, where they share parameters. They have no predictive distribution of
+        their own to choose, so ``calibrate`` does nothing.
+
     Raises:
         InputError: If the model has nothing to learn, or an argument is out of its range, or the checkpoint is damaged or
             belongs to something else.
@@ -157,6 +163,8 @@ def fit(
         "initialise_kernel": initialise_kernel,
         "seed": seed,
     }
+    if _learns_by_element(model, objective, {"on_posterior": on_posterior, "checkpoint": checkpoint}):
+        return _fit_elements(model, settings | {"progress": progress, "callback": callback})
     most = _largest_subset(model) if max_rows == "auto" else max_rows
     _check(optimizer, max_iterations, learning_rate, most, num_restarts, time_limit)
     rows = own_rows(model.operator_kind, model.train_targets.shape[0], model.train_inputs[0].device)
@@ -190,20 +198,57 @@ def fit(
     _warn_of_extremes(free)
     model.eval()
     seconds = {"learn": time.perf_counter() - started}
-    calibration = None
-    if calibrate and model.observations.likelihood.exchangeable and model.train_targets.shape[0] > 1:
-        begun = time.perf_counter()
-        limit_lengthscales(model, seed=seed)
-        calibration = _calibrate(model, seed)
-        seconds["calibrate"] = time.perf_counter() - begun
+    calibration = _calibrate(model, seed, seconds) if calibrate else None
     begun = time.perf_counter()
     solution = model.condition(
         progress=progress, on_posterior=on_posterior, checkpoint=part, checkpoint_every=checkpoint_every
     )
     seconds["condition"] = time.perf_counter() - begun
     logarithmic = [parameter.name for parameter in free if parameter.constraint is not None]
-    solution.trace.learning = LearningTrace(learner.records, reason.name, seconds, logarithmic)
-    return FitResult(solution, learner.records, reason.value, seconds, initialised, calibration)
+    learning = LearningTrace(learner.records, reason.name, seconds, logarithmic)
+    return _results(
+        solution, learning, FitResult(solution, learner.records, reason.value, seconds, initialised, calibration)
+    )
+
+
+def _results(solution: Any, learning: LearningTrace, result: FitResult) -> Any:
+    """The result with its trace; of a batch of models one for each solution."""
+    several = isinstance(solution, tuple)
+    results = [replace(result, solution=found) for found in (solution if several else (solution,))]
+    for one in results:
+        one.solution.trace.learning = learning
+    return tuple(results) if several else results[0]
+
+
+def _learns_by_element(model: NonConjugateGP, objective: str | Objective, single: dict[str, Any]) -> bool:
+    """Whether this is a batch of models that share nothing; arguments of single models are refused for any batch.
+
+    Raises:
+        InputError: If there are no data, or such an argument is given for a batch.
+    """
+    if model.train_inputs is None:
+        refuse_without_data("fit")
+    if not model.data_batch_shape:
+        return False
+    for name, value in single.items():
+        if value is not None:
+            raise InputError(
+                f"`{name}` of `fit` is that of a single model. Got a batch of shape {tuple(model.data_batch_shape)}. Leave it "
+                "out, or fit the models in model.batch_elements."
+            )
+    if isinstance(objective, Objective) or model.shared_parameters():
+        return False
+    each = torch.stack([log_density_of_priors(element) for element in model.batch_elements])
+    return torch.allclose(each, log_density_of_priors(model).flatten())  # not if a prior could not be divided
+
+
+def _fit_elements(model: NonConjugateGP, settings: dict[str, Any]) -> Any:
+    """Fits every element of a batch of models by itself; a tuple where a single model gives one result."""
+    results = tuple(fit(element, **settings | {"calibrate": False}) for element in model.batch_elements)
+    model.collect_elements()
+    model.tempering = 0.0
+    model.eval()
+    return results
 
 
 def _check(
@@ -226,16 +271,22 @@ def _check(
 
 def _largest_subset(model: NonConjugateGP) -> int:
     """Rows of the last stage's subsets."""
-    latents = model.observations.likelihood.num_latents
-    growth = max(1.0, model.train_targets.shape[0] / _MANY_ROWS) ** (1.0 / 3.0)
+    element = model.batch_elements[0]
+    latents = element.observations.likelihood.num_latents
+    growth = max(1.0, element.train_targets.shape[0] / _MANY_ROWS) ** (1.0 / 3.0)
     return max(_SUBSET_ROWS, min(round(growth * _REFINEMENT_ROWS), _REFINEMENT_VALUES // latents))
 
 
-def _calibrate(model: NonConjugateGP, seed: int) -> Calibration:
-    """Chooses the predictive distribution on held-out rows, and makes it the model's."""
+def _calibrate(model: NonConjugateGP, seed: int, seconds: dict[str, float]) -> Calibration | None:
+    """Chooses the predictive distribution on held-out rows, if some can be held out, and makes it the model's."""
+    if model.data_batch_shape or not model.observations.likelihood.exchangeable or model.train_targets.shape[0] < 2:
+        return None
+    begun = time.perf_counter()
+    limit_lengthscales(model, seed=seed)
     rows = max(1000, min(4000, _CALIBRATION_VALUES // model.observations.likelihood.num_latents))
     calibration = calibrate_predictions(model, num_rows=rows, seed=seed)
     model.approximation, model.tempering = calibration.approximation, calibration.tempering
+    seconds["calibrate"] = time.perf_counter() - begun
     return calibration
 
 
@@ -266,11 +317,12 @@ def _stages(
 ) -> list[Stage]:
     if isinstance(objective, Objective):
         return [Stage("learn", objective, max_iterations, learning_rate)]
-    likelihood = model.observations.likelihood
-    few = model.train_targets.shape[0] <= _FEW_ROWS or not PredictiveLogDensity.supports(likelihood)
+    element = model.batch_elements[0]
+    likelihood = element.observations.likelihood
+    few = element.train_targets.shape[0] <= _FEW_ROWS or not PredictiveLogDensity.supports(likelihood)
     if objective == "elbo" or (objective == "auto" and few):
         options: dict[str, Any] = {"initialise_kernel": False}  # that is over
-        if optimizer == "adam" and likelihood.exchangeable and _has_large_support(model):
+        if optimizer == "adam" and likelihood.exchangeable and _has_large_support(element):
             options |= {"batch_rows": _BATCH_ROWS, "seed": seed}
         bound = ComputationAwareELBO(model.likelihood, model, **options)
         return [Stage("learn", bound, max_iterations, learning_rate)]
@@ -282,7 +334,7 @@ def _stages(
     options |= {"renew_every": 5, "tolerance": 1e-3, "seed": seed}
     if optimizer == "lbfgs":  # a line search compares values: one split, and no trace of earlier evaluations in them
         options |= {"renew_every": None, "tolerance": 1e-6, "warm_start": False}
-    total = model.train_targets.shape[0]
+    total = element.train_targets.shape[0]
     last = total if max_rows is None else min(total, max_rows)
     if last <= _SUBSET_ROWS or max_iterations < 2:
         held_out = PredictiveLogDensity(model.likelihood, model, num_rows=last, **options)

@@ -244,9 +244,9 @@ class Learner:
 
     # ------------------------------------------------------------------ inside
     def evaluate(self, objective: Objective) -> float:
-        """The objective per row; the variables get the gradient of its negative."""
+        """The objective per row, of a batch of models its mean; the variables get the gradient of its negative."""
         self.model.zero_grad(set_to_none=True)
-        value = objective(self.model(*self.model.train_inputs), self.model.train_targets)
+        value = objective(self.model(*self.model.train_inputs), self.model.train_targets).mean()
         (-value).backward()
         for parameter in self.free:
             parameter.read_gradient()
@@ -255,7 +255,7 @@ class Learner:
     def value(self, objective: Objective) -> float:
         """The objective per row, NaN where it cannot be found."""
         try:
-            return float(objective(self.model(*self.model.train_inputs), self.model.train_targets).detach())
+            return float(objective(self.model(*self.model.train_inputs), self.model.train_targets).mean().detach())
         except SolverError:
             return math.nan
 

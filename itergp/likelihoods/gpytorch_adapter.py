@@ -14,7 +14,7 @@ import gpytorch.likelihoods as gl
 import torch
 from gpytorch.likelihoods.noise_models import FixedGaussianNoise
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from itergp.errors import InputError
 from itergp.likelihoods.base import Likelihood
@@ -28,7 +28,7 @@ from itergp.likelihoods.poisson import PoissonLikelihood
 from itergp.likelihoods.predictive import CategoricalPredictive, NormalPredictive
 from itergp.likelihoods.quadrature import gauss_hermite
 from itergp.likelihoods.robust import LaplaceLikelihood, StudentTLikelihood
-from itergp.likelihoods.targets import check_targets
+from itergp.likelihoods.targets import as_floats, check_targets
 from itergp.numerics.blocks import psd_root
 from itergp.numerics.spectral import absolute
 
@@ -86,9 +86,17 @@ def _adapter(likelihood: gl.Likelihood) -> Any:
 def _refuse(likelihood: gl.Likelihood) -> None:
     """Likelihoods that are not those of one output per row, given its latent values, are not taken for one that is."""
     name = type(likelihood).__name__
+    if type(likelihood) is gl.MultitaskGaussianLikelihood and likelihood.rank == 0:
+        if any(parameter.dim() != 1 for parameter in likelihood.parameters()):
+            raise InputError(
+                f"Noises of {name} must be one per output. Got a batch of such. Leave out batch_shape, or give the model a "
+                "batch of targets of that shape."
+            )
+        return
     if isinstance(likelihood, (gl.LikelihoodList, gl._MultitaskGaussianLikelihoodBase)):
         raise InputError(
-            f"`likelihood` must be one likelihood of one output per row. Got {name}. Fit one model per output."
+            f"`likelihood` must be one likelihood of one output per row. Got {name}. Fit one model per output. A "
+            "MultitaskGaussianLikelihood of rank 0 is taken, for outputs without common noise."
         )
     noise = getattr(likelihood, "noise_covar", None)
     if isinstance(noise, gl.HeteroskedasticNoise):
@@ -100,15 +108,15 @@ def _refuse(likelihood: gl.Likelihood) -> None:
     dirichlet = isinstance(likelihood, gl.DirichletClassificationLikelihood)
     if isinstance(noise, FixedGaussianNoise) and noise.noise.dim() != 1 and not dirichlet:
         raise InputError(
-            f"The noise of {name} must have shape (N,). Got {tuple(noise.noise.shape)}. Build one model per batch "
-            "element."
+            f"The noise of {name} must have shape (N,). Got {tuple(noise.noise.shape)}. Give the model a batch of "
+            "targets, one data set for each, or build one model per batch element."
         )
     for parameter in ("noise", "deg_free"):
         value = None if isinstance(noise, FixedGaussianNoise) else getattr(likelihood, parameter, None)
         if torch.is_tensor(value) and value.numel() != 1 and not isinstance(likelihood, gl.HadamardGaussianLikelihood):
             raise InputError(
                 f"`{parameter}` of {name} must be one number for all rows. Got shape {tuple(value.shape)}. Leave out "
-                "batch_shape, and build one model per batch element."
+                "batch_shape, or give the model a batch of targets of that shape."
             )
 
 
@@ -296,6 +304,79 @@ class _NoiseByRow(_Gaussian):
         return ((targets.to(f.dtype) - latent) * precision).unsqueeze(-1), precision[..., None, None]
 
 
+class _IndependentOutputs(Likelihood):
+    """GPyTorch's Gaussian noise of several outputs, independent between them: one latent function each.
+
+    Targets ``(N, C)``.
+    """
+
+    quadratic = True
+
+    def __init__(self, wrapped: gl.MultitaskGaussianLikelihood) -> None:
+        super().__init__()
+        self.wrapped = wrapped
+        self.num_latents = wrapped.num_tasks
+
+    def _noise(self, like: Tensor) -> Tensor:
+        """Variances of the outputs ``(C,)``."""
+        noise = like.new_zeros(self.num_latents)
+        if self.wrapped.has_task_noise:
+            noise = noise + self.wrapped.task_noises.to(like.dtype)
+        return noise + self.wrapped.noise.to(like.dtype) if self.wrapped.has_global_noise else noise
+
+    def missing(self, targets: Tensor) -> Tensor:
+        """Rows without any output.
+
+        Raises:
+            InputError: If only some outputs of a row are missing.
+        """
+        gone = targets.isnan() if targets.is_floating_point() else torch.zeros_like(targets, dtype=torch.bool)
+        if targets.dim() == 2 and bool((gone.any(-1) != gone.all(-1)).any()):
+            raise InputError(
+                "A row's outputs must all be missing, or none. Got rows with some of each. Fit one model per output, for "
+                "example in gpytorch.models.IndependentModelList."
+            )
+        return gone.flatten(1).any(1) if targets.dim() > 1 else gone
+
+    def validate_targets(self, targets: Tensor) -> Tensor:
+        """One finite number per row and output."""
+        if targets.dim() != 2 or targets.shape[1] != self.num_latents:
+            raise InputError(
+                f"`train_targets` must have shape (N, {self.num_latents}) for MultitaskGaussianLikelihood. Got "
+                f"{tuple(targets.shape)}. Pass one column per output."
+            )
+        check_targets(targets.flatten(), "MultitaskGaussianLikelihood")
+        return as_floats(targets)
+
+    def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
+        noise = self._noise(f)
+        residual = targets.to(f.dtype) - f
+        return -0.5 * (residual.square() / noise + noise.log() + math.log(2.0 * math.pi)).sum(-1)
+
+    def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        precision = self._noise(f).reciprocal()
+        return (targets.to(f.dtype) - f) * precision, torch.diag_embed(precision.expand(f.shape))
+
+    def standard_nodes(self, like: Tensor, seed: int = 0, skip: int = 0) -> tuple[Tensor, Tensor]:
+        """Two nodes per output: exact for a quadratic function."""
+        size = self.num_latents
+        half = math.sqrt(size) * torch.eye(size, dtype=like.dtype, device=like.device)
+        nodes = torch.cat([half, -half]).unsqueeze(1).expand(-1, like.shape[0], -1)
+        return nodes, like.new_full((2 * size,), 0.5 / size)
+
+    def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Distribution:
+        noise = self._noise(function_samples)
+        return Independent(Normal(function_samples, noise.sqrt(), validate_args=False), 1, validate_args=False)
+
+    def predictive(self, mean: Tensor, covariance: Tensor) -> Distribution:
+        """Joint distribution of a row's outputs: batch shape ``(M,)``, event shape ``(C,)``."""
+        noise = torch.diag_embed(self._noise(mean).expand(mean.shape))
+        return MultivariateNormal(mean, covariance + noise, validate_args=False)
+
+    def marginal(self, function_dist: Any, *args: Any, **kwargs: Any) -> Any:
+        return self.wrapped.marginal(function_dist, *args, **kwargs)
+
+
 class _FixedNoise(_NoiseByRow):
     """Known noise variance for every training row; as in GPyTorch, new rows get only the learned second noise."""
 
@@ -438,6 +519,7 @@ _ADAPTERS: dict[type, Any] = {
     gl.GaussianLikelihoodWithMissingObs: _GaussianWithMissing,
     gl.FixedNoiseGaussianLikelihood: _FixedNoise,
     gl.DirichletClassificationLikelihood: _Dirichlet,
+    gl.MultitaskGaussianLikelihood: _IndependentOutputs,
     gl.StudentTLikelihood: _StudentT,
     gl.LaplaceLikelihood: _Laplace,
 }

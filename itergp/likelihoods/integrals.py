@@ -86,8 +86,8 @@ def expected_softmax(
     the accuracy for every probability, or each has 8,192 points.
 
     Args:
-        mean: ``(M, C)``.
-        covariance: ``(M, C, C)``.
+        mean: ``(M, C)``, or a batch of such.
+        covariance: ``(M, C, C)``, or a batch of such.
         seed: Seed of the scrambling; equal seeds give equal results.
         accuracy: Wanted standard error of every probability; infinity for 256 points in all.
         rotate: Whether points are turned to where the covariance is largest. That makes them more accurate; but a rotation that
@@ -98,6 +98,9 @@ def expected_softmax(
     """
     if not bool(covariance.any()):
         return torch.softmax(mean, -1), torch.zeros_like(mean)
+    if mean.dim() > 2:
+        flat = expected_softmax(mean.flatten(0, -2), covariance.flatten(0, -3), seed, accuracy, rotate=rotate)
+        return flat[0].view(mean.shape), flat[1].view(mean.shape)
     probs, errors = torch.empty_like(mean), torch.empty_like(mean)
     todo = torch.arange(mean.shape[0], device=mean.device)
     root = _principal_root(covariance) if rotate else psd_root(covariance)

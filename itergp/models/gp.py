@@ -68,6 +68,11 @@ class GP(NonConjugateGP):
                 f"`x` of a GP must be one matrix of inputs. Got {len(inputs)}. Concatenate their columns, or subclass "
                 "itergp.models.NonConjugateGP, whose `forward` takes several."
             )
+        if self.data_batch_shape:
+            raise InputError(
+                f"A GP is a single model. Got data of batch shape {tuple(self.data_batch_shape)}. Subclass "
+                "itergp.models.NonConjugateGP, whose mean and kernel have that batch_shape or none."
+            )
         latents = self._calculus.num_latents
         shape = torch.Size([latents] if latents > 1 else [])
         self.mean_module = ConstantMean(batch_shape=shape) if mean is None else mean

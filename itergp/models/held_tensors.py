@@ -76,9 +76,12 @@ class HeldTensors:
     def _references(self) -> int:
         """The most references from Python to one of the tensors."""
         return max(
-            sys.getrefcount(self._tensors[i]) + weakref.getweakrefcount(self._tensors[i])
-            for i in range(len(self._tensors))
-            if self._tensors[i] is not None
+            (
+                sys.getrefcount(self._tensors[i]) + weakref.getweakrefcount(self._tensors[i])
+                for i in range(len(self._tensors))
+                if self._tensors[i] is not None
+            ),
+            default=0,
         )
 
 

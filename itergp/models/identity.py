@@ -22,8 +22,8 @@ _PROBE_ROWS = 16
 _METHOD = ("solver", "approximation", "operator_kind")
 # Data, which have names of their own; what only costs or predictions depend on; and the posterior.
 _NOT_PRIOR = (
-    *("missing_targets", "_nan_targets", "tempering", "memory_budget"),
-    *("_held_data", "_solution", "_operator", "_made_in_training", "_identity"),
+    *("missing_targets", "_nan_targets", "_nan_unasked", "tempering", "memory_budget"),
+    *("_held_data", "_solution", "_operator", "_made_in_training", "_identity", "_batch"),
 )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -15,27 +16,44 @@ from torch.distributions import Distribution
 from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
+from itergp.models.batch_elements import element_tensors, leading_dimensions, select_element, select_priors
+from itergp.models.batches import Batch, either, posterior_at, refuse_without_data
 from itergp.models.checkpoint_file import Within
 from itergp.models.conditioning import bounded, find_posterior
 from itergp.models.description import describe
+from itergp.models.exact_data_derivatives import posterior_of_data, wanted
 from itergp.models.held_tensors import HeldTensors
 from itergp.models.hyperparameters import frozen
-from itergp.models.identity import Identity
+from itergp.models.identity import Identity, describe_prior
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, make_plan, problem_size
 from itergp.models.prior_evaluation import depends_on_mode, fit_grids, prior_at, prior_at_training_inputs
-from itergp.models.prior_shapes import PriorOfWeightedRows, require_one_output
+from itergp.models.prior_shapes import PriorOfWeightedRows, of_one_output, require_one_output
 from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction
-from itergp.models.training_data import append_rows, fantasy_model, replace_rows
+from itergp.models.training_data import (
+    append_rows,
+    check_data,
+    fantasy_model,
+    replace_rows,
+    require_nan_policy,
+    warn_of_fill,
+)
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
-from itergp.models.validation import allows_nan, as_inputs, as_observations, check_test_inputs
+from itergp.models.validation import as_inputs, check_test_inputs
 from itergp.operators import KernelOperator, OperatorClass, OperatorKind, Prior, make_operator, require_operator
 from itergp.operators.derived import TabulatedKernel, snapshot
 from itergp.operators.special import has_moving_grid
 from itergp.records import TraceRecord
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
 from itergp.solvers.base import Solver, require_solver
+
+# What a model has of its own beside modules and settings: data and posteriors.
+_OWN = frozenset({"_held_data", "_solution", "_operator", "_made_in_training", "_identity", "_batch"})
+
+
+class KeptPosterior:
+    """Stands for a posterior where GPyTorch has a prediction strategy, whose caches a caller may clear."""
 
 
 class NonConjugateGP(gpytorch.models.GP):
@@ -45,7 +63,13 @@ class NonConjugateGP(gpytorch.models.GP):
     ``MultivariateNormal`` from ``forward``. One kernel serves all latent functions, or a batch of C kernels one each.
     In training mode the call returns the prior at the training inputs; in evaluation mode the latent posterior. The
     posterior is found on demand and again whenever a hyperparameter, the data, the likelihood or the solver have changed.
-    Predictions have derivatives in the inputs, not in hyperparameters: learn those by ``itergp.objectives``.
+    Predictions have derivatives in the inputs, for Gaussian noise in training inputs and targets too, not in hyperparameters:
+    learn those by ``itergp.objectives``.
+
+    Targets ``(*b, N)``, or inputs ``(*b, N, D)``, make a batch of independent models: hyperparameters with batch shape ``b``
+    belong to one each, others are shared. What ``model(x)`` and objectives return has the batch shape in front; ``condition``,
+    ``solution``, ``predict`` and ``itergp.fit`` return a tuple, one entry per element. A batch shape of mean and kernel
+    alone, with one data set, is one of latent functions.
 
     Attributes:
         tempering: Exponent p of ``predict`` by default: latent variances v are integrated as ``v (v / k)^p``, with k the
@@ -53,8 +77,9 @@ class NonConjugateGP(gpytorch.models.GP):
 
     Args:
         train_inputs: ``(N, D)``, or a tuple of such for a ``forward`` of several arguments: tensors, or arrays, data frames
-            and Arrow data, which are read where they are (``itergp.as_tensor``).
-        train_targets: ``(N,)``, as the likelihood wants them.
+            and Arrow data, which are read where they are (``itergp.as_tensor``). ``(*b, N, D)`` for a batch of models. None,
+            with targets None, for a model of the prior alone.
+        train_targets: ``(N,)``, as the likelihood wants them; ``(*b, N)`` for a batch of models.
         likelihood: One of ``itergp.likelihoods``, or any of GPyTorch's as it is.
         solver: How the posterior is found; default ``SubspaceNewton()``.
         approximation: ``"variational"`` (default) or ``"laplace"``.
@@ -110,11 +135,9 @@ class NonConjugateGP(gpytorch.models.GP):
         require_operator(operator)
         require_solver(SubspaceNewton() if solver is None else solver)
         require_positive("memory_budget", memory_budget, integer=True)
-        inputs = as_inputs(train_inputs, "train_inputs")
-        calculus = as_likelihood(likelihood, inputs)
-        self.missing_targets, self._nan_targets = missing_targets, allows_nan(calculus)
-        observed = as_observations(train_targets, inputs, calculus, sample_weight, missing_targets, self._nan_targets)
-        self._held_data = HeldTensors((*inputs, observed.targets, observed.sample_weight))
+        without_data = train_inputs is None and train_targets is None
+        inputs = () if without_data else as_inputs(train_inputs, "train_inputs", batch=True)
+        self.missing_targets, self._nan_targets, self._nan_unasked = missing_targets, False, False
         self.likelihood = likelihood
         self.solver = SubspaceNewton() if solver is None else solver
         self.approximation = approximation
@@ -122,13 +145,14 @@ class NonConjugateGP(gpytorch.models.GP):
         self.operator_kind = operator
         self.memory_budget = memory_budget
         self.forward_keywords: dict[str, Any] = {}
-        self._forget()
+        self._batch: Batch | None = None
+        self.hold(inputs, train_targets, sample_weight)
 
     # ------------------------------------------------------ the training data
     @property
     def train_inputs(self) -> tuple[Tensor, ...]:
-        """Training inputs, ``(N, D)`` each."""
-        return self._held_data.lend()[:-2]  # type: ignore[return-value]
+        """Training inputs, ``(N, D)`` or ``(*b, N, D)`` each; None of a model without data."""
+        return self._held_data.lend()[:-2] or None  # type: ignore[return-value]
 
     @train_inputs.setter
     def train_inputs(self, inputs: tuple[Tensor, ...]) -> None:
@@ -153,7 +177,148 @@ class NonConjugateGP(gpytorch.models.GP):
     def sample_weight(self, weight: Tensor | None) -> None:
         self._held_data = HeldTensors((*self._held_data.look()[:-1], weight))
 
+    @property
+    def data_batch_shape(self) -> torch.Size:
+        """The shape b of a batch of models, empty for a single one."""
+        return torch.Size() if self._batch is None else self._batch.shape
+
+    @property
+    def batch_elements(self) -> tuple[NonConjugateGP, ...]:
+        """The models of a batch by themselves, row by row; of a single model, itself.
+
+        They are copies at the present hyperparameters, made again when those change, with views of the data and the posteriors
+        that the batch predicts from.
+
+        Raises:
+            InputError: If ``forward`` does not make of every element what it makes of the batch.
+        """
+        return (self,) if self._batch is None else tuple(self._batch.elements(self))
+
+    @property
+    def may_miss_targets(self) -> bool:
+        """Whether targets may be missing, because the model, its likelihood or GPyTorch's policy says so."""
+        return self.missing_targets or self._nan_targets
+
+    def hold(
+        self,
+        inputs: tuple[Tensor, ...],
+        targets: Any,
+        sample_weight: Any,
+        *,
+        keeps: bool = False,
+        check_rows: bool = True,
+    ) -> None:
+        """Takes training data, checked; ``set_train_data`` is for users.
+
+        Args:
+            inputs: ``(N, D)`` or ``(*b, N, D)`` each.
+            targets: ``(N,)`` or ``(*b, N)``.
+            sample_weight: Weights of the targets, or None.
+            keeps: Whether present targets are among them.
+            check_rows: Whether the likelihood must be one of these rows already.
+        """
+        missing = {"missing_targets": self.missing_targets, "nan_targets": self._nan_targets}
+        data = check_data(self.likelihood, inputs, targets, sample_weight, check_rows=check_rows, **missing)
+        if data.shape:
+            self._require_shared_by_latents()
+        self._batch = self._as_batch(torch.Size(data.shape))
+        self._nan_targets, self._nan_unasked = data.nan_targets, data.unasked or (keeps and self._nan_unasked)
+        self._restore(data.inputs, data.targets, data.sample_weight, None)
+
+    def _require_shared_by_latents(self) -> None:
+        """A single model may become a batch only if its batch shape is not one of latent functions."""
+        if "_held_data" not in vars(self) or self._batch is not None or not self._held_inputs:
+            return
+        leads = [
+            leading_dimensions(module, name, parameter)
+            for module in self.modules()
+            for name, parameter in module.named_parameters(recurse=False)
+        ]
+        if any(lead.numel() > 1 for lead in leads) and self._calculus.num_latents > 1:
+            raise InputError(
+                "A model becomes a batch only if mean and kernel have no batch_shape, which would be taken for that of the "
+                "data. Got one of latent functions. Make a new model of the batch, or use "
+                "itergp.botorch.BotorchModel(model).condition_on_observations(X, Y) for fantasies."
+            )
+
+    def _as_batch(self, shape: torch.Size) -> Batch | None:
+        if shape and self.operator_kind == "sharded":
+            raise InputError(
+                "Processes divide the rows of a single model. Got a batch of models with operator='sharded'. Leave it out, "
+                "or give every process other elements."
+            )
+        return Batch(shape) if shape else None
+
+    def _require_nan_policy(self) -> None:
+        if self._nan_unasked:
+            require_nan_policy(self.likelihood)
+            self._nan_unasked, self._nan_targets = False, True
+
+    def content(self) -> tuple[Any, ...]:
+        """What makes a model another one: its prior, settings, and data by their place."""
+        return (
+            *(describe_prior(self), self._held_data, self.solver, self.approximation, self.tempering),
+            *(self.operator_kind, self.memory_budget, self.missing_targets, self._nan_targets, self._nan_unasked),
+        )
+
+    def copy_element(self, index: tuple[int, ...]) -> tuple[NonConjugateGP, dict[str, torch.Size]]:
+        """The model of one element of a batch, by itself: a copy with its share of the parameters and views of its data.
+
+        Args:
+            index: The element.
+
+        Returns:
+            The model, and the leading dimensions of the batch's parameters by name.
+        """
+        state = {name: value for name, value in vars(self).items() if name not in _OWN}
+        twin = object.__new__(type(self))
+        twin.__dict__.update(copy.deepcopy(state, {id(self): twin}))
+        leads = select_element(twin, self.data_batch_shape, index)
+        select_priors(self, twin, index)
+        twin._batch = None
+        twin._held_data = HeldTensors(element_tensors(self._held_data.look(), self.data_batch_shape, index))
+        twin._forget()
+        return twin, leads
+
+    def leaves(self) -> list[Tensor]:
+        """What an objective of this model has derivatives in: parameters, and training inputs."""
+        return [*self.parameters(), *self._held_inputs]
+
+    def share(self, number: int) -> list[Tensor]:
+        """What one element of a batch has of the batch's parameters and training inputs: its ``leaves``, with derivatives.
+
+        Args:
+            number: Of the element, row by row.
+        """
+        return self.leaves() if self._batch is None else self._batch.share(self, number)
+
+    def shared_parameters(self) -> list[str]:
+        """Names of the trainable parameters that the elements of a batch have in common."""
+        shared = set() if self._batch is None else self._batch.shared(self)
+        return [name for name, parameter in self.named_parameters() if parameter.requires_grad and name in shared]
+
+    def collect_elements(self) -> None:
+        """Gives a batch the hyperparameters of its elements; those that elements share become the mean over them."""
+        if self._batch is not None:
+            self._batch.collect(self)
+
     # ---------------------------------------------------------- the posterior
+    @property
+    def prediction_strategy(self) -> KeptPosterior | None:
+        """What GPyTorch keeps predictions in: an object without content if there is a posterior, None otherwise.
+
+        Set to None, it forgets the posterior.
+        """
+        known = self._solution is not None or (self._batch is not None and self._batch.has_posteriors)
+        return KeptPosterior() if known else None
+
+    @prediction_strategy.setter
+    def prediction_strategy(self, strategy: None) -> None:
+        self._forget()
+        if self._batch is not None:
+            self._batch = Batch(self._batch.shape)
+
+    @either
     def condition(
         self,
         *,
@@ -198,6 +363,7 @@ class NonConjugateGP(gpytorch.models.GP):
             checkpoint_every=checkpoint_every,
         )
 
+    @either
     def plan(self) -> Plan:
         """What ``condition`` is expected to take: passes, kernel entries, time and memory.
 
@@ -208,10 +374,12 @@ class NonConjugateGP(gpytorch.models.GP):
         return make_plan(operator, self.solver, problem_size(self, operator))
 
     @property
+    @either
     def solution(self) -> Solution:
         """The posterior at the current hyperparameters; found now if they changed since it was last found."""
         return self._current_solution() or self.condition()
 
+    @either
     def predict(
         self, x: Any, *, tempering: float | None = None, progress: bool = False, **observation: Any
     ) -> Distribution:
@@ -242,6 +410,7 @@ class NonConjugateGP(gpytorch.models.GP):
         stream = self._stream(x, progress=progress)
         return stream.predictive(tempering, self._calculus.observation_at(stream.inputs) | observation)
 
+    @either
     def predict_batches(
         self,
         x: Any,
@@ -273,6 +442,7 @@ class NonConjugateGP(gpytorch.models.GP):
         stream = self._stream(x, batch_size, progress)
         return stream.predictives(tempering, self._calculus.observation_at(stream.inputs) | observation)
 
+    @either
     def latent_mean(self, x: Any, *, progress: bool = False) -> Tensor:
         """Posterior mean of the latent functions ``(M, C)``, without the cost of a covariance.
 
@@ -282,6 +452,7 @@ class NonConjugateGP(gpytorch.models.GP):
         """
         return self._stream(x, progress=progress).mean()
 
+    @either
     def decompose_uncertainty(
         self, x: Tensor | tuple[Tensor, ...], *, passes: int = 8, dense_limit: int = 4000
     ) -> UncertaintyDecomposition:
@@ -314,20 +485,29 @@ class NonConjugateGP(gpytorch.models.GP):
         """
         self._call_forward_with(kwargs)
         if self.training:
-            inputs = as_inputs(args, "inputs")
+            inputs = as_inputs(args, "inputs", batch=True)
             known = self._held_inputs
+            if not known:
+                refuse_without_data("model in training mode")
             if len(inputs) != len(known) or not all(map(torch.equal, inputs, known)):
                 raise InputError(
                     "In training mode the model must be called on its training inputs. Got others. "
                     "Call model.eval() to predict."
                 )
+            self._require_nan_policy()
             prior = super().__call__(*inputs, **kwargs)
             require_one_output(prior)
             weight = self._held_data.look()[-1]
             return prior if weight is None else PriorOfWeightedRows.of(prior, weight)
-        inputs = self._test_inputs(args)
+        if not self._held_inputs:
+            return super().__call__(*as_inputs(args, "inputs", batch=True), **kwargs)
+        inputs = self._test_inputs(args, batch=True)
         if gpytorch.settings.prior_mode.on():
             return super().__call__(*inputs, **kwargs)
+        self._require_nan_policy()
+        warn_of_fill(self._held_data.look()[-1])
+        if self._batch is not None or any(x.dim() > 2 for x in inputs):
+            return posterior_at(self, inputs)
         return self._latent(inputs).distribution()
 
     def forward(self, *args: Any, **kwargs: Any) -> MultivariateNormal:
@@ -379,15 +559,16 @@ class NonConjugateGP(gpytorch.models.GP):
         """A copy that has seen more rows; hyperparameters stay, and its posterior starts from the present one.
 
         Args:
-            inputs: Inputs of the new rows ``(M, D)``, or a tuple or list of such.
-            targets: Their targets ``(M,)``.
-            noise: Their noise variances ``(M,)``, for a ``FixedNoiseGaussianLikelihood``.
+            inputs: Inputs of the new rows ``(M, D)``, or a tuple or list of such; ``(*b, M, D)`` for a batch of fantasies.
+            targets: Their targets ``(M,)``, or ``(*b, M)`` for a batch of models, one for each fantasy; dimensions in front of
+                the model's own batch shape are more of them.
+            noise: Their noise variances, like the targets, for a ``FixedNoiseGaussianLikelihood``.
 
         Returns:
-            The copy, in the same mode.
+            The copy, in the same mode. With Gaussian noise its predictions have derivatives in ``inputs`` and ``targets``.
 
         Raises:
-            InputError: If the rows do not look like the training data, are a batch of such, or their noise is missing.
+            InputError: If the rows do not look like the training data, or their noise is missing.
         """
         return fantasy_model(self, inputs, targets, noise)
 
@@ -405,18 +586,30 @@ class NonConjugateGP(gpytorch.models.GP):
             PriorOfWeightedRows.refuse()
         return X
 
-    def pyro_load_from_samples(self, samples_dict: dict[str, Tensor]) -> None:
-        """Refuses samples of hyperparameters, which would make a batch of models.
+    def local_load_samples(self, samples_dict: dict[str, Tensor], memo: set[Any], prefix: str) -> None:
+        """Makes a batch of models with the same data, one for each sample of the hyperparameters.
 
-        Raises:
-            InputError: Always.
+        ``pyro_load_from_samples(samples)`` calls it, as for an ``ExactGP``; it needs no Pyro.
+
+        Args:
+            samples_dict: Samples by the names of priors, their number in front.
+            memo: Priors that have been seen.
+            prefix: Of the names.
         """
-        raise InputError(
-            f"Hyperparameters must be one set for a model. Got samples of {sorted(samples_dict)}. Set one sample at a "
-            "time, by model.initialize(**values) or model.load_state_dict, and average predictions over them."
-        )
+        if not self._held_inputs:
+            refuse_without_data("local_load_samples")
+        self._require_shared_by_latents()
+        count = next(iter(samples_dict.values())).shape[0]
+        self.train_inputs = tuple(x.expand(count, *x.shape) for x in self.train_inputs)
+        self.train_targets = self.train_targets.expand(count, *self.train_targets.shape)
+        if self.sample_weight is not None:
+            self.sample_weight = self.sample_weight.expand(count, *self.sample_weight.shape)
+        self._batch = self._as_batch(torch.Size([count, *self.data_batch_shape]))
+        self._forget()
+        super().local_load_samples(samples_dict, memo, prefix)
 
     # ------------------------------------------------------------------ saving
+    @either
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes parameters, training data and, if it is current, the posterior to one safetensors file.
 
@@ -432,6 +625,7 @@ class NonConjugateGP(gpytorch.models.GP):
         """
         save_model(self, path)
 
+    @either
     def load(self, path: str | os.PathLike[str]) -> NonConjugateGP:
         """Restores what ``save`` wrote, into a model built the same way; predictions are the saved model's.
 
@@ -458,7 +652,7 @@ class NonConjugateGP(gpytorch.models.GP):
         known = self._current_solution()
         result = super()._apply(fn, recurse=recurse)
         self._held_data = HeldTensors(tuple(None if t is None else fn(t) for t in self._held_data.look()))
-        self._operator = None
+        self._operator, self._batch = None, None if self._batch is None else Batch(self._batch.shape)
         same_dtype = self._solution is None or self._solution.representer_weights.dtype == self._like_data.dtype
         if known is not None and same_dtype:
             self._adopt(known.to(self._like_data))
@@ -476,9 +670,13 @@ class NonConjugateGP(gpytorch.models.GP):
 
     # ------------------------------------------------------------------ inside
     @property
+    @either
     def observations(self) -> Observations:
         """Targets, their weights and the likelihood."""
-        return Observations(self._calculus, self.train_targets, self.sample_weight)
+        self._require_nan_policy()
+        calculus, targets = self._calculus, self.train_targets
+        calculus.check_rows(self._held_inputs[0].shape[0], targets)
+        return Observations(calculus, targets, self.sample_weight)
 
     @property
     def _held_inputs(self) -> tuple[Tensor, ...]:
@@ -502,6 +700,7 @@ class NonConjugateGP(gpytorch.models.GP):
     def _calculus(self) -> Likelihood:
         return as_likelihood(self.likelihood, self._held_inputs)
 
+    @either
     def _prior(self, inputs: tuple[Tensor, ...]) -> Prior:
         """The prior at the training inputs, if these are given, or at new ones."""
         held = self._held_inputs
@@ -526,6 +725,15 @@ class NonConjugateGP(gpytorch.models.GP):
             self._operator = None if unseen or depends_on_mode(self) else operator
         super().train(mode)
         return self
+
+    def call_forward(self, inputs: tuple[Tensor, ...]) -> MultivariateNormal:
+        """What ``forward`` returns, with the keywords of the present posterior and kernels evaluated lazily."""
+        with gpytorch.settings.lazily_evaluate_kernels(True):
+            return of_one_output(self.forward)(*inputs, **self.forward_keywords)
+
+    def continue_from(self, earlier: NonConjugateGP) -> None:
+        """Takes over the posterior of an earlier copy: as its own if nothing has changed, otherwise as a start."""
+        self._solution, self._identity = earlier._solution, earlier._identity
 
     def _make_operator(self, prior: Prior) -> KernelOperator:
         """The operator of a snapshot of the kernel, so that it stays what the posterior was found with."""
@@ -553,20 +761,18 @@ class NonConjugateGP(gpytorch.models.GP):
             self._operator, self._made_in_training = operator, self.training
 
     def _latent(self, inputs: tuple[Tensor, ...], *, covariance: bool = True) -> LatentPosterior:
-        if torch.is_grad_enabled() and any(x.requires_grad for x in self._held_inputs):
-            raise InputError(
-                "Predictions have derivatives in new inputs, not in training inputs. Got training inputs that require them. "
-                "Detach those, or predict under torch.no_grad()."
-            )
         fit_grids(self, inputs)
+        if wanted(self._held_data.look()):
+            with frozen(self):
+                return posterior_of_data(self.call_forward, self.observations, self._held_inputs, inputs)
         solution = self.solution
         operator = self._training_operator()
         # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
         with torch.set_grad_enabled(torch.is_grad_enabled() and any(x.requires_grad for x in inputs)), frozen(self):
             return LatentPosterior.at(self._prior(inputs), operator, solution, covariance=covariance)
 
-    def _test_inputs(self, x: Any) -> tuple[Tensor, ...]:
-        inputs = as_inputs(x, "inputs")
+    def _test_inputs(self, x: Any, *, batch: bool = False) -> tuple[Tensor, ...]:
+        inputs = as_inputs(x, "inputs", batch=batch)
         inputs = self._like_training(x, inputs)
         check_test_inputs(inputs, self._held_inputs)
         return inputs
@@ -598,7 +804,7 @@ class NonConjugateGP(gpytorch.models.GP):
     def _restore(
         self,
         inputs: tuple[Tensor, ...],
-        targets: Tensor,
+        targets: Tensor | None,
         sample_weight: Tensor | None,
         solution: Solution | None,
     ) -> None:

@@ -9,9 +9,21 @@ from typing import Any, ClassVar, NoReturn
 import gpytorch
 import torch
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from linear_operator.operators import BlockDiagLinearOperator, BlockInterleavedLinearOperator
 from torch import Tensor
 
 from itergp.errors import InputError
+
+
+def as_latent_functions(prior: Any) -> Any:
+    """A distribution of independent outputs as a batch of latent functions; any other as it is."""
+    if not isinstance(prior, MultitaskMultivariateNormal):
+        return prior
+    covariance = prior.lazy_covariance_matrix
+    kind = BlockInterleavedLinearOperator if prior._interleaved else BlockDiagLinearOperator
+    if type(covariance) is not kind or prior.mean.dim() != 2:
+        return prior
+    return MultivariateNormal(prior.mean.mT, covariance.base_linear_op)
 
 
 def require_one_output(prior: Any) -> None:
@@ -22,24 +34,26 @@ def require_one_output(prior: Any) -> None:
     """
     if not isinstance(prior, MultivariateNormal):
         return  # refused where it is taken apart
+    prior = as_latent_functions(prior)
     size, own = prior.loc.shape[-1], prior.lazy_covariance_matrix.shape[-1]
     if isinstance(prior, MultitaskMultivariateNormal) or size != own:
         raise InputError(
             f"forward must return a gpytorch MultivariateNormal over one value per row. Got {type(prior).__name__} "
             f"with a mean of shape {tuple(prior.mean.shape)} and {own} rows of covariance: coupled outputs, as "
-            "multitask kernels and kernels with derivatives have them. Fit one model per output, or make the output's "
-            "number a column of the inputs and multiply by an IndexKernel of it."
+            "multitask kernels and kernels with derivatives have them. Fit one model per output, make the output's "
+            "number a column of the inputs and multiply by an IndexKernel of it, or return independent outputs by "
+            "MultitaskMultivariateNormal.from_batch_mvn."
         )
 
 
 def of_one_output(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A model's ``forward``, its result checked by ``require_one_output``."""
+    """A model's ``forward``, its result checked by ``require_one_output``, with independent outputs as latent functions."""
 
     @functools.wraps(forward)
     def checked(*args: Any, **kwargs: Any) -> Any:
         prior = forward(*args, **kwargs)
         require_one_output(prior)
-        return prior
+        return as_latent_functions(prior)
 
     return checked
 
@@ -58,7 +72,9 @@ class PriorOfWeightedRows(MultivariateNormal):
 
     @classmethod
     def of(cls, prior: MultivariateNormal, weight: Tensor) -> MultivariateNormal:
-        """The same distribution, if it is one of a single output; likelihoods make their marginals from its class."""
+        """The same distribution; likelihoods make their marginals from the class of one of a single output."""
+        if isinstance(prior, MultitaskMultivariateNormal):
+            return PriorOfWeightedOutputs(prior.mean, prior.lazy_covariance_matrix, interleaved=prior._interleaved)
         if type(prior) is not MultivariateNormal:
             return prior
         return type(cls.__name__, (cls,), {"weight": weight})(prior.loc, prior.lazy_covariance_matrix)
@@ -98,13 +114,25 @@ class _MeanOfObserved(Tensor):
     def __getitem__(self, index: Any) -> Tensor:
         mask = index[-1] if isinstance(index, tuple) else index
         weight = getattr(self, "weight", None)
+        # Of a batch, GPyTorch takes the rows that are observed in every element.
+        observed = (
+            None if weight is None else (weight == 1.0).flatten(0, -2).all(0) if weight.dim() > 1 else weight == 1.0
+        )
         if (
-            weight is not None
-            and torch.is_tensor(mask)
+            torch.is_tensor(mask)
             and mask.dtype is torch.bool
-            and not torch.equal(mask, weight == 1.0)
+            and observed is not None
+            and not torch.equal(mask, observed)
         ):
             PriorOfWeightedRows.refuse()
         if weight is not None and not bool(((weight == 0.0) | (weight == 1.0)).all()):
             PriorOfWeightedRows.refuse()
         return self.as_subclass(Tensor)[index]
+
+
+class PriorOfWeightedOutputs(MultitaskMultivariateNormal):
+    """The same of independent outputs."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Refused: it would count every row once."""
+        PriorOfWeightedRows.refuse()

@@ -26,11 +26,16 @@ def initialise_model(model: NonConjugateGP) -> list[str]:
     """Sets lengthscales, output scales and parameters of the likelihood that are still at their default.
 
     Args:
-        model: The model, whose parameters are changed.
+        model: The model, whose parameters are changed. Those of a batch of models start as in single ones, and what elements
+            share at the mean over them.
 
     Returns:
         Names of what was set.
     """
+    if model.data_batch_shape:
+        names = [name for element in model.batch_elements for name in initialise_model(element)]
+        model.collect_elements()
+        return sorted(set(names))
     with torch.no_grad():
         prior = model._prior(model.train_inputs)
         features = prior.features if prior.features.dim() == 2 else prior.features[0]

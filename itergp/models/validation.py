@@ -20,11 +20,12 @@ _BLOCK_ROWS = 65_536
 _CLASS_LIKELIHOODS = ("BernoulliLikelihood", "CategoricalLikelihood", "OrdinalLikelihood", "_MixedSoftmax")
 
 
-def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
+def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, ...]:
     """Inputs as a tuple of finite matrices ``(N, D)``; vectors become one column.
 
     The first is floating point; others may be integers, such as the number of a task, and become ``int64``. Arrays,
-    data frames and Arrow data are read where they are, see ``itergp.as_tensor``.
+    data frames and Arrow data are read where they are, see ``itergp.as_tensor``. With ``batch`` they may be batches of such,
+    ``(*b, N, D)``.
 
     Raises:
         InputError: For anything else.
@@ -38,17 +39,16 @@ def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
         raise InputError(f"`{name}` must be a torch tensor or a tuple of them. Got {kinds}. Use torch.as_tensor(x).")
     checked = tuple(_as_column(x) if place == 0 else _as_long(_as_column(x)) for place, x in enumerate(given))
     for x in checked:
-        if x.dim() > 2:
+        if x.dim() > 2 and not batch:
             raise InputError(
-                f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}, a batch. Build one "
-                "model per batch element, for example in a torch.nn.ModuleList; itergp.botorch.BotorchModel takes "
-                "t-batches of points."
+                f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}, a batch. Call model(x), "
+                "which takes batches, or pass one element at a time; itergp.botorch.BotorchModel takes t-batches of points."
             )
-        if x.dim() != 2:
+        if x.dim() < 2:
             raise InputError(
                 f"`{name}` must have shape (N, D), one row per observation. Got {tuple(x.shape)}. Reshape it."
             )
-        if x.shape[0] == 0:
+        if 0 in x.shape[:-1]:
             raise InputError(f"`{name}` must have at least one row. Got none. Check how the data were selected.")
         if not x.is_floating_point() and x is checked[0]:
             remedy = "Call .float() or .double()." if len(checked) == 1 else "Put integers, such as a task, after it."
@@ -56,13 +56,13 @@ def as_inputs(inputs: Any, name: str) -> tuple[Tensor, ...]:
         if x.is_floating_point() and x.dtype not in (torch.float32, torch.float64):
             raise InputError(f"`{name}` must be float32 or float64. Got {x.dtype}. Call .float().")
         same_dtype = x.dtype in (checked[0].dtype, torch.int64)
-        if not same_dtype or x.device != checked[0].device or x.shape[0] != checked[0].shape[0]:
+        if not same_dtype or x.device != checked[0].device or x.shape[-2] != checked[0].shape[-2]:
             raise InputError(
                 f"All of `{name}` must share rows, dtype and device. Got {_kind(checked[0])} and {_kind(x)}. Convert them."
             )
         if rows := _rows_not_finite(x):
             raise InputError(
-                f"`{name}` must be finite. Got NaN or infinite values in {rows} of {x.shape[0]} row(s). "
+                f"`{name}` must be finite. Got NaN or infinite values in {rows} of {x.shape[:-1].numel()} row(s). "
                 "Drop those rows or impute the values."
             )
     return checked
@@ -81,9 +81,14 @@ def _rows_not_finite(x: Tensor) -> int:
     return sum(int((~torch.isfinite(part)).any(-1).sum()) for part in x.detach().split(_BLOCK_ROWS))
 
 
-def allows_nan(likelihood: Likelihood) -> bool:
+def allows_nan(likelihood: gpytorch.likelihoods.Likelihood) -> bool:
     """Whether targets may be NaN without ``missing_targets``: the likelihood or ``observation_nan_policy`` says so."""
-    return likelihood.accepts_missing or gpytorch.settings.observation_nan_policy.value() != "ignore"
+    accepts = isinstance(likelihood, gpytorch.likelihoods.GaussianLikelihoodWithMissingObs)
+    return (
+        accepts
+        or getattr(likelihood, "accepts_missing", False)
+        or gpytorch.settings.observation_nan_policy.value() != "ignore"
+    )
 
 
 def as_observations(
@@ -93,12 +98,8 @@ def as_observations(
     sample_weight: Any,
     missing_targets: bool,
     nan_targets: bool,
-    *,
-    check_likelihood: bool = True,
 ) -> Observations:
     """Targets in the form of the likelihood, one per row of the inputs, with their weights.
-
-    What a likelihood holds for every row may be set after the rows, if it is not checked here.
 
     Missing targets get weight 0 and the value of a row that was observed: those that the likelihood calls missing with
     ``missing_targets``, which may be labels of -1 too, and NaN alone with ``nan_targets``.
@@ -108,8 +109,6 @@ def as_observations(
     """
     targets = as_tensor(targets, "train_targets") if is_array(targets) else targets
     sample_weight = as_tensor(sample_weight, "sample_weight") if is_array(sample_weight) else sample_weight
-    if check_likelihood:
-        likelihood.check_rows(inputs[0].shape[0], targets)
     check_target_tensor(targets, inputs)
     weight = None if sample_weight is None else _as_weight(sample_weight, inputs[0])
     missing = likelihood.missing(targets) if missing_targets else Likelihood.missing(likelihood, targets)
@@ -154,8 +153,8 @@ def check_target_tensor(targets: Tensor, inputs: tuple[Tensor, ...]) -> None:
     rows = inputs[0].shape[0]
     if targets.dim() == 2 and targets.shape[0] != rows and targets.shape[1] == rows:
         raise InputError(
-            f"`train_targets` must have one row per observation, {rows}. Got {tuple(targets.shape)}, a batch. Build "
-            "one model per batch element, for example in a torch.nn.ModuleList."
+            f"Targets must have one row per observation, {rows}. Got {tuple(targets.shape)}, a batch. Give the model a batch "
+            "of targets when it is made or by set_train_data, or pass those of one element."
         )
     if targets.dim() >= 1 and targets.shape[0] != rows:
         raise InputError(

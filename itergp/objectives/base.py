@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.likelihoods import Observations
 from itergp.models import NonConjugateGP
+from itergp.models.prior_shapes import as_latent_functions
 from itergp.models.starting_values import initialise_model
 from itergp.numerics.blocks import curvature_eigen
 from itergp.operators import KernelOperator, Neighbourhoods, Prior, make_operator
@@ -53,10 +55,11 @@ class Objective(MarginalLogLikelihood):
                 "Pass the likelihood that the model was made with."
             )
         super().__init__(likelihood, model)
+        self._of_each: list[Objective] = []
         self.initialised = initialise_model(model) if initialise_kernel else []
 
     def forward(self, function_dist: MultivariateNormal, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """The objective per training row, with log-densities of priors and added losses.
+        """The objective per training row, priors and added losses included; of a batch of models one each, ``(*b,)``.
 
         Args:
             function_dist: The prior at the training inputs: the model called on them in training mode.
@@ -68,7 +71,8 @@ class Objective(MarginalLogLikelihood):
             InputError: If the arguments are not those of the whole training set.
         """
         model: NonConjugateGP = self.model
-        rows = model.train_targets.shape[0]
+        rows = model.batch_elements[0].train_targets.shape[0]
+        function_dist = as_latent_functions(function_dist)
         if not isinstance(function_dist, MultivariateNormal) or function_dist.loc.shape[-1] != rows:
             raise InputError(
                 f"The objective needs the prior at all {rows} training inputs. Got another distribution. "
@@ -79,19 +83,44 @@ class Objective(MarginalLogLikelihood):
                 "The objective needs the model's own training targets. Got others. Pass model.train_targets, or change them "
                 "with model.set_train_data."
             )
-        observations = model.observations
+        if model.data_batch_shape:
+            return (self._of_elements() + log_density_of_priors(model)) / rows
+        return (self._without_priors(function_dist) + log_density_of_priors(model)) / rows
+
+    def _without_priors(self, function_dist: MultivariateNormal) -> Tensor:
+        """Evidence and added losses of a single model."""
+        model: NonConjugateGP = self.model
+        observations, function_dist = model.observations, as_latent_functions(function_dist)
         prior = Prior.from_forward(lambda *_: function_dist, model.train_inputs, observations.likelihood.num_latents)
         value = self.evidence(prior, observations)
         for loss in model.added_loss_terms():
             value = value + loss.loss().sum()
-        for _, module, density, closure, _ in model.named_priors():
-            value = value + density.log_prob(closure(module)).sum()
-        return value / rows
+        return value
+
+    def _of_elements(self) -> Tensor:
+        """The same for every element of a batch of models, ``(*b,)``."""
+        model, values = self.model, []
+        elements = model.batch_elements
+        if len(self._of_each) != len(elements):
+            self._of_each = [self._copy() for _ in elements]
+        for index, (element, part) in enumerate(zip(elements, self._of_each, strict=True)):
+            part.model, part.likelihood = element, element.likelihood
+            value = part._without_priors(element(*element.train_inputs))
+            values.append(with_gradient_in(value, element.leaves(), model.share(index)))
+        return torch.stack(values).unflatten(0, model.data_batch_shape)
+
+    def _copy(self) -> Objective:
+        """One for another model, with the same settings."""
+        twin = copy.copy(self)
+        twin._modules, twin._of_each = {}, []
+        return twin
 
     def _as_known(self, target: Tensor) -> Tensor:
-        """Which rows ``(N,)`` have the model's own target, or none that counts: what is missing need not be filled."""
+        """Which targets are the model's own, or none that count: what is missing need not be filled."""
         known, weight = self.model.train_targets, self.model.sample_weight
-        same = (target.to(known) == known).flatten(1).all(1) if known.dim() > 1 else target.to(known) == known
+        dims = len(self.model.data_batch_shape) + 1
+        same = target.to(known) == known
+        same = same.flatten(dims).all(-1) if known.dim() > dims else same
         return same if weight is None else same | (weight == 0)
 
     def pack(self) -> Packed:
@@ -104,6 +133,39 @@ class Objective(MarginalLogLikelihood):
     @abstractmethod
     def evidence(self, prior: Prior, observations: Observations) -> Tensor:
         """The bound or estimate of ``log p(y | hyperparameters)``, a scalar with gradients."""
+
+
+def log_density_of_priors(model: NonConjugateGP) -> Tensor:
+    """That of all hyperparameters with a prior; of a batch of models one each, where what all elements share counts in each."""
+    shape, parts = model.data_batch_shape, model.batch_elements[0].named_priors()
+    total = model.train_inputs[0].new_zeros(shape)
+    for (_, module, prior, closure, _), (_, part, *_) in zip(model.named_priors(), parts, strict=True):
+        parameter = closure(module)
+        value = prior.log_prob(parameter)
+        shared = parameter.dim() == closure(part).dim() and value.shape == parameter.shape
+        # A prior with more values than the parameter has one for each element, by GPyTorch's rule.
+        lead = () if shared else value.shape[: len(shape)]
+        total = total + value.reshape(*lead, -1).sum(-1)
+    return total
+
+
+def with_gradient_in(value: Tensor, leaves: list[Tensor], shares: list[Tensor]) -> Tensor:
+    """A value of one graph with the first derivative in tensors of another.
+
+    Args:
+        value: A scalar.
+        leaves: What it was computed from.
+        shares: As many tensors of equal content, in which derivatives are wanted.
+    """
+    pairs = [(leaf, share) for leaf, share in zip(leaves, shares, strict=True) if leaf.requires_grad]
+    if not value.requires_grad or not pairs:
+        return value
+    gradients = torch.autograd.grad(value, [leaf for leaf, _ in pairs], allow_unused=True)
+    value = value.detach()
+    for gradient, (_, share) in zip(gradients, pairs, strict=True):
+        if gradient is not None:
+            value = value + (gradient * (share - share.detach())).sum()
+    return value
 
 
 def differentiable(prior: Prior, model: NonConjugateGP) -> KernelOperator:

@@ -86,10 +86,11 @@ class PredictiveLogDensity(Objective):
             raise InputError(f"`predictive` must be one of {PREDICTIVES}. Got {predictive!r}.")
         if not 0.0 < holdout < 1.0:
             raise InputError(f"`holdout` must be between 0 and 1. Got {holdout}. It is the share of rows to hold out.")
-        rows = model.train_targets.shape[0]
+        element = model.batch_elements[0]
+        rows = element.train_targets.shape[0]
         if num_folds is not None and not 2 <= num_folds <= rows:
             raise InputError(f"`num_folds` must be between 2 and the number of rows, {rows}. Got {num_folds}.")
-        if not self.supports(model.observations.likelihood):
+        if not self.supports(element.observations.likelihood):
             raise InputError(
                 "PredictiveLogDensity needs a likelihood whose rows are exchangeable, so that some can be held out. Got "
                 f"{type(likelihood).__name__}. Use ComputationAwareELBO."

@@ -11,10 +11,10 @@ from torch import Tensor
 
 
 class DeferredLinearOperator(LinearOperator):
-    """A symmetric matrix ``(n, n)`` that is made on first use.
+    """A symmetric matrix ``(n, n)``, or a batch of such, that is made on first use.
 
     Args:
-        diagonal: Its diagonal ``(n,)``.
+        diagonal: Its diagonal ``(*b, n)``.
         matrix: Makes it.
     """
 
@@ -24,13 +24,13 @@ class DeferredLinearOperator(LinearOperator):
         self._made: Tensor | None = None
 
     def to_dense(self) -> Tensor:
-        """The matrix ``(n, n)``."""
+        """The matrix ``(*b, n, n)``."""
         if self._made is None:
             self._made = self._make()
         return self._made
 
     def _size(self) -> torch.Size:
-        return torch.Size([self._known_diagonal.shape[-1]] * 2)
+        return torch.Size([*self._known_diagonal.shape, self._known_diagonal.shape[-1]])
 
     def _transpose_nonbatch(self) -> DeferredLinearOperator:
         return self
@@ -42,10 +42,10 @@ class DeferredLinearOperator(LinearOperator):
         return self._known_diagonal
 
     def _getitem(self, row_index: Any, col_index: Any, *batch_indices: Any) -> LinearOperator:
-        return DenseLinearOperator(self.to_dense()[row_index, :][:, col_index])
+        return DenseLinearOperator(self.to_dense())._getitem(row_index, col_index, *batch_indices)
 
     def _get_indices(self, row_index: Tensor, col_index: Tensor, *batch_indices: Tensor) -> Tensor:
-        return self.to_dense()[row_index, col_index]
+        return self.to_dense()[(*batch_indices, row_index, col_index)]
 
     def _expand_batch(self, batch_shape: torch.Size) -> LinearOperator:
         return DenseLinearOperator(self.to_dense())._expand_batch(batch_shape)
