@@ -35,7 +35,7 @@ from itergp.operators.derived import TabulatedKernel, snapshot
 from itergp.operators.special import has_moving_grid
 from itergp.records import TraceRecord
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
-from itergp.solvers.base import Solver, require_solver
+from itergp.solvers.protocol import Solver, require_solver
 
 
 class NonConjugateGP(gpytorch.models.GP):

@@ -14,7 +14,7 @@ from itergp.errors import InputError
 from itergp.models.arrays import as_tensor, is_array
 from itergp.models.validation import allows_nan, as_inputs, as_observations, check_target_tensor, check_test_inputs
 from itergp.solvers import Solution
-from itergp.solvers.support_space import SupportSpace
+from itergp.solvers.subspace.support_space import SupportSpace
 
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
