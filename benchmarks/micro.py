@@ -25,12 +25,12 @@ import itergp
 from itergp.errors import InputError
 from itergp.likelihoods import CategoricalLikelihood, LaplaceSite, Observations
 from itergp.operators import make_operator
-from itergp.solvers.actions import leading_actions
-from itergp.solvers.newton import evaluate, minimise
-from itergp.solvers.newton_matrix import newton_matrix
-from itergp.solvers.posterior import posterior_covariance
-from itergp.solvers.problem import Problem
-from itergp.solvers.search_space import SearchSpace
+from itergp.posterior.posterior import posterior_covariance
+from itergp.posterior.problem import Problem
+from itergp.solvers.subspace.actions import leading_actions
+from itergp.solvers.subspace.newton import evaluate, minimise
+from itergp.solvers.subspace.newton_matrix import newton_matrix
+from itergp.solvers.subspace.search_space import SearchSpace
 
 CLASSES, INPUTS, RANK = 10, 8, 64
 _REPEATS = 3

@@ -21,10 +21,10 @@ import itergp
 from itergp import InputError
 from itergp.likelihoods import BernoulliLikelihood, Likelihood
 from itergp.operators import KernelOperator
+from itergp.posterior.status import Reason
 from itergp.solvers import DenseNewton
-from itergp.solvers.base import Solver, State
 from itergp.solvers.policies.base import Policy
-from itergp.solvers.status import Reason
+from itergp.solvers.protocol import Solver, State
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]

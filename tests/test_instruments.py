@@ -150,7 +150,7 @@ def test_recording_costs_no_kernel_pass_and_the_spectrum_waits_until_it_is_asked
 
 
 def test_a_solver_that_does_not_say_leaves_the_residuals_empty(monkeypatch):
-    monkeypatch.delattr("itergp.solvers.subspace_newton.SubspaceState.gradient_residual")
+    monkeypatch.delattr("itergp.solvers.subspace.subspace_newton.SubspaceState.gradient_residual")
     trace = binary().condition().trace
     assert {record.class_residuals for record in trace} == {()}
     assert trace.explain().limit == "converged"
@@ -165,7 +165,7 @@ def test_a_failed_run_says_so_in_its_trace():
 
     model.covar_module.outputscale = 11.0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("itergp.solvers.subspace_newton.minimise", spoil)
+        patch.setattr("itergp.solvers.subspace.subspace_newton.minimise", spoil)
         with pytest.raises(SolverError, match="positive definite") as caught:
             model.condition()
     explanation = caught.value.solution.trace.explain()

@@ -29,7 +29,7 @@ from itergp.operators import make_operator
 from itergp.solvers import DenseNewton, LinearTimeNewton, Reason, SubspaceNewton
 from itergp.solvers.policies import CG, UnitVectors
 from itergp.solvers.policies.unit_vectors import Order
-from itergp.solvers.support_space import SupportSpace
+from itergp.solvers.subspace.support_space import SupportSpace
 
 NAMES = (*CORE, "ordinal-logit", "weibull", "student-t")
 KERNELS = [*((name, make_kernel) for name in NAMES), ("categorical", make_batch_kernel)]

@@ -16,8 +16,8 @@ from itergp import InputError
 from itergp.likelihoods import CategoricalLikelihood
 from itergp.operators import make_operator
 from itergp.solvers import IterGP, IterNCGP, Noise, Reason, SubspaceNewton, policies
-from itergp.solvers.action_buffer import ActionBuffer
-from itergp.solvers.linear_belief import LinearBelief
+from itergp.solvers.iterncgp.action_buffer import ActionBuffer
+from itergp.solvers.iterncgp.linear_belief import LinearBelief
 from itergp.solvers.policies.low_rank import pivoted_cholesky
 
 ROWS = 24

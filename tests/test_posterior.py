@@ -323,7 +323,7 @@ def test_rounds_cost_no_passes_but_one():
 
 
 def test_a_limit_of_rounds_is_an_honest_status(monkeypatch):
-    monkeypatch.setattr("itergp.solvers.rounds._MAX_SLOW_ROUNDS", 1)
+    monkeypatch.setattr("itergp.solvers.run.rounds._MAX_SLOW_ROUNDS", 1)
     solution = _counting(8.0, SubspaceNewton(tolerance=1e-12)).condition()
     assert solution.status.reason is Reason.ROUNDS
     assert solution.variational_residual > 0.0

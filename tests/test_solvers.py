@@ -24,11 +24,11 @@ from itergp.operators import make_operator
 from itergp.posterior import dense, precision
 from itergp.solvers import DenseNewton, Reason, SubspaceNewton, actions, dense_newton, newton_system, solve
 from itergp.solvers import newton_matrix as newton_matrix_module
-from itergp.solvers.actions import leading_actions
-from itergp.solvers.newton_matrix import newton_matrix
 from itergp.solvers.policies.block_gradient import cluster_rows
-from itergp.solvers.policies.directions import shared_directions
-from itergp.solvers.search_space import SearchSpace
+from itergp.solvers.subspace.actions import leading_actions
+from itergp.solvers.subspace.directions import shared_directions
+from itergp.solvers.subspace.newton_matrix import newton_matrix
+from itergp.solvers.subspace.search_space import SearchSpace
 
 
 # -------------------------------------------------------------- Newton systems

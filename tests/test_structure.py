@@ -103,6 +103,14 @@ def test_the_ground_imports_nothing_above_it(room):
         assert rooms <= allowed, f"{name} imports {sorted(rooms - allowed)}"
 
 
+@pytest.mark.parametrize(("room", "above"), [("posterior", {"solvers", "models"}), ("solvers", {"models", "objectives"})])
+def test_what_is_known_knows_nothing_of_who_finds_it(room, above):
+    for name in modules():
+        if name.split(".")[1:2] == [room]:
+            rooms = {target.split(".")[1] for target in imports()[name] if "." in target}
+            assert not rooms & above, f"{name} imports {sorted(rooms & above)}"
+
+
 @pytest.mark.parametrize("room", ["solvers", "posterior", "operators", "likelihoods"])
 def test_what_computes_draws_nothing(room):
     for name, tree in modules().items():

@@ -17,9 +17,9 @@ from itergp.models import NonConjugateGP
 from itergp.models.starting_values import rows_seen
 from itergp.objectives import PredictiveLogDensity
 from itergp.operators import make_operator
+from itergp.operators.kernel_blocks import restricted
 from itergp.posterior.precision import cross_multiply
 from itergp.solvers import solve
-from itergp.solvers.kernel_blocks import restricted
 
 # In deviations of a column. A function that hardly changes over the data would otherwise hardly change far beyond them either.
 LIMITS = (4.0, 2.0)

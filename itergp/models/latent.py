@@ -20,11 +20,11 @@ from linear_operator.operators import (
 from torch import Tensor
 
 from itergp.operators import KernelOperator, Prior
+from itergp.operators.kernel_blocks import restricted
 from itergp.posterior.deferred import DeferredLinearOperator
 from itergp.posterior.local_actions import LocalPart, reduced
 from itergp.posterior.precision import cross_multiply, marginal_covariance
 from itergp.solvers import Solution
-from itergp.solvers.kernel_blocks import restricted
 
 _EAGER_VALUES = 512  # latent values of which the joint covariance is worth making at once, with its derivatives
 

@@ -46,7 +46,7 @@ from itergp.operators.derived import TabulatedKernel, snapshot
 from itergp.operators.special import has_moving_grid
 from itergp.records import TraceRecord
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
-from itergp.solvers.base import Solver, require_solver
+from itergp.solvers.protocol import Solver, require_solver
 
 # What a model has of its own beside modules and settings: data and posteriors.
 _OWN = frozenset({"_held_data", "_solution", "_operator", "_made_in_training", "_identity", "_batch"})

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 
 from itergp.errors import InputError
 from itergp.operators import KernelOperator, free_memory
-from itergp.solvers.base import Solver
 from itergp.solvers.demand import Demand, ProblemSize, Rates
+from itergp.solvers.protocol import Solver
 
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP

@@ -22,7 +22,7 @@ from itergp.parallel import ALL_ROWS
 from itergp.posterior.local_actions import LocalActions
 from itergp.posterior.precision import LowRankPrecision
 from itergp.solvers import Certificate, Reason, Solution, Status
-from itergp.solvers.action_buffer import pack_buffer, unpack_buffer
+from itergp.solvers.iterncgp.action_buffer import pack_buffer, unpack_buffer
 from itergp.solvers.packing import Packed, pack_space, unpack_space
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ from itergp.models.batch_elements import batch_shape_of
 from itergp.models.batches import check_batch, refuse_without_data
 from itergp.models.validation import allows_nan, as_inputs, as_observations, check_target_tensor, check_test_inputs
 from itergp.solvers import Solution
-from itergp.solvers.support_space import SupportSpace
+from itergp.solvers.subspace.support_space import SupportSpace
 
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP

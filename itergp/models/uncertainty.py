@@ -12,11 +12,11 @@ from itergp.numerics.blocks import curvature_root
 from itergp.numerics.rounding import thresholds
 from itergp.numerics.spectral import whitening
 from itergp.operators import KernelOperator
+from itergp.operators.kernel_blocks import kernel_columns, restricted
 from itergp.posterior.dense import factorise
 from itergp.posterior.local_actions import reduced
 from itergp.posterior.precision import LowRankPrecision, cross_multiply, marginal_covariance, multiply
 from itergp.solvers import Solution
-from itergp.solvers.kernel_blocks import kernel_columns, restricted
 
 _COLUMNS = 64  # that share one kernel pass
 _SEED = 0

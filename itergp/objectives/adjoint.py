@@ -11,8 +11,8 @@ from itergp.likelihoods import Observations
 from itergp.numerics.blocks import Root, apply_blocks
 from itergp.operators import KernelOperator
 from itergp.posterior.precision import multiply
-from itergp.solvers.newton_matrix import newton_matrix, robust_cholesky, weighted_gram
-from itergp.solvers.search_space import SearchSpace
+from itergp.solvers.subspace.newton_matrix import newton_matrix, robust_cholesky, weighted_gram
+from itergp.solvers.subspace.search_space import SearchSpace
 
 _MAX_STEPS = 200
 _MAX_INDEFINITE_STEPS = 1000

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.parallel import ALL_ROWS, RowPartition
-from itergp.solvers.problem import Problem
-from itergp.solvers.search_space import SearchSpace
-from itergp.solvers.support_space import SupportSpace
+from itergp.posterior.problem import Problem
+from itergp.solvers.subspace.search_space import SearchSpace
+from itergp.solvers.subspace.support_space import SupportSpace
 
 _SPACE = ("directions", "products", "gram")
 _SUPPORT = ("rows", "explained")

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from itergp.operators import KernelOperator
-from itergp.solvers.linear_belief import LinearBelief
-from itergp.solvers.noise import Noise
+from itergp.solvers.iterncgp.linear_belief import LinearBelief
+from itergp.solvers.iterncgp.noise import Noise
 from itergp.solvers.proposals import Proposal
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from itergp.checks import require_positive
 from itergp.errors import InputError
-from itergp.solvers.kernel_blocks import kernel_columns
+from itergp.operators.kernel_blocks import kernel_columns
 from itergp.solvers.policies.base import View, columns
 
 

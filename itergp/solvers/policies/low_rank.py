@@ -9,7 +9,7 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.operators import KernelOperator
-from itergp.solvers.kernel_blocks import kernel_columns
+from itergp.operators.kernel_blocks import kernel_columns
 
 _OVERSAMPLING = 2
 

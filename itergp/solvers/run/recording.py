@@ -12,11 +12,11 @@ from torch import Tensor
 
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, OrdinalLikelihood
 from itergp.operators import KernelOperator
+from itergp.posterior.posterior import Posterior
+from itergp.posterior.problem import Problem
+from itergp.posterior.status import Status
 from itergp.records import RunSettings, StageRecord, TraceRecord
-from itergp.solvers.base import Solver
-from itergp.solvers.posterior import Posterior
-from itergp.solvers.problem import Problem
-from itergp.solvers.status import Status
+from itergp.solvers.protocol import Solver
 
 if sys.platform != "win32":
     import resource

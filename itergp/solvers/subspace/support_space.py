@@ -10,8 +10,8 @@ from torch import Tensor
 from itergp.numerics.spectral import symmetric, whitening
 from itergp.operators import KernelOperator
 from itergp.parallel import ALL_ROWS, RowPartition
-from itergp.solvers.actions import leading_directions
-from itergp.solvers.search_space import SearchSpace
+from itergp.solvers.subspace.actions import leading_directions
+from itergp.solvers.subspace.search_space import SearchSpace
 
 # A direction of less prior variance than this many roundings of the support's kernel matrix is rounding itself.
 _RESOLUTION = 4.0

@@ -12,10 +12,10 @@ from itergp.numerics.cholesky import diagonal_lifts, tolerant_cholesky
 from itergp.numerics.rounding import HALF_OF_A_UNIT, thresholds
 from itergp.numerics.spectral import leading_eigenvectors, whitening
 from itergp.operators import KernelOperator
+from itergp.operators.kernel_blocks import multiply_rows
 from itergp.posterior.precision import LowRankPrecision, multiply
-from itergp.solvers.action_buffer import ActionBuffer, inner_product
-from itergp.solvers.kernel_blocks import multiply_rows
-from itergp.solvers.noise import Noise
+from itergp.solvers.iterncgp.action_buffer import ActionBuffer, inner_product
+from itergp.solvers.iterncgp.noise import Noise
 from itergp.solvers.proposals import Proposal, RowBlock
 
 _LIFTS = (0.0, 1.0, 1e1, 1e2, 1e3, 1e4)  # of a diagonal, in units of rounding

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,10 +14,8 @@ from itergp.operators import KernelOperator
 from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.posterior.local_actions import LocalActions
 from itergp.posterior.precision import LowRankPrecision
+from itergp.posterior.status import Status
 from itergp.records import TraceData
-from itergp.solvers.action_buffer import ActionBuffer
-from itergp.solvers.search_space import SearchSpace
-from itergp.solvers.status import Status
 
 
 @dataclass(frozen=True)
@@ -109,11 +108,11 @@ class Solution:
     trace: TraceData
     log_marginal_likelihood: float | None
     elbo: float
-    space: SearchSpace | None = None
+    space: Any = None
     coordinates: Tensor | None = None
     operator: KernelOperator | None = None
     curvature: Tensor | None = None
-    actions: ActionBuffer | None = None
+    actions: Any = None
     support: Tensor | None = None
     local: LocalActions | None = None
     variational_residual: float | None = None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from itergp.numerics.cholesky import diagonal_lifts, tolerant_cholesky
 from itergp.operators import slices
-from itergp.solvers.search_space import SearchSpace
+from itergp.solvers.subspace.search_space import SearchSpace
 
 _CHUNK_ROWS = 65_536
 _CHUNK_COLUMNS = 512

@@ -14,13 +14,13 @@ from itergp.likelihoods import CategoricalLikelihood, LaplaceSite
 from itergp.numerics.blocks import apply_blocks, curvature_root
 from itergp.numerics.line_search import backtrack
 from itergp.posterior.dense import apply_kernels, dense_posterior, factorise
+from itergp.posterior.posterior import Posterior, prior_covariance
 from itergp.posterior.precision import LowRankPrecision
+from itergp.posterior.problem import Problem, inner
+from itergp.posterior.solution import Solution, is_finite
+from itergp.posterior.status import Reason, Status
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.packing import Packed, pack_scalars
-from itergp.solvers.posterior import Posterior, prior_covariance
-from itergp.solvers.problem import Problem, inner
-from itergp.solvers.solution import Solution, is_finite
-from itergp.solvers.status import Reason, Status
 
 _DEFAULT_MAX_STEPS = 100
 _MAX_HALVINGS = 40

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from itergp.solvers.action_buffer import pack_buffer, unpack_buffer
-from itergp.solvers.iter_ncgp_state import IterNCGPState
-from itergp.solvers.linear_belief import LinearBelief
-from itergp.solvers.newton_iterate import NewtonIterate
-from itergp.solvers.noise import Noise
+from itergp.posterior.problem import Problem
+from itergp.solvers.iterncgp.action_buffer import pack_buffer, unpack_buffer
+from itergp.solvers.iterncgp.iter_ncgp_state import IterNCGPState
+from itergp.solvers.iterncgp.linear_belief import LinearBelief
+from itergp.solvers.iterncgp.newton_iterate import NewtonIterate
+from itergp.solvers.iterncgp.noise import Noise
 from itergp.solvers.packing import Packed, pack_memory, pack_scalars, unpack_memory
-from itergp.solvers.problem import Problem
 
 _BELIEF = ("factor", "white", "noise_gram")
 

@@ -11,14 +11,7 @@ from torch import Tensor
 
 from itergp.checks import require_positive
 from itergp.errors import InputError
-from itergp.posterior.precision import columns_times
-from itergp.solvers.actions import leading_actions
-from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
-from itergp.solvers.newton import Iterate, evaluate, minimise
-from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space, unpack_memory, unpack_space
-from itergp.solvers.policies import Policy, UnitVectors, View
-from itergp.solvers.policies.mixed import require_policy
-from itergp.solvers.posterior import (
+from itergp.posterior.posterior import (
     Posterior,
     default_neighbours,
     neighbours_of,
@@ -26,13 +19,20 @@ from itergp.solvers.posterior import (
     reconditioned,
     support_covariance,
 )
-from itergp.solvers.problem import Problem
+from itergp.posterior.precision import columns_times
+from itergp.posterior.problem import Problem
+from itergp.posterior.solution import Solution, is_finite
+from itergp.posterior.status import Reason, Status
+from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
+from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space, unpack_memory, unpack_space
+from itergp.solvers.policies import Policy, UnitVectors, View
+from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.proposals import RowBlock
-from itergp.solvers.search_space import SearchSpace
-from itergp.solvers.solution import Solution, is_finite
-from itergp.solvers.status import Reason, Status
-from itergp.solvers.subspace_newton import SubspaceNewton, SubspaceState
-from itergp.solvers.support_space import SupportSpace, leave_support
+from itergp.solvers.subspace.actions import leading_actions
+from itergp.solvers.subspace.newton import Iterate, evaluate, minimise
+from itergp.solvers.subspace.search_space import SearchSpace
+from itergp.solvers.subspace.subspace_newton import SubspaceNewton, SubspaceState
+from itergp.solvers.subspace.support_space import SupportSpace, leave_support
 
 _DEFAULT_SUPPORT = 4096
 _DEFAULT_TOLERANCE = 1e-4

@@ -8,12 +8,12 @@ from typing import Any
 from torch import Tensor
 
 from itergp.posterior.precision import multiply
-from itergp.solvers.action_buffer import ActionBuffer
-from itergp.solvers.linear_belief import LinearBelief
-from itergp.solvers.newton_iterate import NewtonIterate, pseudo_targets
-from itergp.solvers.noise import Noise
-from itergp.solvers.problem import Problem
-from itergp.solvers.solution import Solution
+from itergp.posterior.problem import Problem
+from itergp.posterior.solution import Solution
+from itergp.solvers.iterncgp.action_buffer import ActionBuffer
+from itergp.solvers.iterncgp.linear_belief import LinearBelief
+from itergp.solvers.iterncgp.newton_iterate import NewtonIterate, pseudo_targets
+from itergp.solvers.iterncgp.noise import Noise
 
 
 @dataclass(frozen=True)

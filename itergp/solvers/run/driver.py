@@ -15,15 +15,15 @@ from itergp.errors import InputError, SolverError
 from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
 from itergp.operators import KernelOperator
 from itergp.parallel import Interrupt
+from itergp.posterior.posterior import Posterior
+from itergp.posterior.problem import Problem
+from itergp.posterior.solution import Certificate, Solution, is_finite
+from itergp.posterior.status import Reason, Status
 from itergp.records import Listener, Listeners, StageRecord, TraceData, TraceRecord
-from itergp.solvers import rounds
-from itergp.solvers.base import Solver, require_shareable
 from itergp.solvers.packing import Keeper, Packed, require_resumable
-from itergp.solvers.posterior import Posterior
-from itergp.solvers.problem import Problem
-from itergp.solvers.recording import run_settings, spectrum_source, stage_record, step_record
-from itergp.solvers.solution import Certificate, Solution, is_finite
-from itergp.solvers.status import Reason, Status
+from itergp.solvers.protocol import Solver, require_shareable
+from itergp.solvers.run import rounds
+from itergp.solvers.run.recording import run_settings, spectrum_source, stage_record, step_record
 
 APPROXIMATIONS = ("variational", "laplace")
 

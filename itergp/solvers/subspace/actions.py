@@ -8,8 +8,8 @@ from torch import Tensor
 from itergp.numerics.spectral import leading_eigenvectors
 from itergp.operators import slices
 from itergp.posterior.precision import Actions
-from itergp.solvers.newton_matrix import data_information
-from itergp.solvers.search_space import SearchSpace
+from itergp.solvers.subspace.newton_matrix import data_information
+from itergp.solvers.subspace.search_space import SearchSpace
 
 _DENSE_LIMIT = 1200
 _OVERSAMPLING = 10

@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from itergp.solvers.newton_matrix import newton_matrix, robust_cholesky, weighted_gram
-from itergp.solvers.search_space import SearchSpace
+from itergp.solvers.subspace.newton_matrix import newton_matrix, robust_cholesky, weighted_gram
+from itergp.solvers.subspace.search_space import SearchSpace
 
 _DENSE_LIMIT = 500
 _DENSE_WORK = 2e10  # multiply-adds for which the Newton matrix of a single latent function is formed

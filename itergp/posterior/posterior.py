@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,9 +14,7 @@ from itergp.operators import slices
 from itergp.posterior.dense import apply_kernels, dense_posterior
 from itergp.posterior.local_actions import LocalActions, functionals_of, reduced
 from itergp.posterior.precision import Actions, LowRankPrecision, marginal_covariance, multiply
-from itergp.solvers.action_buffer import ActionBuffer
-from itergp.solvers.problem import Problem
-from itergp.solvers.search_space import SearchSpace
+from itergp.posterior.problem import Problem
 
 EXACT_VALUES = 1024  # latent values N C of which every one is an action: dense matrices of that size cost nothing
 _NOISY = 4.0  # median noise of actions for another curvature than their own, beyond which they are chosen anew
@@ -53,10 +52,10 @@ class Posterior:
     precision: LowRankPrecision
     objective: float
     norm_squared: float
-    space: SearchSpace | None = None
+    space: Any = None
     coordinates: Tensor | None = None
     curvature: Tensor | None = None
-    actions: ActionBuffer | None = None
+    actions: Any = None
     support: Tensor | None = None
     products: Tensor | None = None
     local: LocalActions | None = None

@@ -6,11 +6,11 @@ from typing import Protocol, TypeVar
 
 from itergp.errors import InputError
 from itergp.likelihoods import Observations
+from itergp.posterior.posterior import Posterior
+from itergp.posterior.problem import Problem
+from itergp.posterior.solution import Solution
+from itergp.posterior.status import Status
 from itergp.solvers.demand import Demand, ProblemSize
-from itergp.solvers.posterior import Posterior
-from itergp.solvers.problem import Problem
-from itergp.solvers.solution import Solution
-from itergp.solvers.status import Status
 
 
 class State(Protocol):

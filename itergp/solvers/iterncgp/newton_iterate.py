@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from itergp.numerics.line_search import backtrack
-from itergp.solvers.problem import Problem, inner
-from itergp.solvers.solution import is_finite
+from itergp.posterior.problem import Problem, inner
+from itergp.posterior.solution import is_finite
 
 _MAX_HALVINGS = 30
 

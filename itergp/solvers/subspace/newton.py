@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from itergp.numerics.line_search import backtrack
-from itergp.solvers.newton_system import NewtonSystem
-from itergp.solvers.problem import Problem
-from itergp.solvers.search_space import SearchSpace
+from itergp.posterior.problem import Problem
+from itergp.solvers.subspace.newton_system import NewtonSystem
+from itergp.solvers.subspace.search_space import SearchSpace
 
 _MAX_STEPS = 25
 _MAX_HALVINGS = 30

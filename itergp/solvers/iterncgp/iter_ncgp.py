@@ -10,19 +10,19 @@ import torch
 
 from itergp.checks import require_positive
 from itergp.errors import InputError
+from itergp.posterior.posterior import Posterior, prior_covariance
 from itergp.posterior.precision import multiply
+from itergp.posterior.problem import Problem, inner
+from itergp.posterior.solution import Solution
+from itergp.posterior.status import Reason, Status
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
-from itergp.solvers.iter_gp import view
-from itergp.solvers.iter_ncgp_packing import pack_state, unpack_state
-from itergp.solvers.iter_ncgp_state import IterNCGPState, add_weights, linear_system, recycled_buffer, whole
-from itergp.solvers.newton_iterate import NewtonIterate, backtracking_step, full_step, recomputed, zero
+from itergp.solvers.iterncgp.iter_gp import view
+from itergp.solvers.iterncgp.iter_ncgp_packing import pack_state, unpack_state
+from itergp.solvers.iterncgp.iter_ncgp_state import IterNCGPState, add_weights, linear_system, recycled_buffer, whole
+from itergp.solvers.iterncgp.newton_iterate import NewtonIterate, backtracking_step, full_step, recomputed, zero
 from itergp.solvers.packing import Packed
 from itergp.solvers.policies import CG, Policy
 from itergp.solvers.policies.mixed import require_policy
-from itergp.solvers.posterior import Posterior, prior_covariance
-from itergp.solvers.problem import Problem, inner
-from itergp.solvers.solution import Solution
-from itergp.solvers.status import Reason, Status
 
 StepRule = Literal["full", "backtracking"]
 Compression = Literal["published", "informative"]

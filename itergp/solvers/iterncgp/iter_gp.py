@@ -11,9 +11,9 @@ from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.operators import KernelOperator
 from itergp.posterior.precision import LowRankPrecision
-from itergp.solvers.action_buffer import ActionBuffer
-from itergp.solvers.linear_belief import LinearBelief
-from itergp.solvers.noise import Noise
+from itergp.solvers.iterncgp.action_buffer import ActionBuffer
+from itergp.solvers.iterncgp.linear_belief import LinearBelief
+from itergp.solvers.iterncgp.noise import Noise
 from itergp.solvers.policies import CG, Policy, View
 from itergp.solvers.policies.mixed import require_policy
 

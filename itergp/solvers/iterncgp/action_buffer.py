@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from itergp.solvers.interrupts import undisturbed
-from itergp.solvers.noise import Noise
+from itergp.solvers.iterncgp.interrupts import undisturbed
+from itergp.solvers.iterncgp.noise import Noise
 from itergp.solvers.packing import Packed
 
 _GROWTH = 1.5

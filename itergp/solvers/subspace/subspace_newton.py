@@ -11,16 +11,7 @@ from torch import Tensor
 from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.numerics.spectral import leading_eigenvectors
-from itergp.posterior.precision import multiply
-from itergp.solvers.actions import leading_actions
-from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
-from itergp.solvers.newton import Iterate, evaluate, minimise
-from itergp.solvers.newton_matrix import weighted_gram
-from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space, unpack_memory, unpack_space
-from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, View
-from itergp.solvers.policies.directions import holds, shared_directions
-from itergp.solvers.policies.mixed import require_policy
-from itergp.solvers.posterior import (
+from itergp.posterior.posterior import (
     EXACT_VALUES,
     Posterior,
     exact_covariance,
@@ -29,11 +20,20 @@ from itergp.solvers.posterior import (
     prior_covariance,
     reconditioned,
 )
-from itergp.solvers.problem import Problem
-from itergp.solvers.search_space import SearchSpace
-from itergp.solvers.solution import Solution, is_finite
-from itergp.solvers.status import Reason, Status
-from itergp.solvers.support_space import SupportSpace, leave_support
+from itergp.posterior.precision import multiply
+from itergp.posterior.problem import Problem
+from itergp.posterior.solution import Solution, is_finite
+from itergp.posterior.status import Reason, Status
+from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
+from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space, unpack_memory, unpack_space
+from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, View
+from itergp.solvers.policies.mixed import require_policy
+from itergp.solvers.subspace.actions import leading_actions
+from itergp.solvers.subspace.directions import holds, shared_directions
+from itergp.solvers.subspace.newton import Iterate, evaluate, minimise
+from itergp.solvers.subspace.newton_matrix import weighted_gram
+from itergp.solvers.subspace.search_space import SearchSpace
+from itergp.solvers.subspace.support_space import SupportSpace, leave_support
 
 _DEFAULT_MAX_PASSES = 60
 _DEFAULT_TOLERANCE = 1e-4

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from itergp.likelihoods import Observations, VariationalSite
-from itergp.solvers.base import Solver
-from itergp.solvers.posterior import Posterior
-from itergp.solvers.problem import Problem
-from itergp.solvers.status import Status
+from itergp.posterior.posterior import Posterior
+from itergp.posterior.problem import Problem
+from itergp.posterior.status import Status
+from itergp.solvers.protocol import Solver
 
 MAX_ROUNDS = 40
 _MAX_SLOW_ROUNDS = 120  # where rows are damped one by one

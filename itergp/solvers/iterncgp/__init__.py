@@ -1,0 +1,1 @@
+"""The published method: Newton's method with a probabilistic linear solver inside."""
