@@ -16,6 +16,7 @@ from datetime import timedelta
 from functools import partial
 from pathlib import Path
 
+import gpytorch
 import pytest
 import torch
 import torch.distributed as dist
@@ -27,8 +28,19 @@ import itergp
 from itergp.errors import InputError, SolverError
 from itergp.learning.learner import Stop
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
+from itergp.models import latent
 from itergp.operators import make_operator, tiles
-from itergp.solvers import DenseNewton, LinearTimeNewton, Reason, SubspaceNewton, linear_time, newton_system, policies
+from itergp.posterior import local_actions
+from itergp.solvers import (
+    DenseNewton,
+    LinearTimeNewton,
+    Reason,
+    SubspaceNewton,
+    linear_time,
+    newton_system,
+    policies,
+    posterior,
+)
 
 ROWS = 151
 Results = dict[str, Tensor]
@@ -46,6 +58,7 @@ def _posterior(model: SimpleGP, **settings) -> Results:
     if solution.certificate is not None:
         numbers.append(solution.certificate.objective_gap)
     predicted = model.predict(x.detach())
+    joint = model(x.detach()[:9]).covariance_matrix
     end = solution.trace.stages[-1]
     recorded = [end.variance_explained, end.log_density, end.prior_deviation, end.latent_deviation, end.latent_extreme]
     return {
@@ -57,6 +70,7 @@ def _posterior(model: SimpleGP, **settings) -> Results:
         "mean": latent.mean.detach(),
         "variance": latent.variance.detach(),
         "slope": slope,
+        "joint": joint,
         "predicted": predicted.probs if hasattr(predicted, "probs") else predicted.mean,
     }
 
@@ -75,12 +89,14 @@ def _case(name: str, approximation: str, dtype: torch.dtype = torch.float64, **s
 
 
 def _weighted(kind: str) -> Results:
+    """Rows without information are nobody's neighbours."""
     x, y = make_classes(ROWS)
     y = y.clone()
     y[::7] = -1
     weight = torch.linspace(0.5, 2.0, ROWS, dtype=torch.float64)
     likelihood = CategoricalLikelihood(3)
-    model = SimpleGP(x, y, likelihood, operator=kind, sample_weight=weight, missing_targets=True)
+    solver = SubspaceNewton(tolerance=1e-6, covariance_rank=20, num_neighbours=6)
+    model = SimpleGP(x, y, likelihood, operator=kind, sample_weight=weight, missing_targets=True, solver=solver)
     return _posterior(model.double().eval())
 
 
@@ -101,6 +117,20 @@ def _more_rows(kind: str) -> Results:
     model.condition()
     model.append_train_data(*make_classes(20, seed=5))
     return {"mean": model.latent_mean(make_inputs(23))}
+
+
+def _deferred(kind: str) -> Results:
+    """Neighbours elsewhere in small pieces, joint covariances when they are asked for, a kernel that is no distance, a copy."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(local_actions, "_FETCHED_NUMBERS", 2000)
+        patch.setattr(local_actions, "_CHUNK_NUMBERS", 2000)
+        patch.setattr(latent, "_EAGER_VALUES", 10)
+        patch.setattr(posterior, "_CHUNK_ROWS", 20)
+        kernel = make_kernel() + gpytorch.kernels.LinearKernel()
+        solver = SubspaceNewton(tolerance=1e-6, covariance_rank=12, num_neighbours=4)
+        model = make_model("bernoulli-logit", ROWS, kernel=kernel, operator=kind, solver=solver)
+        found = _posterior(model)
+        return found | {"all": copy.deepcopy(model)(make_inputs(30)).covariance_matrix}
 
 
 def _sampled(kind: str) -> Results:
@@ -125,7 +155,7 @@ def _linear(name: str, order: str, **settings) -> Callable[[str], Results]:
                 kernel = make_batch_kernel()
                 kernel.base_kernel = MaternKernel(nu=0.5, batch_shape=kernel.batch_shape)
                 own["kernel"] = kernel
-            solver = LinearTimeNewton(num_neighbours=0, num_support=40, policy=policy, tolerance=1e-8, **settings)
+            solver = LinearTimeNewton(num_support=40, policy=policy, tolerance=1e-8, **settings)
             model = make_model("categorical" if own else name, ROWS, operator=kind, solver=solver, **own)
             results = _posterior(model)
             assert model.solution.support is None or model.solution.support.numel() == 40
@@ -156,6 +186,10 @@ SCENARIOS: dict[str, Callable[[str], Results]] = {
     "compressed": _case("categorical", "laplace", max_rank=12, max_passes=12),
     "more actions than directions": _case("categorical", "laplace", max_passes=3, covariance_rank=60),
     "policy": _case("bernoulli-logit", "laplace", policy=policies.Gradient(), max_passes=12),
+    "neighbours": _case("bernoulli-logit", "variational", covariance_rank=20),
+    "neighbours, softmax": _case("categorical", "laplace", covariance_rank=12, num_neighbours=5),
+    "neighbours, own kernels": _case("own-kernels", "laplace", covariance_rank=12, num_neighbours=5),
+    "neighbours, elsewhere": _deferred,
     "weights": _weighted,
     "again": _again,
     "more rows": _more_rows,
@@ -163,14 +197,23 @@ SCENARIOS: dict[str, Callable[[str], Results]] = {
     "learned": _learned,
     "linear time": _linear("bernoulli-logit", "leverage"),
     "linear time, softmax": _linear("categorical", "residual"),
-    "linear time, own kernels": _linear("own-kernels", "spread"),
+    "linear time, own kernels": _linear("own-kernels", "spread", num_neighbours=5),
+    "linear time, few actions": _linear("bernoulli-logit", "leverage", covariance_rank=10),
     "linear time, random": _linear("categorical", "random", covariance_rank=20),
     "linear time, polished": _linear("categorical", "variance", polish=SubspaceNewton(tolerance=1e-6)),
     "float32, softmax": _case("categorical", "variational", torch.float32, covariance_rank=3 * ROWS),
     "float32, binary": _case("bernoulli-logit", "variational", torch.float32, covariance_rank=ROWS),
 }
 ROUNDED = ("more rows", "float32, softmax", "float32, binary")  # equal up to the tolerance, not to rounding in float64
-FEW = ("binary", "softmax", "own kernels, Laplace", "linear time, softmax")
+FEW = (
+    "binary",
+    "neighbours",
+    "neighbours, elsewhere",
+    "softmax",
+    "own kernels, Laplace",
+    "linear time, softmax",
+    "linear time, few actions",
+)
 
 
 # ------------------------------------------------------------- in processes only
@@ -252,7 +295,8 @@ def check_stopping(rank: int) -> None:
 
 def check_saving(folder: Path) -> None:
     """The file has the whole posterior, and can be read by processes and by one."""
-    model = make_model("categorical", ROWS, operator="sharded")
+    solver = SubspaceNewton(covariance_rank=20, num_neighbours=5)
+    model = make_model("categorical", ROWS, operator="sharded", solver=solver)
     torch.save(model.predict(make_inputs(7)).probs, folder / f"predicted.{dist.get_rank()}.pt")
     model.save(folder / "model.safetensors")
     loaded = make_model("categorical", 20, operator="sharded").load(folder / "model.safetensors")
@@ -261,6 +305,10 @@ def check_saving(folder: Path) -> None:
     assert solution.rows == model.solution.rows
     assert solution.representer_weights.shape == model.solution.representer_weights.shape
     torch.testing.assert_close(loaded.predict(make_inputs(7)).probs, model.predict(make_inputs(7)).probs)
+    assert solution.local is not None
+    assert solution.local.partition == solution.rows
+    assert solution.local.to(make_inputs(1).float()).partition == solution.rows
+    assert solution.local.whitened.shape[0] == solution.representer_weights.shape[0]  # never all of them
 
 
 def check_checkpoint(folder: Path, rank: int, part: str) -> None:
@@ -288,7 +336,7 @@ def check_checkpoint(folder: Path, rank: int, part: str) -> None:
     press = lambda _: os.kill(os.getpid(), signal.SIGINT) if rank == last else None  # noqa: E731
     growing = policies.UnitVectors(order="leverage", rows=10)
     linear_time._FIRST = 10
-    for solver in (made["solver"], LinearTimeNewton(num_neighbours=0, num_support=40, policy=growing, tolerance=1e-8)):
+    for solver in (made["solver"], LinearTimeNewton(num_neighbours=5, num_support=40, policy=growing, tolerance=1e-8)):
         make = partial(make_model, "categorical", ROWS, operator="sharded", solver=solver)
         interrupted = folder.parent / f"{type(solver).__name__}.safetensors"
         stopped = make().condition(checkpoint=interrupted, checkpoint_every=1e6, callback=press)
@@ -296,6 +344,7 @@ def check_checkpoint(folder: Path, rank: int, part: str) -> None:
         again, expected = make().condition(checkpoint=interrupted), make().condition()
         assert torch.equal(again.representer_weights, expected.representer_weights)
         assert torch.equal(again.precision.factor, expected.precision.factor)
+        assert torch.equal(again.latent_covariance, expected.latent_covariance)
 
     other = make_model("categorical", ROWS, kernel=make_kernel(0.7), **made)
     with pytest.raises(InputError, match=r"hyperparameter .* differs"):

@@ -139,11 +139,12 @@ class Neighbourhoods:
         return Near(self.nearest(inputs, number))
 
     def near_training(self, number: int) -> Near:
-        """The neighbours of every training row, found once, with their kernel entries if these are few."""
+        """The neighbours of every own training row, found once, with their kernel entries if these are few."""
         if (known := self._training.get(number)) is None:
-            inputs = self.operator.inputs
+            operator = self.operator
+            inputs = operator.inputs.narrow(-2, operator.rows.start(), operator.num_own_rows)
             rows = self.nearest(inputs, number)
-            size = self.operator.num_kernels * rows.shape[0] * rows.shape[1] * (rows.shape[1] + 1)
+            size = operator.num_kernels * rows.shape[0] * rows.shape[1] * (rows.shape[1] + 1)
             kept = size <= _MOST_KEPT
             known = Near(rows, self.entries(rows), self.cross(inputs, rows)) if kept else Near(rows)
             self._training[number] = known
@@ -157,7 +158,8 @@ class Neighbourhoods:
         entries = self._between(operator.inputs[..., rows, :], own, rows)
         if not entries.requires_grad:  # exact, where a rounded distance would not be
             entries = entries.contiguous()  # a constant is one number for all
-            entries.diagonal(dim1=-2, dim2=-1).copy_(operator.diagonal().detach()[:, rows])
+            variance = operator.diagonal(operator.inputs[..., rows.flatten(), :]).detach()
+            entries.diagonal(dim1=-2, dim2=-1).copy_(variance.view(-1, *rows.shape))
         return entries
 
     def cross(self, inputs: Tensor, rows: Tensor) -> Tensor:

@@ -164,7 +164,7 @@ def evaluate_kernel(kernel: Kernel, first: Tensor, second: Tensor, num_kernels: 
     """
     with gpytorch.settings.lazily_evaluate_kernels(False), standing_grids(kernel):
         dense = _entries(kernel, first, second)
-    dense = dense if dense.dim() == 3 else dense.unsqueeze(0).expand(num_kernels, -1, -1)
+    dense = dense if dense.dim() >= 3 else dense.unsqueeze(0).expand(num_kernels, -1, -1)
     if first is second and has_own_diagonal(kernel):
         missing = evaluate_diagonal(kernel, first, num_kernels) - dense.diagonal(dim1=-2, dim2=-1)
         dense = dense + torch.diag_embed(missing)

@@ -69,6 +69,16 @@ class RowPartition:
         """Number of the first local row."""
         return 0
 
+    def chunks(self, global_size: int, most: int) -> list[slice]:
+        """Slices of the local rows, of at most ``most`` and nearly the same size: as many in every process."""
+        size = self.local_size(global_size)
+        number = -(-self.largest_local_size(global_size) // most)
+        return [slice(size * k // number, size * (k + 1) // number) for k in range(number)]
+
+    def largest_local_size(self, global_size: int) -> int:
+        """Number of local rows in the process that has most of them."""
+        return global_size
+
     def local(self, tensor: Tensor, dim: int = 0) -> Tensor:
         """The local rows of a tensor of all rows."""
         return tensor

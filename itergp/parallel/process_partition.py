@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import signal
@@ -67,6 +68,10 @@ class ProcessPartition(RowPartition):
     def local_size(self, global_size: int) -> int:
         """Number of local rows."""
         return self.bounds[self.rank + 1] - self.bounds[self.rank]
+
+    def largest_local_size(self, global_size: int) -> int:
+        """Number of local rows in the process that has most of them."""
+        return max(stop - start for start, stop in itertools.pairwise(self.bounds))
 
     def global_size(self, local_size: int) -> int:
         """Number of all rows."""

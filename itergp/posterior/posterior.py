@@ -116,8 +116,6 @@ def neighbours_of(problem: Problem, wanted: int | None) -> int:
         problem: The problem.
         wanted: What the user says, or None.
     """
-    if problem.rows.sharded:  # a process holds what is known of its own rows alone
-        return 0
     wanted = default_neighbours(problem.num_latents) if wanted is None else wanted
     return wanted if wanted > 0 and problem.operator.evaluates_groups else 0
 
@@ -231,14 +229,16 @@ def _condition(
             num_neighbours,
             functionals=functionals_of(problem.num_latents),
             support=support,
+            partition=problem.rows,
         )
         hoods = local.neighbourhoods(operator)
         neighbours = hoods.near_training(num_neighbours)
-    for i in slices(variance.shape[0], _CHUNK_ROWS):
+    inputs = operator.inputs.narrow(-2, problem.rows.start(), operator.num_own_rows)
+    for i in problem.rows.chunks(problem.num_rows, _CHUNK_ROWS if local is None else local.chunk_rows):
         whitened = precision.whiten(products[i])
         latent_covariance[i] = marginal_covariance(variance[i], whitened)
         if local is not None and hoods is not None and neighbours is not None:
-            reduction = local.reduction(hoods, operator.inputs[..., i, :], whitened, neighbours.part(i))
+            reduction = local.reduction(hoods, inputs[..., i, :], whitened, neighbours.part(i))
             latent_covariance[i] = reduced(latent_covariance[i], reduction)
     return CovarianceResult(precision, latent_covariance, products, local)
 

@@ -149,20 +149,20 @@ class Solution:
     def gather(self) -> Solution:
         """The posterior with all rows in every process, which must all call this; without the search space.
 
-        It takes the memory of one process alone: ``N C r`` numbers for a covariance of rank r.
+        It takes the memory of one process alone: ``N C r`` numbers for a covariance of rank r, twice with neighbours.
         """
         rows = self.rows
         if not rows.sharded:
             return self
-        return replace(self._with_rows(rows.gather), rows=ALL_ROWS)
+        return self._with_rows(rows.gather, ALL_ROWS)
 
     def divide(self, rows: RowPartition) -> Solution:
         """The posterior with the rows of this process alone; the reverse of ``gather``."""
-        return self if rows == self.rows else replace(self._with_rows(rows.local), rows=rows)
+        return self if rows == self.rows else self._with_rows(rows.local, rows)
 
-    def _with_rows(self, of: Callable[[Tensor], Tensor]) -> Solution:
+    def _with_rows(self, of: Callable[[Tensor], Tensor], rows: RowPartition) -> Solution:
         """The posterior with every array of rows changed."""
-        precision = self.precision
+        precision, local = self.precision, self.local
         if self.support is None:  # actions on a support are the same in every process
             precision = replace(precision, actions=of(precision.actions))
         return replace(
@@ -172,7 +172,10 @@ class Solution:
             latent_covariance=of(self.latent_covariance),
             precision=precision,
             curvature=None if self.curvature is None else of(self.curvature),
-            local=None,
+            local=None
+            if local is None
+            else replace(local, root=of(local.root), whitened=of(local.whitened), partition=rows),
+            rows=rows,
         )
 
     def to(self, like: Tensor) -> Solution:
