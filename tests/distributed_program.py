@@ -30,17 +30,9 @@ from itergp.learning.learner import Stop
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
 from itergp.models import latent
 from itergp.operators import make_operator, tiles
-from itergp.posterior import local_actions
-from itergp.solvers import (
-    DenseNewton,
-    LinearTimeNewton,
-    Reason,
-    SubspaceNewton,
-    linear_time,
-    newton_system,
-    policies,
-    posterior,
-)
+from itergp.posterior import local_actions, posterior
+from itergp.solvers import DenseNewton, LinearTimeNewton, Reason, SubspaceNewton, policies
+from itergp.solvers.subspace import linear_time, newton_system
 
 ROWS = 151
 Results = dict[str, Tensor]

@@ -21,17 +21,11 @@ from itergp.likelihoods import BernoulliLikelihood
 from itergp.models import checkpoint_file, identity
 from itergp.models.checkpoint_file import CheckpointFile
 from itergp.operators import BlockedOperator
-from itergp.solvers import (
-    DenseNewton,
-    IterNCGP,
-    LinearTimeNewton,
-    Reason,
-    SubspaceNewton,
-    linear_belief,
-    linear_time,
-)
+from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Reason, SubspaceNewton
+from itergp.solvers.iterncgp import linear_belief
 from itergp.solvers.packing import Packed
 from itergp.solvers.policies import CG, Mixed, PreconditionedCG, Scheduled, UnitVectors
+from itergp.solvers.subspace import linear_time
 
 POSTERIOR = ("representer_weights", "latent_values", "latent_covariance")
 MIXED = Mixed((UnitVectors(order="variance", rows=3), PreconditionedCG(rank=5)))

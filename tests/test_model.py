@@ -37,8 +37,9 @@ from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Gauss
 from itergp.models import NonConjugateGP
 from itergp.objectives import ComputationAwareELBO
 from itergp.operators import BlockedOperator, DenseOperator
-from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Reason, SubspaceNewton, linear_time
+from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Reason, SubspaceNewton
 from itergp.solvers.policies import UnitVectors
+from itergp.solvers.subspace import linear_time
 
 EXACT = DenseNewton()
 cases = pytest.mark.parametrize("name", CORE)

@@ -22,9 +22,11 @@ from itergp.models import GP
 from itergp.models.uncertainty import exact_variance
 from itergp.operators import make_operator
 from itergp.posterior import dense, precision
-from itergp.solvers import DenseNewton, Reason, SubspaceNewton, actions, dense_newton, newton_system, solve
-from itergp.solvers import newton_matrix as newton_matrix_module
+from itergp.solvers import DenseNewton, Reason, SubspaceNewton, solve
+from itergp.solvers import dense as dense_newton
 from itergp.solvers.policies.block_gradient import cluster_rows
+from itergp.solvers.subspace import actions, newton_system
+from itergp.solvers.subspace import newton_matrix as newton_matrix_module
 from itergp.solvers.subspace.actions import leading_actions
 from itergp.solvers.subspace.directions import shared_directions
 from itergp.solvers.subspace.newton_matrix import newton_matrix
@@ -297,7 +299,7 @@ def test_row_clusters_are_even_and_local():
 
 
 def test_randomised_actions_are_as_informative_as_exact_ones(monkeypatch):
-    from itergp.solvers import actions as module
+    from itergp.solvers.subspace import actions as module
 
     model = make_model("categorical", num_rows=80, solver=SubspaceNewton(tolerance=1e-8), approximation="laplace")
     solution = model.condition()

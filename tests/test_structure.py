@@ -103,7 +103,9 @@ def test_the_ground_imports_nothing_above_it(room):
         assert rooms <= allowed, f"{name} imports {sorted(rooms - allowed)}"
 
 
-@pytest.mark.parametrize(("room", "above"), [("posterior", {"solvers", "models"}), ("solvers", {"models", "objectives"})])
+@pytest.mark.parametrize(
+    ("room", "above"), [("posterior", {"solvers", "models"}), ("solvers", {"models", "objectives"})]
+)
 def test_what_is_known_knows_nothing_of_who_finds_it(room, above):
     for name in modules():
         if name.split(".")[1:2] == [room]:
