@@ -460,6 +460,10 @@ def _check(spec: Spec) -> str:
         model, new = make_model(spec)
     except InputError as error:
         return f"refused: {str(error)[:70]}"
+    except RuntimeError as error:
+        if "out of bounds for the specified grid" in str(error):  # GPyTorch's own word, before there is a model
+            return f"refused: {str(error)[:70]}"
+        raise
     held = model._held_inputs
     rows = tuple(torch.cat(pair) for pair in zip(held, new, strict=True))
     dtype, latents = getattr(torch, spec.dtype), model._calculus.num_latents
