@@ -636,3 +636,15 @@ def test_forward_that_returns_nothing():
     x, y = make_binary(20)
     with pytest.raises(InputError, match=r"forward must return a gpytorch MultivariateNormal .* Got NoneType"):
         Nothing(x, y, BernoulliLikelihood()).double().eval().condition()
+
+
+def test_parts_of_ones_own_that_lack_a_member_are_refused_before_anything_is_computed():
+    class Half:
+        init = step = status = finish = propose = None
+
+    with pytest.raises(InputError, match=r"`solver` must have every member .*Got Half.*tolerance.*BaseSolver"):
+        make_model("bernoulli-logit", solver=Half())
+    half = Half()
+    half.propose = lambda view: None
+    with pytest.raises(InputError, match=r"`policy` must have every member .*sparse.*BasePolicy"):
+        SubspaceNewton(policy=half)

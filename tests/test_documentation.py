@@ -24,7 +24,7 @@ from itergp.operators import KernelOperator
 from itergp.posterior.status import Reason
 from itergp.solvers import DenseNewton
 from itergp.solvers.policies.base import Policy
-from itergp.solvers.protocol import Solver, State
+from itergp.solvers.protocol import Rounds, Solver, State
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -198,6 +198,7 @@ MEMBERS = {
     "operator": KernelOperator.__abstractmethods__,
     "solver": declared(Solver),
     "state": declared(State),
+    "rounds": declared(Rounds),
     "policy": declared(Policy),
 }
 
@@ -233,11 +234,15 @@ class NarrowSolver(Narrow):
     def init(self, problem, warm_start=None):
         return Narrow(self.inside.init(problem, warm_start), MEMBERS["state"])
 
-    def step(self, problem, state):
-        return Narrow(self.inside.step(problem, self._open(state)), MEMBERS["state"])
+    def step(self, problem, state, budget):
+        return Narrow(self.inside.step(problem, self._open(state), budget), MEMBERS["state"])
 
-    def status(self, problem, state, passes):
-        return self.inside.status(problem, self._open(state), passes)
+    def status(self, problem, state, budget):
+        return self.inside.status(problem, self._open(state), budget)
+
+    @property
+    def sequence(self):
+        return (self,)
 
     def finish(self, problem, state, *, final):
         return self.inside.finish(problem, self._open(state), final=final)

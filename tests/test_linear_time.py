@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import time
 from typing import get_args
 
 import pytest
@@ -199,13 +198,13 @@ def test_a_time_limit_ends_with_a_valid_posterior():
 
 
 def test_both_stages_end_by_one_clock(monkeypatch):
-    deadlines, init = [], LinearTimeNewton.init
+    deadlines, step = [], LinearTimeNewton.step
 
-    def watched(self, problem, warm_start=None):
-        deadlines.append(problem.deadline - time.perf_counter())
-        return init(self, problem, warm_start)
+    def watched(self, problem, state, budget):
+        deadlines.append(budget.time_left())
+        return step(self, problem, state, budget)
 
-    monkeypatch.setattr(LinearTimeNewton, "init", watched)
+    monkeypatch.setattr(LinearTimeNewton, "step", watched)
     binary(60, solver=LinearTimeNewton(time_limit=1000.0)).condition()
     assert deadlines == pytest.approx([500.0, 1000.0], abs=60.0)
     binary(60, solver=LinearTimeNewton()).condition()

@@ -23,13 +23,11 @@ class Problem:
         mean: Prior mean ``(N, C)``.
         operator: The prior covariance ``K``.
         site: Laplace or variational view of likelihood and targets.
-        deadline: Value of ``time.perf_counter()`` by which the present stage should end; set by the driver from the time limit.
     """
 
     mean: Tensor
     operator: KernelOperator
     site: Site
-    deadline: float = float("inf")
 
     @property
     def num_rows(self) -> int:

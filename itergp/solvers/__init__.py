@@ -12,14 +12,18 @@ from itergp.solvers.iterncgp.iter_gp import IterGP, LinearSolution
 from itergp.solvers.iterncgp.iter_ncgp import IterNCGP
 from itergp.solvers.iterncgp.noise import Noise
 from itergp.solvers.packing import Packed
-from itergp.solvers.protocol import Solver, State
-from itergp.solvers.run.driver import APPROXIMATIONS, solve, solve_problem
+from itergp.solvers.protocol import BaseSolver, BaseState, Rounds, Solver, State
+from itergp.solvers.run.budget import Budget
+from itergp.solvers.run.solve import APPROXIMATIONS, solve, solve_problem
 from itergp.solvers.subspace.linear_time import LinearTimeNewton
 from itergp.solvers.subspace.subspace_newton import SubspaceNewton
 
 __all__ = [
     "APPROXIMATIONS",
     "ActionBuffer",
+    "BaseSolver",
+    "BaseState",
+    "Budget",
     "Certificate",
     "Demand",
     "DenseNewton",
@@ -32,6 +36,7 @@ __all__ = [
     "Posterior",
     "Problem",
     "Reason",
+    "Rounds",
     "Solution",
     "Solver",
     "State",

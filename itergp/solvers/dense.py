@@ -21,6 +21,8 @@ from itergp.posterior.solution import Solution, is_finite
 from itergp.posterior.status import Reason, Status
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.packing import Packed, pack_scalars
+from itergp.solvers.protocol import BaseSolver, BaseState
+from itergp.solvers.run.budget import Budget
 
 _DEFAULT_MAX_STEPS = 100
 _MAX_HALVINGS = 40
@@ -30,7 +32,7 @@ _JOINT_LIMIT = 8000  # N C beyond which an (N C)^2 matrix is refused
 
 
 @dataclass(frozen=True)
-class DenseState:
+class DenseState(BaseState):
     """State of ``DenseNewton``; every array is float64."""
 
     kernel: Tensor
@@ -39,7 +41,7 @@ class DenseState:
     gradient: Tensor
     curvature: Tensor
     objective: float
-    norm_squared: float
+    norm_squared: float = float("inf")
     residual: float = float("inf")
     newton_steps: int = 0
     step_length: float = 1.0
@@ -65,7 +67,7 @@ class DenseState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DenseNewton:
+class DenseNewton(BaseSolver[DenseState]):
     """Newton's method with dense float64 matrices and a line search: GPML algorithms 3.1 and 3.3.
 
     One latent function costs ``N^3`` per step. Several are solved jointly, ``(N C)^3``, up to N C = 8,000; beyond that
@@ -93,18 +95,14 @@ class DenseNewton:
         require_positive("time_limit", self.time_limit)
 
     @property
-    def max_passes(self) -> None:
-        """The kernel is evaluated once."""
-        return None
-
-    @property
     def gives_covariance(self) -> bool:
         """Whether the covariance is computed."""
         return self.covariance
 
-    def loosened(self, factor: float) -> DenseNewton:
-        """The same solver with a larger tolerance."""
-        return replace(self, tolerance=factor * self.tolerance)
+    @property
+    def resumable(self) -> DenseNewton:
+        """Itself."""
+        return self
 
     def without_covariance(self) -> DenseNewton:
         """The same solver for the mean alone."""
@@ -149,8 +147,9 @@ class DenseNewton:
         objective = -problem.site.log_density(f) + 0.5 * inner(weights, f - problem.mean.double())
         return DenseState(kernel, weights, f, gradient, curvature, objective, q)
 
-    def step(self, problem: Problem, state: DenseState) -> DenseState:
+    def step(self, problem: Problem, state: DenseState, budget: Budget) -> DenseState:
         """One Newton step with backtracking on the objective."""
+        del budget
         target = self._newton_weights(problem, state)
         direction = target - state.weights
         # Along V + a D the slope of Psi at a = 0 is <K D, V - g>.
@@ -194,8 +193,9 @@ class DenseNewton:
         half = apply_blocks(root.mT, apply_kernels(state.kernel, b)).reshape(-1, 1)
         return b - apply_blocks(root, torch.cholesky_solve(half, factor).reshape(b.shape))
 
-    def status(self, problem: Problem, state: DenseState, passes: int) -> Status | None:
+    def status(self, problem: Problem, state: DenseState, budget: Budget) -> Status | None:
         """Converged, or unable to go on."""
+        del budget
         detail = f"gap {0.5 * state.norm_squared / problem.num_rows:.2g} nats per row"
         if 0.5 * state.norm_squared <= self.tolerance * problem.num_rows:
             return Status(Reason.CONVERGED if problem.site.log_concave else Reason.STATIONARY, detail)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -49,7 +49,6 @@ class Packed:
         return Packed({name: array.to(device) for name, array in self.arrays.items()}, self.values)
 
 
-@runtime_checkable
 class Resumable(Protocol[StateT]):
     """A solver whose state can be kept and taken up again, so that what follows is what would have followed."""
 
@@ -74,13 +73,13 @@ class Keeper(Protocol):
         """Keeps it in place of what was kept before; returns whether that could be done."""
 
 
-def require_resumable(solver: object) -> None:
-    """A checkpoint needs a solver with ``pack`` and ``unpack``.
+def require_resumable(solver: Any) -> None:
+    """A checkpoint needs a solver that gives its state as plain data, and so do all that it takes turns with.
 
     Raises:
         InputError: If it has none.
     """
-    if not isinstance(solver, Resumable):
+    if any(part.resumable is None for part in (solver, *solver.sequence)):
         raise InputError(
             "`checkpoint` needs a solver whose state can be kept, by methods `pack` and `unpack`. Got "
             f"{type(solver).__name__}. Leave `checkpoint` out, or use SubspaceNewton."

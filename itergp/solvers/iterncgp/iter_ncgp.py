@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numbers
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 import torch
@@ -23,6 +23,8 @@ from itergp.solvers.iterncgp.newton_iterate import NewtonIterate, backtracking_s
 from itergp.solvers.packing import Packed
 from itergp.solvers.policies import CG, Policy
 from itergp.solvers.policies.mixed import require_policy
+from itergp.solvers.protocol import BaseSolver, with_setting
+from itergp.solvers.run.budget import Budget
 
 StepRule = Literal["full", "backtracking"]
 Compression = Literal["published", "informative"]
@@ -39,7 +41,7 @@ _IDLE = 3
 
 
 @dataclass(frozen=True, init=False)
-class IterNCGP:
+class IterNCGP(BaseSolver[IterNCGPState]):
     """Newton's method in which every step is Gaussian process regression by a probabilistic linear solver.
 
     A step from f solves ``(K + W^+) v = f - m + W^+ g`` by actions of a policy (``IterGP``). Kernel products are kept from one
@@ -87,18 +89,18 @@ class IterNCGP:
     """
 
     policy: Policy
-    recycle: bool
-    max_rank: int | None
-    compression: Compression
-    iterations: tuple[int, ...] | None
-    inner_tolerance: float
-    step_rule: StepRule  # the argument is called step, but that is the name of the driver's method
-    max_steps: int | None
-    max_passes: int | None
-    tolerance: float
-    time_limit: float | None
-    reorthogonalise: bool
-    covariance: bool
+    recycle: bool = True
+    max_rank: int | None = None
+    compression: Compression = "published"
+    iterations: tuple[int, ...] | None = (_DEFAULT_ITERATIONS,)
+    inner_tolerance: float = _DEFAULT_INNER_TOLERANCE
+    step_rule: StepRule = "full"  # the argument is called step, but that is the name of the driver's method
+    max_steps: int | None = None
+    max_passes: int | None = None
+    tolerance: float = _DEFAULT_TOLERANCE
+    time_limit: float | None = None
+    reorthogonalise: bool = True
+    covariance: bool = True
 
     def __init__(
         self,
@@ -117,9 +119,23 @@ class IterNCGP:
         reorthogonalise: bool = True,
         covariance: bool = True,
     ) -> None:
-        given = dict(locals(), step_rule=step, policy=CG() if policy is None else policy)
-        for spec in fields(self):
-            object.__setattr__(self, spec.name, given[spec.name])
+        settings = {
+            "policy": CG() if policy is None else policy,
+            "recycle": recycle,
+            "max_rank": max_rank,
+            "compression": compression,
+            "iterations": _schedule(iterations),
+            "inner_tolerance": inner_tolerance,
+            "step_rule": step,
+            "max_steps": max_steps,
+            "max_passes": max_passes,
+            "tolerance": tolerance,
+            "time_limit": time_limit,
+            "reorthogonalise": reorthogonalise,
+            "covariance": covariance,
+        }
+        for name, value in settings.items():  # immutable from here on
+            object.__setattr__(self, name, value)
         require_policy(self.policy)
         for name in ("max_rank", "max_steps", "max_passes"):
             require_positive(name, getattr(self, name), integer=True)
@@ -127,30 +143,25 @@ class IterNCGP:
             require_positive(name, getattr(self, name))
         _require_choice("step", step, get_args(StepRule))
         _require_choice("compression", compression, get_args(Compression))
-        object.__setattr__(self, "iterations", _schedule(iterations))
-
-    def _with(self, **changes: Any) -> IterNCGP:
-        settings = {spec.name: getattr(self, spec.name) for spec in fields(self)}
-        settings["step"] = settings.pop("step_rule")
-        return IterNCGP(**(settings | changes))
 
     @property
     def gives_covariance(self) -> bool:
         """Whether a covariance is conditioned."""
         return self.covariance
 
-    def loosened(self, factor: float) -> IterNCGP:
-        """The same solver with a larger tolerance."""
-        return self._with(tolerance=factor * self.tolerance)
+    @property
+    def resumable(self) -> IterNCGP:
+        """Itself."""
+        return self
 
     def without_covariance(self) -> IterNCGP:
         """The same solver for the mean alone."""
-        return self._with(covariance=False)
+        return with_setting(self, "covariance", False)
 
     @property
     def _sparse(self) -> bool:
         """Whether the policy looks at a few rows at a time: the weights, which involve many, then come last."""
-        return getattr(self.policy, "sparse", False)
+        return self.policy.sparse
 
     def demand(self, size: ProblemSize) -> Demand:
         """What a solve of this size is expected to need: passes of a typical problem, memory for their actions."""
@@ -199,8 +210,9 @@ class IterNCGP:
         )
 
     # -------------------------------------------------------------------- step
-    def step(self, problem: Problem, state: IterNCGPState) -> IterNCGPState:
+    def step(self, problem: Problem, state: IterNCGPState, budget: Budget) -> IterNCGPState:
         """One proposal, and the Newton update if the linear system is solved with it; or the pass that certifies."""
+        del budget
         if state.certify:
             return self._certified(problem, state)
         if state.stale:
@@ -312,7 +324,7 @@ class IterNCGP:
             belief.observe_known(gradient.unsqueeze(-1) / size, product / size)
 
     # --------------------------------------------------------------------- end
-    def status(self, problem: Problem, state: IterNCGPState, passes: int) -> Status | None:
+    def status(self, problem: Problem, state: IterNCGPState, budget: Budget) -> Status | None:
         """Converged, diverged, out of a budget, or unable to improve."""
         per_row = 0.5 * state.norm_squared / problem.num_rows
         detail = f"gap {per_row:.2g} nats per row, tolerance {self.tolerance:.2g}"
@@ -326,8 +338,8 @@ class IterNCGP:
             return Status(Reason.STALLED if state.step_length == 0.0 else Reason.PRECISION, detail)
         if self.max_steps is not None and state.newton_step >= self.max_steps:
             return Status(Reason.STEPS, detail)
-        if passes >= (self.max_passes or _DEFAULT_MAX_PASSES):
-            return Status(Reason.PASSES, f"{passes} passes, {detail}")
+        if budget.passes_left(_DEFAULT_MAX_PASSES) <= 0:
+            return Status(Reason.PASSES, f"{budget.committed} passes, {detail}")
         return None
 
     def finish(self, problem: Problem, state: IterNCGPState, *, final: bool) -> Posterior:

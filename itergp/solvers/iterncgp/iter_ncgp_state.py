@@ -14,10 +14,11 @@ from itergp.solvers.iterncgp.action_buffer import ActionBuffer
 from itergp.solvers.iterncgp.linear_belief import LinearBelief
 from itergp.solvers.iterncgp.newton_iterate import NewtonIterate, pseudo_targets
 from itergp.solvers.iterncgp.noise import Noise
+from itergp.solvers.protocol import BaseState
 
 
 @dataclass(frozen=True)
-class IterNCGPState:
+class IterNCGPState(BaseState):
     """State of ``IterNCGP``: the iterate, and the linear system that is being solved there.
 
     The belief's arrays grow in place, so that only the latest state can be continued; iterates are never changed.

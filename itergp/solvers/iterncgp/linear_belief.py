@@ -16,7 +16,7 @@ from itergp.operators.kernel_blocks import multiply_rows
 from itergp.posterior.precision import LowRankPrecision, multiply
 from itergp.solvers.iterncgp.action_buffer import ActionBuffer, inner_product
 from itergp.solvers.iterncgp.noise import Noise
-from itergp.solvers.proposals import Proposal, RowBlock
+from itergp.solvers.proposals import Proposal, values_and_rows
 
 _LIFTS = (0.0, 1.0, 1e1, 1e2, 1e3, 1e4)  # of a diagonal, in units of rounding
 
@@ -111,14 +111,15 @@ class LinearBelief:
         Returns:
             How many independent actions were added.
         """
-        if isinstance(proposal, RowBlock):
-            values = _unit(self.noise.project(proposal.values.to(self.right), proposal.rows))
+        values, rows = values_and_rows(proposal)
+        if rows is not None:
+            values = _unit(self.noise.project(values.to(self.right), rows))
             values = _orthonormal(values) if self.reorthogonalise else values
             block = self.right.new_zeros(*self.right.shape, values.shape[-1])
-            block[proposal.rows] = values
-            products = multiply_rows(operator, proposal.rows, values)
-            return self.observe_known(block, products, room, proposal.rows)
-        block = _unit(self.noise.project(proposal.to(self.right)))
+            block[rows] = values
+            products = multiply_rows(operator, rows, values)
+            return self.observe_known(block, products, room, rows)
+        block = _unit(self.noise.project(values.to(self.right)))
         if self.reorthogonalise:
             block, _ = self._orthonormal(block, None)
         block = block if room is None else block[..., :room]

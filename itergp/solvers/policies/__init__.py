@@ -4,7 +4,7 @@ A policy has one method, ``propose(view)``: it sees the residual, the iterate, t
 a block of actions. The solver does everything else. ``IterGP``, ``IterNCGP`` and ``SubspaceNewton`` take any of them.
 """
 
-from itergp.solvers.policies.base import Policy, View
+from itergp.solvers.policies.base import BasePolicy, Policy, View
 from itergp.solvers.policies.block_gradient import BlockGradient
 from itergp.solvers.policies.block_sparse import BlockSparse
 from itergp.solvers.policies.class_gradient import ClassGradient
@@ -20,6 +20,7 @@ from itergp.solvers.proposals import Proposal, RowBlock
 
 __all__ = [
     "CG",
+    "BasePolicy",
     "BlockGradient",
     "BlockSparse",
     "ClassGradient",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -78,7 +79,19 @@ class View:
 
 
 class Policy(Protocol):
-    """Proposes the next actions. Policies are frozen dataclasses: equal settings, equal proposals."""
+    """Proposes the next actions. A frozen dataclass: equal settings, equal proposals. ``BasePolicy`` has defaults."""
+
+    @property
+    def sparse(self) -> bool:
+        """Whether every proposal is a ``RowBlock``."""
+
+    @property
+    def shards_rows(self) -> bool:
+        """Whether it looks at the rows of its own process only, or at sums over all: a block has the own rows."""
+
+    @property
+    def agrees_on_rows(self) -> bool:
+        """Whether it proposes the same ``RowBlock`` in every process, its row numbers those among all rows."""
 
     def propose(self, view: View) -> Proposal | None:
         """The next actions.
@@ -90,6 +103,18 @@ class Policy(Protocol):
             A block ``(N, C, k)``, whose product is one kernel pass; a ``RowBlock``, whose product costs a few kernel
             columns; or None when there is nothing more to propose. Length and dependence on earlier actions do not matter.
         """
+
+
+class BasePolicy(ABC):
+    """A policy that proposes blocks of all rows and knows nothing of other processes, until it says otherwise."""
+
+    sparse: ClassVar[bool] = False
+    shards_rows: ClassVar[bool] = False
+    agrees_on_rows: ClassVar[bool] = False
+
+    @abstractmethod
+    def propose(self, view: View) -> Proposal | None:
+        """The next actions."""
 
 
 def columns(block: Tensor, latents: int) -> Tensor:

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from itergp.checks import require_positive
-from itergp.solvers.policies.base import View, columns
+from itergp.solvers.policies.base import BasePolicy, View, columns
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockGradient:
+class BlockGradient(BasePolicy):
     """The gradient ``W r`` split by cluster of rows, and by latent function: many actions in one kernel pass.
 
     Evaluating the kernel dominates a pass, so the additional columns are nearly free. The default of ``SubspaceNewton`` for

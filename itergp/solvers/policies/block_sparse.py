@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from itergp.checks import require_positive
-from itergp.solvers.policies.base import View, columns
+from itergp.solvers.policies.base import BasePolicy, View, columns
 from itergp.solvers.policies.block_gradient import cluster_rows
 from itergp.solvers.proposals import RowBlock
 
 
 @dataclass(frozen=True, kw_only=True)
-class BlockSparse:
+class BlockSparse(BasePolicy):
     """The gradient restricted to one cluster of rows at a time, in turn: sparse actions, as in CaGP (Wenger et al. 2024).
 
     A proposal costs the kernel columns of its cluster, ``N^2 / num_blocks`` entries, and no pass.

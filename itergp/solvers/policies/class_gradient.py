@@ -8,11 +8,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from itergp.solvers.policies.base import View
+from itergp.solvers.policies.base import BasePolicy, View
 
 
 @dataclass(frozen=True)
-class ClassGradient:
+class ClassGradient(BasePolicy):
     """The gradient ``W r`` split by latent function: C actions in one kernel pass, with step lengths of their own.
 
     The default of ``SubspaceNewton`` for several latent functions.

@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from itergp.solvers.policies.base import View
+from itergp.solvers.policies.base import BasePolicy, View
 
 
 @dataclass(frozen=True)
-class CG:
+class CG(BasePolicy):
     """The residual ``r = b - (K + W^+) v``: the method of conjugate gradients (IterGP-CG, IterNCGP-CG).
 
     One kernel pass per action. In exact arithmetic it ends after as many actions as ``K + W^+`` has distinct eigenvalues;

@@ -7,11 +7,11 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from itergp.solvers.policies.base import View
+from itergp.solvers.policies.base import BasePolicy, View
 
 
 @dataclass(frozen=True)
-class Gradient:
+class Gradient(BasePolicy):
     """The negative gradient ``W r`` of the objective: conjugate gradients preconditioned by the noise.
 
     One kernel pass per action. Unlike the residual it weighs rows by what they have to say: saturated rows count for

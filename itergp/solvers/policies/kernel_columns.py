@@ -10,11 +10,11 @@ from torch import Tensor
 from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.operators.kernel_blocks import kernel_columns
-from itergp.solvers.policies.base import View, columns
+from itergp.solvers.policies.base import BasePolicy, View, columns
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelColumns:
+class KernelColumns(BasePolicy):
     """Kernel columns ``k(X, z)`` at pseudo-inputs z: inducing points as actions (IterGP-PI, Wenger et al. 2022).
 
     Every training row takes part, as in a sparse variational approximation at the inducing inputs z; what the columns do not

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from itergp.checks import require_positive
-from itergp.solvers.policies.base import View
+from itergp.solvers.policies.base import BasePolicy, View
 
 
 @dataclass(frozen=True, kw_only=True)
-class Lanczos:
+class Lanczos(BasePolicy):
     """The block Krylov space of K from a random start, which contains its leading eigenvectors first.
 
     Every proposal is the kernel product of the one before, orthogonal to all earlier ones: with actions made orthogonal by

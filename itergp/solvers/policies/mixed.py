@@ -5,16 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor
 
 from itergp.checks import require_positive
 from itergp.errors import InputError
-from itergp.solvers.policies.base import Policy, View
-from itergp.solvers.proposals import Proposal, RowBlock
+from itergp.solvers.policies.base import BasePolicy, Policy, View
+from itergp.solvers.proposals import Proposal, dense_block
 
 
 @dataclass(frozen=True)
-class Mixed:
+class Mixed(BasePolicy):
     """Several policies at once: their actions share one kernel pass.
 
     Args:
@@ -35,11 +34,11 @@ class Mixed:
         proposals = [proposal for policy in self.policies if (proposal := policy.propose(view)) is not None]
         if len(proposals) <= 1:
             return proposals[0] if proposals else None
-        return torch.cat([_dense(proposal, view) for proposal in proposals], -1)
+        return torch.cat([dense_block(proposal, view.gradient) for proposal in proposals], -1)
 
 
 @dataclass(frozen=True)
-class Scheduled:
+class Scheduled(BasePolicy):
     """Policies one after the other: each for a number of proposals, the last for good.
 
     Args:
@@ -94,19 +93,17 @@ def require_policies(policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
 
 
 def require_policy(policy: object) -> None:
-    """A policy must be an instance with a ``propose`` method.
+    """A policy must be an instance with a ``propose`` method, and with the rest of the protocol.
 
     Raises:
-        InputError: If it is a class, a name or anything else.
+        InputError: If it is a class, a name or anything else, or lacks a member.
     """
     if isinstance(policy, type) or not callable(getattr(policy, "propose", None)):
         got = f"the class {policy.__name__}" if isinstance(policy, type) else repr(policy)
         raise InputError(f"`policy` must have a method propose(view). Got {got}. Pass an instance, for example CG().")
-
-
-def _dense(proposal: Proposal, view: View) -> Tensor:
-    if not isinstance(proposal, RowBlock):
-        return proposal
-    block = view.gradient.new_zeros(*view.shape, proposal.values.shape[-1])
-    block[proposal.rows] = proposal.values.to(block)
-    return block
+    missing = [name for name in ("sparse", "shards_rows", "agrees_on_rows") if not hasattr(policy, name)]
+    if missing:
+        raise InputError(
+            f"`policy` must have every member of itergp.solvers.policies.Policy. Got {type(policy).__name__}, which has no "
+            f"{', '.join(missing)}. Subclass itergp.solvers.policies.BasePolicy, which has defaults."
+        )

@@ -11,14 +11,14 @@ from torch import Tensor
 from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.numerics.blocks import apply_blocks
-from itergp.solvers.policies.base import View
+from itergp.solvers.policies.base import BasePolicy, View
 from itergp.solvers.policies.low_rank import pivoted_cholesky, sketched_eigenvectors
 
 Method = Literal["cholesky", "sketch"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreconditionedCG:
+class PreconditionedCG(BasePolicy):
     """The residual, preconditioned by a low-rank approximation of the kernel plus the noise: ``(U U^T + W^+)^{-1} r``.
 
     By the matrix inversion lemma that is ``W r - W U (I + U^T W U)^{-1} U^T W r``: only W is used, never its inverse, so that

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from itergp.checks import require_positive
-from itergp.solvers.policies.base import View
+from itergp.solvers.policies.base import BasePolicy, View
 
 
 @dataclass(frozen=True, kw_only=True)
-class RandomProbes:
+class RandomProbes(BasePolicy):
     """Standard normal actions: what a policy that knows nothing achieves.
 
     Args:

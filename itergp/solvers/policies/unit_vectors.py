@@ -10,7 +10,7 @@ from torch import Tensor
 
 from itergp.checks import require_positive
 from itergp.errors import InputError
-from itergp.solvers.policies.base import View
+from itergp.solvers.policies.base import BasePolicy, View
 from itergp.solvers.proposals import RowBlock
 
 Order = Literal["given", "random", "variance", "pivoted", "leverage", "residual", "spread"]
@@ -20,7 +20,7 @@ _CANDIDATES, _FEWEST_CANDIDATES = 10, 1000
 
 
 @dataclass(frozen=True, kw_only=True)
-class UnitVectors:
+class UnitVectors(BasePolicy):
     """Unit vectors: conditioning on single observations, which is the (partial) Cholesky decomposition.
 
     After the rows of a subset the posterior is that of Gaussian process regression on this subset (IterGP-Cholesky, Wenger et
@@ -47,6 +47,7 @@ class UnitVectors:
     seed: int = 0
 
     sparse: ClassVar[bool] = True  # proposes a ``RowBlock``
+    agrees_on_rows: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Checks the settings."""

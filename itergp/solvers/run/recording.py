@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import math
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
-from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, OrdinalLikelihood
+from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, LaplaceSite, OrdinalLikelihood
 from itergp.operators import KernelOperator
 from itergp.posterior.posterior import Posterior
 from itergp.posterior.problem import Problem
+from itergp.posterior.solution import Certificate, Solution
 from itergp.posterior.status import Status
-from itergp.records import RunSettings, StageRecord, TraceRecord
-from itergp.solvers.protocol import Solver
+from itergp.records import RunSettings, StageRecord, TraceData, TraceRecord
+from itergp.solvers.protocol import Solver, State
+from itergp.solvers.run.budget import Budget
 
 if sys.platform != "win32":
     import resource
@@ -25,11 +31,93 @@ _SPECTRUM_LIMIT = 2048  # directions beyond which the spectrum costs more than i
 _LABELS = (BernoulliLikelihood, CategoricalLikelihood, OrdinalLikelihood)
 
 
+@dataclass(frozen=True)
+class Recorder:
+    """Writes what happens into a trace, and makes solutions that say what it took.
+
+    Attributes:
+        trace: Where to.
+        budget: What has been used.
+    """
+
+    trace: TraceData
+    budget: Budget
+
+    def step(self, problem: Problem, state: State, number: int) -> TraceRecord:
+        """Records a step, which belongs to a round of that number."""
+        record = step_record(
+            problem,
+            state,
+            kernel_passes=self.budget.passes,
+            seconds=self.budget.seconds(),
+            kernel_seconds=self.budget.kernel_seconds,
+        )
+        record = replace(record, round=number)
+        self.trace.add(record)
+        return record
+
+    def is_last(self, state: State) -> bool:
+        """Whether a state is of the size that the last record says."""
+        return len(self.trace) > 0 and state.rank == self.trace[len(self.trace) - 1].rank
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        """Adds the seconds of a block to a phase, those within kernel products apart."""
+        begun, in_kernel = time.perf_counter(), self.budget.kernel_seconds
+        yield
+        kernel = self.budget.kernel_seconds - in_kernel
+        self.trace.add_seconds("kernel", kernel)
+        self.trace.add_seconds(name, time.perf_counter() - begun - kernel)
+
+    def end_of_stage(self, problem: Problem, posterior: Posterior, status: Status) -> Solution:
+        """The solution at the end of a stage, which the trace notes."""
+        used = self.budget
+        ended = stage_record(problem, posterior, status, kernel_passes=used.passes, seconds=used.seconds())
+        self.trace.add_stage(ended, spectrum_source(posterior))
+        return self.solution(problem, posterior, status)
+
+    def solution(self, problem: Problem, posterior: Posterior, status: Status, *, evidence: bool = True) -> Solution:
+        """A posterior, how it was found, and how far it is from the exact one.
+
+        Args:
+            problem: The problem.
+            posterior: At its end, or on the way.
+            status: Why it ended, or that it has not.
+            evidence: Whether evidence and ELBO are computed.
+        """
+        certificate = Certificate(posterior.norm_squared) if problem.site.log_concave else None
+        laplace = evidence and isinstance(problem.site, LaplaceSite)
+        return Solution(
+            representer_weights=posterior.representer_weights,
+            latent_values=posterior.latent_values,
+            latent_covariance=posterior.latent_covariance,
+            precision=posterior.precision,
+            objective=posterior.objective,
+            approximation=problem.site.name,
+            status=status,
+            certificate=certificate,
+            kernel_passes=self.budget.passes,
+            kernel_entries=int(problem.rows.all_reduce_sum(self.budget.entries)),
+            seconds=self.budget.seconds(),
+            trace=self.trace,
+            log_marginal_likelihood=posterior.log_marginal_likelihood() if laplace else None,
+            elbo=posterior.elbo(problem) if evidence else math.nan,
+            space=posterior.space,
+            coordinates=posterior.coordinates,
+            operator=problem.operator,
+            curvature=posterior.curvature,
+            actions=posterior.actions,
+            support=posterior.support,
+            local=posterior.local,
+            rows=problem.rows,
+        )
+
+
 def step_record(
-    problem: Problem, state: Any, *, kernel_passes: int, seconds: float, kernel_seconds: float
+    problem: Problem, state: State, *, kernel_passes: int, seconds: float, kernel_seconds: float
 ) -> TraceRecord:
     """The record of a step, from the solver's state after it."""
-    residual = getattr(state, "gradient_residual", None)  # a solver need not say
+    residual = state.gradient_residual
     norms: tuple[float, ...] = ()
     if residual is not None:
         norms = tuple(problem.rows.all_reduce_sum(residual.square().sum(0, dtype=torch.float64)).sqrt().tolist())
@@ -104,7 +192,7 @@ def run_settings(problem: Problem, operator: KernelOperator, solver: Solver[Any]
         device=problem.mean.device.type,
         tolerance=solver.tolerance,
         max_passes=solver.max_passes,
-        max_rank=getattr(solver, "max_rank", None),
+        max_rank=solver.max_rank,
         time_limit=solver.time_limit,
     )
 

@@ -19,7 +19,7 @@ from itergp.likelihoods import Observations, VariationalSite
 from itergp.posterior.posterior import Posterior
 from itergp.posterior.problem import Problem
 from itergp.posterior.status import Status
-from itergp.solvers.protocol import Solver
+from itergp.solvers.protocol import Rounds
 
 MAX_ROUNDS = 40
 _MAX_SLOW_ROUNDS = 120  # where rows are damped one by one
@@ -177,11 +177,6 @@ def max_rounds(problem: Problem) -> int:
     return MAX_ROUNDS if problem.likelihood.bounded_curvature else _MAX_SLOW_ROUNDS
 
 
-def can_refine(solver: Solver[Any]) -> bool:
-    """Whether a solver finds mean and covariance for another site by itself."""
-    return all(hasattr(solver, name) for name in ("refine", "certify", "with_mean", "recondition"))
-
-
 @dataclass(frozen=True)
 class Settled:
     """Where rounds ended.
@@ -204,7 +199,7 @@ class Settled:
 
 
 def settle(
-    solver: Any,
+    solver: Rounds[Any],
     problem: Problem,
     state: Any,
     posterior: Posterior,
@@ -219,7 +214,7 @@ def settle(
     each followed by rounds.
 
     Args:
-        solver: With ``with_mean`` and ``recondition``.
+        solver: What takes rounds of the solver's states.
         problem: With the site that the posterior was found for.
         state: The solver's state there.
         posterior: The posterior.

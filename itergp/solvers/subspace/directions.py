@@ -7,7 +7,7 @@ from torch import Tensor
 from itergp.numerics.rounding import thresholds
 from itergp.numerics.spectral import whitening
 from itergp.parallel import ALL_ROWS, RowPartition
-from itergp.solvers.proposals import Proposal, RowBlock
+from itergp.solvers.proposals import Proposal, dense_block, values_and_rows
 
 
 def shared_directions(proposal: Proposal, like: Tensor, rows: RowPartition = ALL_ROWS) -> Tensor:
@@ -18,13 +18,10 @@ def shared_directions(proposal: Proposal, like: Tensor, rows: RowPartition = ALL
         like: Any tensor ``(N, C)``, for shape and dtype.
         rows: Which of the N rows are here.
     """
-    if isinstance(proposal, RowBlock):
-        block = like.new_zeros(like.shape[0], proposal.values.shape[1] * proposal.values.shape[2])
-        block[proposal.rows] = proposal.values.flatten(1).to(like)
-    else:
-        block = proposal.flatten(1).to(like)
+    _, few = values_and_rows(proposal)
+    block = dense_block(proposal, like).flatten(1).to(like)
     block = block[:, rows.all_reduce_max(block.abs().amax(0)) > 0.0]
-    if isinstance(proposal, RowBlock) and block.shape[1] > block.shape[0]:
+    if few is not None and block.shape[1] > block.shape[0]:
         block = block.unique(dim=1)
     overlapping = bool(block.shape[1]) and rows.all_reduce_any(int((block != 0.0).sum(1).max()) > 1)
     if block.shape[1] and not overlapping:  # clusters of rows: orthogonal, whatever their size

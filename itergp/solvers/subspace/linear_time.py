@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,12 +26,14 @@ from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space, unpack_memory, unpack_space
 from itergp.solvers.policies import Policy, UnitVectors, View
 from itergp.solvers.policies.mixed import require_policy
-from itergp.solvers.proposals import RowBlock
+from itergp.solvers.proposals import values_and_rows
+from itergp.solvers.protocol import BaseSolver, BaseState, Solver
+from itergp.solvers.run.budget import Budget
 from itergp.solvers.subspace.actions import leading_actions
 from itergp.solvers.subspace.newton import Iterate, evaluate, minimise
 from itergp.solvers.subspace.search_space import SearchSpace
-from itergp.solvers.subspace.subspace_newton import SubspaceNewton, SubspaceState
-from itergp.solvers.subspace.support_space import SupportSpace, leave_support
+from itergp.solvers.subspace.subspace_newton import SubspaceNewton
+from itergp.solvers.subspace.support_space import SupportSpace
 
 _DEFAULT_SUPPORT = 4096
 _DEFAULT_TOLERANCE = 1e-4
@@ -47,7 +48,7 @@ _PRODUCTS = 100  # products with the space in the Newton steps of a stage
 
 
 @dataclass(frozen=True)
-class LinearTimeState:
+class LinearTimeState(BaseState):
     """State of ``LinearTimeNewton``: the space, the iterate in it, and where it comes from."""
 
     space: SupportSpace
@@ -60,7 +61,6 @@ class LinearTimeState:
     gain: float = float("inf")
     last_seconds: float = 0.0
     event: str = ""
-    polishing: SubspaceState | None = None
 
     @property
     def weights(self) -> Tensor:
@@ -70,49 +70,37 @@ class LinearTimeState:
     @property
     def objective(self) -> float:
         """Psi."""
-        return self.iterate.objective if self.polishing is None else self.polishing.objective
-
-    @property
-    def norm_squared(self) -> float:
-        """Unknown before a pass over all rows."""
-        return float("inf") if self.polishing is None else self.polishing.norm_squared
-
-    @property
-    def residual(self) -> float:
-        """Unknown before a pass over all rows."""
-        return float("inf") if self.polishing is None else self.polishing.residual
+        return self.iterate.objective
 
     @property
     def rank(self) -> int:
         """Directions in the space."""
-        return self.space.rank if self.polishing is None else self.polishing.rank
+        return self.space.rank
 
     @property
     def newton_steps(self) -> int:
         """Newton steps within the space in the last step."""
-        return self.iterate.steps if self.polishing is None else self.polishing.newton_steps
+        return self.iterate.steps
 
     @property
     def step_length(self) -> float:
         """Smallest step length in the last step."""
-        return self.iterate.step_length if self.polishing is None else self.polishing.step_length
+        return self.iterate.step_length
 
     @property
     def gradient_residual(self) -> Tensor:
         """``g - V`` ``(N, C)``: zero at the mode, and not at the best that a small support can do."""
-        return self.iterate.gradient - self.weights if self.polishing is None else self.polishing.gradient_residual
+        return self.iterate.gradient - self.weights
 
     @property
     def finite(self) -> bool:
         """Whether the iterate is finite."""
-        if self.polishing is not None:
-            return self.polishing.finite
         at = self.iterate
         return is_finite(at.latent_values, at.gradient, at.curvature) and self.objective < float("inf")
 
 
 @dataclass(frozen=True, kw_only=True)
-class LinearTimeNewton:
+class LinearTimeNewton(BaseSolver[LinearTimeState]):
     """Newton's method with all rows in the likelihood and kernels at M of them, the support: no pass over the kernel matrix.
 
     The posterior mean is ``m(x) + k(x, X_M) v``. The support doubles, its rows chosen by a policy, each time starting from the
@@ -162,7 +150,7 @@ class LinearTimeNewton:
                 require_positive(name, getattr(self, name), integer=True)
         if self.policy is not None:
             require_policy(self.policy)
-            if not getattr(self.policy, "sparse", False):
+            if not self.policy.sparse:
                 raise InputError(
                     f"`policy` of LinearTimeNewton must propose single rows. Got {self.policy!r}. Use UnitVectors(order=...)."
                 )
@@ -182,8 +170,23 @@ class LinearTimeNewton:
     @property
     def shards_rows(self) -> bool:
         """Whether the rows can be divided among processes: with ``UnitVectors``, and a polish that can."""
-        policy = self.policy is None or isinstance(self.policy, UnitVectors)
+        policy = self.policy is None or self.policy.agrees_on_rows
         return policy and (self.polish is None or self.polish.shards_rows)
+
+    @property
+    def sequence(self) -> tuple[Solver[Any], ...]:
+        """The support, and then the polish, which starts from it."""
+        return (self,) if self.polish is None else (replace(self, polish=None), self.polish)
+
+    @property
+    def rounds(self) -> LinearTimeNewton:
+        """Itself."""
+        return self
+
+    @property
+    def resumable(self) -> LinearTimeNewton:
+        """Itself."""
+        return self
 
     def loosened(self, factor: float) -> LinearTimeNewton:
         """The same solver for a stage that another follows: without polish."""
@@ -254,13 +257,11 @@ class LinearTimeNewton:
         return min(num_rows, max(_FIRST, int(wanted) // _FIRST * _FIRST))
 
     # -------------------------------------------------------------------- step
-    def step(self, problem: Problem, state: LinearTimeState) -> LinearTimeState:
-        """Twice the support, then the minimiser on it; or a pass of the polish. A support that came along is searched first."""
-        if state.polishing is not None or (self.polish is not None and self._on_support(problem, state) is not None):
-            return self._polish(problem, state)
-        begun = time.perf_counter()
+    def step(self, problem: Problem, state: LinearTimeState, budget: Budget) -> LinearTimeState:
+        """Twice the support, then the minimiser on it. A support that came along is searched first."""
+        begun = budget.seconds()
         arrived = state.steps == 0 and state.space.rank > 0
-        grown = state if arrived else self._grow(problem, state, self._next_size(problem, state))
+        grown = state if arrived else self._grow(problem, state, self._next_size(problem, state, budget))
         iterate = minimise(problem, grown.space, state.iterate, 0.02 * self.tolerance * problem.num_rows)
         gain = state.objective - iterate.objective
         return replace(
@@ -269,19 +270,19 @@ class LinearTimeNewton:
             steps=state.steps + 1,
             settled=state.settled or (not arrived and gain <= self.tolerance * problem.num_rows),
             gain=gain,
-            last_seconds=time.perf_counter() - begun,
+            last_seconds=budget.seconds() - begun,
             event=f"support of {grown.space.rows.numel():,} rows",
         )
 
-    def _next_size(self, problem: Problem, state: LinearTimeState) -> int:
+    def _next_size(self, problem: Problem, state: LinearTimeState, budget: Budget) -> int:
         """Twice the support, or as much more as the time that is left allows."""
         size, limit = state.space.rows.numel(), self._limit(problem)
         if size == 0:
             return min(_FIRST, limit)
-        if problem.deadline == float("inf"):
+        if budget.time_limit is None:
             return min(limit, 2 * size)
         expected = _GROWTH_COST * state.last_seconds
-        share = min(1.0, (problem.deadline - time.perf_counter()) / max(expected, 1e-9))
+        share = min(1.0, budget.time_left() / max(expected, 1e-9))
         more = torch.tensor(max(1, int(share * size)), device=problem.mean.device)
         return min(limit, size + int(problem.rows.broadcast(more)))  # by the clock of the first process
 
@@ -306,34 +307,15 @@ class LinearTimeNewton:
             if proposal is None:
                 return replace(state, space=space, proposals=proposals, exhausted=True)
             proposals += 1
-            assert isinstance(proposal, RowBlock)
-            rows = proposal.rows[~torch.isin(proposal.rows, space.rows)][: size - space.rows.numel()]
+            _, proposed = values_and_rows(proposal)
+            assert proposed is not None
+            rows = proposed[~torch.isin(proposed, space.rows)][: size - space.rows.numel()]
             if rows.numel():
                 space = space.with_rows(rows, operator)
         return replace(state, space=space, proposals=proposals)
 
-    def _polish(self, problem: Problem, state: LinearTimeState) -> LinearTimeState:
-        assert self.polish is not None
-        inner = state.polishing
-        if inner is None:
-            space, coordinates = leave_support(
-                state.space, state.iterate.coordinates, state.iterate.curvature, self.polish.initial_rank(problem)
-            )
-            iterate = evaluate(problem, space, coordinates)
-            inner = SubspaceState(space, iterate, space.weights(coordinates), {})
-        inner = self.polish.step(problem, inner)
-        return replace(state, polishing=inner, event=inner.event or "pass over all rows")
-
     # --------------------------------------------------------------------- end
-    def status(self, problem: Problem, state: LinearTimeState, passes: int) -> Status | None:
-        """Whether the support is done, and then whether the polish is."""
-        if state.polishing is not None:
-            assert self.polish is not None
-            return self.polish.status(problem, state.polishing, passes)
-        done = self._on_support(problem, state)
-        return done if self.polish is None or (done is not None and done.reason is Reason.TIME) else None
-
-    def _on_support(self, problem: Problem, state: LinearTimeState) -> Status | None:
+    def status(self, problem: Problem, state: LinearTimeState, budget: Budget) -> Status | None:
         """Why the support does not grow any more, or None while it does."""
         size = state.space.rows.numel()
         if size == 0 or state.steps == 0 or not state.iterate.finished:
@@ -346,18 +328,13 @@ class LinearTimeNewton:
             return Status(Reason.SUPPORT, detail)
         if state.settled:
             return Status(Reason.SETTLED, detail)
-        left = problem.deadline - time.perf_counter()
-        if problem.deadline < float("inf") and problem.rows.all_reduce_any(
-            left <= 0.1 * _GROWTH_COST * state.last_seconds
-        ):
+        too_late = budget.time_limit is not None and budget.time_left() <= 0.1 * _GROWTH_COST * state.last_seconds
+        if budget.time_limit is not None and problem.rows.all_reduce_any(too_late):
             return Status(Reason.TIME, detail)
         return None
 
     def finish(self, problem: Problem, state: LinearTimeState, *, final: bool) -> Posterior:
         """Conditions the covariance on actions of the support's rows, at the cost of its kernel columns."""
-        if state.polishing is not None:
-            assert self.polish is not None
-            return self.polish.finish(problem, state.polishing, final=final)
         curvature = problem.site.covariance_curvature(state.iterate.latent_values, state.iterate.curvature)
         return self._posterior(problem, state, curvature, final=final)
 
@@ -406,27 +383,23 @@ class LinearTimeNewton:
 
     # ------------------------------------------------- rounds of a variational site
     def refine(self, problem: Problem, state: LinearTimeState) -> LinearTimeState:
-        """The minimiser on the support, or within the polish's space, for another site."""
-        if state.polishing is not None and self.polish is not None:
-            return replace(state, polishing=self.polish.refine(problem, state.polishing))
+        """The minimiser on the support for another site."""
         start = evaluate(problem, state.space, state.iterate.coordinates)
         iterate = minimise(problem, state.space, start, _REFINED * self.tolerance * problem.num_rows)
         return replace(state, iterate=iterate)
 
     def certify(self, problem: Problem, state: LinearTimeState) -> LinearTimeState:
-        """The same state with the certificate of the polish."""
-        assert state.polishing is not None
-        assert self.polish is not None
-        return replace(state, polishing=self.polish.certify(problem, state.polishing))
+        """The same state: it takes passes over all rows to tell more, which are none of this solver's."""
+        del problem
+        return state
 
     def certain(self, problem: Problem, state: LinearTimeState) -> bool:
-        """Whether no pass would tell more about the state: only the polish makes passes."""
-        return state.polishing is None or self.polish is None or self.polish.certain(problem, state.polishing)
+        """Always, for the same reason."""
+        del problem, state
+        return True
 
     def with_mean(self, problem: Problem, state: LinearTimeState, posterior: Posterior) -> Posterior:
         """A posterior with the mean of a state."""
-        if state.polishing is not None and self.polish is not None:
-            return self.polish.with_mean(problem, state.polishing, posterior)
         return replace(
             posterior,
             representer_weights=state.weights,
@@ -437,15 +410,13 @@ class LinearTimeNewton:
 
     def recondition(self, problem: Problem, state: LinearTimeState, posterior: Posterior) -> Posterior:
         """The posterior at a state's mean and curvature, its actions and neighbours kept."""
-        if state.polishing is not None and self.polish is not None:
-            return self.polish.recondition(problem, state.polishing, posterior)
         curvature = problem.site.covariance_curvature(state.iterate.latent_values, state.iterate.curvature)
         posterior = self.with_mean(problem, state, posterior)
         return reconditioned(problem, posterior, curvature) or self._posterior(problem, state, curvature, final=True)
 
     # -------------------------------------------------------------- checkpoint
     def pack(self, state: LinearTimeState) -> Packed:
-        """The support with its products, the iterate, and the polish if it has begun."""
+        """The support with its products and the iterate."""
         iterate = state.iterate
         packed = Packed(
             {"coordinates": iterate.coordinates, "latent_values": iterate.latent_values},
@@ -453,8 +424,6 @@ class LinearTimeNewton:
         )
         packed.add("space", pack_space(state.space))
         packed.add("memory", pack_memory(state.memory))
-        if state.polishing is not None and self.polish is not None:
-            packed.add("polishing", self.polish.pack(state.polishing))
         return packed
 
     def unpack(self, problem: Problem, packed: Packed) -> LinearTimeState:
@@ -464,13 +433,9 @@ class LinearTimeNewton:
         iterate = Iterate(arrays["coordinates"], arrays["latent_values"], gradient, curvature, **values["iterate"])
         space = unpack_space(packed.part("space"), problem.rows, self._limit(problem))
         assert isinstance(space, SupportSpace)
-        polishing = None
-        if "polishing" in values and self.polish is not None:
-            polishing = self.polish.unpack(problem, packed.part("polishing"))
         return LinearTimeState(
             space,
             iterate,
             unpack_memory(packed.part("memory"), (self.policy, UnitVectors(order="leverage", rows=_BATCH))),
-            polishing=polishing,
             **values["state"],
         )

@@ -28,6 +28,8 @@ from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space, unpack_memory, unpack_space
 from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, View
 from itergp.solvers.policies.mixed import require_policy
+from itergp.solvers.protocol import BaseSolver, BaseState
+from itergp.solvers.run.budget import Budget
 from itergp.solvers.subspace.actions import leading_actions
 from itergp.solvers.subspace.directions import holds, shared_directions
 from itergp.solvers.subspace.newton import Iterate, evaluate, minimise
@@ -51,7 +53,7 @@ _DEPENDENT = 1e-13  # share of the largest singular value that is rounding in fl
 
 
 @dataclass(frozen=True)
-class SubspaceState:
+class SubspaceState(BaseState):
     """State of ``SubspaceNewton``: the space, the iterate in it, and what is known about its distance to the mode."""
 
     space: SearchSpace
@@ -100,7 +102,7 @@ class SubspaceState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SubspaceNewton:
+class SubspaceNewton(BaseSolver[SubspaceState]):
     """Newton's method on the objective restricted to ``f = m + K S U``, the space S growing by the functional gradient.
 
     Between kernel passes the objective, convex for log-concave likelihoods, is minimised over U to convergence: search
@@ -215,14 +217,20 @@ class SubspaceNewton:
         """Whether a covariance is conditioned."""
         return self.covariance_rank != 0
 
-    def loosened(self, factor: float) -> SubspaceNewton:
-        """The same solver with a larger tolerance."""
-        return replace(self, tolerance=factor * self.tolerance)
-
     @property
     def shards_rows(self) -> bool:
         """Whether the rows can be divided among processes: by default, and with policies that can."""
-        return self.policy is None or getattr(self.policy, "shards_rows", False)
+        return self.policy is None or self.policy.shards_rows
+
+    @property
+    def rounds(self) -> SubspaceNewton:
+        """Itself."""
+        return self
+
+    @property
+    def resumable(self) -> SubspaceNewton:
+        """Itself."""
+        return self
 
     def without_covariance(self) -> SubspaceNewton:
         """The same solver for the mean alone."""
@@ -269,8 +277,9 @@ class SubspaceNewton:
         return space, torch.linalg.solve(gram, space.project(weights).unsqueeze(-1)).squeeze(-1)
 
     # -------------------------------------------------------------------- step
-    def step(self, problem: Problem, state: SubspaceState) -> SubspaceState:
+    def step(self, problem: Problem, state: SubspaceState, budget: Budget) -> SubspaceState:
         """One kernel pass: grow the space by the gradient at the iterate, then minimise within it."""
+        del budget
         residual = state.iterate.gradient - state.weights
         directions = self._directions(problem, residual, state)
         state = self._make_room(problem, state, directions.shape[-1], self._rank_limit(problem))
@@ -361,7 +370,7 @@ class SubspaceNewton:
         )
 
     # --------------------------------------------------------------------- end
-    def status(self, problem: Problem, state: SubspaceState, passes: int) -> Status | None:
+    def status(self, problem: Problem, state: SubspaceState, budget: Budget) -> Status | None:
         """Converged, out of passes, or unable to improve."""
         per_row = 0.5 * state.norm_squared / problem.num_rows
         detail = f"gap {per_row:.2g} nats per row, tolerance {self.tolerance:.2g}"
@@ -376,9 +385,8 @@ class SubspaceNewton:
             return Status(Reason.PRECISION, detail)
         if state.compressed and state.gain < 0.01 * self.tolerance * problem.num_rows:
             return Status(Reason.RANK, f"rank {state.rank}, {detail}")
-        limit = self.max_passes or _DEFAULT_MAX_PASSES
-        if passes >= limit:
-            return Status(Reason.PASSES, f"{passes} passes, {detail}")
+        if budget.passes_left(_DEFAULT_MAX_PASSES) <= 0:
+            return Status(Reason.PASSES, f"{budget.committed} passes, {detail}")
         return None
 
     def finish(self, problem: Problem, state: SubspaceState, *, final: bool) -> Posterior:

@@ -1,0 +1,185 @@
+"""``solve``: the stages of a solve, one after the other."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from itergp.errors import InputError
+from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
+from itergp.operators import KernelOperator
+from itergp.parallel import Interrupt
+from itergp.posterior.problem import Problem
+from itergp.posterior.solution import Solution
+from itergp.posterior.status import Reason, Status
+from itergp.records import Listeners, TraceData, TraceRecord
+from itergp.solvers.packing import Keeper
+from itergp.solvers.protocol import Solver, require_shareable
+from itergp.solvers.run import rounds
+from itergp.solvers.run.budget import Budget
+from itergp.solvers.run.callbacks import Callbacks
+from itergp.solvers.run.loop import PASSES_OF_A_STAGE, Run, Stage
+from itergp.solvers.run.recording import Recorder, run_settings
+from itergp.solvers.run.resuming import Resumer
+
+APPROXIMATIONS = ("variational", "laplace")
+
+
+def solve(
+    operator: KernelOperator,
+    mean: Tensor,
+    observations: Observations,
+    solver: Solver,
+    *,
+    approximation: str = "variational",
+    warm_start: Solution | None = None,
+    listeners: Sequence[Callable[[TraceRecord], None]] = (),
+    trace: TraceData | None = None,
+    on_posterior: Callable[[Solution], None] | None = None,
+    checkpoint: Keeper | None = None,
+) -> Solution:
+    """Finds the posterior.
+
+    Ctrl-C ends a solve early with the posterior so far: of the present stage, or of the one before if it comes while the
+    covariance of a later stage is found.
+
+    Args:
+        operator: Prior covariance at the training inputs.
+        mean: Prior mean ``(N, C)``.
+        observations: Targets, weights and likelihood.
+        solver: The solver.
+        approximation: ``"laplace"``, or ``"variational"``: the Laplace mode, then rounds with expected gradient and curvature
+            under the current marginals, until these are the marginals that are returned. A budget of fewer than four kernel
+            passes, or a solver that gives no covariance, cannot do that: the result is then the Laplace posterior, and says so.
+        warm_start: An earlier solution whose weights and search space are reused.
+        listeners: Functions that are called with every record of the trace, or an ``itergp.records.Listener`` each.
+        trace: Where records are kept: an empty one, such as ``itergp.diagnostics.Trace()``; default a plain ``TraceData()``.
+        on_posterior: Called with the posterior so far after every step that another follows, its covariance the prior's and its
+            ELBO not computed (NaN), and with that of every stage that another follows.
+        checkpoint: Where to keep the state between steps, and what to begin from if it holds an earlier one.
+
+    Raises:
+        InputError: If the approximation is unknown, the rows are divided among processes and the solver, the policy or the
+            likelihood cannot do that, or the solver's state cannot be kept although it should.
+        SolverError: If a NaN or infinity appears; the error carries the last good solution. In every process, if one is lost.
+    """
+    if approximation not in APPROXIMATIONS:
+        raise InputError(f"`approximation` must be one of {APPROXIMATIONS}. Got {approximation!r}.")
+    rows = operator.rows
+    if rows.sharded:
+        require_shareable(solver, observations)
+        observations = observations.part(rows.start(), operator.num_own_rows)
+    problem = Problem(rows.local(mean), operator, LaplaceSite(observations))
+    variational = approximation == "variational" and _can_be_variational(observations, solver)
+    with torch.no_grad(), rows.collective_section() as interrupt:
+        callbacks = Callbacks(Listeners(*listeners), on_posterior, interrupt, rows)
+        run = _begin(problem, solver, callbacks, TraceData() if trace is None else trace, checkpoint, approximation)
+        run = replace(run, refines=variational and solver.rounds is not None)
+        solution = None
+        if run.position.stage == 0:
+            solution = Stage(run, problem, warm_start, final=not variational).run()
+        if variational:
+            solution = _variational_stages(run, problem, solution)
+    assert solution is not None
+    return replace(solution, approximation=approximation) if observations.likelihood.quadratic else solution
+
+
+def _can_be_variational(observations: Observations, solver: Solver) -> bool:
+    """A variational site needs a covariance, and passes for one step and one covariance in each stage."""
+    too_few = solver.max_passes is not None and solver.max_passes < 2 * PASSES_OF_A_STAGE
+    return not observations.likelihood.quadratic and solver.gives_covariance and not too_few
+
+
+def _begin(
+    problem: Problem,
+    solver: Solver,
+    callbacks: Callbacks,
+    trace: TraceData,
+    checkpoint: Keeper | None,
+    approximation: str,
+) -> Run:
+    """A run, which goes on from its checkpoint if that holds an earlier one."""
+    resumer = Resumer(checkpoint, solver)
+    budget = resumer.budget(Budget.of(problem.operator, solver.max_passes, solver.time_limit))
+    resumer.restore(trace)
+    trace.settings = run_settings(problem, problem.operator, solver, approximation)
+    return Run(solver, budget, Recorder(trace, budget), callbacks, resumer, resumer.position())
+
+
+def _variational_stages(run: Run, problem: Problem, solution: Solution | None) -> Solution | None:
+    """The stages after the Laplace mode: one, or rounds of them for a solver that takes no rounds itself.
+
+    Args:
+        run: The run.
+        problem: With the Laplace site.
+        solution: The Laplace posterior, or None if an earlier run had it.
+    """
+    observations, position = problem.site.observations, run.position
+    marginals = position.marginals
+    if solution is not None and marginals is None:
+        marginals = position.damping.first(
+            problem, solution.latent_values, solution.curvature, solution.latent_covariance
+        )
+    for index in range(max(1, position.stage), (1 if run.refines else rounds.max_rounds(problem)) + 1):
+        if solution is not None and (solution.status.reason is Reason.INTERRUPTED or run.late()):
+            break
+        assert marginals is not None
+        position.stage, position.round, position.marginals = index, index - 1, marginals
+        site = VariationalSite.from_covariance(observations, marginals)
+        try:
+            solution = Stage(run, problem.with_site(site), solution, final=True).run()
+        except KeyboardInterrupt:  # before this stage had a posterior of its own
+            if solution is None:
+                raise
+            solution = replace(solution, status=Status(Reason.INTERRUPTED))
+        if run.refines or solution.status.reason is Reason.INTERRUPTED:
+            break
+        solution, marginals, done = _next_round(run, problem, solution, marginals)
+        if done:
+            break
+    return solution
+
+
+def _next_round(run: Run, problem: Problem, solution: Solution, marginals: Tensor) -> tuple[Solution, Tensor, bool]:
+    """For a solver that takes its rounds as stages: a solution with its residual, the next site's marginals, whether to stop.
+
+    Args:
+        run: The run.
+        problem: With any site of the observations.
+        solution: That the last stage came to.
+        marginals: That its site was made from.
+    """
+    trace, damping = run.recorder.trace, run.position.damping
+    residual = rounds.widened(problem, marginals, solution.latent_covariance)
+    stationary = residual <= rounds.residual_tolerance(problem, run.solver.tolerance)
+    exhausted = run.position.stage == rounds.max_rounds(problem) or run.late() or run.budget.passes_left() <= 0
+    # A mean that its own site could not be solved for is not worth another site.
+    exhausted = exhausted or not (solution.status.converged or solution.status.reason is Reason.PRECISION)
+    status = solution.status
+    if exhausted and not stationary and status.converged:
+        status = Status(Reason.ROUNDS, f"residual {residual:.2g} posterior deviations")
+        ended = trace.stages.pop()
+        trace.stages.append(replace(ended, reason=status.reason.name, status=str(status)))
+    solution = replace(solution, status=status, variational_residual=residual)
+    following = damping.following(problem, solution.latent_values, solution.latent_covariance, marginals, residual)
+    return solution, following, stationary or exhausted
+
+
+def solve_problem(
+    problem: Problem, solver: Solver, *, warm_start: Solution | None = None, final: bool = True
+) -> Solution:
+    """Solves one problem, as one site sees it: a single stage of ``solve``.
+
+    Args:
+        problem: Prior and site.
+        solver: The solver.
+        warm_start: An earlier solution to start from.
+        final: False to stop as loosely as a stage that another follows.
+    """
+    with torch.no_grad():
+        callbacks = Callbacks(interrupt=Interrupt(), rows=problem.rows)
+        run = _begin(problem, solver, callbacks, TraceData(), None, problem.site.name)
+        return Stage(run, problem, warm_start, final=final).run()
