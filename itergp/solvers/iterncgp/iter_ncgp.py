@@ -18,7 +18,14 @@ from itergp.posterior.status import Reason, Status
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.iterncgp.iter_gp import view
 from itergp.solvers.iterncgp.iter_ncgp_packing import pack_state, unpack_state
-from itergp.solvers.iterncgp.iter_ncgp_state import IterNCGPState, add_weights, linear_system, recycled_buffer, whole
+from itergp.solvers.iterncgp.iter_ncgp_state import (
+    IterNCGPState,
+    Phase,
+    add_weights,
+    linear_system,
+    recycled_buffer,
+    whole,
+)
 from itergp.solvers.iterncgp.newton_iterate import NewtonIterate, backtracking_step, full_step, recomputed, zero
 from itergp.solvers.packing import Packed
 from itergp.solvers.policies import CG, Policy
@@ -213,11 +220,11 @@ class IterNCGP(BaseSolver[IterNCGPState]):
     def step(self, problem: Problem, state: IterNCGPState, budget: Budget) -> IterNCGPState:
         """One proposal, and the Newton update if the linear system is solved with it; or the pass that certifies."""
         del budget
-        if state.certify:
+        if state.phase is Phase.SETTLED:
             return self._certified(problem, state)
-        if state.stale:
+        if state.phase is not Phase.SOLVING:
             belief = self._linearise(problem, state.iterate, state.belief.buffer, state.newton_step)
-            state = replace(state, belief=belief, stale=False)
+            state = replace(state, belief=belief)
         belief = state.belief
         proposal = None
         if not state.exhausted:
@@ -240,7 +247,7 @@ class IterNCGP(BaseSolver[IterNCGPState]):
             inner_step=state.inner_step + 1,
             exhausted=proposal is None,
             newton_steps=0,
-            current=False,
+            phase=Phase.SOLVING,
             event="",
         )
         return self._updated(problem, state) if self._solved(state) else state
@@ -264,7 +271,8 @@ class IterNCGP(BaseSolver[IterNCGPState]):
         move = full_step if self.step_rule == "full" else backtracking_step
         new, length = move(problem, old, belief.weights(), belief.latent())
         if not new.finite:
-            return replace(state, diverged=True, newton_steps=1, step_length=0.0, event="the full step was not finite")
+            event = "the full step was not finite"
+            return replace(state, phase=Phase.DIVERGED, newton_steps=1, step_length=0.0, event=event)
         gain = old.objective - new.objective
         resolution = problem.resolution(new.latent_values, new.gradient, new.objective)
         worse = new.objective > max(state.reference, old.objective) + resolution
@@ -274,7 +282,7 @@ class IterNCGP(BaseSolver[IterNCGPState]):
         bound = state.norm_squared
         if problem.site.log_concave and bound < float("inf"):
             bound = max(bound - 2.0 * gain, 0.0) + 2.0 * resolution
-        small = abs(gain) <= self.tolerance * problem.num_rows
+        phase = Phase.SETTLED if abs(gain) <= self.tolerance * problem.num_rows else Phase.UPDATED
         return replace(
             state,
             iterate=new,
@@ -288,10 +296,7 @@ class IterNCGP(BaseSolver[IterNCGPState]):
             newton_steps=1,
             above=above,
             idle=state.idle + 1 if abs(gain) <= 2.0 * resolution else 0,
-            diverged=above >= _PATIENCE,
-            certify=small,
-            current=False,
-            stale=True,
+            phase=Phase.DIVERGED if above >= _PATIENCE else phase,
             event=event,
         )
 
@@ -308,8 +313,7 @@ class IterNCGP(BaseSolver[IterNCGPState]):
             norm_squared=bound,
             residual=norm_squared,
             newton_steps=0,
-            certify=False,
-            current=True,
+            phase=Phase.CERTIFIED,
             event="certified",
         )
 
@@ -328,13 +332,13 @@ class IterNCGP(BaseSolver[IterNCGPState]):
         """Converged, diverged, out of a budget, or unable to improve."""
         per_row = 0.5 * state.norm_squared / problem.num_rows
         detail = f"gap {per_row:.2g} nats per row, tolerance {self.tolerance:.2g}"
-        if state.diverged:
+        if state.phase is Phase.DIVERGED:
             return Status(Reason.DIVERGED, f"after {state.newton_step} Newton steps")
         if per_row <= self.tolerance:
             return Status(Reason.CONVERGED if problem.site.log_concave else Reason.STATIONARY, detail)
-        if state.current and state.exhausted:
+        if state.phase is Phase.CERTIFIED and state.exhausted:
             return Status(Reason.POLICY, detail)
-        if state.current and state.idle >= _IDLE:
+        if state.phase is Phase.CERTIFIED and state.idle >= _IDLE:
             return Status(Reason.STALLED if state.step_length == 0.0 else Reason.PRECISION, detail)
         if self.max_steps is not None and state.newton_step >= self.max_steps:
             return Status(Reason.STEPS, detail)
@@ -345,17 +349,17 @@ class IterNCGP(BaseSolver[IterNCGPState]):
     def finish(self, problem: Problem, state: IterNCGPState, *, final: bool) -> Posterior:
         """The Newton update with the actions so far, the covariance at the new iterate, and the pass that certifies it."""
         state = whole(state) if self.covariance else state  # the mean needs no linear system
-        if not state.diverged and self.covariance and state.inner_step > 0:
+        if state.phase is not Phase.DIVERGED and self.covariance and state.inner_step > 0:
             updated = self._updated(problem, state)
-            state = replace(state, diverged=True) if updated.diverged else updated
-        if state.diverged:
-            state = replace(state, iterate=state.best, norm_squared=float("inf"), current=False)
+            state = replace(state, phase=Phase.DIVERGED) if updated.phase is Phase.DIVERGED else updated
+        if state.phase is Phase.DIVERGED:
+            state = replace(state, iterate=state.best, norm_squared=float("inf"))
         iterate, buffer = state.iterate, state.belief.buffer
         if not self.covariance:
             nothing = prior_covariance(problem)
             precision, covariance = nothing.precision, nothing.latent_covariance
         else:
-            if not state.current:
+            if state.phase is not Phase.CERTIFIED:
                 state = self._certified(problem, state)
             iterate, belief = self._covariance_belief(problem, iterate, buffer)
             precision, mix = belief.precision()

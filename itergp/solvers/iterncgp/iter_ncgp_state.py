@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from enum import Enum
 from typing import Any
 
 from torch import Tensor
@@ -17,9 +18,19 @@ from itergp.solvers.iterncgp.noise import Noise
 from itergp.solvers.protocol import BaseState
 
 
+class Phase(str, Enum):
+    """What the next step of ``IterNCGP`` does."""
+
+    SOLVING = "one more proposal for the linear system"
+    UPDATED = "the iterate is new: its linear system is set up"
+    SETTLED = "the last update gained nothing: the iterate is certified"
+    CERTIFIED = "the certificate is the iterate's: a linear system is set up there if it does not suffice"
+    DIVERGED = "nothing: full steps went astray"
+
+
 @dataclass(frozen=True)
 class IterNCGPState(BaseState):
-    """State of ``IterNCGP``: the iterate, and the linear system that is being solved there.
+    """State of ``IterNCGP``: the iterate, the linear system that is being solved there, and what comes next.
 
     The belief's arrays grow in place, so that only the latest state can be continued; iterates are never changed.
     """
@@ -40,11 +51,12 @@ class IterNCGPState(BaseState):
     above: int = 0
     idle: int = 0
     exhausted: bool = False
-    certify: bool = False
-    current: bool = False
-    stale: bool = False
-    diverged: bool = False
+    phase: Phase = Phase.SOLVING
     event: str = ""
+
+    def __post_init__(self) -> None:
+        """A phase is kept by its text."""
+        object.__setattr__(self, "phase", Phase(self.phase))
 
     @property
     def objective(self) -> float:
