@@ -1003,6 +1003,11 @@ def test_bad_targets(name, targets, match):
         likelihood.validate_targets(torch.tensor(targets))
 
 
+@pytest.mark.parametrize("name", CASES)
+def test_a_likelihood_says_what_it_observes(name):
+    assert CASES[name].make().observes == CASES[name].observed
+
+
 def test_the_grid_is_complete():
     exported = [
         getattr(likelihoods, name) for name in likelihoods.__all__ if isinstance(getattr(likelihoods, name), type)

@@ -236,3 +236,20 @@ def test_families_of_solvers_do_not_know_each_other():
             if name.startswith(f"itergp.solvers.{first}."):
                 others = {target for target in imports()[name] if target.startswith(f"itergp.solvers.{second}.")}
                 assert not others, f"{name} imports {sorted(others)}"
+
+
+def test_parts_are_asked_and_not_recognised():
+    """What differs between kinds of spaces, policies, operators, solvers and likelihoods is a question to the object."""
+    kinds = {"SupportSpace", "UnitVectors", "LinearTimeNewton", "KeOpsOperator", "CategoricalLikelihood", "LaplaceSite"}
+    homes = {"itergp.solvers.packing"}  # takes a space apart
+    for name, tree in modules().items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "isinstance":
+                named = {part.id for part in ast.walk(node.args[1]) if isinstance(part, ast.Name)}
+                found = isinstance(node.args[1], ast.Name | ast.Tuple) and named & kinds
+                assert not found or name in homes or is_assertion(tree, node), f"{name}: {ast.unparse(node)}"
+
+
+def is_assertion(tree: ast.Module, call: ast.Call) -> bool:
+    """Whether a call is all that is asserted, for a type checker."""
+    return any(isinstance(node, ast.Assert) and node.test is call for node in ast.walk(tree))

@@ -36,7 +36,7 @@ from itergp.objectives.base import Objective, log_density_of_priors
 from itergp.operators import own_rows
 from itergp.parallel import RowPartition, require_everywhere
 from itergp.records import FitRecord, LearningTrace, Listeners
-from itergp.solvers import LinearTimeNewton, Reason, Solution
+from itergp.solvers import Reason, Solution
 from itergp.solvers.packing import Packed
 
 _FEW_ROWS = 500  # up to here the bound on the evidence of all rows beats the density of some of them
@@ -351,8 +351,7 @@ def _stages(
 
 def _has_large_support(model: NonConjugateGP) -> bool:
     """Whether the bound can be estimated from batches of rows, and there are so many that it pays."""
-    linear = isinstance(model.solver, LinearTimeNewton) and model.solver.polish is None
-    return linear and model.train_targets.shape[0] > _BATCH_ROWS
+    return model.solver.on_support and model.train_targets.shape[0] > _BATCH_ROWS
 
 
 def _look(model: NonConjugateGP, on_posterior: Callable[[Solution], None]) -> bool:

@@ -7,7 +7,7 @@ Throughout, ``f`` has shape ``(..., N, C)``: rows, then latent functions; leadin
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import gpytorch
 import torch
@@ -24,6 +24,9 @@ _NUM_PAIRS = 16
 _CHUNK_ROWS = 8192
 
 
+Observed = Literal["label", "level", "count", "real", "positive", "share"]
+
+
 class Likelihood(gpytorch.likelihoods.Likelihood):
     """Base class of the likelihoods: log-density, gradient, curvature and predictive distribution.
 
@@ -36,6 +39,9 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         bounded_curvature: Whether W stays below a bound that is small in the units of f, wherever f is; variational
             posteriors then need no care for curvature that is far away.
         exchangeable: Whether rows share one density, so that any subset of them can be looked at alone.
+        observes: What an observation is: a ``"label"`` of a class, an ordered ``"level"``, a ``"count"``, a ``"real"`` or
+            ``"positive"`` number, or a ``"share"`` of one.
+        softmax: Whether ``p(y | f)`` is the softmax of the latent functions themselves, whose curvature has a structure.
         accepts_missing: Whether targets may be missing without ``missing_targets`` saying so.
         predictive_options: Keywords of ``predictive`` that say something about new rows, such as their exposure.
     """
@@ -45,6 +51,8 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     quadratic: ClassVar[bool] = False
     bounded_curvature: bool = False
     exchangeable: ClassVar[bool] = True
+    observes: ClassVar[Observed] = "real"
+    softmax: ClassVar[bool] = False
     accepts_missing: ClassVar[bool] = False
     curvature: str = "hessian"
     predictive_options: ClassVar[tuple[str, ...]] = ()

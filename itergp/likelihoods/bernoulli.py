@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli
 
 from itergp.errors import InputError
-from itergp.likelihoods.base import Likelihood
+from itergp.likelihoods.base import Likelihood, Observed
 from itergp.likelihoods.integrals import expected_cloglog, expected_sigmoid
 from itergp.likelihoods.predictive import BernoulliPredictive
 from itergp.likelihoods.special import MAX_EXPONENT, continued_exp, inverse_mills
@@ -35,6 +35,8 @@ class BernoulliLikelihood(Likelihood):
         >>> float(g), float(W)
         (0.5, 0.25)
     """
+
+    observes: ClassVar[Observed] = "label"
 
     def __init__(self, link: Link = "logit") -> None:
         super().__init__()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from gpytorch.constraints import Interval, Positive
 from gpytorch.priors import Prior
 from torch import Tensor
 
+from itergp.likelihoods.base import Observed
 from itergp.likelihoods.distributions import Beta
 from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.single_latent import SingleLatentLikelihood
@@ -26,6 +29,7 @@ class BetaLikelihood(SingleLatentLikelihood):
         precision_constraint: Constraint on the precision; default positive.
     """
 
+    observes: ClassVar[Observed] = "share"
     log_concave = False
     curvature = "fisher"
     precision = ConstrainedParameter()

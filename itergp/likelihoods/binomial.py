@@ -7,6 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from itergp.likelihoods.base import Observed
 from itergp.likelihoods.distributions import Binomial
 from itergp.likelihoods.mixtures import QuadratureMixture
 from itergp.likelihoods.single_latent import SingleLatentLikelihood
@@ -26,6 +27,7 @@ class BinomialLikelihood(SingleLatentLikelihood):
         (1.0, 1.0)
     """
 
+    observes: ClassVar[Observed] = "count"
     counts: ClassVar[bool] = True
     second_column: ClassVar[float | None] = 1.0
     predictive_options: ClassVar[tuple[str, ...]] = ("num_trials",)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.distributions import Categorical
 
 from itergp.errors import InputError
-from itergp.likelihoods.base import Likelihood
+from itergp.likelihoods.base import Likelihood, Observed
 from itergp.likelihoods.integrals import expected_softmax
 from itergp.likelihoods.predictive import CategoricalPredictive
 from itergp.likelihoods.targets import require_labels
@@ -33,6 +33,8 @@ class CategoricalLikelihood(Likelihood):
         InputError: If there are fewer.
     """
 
+    observes: ClassVar[Observed] = "label"
+    softmax: ClassVar[bool] = True
     bounded_curvature = True
 
     def __init__(self, num_classes: int) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from typing import Any
+from typing import Any, ClassVar
 
 import gpytorch.likelihoods as gl
 import torch
@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, MultivariateNormal, Normal
 
 from itergp.errors import InputError
-from itergp.likelihoods.base import Likelihood
+from itergp.likelihoods.base import Likelihood, Observed
 from itergp.likelihoods.bernoulli import BernoulliLikelihood
 from itergp.likelihoods.categorical import CategoricalLikelihood
 from itergp.likelihoods.gaussian import GaussianLikelihood
@@ -230,6 +230,7 @@ def _absolute(hessian: Tensor, gradient: Tensor) -> Tensor:
 class _MixedSoftmax(AutomaticLikelihood):
     """Softmax of linear mixtures of the latent functions, ``softmax(M f)``; log-concave."""
 
+    observes: ClassVar[Observed] = "label"
     log_concave, curvature = True, "hessian"
 
     @property

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 from gpytorch.constraints import Interval, Positive
@@ -10,7 +10,7 @@ from gpytorch.priors import Prior
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.likelihoods.base import Likelihood
+from itergp.likelihoods.base import Likelihood, Observed
 from itergp.likelihoods.integrals import expected_sigmoid
 from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.predictive import OrdinalPredictive
@@ -50,6 +50,7 @@ class OrdinalLikelihood(Likelihood):
         tensor([[0.2500, 0.2500, 0.2500, 0.2500]], grad_fn=<RoundBackward1>)
     """
 
+    observes: ClassVar[Observed] = "level"
     bounded_curvature = True
 
     increments = ConstrainedParameter()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.likelihoods.base import Observed
 from itergp.likelihoods.distributions import Poisson
 from itergp.likelihoods.mixtures import PoissonMixture, QuadratureMixture
 from itergp.likelihoods.single_latent import SingleLatentLikelihood
@@ -20,6 +21,7 @@ Link = Literal["log", "softplus"]
 class CountLikelihood(SingleLatentLikelihood):
     """Base of the likelihoods of counts with an exposure: checks of targets, keyword of ``predictive``."""
 
+    observes: ClassVar[Observed] = "count"
     counts: ClassVar[bool] = True
     second_column: ClassVar[float | None] = 1.0
     predictive_options: ClassVar[tuple[str, ...]] = ("exposure",)

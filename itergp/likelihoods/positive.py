@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from gpytorch.constraints import Interval, Positive
@@ -11,7 +11,7 @@ from gpytorch.priors import Prior
 from torch import Tensor
 from torch.distributions import Distribution, LogNormal
 
-from itergp.likelihoods.base import Likelihood
+from itergp.likelihoods.base import Likelihood, Observed
 from itergp.likelihoods.distributions import Gamma
 from itergp.likelihoods.gaussian import GaussianLikelihood
 from itergp.likelihoods.parameters import ConstrainedParameter
@@ -34,6 +34,7 @@ class GammaLikelihood(SingleLatentLikelihood):
         shape_constraint: Constraint on the shape; default positive.
     """
 
+    observes: ClassVar[Observed] = "positive"
     shape = ConstrainedParameter()
     """Shape ``(1,)``: the inverse squared coefficient of variation."""
 
@@ -77,6 +78,8 @@ class LogNormalLikelihood(GaussianLikelihood):
         noise_prior: Prior over the noise variance.
         noise_constraint: Constraint on the noise variance; default above 1e-8.
     """
+
+    observes: ClassVar[Observed] = "positive"
 
     def validate_targets(self, targets: Tensor) -> Tensor:
         """Targets must be positive; returned as floats."""

@@ -31,6 +31,11 @@ class LaplaceSite:
     name: str = field(default="laplace", init=False)
 
     @property
+    def averages(self) -> bool:
+        """Whether gradient and curvature are expectations."""
+        return False
+
+    @property
     def likelihood(self) -> Likelihood:
         """The likelihood."""
         return self.observations.likelihood
@@ -87,6 +92,11 @@ class VariationalSite:
         nodes, weights = observations.standard_nodes(covariance[..., 0], seed)
         root = psd_root(covariance)
         return cls(observations, node_offsets(root, nodes), weights, root)
+
+    @property
+    def averages(self) -> bool:
+        """Whether gradient and curvature are expectations."""
+        return True
 
     @property
     def likelihood(self) -> Likelihood:

@@ -10,6 +10,7 @@ from gpytorch.priors import Prior
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.likelihoods.base import Observed
 from itergp.likelihoods.distributions import Weibull
 from itergp.likelihoods.mixtures import QuadratureMixture
 from itergp.likelihoods.parameters import ConstrainedParameter
@@ -53,6 +54,7 @@ class SurvivalMixture(QuadratureMixture):
 class _SurvivalLikelihood(SingleLatentLikelihood):
     """Weibull times ``P(T > t) = exp(-(t exp(-f))^shape)``; ``z = shape (log t - f)`` is the logarithm of the hazard so far."""
 
+    observes: ClassVar[Observed] = "positive"
     second_column: ClassVar[float | None] = 1.0
 
     def _shape(self, like: Tensor) -> Tensor:

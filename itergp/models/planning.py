@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 
 from itergp.errors import InputError
 from itergp.operators import KernelOperator, free_memory
-from itergp.solvers.demand import Demand, ProblemSize, Rates
+from itergp.operators.timing import Rates
+from itergp.solvers.demand import Demand, ProblemSize
 from itergp.solvers.protocol import Solver
 
 if TYPE_CHECKING:

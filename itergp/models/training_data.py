@@ -23,7 +23,6 @@ from itergp.models.batch_elements import batch_shape_of
 from itergp.models.batches import check_batch, refuse_without_data
 from itergp.models.validation import allows_nan, as_inputs, as_observations, check_target_tensor, check_test_inputs
 from itergp.solvers import Solution
-from itergp.solvers.subspace.support_space import SupportSpace
 
 if TYPE_CHECKING:
     from itergp.models.nonconjugate_gp import NonConjugateGP
@@ -264,9 +263,6 @@ def _with_rows(solution: Solution, count: int) -> Solution:
     space, actions = solution.space, solution.precision.actions
     if solution.support is None:  # those of a support are kept by row number
         actions = pad(actions)
-    # Products are for the old rows; the solver renews them for another operator.
-    if space is not None and not isinstance(space, SupportSpace):
-        space = replace(space, directions=pad(space.directions, 1), products=pad(space.products, 1))
     return replace(
         solution,
         representer_weights=pad(solution.representer_weights),
@@ -274,7 +270,8 @@ def _with_rows(solution: Solution, count: int) -> Solution:
         latent_covariance=pad(solution.latent_covariance),
         precision=replace(solution.precision, actions=actions),
         certificate=None,
-        space=space,
+        # Products are for the old rows; the solver renews them for another operator.
+        space=None if space is None else space.with_more_rows(count),
         operator=None,
         curvature=None,
         actions=None,

@@ -17,7 +17,6 @@ from itergp.operators import BlockedOperator, KernelOperator
 
 _PROBE_ROWS = 64
 _BLOCK_ROWS = 65_536
-_CLASS_LIKELIHOODS = ("BernoulliLikelihood", "CategoricalLikelihood", "OrdinalLikelihood", "_MixedSoftmax")
 
 
 def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, ...]:
@@ -177,7 +176,7 @@ def _valid_targets(targets: Tensor, inputs: Tensor, likelihood: Likelihood) -> T
     valid = likelihood.validate_targets(targets)
     if not targets.is_floating_point() and valid.is_floating_point():
         valid = valid.to(inputs.dtype)
-    if type(likelihood).__name__ in _CLASS_LIKELIHOODS and valid.unique().numel() == 1:
+    if likelihood.observes in ("label", "level") and valid.unique().numel() == 1:
         warnings.warn(
             f"All {valid.shape[0]} targets are of one class ({valid[0].item():g}): the posterior will favour it everywhere. "
             "Check the labels.",

@@ -110,6 +110,14 @@ class KernelOperator(ABC):
         """Device of the products."""
         return self.inputs.device
 
+    def timing_sample(self, inputs: Tensor) -> KernelOperator | None:
+        """An operator of this kind at some inputs, by which its speed is known; None if blocks of entries are as fast.
+
+        Args:
+            inputs: ``(M, D)`` or ``(C, M, D)``.
+        """
+        return None
+
     # --------------------------------------------------------------- products
     def matmul(self, block: Tensor) -> Tensor:
         """``K_c`` times a block, for every kernel: one pass.

@@ -56,6 +56,10 @@ class KeOpsOperator(BlockedOperator):
                 f"{type(self.kernel).__name__}. Choose operator='blocked', which takes any kernel."
             )
 
+    def timing_sample(self, inputs: Tensor) -> KeOpsOperator:
+        """The same at some inputs: reductions are faster than blocks, or slower."""
+        return KeOpsOperator(self.kernel, inputs, num_kernels=self.num_kernels)
+
     def _matmul(self, block: Tensor) -> Tensor:
         if not _reduces(block):
             return super()._matmul(block)

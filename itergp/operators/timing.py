@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import torch
 
+from itergp.numerics.sampling import sample_of_rows
 from itergp.operators.base import KernelOperator
+from itergp.operators.blocked import BlockedOperator
 
 FEW_COLUMNS = 8  # of a product whose time is that of evaluating entries
+_COLUMNS = 128
+_SAMPLE_ROWS = 3072
 
 
 def seconds_of_product(operator: KernelOperator, columns: int) -> float:
@@ -20,3 +25,29 @@ def seconds_of_product(operator: KernelOperator, columns: int) -> float:
         float(operator.matmul(block).sum())  # waits for the device
         seconds.append(time.perf_counter() - begun)
     return min(seconds)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """How fast a kernel is here.
+
+    Attributes:
+        seconds_per_entry: Of evaluating kernel entries.
+        seconds_per_multiplication: Multiply-adds in products with many columns.
+    """
+
+    seconds_per_entry: float
+    seconds_per_multiplication: float
+
+    @classmethod
+    @torch.no_grad()
+    def measured(cls, operator: KernelOperator) -> Rates:
+        """Times products with the kernel matrix of some rows: a fraction of a second."""
+        rows, kernels = sample_of_rows(operator.inputs, _SAMPLE_ROWS), operator.num_kernels
+        sample = BlockedOperator(operator.kernel, rows, num_kernels=kernels)
+        few, many = (seconds_of_product(sample, columns) for columns in (FEW_COLUMNS, FEW_COLUMNS + _COLUMNS))
+        per_multiplication = max(many - few, 0.0) / (kernels * sample.num_rows**2 * _COLUMNS)
+        own = operator.timing_sample(rows)
+        if own is not None:  # many columns are multiplied in blocks there too
+            few = seconds_of_product(own, FEW_COLUMNS)
+        return cls(few / (kernels * sample.num_rows**2 / 2), per_multiplication)

@@ -4,15 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-
-from itergp.numerics.sampling import sample_of_rows
-from itergp.operators import BlockedOperator, KeOpsOperator, KernelOperator
-from itergp.operators.timing import FEW_COLUMNS, seconds_of_product
-
-_SAMPLE_ROWS = 3072
-_COLUMNS = 128
-
 
 @dataclass(frozen=True)
 class ProblemSize:
@@ -67,28 +58,3 @@ def likelihood_memory(size: ProblemSize) -> int:
     latents = size.num_latents
     nodes = (20 if latents == 1 else 32) if size.variational else 1
     return size.num_rows * latents * (4 + 3 * latents + 3 * nodes) * size.itemsize
-
-
-@dataclass(frozen=True)
-class Rates:
-    """How fast a kernel is here.
-
-    Attributes:
-        seconds_per_entry: Of evaluating kernel entries.
-        seconds_per_multiplication: Multiply-adds in products with many columns.
-    """
-
-    seconds_per_entry: float
-    seconds_per_multiplication: float
-
-    @classmethod
-    @torch.no_grad()
-    def measured(cls, operator: KernelOperator) -> Rates:
-        """Times products with the kernel matrix of some rows: a fraction of a second."""
-        rows, kernels = sample_of_rows(operator.inputs, _SAMPLE_ROWS), operator.num_kernels
-        sample = BlockedOperator(operator.kernel, rows, num_kernels=kernels)
-        few, many = (seconds_of_product(sample, columns) for columns in (FEW_COLUMNS, FEW_COLUMNS + _COLUMNS))
-        per_multiplication = max(many - few, 0.0) / (kernels * sample.num_rows**2 * _COLUMNS)
-        if isinstance(operator, KeOpsOperator):  # many columns are multiplied in blocks there too
-            few = seconds_of_product(KeOpsOperator(operator.kernel, rows, num_kernels=kernels), FEW_COLUMNS)
-        return cls(few / (kernels * sample.num_rows**2 / 2), per_multiplication)

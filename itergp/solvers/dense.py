@@ -10,7 +10,6 @@ from torch import Tensor
 
 from itergp.checks import require_positive
 from itergp.errors import InputError
-from itergp.likelihoods import CategoricalLikelihood, LaplaceSite
 from itergp.numerics.blocks import apply_blocks, curvature_root
 from itergp.numerics.line_search import backtrack
 from itergp.posterior.dense import apply_kernels, dense_posterior, factorise
@@ -238,7 +237,7 @@ class DenseNewton(BaseSolver[DenseState]):
 
 
 def _is_softmax(problem: Problem) -> bool:
-    return isinstance(problem.likelihood, CategoricalLikelihood) and isinstance(problem.site, LaplaceSite)
+    return problem.likelihood.softmax and not problem.site.averages
 
 
 def _softmax_weights(state: DenseState, b: Tensor) -> Tensor:

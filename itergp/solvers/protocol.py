@@ -128,6 +128,10 @@ class Solver(Protocol[StateT]):
         """Whether the rows can be divided among processes: every sum over rows goes through ``problem.rows``."""
 
     @property
+    def on_support(self) -> bool:
+        """Whether weights and actions are zero outside a support of some rows, so that batches of others estimate the bound."""
+
+    @property
     def sequence(self) -> tuple[Solver[Any], ...]:
         """The solvers that take a stage in turn, each from where the last came to; the solver alone by default."""
 
@@ -217,6 +221,11 @@ class BaseSolver(ABC, Generic[StateT]):
     @property
     def shards_rows(self) -> bool:
         """They cannot be divided."""
+        return False
+
+    @property
+    def on_support(self) -> bool:
+        """They are not."""
         return False
 
     @property

@@ -14,7 +14,6 @@ import psutil
 import torch
 from torch import Tensor
 
-from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, LaplaceSite, OrdinalLikelihood
 from itergp.operators import KernelOperator
 from itergp.posterior.posterior import Posterior
 from itergp.posterior.problem import Problem
@@ -28,7 +27,6 @@ if sys.platform != "win32":
     import resource
 
 _SPECTRUM_LIMIT = 2048  # directions beyond which the spectrum costs more than it tells
-_LABELS = (BernoulliLikelihood, CategoricalLikelihood, OrdinalLikelihood)
 
 
 @dataclass(frozen=True)
@@ -86,7 +84,7 @@ class Recorder:
             evidence: Whether evidence and ELBO are computed.
         """
         certificate = Certificate(posterior.norm_squared) if problem.site.log_concave else None
-        laplace = evidence and isinstance(problem.site, LaplaceSite)
+        laplace = evidence and not problem.site.averages
         return Solution(
             representer_weights=posterior.representer_weights,
             latent_values=posterior.latent_values,
@@ -183,7 +181,7 @@ def run_settings(problem: Problem, operator: KernelOperator, solver: Solver[Any]
         operator=type(operator).__name__,
         likelihood=type(problem.likelihood).__name__,
         approximation=approximation,
-        labels=isinstance(problem.likelihood, _LABELS),
+        labels=problem.likelihood.observes in ("label", "level"),
         log_concave=problem.site.log_concave,
         num_rows=problem.num_rows,
         num_latents=problem.num_latents,

@@ -174,6 +174,11 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         return policy and (self.polish is None or self.polish.shards_rows)
 
     @property
+    def on_support(self) -> bool:
+        """They are, without a polish."""
+        return self.polish is None
+
+    @property
     def sequence(self) -> tuple[Solver[Any], ...]:
         """The support, and then the polish, which starts from it."""
         return (self,) if self.polish is None else (replace(self, polish=None), self.polish)
@@ -229,7 +234,8 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         kept = None if warm_start is None else warm_start.space
         if (
             warm_start is not None
-            and isinstance(kept, SupportSpace)
+            and kept is not None
+            and kept.support is not None
             and warm_start.representer_weights.shape == problem.mean.shape
         ):
             if warm_start.operator is problem.operator and warm_start.coordinates is not None:

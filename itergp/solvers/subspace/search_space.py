@@ -49,6 +49,34 @@ class SearchSpace:
         gram = torch.zeros(shape[0], 0, 0, dtype=torch.float64, device=operator.device)
         return cls(zeros, zeros, gram, partition=operator.rows)
 
+    @property
+    def support(self) -> Tensor | None:
+        """Rows outside which all directions are zero ``(M,)``, by number among all rows; None if there are no such rows."""
+        return None
+
+    def at_all_rows(self, coordinates: Tensor, curvature: Tensor | None, limit: int) -> tuple[SearchSpace, Tensor]:
+        """This space and an iterate's coordinates in it, as a space of directions at all rows: itself.
+
+        Args:
+            coordinates: Of the iterate ``(C, B)``.
+            curvature: W ``(N, C, C)``, by which directions are chosen where they must be.
+            limit: Directions to keep where they must be made.
+        """
+        del curvature, limit
+        return self, coordinates
+
+    def with_more_rows(self, count: int) -> SearchSpace:
+        """The space for more rows, where its directions are zero; the products are those of the old rows.
+
+        Args:
+            count: How many.
+        """
+
+        def padded(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], count, tensor.shape[2])], 1)
+
+        return replace(self, directions=padded(self.directions), products=padded(self.products))
+
     # ------------------------------------------------------------- coordinates
     def latent(self, coordinates: Tensor) -> Tensor:
         """``T U`` ``(N, C)`` for coordinates U ``(C, B)``."""

@@ -35,7 +35,6 @@ from itergp.solvers.subspace.directions import holds, shared_directions
 from itergp.solvers.subspace.newton import Iterate, evaluate, minimise
 from itergp.solvers.subspace.newton_matrix import weighted_gram
 from itergp.solvers.subspace.search_space import SearchSpace
-from itergp.solvers.subspace.support_space import SupportSpace, leave_support
 
 _DEFAULT_MAX_PASSES = 60
 _DEFAULT_TOLERANCE = 1e-4
@@ -260,17 +259,14 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             return empty, nothing
         kept = earlier.space
         if earlier.operator is problem.operator and kept is not None and earlier.coordinates is not None:
-            if isinstance(kept, SupportSpace):
-                assert earlier.curvature is not None
-                return leave_support(kept, earlier.coordinates, earlier.curvature, self.initial_rank(problem))
-            return kept, earlier.coordinates
+            return kept.at_all_rows(earlier.coordinates, earlier.curvature, self.initial_rank(problem))
         if self.max_passes is not None and self.max_passes < _RECYCLING_PASSES:
             return empty, nothing
         # Another kernel: the directions are worth keeping, their products are not. One pass renews them.
         weights = earlier.representer_weights.to(problem.mean)
         kernels = problem.operator.num_kernels
         block = weights.unsqueeze(0) if kernels == 1 else weights.mT.unsqueeze(-1)
-        if kept is not None and not isinstance(kept, SupportSpace) and kept.directions.shape[0] == kernels:
+        if kept is not None and kept.support is None and kept.directions.shape[0] == kernels:
             block = torch.cat([block, kept.directions.to(problem.mean)[..., : self.initial_rank(problem)]], -1)
         space, _ = empty.extend(block, problem.operator)
         gram = space.gram.expand(problem.num_latents, -1, -1)

@@ -36,6 +36,37 @@ class SupportSpace(SearchSpace):
     explained: Tensor
     buffer: _Buffer
 
+    @property
+    def support(self) -> Tensor:
+        """``rows``."""
+        return self.rows
+
+    def at_all_rows(self, coordinates: Tensor, curvature: Tensor | None, limit: int) -> tuple[SearchSpace, Tensor]:
+        """The iterate and the most informative directions, without a kernel pass, and the iterate's coordinates there."""
+        assert curvature is not None
+        kernels, latents = self.gram.shape[0], coordinates.shape[0]
+        mixes = []
+        for c in range(kernels):
+            own = list(range(latents)) if kernels == 1 else [c]
+            weights = curvature.diagonal(dim1=-2, dim2=-1)[:, own].sum(-1)
+            parts = (part[c : c + 1] for part in (self.directions, self.products, self.gram))
+            single = SearchSpace(*parts, partition=self.partition)
+            wanted = max(1, min(limit, self.rank) - len(own))
+            leading = leading_directions(single, weights[:, None, None], wanted)[0]
+            mixes.append(torch.linalg.qr(torch.cat([coordinates[own].mT, leading], -1)).Q)
+        mix = self.partition.broadcast(torch.stack(mixes))
+        moved = coordinates @ mix[0] if kernels == 1 else torch.bmm(coordinates.unsqueeze(1), mix).squeeze(1)
+        values = self.products.new_zeros(kernels, self.products.shape[1], mix.shape[-1])
+        which, here = self.partition.local_indices(self.rows)
+        values[:, here] = torch.matmul(self.directions, mix).to(values)[:, which]
+        products = torch.matmul(self.products, mix.to(values))
+        return SearchSpace(values, products, mix.mT @ self.gram @ mix, partition=self.partition), moved
+
+    def with_more_rows(self, count: int) -> SupportSpace:
+        """Itself: the support is known by row numbers."""
+        del count
+        return self
+
     @classmethod
     def start(cls, operator: KernelOperator, capacity: int) -> SupportSpace:
         """No support yet; memory for ``capacity`` directions is taken as it is filled."""
@@ -126,37 +157,6 @@ class SupportSpace(SearchSpace):
 
         operator.with_columns(rows, write)
         return buffer.values[..., : rank + width], buffer
-
-
-def leave_support(space: SupportSpace, coordinates: Tensor, curvature: Tensor, keep: int) -> tuple[SearchSpace, Tensor]:
-    """The iterate and the most informative directions of a support, as a space of directions at all rows.
-
-    Args:
-        space: The support's space.
-        coordinates: Of the iterate ``(C, B)``.
-        curvature: W ``(N, C, C)``.
-        keep: Directions to keep, with the iterate's.
-
-    Returns:
-        The space, without a kernel pass, and the iterate's coordinates in it.
-    """
-    kernels, latents = space.gram.shape[0], coordinates.shape[0]
-    mixes = []
-    for c in range(kernels):
-        own = list(range(latents)) if kernels == 1 else [c]
-        weights = curvature.diagonal(dim1=-2, dim2=-1)[:, own].sum(-1)
-        parts = (part[c : c + 1] for part in (space.directions, space.products, space.gram))
-        single = SearchSpace(*parts, partition=space.partition)
-        wanted = max(1, min(keep, space.rank) - len(own))
-        leading = leading_directions(single, weights[:, None, None], wanted)[0]
-        mixes.append(torch.linalg.qr(torch.cat([coordinates[own].mT, leading], -1)).Q)
-    mix = space.partition.broadcast(torch.stack(mixes))
-    moved = coordinates @ mix[0] if kernels == 1 else torch.bmm(coordinates.unsqueeze(1), mix).squeeze(1)
-    values = space.products.new_zeros(kernels, space.products.shape[1], mix.shape[-1])
-    which, here = space.partition.local_indices(space.rows)
-    values[:, here] = torch.matmul(space.directions, mix).to(values)[:, which]
-    products = torch.matmul(space.products, mix.to(values))
-    return SearchSpace(values, products, mix.mT @ space.gram @ mix, partition=space.partition), moved
 
 
 class _Buffer:
