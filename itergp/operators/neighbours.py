@@ -66,6 +66,11 @@ class NearestRows:
         rows = torch.from_numpy(found.astype(np.int64)).to(points.device)
         return rows if self.candidates is None else self.candidates[rows]
 
+    def order(self) -> Tensor:
+        """Numbers of the rows that may be neighbours ``(m,)``: those near to each other follow one another."""
+        order = torch.from_numpy(self._tree.indices.astype(np.int64))
+        return order if self.candidates is None else self.candidates[order.to(self.candidates.device)]
+
     def _project(self, values: np.ndarray) -> np.ndarray:
         return values if self._axes is None else (values - self._centre) @ self._axes
 
@@ -107,7 +112,7 @@ class Neighbourhoods:
         form, inputs = operator.radial_form, operator.inputs.detach()
         self._features = None if form is None else operator.features(inputs)
         self._scored = form is None and operator.num_rows <= _MOST_COLUMNS_SCORED
-        self._training: dict[int, Near] = {}
+        self._training: dict[int, tuple[Tensor, Near]] = {}
         self._search = None if self._scored else NearestRows(operator.scaled_inputs(), candidates)
 
     def nearest(self, inputs: Tensor, number: int) -> Tensor:
@@ -138,17 +143,32 @@ class Neighbourhoods:
         """The neighbours of inputs ``(M, D)`` or ``(C', M, D)``."""
         return Near(self.nearest(inputs, number))
 
-    def near_training(self, number: int) -> Near:
-        """The neighbours of every own training row, found once, with their kernel entries if these are few."""
+    def near_training(self, number: int) -> tuple[Tensor, Near]:
+        """Numbers of the training rows of this process, and their neighbours; found once, kernel entries with them if few.
+
+        Rows near to each other follow one another: they have neighbours in common, which then are in cache.
+        """
         if (known := self._training.get(number)) is None:
-            operator = self.operator
-            inputs = operator.inputs.narrow(-2, operator.rows.start(), operator.num_own_rows)
+            operator, order = self.operator, self._own_order()
+            inputs = operator.inputs[..., order, :]
             rows = self.nearest(inputs, number)
             size = operator.num_kernels * rows.shape[0] * rows.shape[1] * (rows.shape[1] + 1)
             kept = size <= _MOST_KEPT
-            known = Near(rows, self.entries(rows), self.cross(inputs, rows)) if kept else Near(rows)
-            self._training[number] = known
+            near = Near(rows, self.entries(rows), self.cross(inputs, rows)) if kept else Near(rows)
+            known = self._training[number] = order, near
         return known
+
+    def _own_order(self) -> Tensor:
+        """Numbers among all of the rows of this process, as they lie in the tree; those that are not in it come last."""
+        operator = self.operator
+        start = operator.rows.start()
+        numbers = torch.arange(operator.num_rows, device=operator.device)
+        if self._search is not None:
+            first = self._search.order().to(operator.device)
+            rest = torch.ones_like(numbers, dtype=torch.bool)
+            rest[first] = False
+            numbers = torch.cat([first, numbers[rest]])
+        return numbers[(numbers >= start) & (numbers < start + operator.num_own_rows)]
 
     def entries(self, rows: Tensor) -> Tensor:
         """Kernel entries among groups of training rows: ``(C', M, n, n)`` for row numbers ``(M, n)``."""

@@ -220,7 +220,8 @@ def _condition(
     """Marginals at the training inputs, a block of rows at a time: whitened products of all are as large as the products."""
     variance, operator = problem.prior_variance(), problem.operator
     latent_covariance = variance.new_empty(*variance.shape, variance.shape[-1])
-    local, hoods, neighbours = None, None, None
+    local, hoods, near = None, None, None
+    order = torch.arange(operator.num_own_rows, device=products.device)
     if num_neighbours > 0 and precision.rank > 0:  # without actions there is no whitening to build upon
         local = LocalActions.of(
             precision,
@@ -232,14 +233,16 @@ def _condition(
             partition=problem.rows,
         )
         hoods = local.neighbourhoods(operator)
-        neighbours = hoods.near_training(num_neighbours)
-    inputs = operator.inputs.narrow(-2, problem.rows.start(), operator.num_own_rows)
+        numbers, near = hoods.near_training(num_neighbours)
+        order = numbers - problem.rows.start()
     for i in problem.rows.chunks(problem.num_rows, _CHUNK_ROWS if local is None else local.chunk_rows):
-        whitened = precision.whiten(products[i])
-        latent_covariance[i] = marginal_covariance(variance[i], whitened)
-        if local is not None and hoods is not None and neighbours is not None:
-            reduction = local.reduction(hoods, inputs[..., i, :], whitened, neighbours.part(i))
-            latent_covariance[i] = reduced(latent_covariance[i], reduction)
+        own = order[i]
+        whitened = precision.whiten(products[own])
+        covariance = marginal_covariance(variance[own], whitened)
+        if local is not None and hoods is not None and near is not None:
+            inputs = operator.inputs[..., own + problem.rows.start(), :]
+            covariance = reduced(covariance, local.reduction(hoods, inputs, whitened, near.part(i)))
+        latent_covariance[own] = covariance
     return CovarianceResult(precision, latent_covariance, products, local)
 
 
