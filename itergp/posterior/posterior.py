@@ -104,9 +104,9 @@ class CovarianceResult:
     extra: Tensor | None = None
 
 
-def default_neighbours(num_latents: int) -> int:
-    """Rows that an input is conditioned on when the user does not say."""
-    return _NEIGHBOURS if num_latents == 1 else 0
+def wanted_neighbours(num_latents: int, wanted: int | None) -> int:
+    """Rows that an input is conditioned on: what the user says, or the default if that is None."""
+    return (_NEIGHBOURS if num_latents == 1 else 0) if wanted is None else wanted
 
 
 def neighbours_of(problem: Problem, wanted: int | None) -> int:
@@ -116,7 +116,7 @@ def neighbours_of(problem: Problem, wanted: int | None) -> int:
         problem: The problem.
         wanted: What the user says, or None.
     """
-    wanted = default_neighbours(problem.num_latents) if wanted is None else wanted
+    wanted = wanted_neighbours(problem.num_latents, wanted)
     return wanted if wanted > 0 and problem.operator.evaluates_groups else 0
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from itergp.numerics.sampling import sample_of_rows
-from itergp.operators import BlockedOperator, KeOpsOperator, KernelOperator
+from itergp.operators import BlockedOperator, KeOpsOperator, KernelOperator, kept_entries
 from itergp.operators.timing import FEW_COLUMNS, seconds_of_product
 
 _SAMPLE_ROWS = 3072
@@ -37,6 +37,11 @@ class ProblemSize:
     memory_budget: int
     processes: int = 1
     has_neighbours: bool = True
+
+    def neighbours(self, number: int) -> int:
+        """Bytes of the neighbours of N rows: their numbers, and kernel entries among them where these are kept."""
+        number = min(number, self.num_rows * self.processes) if self.has_neighbours else 0
+        return 8 * self.num_rows * number + kept_entries(self.num_rows, number, self.num_kernels) * self.itemsize
 
     def array(self, columns: int) -> int:
         """Bytes of N rows of so many numbers."""

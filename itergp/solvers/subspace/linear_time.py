@@ -12,11 +12,11 @@ from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.posterior.posterior import (
     Posterior,
-    default_neighbours,
     neighbours_of,
     prior_covariance,
     reconditioned,
     support_covariance,
+    wanted_neighbours,
 )
 from itergp.posterior.precision import columns_times
 from itergp.posterior.problem import Problem
@@ -118,8 +118,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         covariance_rank: Actions of the support's rows that the covariance is conditioned on at all inputs; default 128, and 256
             without neighbours. 0 leaves the prior's covariance.
         num_neighbours: Training rows near to an input, of all N, that its covariance is conditioned on besides; default 16 for
-            one latent function, 0 for several. None where the kernel is no function of two rows, or
-            processes divide the rows.
+            one latent function, 0 for several. None where the kernel is no function of two rows.
         tolerance: Decrease of the objective per row, in nats, at which a larger support is not worth it; default 1e-4.
         time_limit: Seconds for all stages together; the support grows as far as it allows.
         polish: A ``SubspaceNewton`` that goes on from the last support with passes over all rows, which also certify the
@@ -203,10 +202,10 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         bytes_per_column = size.num_kernels * size.itemsize
         rows, budget = size.num_rows * size.processes, size.memory_budget * size.processes
         support = self._most(rows, size.num_latents, bytes_per_column, budget)
-        latents, rank = size.num_latents, 0
+        latents, rank, neighbours = size.num_latents, 0, 0
         if self.gives_covariance:
-            neighbours = default_neighbours(latents) if self.num_neighbours is None else self.num_neighbours
-            rank = self._covariance_rank(neighbours if size.has_neighbours else 0)
+            neighbours = wanted_neighbours(latents, self.num_neighbours) if size.has_neighbours else 0
+            rank = self._covariance_rank(neighbours)
         stages = 2 if size.variational else 1
         columns, cells = size.num_kernels * support, size.num_rows * size.num_kernels * support
         work = cells * (support + latents * (rank + stages * _PRODUCTS))
@@ -214,6 +213,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         memory = {
             "products with the support": size.array(columns),
             "covariance": 3 * size.array(latents * rank),  # products with the actions, twice, and what neighbours need
+            "neighbours": size.neighbours(neighbours),
             "directions and small matrices": (4 * size.num_kernels + size.num_latents) * support**2 * 8,
             "rows": likelihood_memory(size),
         }
