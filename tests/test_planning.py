@@ -16,6 +16,7 @@ from itergp.models import Plan, planning
 from itergp.operators import Neighbourhoods, default_memory_budget, free_memory, make_operator, neighbours
 from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, SubspaceNewton
 from itergp.solvers.policies import UnitVectors
+from itergp.solvers.subspace import linear_time
 
 SOLVERS = {
     "subspace": SubspaceNewton(),
@@ -98,6 +99,15 @@ def test_the_plan_counts_neighbours(kept, monkeypatch):
     )
     assert make_model("categorical", 300, solver=solver).plan().memory["neighbours"] == 0
     assert torch.equal(numbers.sort().values, torch.arange(300))
+
+
+def test_many_rows_have_fewer_neighbours(monkeypatch):
+    monkeypatch.setattr(linear_time, "_MANY_ROWS", 99)
+    many, few = (make_model("bernoulli-logit", n, solver=LinearTimeNewton(num_support=20)) for n in (100, 99))
+    assert [model.condition().local.num_neighbours for model in (many, few)] == [8, 16]
+    assert many.plan().memory["neighbours"] < few.plan().memory["neighbours"]
+    many.solver = LinearTimeNewton(num_support=20, num_neighbours=12)
+    assert many.condition().local.num_neighbours == 12
 
 
 def test_the_budget_is_a_share_of_what_is_free():

@@ -39,6 +39,8 @@ _DEFAULT_SUPPORT = 4096
 _DEFAULT_TOLERANCE = 1e-4
 _DEFAULT_COVARIANCE_RANK = {False: 256, True: 128}  # without and with neighbours, who resolve what a rank does not
 _PRELIMINARY_SHARE = 4
+# Of one latent function, by default. So many rows are near each other, and there is no kernel pass beside which 16 are cheap.
+_MANY_ROWS, _NEIGHBOURS_OF_MANY = 200_000, 8
 _FIRST = 512  # rows in the first support
 _BATCH = 512  # rows that join at once when the policy is the default
 # Cost of the next step over that of the last, with twice the rows: between linear and quadratic in the support.
@@ -118,7 +120,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         covariance_rank: Actions of the support's rows that the covariance is conditioned on at all inputs; default 128, and 256
             without neighbours. 0 leaves the prior's covariance.
         num_neighbours: Training rows near to an input, of all N, that its covariance is conditioned on besides; default 16 for
-            one latent function, 0 for several. None where the kernel is no function of two rows.
+            one latent function, 8 beyond 200,000 rows, and 0 for several. None where the kernel is no function of two rows.
         tolerance: Decrease of the objective per row, in nats, at which a larger support is not worth it; default 1e-4.
         time_limit: Seconds for all stages together; the support grows as far as it allows.
         polish: A ``SubspaceNewton`` that goes on from the last support with passes over all rows, which also certify the
@@ -204,7 +206,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         support = self._most(rows, size.num_latents, bytes_per_column, budget)
         latents, rank, neighbours = size.num_latents, 0, 0
         if self.gives_covariance:
-            neighbours = wanted_neighbours(latents, self.num_neighbours) if size.has_neighbours else 0
+            neighbours = self._neighbours(rows, latents) if size.has_neighbours else 0
             rank = self._covariance_rank(neighbours)
         stages = 2 if size.variational else 1
         columns, cells = size.num_kernels * support, size.num_rows * size.num_kernels * support
@@ -340,7 +342,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
 
     def _posterior(self, problem: Problem, state: LinearTimeState, curvature: Tensor, *, final: bool) -> Posterior:
         space, iterate = state.space, state.iterate
-        neighbours = neighbours_of(problem, self.num_neighbours)
+        neighbours = neighbours_of(problem, self._neighbours(problem.num_rows, problem.num_latents))
         rank, support = self._covariance_rank(neighbours), None
         if rank == 0 or space.rank == 0:
             result = prior_covariance(problem)
@@ -377,6 +379,11 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
 
         problem.operator.with_columns(support, write)
         return products
+
+    def _neighbours(self, num_rows: int, num_latents: int) -> int:
+        if self.num_neighbours is None and num_latents == 1 and num_rows > _MANY_ROWS:
+            return _NEIGHBOURS_OF_MANY
+        return wanted_neighbours(num_latents, self.num_neighbours)
 
     def _covariance_rank(self, neighbours: int) -> int:
         return _DEFAULT_COVARIANCE_RANK[neighbours > 0] if self.covariance_rank is None else self.covariance_rank
