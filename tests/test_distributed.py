@@ -18,7 +18,7 @@ import itergp
 from itergp.errors import InputError
 from itergp.likelihoods import BernoulliLikelihood
 from itergp.operators import BlockedOperator, DenseOperator, make_operator
-from itergp.parallel import ALL_ROWS, RowPartition
+from itergp.parallel import ALL_ROWS, ProcessPartition, RowPartition
 from itergp.solvers import SubspaceNewton
 
 TESTS = Path(__file__).parent
@@ -121,6 +121,20 @@ def test_one_process_needs_no_group():
     assert operator.rows is ALL_ROWS
     solution = make_model("bernoulli-logit", 30, operator="sharded").condition()
     assert solution.gather() is solution
+
+
+@pytest.mark.parametrize("total", [7, 30, 31])
+def test_processes_take_their_rows_in_as_many_chunks(total):
+    parts = [ProcessPartition(tuple(p * total // 3 for p in range(4)), rank, torch.device("cpu")) for rank in range(3)]
+    for most in (1, 4, 100):
+        chunks = [part.chunks(total, most) for part in parts]
+        assert len({len(part) for part in chunks}) == 1
+        for part, own in zip(parts, chunks, strict=True):
+            assert torch.equal(
+                torch.cat([torch.arange(part.local_size(total))[i] for i in own]), torch.arange(part.local_size(total))
+            )
+            assert max(i.stop - i.start for i in own) <= most
+    assert ALL_ROWS.chunks(10, 4) == [slice(0, 3), slice(3, 6), slice(6, 10)]
 
 
 def test_former_names_warn_and_work():

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import gpytorch
 import psutil
 import pytest
 import torch
-from helpers import SimpleGP, make_binary, make_classes, make_kernel, make_model
+from helpers import SimpleGP, make_binary, make_classes, make_inputs, make_kernel, make_model
 
 from itergp import InputError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
 from itergp.models import Plan, planning
-from itergp.operators import default_memory_budget, free_memory
+from itergp.operators import Neighbourhoods, default_memory_budget, free_memory, make_operator, neighbours
 from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, SubspaceNewton
 from itergp.solvers.policies import UnitVectors
+from itergp.solvers.subspace import linear_time
 
 SOLVERS = {
     "subspace": SubspaceNewton(),
@@ -77,6 +80,34 @@ def test_what_cannot_fit_is_refused_before_it_starts(solver, monkeypatch):
     ):
         model.condition()
     assert model._solution is None
+
+
+@pytest.mark.parametrize("kept", [2**26, 0])
+def test_the_plan_counts_neighbours(kept, monkeypatch):
+    monkeypatch.setattr(neighbours, "_MOST_KEPT", kept)
+    operator = make_operator(make_kernel().double(), make_inputs(300), kind="blocked")
+    with torch.no_grad():
+        numbers, near = Neighbourhoods(operator).near_training(16)
+    held = [near.rows] if near.entries is None else [near.rows, near.entries, near.cross]
+    assert (len(held) == 3) == (kept > 0)
+    solver = LinearTimeNewton(num_support=50, covariance_rank=20)
+    plan = make_model("bernoulli-logit", 300, solver=solver).plan()
+    assert plan.memory["neighbours"] == sum(array.numel() * array.element_size() for array in held)
+    assert (
+        plan.total_memory
+        > make_model("bernoulli-logit", 300, solver=replace(solver, num_neighbours=0)).plan().total_memory
+    )
+    assert make_model("categorical", 300, solver=solver).plan().memory["neighbours"] == 0
+    assert torch.equal(numbers.sort().values, torch.arange(300))
+
+
+def test_many_rows_have_fewer_neighbours(monkeypatch):
+    monkeypatch.setattr(linear_time, "_MANY_ROWS", 99)
+    many, few = (make_model("bernoulli-logit", n, solver=LinearTimeNewton(num_support=20)) for n in (100, 99))
+    assert [model.condition().local.num_neighbours for model in (many, few)] == [8, 16]
+    assert many.plan().memory["neighbours"] < few.plan().memory["neighbours"]
+    many.solver = LinearTimeNewton(num_support=20, num_neighbours=12)
+    assert many.condition().local.num_neighbours == 12
 
 
 def test_the_budget_is_a_share_of_what_is_free():

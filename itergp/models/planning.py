@@ -80,7 +80,7 @@ def problem_size(model: NonConjugateGP, operator: KernelOperator) -> ProblemSize
         itemsize=operator.inputs.element_size(),
         variational=model.approximation == "variational" and not likelihood.quadratic,
         memory_budget=operator.memory_budget,
-        has_neighbours=not operator.rows.sharded and operator.evaluates_groups,
+        has_neighbours=operator.evaluates_groups,
     )
 
 

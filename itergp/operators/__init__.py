@@ -9,7 +9,7 @@ from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.choose import OperatorClass, OperatorKind, make_operator, own_rows, require_operator
 from itergp.operators.keops import KeOpsOperator
 from itergp.operators.memory import default_memory_budget, free_memory
-from itergp.operators.neighbours import Near, Neighbourhoods
+from itergp.operators.neighbours import Near, Neighbourhoods, kept_entries
 from itergp.operators.prior import Prior
 from itergp.operators.sharded import ShardedOperator
 from itergp.operators.tiles import slices
@@ -28,6 +28,7 @@ __all__ = [
     "ShardedOperator",
     "default_memory_budget",
     "free_memory",
+    "kept_entries",
     "make_operator",
     "own_rows",
     "require_operator",

@@ -12,6 +12,7 @@ from torch import Tensor
 from itergp.operators.base import KernelOperator
 from itergp.operators.groups import evaluate_groups
 from itergp.operators.radial import evaluate_kernel
+from itergp.operators.tiles import slices
 
 # Columns that a tree can prune by. Inputs with more are turned onto so many of their leading principal axes.
 _TREE_COLUMNS = 16
@@ -22,7 +23,14 @@ _APPROXIMATION = ((10_000, 0.0), (50_000, 0.5), (200_000, 1.0))
 _COARSEST = 3.0
 _MOST_COLUMNS_SCORED = 20_000  # rows whose kernel columns are worth evaluating where there is no metric
 _SCORED_ROWS = 512
+_CHUNK_ROWS = 8192
 _MOST_KEPT = 2**26  # kernel entries of neighbourhoods that are worth keeping for another round
+
+
+def kept_entries(num_rows: int, num_neighbours: int, num_kernels: int) -> int:
+    """Kernel entries that are kept of the neighbourhoods of training rows for another round; 0 where they are too many."""
+    size = num_kernels * num_rows * num_neighbours * (num_neighbours + 1)
+    return size if size <= _MOST_KEPT else 0
 
 
 class NearestRows:
@@ -61,10 +69,18 @@ class NearestRows:
         number = min(number, self.size)
         if number == 0 or points.shape[0] == 0:
             return torch.zeros(points.shape[0], number, dtype=torch.int64, device=points.device)
-        values = self._project(points.detach().double().cpu().numpy())
-        _, found = self._tree.query(values, k=np.arange(1, number + 1), eps=self._eps, workers=torch.get_num_threads())
-        rows = torch.from_numpy(found.astype(np.int64)).to(points.device)
+        parts, wanted, workers = [], np.arange(1, number + 1), torch.get_num_threads()
+        for part in points.detach().split(_CHUNK_ROWS):
+            values = self._project(part.double().cpu().numpy())
+            _, found = self._tree.query(values, k=wanted, eps=self._eps, workers=workers)
+            parts.append(torch.from_numpy(found.astype(np.int64, copy=False)))
+        rows = torch.cat(parts).to(points.device)
         return rows if self.candidates is None else self.candidates[rows]
+
+    def order(self) -> Tensor:
+        """Numbers of the rows that may be neighbours ``(m,)``: those near to each other follow one another."""
+        order = torch.from_numpy(self._tree.indices.astype(np.int64))
+        return order if self.candidates is None else self.candidates[order.to(self.candidates.device)]
 
     def _project(self, values: np.ndarray) -> np.ndarray:
         return values if self._axes is None else (values - self._centre) @ self._axes
@@ -107,7 +123,7 @@ class Neighbourhoods:
         form, inputs = operator.radial_form, operator.inputs.detach()
         self._features = None if form is None else operator.features(inputs)
         self._scored = form is None and operator.num_rows <= _MOST_COLUMNS_SCORED
-        self._training: dict[int, Near] = {}
+        self._training: dict[int, tuple[Tensor, Near]] = {}
         self._search = None if self._scored else NearestRows(operator.scaled_inputs(), candidates)
 
     def nearest(self, inputs: Tensor, number: int) -> Tensor:
@@ -138,17 +154,39 @@ class Neighbourhoods:
         """The neighbours of inputs ``(M, D)`` or ``(C', M, D)``."""
         return Near(self.nearest(inputs, number))
 
-    def near_training(self, number: int) -> Near:
-        """The neighbours of every own training row, found once, with their kernel entries if these are few."""
+    def near_training(self, number: int) -> tuple[Tensor, Near]:
+        """Numbers of the training rows of this process, and their neighbours; found once, kernel entries with them if few.
+
+        Rows near to each other follow one another: they have neighbours in common, which then are in cache.
+        """
         if (known := self._training.get(number)) is None:
-            operator = self.operator
-            inputs = operator.inputs.narrow(-2, operator.rows.start(), operator.num_own_rows)
+            operator, order = self.operator, self._own_order()
+            inputs = operator.inputs[..., order, :]
             rows = self.nearest(inputs, number)
-            size = operator.num_kernels * rows.shape[0] * rows.shape[1] * (rows.shape[1] + 1)
-            kept = size <= _MOST_KEPT
-            known = Near(rows, self.entries(rows), self.cross(inputs, rows)) if kept else Near(rows)
-            self._training[number] = known
+            kept = kept_entries(rows.shape[0], rows.shape[1], operator.num_kernels) > 0
+            known = self._training[number] = order, self._with_entries(inputs, rows) if kept else Near(rows)
         return known
+
+    def _with_entries(self, inputs: Tensor, rows: Tensor) -> Near:
+        """Neighbours with their kernel entries, which take several times their memory while they are made."""
+        kernels, (size, number) = self.operator.num_kernels, rows.shape
+        entries = inputs.new_empty(kernels, size, number, number)
+        cross = inputs.new_empty(kernels, size, number)
+        for i in slices(size, _CHUNK_ROWS):
+            entries[:, i], cross[:, i] = self.entries(rows[i]), self.cross(inputs[..., i, :], rows[i])
+        return Near(rows, entries, cross)
+
+    def _own_order(self) -> Tensor:
+        """Numbers among all of the rows of this process, as they lie in the tree; those that are not in it come last."""
+        operator = self.operator
+        start = operator.rows.start()
+        numbers = torch.arange(operator.num_rows, device=operator.device)
+        if self._search is not None:
+            first = self._search.order().to(operator.device)
+            rest = torch.ones_like(numbers, dtype=torch.bool)
+            rest[first] = False
+            numbers = torch.cat([first, numbers[rest]])
+        return numbers[(numbers >= start) & (numbers < start + operator.num_own_rows)]
 
     def entries(self, rows: Tensor) -> Tensor:
         """Kernel entries among groups of training rows: ``(C', M, n, n)`` for row numbers ``(M, n)``."""

@@ -104,9 +104,9 @@ class CovarianceResult:
     extra: Tensor | None = None
 
 
-def default_neighbours(num_latents: int) -> int:
-    """Rows that an input is conditioned on when the user does not say."""
-    return _NEIGHBOURS if num_latents == 1 else 0
+def wanted_neighbours(num_latents: int, wanted: int | None) -> int:
+    """Rows that an input is conditioned on: what the user says, or the default if that is None."""
+    return (_NEIGHBOURS if num_latents == 1 else 0) if wanted is None else wanted
 
 
 def neighbours_of(problem: Problem, wanted: int | None) -> int:
@@ -116,7 +116,7 @@ def neighbours_of(problem: Problem, wanted: int | None) -> int:
         problem: The problem.
         wanted: What the user says, or None.
     """
-    wanted = default_neighbours(problem.num_latents) if wanted is None else wanted
+    wanted = wanted_neighbours(problem.num_latents, wanted)
     return wanted if wanted > 0 and problem.operator.evaluates_groups else 0
 
 
@@ -220,7 +220,8 @@ def _condition(
     """Marginals at the training inputs, a block of rows at a time: whitened products of all are as large as the products."""
     variance, operator = problem.prior_variance(), problem.operator
     latent_covariance = variance.new_empty(*variance.shape, variance.shape[-1])
-    local, hoods, neighbours = None, None, None
+    local, hoods, near = None, None, None
+    order = torch.arange(operator.num_own_rows, device=products.device)
     if num_neighbours > 0 and precision.rank > 0:  # without actions there is no whitening to build upon
         local = LocalActions.of(
             precision,
@@ -232,14 +233,16 @@ def _condition(
             partition=problem.rows,
         )
         hoods = local.neighbourhoods(operator)
-        neighbours = hoods.near_training(num_neighbours)
-    inputs = operator.inputs.narrow(-2, problem.rows.start(), operator.num_own_rows)
+        numbers, near = hoods.near_training(num_neighbours)
+        order = numbers - problem.rows.start()
     for i in problem.rows.chunks(problem.num_rows, _CHUNK_ROWS if local is None else local.chunk_rows):
-        whitened = precision.whiten(products[i])
-        latent_covariance[i] = marginal_covariance(variance[i], whitened)
-        if local is not None and hoods is not None and neighbours is not None:
-            reduction = local.reduction(hoods, inputs[..., i, :], whitened, neighbours.part(i))
-            latent_covariance[i] = reduced(latent_covariance[i], reduction)
+        own = order[i]
+        whitened = precision.whiten(products[own])
+        covariance = marginal_covariance(variance[own], whitened)
+        if local is not None and hoods is not None and near is not None:
+            inputs = operator.inputs[..., own + problem.rows.start(), :]
+            covariance = reduced(covariance, local.reduction(hoods, inputs, whitened, near.part(i)))
+        latent_covariance[own] = covariance
     return CovarianceResult(precision, latent_covariance, products, local)
 
 

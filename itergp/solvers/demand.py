@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from itergp.operators import kept_entries
+
 
 @dataclass(frozen=True)
 class ProblemSize:
@@ -28,6 +30,11 @@ class ProblemSize:
     memory_budget: int
     processes: int = 1
     has_neighbours: bool = True
+
+    def neighbours(self, number: int) -> int:
+        """Bytes of the neighbours of N rows: their numbers, and kernel entries among them where these are kept."""
+        number = min(number, self.num_rows * self.processes) if self.has_neighbours else 0
+        return 8 * self.num_rows * number + kept_entries(self.num_rows, number, self.num_kernels) * self.itemsize
 
     def array(self, columns: int) -> int:
         """Bytes of N rows of so many numbers."""

@@ -12,11 +12,11 @@ from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.posterior.posterior import (
     Posterior,
-    default_neighbours,
     neighbours_of,
     prior_covariance,
     reconditioned,
     support_covariance,
+    wanted_neighbours,
 )
 from itergp.posterior.precision import columns_times
 from itergp.posterior.problem import Problem
@@ -39,6 +39,8 @@ _DEFAULT_SUPPORT = 4096
 _DEFAULT_TOLERANCE = 1e-4
 _DEFAULT_COVARIANCE_RANK = {False: 256, True: 128}  # without and with neighbours, who resolve what a rank does not
 _PRELIMINARY_SHARE = 4
+# Of one latent function, by default. So many rows are near each other, and there is no kernel pass beside which 16 are cheap.
+_MANY_ROWS, _NEIGHBOURS_OF_MANY = 200_000, 8
 _FIRST = 512  # rows in the first support
 _BATCH = 512  # rows that join at once when the policy is the default
 # Cost of the next step over that of the last, with twice the rows: between linear and quadratic in the support.
@@ -118,8 +120,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         covariance_rank: Actions of the support's rows that the covariance is conditioned on at all inputs; default 128, and 256
             without neighbours. 0 leaves the prior's covariance.
         num_neighbours: Training rows near to an input, of all N, that its covariance is conditioned on besides; default 16 for
-            one latent function, 0 for several. None where the kernel is no function of two rows, or
-            processes divide the rows.
+            one latent function, 8 beyond 200,000 rows, and 0 for several. None where the kernel is no function of two rows.
         tolerance: Decrease of the objective per row, in nats, at which a larger support is not worth it; default 1e-4.
         time_limit: Seconds for all stages together; the support grows as far as it allows.
         polish: A ``SubspaceNewton`` that goes on from the last support with passes over all rows, which also certify the
@@ -208,10 +209,10 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         bytes_per_column = size.num_kernels * size.itemsize
         rows, budget = size.num_rows * size.processes, size.memory_budget * size.processes
         support = self._most(rows, size.num_latents, bytes_per_column, budget)
-        latents, rank = size.num_latents, 0
+        latents, rank, neighbours = size.num_latents, 0, 0
         if self.gives_covariance:
-            neighbours = default_neighbours(latents) if self.num_neighbours is None else self.num_neighbours
-            rank = self._covariance_rank(neighbours if size.has_neighbours else 0)
+            neighbours = self._neighbours(rows, latents) if size.has_neighbours else 0
+            rank = self._covariance_rank(neighbours)
         stages = 2 if size.variational else 1
         columns, cells = size.num_kernels * support, size.num_rows * size.num_kernels * support
         work = cells * (support + latents * (rank + stages * _PRODUCTS))
@@ -219,6 +220,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         memory = {
             "products with the support": size.array(columns),
             "covariance": 3 * size.array(latents * rank),  # products with the actions, twice, and what neighbours need
+            "neighbours": size.neighbours(neighbours),
             "directions and small matrices": (4 * size.num_kernels + size.num_latents) * support**2 * 8,
             "rows": likelihood_memory(size),
         }
@@ -346,7 +348,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
 
     def _posterior(self, problem: Problem, state: LinearTimeState, curvature: Tensor, *, final: bool) -> Posterior:
         space, iterate = state.space, state.iterate
-        neighbours = neighbours_of(problem, self.num_neighbours)
+        neighbours = neighbours_of(problem, self._neighbours(problem.num_rows, problem.num_latents))
         rank, support = self._covariance_rank(neighbours), None
         if rank == 0 or space.rank == 0:
             result = prior_covariance(problem)
@@ -383,6 +385,11 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
 
         problem.operator.with_columns(support, write)
         return products
+
+    def _neighbours(self, num_rows: int, num_latents: int) -> int:
+        if self.num_neighbours is None and num_latents == 1 and num_rows > _MANY_ROWS:
+            return _NEIGHBOURS_OF_MANY
+        return wanted_neighbours(num_latents, self.num_neighbours)
 
     def _covariance_rank(self, neighbours: int) -> int:
         return _DEFAULT_COVARIANCE_RANK[neighbours > 0] if self.covariance_rank is None else self.covariance_rank
