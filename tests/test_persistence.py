@@ -120,18 +120,31 @@ def test_sections_are_apart():
     assert state.section("inn").arrays == {}
 
 
-def test_what_is_no_plain_data_is_refused():
-    @dataclass
-    class Odd:
-        name: str
-        function: Any
+@dataclass
+class Odd:
+    name: str
+    function: Any
+    part: Part | None = None
 
-    with pytest.raises(
-        itergp.InputError, match=r"Got function as `function` of Odd\. Give the field `metadata=.*DERIVED"
-    ):
-        to_state(Odd("a", lambda: None))
-    with pytest.raises(itergp.InputError, match=r"Got dict as `function` of Odd"):
-        to_state(Odd("a", {3: 4}))
+
+ODD = {
+    "a function": (Odd("a", lambda: None), r"Got function as `function` of Odd\. Annotate its class.*DERIVED"),
+    "other keys": (Odd("a", {3: 4}), r"Got dict as `function` of Odd"),
+    "not annotated": (Odd("a", Part(torch.ones(1))), r"Got Part as `function` of Odd"),
+    "an enum": (Odd("a", Colour.RED), r"Got Colour as `function` of Odd"),
+    "inside": (Odd("a", [{"b": Part(torch.ones(1))}]), r"Got Part as `function\.0\.b` of Odd"),
+    "a subclass": (Odd("a", 1, Larger(torch.ones(1), count=2)), r"Got Larger as `part` of Odd"),
+    "one name": (
+        Odd("a", {"b.c": 1, "b": {"c": torch.ones(1)}}),
+        r"names of their own\. Got two called `function\.b\.c`",
+    ),
+}
+
+
+@pytest.mark.parametrize(("value", "message"), ODD.values(), ids=ODD)
+def test_what_would_not_come_back_is_refused(value, message):
+    with pytest.raises(itergp.InputError, match=message):
+        to_state(value)
 
 
 def test_a_state_that_lacks_a_field_is_refused():

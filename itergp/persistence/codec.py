@@ -55,7 +55,8 @@ def to_state(value: Any) -> StateDict:
     """An object's state: the fields of a dataclass, or what its ``to_fields()`` gives, and those of all its parts.
 
     Fields may hold tensors, numbers, text, None, members of an ``Enum``, other such objects, and lists, tuples and dictionaries
-    by text of all these. Nothing is copied.
+    by text of all these. The annotation of a field names the classes of objects in it. A tuple comes back as one where it is
+    annotated so. Nothing is copied.
 
     Args:
         value: An instance of a dataclass, or an object with ``to_fields``.
@@ -63,9 +64,9 @@ def to_state(value: Any) -> StateDict:
     Raises:
         InputError: If a field holds something else.
     """
-    arrays: dict[str, Tensor] = {}
-    values = {name: _encode(part, name, type(value), arrays) for name, part in _fields(value).items()}
-    return StateDict(arrays, values)
+    writer = _Writer()
+    values = writer.object(value, "")
+    return StateDict(writer.arrays, values)
 
 
 def from_state(kind: type[T], state: StateDict, context: Any = None) -> T:
@@ -89,46 +90,93 @@ def from_state(kind: type[T], state: StateDict, context: Any = None) -> T:
 
 def has_state(kind: Any) -> bool:
     """Whether objects of this class have a state that ``to_state`` can take."""
-    return isinstance(kind, type) and (dataclasses.is_dataclass(kind) or hasattr(kind, "to_fields"))
+    return isinstance(kind, type) and (dataclasses.is_dataclass(kind) or _own_fields(kind))
 
 
 # ----------------------------------------------------------------------- writing
-def _fields(value: Any) -> dict[str, Any]:
-    if hasattr(value, "to_fields"):
-        return value.to_fields()
-    return {spec.name: getattr(value, spec.name) for spec in _stored(type(value))}
-
-
 def _stored(kind: Any) -> list[dataclasses.Field]:
     return [spec for spec in dataclasses.fields(kind) if not spec.metadata.get("derived")]
 
 
-def _encode(value: Any, path: str, owner: type, arrays: dict[str, Tensor]) -> Any:
-    if isinstance(value, Tensor):
-        arrays[path] = value.detach()
-        return None
-    if isinstance(value, Enum):
-        return value.name
-    if isinstance(value, float) and not math.isfinite(value):
-        return {_NOT_FINITE: str(value)}
-    if isinstance(value, _ATOMS):
-        return value
-    if has_state(type(value)):
-        return {name: _encode(part, f"{path}.{name}", type(value), arrays) for name, part in _fields(value).items()}
-    if isinstance(value, collections.abc.Mapping) and all(isinstance(key, str) for key in value):
-        return {key: _encode(part, f"{path}.{key}", owner, arrays) for key, part in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_encode(part, f"{path}.{index}", owner, arrays) for index, part in enumerate(value)]
-    raise InputError(
-        f"A state must be made of tensors, numbers, text and dataclasses of them. Got {type(value).__name__} as `{path}` of "
-        f"{owner.__name__}. Give the field `metadata=itergp.persistence.DERIVED` and make it again in `rebuild`."
-    )
+def _own_fields(kind: Any) -> bool:
+    """Whether a class says itself what its parts are: tensors, numbers, text, lists and dictionaries."""
+    return hasattr(kind, "to_fields")
+
+
+@dataclass
+class _Writer:
+    """A state while it is written: arrays by name, and all names, arrays or not."""
+
+    arrays: dict[str, Tensor] = field(default_factory=dict)
+    names: set[str] = field(default_factory=set)
+
+    def object(self, value: Any, head: str) -> dict[str, Any]:
+        """The values of an object's parts, whose names begin with ``head``."""
+        kind = type(value)
+        own = _own_fields(kind)
+        hints = {} if own else _hints(kind)
+        parts = value.to_fields() if own else {spec.name: getattr(value, spec.name) for spec in _stored(kind)}
+        return {name: self.write(part, hints.get(name, Any), head + name, kind) for name, part in parts.items()}
+
+    def write(self, value: Any, hint: Any, name: str, owner: type) -> Any:
+        """What JSON can express of a part that is annotated by ``hint``."""
+        if name in self.names:  # {"a.b": 1, "a": {"b": 2}}
+            raise InputError(f"Parts of a state must have names of their own. Got two called `{name}`. Rename one.")
+        self.names.add(name)
+        if isinstance(value, Tensor):
+            self.arrays[name] = value.detach()
+            return None
+        if isinstance(value, Enum) and any(choice is type(value) for choice in _choices(hint)):
+            return value.name
+        if isinstance(value, float) and not math.isfinite(value):
+            return {_NOT_FINITE: str(value)}
+        if isinstance(value, _ATOMS) and not isinstance(value, Enum):
+            return value
+        if has_state(type(value)) and _is_annotated(type(value), hint):
+            return self.object(value, f"{name}.")
+        if isinstance(value, collections.abc.Mapping) and all(isinstance(key, str) for key in value):
+            return {key: self.write(part, _inner(hint, dict), f"{name}.{key}", owner) for key, part in value.items()}
+        if isinstance(value, (list, tuple)):
+            hints = _of_elements(hint, type(value), len(value))
+            pairs = zip(hints, value, strict=True)
+            return [self.write(part, kind, f"{name}.{index}", owner) for index, (kind, part) in enumerate(pairs)]
+        raise InputError(
+            f"A state must be made of tensors, numbers, text, and objects whose class is annotated. Got {type(value).__name__} "
+            f"as `{name}` of {owner.__name__}. Annotate its class, a dataclass, or give the field "
+            "`metadata=itergp.persistence.DERIVED` and make it again in `rebuild`."
+        )
+
+
+def _is_annotated(kind: type, hint: Any) -> bool:
+    """Whether an annotation names a class, or one that says for it what its parts are."""
+    return any(choice is kind or (_own_fields(choice) and issubclass(kind, choice)) for choice in _choices(hint))
+
+
+# ------------------------------------------------------------------- annotations
+def _choices(hint: Any) -> tuple[Any, ...]:
+    """The members of a union, or what is none."""
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _inner(hint: Any, kind: type) -> Any:
+    """What values of a dictionary are annotated by."""
+    found = [typing.get_args(choice)[1] for choice in _choices(hint) if typing.get_origin(choice) is kind]
+    return found[0] if found else Any
+
+
+def _of_elements(hint: Any, kind: type, size: int) -> tuple[Any, ...]:
+    """What the elements of a list or a tuple are annotated by."""
+    for choice in _choices(hint):
+        inner = typing.get_args(choice)
+        if inner and typing.get_origin(choice) is kind:
+            return inner if kind is tuple and inner[1:] != (...,) else inner[:1] * size
+    return (Any,) * size
 
 
 # ----------------------------------------------------------------------- reading
 def _make(kind: Any, path: str, values: dict[str, Any], arrays: dict[str, Tensor], context: Any) -> Any:
     head = f"{path}." if path else ""
-    own = hasattr(kind, "to_fields")  # and ``rebuild`` takes what it gave, as tensors, numbers, text and lists of these
+    own = _own_fields(kind)
     hints = {} if own else _hints(kind)
     names = list(values) if own else [spec.name for spec in _stored(kind)]
     parts = {
@@ -152,38 +200,23 @@ def _make(kind: Any, path: str, values: dict[str, Any], arrays: dict[str, Tensor
 
 
 def _decode(hint: Any, path: str, value: Any, arrays: dict[str, Tensor], context: Any) -> Any:
-    if path in arrays:
-        return arrays[path]
-    if value is None or hint is Tensor:
-        return None
+    if value is None:
+        return arrays.get(path)
+    choices = _choices(hint)
     if isinstance(value, dict) and value.keys() == {_NOT_FINITE}:
         return float(value[_NOT_FINITE])
-    choices = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
     if isinstance(value, dict):
         classes = [choice for choice in choices if has_state(choice)]
         if classes:
             return _make(_chosen(classes, value), path, value, arrays, context)
-    for choice in choices:
-        origin, inner = typing.get_origin(choice) or choice, typing.get_args(choice)
-        if isinstance(origin, type) and issubclass(origin, Enum):
-            return origin[value]
-        if isinstance(value, list) and origin is tuple:
-            types_ = inner[:1] * len(value) if inner[1:] == (...,) else inner or (Any,) * len(value)
-            return tuple(_elements(types_, path, value, arrays, context))
-        if isinstance(value, list) and origin is list:
-            return _elements((inner or (Any,)) * len(value), path, value, arrays, context)
-        if isinstance(value, dict) and inner:
-            return {key: _decode(inner[1], f"{path}.{key}", part, arrays, context) for key, part in value.items()}
+        inner = _inner(hint, dict)
+        return {key: _decode(inner, f"{path}.{key}", part, arrays, context) for key, part in value.items()}
     if isinstance(value, list):
-        return _elements((Any,) * len(value), path, value, arrays, context)
-    if isinstance(value, dict):
-        return {key: _decode(Any, f"{path}.{key}", part, arrays, context) for key, part in value.items()}
-    return value
-
-
-def _elements(hints: tuple[Any, ...], path: str, value: list, arrays: dict[str, Tensor], context: Any) -> list[Any]:
-    pairs = zip(hints, value, strict=True)
-    return [_decode(hint, f"{path}.{index}", part, arrays, context) for index, (hint, part) in enumerate(pairs)]
+        kind = tuple if any(typing.get_origin(choice) is tuple for choice in choices) else list
+        pairs = zip(_of_elements(hint, kind, len(value)), value, strict=True)
+        return kind(_decode(part, f"{path}.{i}", item, arrays, context) for i, (part, item) in enumerate(pairs))
+    enums = [choice for choice in choices if isinstance(choice, type) and issubclass(choice, Enum)]
+    return enums[0][value] if enums else value
 
 
 def _chosen(classes: list[Any], values: dict[str, Any]) -> Any:
