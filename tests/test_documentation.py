@@ -36,12 +36,18 @@ FACES = [
         "itergp.objectives",
         "itergp.operators",
         "itergp.parallel",
+        "itergp.persistence",
         "itergp.records",
         "itergp.sklearn",
     ),
     *("itergp.solvers", "itergp.solvers.policies"),
 ]
-GROUND = ("itergp.numerics", "itergp.parallel", "itergp.records")  # serve the package itself, and speak for themselves
+GROUND = (
+    "itergp.numerics",
+    "itergp.parallel",
+    "itergp.persistence",
+    "itergp.records",
+)  # serve the package itself, and speak for themselves
 GAP = "\x00"
 OUTPUT = re.compile(r"^```text\n(.*?)^```", re.DOTALL | re.MULTILINE)
 NUMBER = re.compile(r"\d+(?:\.\d+)?(?:e[+-]?\d+)?")
@@ -98,11 +104,11 @@ def test_code_takes_only_what_packages_list(page):
 
 
 def test_what_packages_do_not_list_is_noticed():
-    code = "import itergp\nfrom itergp.likelihoods.targets import as_floats\nitergp.solvers.packing.Packed\nitergp.models.GP"
+    code = "import itergp\nfrom itergp.likelihoods.targets import as_floats\nitergp.solvers.demand.Demand\nitergp.models.GP"
     assert {name for name in names_of(code) if not is_exported(name)} == {
         "itergp.likelihoods.targets.as_floats",
-        "itergp.solvers.packing",
-        "itergp.solvers.packing.Packed",
+        "itergp.solvers.demand",
+        "itergp.solvers.demand.Demand",
     }
 
 

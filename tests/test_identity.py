@@ -23,9 +23,9 @@ from torch.distributions import Bernoulli
 import itergp
 from itergp.likelihoods import BernoulliLikelihood, SingleLatentLikelihood
 from itergp.models import held_tensors
-from itergp.models.description import describe
-from itergp.models.identity import Identity
-from itergp.operators.digest import digest
+from itergp.models.identity import identity_of
+from itergp.persistence.description import describe
+from itergp.persistence.digest import digest
 from itergp.solvers import DenseNewton, IterNCGP, SubspaceNewton
 
 ROWS = 40
@@ -303,7 +303,7 @@ def test_dropout_is_noticed_when_it_begins():
     model.eval()
     first = model.solution
     model.train()
-    assert Identity.of(model) != model._identity
+    assert identity_of(model) != model._identity
     model.eval()
     assert model.solution is first
 

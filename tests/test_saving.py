@@ -28,7 +28,7 @@ from helpers import (
 
 from itergp import InputError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
-from itergp.models import files
+from itergp.persistence import files
 from itergp.solvers import DenseNewton, IterNCGP, SubspaceNewton
 
 cases = pytest.mark.parametrize("name", CASES)
@@ -217,7 +217,7 @@ DAMAGE = {
     ),
     "newer": (
         lambda path: _rewrite(path, format=99, version="9.0"),
-        r"of file format 1 or older, .*of format 99, written by itergp 9\.0\. Upgrade: `pip install --upgrade",
+        r"of file format 2 or older, .*of format 99, written by itergp 9\.0\. Upgrade: `pip install --upgrade",
     ),
     "an estimator's": (
         lambda path: _rewrite(path, kind="estimator"),

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.console import Console
 
-from itergp.models.files import read_file
+from itergp.persistence.files import read_file
 
 
 def add_parser(commands: Any) -> None:

@@ -19,14 +19,9 @@ from itergp.diagnostics import ProgressBar, Trace
 from itergp.errors import InputError, ItergpWarning, SolverError
 from itergp.learning.calibration import Calibration, calibrate_predictions
 from itergp.learning.humility import limit_lengthscales
-from itergp.learning.learner import OPTIMIZERS, Learner, Stage, Stop
+from itergp.learning.learner import OPTIMIZERS, Learner, Position, Stage, Stop, resume_objective
 from itergp.learning.parameters import FreeParameter, free_parameters
-from itergp.learning.resuming import (
-    keep_learned,
-    open_checkpoint,
-    pack_list,
-    unpack_list,
-)
+from itergp.learning.resuming import open_checkpointer, save_learned
 from itergp.models import NonConjugateGP
 from itergp.models.batches import refuse_without_data
 from itergp.models.conditioning import keeping_posterior
@@ -35,9 +30,9 @@ from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective, log_density_of_priors
 from itergp.operators import own_rows
 from itergp.parallel import RowPartition, require_everywhere
+from itergp.persistence import StateDict
 from itergp.records import FitRecord, LearningTrace, Listeners
 from itergp.solvers import Reason, Solution
-from itergp.solvers.packing import Packed
 
 _FEW_ROWS = 500  # up to here the bound on the evidence of all rows beats the density of some of them
 _SUBSET_ROWS = 1000
@@ -170,8 +165,8 @@ def fit(
     rows = own_rows(model.operator_kind, model.train_targets.shape[0], model.train_inputs[0].device)
     for name, given in (("on_posterior", on_posterior), ("checkpoint", checkpoint)):
         require_everywhere(rows, name, given)
-    file = None if checkpoint is None else open_checkpoint(model, checkpoint, checkpoint_every, settings, rows)
-    earlier = None if file is None else file.earlier
+    file = None if checkpoint is None else open_checkpointer(model, checkpoint, checkpoint_every, settings, rows)
+    earlier = None if file is None else file.checkpoint_state
     started = time.perf_counter() - (0.0 if earlier is None else earlier.values["seconds"])
     before = [parameter.variable.detach().clone() for parameter in free_parameters(model)]
     initialised = initialise_model(model) if initialise_kernel else []
@@ -185,16 +180,14 @@ def fit(
     model.tempering = 0.0  # what was chosen for other hyperparameters
     model.train()
     with ProgressBar(enabled=progress) as bar, rows.abort_together():
-        keeper = file if rows.first else None
-        learner = Learner(model, free, optimizer, deadline, started, Listeners(bar, callback), keeper=keeper)
+        saved_by = file if rows.first else None
+        learner = Learner(model, free, optimizer, deadline, started, Listeners(bar, callback), checkpointer=saved_by)
         look = partial(_look, model, on_posterior) if on_posterior is not None and not rows.sharded else None
         reason = _run(learner, stages, num_restarts, seed, before, earlier, look)
     reason = _agree(model, reason, rows)
     part = None
     if file is not None and reason is not Stop.INTERRUPTED:  # an interrupted run is to go on learning
-        learned = learner.pack(stages[-1].objective)
-        learned.values["reason"] = reason.name
-        part = keep_learned(file, learned, rows)
+        part = save_learned(file, learner.state(stages[-1].objective, reason), rows)
     _warn_of_extremes(free)
     model.eval()
     seconds = {"learn": time.perf_counter() - started}
@@ -382,7 +375,7 @@ def _run(
     num_restarts: int,
     seed: int,
     given: list[Tensor],
-    earlier: Packed | None,
+    earlier: StateDict | None,
     look: Callable[[], bool] | None,
 ) -> Stop:
     """Runs the stages, the first from several starts; returns why learning stopped.
@@ -390,14 +383,14 @@ def _run(
     Before each, there may be a look at the posterior.
     """
     start = learner.variables()
-    at = _Position()
+    at = learner.position
     if earlier is not None:
-        at = _Position.unpack(earlier.part("position"))
-        learner.take_up(earlier)
-        if "reason" in earlier.values:  # learning was over
-            stages[-1].objective.unpack(earlier.part("objective"))
-            learner.earlier = None
-            return Stop[earlier.values["reason"]]
+        known = learner.resume(earlier)
+        at = known.position
+        if known.reason is not None:  # learning was over
+            resume_objective(stages[-1].objective, earlier)
+            learner.checkpoint_state = None
+            return Stop[known.reason]
     reason = Stop.ITERATIONS
     if at.stage == 0:
         if look is not None and look():
@@ -406,7 +399,7 @@ def _run(
     for index in range(max(1, at.stage), len(stages)):
         if reason.ends_learning:
             break
-        learner.position = _Position(stage=index).pack()
+        learner.position = Position(stage=index)
         if look is not None and look():
             return Stop.INTERRUPTED
         reason = learner.run(stages[index])
@@ -446,49 +439,27 @@ def _keep_best(learner: Learner, objective: Objective, starts: list[list[Tensor]
         )
 
 
-def _search(learner: Learner, stage: Stage, num_restarts: int, seed: int, start: list[Tensor], at: _Position) -> Stop:
+def _search(learner: Learner, stage: Stage, num_restarts: int, seed: int, start: list[Tensor], at: Position) -> Stop:
     """The first stage from several starts; the best goes on."""
     generator = torch.Generator().manual_seed(seed)
     starts = [start, *(_scattered(start, generator) for _ in range(num_restarts))]
     reason = Stop.ITERATIONS
+    candidates = list(at.candidates)
     for attempt in range(at.attempt, 1 + num_restarts):
         if attempt > at.attempt:
             learner.restore(starts[attempt])
-        learner.position = _Position(0, attempt, at.candidates).pack()
+        learner.position = Position(0, attempt, list(candidates))
         reason = learner.run(stage)
         if num_restarts == 0 or reason.ends_learning:
             return reason
-        at.candidates.append((learner.evaluate(_common(stage.objective, seed)), learner.variables()))
-    if finite := [c for c in at.candidates if math.isfinite(c[0])]:
+        candidates.append((learner.evaluate(_common(stage.objective, seed)), learner.variables()))
+    if finite := [c for c in candidates if math.isfinite(c[0])]:
         learner.restore(max(finite, key=lambda c: c[0])[1])
     return reason
 
 
 def _scattered(start: list[Tensor], generator: torch.Generator) -> list[Tensor]:
     return [v + _SPREAD * torch.randn(v.shape, generator=generator).to(v) for v in start]
-
-
-@dataclass
-class _Position:
-    """Where in its course learning is: stage, attempt within the first, and what earlier attempts came to."""
-
-    stage: int = 0
-    attempt: int = 0
-    candidates: list[tuple[float, list[Tensor]]] = field(default_factory=list)
-
-    def pack(self) -> Packed:
-        packed = Packed(
-            {}, {"stage": self.stage, "attempt": self.attempt, "objectives": [value for value, _ in self.candidates]}
-        )
-        for index, (_, variables) in enumerate(self.candidates):
-            packed.add(f"candidate {index}", pack_list(variables))
-        return packed
-
-    @classmethod
-    def unpack(cls, packed: Packed) -> _Position:
-        values = packed.values
-        lists = [unpack_list(packed.part(f"candidate {i}")) for i in range(len(values["objectives"]))]
-        return cls(values["stage"], values["attempt"], list(zip(values["objectives"], lists, strict=True)))
 
 
 def _common(objective: Objective, seed: int) -> Objective:

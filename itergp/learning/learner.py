@@ -5,24 +5,26 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 import numpy as np
 import scipy.optimize
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from itergp.errors import ItergpWarning, SolverError
 from itergp.learning.parameters import FreeParameter
-from itergp.learning.resuming import pack_adam, pack_list, restore_adam, unpack_list
 from itergp.models import NonConjugateGP
 from itergp.objectives.base import Objective
+from itergp.persistence import Checkpointer, StateDict, from_state, to_state
 from itergp.records import FitRecord, Listener
-from itergp.solvers.packing import Keeper, Packed
 
 OPTIMIZERS = ("adam", "lbfgs")
-_MODEL, _RANDOM = "model", "random_state"  # in a checkpoint
+_OBJECTIVE, _OPTIMIZER = "objective", "optimizer"  # in a checkpoint
 _AVERAGED_SHARE = 0.25
 _SETTLED = 0.01  # largest move of a variable, between means over a window, that counts as none
 _WINDOW = 5
@@ -62,6 +64,87 @@ class Stage:
     learning_rate: float
 
 
+@dataclass(frozen=True)
+class Position:
+    """Where in its course learning is: stage, attempt within the first, and what earlier attempts came to."""
+
+    stage: int = 0
+    attempt: int = 0
+    candidates: list[tuple[float, list[Tensor]]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class LearnerState:
+    """What learning is made of between steps, objective and optimiser aside.
+
+    Attributes:
+        records: One per evaluation.
+        evaluations: How many there were.
+        seconds: Since ``fit`` began.
+        random_state: Of torch.
+        model: The model's parameters and buffers.
+        variables: The free parameters.
+        good: The last variables with a finite value and gradient.
+        best: The best of the present stage.
+        best_value: The value there.
+        position: Where in its course learning is.
+        reason: Why it ended, the name of a ``Stop``; None before.
+    """
+
+    records: list[FitRecord]
+    evaluations: int
+    seconds: float
+    random_state: Tensor
+    model: dict[str, Tensor]
+    variables: list[Tensor]
+    good: list[Tensor]
+    best: list[Tensor]
+    best_value: float
+    position: Position
+    reason: str | None = None
+
+
+@dataclass(frozen=True)
+class AdamState:
+    """Learning rates, schedule, moments by parameter, and the trajectory, one tensor per variable."""
+
+    rates: list[float]
+    schedule: dict[str, Any]
+    moments: dict[str, dict[str, Tensor]]
+    visited: list[Tensor]
+
+    @classmethod
+    def of(cls, optimizer: Optimizer, schedule: LRScheduler, visited: list[list[Tensor]]) -> AdamState:
+        """The state of an optimiser on its way."""
+        moments = {
+            str(index): {name: torch.as_tensor(value) for name, value in state.items()}
+            for index, state in optimizer.state_dict()["state"].items()
+        }
+        rates = [group["lr"] for group in optimizer.param_groups]
+        stacks = [torch.stack(values) for values in zip(*visited, strict=True)]
+        return cls(rates, schedule.state_dict(), moments, stacks)
+
+    def restore(self, optimizer: Optimizer, schedule: LRScheduler) -> list[list[Tensor]]:
+        """Gives optimiser and schedule what they had; returns the trajectory."""
+        groups = optimizer.state_dict()["param_groups"]
+        for group, rate in zip(groups, self.rates, strict=True):
+            group["lr"] = rate
+        state = {int(index): moments for index, moments in self.moments.items()}
+        optimizer.load_state_dict({"state": state, "param_groups": groups})
+        schedule.load_state_dict(self.schedule)
+        return [list(row) for row in zip(*(stack.unbind(0) for stack in self.visited), strict=True)]
+
+
+@dataclass(frozen=True)
+class LBFGSState:
+    """The best variables so far and their value, steps taken, and bounds: SciPy's own state cannot be had."""
+
+    variables: list[Tensor]
+    best: float
+    steps: int
+    bounds: list[tuple[float, float]]
+
+
 @dataclass
 class Learner:
     """Moves the free parameters of a model up an objective.
@@ -73,9 +156,9 @@ class Learner:
         deadline: When to end, by ``time.perf_counter``; None for never.
         started: When ``fit`` began.
         listener: Hears of stages and records.
-        keeper: Where the state is kept between steps, or None.
+        checkpointer: Where the state is saved between steps, or None.
         position: Where in the course of its stages learning is, for whoever resumes it.
-        earlier: State of the stage that is to be resumed, or None; used once.
+        checkpoint_state: Of an earlier run whose stage is to be resumed, or None; used once.
     """
 
     model: NonConjugateGP
@@ -87,9 +170,9 @@ class Learner:
     records: list[FitRecord] = field(default_factory=list)
     good: list[Tensor] = field(default_factory=list)  # the last variables with a finite value and gradient
     evaluations: int = 0
-    keeper: Keeper | None = None
-    position: Packed = field(default_factory=Packed)
-    earlier: Packed | None = None
+    checkpointer: Checkpointer | None = None
+    position: Position = field(default_factory=Position)
+    checkpoint_state: StateDict | None = None
     best: list[Tensor] = field(default_factory=list)  # of the present stage, by the values along its path
     best_value: float = -math.inf
 
@@ -101,7 +184,7 @@ class Learner:
     def run(self, stage: Stage) -> Stop:
         """Runs a stage and says why it ended; the parameters are then the mean of its tail (Adam) or its best (L-BFGS)."""
         self.listener.begin(stage.name, unit="step", total=stage.iterations)
-        if self.earlier is None:
+        if self.checkpoint_state is None:
             self.best, self.best_value = [], -math.inf
         history: list[list[Tensor]] = []
         try:
@@ -125,8 +208,8 @@ class Learner:
         optimizer = torch.optim.Adam([p.variable for p in self.free], lr=stage.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, stage.iterations)
         visited: list[list[Tensor]] = []
-        if (earlier := self._take_up(stage)) is not None:
-            visited = restore_adam(optimizer, schedule, earlier)
+        if (saved := self._resume_stage(stage)) is not None:
+            visited = from_state(AdamState, saved).restore(optimizer, schedule)
             history[:] = _tail(visited)
             self.listener.advance(stage.name, len(visited))
         for _ in range(len(visited), stage.iterations):
@@ -141,16 +224,19 @@ class Learner:
             schedule.step()
             self._write()
             if self._due():
-                self._keep(stage, pack_adam(optimizer, schedule, visited))
+                self._save(stage, AdamState.of(optimizer, schedule, visited))
         return Stop.ITERATIONS
 
     def _lbfgs(self, stage: Stage, history: list[list[Tensor]]) -> Stop:
         best, steps = -math.inf, 0
         start = _flatten(self.variables())
         bounds = [(x - _FARTHEST, x + _FARTHEST) for x in start]  # the first steps of a line search know no scale
-        if (earlier := self._take_up(stage)) is not None:  # SciPy cannot be resumed: it begins anew at the best so far
-            best, steps, bounds = (earlier.values[name] for name in ("best", "steps", "bounds"))
-            history[:] = [unpack_list(earlier)]
+        if (
+            saved := self._resume_stage(stage)
+        ) is not None:  # SciPy cannot be resumed: it begins anew at the best so far
+            earlier = from_state(LBFGSState, saved)
+            best, steps, bounds = earlier.best, earlier.steps, earlier.bounds
+            history[:] = [earlier.variables]
             start = _flatten(history[0])
 
         def closure(flat: np.ndarray) -> tuple[float, np.ndarray]:
@@ -162,9 +248,7 @@ class Learner:
                 best, history[:] = value, [self.good]
             self._check_time()
             if self._due():
-                packed = pack_list(history[0])
-                packed.values.update(best=best, steps=steps, bounds=bounds)
-                self._keep(stage, packed)
+                self._save(stage, LBFGSState(history[0], best, steps, bounds))
             slopes = [
                 p.variable.new_zeros(p.variable.shape) if p.variable.grad is None else p.variable.grad
                 for p in self.free
@@ -193,54 +277,57 @@ class Learner:
         return [part.view_as(p.variable).to(p.variable) for part, p in zip(parts, self.free, strict=True)]
 
     # -------------------------------------------------------------- checkpoint
-    def take_up(self, packed: Packed) -> None:
+    def resume(self, saved: StateDict) -> LearnerState:
         """Goes back to where an earlier run was; its stage goes on when it is run."""
-        self.model.load_state_dict(packed.part(_MODEL).arrays)
+        earlier = from_state(LearnerState, saved)
+        self.model.load_state_dict(earlier.model)
         with torch.no_grad():
-            for parameter, value in zip(self.free, unpack_list(packed.part("variables")), strict=True):
+            for parameter, value in zip(self.free, earlier.variables, strict=True):
                 parameter.variable.copy_(value)
-        self.good = unpack_list(packed.part("good"))
-        self.best, self.best_value = unpack_list(packed.part("best")), packed.values["best_value"]
-        self.records[:] = [FitRecord(**record) for record in packed.values["records"]]
-        self.evaluations = packed.values["evaluations"]
-        self.position = packed.part("position")
-        torch.set_rng_state(packed.arrays[_RANDOM].cpu())
-        self.earlier = packed
+        self.good, self.best, self.best_value = earlier.good, earlier.best, earlier.best_value
+        self.records[:], self.evaluations = earlier.records, earlier.evaluations
+        self.position = earlier.position
+        torch.set_rng_state(earlier.random_state.cpu())
+        self.checkpoint_state = saved
+        return earlier
 
-    def pack(self, objective: Objective) -> Packed:
+    def state(self, objective: Objective, reason: Stop | None = None) -> StateDict:
         """Variables, the model's parameters and buffers, records, torch's random state, and the objective's state."""
-        packed = Packed(
-            {_RANDOM: torch.get_rng_state()},
-            {
-                "records": [asdict(record) for record in self.records],
-                "evaluations": self.evaluations,
-                "best_value": self.best_value,
-                "seconds": self.seconds,
-            },
+        state = to_state(
+            LearnerState(
+                records=self.records,
+                evaluations=self.evaluations,
+                seconds=self.seconds,
+                random_state=torch.get_rng_state(),
+                model=self.model.state_dict(),
+                variables=self.variables(),
+                good=self.good,
+                best=self.best,
+                best_value=self.best_value,
+                position=self.position,
+                reason=None if reason is None else reason.name,
+            )
         )
-        packed.add(_MODEL, Packed({name: value.detach() for name, value in self.model.state_dict().items()}))
-        packed.add("variables", pack_list(self.variables()))
-        packed.add("good", pack_list(self.good))
-        packed.add("best", pack_list(self.best))
-        packed.add("position", self.position)
-        packed.add("objective", objective.pack())
-        return packed
+        if objective.state_type is not None:
+            state.add_section(_OBJECTIVE, to_state(objective.checkpoint_state()))
+        return state
 
-    def _take_up(self, stage: Stage) -> Packed | None:
-        earlier, self.earlier = self.earlier, None
-        if earlier is None:
+    def _resume_stage(self, stage: Stage) -> StateDict | None:
+        """The optimiser's state in the stage that is to be resumed, whose objective goes on too."""
+        saved, self.checkpoint_state = self.checkpoint_state, None
+        if saved is None:
             return None
-        stage.objective.unpack(earlier.part("objective"))
-        return earlier.part("optimizer")
+        resume_objective(stage.objective, saved)
+        return saved.section(_OPTIMIZER)
 
     def _due(self) -> bool:
-        return self.keeper is not None and self.keeper.due()
+        return self.checkpointer is not None and self.checkpointer.due()
 
-    def _keep(self, stage: Stage, optimizer: Packed) -> None:
-        assert self.keeper is not None
-        packed = self.pack(stage.objective)
-        packed.add("optimizer", optimizer)
-        self.keeper.keep(packed)
+    def _save(self, stage: Stage, optimizer: AdamState | LBFGSState) -> None:
+        assert self.checkpointer is not None
+        state = self.state(stage.objective)
+        state.add_section(_OPTIMIZER, to_state(optimizer))
+        self.checkpointer.save(state)
 
     # ------------------------------------------------------------------ inside
     def evaluate(self, objective: Objective) -> float:
@@ -331,3 +418,9 @@ def _settled(visited: list[list[Tensor]]) -> bool:
         for a, b in zip(zip(*last, strict=True), zip(*before, strict=True), strict=True)
     ]
     return max(float(move) for move in moves) < _SETTLED
+
+
+def resume_objective(objective: Objective, saved: StateDict) -> None:
+    """Gives an objective what its evaluations had left behind."""
+    if objective.state_type is not None:
+        objective.resume(from_state(objective.state_type, saved.section(_OBJECTIVE)))

@@ -1,4 +1,4 @@
-"""What learning is made of while it runs, so that another process can go on with it."""
+"""Where learning is saved while it runs, and the conditioning that follows it."""
 
 from __future__ import annotations
 
@@ -6,21 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
-
 from itergp.models import NonConjugateGP
-from itergp.models.checkpoint_file import CheckpointFile, Within
-from itergp.models.divided_checkpoint import errors_everywhere, remove_checkpoint, require_one_file
 from itergp.models.identity import identify
 from itergp.objectives.base import Objective
 from itergp.parallel import RowPartition
-from itergp.solvers.packing import Packed, require_resumable
+from itergp.persistence import StateDict
+from itergp.persistence.checkpoint import CheckpointFile, CheckpointSection
+from itergp.persistence.sharded_checkpoint import errors_everywhere, remove_checkpoint, require_one_file
+from itergp.solvers.run.resuming import require_resumable
 
 
-def open_checkpoint(
+def open_checkpointer(
     model: NonConjugateGP, path: str | os.PathLike[str], every: float, settings: dict[str, Any], rows: RowPartition
 ) -> CheckpointFile:
     """The checkpoint of ``fit`` for a model at its starting values: all processes read it, the first writes it.
@@ -45,59 +41,32 @@ def open_checkpoint(
     identity = identify(model, **settings)
     with errors_everywhere(rows):
         file = CheckpointFile(path, every=every, task="fit", identity=identity, device=device, size=4 * size)
-        if rows.first and rows.sharded and (file.earlier is None or "reason" not in file.earlier.values):
+        if (
+            rows.first
+            and rows.sharded
+            and (file.checkpoint_state is None or file.checkpoint_state.values["reason"] is None)
+        ):
             remove_checkpoint(_beside(file))  # of another run, since this one has not come so far
-    require_one_file(rows, -1 if file.earlier is None else file.earlier.values["evaluations"], device)
+    require_one_file(rows, -1 if file.checkpoint_state is None else file.checkpoint_state.values["evaluations"], device)
     return file
 
 
-def keep_learned(file: CheckpointFile, learned: Packed, rows: RowPartition) -> Within | Path:
-    """Keeps what was learned; returns where the conditioning that follows is kept.
+def save_learned(file: CheckpointFile, learned: StateDict, rows: RowPartition) -> CheckpointSection | Path:
+    """Saves what was learned; returns where the conditioning that follows is saved.
 
     That is a part of the same file, or, with rows divided among processes, files of its own beside it.
     """
-    earlier = file.earlier
-    begun = earlier is not None and "condition" in earlier.values
+    saved = file.checkpoint_state
+    begun = saved is not None and "condition" in saved.values
     if rows.first and not begun:
-        file.keep(learned)
+        file.save(learned)
     if rows.sharded:
         return _beside(file)
-    return Within(file, "condition", learned, earlier.part("condition") if earlier is not None and begun else None)
+    return CheckpointSection(
+        file, "condition", learned, saved.section("condition") if saved is not None and begun else None
+    )
 
 
 def _beside(file: CheckpointFile) -> Path:
     """The conditioning's checkpoint where it is not a part of the file."""
     return file.path.with_name(f"{file.path.name}.condition")
-
-
-def pack_adam(optimizer: Optimizer, schedule: LRScheduler, visited: list[list[Tensor]]) -> Packed:
-    """Moments, learning rates and the trajectory."""
-    packed = Packed({}, {"schedule": schedule.state_dict(), "rates": [g["lr"] for g in optimizer.param_groups]})
-    for index, state in optimizer.state_dict()["state"].items():
-        packed.add(str(index), Packed({name: torch.as_tensor(value) for name, value in state.items()}))
-    packed.values["moved"] = [int(index) for index in optimizer.state_dict()["state"]]
-    packed.add("visited", pack_list([torch.stack(values) for values in zip(*visited, strict=True)]))
-    return packed
-
-
-def restore_adam(optimizer: Optimizer, schedule: LRScheduler, packed: Packed) -> list[list[Tensor]]:
-    """Gives optimiser and schedule what ``pack_adam`` took apart; returns the trajectory."""
-    values = packed.values
-    groups = optimizer.state_dict()["param_groups"]
-    for group, rate in zip(groups, values["rates"], strict=True):
-        group["lr"] = rate
-    state = {index: packed.part(str(index)).arrays for index in values["moved"]}
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-    schedule.load_state_dict(values["schedule"])
-    columns = [stack.unbind(0) for stack in unpack_list(packed.part("visited"))]
-    return [list(row) for row in zip(*columns, strict=True)]
-
-
-def pack_list(tensors: list[Tensor]) -> Packed:
-    """Tensors by number."""
-    return Packed({str(i): tensor.detach() for i, tensor in enumerate(tensors)}, {"count": len(tensors)})
-
-
-def unpack_list(packed: Packed) -> list[Tensor]:
-    """The tensors that ``pack_list`` numbered."""
-    return [packed.arrays[str(i)] for i in range(packed.values["count"])]

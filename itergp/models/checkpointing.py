@@ -1,56 +1,82 @@
-"""Where a model's conditioning is kept while it runs, and the posterior that an earlier run came to."""
+"""Where a conditioning is saved while it runs, and the posterior that an earlier run came to."""
 
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
-from itergp.models.checkpoint_file import CheckpointFile, Within
-from itergp.models.divided_checkpoint import DividedCheckpoint
-from itergp.models.identity import identify
-from itergp.models.saving import pack_solution, unpack_solution
+import torch
+from torch import Tensor
+
+from itergp.diagnostics import Trace
 from itergp.parallel import RowPartition
-from itergp.solvers import Reason, Solution
-from itergp.solvers.packing import Packed, require_resumable
+from itergp.persistence import (
+    CheckpointFile,
+    CheckpointSection,
+    ShardedCheckpoint,
+    StateDict,
+    from_state,
+    to_state,
+)
+from itergp.posterior.solution import Solution
+from itergp.posterior.status import Reason
+from itergp.solvers import Solver
+from itergp.solvers.run.resuming import require_resumable
 
-if TYPE_CHECKING:
-    from itergp.models.nonconjugate_gp import NonConjugateGP
-
-Checkpoint = CheckpointFile | Within | DividedCheckpoint
+Checkpoint = CheckpointFile | CheckpointSection | ShardedCheckpoint
 _FINISHED = "finished"
 
 
-def as_keeper(
-    model: NonConjugateGP, checkpoint: str | os.PathLike[str] | Within, every: float, rows: RowPartition
+def open_checkpointer(
+    checkpoint: str | os.PathLike[str] | CheckpointSection,
+    every: float,
+    solver: Solver,
+    mean: Tensor,
+    rows: RowPartition,
+    identity: Callable[[], dict[str, Any]],
 ) -> Checkpoint:
-    """Where a model's conditioning is kept: in a file of its own, in part of one, or in several."""
-    require_resumable(model.solver)
-    if isinstance(checkpoint, Within):
+    """Where a conditioning is saved: in a file of its own, in a section of one, or in several.
+
+    Args:
+        checkpoint: A path, or the section of another computation's file.
+        every: Seconds between writes.
+        solver: Whose states are saved.
+        mean: Prior mean ``(N, C)``.
+        rows: The rows of this process.
+        identity: Gives what the result depends on, by name.
+    """
+    require_resumable(solver)
+    if isinstance(checkpoint, CheckpointSection):
         return checkpoint
-    like = model.train_inputs[0]
-    latents = model.observations.likelihood.num_latents
     # Weights, and a first direction with its product.
-    size = 4 * rows.local_size(like.shape[0]) * latents * like.element_size()
-    about: dict[str, Any] = {"every": every, "identity": identify(model), "device": like.device, "size": size}
+    size = 4 * rows.local_size(mean.shape[0]) * mean.shape[1] * mean.element_size()
+    about: dict[str, Any] = {"every": every, "identity": identity(), "device": mean.device, "size": size}
     if rows.sharded:
-        return DividedCheckpoint(checkpoint, rows, **about)
+        return ShardedCheckpoint(checkpoint, rows, **about)
     return CheckpointFile(checkpoint, task="condition", **about)
 
 
-def keep_finished(keeper: Checkpoint, solution: Solution) -> None:
+def save_final(checkpointer: Checkpoint, solution: Solution) -> None:
     """The posterior in place of the state that led to it, unless the solve was interrupted and is to go on.
 
-    Of divided rows the last state stays, from which the end is found again.
+    Of sharded rows the last state stays, from which the end is found again.
     """
     if solution.status.reason is Reason.INTERRUPTED or solution.rows.sharded:
         return
-    arrays, values = pack_solution(solution)
-    keeper.keep(Packed(arrays, {_FINISHED: values}))
+    final = StateDict()
+    final.add_section(_FINISHED, to_state(solution))
+    checkpointer.save(final)
 
 
-def finished_solution(model: NonConjugateGP, keeper: Checkpoint) -> Solution | None:
+def finished_solution(checkpointer: Checkpoint, device: torch.device) -> Solution | None:
     """The posterior that an earlier run came to, or None if it did not get so far."""
-    earlier = keeper.earlier
-    if earlier is None or _FINISHED not in earlier.values:
-        return None
-    return unpack_solution(earlier.arrays, earlier.values[_FINISHED], model.train_inputs[0].device)
+    saved = checkpointer.checkpoint_state
+    return None if saved is None or _FINISHED not in saved.values else read_solution(saved.section(_FINISHED), device)
+
+
+def read_solution(state: StateDict, device: torch.device) -> Solution:
+    """A posterior from its state, with its trace's readers."""
+    solution = from_state(Solution, state.to(device))
+    return replace(solution, trace=Trace.of(solution.trace))

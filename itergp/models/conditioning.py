@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,14 +14,15 @@ from torch import Tensor
 
 from itergp.diagnostics import ProgressBar, Trace
 from itergp.errors import InputError
-from itergp.models.checkpoint_file import Within
-from itergp.models.checkpointing import as_keeper, finished_solution, keep_finished
+from itergp.models.checkpointing import finished_solution, open_checkpointer, save_final
 from itergp.models.hyperparameters import hyperparameters
-from itergp.models.identity import Identity, describe_prior
+from itergp.models.identity import describe_prior, identify, identity_of
 from itergp.models.planning import check_memory, problem_size
 from itergp.models.validation import check_kernel, check_parameters
 from itergp.operators import BlockedOperator, KernelOperator
 from itergp.parallel import require_everywhere
+from itergp.persistence.checkpoint import CheckpointSection
+from itergp.persistence.identity import Identity
 from itergp.records import TraceRecord
 from itergp.solvers import Solution, solve
 
@@ -34,7 +36,7 @@ def find_posterior(
     progress: bool,
     callback: Callable[[TraceRecord], None] | None,
     on_posterior: Callable[[Solution], None] | None,
-    checkpoint: str | os.PathLike[str] | Within | None,
+    checkpoint: str | os.PathLike[str] | CheckpointSection | None,
     checkpoint_every: float,
 ) -> Solution:
     """``NonConjugateGP.condition``, which says what the arguments are; the model predicts from the result."""
@@ -43,14 +45,17 @@ def find_posterior(
     untouched = describe_prior(model)
     with torch.no_grad():
         prior = model._prior(model.train_inputs)
-        identity = Identity.of(model)  # forward may have updated buffers
+        identity = identity_of(model)  # forward may have updated buffers
         operator = model._make_operator(prior)
         if operator.rows.sharded:
             identity.require_same(operator.rows)
         for name, given in (("on_posterior", on_posterior), ("checkpoint", checkpoint)):
             require_everywhere(operator.rows, name, given)
-        keeper = None if checkpoint is None else as_keeper(model, checkpoint, checkpoint_every, operator.rows)
-        if keeper is not None and (known := finished_solution(model, keeper)) is not None:
+        checkpointer = None
+        if checkpoint is not None:
+            about = model.solver, prior.mean, operator.rows, partial(identify, model)
+            checkpointer = open_checkpointer(checkpoint, checkpoint_every, *about)
+        if checkpointer is not None and (known := finished_solution(checkpointer, operator.device)) is not None:
             model._restore(model.train_inputs, model.train_targets, model.sample_weight, known)
             return model.solution
         if model._operator is not None and model._identity is not None and model._identity.matches(identity):
@@ -77,12 +82,12 @@ def find_posterior(
                 listeners=[bar] if callback is None else [bar, callback],
                 trace=Trace(),
                 on_posterior=None if on_posterior is None else hand_out,
-                checkpoint=keeper,
+                checkpoint=checkpointer,
             )
     operator.release()
     solution.trace.hyperparameters = hyperparameters(model)
-    if keeper is not None:
-        keep_finished(keeper, solution)
+    if checkpointer is not None:
+        save_final(checkpointer, solution)
     if callback is None and on_posterior is None:  # which may change a model in earnest
         identity = identity.with_counters(untouched, describe_prior(model))
     solution = bounded(model, solution, identity)
@@ -107,7 +112,7 @@ class PriorVariance:
 
     def __call__(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
         """``k_c(x, x)`` ``(M, C)``."""
-        if not self.identity.matches(Identity.of(self.model)):
+        if not self.identity.matches(identity_of(self.model)):
             raise InputError(
                 "The certificate belongs to hyperparameters or data that have since changed. "
                 "Take it from model.solution again."

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from itergp.operators import KernelOperator
-from itergp.operators.digest import digest
+from itergp.persistence.digest import digest
 
 # Not in every version of PyTorch; without it, no memory counts as private.
 _num_users = getattr(torch._C, "_storage_Use_Count", None)

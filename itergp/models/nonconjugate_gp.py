@@ -18,13 +18,11 @@ from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.batch_elements import element_tensors, leading_dimensions, select_element, select_priors
 from itergp.models.batches import Batch, either, posterior_at, refuse_without_data
-from itergp.models.checkpoint_file import Within
 from itergp.models.conditioning import bounded, find_posterior
-from itergp.models.description import describe
 from itergp.models.exact_data_derivatives import posterior_of_data, wanted
 from itergp.models.held_tensors import HeldTensors
 from itergp.models.hyperparameters import frozen
-from itergp.models.identity import Identity, describe_prior
+from itergp.models.identity import describe_prior, identity_of
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, make_plan, problem_size
 from itergp.models.prior_evaluation import depends_on_mode, fit_grids, prior_at, prior_at_training_inputs
@@ -44,6 +42,9 @@ from itergp.models.validation import as_inputs, check_test_inputs
 from itergp.operators import KernelOperator, OperatorClass, OperatorKind, Prior, make_operator, require_operator
 from itergp.operators.derived import TabulatedKernel, snapshot
 from itergp.operators.special import has_moving_grid
+from itergp.persistence.checkpoint import CheckpointSection
+from itergp.persistence.description import describe
+from itergp.persistence.identity import Identity
 from itergp.records import TraceRecord
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
 from itergp.solvers.protocol import Solver, require_solver
@@ -325,7 +326,7 @@ class NonConjugateGP(gpytorch.models.GP):
         progress: bool = False,
         callback: Callable[[TraceRecord], None] | None = None,
         on_posterior: Callable[[Solution], None] | None = None,
-        checkpoint: str | os.PathLike[str] | Within | None = None,
+        checkpoint: str | os.PathLike[str] | CheckpointSection | None = None,
         checkpoint_every: float = 30.0,
     ) -> Solution:
         """Finds the posterior at the current hyperparameters, warm-started from the last one.
@@ -797,7 +798,7 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _current_solution(self) -> Solution | None:
         """The posterior if it is known and up to date."""
-        if self._solution is None or self._identity is None or not self._identity.matches(Identity.of(self)):
+        if self._solution is None or self._identity is None or not self._identity.matches(identity_of(self)):
             return None
         return self._solution
 
@@ -816,7 +817,7 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _adopt(self, solution: Solution) -> None:
         """Takes a solution as that of the present state."""
-        self._identity = Identity.of(self)
+        self._identity = identity_of(self)
         if self.operator_kind == "sharded":
             solution = solution.divide(self._training_operator().rows)
         self._solution = bounded(self, solution, self._identity)

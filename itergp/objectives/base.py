@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import gpytorch
 import torch
@@ -23,7 +23,6 @@ from itergp.operators import KernelOperator, Neighbourhoods, Prior, make_operato
 from itergp.posterior.local_actions import LocalActions, reduced
 from itergp.posterior.precision import marginal_covariance
 from itergp.solvers import Solution
-from itergp.solvers.packing import Packed
 
 
 class Objective(MarginalLogLikelihood):
@@ -31,6 +30,7 @@ class Objective(MarginalLogLikelihood):
 
     Attributes:
         predictive: The predictive distribution that it tunes: ``"variational"``, the posterior integrated, or ``"plug-in"``.
+        state_type: The class of what it takes along in a checkpoint, a dataclass; None for nothing.
         initialised: Names of hyperparameters of the model that were at their default and got a start from the data.
 
     Args:
@@ -45,6 +45,7 @@ class Objective(MarginalLogLikelihood):
     """
 
     predictive: str = "variational"
+    state_type: ClassVar[type[Any] | None] = None
 
     def __init__(
         self, likelihood: gpytorch.likelihoods.Likelihood, model: NonConjugateGP, *, initialise_kernel: bool = True
@@ -123,12 +124,12 @@ class Objective(MarginalLogLikelihood):
         same = same.flatten(dims).all(-1) if known.dim() > dims else same
         return same if weight is None else same | (weight == 0)
 
-    def pack(self) -> Packed:
-        """What evaluations leave behind for later ones, for a checkpoint; nothing by default."""
-        return Packed()
+    def checkpoint_state(self) -> Any:
+        """What evaluations leave behind for later ones: an instance of ``state_type``, or None for nothing."""
+        return None
 
-    def unpack(self, packed: Packed) -> None:
-        """Takes up what ``pack`` gave."""
+    def resume(self, state: Any) -> None:
+        """Goes on from what ``checkpoint_state`` gave."""
 
     @abstractmethod
     def evidence(self, prior: Prior, observations: Observations) -> Tensor:

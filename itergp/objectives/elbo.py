@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import gpytorch
 import torch
@@ -13,14 +13,35 @@ from itergp.errors import InputError
 from itergp.likelihoods import Observations
 from itergp.likelihoods.base import node_offsets
 from itergp.models import NonConjugateGP
-from itergp.models.saving import pack_warm, unpack_warm
 from itergp.numerics.blocks import psd_root
 from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable
 from itergp.operators import Prior
 from itergp.posterior.precision import cross_multiply, multiply
-from itergp.solvers.packing import Packed
+from itergp.solvers import ActionBuffer, Solution
+from itergp.solvers.subspace.search_space import SearchSpace
+from itergp.solvers.subspace.support_space import SupportSpace
 
 _SEED = 1  # other samples than those the posterior mean was found with
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The variational family: V ``(M, C)`` and A ``(M, C, r)``, at the rows of a support or at all."""
+
+    weights: Tensor
+    actions: Tensor
+    support: Tensor | None
+
+
+@dataclass(frozen=True)
+class _ELBOState:
+    """What evaluations leave behind for later ones."""
+
+    evaluations: int
+    held: _Held | None
+    solution: Solution | None
+    space: SearchSpace | SupportSpace | None
+    actions: ActionBuffer | None
 
 
 class ComputationAwareELBO(Objective):
@@ -67,6 +88,8 @@ class ComputationAwareELBO(Objective):
         True
     """
 
+    state_type = _ELBOState
+
     def __init__(
         self,
         likelihood: gpytorch.likelihoods.Likelihood,
@@ -107,24 +130,17 @@ class ComputationAwareELBO(Objective):
         fit = scale * observations.expected_log_density(mean, offsets, node_weights).sum(dtype=torch.float64)
         return fit - 0.5 * (quadratic + covariance.kl_terms())
 
-    def pack(self) -> Packed:
-        """The variational family, and the model's posterior, from whose search space the next one starts."""
-        packed = Packed({}, {"evaluations": self._evaluations})
-        if self._held is not None:
-            held = {name: value for name, value in vars(self._held).items() if value is not None}
-            packed.add("held", Packed(held))
-        if (solution := self.model._solution) is not None:
-            packed.add("posterior", pack_warm(solution))
-        return packed
+    def checkpoint_state(self) -> _ELBOState:
+        """The variational family, and the model's posterior with what the next one starts from."""
+        solution = self.model._solution
+        space, actions = (None, None) if solution is None else (solution.space, solution.actions)
+        return _ELBOState(self._evaluations, self._held, solution, space, actions)
 
-    def unpack(self, packed: Packed) -> None:
-        """Takes up what ``pack`` gave; the model gets the posterior as a start, not as its present one."""
-        self._evaluations = packed.values["evaluations"]
-        if "held" in packed.values:
-            arrays = packed.part("held").arrays
-            self._held = _Held(arrays["weights"], arrays["actions"], arrays.get("support"))
-        if "posterior" in packed.values:
-            self.model._start_from(unpack_warm(packed.part("posterior"), self.model.train_inputs[0].device))
+    def resume(self, state: _ELBOState) -> None:
+        """Goes on from ``checkpoint_state``; the model gets the posterior as a start, not as its present one."""
+        self._evaluations, self._held = state.evaluations, state.held
+        if state.solution is not None:
+            self.model._start_from(replace(state.solution, space=state.space, actions=state.actions))
 
     def _posterior(self) -> _Held:
         """Weights and actions, found again at the cadence that was asked for."""
@@ -150,12 +166,3 @@ class ComputationAwareELBO(Objective):
         generator = torch.Generator().manual_seed(self.seed + self._evaluations)
         device = self.model.train_targets.device
         return torch.randint(num_rows, (self.batch_rows,), generator=generator).to(device)
-
-
-@dataclass(frozen=True)
-class _Held:
-    """The variational family: V ``(M, C)`` and A ``(M, C, r)``, at the rows of a support or at all."""
-
-    weights: Tensor
-    actions: Tensor
-    support: Tensor | None

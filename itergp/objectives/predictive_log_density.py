@@ -13,7 +13,6 @@ from itergp.errors import InputError
 from itergp.likelihoods import LaplaceSite, Likelihood, Observations, VariationalSite
 from itergp.likelihoods.base import node_offsets
 from itergp.models import NonConjugateGP
-from itergp.models.saving import pack_solution, unpack_solution
 from itergp.numerics.blocks import psd_root
 from itergp.objectives.adjoint import linearise, solve_adjoint
 from itergp.objectives.base import DifferentiableCovariance, HeldLocal, Objective, differentiable
@@ -21,9 +20,29 @@ from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
 from itergp.posterior.precision import cross_multiply, multiply
 from itergp.posterior.tempering import tempered
 from itergp.solvers import Problem, Solution, SubspaceNewton, solve, solve_problem
-from itergp.solvers.packing import Packed
 
 PREDICTIVES = ("plug-in", "laplace", "variational")
+
+
+@dataclass
+class _Split:
+    """Rows to learn from and rows held out, and what is kept between evaluations."""
+
+    train: Tensor
+    held_out: Tensor
+    warm: Solution | None = None
+    actions: Tensor | None = None
+    local: HeldLocal | None = None
+
+
+@dataclass(frozen=True)
+class _HeldOutState:
+    """What evaluations leave behind for later ones."""
+
+    evaluations: int
+    predictive: str
+    tempering: float
+    splits: list[_Split]
 
 
 class PredictiveLogDensity(Objective):
@@ -63,6 +82,8 @@ class PredictiveLogDensity(Objective):
     Raises:
         InputError: If an argument is out of its range, or the likelihood's rows are not exchangeable.
     """
+
+    state_type = _HeldOutState
 
     def __init__(
         self,
@@ -138,27 +159,14 @@ class PredictiveLogDensity(Objective):
         weight = sum(observations.take(split.held_out).total_weight for split in self._splits)
         return total * (observations.num_rows / weight)
 
-    def pack(self) -> Packed:
+    def checkpoint_state(self) -> _HeldOutState:
         """The present splits, and what is kept for them between evaluations."""
-        tuned = {"predictive": self.predictive, "tempering": self.tempering}
-        packed = Packed({}, {"evaluations": self._evaluations, "splits": len(self._splits), **tuned})
-        for index, split in enumerate(self._splits):
-            part = Packed({"train": split.train, "held_out": split.held_out})
-            if split.actions is not None:
-                part.arrays["actions"] = split.actions
-            if split.local is not None:
-                part.arrays.update(root=split.local.root, share=split.local.share)
-                part.values["num_neighbours"] = split.local.num_neighbours
-            if split.warm is not None:
-                part.add("warm", Packed(*pack_solution(split.warm)))
-            packed.add(str(index), part)
-        return packed
+        return _HeldOutState(self._evaluations, self.predictive, self.tempering, self._splits)
 
-    def unpack(self, packed: Packed) -> None:
-        """Takes up what ``pack`` gave."""
-        self._evaluations = packed.values["evaluations"]
-        self.predictive, self.tempering = packed.values["predictive"], packed.values["tempering"]
-        self._splits = [_Split.unpack(packed.part(str(i))) for i in range(packed.values["splits"])]
+    def resume(self, state: _HeldOutState) -> None:
+        """Goes on with the splits of ``checkpoint_state``."""
+        self._evaluations, self._splits = state.evaluations, state.splits
+        self.predictive, self.tempering = state.predictive, state.tempering
 
     # ------------------------------------------------------------------ inside
     def _draw(self, observations: Observations) -> list[_Split]:
@@ -268,26 +276,3 @@ class PredictiveLogDensity(Objective):
             value = value.sum(dtype=torch.float64)
             (gradient,) = torch.autograd.grad(value, mean, retain_graph=True)
         return value, gradient
-
-
-@dataclass
-class _Split:
-    """Rows to learn from and rows held out, and what is kept between evaluations."""
-
-    train: Tensor
-    held_out: Tensor
-    warm: Solution | None = None
-    actions: Tensor | None = None
-    local: HeldLocal | None = None
-
-    @classmethod
-    def unpack(cls, packed: Packed) -> _Split:
-        arrays = packed.arrays
-        warm = None
-        if "warm" in packed.values:
-            kept = packed.part("warm")
-            warm = unpack_solution(kept.arrays, kept.values, arrays["train"].device)
-        local = None
-        if "num_neighbours" in packed.values:
-            local = HeldLocal(arrays["root"], arrays["share"], packed.values["num_neighbours"])
-        return cls(arrays["train"], arrays["held_out"], warm, arrays.get("actions"), local)

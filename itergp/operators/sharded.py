@@ -14,10 +14,10 @@ from itergp.operators.base import KernelOperator
 from itergp.operators.block_product import BlockProduct
 from itergp.operators.block_store import BlockStore
 from itergp.operators.blocked import BlockedOperator, DenseOperator
-from itergp.operators.digest import digest
 from itergp.operators.tiles import rectangular, side_of_block, slices
 from itergp.parallel import ProcessPartition
 from itergp.parallel.process_group import exchange
+from itergp.persistence.digest import digest
 
 
 class ShardedOperator(KernelOperator):

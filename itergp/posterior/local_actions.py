@@ -29,8 +29,8 @@ from torch import Tensor
 from itergp.numerics.blocks import curvature_eigen
 from itergp.numerics.cholesky import try_cholesky
 from itergp.operators import KernelOperator, Near, Neighbourhoods, slices
-from itergp.operators.digest import digest
 from itergp.parallel import ALL_ROWS, RowPartition
+from itergp.persistence.digest import digest
 from itergp.posterior.precision import LowRankPrecision
 
 _CHUNK_NUMBERS = 2**22  # in the arrays of a batch of neighbourhoods

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -12,6 +12,7 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.operators import KernelOperator
 from itergp.parallel import ALL_ROWS, RowPartition
+from itergp.persistence import DERIVED
 from itergp.posterior.local_actions import LocalActions
 from itergp.posterior.precision import LowRankPrecision
 from itergp.posterior.status import Status
@@ -31,7 +32,7 @@ class Certificate:
     """
 
     norm_squared: float
-    prior_variance: Callable[[Tensor], Tensor] | None = None
+    prior_variance: Callable[[Tensor], Tensor] | None = field(default=None, metadata=DERIVED)
 
     @property
     def objective_gap(self) -> float:
@@ -108,15 +109,15 @@ class Solution:
     trace: TraceData
     log_marginal_likelihood: float | None
     elbo: float
-    space: Any = None
-    coordinates: Tensor | None = None
-    operator: KernelOperator | None = None
+    space: Any = field(default=None, metadata=DERIVED)
+    coordinates: Tensor | None = field(default=None, metadata=DERIVED)
+    operator: KernelOperator | None = field(default=None, metadata=DERIVED)
     curvature: Tensor | None = None
-    actions: Any = None
+    actions: Any = field(default=None, metadata=DERIVED)
     support: Tensor | None = None
     local: LocalActions | None = None
     variational_residual: float | None = None
-    rows: RowPartition = ALL_ROWS
+    rows: RowPartition = field(default=ALL_ROWS, metadata=DERIVED)
 
     @property
     def rank(self) -> int:

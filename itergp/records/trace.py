@@ -110,6 +110,15 @@ class TraceData(Listener):
             callback(record)
 
     # ------------------------------------------------------------------ writing
+    def to_fields(self) -> dict[str, Any]:
+        """What is saved of it: ``to_dict``."""
+        return self.to_dict()
+
+    @classmethod
+    def rebuild(cls: type[TraceT], context: object, /, **fields: Any) -> TraceT:
+        """The trace of what was saved."""
+        return cls.from_dict(fields)
+
     def to_dicts(self) -> list[dict]:
         """Plain dictionaries, one per record, for a data frame."""
         return [asdict(record) for record in self.records]

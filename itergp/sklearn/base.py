@@ -23,7 +23,7 @@ from itergp.errors import InputError, ItergpWarning
 from itergp.learning import FitResult
 from itergp.likelihoods import Likelihood, as_likelihood
 from itergp.models import GP
-from itergp.models.saving import unpack
+from itergp.models.saving import restore_model
 from itergp.sklearn.checks import (
     as_column,
     check_codes,
@@ -433,8 +433,8 @@ def restored(kind: type[GPEstimator], saved: SavedEstimator) -> Any:
             setattr(estimator, f"{name}_", learned[name])
     estimator._set_scalings(saved.scalings)
     estimator._codes = category_columns(estimator.kernel, estimator.n_features_in_)
-    estimator.model_ = estimator._skeleton(saved.tensors["data.input.0"], saved.tensors["data.targets"])
-    unpack(estimator.model_, saved.tensors, saved.about)
+    estimator.model_ = estimator._skeleton(saved.model.arrays["data.input.0"], saved.model.arrays["data.targets"])
+    restore_model(estimator.model_, saved.model)
     estimator.model_.eval()
     estimator._learned_rows = estimator.model_.train_targets.shape[0]
     estimator.result_ = None

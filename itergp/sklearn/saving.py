@@ -17,8 +17,9 @@ from torch import Tensor
 from itergp import solvers
 from itergp.errors import InputError
 from itergp.models import NonConjugateGP
-from itergp.models.files import read_file, write_file
-from itergp.models.saving import pack
+from itergp.models.saving import model_state
+from itergp.persistence import StateDict
+from itergp.persistence.files import read_file, write_file
 from itergp.sklearn.scaling import Scaling
 
 _MODEL, _SCALING = "model.", "scaling."
@@ -34,16 +35,14 @@ class SavedEstimator:
         arguments: Those that it was made with.
         learned: Attributes by name that scikit-learn knows: numbers, labels, names of columns; None where there are none.
         scalings: Of inputs and targets, by ``"inputs"`` and ``"targets"``.
-        tensors: Of the model.
-        about: What else the model's file holds.
+        model: State of the model.
     """
 
     name: str
     arguments: dict[str, Any]
     learned: dict[str, Any]
     scalings: dict[str, Scaling]
-    tensors: dict[str, Tensor]
-    about: dict[str, Any]
+    model: StateDict
 
 
 def write_estimator(
@@ -55,17 +54,17 @@ def write_estimator(
     model: NonConjugateGP,
 ) -> None:
     """Writes a fitted estimator to one file; see ``GPClassifier.save``, and ``SavedEstimator`` for the arguments."""
-    tensors, about = pack(model)
-    tensors = {_MODEL + key: value for key, value in tensors.items()}
+    saved = model_state(model)
+    tensors = {_MODEL + key: value for key, value in saved.arrays.items()}
     for kind, scaling in scalings.items():
         for field in dataclasses.fields(Scaling):
             tensors[f"{_SCALING}{kind}.{field.name}"] = torch.from_numpy(np.array(getattr(scaling, field.name)))
     described = {
         "class": name,
         "arguments": {key: _as_json(key, value) for key, value in arguments.items()},
-        **{key: _pack_labels(value) if isinstance(value, np.ndarray) else value for key, value in learned.items()},
+        **{key: _labels_as_json(value) if isinstance(value, np.ndarray) else value for key, value in learned.items()},
     }
-    write_file(path, tensors, {"kind": "estimator", "estimator": described, "model": about})
+    write_file(path, tensors, {"kind": "estimator", "estimator": described, "model": saved.values})
 
 
 def read_estimator(
@@ -102,12 +101,13 @@ def read_estimator(
     if device is not None:
         arguments["device"] = device
     learned = {
-        name: _unpack_labels(value) if isinstance(value, dict) else value
+        name: _labels_from_json(value) if isinstance(value, dict) else value
         for name, value in described.items()
         if name not in ("class", "arguments")
     }
     stored = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
-    return SavedEstimator(described["class"], arguments, learned, _scalings(tensors), stored, about["model"])
+    model = StateDict(stored, about["model"] | {"format": about["format"]})
+    return SavedEstimator(described["class"], arguments, learned, _scalings(tensors), model)
 
 
 def _scalings(tensors: dict[str, Tensor]) -> dict[str, Scaling]:
@@ -132,7 +132,7 @@ def _as_json(name: str, value: Any) -> Any:
         return {"solver": type(value).__name__, "settings": _as_json("solver", settings)}
     if name == "class_weight" and isinstance(value, Mapping):
         labels = np.array(list(value))
-        return {"labels": _pack_labels(labels), "weights": [float(weight) for weight in value.values()]}
+        return {"labels": _labels_as_json(labels), "weights": [float(weight) for weight in value.values()]}
     if isinstance(value, np.generic):
         return value.item()
     try:
@@ -149,14 +149,14 @@ def _from_json(value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"solver", "settings"} and value["solver"] in solvers.__all__:
         return getattr(solvers, value["solver"])(**value["settings"])
     if isinstance(value, dict) and set(value) == {"labels", "weights"}:
-        return dict(zip(_unpack_labels(value["labels"]).tolist(), value["weights"], strict=True))
+        return dict(zip(_labels_from_json(value["labels"]).tolist(), value["weights"], strict=True))
     return None if value == _CUSTOM else value
 
 
-def _pack_labels(labels: NDArray[Any]) -> dict[str, Any]:
+def _labels_as_json(labels: NDArray[Any]) -> dict[str, Any]:
     kind = "object" if labels.dtype.kind == "O" else labels.dtype.str
     return {"dtype": kind, "values": labels.tolist()}
 
 
-def _unpack_labels(packed: dict[str, Any]) -> NDArray[Any]:
-    return np.array(packed["values"], dtype=packed["dtype"])
+def _labels_from_json(plain: dict[str, Any]) -> NDArray[Any]:
+    return np.array(plain["values"], dtype=plain["dtype"])

@@ -1,5 +1,9 @@
 """How the posterior is found."""
 
+import warnings
+from typing import Any
+
+from itergp.persistence import StateDict
 from itergp.posterior.posterior import Posterior
 from itergp.posterior.problem import Problem
 from itergp.posterior.solution import Certificate, Solution
@@ -11,7 +15,6 @@ from itergp.solvers.iterncgp.action_buffer import ActionBuffer
 from itergp.solvers.iterncgp.iter_gp import IterGP, LinearSolution
 from itergp.solvers.iterncgp.iter_ncgp import IterNCGP
 from itergp.solvers.iterncgp.noise import Noise
-from itergp.solvers.packing import Packed
 from itergp.solvers.protocol import BaseSolver, BaseState, Rounds, Solver, State
 from itergp.solvers.run.budget import Budget
 from itergp.solvers.run.solve import APPROXIMATIONS, solve, solve_problem
@@ -32,7 +35,6 @@ __all__ = [
     "LinearSolution",
     "LinearTimeNewton",
     "Noise",
-    "Packed",
     "Posterior",
     "Problem",
     "Reason",
@@ -46,3 +48,11 @@ __all__ = [
     "solve",
     "solve_problem",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    """Deprecated: what was here before states were saved by ``itergp.persistence``."""
+    if name != "Packed":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("itergp.solvers.Packed is itergp.persistence.StateDict now.", DeprecationWarning, stacklevel=2)
+    return StateDict

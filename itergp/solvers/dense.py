@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.numerics.blocks import apply_blocks, curvature_root
 from itergp.numerics.line_search import backtrack
+from itergp.persistence import DERIVED
 from itergp.posterior.dense import apply_kernels, dense_posterior, factorise
 from itergp.posterior.posterior import Posterior, prior_covariance
 from itergp.posterior.precision import LowRankPrecision
@@ -19,7 +21,6 @@ from itergp.posterior.problem import Problem, inner
 from itergp.posterior.solution import Solution, is_finite
 from itergp.posterior.status import Reason, Status
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
-from itergp.solvers.packing import Packed, pack_scalars
 from itergp.solvers.protocol import BaseSolver, BaseState
 from itergp.solvers.run.budget import Budget
 
@@ -34,11 +35,11 @@ _JOINT_LIMIT = 8000  # N C beyond which an (N C)^2 matrix is refused
 class DenseState(BaseState):
     """State of ``DenseNewton``; every array is float64."""
 
-    kernel: Tensor
+    kernel: Tensor = field(metadata=DERIVED)
     weights: Tensor
-    latent_values: Tensor
-    gradient: Tensor
-    curvature: Tensor
+    latent_values: Tensor = field(metadata=DERIVED)
+    gradient: Tensor = field(metadata=DERIVED)
+    curvature: Tensor = field(metadata=DERIVED)
     objective: float
     norm_squared: float = float("inf")
     residual: float = float("inf")
@@ -47,6 +48,21 @@ class DenseState(BaseState):
     steps: int = 0
     polished: bool = False
     event: str = ""
+
+    @classmethod
+    def at(cls, problem: Problem, kernel: Tensor, weights: Tensor) -> DenseState:
+        """The state at given weights."""
+        f = problem.mean.double() + apply_kernels(kernel, weights)
+        gradient, curvature = problem.site.derivatives(f)
+        residual = gradient - weights
+        q = abs(inner(residual, apply_kernels(kernel, residual)))
+        objective = -problem.site.log_density(f) + 0.5 * inner(weights, f - problem.mean.double())
+        return cls(kernel, weights, f, gradient, curvature, objective, q)
+
+    @classmethod
+    def rebuild(cls, problem: Problem, weights: Tensor, **fields: Any) -> DenseState:
+        """The state of a checkpoint, for one evaluation of the kernel matrix."""
+        return replace(cls.at(problem, problem.operator.dense().double(), weights), **fields)
 
     @property
     def rank(self) -> int:
@@ -82,6 +98,7 @@ class DenseNewton(BaseSolver[DenseState]):
         InputError: If the problem is too large for its matrices.
     """
 
+    state_type: ClassVar[type[DenseState]] = DenseState
     tolerance: float = 1e-16
     max_steps: int | None = None
     time_limit: float | None = None
@@ -97,11 +114,6 @@ class DenseNewton(BaseSolver[DenseState]):
     def gives_covariance(self) -> bool:
         """Whether the covariance is computed."""
         return self.covariance
-
-    @property
-    def resumable(self) -> DenseNewton:
-        """Itself."""
-        return self
 
     def without_covariance(self) -> DenseNewton:
         """The same solver for the mean alone."""
@@ -129,22 +141,13 @@ class DenseNewton(BaseSolver[DenseState]):
                 "or DenseNewton(covariance=False) for the Laplace mode of a softmax."
             )
         kernel = problem.operator.dense().double()
-        state = self._state(problem, kernel, torch.zeros_like(problem.mean, dtype=torch.float64))
+        state = DenseState.at(problem, kernel, torch.zeros_like(problem.mean, dtype=torch.float64))
         if warm_start is not None and warm_start.representer_weights.shape == state.weights.shape:
             # Under another kernel the same weights can be another function, from which Newton's method does not find
             # back.
-            earlier = self._state(problem, kernel, warm_start.representer_weights.double())
+            earlier = DenseState.at(problem, kernel, warm_start.representer_weights.double())
             state = earlier if earlier.objective < state.objective else state
         return state
-
-    @staticmethod
-    def _state(problem: Problem, kernel: Tensor, weights: Tensor) -> DenseState:
-        f = problem.mean.double() + apply_kernels(kernel, weights)
-        gradient, curvature = problem.site.derivatives(f)
-        residual = gradient - weights
-        q = abs(inner(residual, apply_kernels(kernel, residual)))
-        objective = -problem.site.log_density(f) + 0.5 * inner(weights, f - problem.mean.double())
-        return DenseState(kernel, weights, f, gradient, curvature, objective, q)
 
     def step(self, problem: Problem, state: DenseState, budget: Budget) -> DenseState:
         """One Newton step with backtracking on the objective."""
@@ -158,7 +161,7 @@ class DenseNewton(BaseSolver[DenseState]):
 
         def objective(length: float) -> float:
             nonlocal trial
-            trial = self._state(problem, state.kernel, state.weights + length * direction)
+            trial = DenseState.at(problem, state.kernel, state.weights + length * direction)
             # Too near for the objective to judge, Newton's step is right; but only once. A NaN is for the driver to report.
             return -math.inf if polishing or math.isnan(trial.objective) else trial.objective
 
@@ -223,17 +226,6 @@ class DenseNewton(BaseSolver[DenseState]):
             norm_squared=state.norm_squared,
             curvature=curvature.to(like),
         )
-
-    def pack(self, state: DenseState) -> Packed:
-        """The weights: the kernel matrix is evaluated again, and the rest follows."""
-        return Packed({"weights": state.weights}, pack_scalars(state))
-
-    def unpack(self, problem: Problem, packed: Packed) -> DenseState:
-        """The state that ``pack`` took apart, for one evaluation of the kernel matrix."""
-        operator = problem.operator
-        kernel = operator.dense().double()
-        operator.counts.passes -= 1  # counted when it was evaluated first
-        return replace(self._state(problem, kernel, packed.arrays["weights"]), **packed.values)
 
 
 def _is_softmax(problem: Problem) -> bool:

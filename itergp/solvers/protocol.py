@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from abc import ABC, abstractmethod
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from torch import Tensor
 
@@ -15,7 +15,6 @@ from itergp.posterior.problem import Problem
 from itergp.posterior.solution import Solution
 from itergp.posterior.status import Status
 from itergp.solvers.demand import Demand, ProblemSize
-from itergp.solvers.packing import Resumable
 from itergp.solvers.run.budget import Budget
 
 
@@ -140,8 +139,8 @@ class Solver(Protocol[StateT]):
         """What takes rounds of a variational site without a kernel pass, mostly the solver itself; None for stages instead."""
 
     @property
-    def resumable(self) -> Resumable[StateT] | None:
-        """What gives a state as plain data and makes it again, mostly the solver itself; None if that cannot be done."""
+    def state_type(self) -> type[StateT] | None:
+        """The class of its states, a dataclass, as which a checkpoint is read; None if they cannot be saved."""
 
     def loosened(self, factor: float) -> Solver[StateT]:
         """The same solver with a tolerance larger by a factor, for a stage that another follows."""
@@ -193,6 +192,8 @@ class BaseSolver(ABC, Generic[StateT]):
     Solvers are frozen dataclasses; a field that is a member here needs a default.
     """
 
+    state_type: ClassVar[Any] = None
+
     @property
     @abstractmethod
     def tolerance(self) -> float:
@@ -236,11 +237,6 @@ class BaseSolver(ABC, Generic[StateT]):
     @property
     def rounds(self) -> Rounds[StateT] | None:
         """None: as stages."""
-        return None
-
-    @property
-    def resumable(self) -> Resumable[StateT] | None:
-        """None: it cannot be done."""
         return None
 
     def loosened(self: SolverT, factor: float) -> SolverT:

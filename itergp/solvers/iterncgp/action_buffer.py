@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from itergp.solvers.iterncgp.interrupts import undisturbed
 from itergp.solvers.iterncgp.noise import Noise
-from itergp.solvers.packing import Packed
 
 _GROWTH = 1.5
 _START = 8
@@ -35,6 +35,23 @@ class ActionBuffer:
         self._products = like.new_empty(0, *like.shape)
         # Rows in which some action is not zero, None for all: unit vectors have few, and S need not be read elsewhere.
         self._rows: Tensor | None = torch.zeros(0, dtype=torch.int64, device=like.device)
+
+    def to_fields(self) -> dict[str, Any]:
+        """What there is, without the memory for more."""
+        arrays = {"actions": self._actions[: self.rank], "products": self._products[: self.rank]}
+        return {**arrays, "gram": self.gram, "rows": self._rows, "limit": self.limit}
+
+    @classmethod
+    def rebuild(
+        cls, context: object, actions: Tensor, products: Tensor, gram: Tensor, rows: Tensor | None, limit: int | None
+    ) -> ActionBuffer:
+        """The buffer that ``to_fields`` gave the parts of, with memory of its own."""
+        buffer = cls(actions.new_empty(actions.shape[1:]), limit)
+        buffer._reserve(gram.shape[0])
+        buffer.gram, buffer._rows = gram, rows
+        buffer._actions[: buffer.rank] = actions
+        buffer._products[: buffer.rank] = products
+        return buffer
 
     @property
     def rank(self) -> int:
@@ -150,23 +167,6 @@ class ActionBuffer:
             yield from self._chunks()
         elif self.rank and self._rows.numel():
             yield from self._rows.split(max(1, _CHUNK // (self.rank * self._actions.shape[2])))
-
-
-def pack_buffer(buffer: ActionBuffer) -> Packed:
-    """The actions held, their products and the small matrix."""
-    rank = buffer.rank
-    arrays = {"actions": buffer._actions[:rank], "products": buffer._products[:rank], "gram": buffer.gram}
-    return Packed(arrays if buffer._rows is None else arrays | {"rows": buffer._rows})
-
-
-def unpack_buffer(like: Tensor, limit: int | None, packed: Packed) -> ActionBuffer:
-    """The buffer that ``pack_buffer`` took apart; ``like`` and ``limit`` are those of its constructor."""
-    buffer, arrays = ActionBuffer(like, limit), packed.arrays
-    buffer._reserve(arrays["gram"].shape[0])
-    buffer.gram, buffer._rows = arrays["gram"], arrays.get("rows")
-    buffer._actions[: buffer.rank] = arrays["actions"]
-    buffer._products[: buffer.rank] = arrays["products"]
-    return buffer
 
 
 def inner_product(first: Tensor, second: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -15,6 +15,7 @@ from itergp.solvers.iterncgp.action_buffer import ActionBuffer
 from itergp.solvers.iterncgp.linear_belief import LinearBelief
 from itergp.solvers.iterncgp.noise import Noise
 from itergp.solvers.policies import CG, Policy, View
+from itergp.solvers.policies.memory import Memory
 from itergp.solvers.policies.mixed import require_policy
 
 
@@ -137,7 +138,7 @@ class IterGP:
         limit = belief.noise.rank if self.max_iterations is None else self.max_iterations
         most = min(belief.noise.rank, self.max_rank or belief.noise.rank)
         norms = [float(belief.residual().norm()) / scale]
-        memory: dict = {}
+        memory = Memory()
         for step in range(limit):
             if norms[-1] <= self.tolerance or belief.rank >= most:
                 break
@@ -152,7 +153,7 @@ class IterGP:
 def view(
     operator: KernelOperator,
     belief: LinearBelief,
-    memory: dict,
+    memory: Memory,
     *,
     index: int,
     step: int,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 import torch
 
@@ -17,7 +17,6 @@ from itergp.posterior.solution import Solution
 from itergp.posterior.status import Reason, Status
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.iterncgp.iter_gp import view
-from itergp.solvers.iterncgp.iter_ncgp_packing import pack_state, unpack_state
 from itergp.solvers.iterncgp.iter_ncgp_state import (
     IterNCGPState,
     Phase,
@@ -27,8 +26,8 @@ from itergp.solvers.iterncgp.iter_ncgp_state import (
     whole,
 )
 from itergp.solvers.iterncgp.newton_iterate import NewtonIterate, backtracking_step, full_step, recomputed, zero
-from itergp.solvers.packing import Packed
 from itergp.solvers.policies import CG, Policy
+from itergp.solvers.policies.memory import Memory
 from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.protocol import BaseSolver, with_setting
 from itergp.solvers.run.budget import Budget
@@ -95,6 +94,7 @@ class IterNCGP(BaseSolver[IterNCGPState]):
         >>> solver = IterNCGP(policy=UnitVectors(order="random", rows=50), iterations=(10, 5), step="backtracking")
     """
 
+    state_type: ClassVar[type[IterNCGPState]] = IterNCGPState
     policy: Policy
     recycle: bool = True
     max_rank: int | None = None
@@ -156,11 +156,6 @@ class IterNCGP(BaseSolver[IterNCGPState]):
         """Whether a covariance is conditioned."""
         return self.covariance
 
-    @property
-    def resumable(self) -> IterNCGP:
-        """Itself."""
-        return self
-
     def without_covariance(self) -> IterNCGP:
         """The same solver for the mean alone."""
         return with_setting(self, "covariance", False)
@@ -196,7 +191,7 @@ class IterNCGP(BaseSolver[IterNCGPState]):
                 iterate = recomputed(problem, weights)
         buffer = recycled_buffer(problem, warm_start if self.recycle else None, self.max_rank)
         belief = self._linearise(problem, iterate, buffer, 0)
-        return IterNCGPState(belief, iterate, iterate, start.objective, {})
+        return IterNCGPState(belief, iterate, iterate, start.objective, Memory())
 
     def _linearise(self, problem: Problem, iterate: NewtonIterate, buffer: Any, newton_step: int) -> Any:
         if not self.recycle:
@@ -392,15 +387,6 @@ class IterNCGP(BaseSolver[IterNCGPState]):
             return averaged, linear_system(problem, averaged, buffer, **options)
         except torch.linalg.LinAlgError:
             return iterate, linear_system(problem, iterate, buffer, **options)
-
-    # -------------------------------------------------------------- checkpoint
-    def pack(self, state: IterNCGPState) -> Packed:
-        """The actions with their products, the linear system, and the iterates."""
-        return pack_state(state)
-
-    def unpack(self, problem: Problem, packed: Packed) -> IterNCGPState:
-        """The state that ``pack`` took apart, at no kernel pass."""
-        return unpack_state(problem, packed, self.policy, self.max_rank, self.reorthogonalise)
 
 
 def _schedule(iterations: Any) -> tuple[int, ...] | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from enum import Enum
-from typing import Any
 
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from itergp.solvers.iterncgp.action_buffer import ActionBuffer
 from itergp.solvers.iterncgp.linear_belief import LinearBelief
 from itergp.solvers.iterncgp.newton_iterate import NewtonIterate, pseudo_targets
 from itergp.solvers.iterncgp.noise import Noise
+from itergp.solvers.policies.memory import Memory
 from itergp.solvers.protocol import BaseState
 
 
@@ -39,7 +39,7 @@ class IterNCGPState(BaseState):
     iterate: NewtonIterate
     best: NewtonIterate
     reference: float
-    memory: dict[Any, Any]
+    memory: Memory
     newton_step: int = 0
     inner_step: int = 0
     index: int = 0

@@ -13,6 +13,7 @@ from itergp.numerics.rounding import HALF_OF_A_UNIT, thresholds
 from itergp.numerics.spectral import leading_eigenvectors, whitening
 from itergp.operators import KernelOperator
 from itergp.operators.kernel_blocks import multiply_rows
+from itergp.persistence import DERIVED
 from itergp.posterior.precision import LowRankPrecision, multiply
 from itergp.solvers.iterncgp.action_buffer import ActionBuffer, inner_product
 from itergp.solvers.iterncgp.noise import Noise
@@ -48,7 +49,7 @@ class LinearBelief:
     factor: Tensor = field(init=False)
     white: Tensor = field(init=False)
     noise_gram: Tensor = field(init=False)
-    _residual: Tensor | None = field(init=False, default=None, repr=False)
+    _residual: Tensor | None = field(init=False, default=None, repr=False, metadata=DERIVED)
 
     def __post_init__(self) -> None:
         """Conditions on what the buffer holds."""

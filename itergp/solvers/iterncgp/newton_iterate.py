@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from itergp.numerics.line_search import backtrack
+from itergp.persistence import DERIVED
 from itergp.posterior.problem import Problem, inner
 from itergp.posterior.solution import is_finite
 
@@ -28,8 +30,8 @@ class NewtonIterate:
 
     weights: Tensor
     latent_values: Tensor
-    gradient: Tensor
-    curvature: Tensor
+    gradient: Tensor = field(metadata=DERIVED)
+    curvature: Tensor = field(metadata=DERIVED)
     objective: float
 
     @classmethod
@@ -37,6 +39,12 @@ class NewtonIterate:
         """The iterate at given weights and their latent values."""
         gradient, curvature = problem.site.derivatives(latent_values.double())
         return cls(weights, latent_values, gradient, curvature, problem.objective(latent_values, weights))
+
+    @classmethod
+    def rebuild(cls, problem: Problem, **fields: Any) -> NewtonIterate:
+        """The iterate of a checkpoint."""
+        gradient, curvature = problem.site.derivatives(fields["latent_values"].double())
+        return cls(gradient=gradient, curvature=curvature, **fields)
 
     @property
     def finite(self) -> bool:

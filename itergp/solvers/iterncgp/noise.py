@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from itergp.errors import InputError
 from itergp.numerics.blocks import apply_blocks
 from itergp.numerics.cholesky import try_cholesky
 from itergp.numerics.rounding import thresholds
+from itergp.persistence import DERIVED
+from itergp.posterior.problem import Problem
 
 # Curvature below this share of the largest is lifted to it before it is inverted.
 
@@ -29,10 +31,15 @@ class Noise:
         informative: 1 for rows that say something, 0 for those with W = 0, ``(N, 1)``; None when all do.
     """
 
-    covariance: Tensor
+    covariance: Tensor = field(metadata=DERIVED)
     curvature: Tensor
-    centred: bool = False
-    informative: Tensor | None = None
+    centred: bool = field(default=False, metadata=DERIVED)
+    informative: Tensor | None = field(default=None, metadata=DERIVED)
+
+    @classmethod
+    def rebuild(cls, problem: Problem, curvature: Tensor) -> Noise:
+        """The noise of a checkpoint."""
+        return cls.from_curvature(curvature, problem.mean.dtype)
 
     @classmethod
     def from_curvature(cls, curvature: Tensor, dtype: torch.dtype | None = None) -> Noise:

@@ -12,6 +12,7 @@ from itergp.solvers.policies.conjugate_gradients import CG
 from itergp.solvers.policies.gradient import Gradient
 from itergp.solvers.policies.kernel_columns import KernelColumns
 from itergp.solvers.policies.lanczos import Lanczos
+from itergp.solvers.policies.memory import Memory
 from itergp.solvers.policies.mixed import Mixed, Scheduled
 from itergp.solvers.policies.preconditioned_cg import PreconditionedCG
 from itergp.solvers.policies.random_probes import RandomProbes
@@ -27,6 +28,7 @@ __all__ = [
     "Gradient",
     "KernelColumns",
     "Lanczos",
+    "Memory",
     "Mixed",
     "Policy",
     "PreconditionedCG",

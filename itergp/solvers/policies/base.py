@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import MutableMapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -12,6 +13,7 @@ from torch import Tensor
 from itergp.operators import KernelOperator
 from itergp.solvers.iterncgp.linear_belief import LinearBelief
 from itergp.solvers.iterncgp.noise import Noise
+from itergp.solvers.policies.memory import Memory
 from itergp.solvers.proposals import Proposal
 
 
@@ -45,7 +47,7 @@ class View:
     newton_step: int = 0
     belief: LinearBelief | None = None
     known_variance: Tensor | None = None
-    memory: dict[Any, Any] = field(default_factory=dict)
+    memory: MutableMapping[Any, Any] = field(default_factory=Memory)
 
     @property
     def shape(self) -> tuple[int, int]:

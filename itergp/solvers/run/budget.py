@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 from itergp.operators import KernelOperator
@@ -55,6 +57,14 @@ class Budget:
             seconds=self.before.seconds - kernel_seconds,
         )
         return replace(self, before=before, started=self.started - seconds)
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """What is computed meanwhile counts neither here nor in budgets made from this one: it was counted before."""
+        then = self.counts.copy()
+        yield
+        self.before.passes += self.counts.passes - then.passes
+        self.before.entries += self.counts.entries - then.entries
 
     # -------------------------------------------------------------------- passes
     @property

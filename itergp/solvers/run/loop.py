@@ -37,7 +37,7 @@ class Run:
         budget: What all stages together may use.
         recorder: Writes the trace.
         callbacks: The user's functions.
-        resumer: Keeps the state.
+        resumer: Saves the state.
         position: How far the run has come; changed as it goes.
         refines: Whether the last stage ends with rounds of its own.
     """
@@ -151,7 +151,7 @@ class Stage:
         """Steps of all solvers in turn: the last state, and why the last of them ended."""
         run, last = self.shared, len(self._solvers) - 1
         resumed = run.resumer.waiting
-        state = run.resumer.state(self.solver, self.problem) if resumed else self._begin(0, self.warm_start)
+        state = run.resumer.state(self.solver, self.problem, run.budget) if resumed else self._begin(0, self.warm_start)
         self._check(state, None)
         # A state that was kept when it was interrupted may be the last one.
         status = self.solver.status(self.problem, state, self._reserving()) if resumed else None
@@ -194,19 +194,19 @@ class Stage:
                 if status is None:
                     status = self._after_step(state)
                 elif status.reason is Reason.INTERRUPTED:  # where Ctrl-C is no exception
-                    self._keep(state)
+                    self._save(state)
         except KeyboardInterrupt:
             status = Status(Reason.INTERRUPTED)
             # What grows in place may have been in the middle of a step: the file then keeps an earlier state.
             if state is self._recorded and run.recorder.is_last(state):
-                self._keep(state)
+                self._save(state)
         return state, status
 
     def _after_step(self, state: Any) -> Status | None:
-        """Keeps and hands out what there is; says whether that took up the time that was left."""
+        """Saves and hands out what there is; says whether that took up the time that was left."""
         run = self.shared
         if run.resumer.due():
-            self._keep(state)
+            self._save(state)
         if run.callbacks.on_posterior is None:
             return None
         running = Status(Reason.RUNNING)
@@ -214,9 +214,9 @@ class Stage:
         run.callbacks.call(run.callbacks.on_posterior, early)
         return run.callbacks.early_stop(self.budget)
 
-    def _keep(self, state: Any) -> None:
+    def _save(self, state: Any) -> None:
         run = self.shared
-        run.resumer.keep(self.solver, state, run.position, run.budget, run.recorder.trace)
+        run.resumer.save(state, run.position, run.budget, run.recorder.trace)
 
     def _record(self, state: Any, problem: Problem | None = None) -> None:
         record = self.shared.recorder.step(problem or self.problem, state, self.shared.position.round)

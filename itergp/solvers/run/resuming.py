@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
+from itergp.errors import InputError
+from itergp.persistence import Checkpointer, StateDict, from_state, to_state
+from itergp.persistence.codec import has_state
 from itergp.posterior.problem import Problem
 from itergp.records import StageRecord, TraceData, TraceRecord
-from itergp.solvers.packing import Keeper, Packed, require_resumable
 from itergp.solvers.protocol import Solver
 from itergp.solvers.run.budget import Budget
 from itergp.solvers.run.rounds import Damping
+
+_SOLVER = "state"  # in a checkpoint
 
 
 @dataclass
@@ -34,84 +38,112 @@ class Position:
     damping: Damping = field(default_factory=Damping)
 
 
+@dataclass(frozen=True)
+class RunState:
+    """Where a run is, the state of its solver aside.
+
+    Attributes:
+        position: How far it has come.
+        kernel_passes: Passes so far.
+        kernel_entries: Kernel entries evaluated so far.
+        kernel_seconds: Seconds in kernel products so far.
+        seconds: Seconds so far.
+        records: One per step so far.
+        stages: One per stage so far.
+        phase_seconds: Seconds by phase so far.
+    """
+
+    position: Position
+    kernel_passes: int
+    kernel_entries: int
+    kernel_seconds: float
+    seconds: float
+    records: list[TraceRecord]
+    stages: list[StageRecord]
+    phase_seconds: dict[str, float]
+
+
 class Resumer:
-    """Keeps a running solve, and lets one go on that was kept.
+    """Saves a running solve, and lets one go on that was saved.
 
     Args:
-        keeper: Where to keep it, or None.
+        checkpointer: Where to save it, or None.
         solver: The solver.
 
     Raises:
-        InputError: If the solver's state cannot be kept although it should.
+        InputError: If the solver's state cannot be saved although it should.
     """
 
-    def __init__(self, keeper: Keeper | None, solver: Solver[Any]) -> None:
-        self.keeper = keeper
-        self._earlier: Packed | None = None
-        if keeper is not None:
+    def __init__(self, checkpointer: Checkpointer | None, solver: Solver[Any]) -> None:
+        self.checkpointer = checkpointer
+        self._saved: StateDict | None = None
+        self._earlier: RunState | None = None
+        if checkpointer is not None:
             require_resumable(solver)
-            self._earlier = keeper.earlier
+            self._saved = checkpointer.checkpoint_state
+        if self._saved is not None:
+            self._earlier = from_state(RunState, self._saved)
 
     @property
     def waiting(self) -> bool:
         """Whether an earlier run's state waits to be continued."""
-        return self._earlier is not None
+        return self._saved is not None
 
     def position(self) -> Position:
         """Where the earlier run was, or the beginning."""
-        if self._earlier is None:
-            return Position()
-        values = self._earlier.values
-        damping = Damping(*values["damping"])
-        marginals = self._earlier.arrays.get("covariance")
-        return Position(values["stage"], values["turn"], marginals=marginals, damping=damping)
+        return Position() if self._earlier is None else self._earlier.position
 
     def budget(self, budget: Budget) -> Budget:
         """The budget, less what the earlier run used."""
-        if self._earlier is None:
+        used = self._earlier
+        if used is None:
             return budget
-        used = self._earlier.values
-        return budget.resumed(used["kernel_passes"], used["kernel_entries"], used["kernel_seconds"], used["seconds"])
+        return budget.resumed(used.kernel_passes, used.kernel_entries, used.kernel_seconds, used.seconds)
 
     def restore(self, trace: TraceData) -> None:
         """Gives a trace the records of the earlier run."""
-        if self._earlier is None:
-            return
-        values = self._earlier.values
-        trace.records = [
-            TraceRecord(**(r | {"class_residuals": tuple(r["class_residuals"])})) for r in values["records"]
-        ]
-        trace.phase_seconds = dict(values["phase_seconds"])
-        trace.stages = [StageRecord(**stage) for stage in values["stages"]]
+        if (earlier := self._earlier) is not None:
+            trace.records, trace.stages, trace.phase_seconds = earlier.records, earlier.stages, earlier.phase_seconds
 
-    def state(self, solver: Solver[Any], problem: Problem) -> Any:
-        """The state of the earlier run, which is used once."""
-        earlier, self._earlier = self._earlier, None
-        assert earlier is not None
-        assert solver.resumable is not None
-        return solver.resumable.unpack(problem, earlier.part("state"))
+    def state(self, solver: Solver[Any], problem: Problem, budget: Budget) -> Any:
+        """The state of the earlier run, which is used once; what it takes to make it again was counted then."""
+        saved, self._saved = self._saved, None
+        assert saved is not None
+        assert solver.state_type is not None
+        with budget.uncounted():
+            return from_state(solver.state_type, saved.section(_SOLVER), problem)
 
     def due(self) -> bool:
-        """Whether it is time to keep the present state."""
-        return self.keeper is not None and self.keeper.due()
+        """Whether it is time to save the present state."""
+        return self.checkpointer is not None and self.checkpointer.due()
 
-    def keep(self, solver: Solver[Any], state: Any, position: Position, budget: Budget, trace: TraceData) -> None:
-        """Hands the keeper all that another process needs to go on after this step, if there is one."""
-        if self.keeper is None:
+    def save(self, state: Any, position: Position, budget: Budget, trace: TraceData) -> None:
+        """Hands the checkpointer all that another process needs to go on after this step, if there is one."""
+        if self.checkpointer is None:
             return
-        values = {
-            "stage": position.stage,
-            "turn": position.turn,
-            "kernel_passes": budget.passes,
-            "kernel_entries": budget.entries,
-            "kernel_seconds": budget.kernel_seconds,
-            "seconds": budget.seconds(),
-            "records": trace.to_dicts(),
-            "stages": [asdict(stage) for stage in trace.stages],
-            "phase_seconds": trace.phase_seconds,
-            "damping": [position.damping.share, position.damping.last],
-        }
-        packed = Packed({} if position.marginals is None else {"covariance": position.marginals}, values)
-        assert solver.resumable is not None
-        packed.add("state", solver.resumable.pack(state))
-        self.keeper.keep(packed)
+        run = RunState(
+            position=position,
+            kernel_passes=budget.passes,
+            kernel_entries=budget.entries,
+            kernel_seconds=budget.kernel_seconds,
+            seconds=budget.seconds(),
+            records=trace.records,
+            stages=trace.stages,
+            phase_seconds=trace.phase_seconds,
+        )
+        saved = to_state(run)
+        saved.add_section(_SOLVER, to_state(state))
+        self.checkpointer.save(saved)
+
+
+def require_resumable(solver: Solver[Any]) -> None:
+    """A checkpoint needs a solver that says the class of its states, and so do all that it takes turns with.
+
+    Raises:
+        InputError: If it does not, or states of that class cannot be saved.
+    """
+    if not all(has_state(part.state_type) for part in (solver, *solver.sequence)):
+        raise InputError(
+            "`checkpoint` needs a solver whose attribute `state_type` is the class of its states, a dataclass. Got "
+            f"{type(solver).__name__}, which has none. Leave `checkpoint` out, or use SubspaceNewton."
+        )

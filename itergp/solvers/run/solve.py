@@ -12,11 +12,11 @@ from itergp.errors import InputError
 from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
 from itergp.operators import KernelOperator
 from itergp.parallel import Interrupt
+from itergp.persistence import Checkpointer
 from itergp.posterior.problem import Problem
 from itergp.posterior.solution import Solution
 from itergp.posterior.status import Reason, Status
 from itergp.records import Listeners, TraceData, TraceRecord
-from itergp.solvers.packing import Keeper
 from itergp.solvers.protocol import Solver, require_shareable
 from itergp.solvers.run import rounds
 from itergp.solvers.run.budget import Budget
@@ -39,7 +39,7 @@ def solve(
     listeners: Sequence[Callable[[TraceRecord], None]] = (),
     trace: TraceData | None = None,
     on_posterior: Callable[[Solution], None] | None = None,
-    checkpoint: Keeper | None = None,
+    checkpoint: Checkpointer | None = None,
 ) -> Solution:
     """Finds the posterior.
 
@@ -98,7 +98,7 @@ def _begin(
     solver: Solver,
     callbacks: Callbacks,
     trace: TraceData,
-    checkpoint: Keeper | None,
+    checkpoint: Checkpointer | None,
     approximation: str,
 ) -> Run:
     """A run, which goes on from its checkpoint if that holds an earlier one."""

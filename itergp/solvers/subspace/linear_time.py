@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,8 +23,8 @@ from itergp.posterior.problem import Problem
 from itergp.posterior.solution import Solution, is_finite
 from itergp.posterior.status import Reason, Status
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
-from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space, unpack_memory, unpack_space
 from itergp.solvers.policies import Policy, UnitVectors, View
+from itergp.solvers.policies.memory import Memory
 from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.proposals import values_and_rows
 from itergp.solvers.protocol import BaseSolver, BaseState, Solver
@@ -55,7 +55,7 @@ class LinearTimeState(BaseState):
 
     space: SupportSpace
     iterate: Iterate
-    memory: dict[Any, Any] = field(default_factory=dict)
+    memory: Memory = field(default_factory=Memory)
     proposals: int = 0
     exhausted: bool = False
     steps: int = 0
@@ -133,6 +133,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
     inexact Newton method; covariance with actions of few rows as in CaGP (Wenger et al. 2024).
     """
 
+    state_type: ClassVar[type[LinearTimeState]] = LinearTimeState
     num_support: int | None = None
     policy: Policy | None = None
     covariance_rank: int | None = None
@@ -186,11 +187,6 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
 
     @property
     def rounds(self) -> LinearTimeNewton:
-        """Itself."""
-        return self
-
-    @property
-    def resumable(self) -> LinearTimeNewton:
         """Itself."""
         return self
 
@@ -426,29 +422,3 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         curvature = problem.site.covariance_curvature(state.iterate.latent_values, state.iterate.curvature)
         posterior = self.with_mean(problem, state, posterior)
         return reconditioned(problem, posterior, curvature) or self._posterior(problem, state, curvature, final=True)
-
-    # -------------------------------------------------------------- checkpoint
-    def pack(self, state: LinearTimeState) -> Packed:
-        """The support with its products and the iterate."""
-        iterate = state.iterate
-        packed = Packed(
-            {"coordinates": iterate.coordinates, "latent_values": iterate.latent_values},
-            {"iterate": pack_scalars(iterate), "state": pack_scalars(state)},
-        )
-        packed.add("space", pack_space(state.space))
-        packed.add("memory", pack_memory(state.memory))
-        return packed
-
-    def unpack(self, problem: Problem, packed: Packed) -> LinearTimeState:
-        """The state that ``pack`` took apart, without a kernel entry."""
-        arrays, values = packed.arrays, packed.values
-        gradient, curvature = problem.site.derivatives(arrays["latent_values"])
-        iterate = Iterate(arrays["coordinates"], arrays["latent_values"], gradient, curvature, **values["iterate"])
-        space = unpack_space(packed.part("space"), problem.rows, self._limit(problem))
-        assert isinstance(space, SupportSpace)
-        return LinearTimeState(
-            space,
-            iterate,
-            unpack_memory(packed.part("memory"), (self.policy, UnitVectors(order="leverage", rows=_BATCH))),
-            **values["state"],
-        )

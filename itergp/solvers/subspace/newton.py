@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from itergp.numerics.line_search import backtrack
+from itergp.persistence import DERIVED
 from itergp.posterior.problem import Problem
 from itergp.solvers.subspace.newton_system import NewtonSystem
 from itergp.solvers.subspace.search_space import SearchSpace
@@ -34,12 +36,18 @@ class Iterate:
 
     coordinates: Tensor
     latent_values: Tensor
-    gradient: Tensor
-    curvature: Tensor
+    gradient: Tensor = field(metadata=DERIVED)
+    curvature: Tensor = field(metadata=DERIVED)
     objective: float
     steps: int = 0
     step_length: float = 1.0
     finished: bool = True
+
+    @classmethod
+    def rebuild(cls, problem: Problem, **fields: Any) -> Iterate:
+        """The iterate of a checkpoint."""
+        gradient, curvature = problem.site.derivatives(fields["latent_values"])
+        return cls(gradient=gradient, curvature=curvature, **fields)
 
 
 def evaluate(problem: Problem, space: SearchSpace, coordinates: Tensor) -> Iterate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from itergp.numerics.rounding import HALF_OF_A_UNIT, thresholds
 from itergp.numerics.spectral import symmetric, whitening
 from itergp.operators import KernelOperator, slices
 from itergp.parallel import ALL_ROWS, RowPartition
+from itergp.persistence import DERIVED
+from itergp.posterior.problem import Problem
 
 _RESOLUTION = 4.0
 _CHUNK_ROWS = 65_536
@@ -34,7 +37,12 @@ class SearchSpace:
     directions: Tensor
     products: Tensor
     gram: Tensor
-    partition: RowPartition = field(default=ALL_ROWS, kw_only=True)
+    partition: RowPartition = field(default=ALL_ROWS, kw_only=True, metadata=DERIVED)
+
+    @classmethod
+    def rebuild(cls, problem: Problem | None, **fields: Any) -> SearchSpace:
+        """The space of a checkpoint: among the rows of a problem, or all of them."""
+        return cls(**fields, partition=ALL_ROWS if problem is None else problem.rows)
 
     @property
     def rank(self) -> int:

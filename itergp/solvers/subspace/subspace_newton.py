@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,8 +26,8 @@ from itergp.posterior.problem import Problem
 from itergp.posterior.solution import Solution, is_finite
 from itergp.posterior.status import Reason, Status
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
-from itergp.solvers.packing import Packed, pack_memory, pack_scalars, pack_space, unpack_memory, unpack_space
 from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, View
+from itergp.solvers.policies.memory import Memory
 from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.protocol import BaseSolver, BaseState
 from itergp.solvers.run.budget import Budget
@@ -59,7 +59,7 @@ class SubspaceState(BaseState):
     space: SearchSpace
     iterate: Iterate
     weights: Tensor
-    memory: dict[Any, Any]
+    memory: Memory
     steps: int = 0
     exhausted: bool = False
     norm_squared: float = float("inf")
@@ -137,6 +137,7 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
     the range of W, so that W is never inverted; (4) every step is safeguarded by a line search.
     """
 
+    state_type: ClassVar[type[SubspaceState]] = SubspaceState
     max_passes: int | None = None
     max_rank: int | None = None
     covariance_rank: int | None = None
@@ -227,11 +228,6 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         """Itself."""
         return self
 
-    @property
-    def resumable(self) -> SubspaceNewton:
-        """Itself."""
-        return self
-
     def without_covariance(self) -> SubspaceNewton:
         """The same solver for the mean alone."""
         return replace(self, covariance_rank=0)
@@ -251,7 +247,7 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             )
         space, coordinates = self._recycle(problem, warm_start)
         iterate = evaluate(problem, space, coordinates)
-        return SubspaceState(space, iterate, space.weights(coordinates), {})
+        return SubspaceState(space, iterate, space.weights(coordinates), Memory())
 
     def _recycle(self, problem: Problem, earlier: Solution | None) -> tuple[SearchSpace, Tensor]:
         empty = SearchSpace.empty(problem.operator)
@@ -479,28 +475,6 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             covariance = result.latent_covariance
             return replace(posterior, precision=result.precision, latent_covariance=covariance, curvature=curvature)
         return reconditioned(problem, posterior, curvature) or self._posterior(problem, state, curvature, final=True)
-
-    # -------------------------------------------------------------- checkpoint
-    def pack(self, state: SubspaceState) -> Packed:
-        """The space, and the iterate without what the likelihood says there."""
-        iterate = state.iterate
-        arrays = {"weights": state.weights, "coordinates": iterate.coordinates, "latent_values": iterate.latent_values}
-        packed = Packed(arrays, {"iterate": pack_scalars(iterate), "state": pack_scalars(state)})
-        packed.add("space", pack_space(state.space))
-        packed.add("memory", pack_memory(state.memory))
-        return packed
-
-    def unpack(self, problem: Problem, packed: Packed) -> SubspaceState:
-        """The state that ``pack`` took apart, at no kernel pass."""
-        arrays, values = packed.arrays, packed.values
-        gradient, curvature = problem.site.derivatives(arrays["latent_values"])
-        iterate = Iterate(
-            arrays["coordinates"], arrays["latent_values"], gradient, curvature, **packed.values["iterate"]
-        )
-        memory = unpack_memory(packed.part("memory"), self._policy(problem))
-        return SubspaceState(
-            unpack_space(packed.part("space"), problem.rows), iterate, arrays["weights"], memory, **values["state"]
-        )
 
 
 def _resolution(problem: Problem, iterate: Iterate) -> float:

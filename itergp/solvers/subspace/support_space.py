@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from itergp.numerics.spectral import symmetric, whitening
 from itergp.operators import KernelOperator
 from itergp.parallel import ALL_ROWS, RowPartition
+from itergp.persistence import DERIVED
+from itergp.posterior.problem import Problem
 from itergp.solvers.subspace.actions import leading_directions
 from itergp.solvers.subspace.search_space import SearchSpace
 
@@ -34,7 +37,17 @@ class SupportSpace(SearchSpace):
 
     rows: Tensor
     explained: Tensor
-    buffer: _Buffer
+    buffer: _Buffer = field(metadata=DERIVED)
+
+    def to_fields(self) -> dict[str, Any]:
+        """What there is, and how much more there is memory for."""
+        names = ("directions", "products", "gram", "rows", "explained")
+        return {name: getattr(self, name) for name in names} | {"capacity": self.buffer.values.shape[-1]}
+
+    @classmethod
+    def rebuild(cls, problem: Problem | None, **fields: Any) -> SupportSpace:
+        """The space of a checkpoint: among the rows of a problem, or all of them."""
+        return cls.of(**fields, partition=ALL_ROWS if problem is None else problem.rows)
 
     @property
     def support(self) -> Tensor:

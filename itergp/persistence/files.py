@@ -18,7 +18,7 @@ from torch import Tensor
 from itergp._version import __version__
 from itergp.errors import InputError
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 _ABOUT, _CHECKSUM = "itergp", "checksum"
 _AGAIN = "Save the model again, or copy the file again."
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 
-from itergp.operators.digest import digest
+from itergp.persistence.digest import digest
 
 CODE = "the code of "
 _ATOMS = (type(None), bool, int, float, complex, str, bytes)

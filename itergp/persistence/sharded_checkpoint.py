@@ -1,4 +1,4 @@
-"""``DividedCheckpoint``: the files of processes that work on rows together."""
+"""``ShardedCheckpoint``: the files of processes that work on rows together."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import Any
 import torch
 
 from itergp.errors import InputError
-from itergp.models.checkpoint_file import REMEDY, CheckpointFile
 from itergp.parallel import RowPartition
-from itergp.solvers.packing import Packed
+from itergp.persistence.checkpoint import REMEDY, CheckpointFile
+from itergp.persistence.codec import StateDict
 
 _LATEST = "latest"
 
 
-class DividedCheckpoint:
-    """The checkpoint of a solve whose rows are divided among processes.
+class ShardedCheckpoint:
+    """The checkpoint of a solve whose rows are sharded among processes.
 
     Each process writes its rows to files of its own beside ``path``, now to one, now to the other of two. Once all have, the
     first process replaces ``path``, which says which of the two they are. Whatever is killed, and when, the files that ``path``
@@ -54,7 +54,7 @@ class DividedCheckpoint:
             common: dict[str, Any] = {"every": every, "task": "condition", "device": device}
             common["identity"] = identity | {"the number of processes": rows.num_processes}
             self._pointer = CheckpointFile(path, **common)
-            pointed = self._pointer.earlier
+            pointed = self._pointer.checkpoint_state
             if pointed is not None:
                 self._latest = seen = pointed.values[_LATEST]
             self._parts = [
@@ -66,7 +66,7 @@ class DividedCheckpoint:
                 )
                 for index in range(2)
             ]
-            if pointed is not None and self.earlier is None:
+            if pointed is not None and self.checkpoint_state is None:
                 missing = str(self._parts[self._latest].path)
                 raise InputError(
                     f"`checkpoint` must have a file for every process beside it. Got no {missing!r}. {REMEDY}"
@@ -74,27 +74,27 @@ class DividedCheckpoint:
         require_one_file(rows, seen, device)
 
     @property
-    def earlier(self) -> Packed | None:
-        """What an earlier run kept of these rows, or None if there is nothing."""
-        return self._parts[self._latest].earlier
+    def checkpoint_state(self) -> StateDict | None:
+        """What an earlier run saved of these rows, or None if there is nothing."""
+        return self._parts[self._latest].checkpoint_state
 
     def due(self) -> bool:
         """Whether it is time to write, for some process: all do it together."""
         return self._rows.all_reduce_any(all(part.due() for part in self._parts))
 
-    def keep(self, packed: Packed) -> bool:
-        """Writes the rows of every process, and returns whether that could be done; if not, what was kept before stays."""
+    def save(self, state: StateDict) -> bool:
+        """Writes the rows of every process, and returns whether that could be done; if not, what was saved before stays."""
         index = 1 - self._latest
-        if self._rows.all_reduce_any(not self._parts[index].keep(packed)):
+        if self._rows.all_reduce_any(not self._parts[index].save(state)):
             return False
-        if self._rows.all_reduce_any(self._rows.first and not self._pointer.keep(Packed({}, {_LATEST: index}))):
+        if self._rows.all_reduce_any(self._rows.first and not self._pointer.save(StateDict({}, {_LATEST: index}))):
             return False
         self._latest = index
         return True
 
 
 def remove_checkpoint(path: Path) -> None:
-    """Removes the files of a ``DividedCheckpoint``, its own and those of the processes beside it, as far as there are any."""
+    """Removes the files of a ``ShardedCheckpoint``, its own and those of the processes beside it, as far as there are any."""
     for file in path.parent.glob(f"{glob.escape(path.name)}*"):
         file.unlink()
 
@@ -118,13 +118,13 @@ def errors_everywhere(rows: RowPartition) -> Iterator[None]:
         )
 
 
-def require_one_file(rows: RowPartition, state: int, device: torch.device) -> None:
+def require_one_file(rows: RowPartition, number: int, device: torch.device) -> None:
     """Every process must have read the same checkpoint: what is in it has a number, -1 if there is none.
 
     Raises:
         InputError: In every process, if some have read another.
     """
-    if rows.all_reduce_any(state != int(rows.broadcast(torch.tensor(state, device=device)))):
+    if rows.all_reduce_any(number != int(rows.broadcast(torch.tensor(number, device=device)))):
         raise InputError(
             "`checkpoint` must be one file that every process sees. Got another state of it, or none, in some process. "
             "Choose a folder that all of them share."

@@ -1,4 +1,4 @@
-"""``CheckpointFile``: a running computation in a file, which can be continued by whoever has the right to."""
+"""``Checkpointer``: where a running computation is saved; ``CheckpointFile``: a file, which a matching run resumes."""
 
 from __future__ import annotations
 
@@ -11,20 +11,35 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from itergp._version import __version__
 from itergp.checks import is_nonnegative
 from itergp.errors import InputError, ItergpWarning
-from itergp.models.files import read_file, write_file
-from itergp.models.identity import difference
-from itergp.solvers.packing import Packed
+from itergp.persistence.codec import StateDict
+from itergp.persistence.files import FORMAT_VERSION, read_file, write_file
+from itergp.persistence.identity import difference
 
 REMEDY = "Delete the checkpoint to begin anew, or pass another path."
 _KIND = "checkpoint"
 _SHARE = 0.05  # of the time, at most, that goes into writing
+
+
+class Checkpointer(Protocol):
+    """Where a running computation saves its state."""
+
+    @property
+    def checkpoint_state(self) -> StateDict | None:
+        """What an earlier run saved, or None to begin anew."""
+
+    def due(self) -> bool:
+        """Whether it is time to save the present state."""
+
+    def save(self, state: StateDict) -> bool:
+        """Saves it in place of what was saved before; returns whether that could be done."""
 
 
 class CheckpointFile:
@@ -64,25 +79,25 @@ class CheckpointFile:
         self._written = time.perf_counter()
         self._warned = False
         self._require_room(size)
-        self._earlier = self._read(device) if resume else None
+        self._state = self._read(device) if resume else None
 
     @property
-    def earlier(self) -> Packed | None:
-        """What an earlier run kept, or None if there is no file."""
-        return self._earlier
+    def checkpoint_state(self) -> StateDict | None:
+        """What an earlier run saved, or None if there is no file."""
+        return self._state
 
     def due(self) -> bool:
         """Whether it is time to write: the interval is over, and writing takes up little of it."""
         interval = max(self.every, self._spent / _SHARE) if self.every > 0.0 else 0.0
         return time.perf_counter() - self._written >= interval
 
-    def keep(self, packed: Packed) -> bool:
+    def save(self, state: StateDict) -> bool:
         """Writes the file, and returns whether it could; warns if not."""
         begun = time.perf_counter()
-        about = {"kind": _KIND, "task": self.task, "identity": self.identity, "values": packed.values}
+        about = {"kind": _KIND, "task": self.task, "identity": self.identity, "values": state.values}
         written = False
         try:
-            write_file(self.path, *_contiguous(packed.arrays, about))
+            write_file(self.path, *_contiguous(state.arrays, about))
             written = True
         except InputError as error:
             if not self._warned:
@@ -116,7 +131,7 @@ class CheckpointFile:
             with contextlib.suppress(OSError):
                 draft.unlink()
 
-    def _read(self, device: torch.device) -> Packed | None:
+    def _read(self, device: torch.device) -> StateDict | None:
         if not self.path.exists():
             return None
         arrays, about = read_file(self.path, name="checkpoint", remedy=REMEDY)
@@ -125,6 +140,11 @@ class CheckpointFile:
             raise InputError(
                 f"`checkpoint` must be a checkpoint of {self.task!r}. Got {str(self.path)!r}, {got}. Pass another path."
             )
+        if about["format"] != FORMAT_VERSION:
+            raise InputError(
+                f"`checkpoint` must be of file format {FORMAT_VERSION}, which itergp {__version__} writes. Got "
+                f"{str(self.path)!r} of format {about['format']}, written by itergp {about.get('version')}. {REMEDY}"
+            )
         found = difference(about["identity"], self.identity)
         if found is not None:
             name, theirs, ours = found
@@ -132,34 +152,34 @@ class CheckpointFile:
                 f"`checkpoint` must be of the same model, data, hyperparameters and settings. Got {str(self.path)!r}, where "
                 f"{name} differs: {theirs} in the file, {ours} here. {REMEDY}"
             )
-        return Packed(_in_order(arrays, about["orders"]), about["values"]).to(device)
+        return StateDict(_in_order(arrays, about["orders"]), about["values"]).to(device)
 
 
 @dataclass
-class Within:
-    """A part of a checkpoint that another computation keeps, beside what the outer one has to say.
+class CheckpointSection:
+    """A section of a checkpoint in which another computation is saved, beside what the outer one has to say.
 
     Attributes:
         file: The file.
-        name: Of the part.
+        name: Of the section.
         outer: What goes into the file besides.
-        earlier: The part as an earlier run kept it.
+        checkpoint_state: The section as an earlier run saved it.
     """
 
     file: CheckpointFile
     name: str
-    outer: Packed
-    earlier: Packed | None = None
+    outer: StateDict
+    checkpoint_state: StateDict | None = None
 
     def due(self) -> bool:
         """Whether it is time to write."""
         return self.file.due()
 
-    def keep(self, packed: Packed) -> bool:
+    def save(self, state: StateDict) -> bool:
         """Writes both, and returns whether that could be done."""
-        whole = Packed(dict(self.outer.arrays), dict(self.outer.values))
-        whole.add(self.name, packed)
-        return self.file.keep(whole)
+        whole = StateDict(dict(self.outer.arrays), dict(self.outer.values))
+        whole.add_section(self.name, state)
+        return self.file.save(whole)
 
 
 # ------------------------------------------------------------------ memory layout
