@@ -365,10 +365,17 @@ def make_model(spec: Spec) -> tuple[RandomGP, tuple[Tensor, ...]]:
     return model.to(dtype).eval(), inputs_of(spec, new, spec.rows)
 
 
+class NoModel(Exception):
+    """GPyTorch itself has no such kernel matrix: rows outside of a grid, a batch of a kernel that has none."""
+
+
 def _rescale(model: RandomGP, rows: Tensor, level: float) -> None:
     kernel = model.covar_module.double().eval()
-    with torch.no_grad():
-        largest = model.covariance(kernel, rows.double()).to_dense().diagonal(dim1=-1, dim2=-2).max()
+    try:
+        with torch.no_grad():
+            largest = model.covariance(kernel, rows.double()).to_dense().diagonal(dim1=-1, dim2=-2).max()
+    except RuntimeError as error:
+        raise NoModel(str(error)) from error
     if model.covariance is FORWARDS["product of matrices"]:
         largest, level = largest.sqrt(), level**0.5
     kernel._clear_cache()

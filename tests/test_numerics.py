@@ -118,3 +118,20 @@ def test_other_dtypes_have_no_thresholds():
     assert thresholds(torch.float32).new_direction > thresholds(torch.float64).new_direction
     with pytest.raises(InputError, match=r"must be torch.float32 or torch.float64. Got torch.float16"):
         thresholds(torch.float16)
+
+
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_eigenvalues_that_divide_and_conquer_does_not_find(monkeypatch, shape):
+    root = torch.randn(*shape, 6, 6, dtype=torch.float64)
+    matrix = root @ root.mT
+    expected = torch.linalg.eigvalsh(matrix)
+
+    def fails(_):
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    values, vectors = spectral.eigh(matrix)
+    assert_close(values, expected, "derivative")
+    assert_close(vectors * values.unsqueeze(-2) @ vectors.mT, matrix, "derivative")
+    with pytest.raises(torch.linalg.LinAlgError, match="failed to converge"):
+        spectral.eigh(matrix * torch.nan)

@@ -11,6 +11,7 @@ from torch import Tensor
 from itergp.likelihoods.quadrature import gauss_hermite
 from itergp.likelihoods.special import MAX_EXPONENT
 from itergp.numerics.blocks import psd_root
+from itergp.numerics.spectral import eigh
 
 _ACCURACY = 3e-4
 _REPLICATES = 8
@@ -127,7 +128,7 @@ def _principal_root(covariance: Tensor) -> Tensor:
     root = psd_root(covariance)
     root = root - root.mean(-2, keepdim=True)
     with torch.no_grad():  # any fixed rotation is valid, so none needs a derivative
-        _, rotation = torch.linalg.eigh(root.mT @ root)
+        _, rotation = eigh(root.mT @ root)
         # A row's result must not turn on the signs that rounding gives the vectors.
         largest = rotation.gather(-2, rotation.abs().argmax(-2, keepdim=True))
         rotation = rotation * torch.where(largest < 0.0, -1.0, 1.0).to(rotation)

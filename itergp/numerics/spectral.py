@@ -2,8 +2,28 @@
 
 from __future__ import annotations
 
+import scipy.linalg
 import torch
 from torch import Tensor
+
+
+def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues ``(..., b)``, ascending, and eigenvectors of symmetric matrices ``(..., b, b)``.
+
+    Divide and conquer, which may not converge for eigenvalues of very different size; the QR algorithm then does.
+
+    Raises:
+        LinAlgError: If a matrix is not finite.
+    """
+    try:
+        return torch.linalg.eigh(matrix)
+    except torch.linalg.LinAlgError:
+        if not bool(torch.isfinite(matrix).all()):
+            raise
+    size = matrix.shape[-1]
+    pairs = [scipy.linalg.eigh(one.numpy(), driver="ev") for one in matrix.detach().cpu().reshape(-1, size, size)]
+    values, vectors = (torch.stack([torch.from_numpy(pair[i]) for pair in pairs]).to(matrix) for i in range(2))
+    return values.view(matrix.shape[:-1]), vectors.view(matrix.shape)
 
 
 def symmetric(matrix: Tensor) -> Tensor:
@@ -28,7 +48,7 @@ def whitening(gram: Tensor, floor: float | Tensor, *, relative: bool = False, sc
     tiny = torch.finfo(gram.dtype).tiny
     scale = gram.diagonal(dim1=-2, dim2=-1).clamp_min(tiny).rsqrt() if scaled else None
     inside = gram if scale is None else symmetric(scale.unsqueeze(-1) * gram * scale.unsqueeze(-2))
-    values, vectors = torch.linalg.eigh(inside)
+    values, vectors = eigh(inside)
     keep = values > (floor * values[..., -1:].clamp_min(0.0) if relative else floor)
     vectors = vectors if scale is None else scale.unsqueeze(-1) * vectors
     if gram.dim() == 2:
@@ -40,7 +60,7 @@ def whitening(gram: Tensor, floor: float | Tensor, *, relative: bool = False, sc
 
 def leading_eigenvectors(matrix: Tensor, count: int, *, descending: bool = False) -> Tensor:
     """Eigenvectors ``(..., b, count)`` of a symmetric ``(..., b, b)`` with the largest eigenvalues, which ascend by default."""
-    _, vectors = torch.linalg.eigh(matrix)
+    _, vectors = eigh(matrix)
     size = vectors.shape[-1]
     if descending:
         return vectors[..., torch.arange(size - 1, size - 1 - count, -1, device=matrix.device)]
@@ -52,25 +72,25 @@ def psd_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
     Eigenvalues that are rounding are zero.
     """
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = eigh(matrix)
     rounding = 16.0 * torch.finfo(matrix.dtype).eps * values[..., -1:].clamp_min(0.0)
     return torch.where(values > rounding, values, 0.0), vectors
 
 
 def eigen_root(matrix: Tensor) -> Tensor:
     """``(..., b, b)`` whose product with its transpose is the matrix, positive semi-definite up to rounding."""
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = eigh(matrix)
     return vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
 
 
 def absolute(matrix: Tensor) -> Tensor:
     """A symmetric matrix ``(..., b, b)`` with its eigenvalues replaced by their absolute values."""
-    values, vectors = torch.linalg.eigh(symmetric(matrix))
+    values, vectors = eigh(symmetric(matrix))
     return (vectors * values.abs().unsqueeze(-2)) @ vectors.mT
 
 
 def lifted(matrix: Tensor, floor: float) -> Tensor:
     """A symmetric matrix ``(b, b)`` with eigenvalues below a share of the largest raised to it."""
-    values, vectors = torch.linalg.eigh(matrix)
+    values, vectors = eigh(matrix)
     least = floor * values.max().clamp_min(0.0)
     return symmetric(vectors * values.clamp_min(float(least)) @ vectors.mT)

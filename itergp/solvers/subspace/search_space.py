@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from itergp.numerics.rounding import HALF_OF_A_UNIT, thresholds
-from itergp.numerics.spectral import symmetric, whitening
+from itergp.numerics.spectral import eigh, symmetric, whitening
 from itergp.operators import KernelOperator, slices
 from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.persistence import DERIVED
@@ -197,7 +197,7 @@ class SearchSpace:
         """
         if block.shape[-1] == 0:  # the residual was exactly zero, or nothing in it was new
             return block.new_zeros(block.shape[0], 0, 0)
-        values, vectors = torch.linalg.eigh(self._gram(block, block, torch.float64))
+        values, vectors = eigh(self._gram(block, block, torch.float64))
         seen = torch.cat([self.partition.all_reduce_sum(self.directions.square().sum(-2).double()), values], -1)
         largest = torch.where(seen > 0.0, seen.reciprocal(), 0.0).amax(-1, keepdim=True)  # of the Rayleigh quotients
         keep = (values > 0.0) & (values * largest * _RESOLUTION * torch.finfo(block.dtype).eps <= 1.0)
