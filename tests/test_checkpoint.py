@@ -463,6 +463,22 @@ def test_writing_takes_a_twentieth_of_the_time_at_most(tmp_path, monkeypatch):
     assert eager.due()
 
 
+def test_arrays_come_back_in_their_order_of_memory(tmp_path):
+    """On which the last bits of products with them depend."""
+    numbers = torch.arange(24.0)
+    arrays = {
+        "rows": numbers.view(4, 6),
+        "columns": numbers.view(4, 6).mT,
+        "turned": numbers.view(2, 3, 4).permute(2, 0, 1),
+    }
+    options = {"every": 0, "task": "condition", "identity": {}, "device": torch.device("cpu")}
+    assert CheckpointFile(tmp_path / "run.safetensors", **options).save(StateDict(arrays, {}))
+    again = CheckpointFile(tmp_path / "run.safetensors", **options).checkpoint_state.arrays
+    for name, array in arrays.items():
+        assert torch.equal(again[name], array)
+        assert again[name].stride() == array.stride()
+
+
 # --------------------------------------------------------------------------------- Ctrl-C
 def _interrupt_at(monkeypatch, owner, name: str, count: int):
     """Ctrl-C at a call of a function."""

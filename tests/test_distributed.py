@@ -17,7 +17,7 @@ from helpers import SimpleGP, assert_close, make_binary, make_inputs, make_model
 import itergp
 from itergp.errors import InputError
 from itergp.likelihoods import BernoulliLikelihood
-from itergp.operators import BlockedOperator, DenseOperator, make_operator
+from itergp.operators import BlockedOperator, DenseOperator, make_operator, sharded
 from itergp.parallel import ALL_ROWS, ProcessPartition, RowPartition
 from itergp.solvers import SubspaceNewton
 
@@ -112,6 +112,22 @@ def test_a_process_that_does_not_answer_ends_the_job(tmp_path):
     assert code == 0, output
     assert "finished" in output
     assert time.perf_counter() - started < 60.0
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 5, 8])
+def test_every_pair_of_rows_is_evaluated_once(size):
+    """By the process of one of them: in the square of its own rows, or in a rectangle with another's."""
+    total = 5 * size + 3
+    bounds = tuple(p * total // size for p in range(size + 1))
+    counts = torch.zeros(total, total, dtype=torch.int64)
+    for rank in range(size):
+        rows = ProcessPartition(bounds, rank, torch.device("cpu"))
+        counts[bounds[rank] : bounds[rank + 1], bounds[rank] : bounds[rank + 1]] += 1
+        for step in range(1, size // 2 + 1):
+            rectangle = sharded._Rectangle.of(rows, step)
+            counts[rectangle.rows, rectangle.columns] += 1
+            counts[rectangle.columns, rectangle.rows] += 1
+    assert bool((counts == 1).all())
 
 
 def test_one_process_needs_no_group():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable
 from functools import partial
 
@@ -840,6 +841,24 @@ def test_recomputation_holds_one_block_and_gives_derivatives_of_any_order():
     (second,) = torch.autograd.grad(slope.square().sum(), x)
     (wanted,) = torch.autograd.grad(expected.square().sum(), x)
     assert_close(second, wanted)
+
+
+def test_recomputation_frees_a_block_before_the_next():
+    """Also while the graph is kept for other derivatives."""
+    x = make_inputs(6, 1).squeeze(-1).requires_grad_(True)
+    again, seen, alive = Recomputation(), [], []
+
+    def part(i: int) -> Tensor:
+        alive.append(sum(held() is not None for held in seen))
+        between = x[i : i + 2].sin()
+        seen.append(weakref.ref(between.untyped_storage()))
+        return between.exp() * between
+
+    total = torch.cat([again(lambda i=i: part(i)) for i in (0, 2, 4)]).sum()
+    total.backward(retain_graph=True)
+    assert alive == 6 * [0]
+    assert sum(held() is not None for held in seen) == 1
+    assert_close(x.grad, x.cos() * x.sin().exp() * (1.0 + x.sin()))
 
 
 def test_what_differs_between_evaluations_has_no_derivatives():

@@ -21,9 +21,11 @@ from helpers import SimpleGP, assert_close, make_binary, make_inputs, make_model
 from torch.distributions import Bernoulli
 
 import itergp
+from itergp.errors import InputError
 from itergp.likelihoods import BernoulliLikelihood, SingleLatentLikelihood
 from itergp.models import held_tensors
 from itergp.models.identity import identity_of
+from itergp.parallel import RowPartition
 from itergp.persistence.description import describe
 from itergp.persistence.digest import digest
 from itergp.solvers import DenseNewton, IterNCGP, SubspaceNewton
@@ -239,6 +241,28 @@ def test_any_change_is_noticed(change):
     kept = model.solution
     model.predict(x)
     assert model.solution is kept
+
+
+class SecondProcess(RowPartition):
+    """What a first process has is remembered, and a second one compared with it."""
+
+    def __init__(self):
+        super().__init__()
+        object.__setattr__(self, "first_has", {})
+
+    def require_same(self, name, content):
+        if self.first_has.setdefault(name, content) != content:
+            raise InputError(f"Every process must have the same {name}.")
+
+
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_processes_must_agree_in_all_that_a_posterior_depends_on(change):
+    rows, models = SecondProcess(), [make_user_model() for _ in range(3)]
+    change(models[2])
+    for model in models[:2]:
+        identity_of(model).require_same(rows)
+    with pytest.raises(InputError, match="Every process must have the same"):
+        identity_of(models[2]).require_same(rows)
 
 
 LIBRARY = {

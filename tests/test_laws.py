@@ -29,6 +29,7 @@ from itergp.solvers import DenseNewton, Problem, SubspaceNewton, solve_problem
 NAMES = sorted(REGULAR)
 LOG_CONCAVE = sorted(name for name in NAMES if CASES[name].log_concave)
 APPROXIMATIONS = ("laplace", "variational")
+STEEPEST = {"bernoulli-logit": 0.25, "categorical": 0.5}  # largest eigenvalues of the curvature of one row
 EXACT = SubspaceNewton(tolerance=1e-16, covariance_rank=10_000, max_rank=10_000)
 
 
@@ -111,6 +112,28 @@ def test_the_certificate_always_holds(name, seed, one_per_class, scale, lengthsc
     test_x = make_inputs(11, seed=seed + 1)
     error = (model.latent_mean(test_x) - _latent_mean(model, dense, test_x)).abs()
     assert bool((error <= solution.certificate.latent_error(test_x) + 1e-5 * (1.0 + scale)).all())
+
+
+@pytest.mark.parametrize("name", sorted(STEEPEST))
+@pytest.mark.parametrize("passes", [2, 3, 4])
+@pytest.mark.parametrize(("seed", "scale", "lengthscale"), [(0, 0.05, 1.0), (1, 0.3, 0.3), (2, 1.0, 0.1)])
+def test_the_certificate_is_as_tight_as_the_curvature_allows(name, seed, scale, lengthscale, passes):
+    """In the prior's norm the objective's curvature is 1 to L, so q / 2, the bound on the gap, is at most L times the gap."""
+    case = CASES[name]
+    x, y = case.data(30, seed=seed)
+    options = {"kernel": make_kernel(lengthscale, scale), "approximation": "laplace"}
+    model = SimpleGP(x, y, case.make(), **options).double().eval()
+    best = solved(model, DenseNewton(covariance=False))[1].objective
+    with torch.no_grad():
+        largest = 1.0 + STEEPEST[name] * float(eigenvalues(model.covar_module(x).to_dense()).max())
+    solver = SubspaceNewton(max_passes=passes, tolerance=1e-12, covariance_rank=5, num_blocks=4)
+    _, solution = solved(model, solver)
+    slack, gap = 1e-9 * (1.0 + abs(best)), solution.objective - best
+    assert gap - slack <= solution.certificate.objective_gap <= largest * gap + slack
+    # After a step the gradient is that before it: the gain is known, and what is left of the bound is at most L - 1 of it.
+    for before, after in itertools.pairwise(solution.trace):
+        bound = (largest - 1.0) * (before.objective - best) + after.objective - best
+        assert after.objective_gap <= bound + slack
 
 
 def _exact_mode(model, solution):

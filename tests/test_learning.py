@@ -23,12 +23,15 @@ from helpers import (
 import itergp
 from itergp.diagnostics import plot_trajectory
 from itergp.learning import calibrate_predictions, fit
-from itergp.learning.calibration import EXPONENTS
+from itergp.learning.calibration import EXPONENTS, Calibration
 from itergp.learning.humility import limit_lengthscales
+from itergp.learning.learner import Learner, Stage, Stop
 from itergp.learning.parameters import free_parameters
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
 from itergp.models.starting_values import initialise
 from itergp.objectives import ComputationAwareELBO, LaplaceEvidence, PredictiveLogDensity
+from itergp.objectives.base import Objective
+from itergp.records.listeners import Listeners
 
 
 def default_kernel() -> gpytorch.kernels.ScaleKernel:
@@ -491,7 +494,67 @@ def test_botorch_fits_the_model():
         assert all(abs(float(slope)) < 5e-3 for slope in slopes)
 
 
+class Narrow(Objective):
+    """The output scale is to be 1: a peak that long steps jump over."""
+
+    def __call__(self, function_dist, target):
+        return -self.model.covar_module.outputscale.log().abs().sqrt() - 1.0
+
+
+def _learner(optimizer: str, callback=None) -> Learner:
+    model = binary(20, kernel=make_kernel(1.0, 9.0)).train()
+    for parameter in model.parameters():
+        parameter.requires_grad_(parameter is model.covar_module.raw_outputscale)
+    return Learner(model, free_parameters(model), optimizer, None, 0.0, Listeners(callback))
+
+
+def test_the_mean_of_the_last_quarter_is_learned():
+    path = []
+    learner = _learner("adam", lambda _: path.append(learner.variables()[0]))
+    objective = Narrow(learner.model.likelihood, learner.model, initialise_kernel=False)
+    assert learner.run(Stage("learn", objective, 16, 0.5)) is Stop.ITERATIONS
+    assert len(path) == 16
+    assert_close(learner.variables()[0], torch.stack(path[-4:]).mean(0))
+    assert float((torch.stack(path[-4:]).mean(0) - torch.stack(path).mean(0)).abs()) > 0.01
+
+
+def test_interrupted_lbfgs_ends_at_the_best_of_its_evaluations():
+    values, path = [], []
+
+    def stop(record):
+        values.append(record.objective)
+        path.append(learner.variables()[0])
+        if len(values) > 1 and values[-2] < max(values[:-1]):
+            raise KeyboardInterrupt  # before it knows the last
+
+    learner = _learner("lbfgs", stop)
+    objective = Narrow(learner.model.likelihood, learner.model, initialise_kernel=False)
+    assert learner.run(Stage("learn", objective, 30, 0.5)) is Stop.INTERRUPTED
+    assert torch.equal(learner.variables()[0], path[values.index(max(values[:-1]))])
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.7, 3.0])
+def test_learning_ends_at_the_best_of_start_path_and_end(rate):
+    model = _learner("adam").model
+    objective = Narrow(model.likelihood, model, initialise_kernel=False)
+    result = fit(
+        model, objective=objective, max_iterations=7, learning_rate=rate, calibrate=False, initialise_kernel=False
+    )
+    best = max(record.objective for record in result.records)  # the start is the first of them
+    assert float(objective(None, None).detach()) >= best - 1e-3 * abs(best)
+
+
 # ---------------------------------------------------------------------------- calibration
+def test_held_out_rows_are_not_known():
+    """Labels of coins, which a posterior remembers and cannot foresee."""
+    x = 100.0 * make_inputs(120, dtype=torch.float32)
+    y = torch.randint(2, (120,), generator=torch.Generator().manual_seed(0))
+    model = SimpleGP(x, y, BernoulliLikelihood(), kernel=make_kernel(0.1, 100.0))
+    calibration = calibrate_predictions(model, num_rows=120)
+    assert calibration.num_held_out == 120
+    assert max(calibration.log_densities.values()) < -math.log(2.0) + 1e-3
+
+
 def test_calibration_finds_the_posterior_where_it_is_true():
     """Labels drawn from the model itself: integrating the posterior is then right, and plugging in overconfident."""
     generator = torch.Generator().manual_seed(0)
@@ -531,6 +594,14 @@ def test_the_calibrated_and_the_uncalibrated_predictive():
         assert_close(model.likelihood(latent).probs, whole.probs, dtype=torch.float32)
     again = copy.deepcopy(model)
     assert again.tempering == model.tempering
+
+
+def test_what_calibration_chooses_is_the_models(monkeypatch):
+    chosen = Calibration("laplace", 4.0, {}, 0.0, 10, None)
+    monkeypatch.setattr("itergp.learning.fitting.calibrate_predictions", lambda *_, **__: chosen)
+    model = binary(60)
+    fit(model, max_iterations=1)
+    assert (model.approximation, model.tempering) == ("laplace", 4.0)
 
 
 def test_few_rows_are_each_held_out_once_and_weights_count():

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import replace
+from types import ModuleType
 
 import gpytorch
 import psutil
 import pytest
 import torch
 from helpers import SimpleGP, make_binary, make_classes, make_inputs, make_kernel, make_model
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from itergp import InputError
-from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
+from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, base
 from itergp.models import Plan, planning
-from itergp.operators import Neighbourhoods, default_memory_budget, free_memory, make_operator, neighbours
+from itergp.operators import Neighbourhoods, default_memory_budget, free_memory, make_operator, neighbours, tiles
+from itergp.posterior import local_actions, precision
+from itergp.posterior import posterior as posterior_module
 from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, SubspaceNewton
 from itergp.solvers.policies import UnitVectors
+from itergp.solvers.run import rounds
+from itergp.solvers.subspace import actions as actions_module
 from itergp.solvers.subspace import linear_time
 
 SOLVERS = {
@@ -128,3 +136,82 @@ def test_neighbours_are_planned_where_they_can_be_had():
     points = make_binary(5)[0]
     inducing = gpytorch.kernels.InducingPointKernel(make_kernel(), points, gpytorch.likelihoods.GaussianLikelihood())
     assert (plan(make_kernel()), plan(inducing)) == (128, 256)
+
+
+# ------------------------------------------------------------------ what is planned is what is taken
+class LiveMemory(TorchDispatchMode):
+    """Bytes of all tensors that are alive at once, at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.now, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if torch.is_tensor(tensor) and (key := tensor.untyped_storage()._cdata) not in self.live:
+                self.live[key] = tensor.untyped_storage().nbytes()
+                self.now += self.live[key]
+                weakref.finalize(tensor.untyped_storage(), self.free, key)
+        self.peak = max(self.peak, self.now)
+        return found
+
+    def free(self, key):
+        self.now -= self.live.pop(key)
+
+
+PIECES: dict[ModuleType, dict[str, int]] = {  # temporary arrays of thousands of rows: here, of few
+    base: {"_CHUNK_ROWS": 128},
+    actions_module: {"_CHUNK_ROWS": 64},
+    posterior_module: {"_CHUNK_ROWS": 64},
+    precision: {"_CHUNK_ROWS": 64},
+    local_actions: {"_CHUNK_ROWS": 64, "_CHUNK_NUMBERS": 2**14},
+    tiles: {"_SIDE": 64, "_SMALLEST_SIDE": 32},
+    rounds: {"MAX_ROUNDS": 2},  # all of them take the same
+}
+FEW = {"max_passes": 4, "num_neighbours": 0, "tolerance": 1e-2}
+DEMANDING = {  # what takes much of the memory
+    "nodes of several latent functions": (
+        "categorical",
+        "variational",
+        SubspaceNewton(max_rank=6, covariance_rank=16, **FEW),
+    ),
+    "nodes of one": (
+        "bernoulli-logit",
+        "variational",
+        SubspaceNewton(max_rank=4, covariance_rank=1, num_blocks=2, **FEW),
+    ),
+    "actions": ("categorical", "laplace", SubspaceNewton(max_rank=6, covariance_rank=200, **FEW)),
+    "the defaults": ("categorical", "variational", SubspaceNewton(**FEW)),
+}
+
+
+@pytest.mark.parametrize("case", DEMANDING)
+def test_the_planned_memory_is_half_to_twice_what_a_row_takes(case, monkeypatch):
+    """Between two sizes, so that neither what does not grow with the rows nor what is there anyway counts."""
+    name, approximation, solver = DEMANDING[case]
+    for module, settings in PIECES.items():
+        for setting, value in settings.items():
+            monkeypatch.setattr(module, setting, value)
+    planned, taken = [], []
+    for rows in (400, 800):
+        options = {"approximation": approximation, "operator": "blocked", "memory_budget": 10**8}
+        model = make_model(name, num_rows=rows, solver=solver, **options)
+        planned.append(model.plan().total_memory)
+        with LiveMemory() as memory:
+            model.condition()
+        taken.append(memory.peak)
+    assert 0.5 < (planned[1] - planned[0]) / (taken[1] - taken[0]) < 2.0
+
+
+@pytest.mark.parametrize("kind", ["dense", "blocked"])
+def test_the_planned_kernel_matrix_is_the_half_that_is_evaluated(kind):
+    """Up to the blocks on the diagonal, which are evaluated whole."""
+    solver = SubspaceNewton(num_neighbours=0, covariance_rank=8, max_passes=5)
+    model = make_model("bernoulli-logit", num_rows=1500, solver=solver, operator=kind, approximation="laplace")
+    plan, solution = model.plan(), model.condition()
+    passes = 1 if kind == "dense" else solution.kernel_passes
+    planned = plan.entries if kind == "dense" else plan.entries / plan.passes
+    assert 1.0 <= solution.kernel_entries / passes / planned < 1.3
+    if kind == "dense":
+        assert 1.0 <= 8 * solution.kernel_entries / plan.memory["kernel matrix"] < 1.3

@@ -16,13 +16,23 @@ from hypothesis import strategies as st
 
 import itergp
 from itergp.learning import calibration
-from itergp.likelihoods import BernoulliLikelihood, PoissonLikelihood, VariationalSite
+from itergp.likelihoods import BernoulliLikelihood, LaplaceSite, PoissonLikelihood, VariationalSite
 from itergp.models.uncertainty import exact_variance
 from itergp.objectives import ComputationAwareELBO
 from itergp.operators import Neighbourhoods, make_operator
 from itergp.operators.neighbours import NearestRows
 from itergp.posterior.tempering import remaining_share, tempered
-from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Reason, SubspaceNewton, policies
+from itergp.solvers import (
+    DenseNewton,
+    IterNCGP,
+    LinearTimeNewton,
+    Problem,
+    Reason,
+    SubspaceNewton,
+    policies,
+    solve_problem,
+)
+from itergp.solvers.run import rounds
 
 SINGLE, SEVERAL = "bernoulli-logit", "categorical"
 
@@ -322,6 +332,49 @@ def test_rounds_cost_no_passes_but_one():
     assert solution.certificate.objective_gap <= model.solver.tolerance * 200
 
 
+def test_rounds_go_on_while_deviations_change():
+    """Both labels at every input: the mean is zero whatever the marginals."""
+    x, y = make_inputs(20).repeat(2, 1), torch.arange(40) // 20
+    options = {"kernel": make_kernel(0.5, 30.0), "solver": SubspaceNewton(num_neighbours=0)}
+    model = SimpleGP(x, y, BernoulliLikelihood(), **options).double().eval()
+    solution = model.condition()
+    assert float(solution.latent_values.abs().max()) < 1e-6
+    site = VariationalSite.from_covariance(model.observations, solution.latent_covariance)
+    prior = model._prior(model.train_inputs)
+    again = solve_problem(Problem(prior.mean.detach(), model._make_operator(prior), site), DenseNewton())
+    ratio = (solution.latent_covariance / again.latent_covariance).sqrt()
+    assert float((ratio - 1.0).abs().max()) <= solution.variational_residual <= 0.02
+
+
+def test_marginals_that_oscillate_are_damped_until_they_settle():
+    """Rounds that overshoot by half never settle by themselves."""
+    model = _model(rows=20)
+    prior = model._prior(model.train_inputs)
+    problem = Problem(prior.mean.detach(), model._make_operator(prior), LaplaceSite(model.observations))
+    settled = torch.ones(20, 1, 1, dtype=torch.float64)
+    site, damping = 1.5 * settled, rounds.Damping()
+    for _ in range(rounds.MAX_ROUNDS):
+        marginals = settled - 1.5 * (site - settled)
+        site = damping.following(problem, problem.mean, marginals, site, float((marginals - site).abs().max()))
+    assert_close(site, settled, "derivative")
+    contracting = rounds.Damping(last=1.0).following(problem, problem.mean, marginals, site, 0.5)
+    assert contracting is marginals  # all of the new ones
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance", "scale"),
+    [
+        *((name, tolerance, 20.0) for name in (SINGLE, "poisson", SEVERAL) for tolerance in (1e-3, 1e-6)),
+        *((name, 1e-3, 300.0) for name in (SINGLE, SEVERAL)),
+    ],
+)
+def test_rounds_that_converged_have_a_certificate_within_the_tolerance(name, tolerance, scale):
+    solver = SubspaceNewton(covariance_rank=12, num_neighbours=0, tolerance=tolerance)
+    solution = _model(name, lambda: _rough(scale), rows=80, solver=solver).condition()
+    assert solution.status.reason is Reason.CONVERGED
+    assert solution.certificate.objective_gap <= tolerance * 80
+
+
 def test_a_limit_of_rounds_is_an_honest_status(monkeypatch):
     monkeypatch.setattr("itergp.solvers.run.rounds._MAX_SLOW_ROUNDS", 1)
     solution = _counting(8.0, SubspaceNewton(tolerance=1e-12)).condition()
@@ -364,6 +417,20 @@ def test_the_humblest_of_equals_is_chosen():
     assert calibration.humblest(better, humility)[0] == ("variational", 4.0)
     nearly = equal | {("variational", 4.0): equal["variational", 4.0] + 0.002}
     assert calibration.humblest(nearly, humility)[0] == ("variational", 0.0)
+
+
+@pytest.mark.parametrize(
+    ("worse", "error", "near"),
+    [(0.002, 0.0, True), (0.006, 0.001, False), (0.006, 0.008, True), (0.012, 0.008, False), (0.012, 0.05, False)],
+)
+def test_the_humblest_is_within_a_standard_error_up_to_a_hundredth(worse, error, near):
+    """Shares of the best's log-density: 0.3 % is nothing, 1 % too much, and between them a standard error decides."""
+    best = torch.full((400,), -1.0, dtype=torch.float64)
+    spread = 20.0 * error * torch.tensor([1.0, -1.0]).double().repeat(200)  # of a mean of 400 the error
+    densities = {("laplace", 2.0): best, ("laplace", 0.0): best - worse + spread}
+    chosen, reported = calibration.humblest(densities, {("laplace", 2.0): 0.1, ("laplace", 0.0): 0.9})
+    assert chosen == ("laplace", 0.0 if near else 2.0)
+    assert reported == pytest.approx(error if near else 0.0, abs=1e-12)
 
 
 @pytest.mark.slow

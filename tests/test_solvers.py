@@ -7,7 +7,17 @@ import copy
 import gpytorch
 import pytest
 import torch
-from helpers import CORE, SimpleGP, assert_close, make_batch_kernel, make_binary, make_inputs, make_kernel, make_model
+from helpers import (
+    CASES,
+    CORE,
+    SimpleGP,
+    assert_close,
+    make_batch_kernel,
+    make_binary,
+    make_inputs,
+    make_kernel,
+    make_model,
+)
 
 import itergp
 from itergp.diagnostics import TraceRecord
@@ -22,15 +32,17 @@ from itergp.models import GP
 from itergp.models.uncertainty import exact_variance
 from itergp.operators import make_operator
 from itergp.posterior import dense, precision
-from itergp.solvers import DenseNewton, Reason, SubspaceNewton, solve
+from itergp.solvers import DenseNewton, Problem, Reason, SubspaceNewton, solve
 from itergp.solvers import dense as dense_newton
+from itergp.solvers.iterncgp import newton_iterate
 from itergp.solvers.policies.block_gradient import cluster_rows
-from itergp.solvers.subspace import actions, newton_system
+from itergp.solvers.subspace import actions, newton, newton_system
 from itergp.solvers.subspace import newton_matrix as newton_matrix_module
 from itergp.solvers.subspace.actions import leading_actions
 from itergp.solvers.subspace.directions import shared_directions
 from itergp.solvers.subspace.newton_matrix import newton_matrix
 from itergp.solvers.subspace.search_space import SearchSpace
+from itergp.solvers.subspace.subspace_newton import compression
 
 
 # -------------------------------------------------------------- Newton systems
@@ -276,6 +288,52 @@ def test_search_space_drops_dependent_directions():
         assert again.rank == 3
 
 
+@pytest.mark.parametrize("lengthscale", [1.0, 2.0, 3.0])
+def test_directions_that_the_dtype_does_not_resolve_are_left_out(lengthscale):
+    """Eigenvectors of a smooth kernel, the leading ones first: ``S^T K S = I`` holds for those that float32 resolves."""
+    kernel, x = gpytorch.kernels.RBFKernel(), make_inputs(60, dtype=torch.float32)
+    kernel.lengthscale = lengthscale
+    operator = make_operator(kernel.requires_grad_(False), x)
+    matrix = kernel.double()(x.double()).to_dense()
+    vectors = torch.linalg.eigh(matrix).eigenvectors.flip(1)
+    space = SearchSpace.empty(operator)
+    for block in vectors[:, :48].split(8, -1):
+        mixed = block @ torch.randn(8, 8, dtype=torch.float64)
+        space, _ = space.extend(mixed.float(), operator)
+        directions = space.directions[0].double()
+        assert float((directions.mT @ matrix @ directions - torch.eye(space.rank)).abs().max()) < 0.25
+    assert 8 < space.rank < 48
+
+
+def test_dependent_directions_give_no_further_actions(dtype):
+    _, curvature = _newton_problem(make_kernel())
+    directions = torch.randn(90, 3, 5, dtype=dtype)
+    dependent = torch.cat([directions, directions[..., :2] + directions[..., 3:]], -1)
+    values = precision.Actions.from_directions(dependent, curvature.to(dtype)).values
+    assert values.shape[-1] == 5
+    inverse = torch.linalg.pinv(curvature, rtol=1e-6)
+    noise = torch.einsum("ncr,ncd,nds->rs", values.double(), inverse, values.double())
+    assert_close(noise, torch.eye(5, dtype=torch.float64), "derivative", dtype=torch.float32)
+
+
+@torch.no_grad()
+def test_compression_wastes_no_direction_on_what_is_dependent():
+    """Coordinates of three latent functions that add up to zero: two directions hold them, the best others fill up."""
+    generator = torch.Generator().manual_seed(3)
+    space, curvature = _newton_problem(make_kernel())
+    coordinates = torch.randn(3, space.rank, generator=generator).double()
+    coordinates -= coordinates.mean(0)
+    nothing = torch.zeros(90, 3, dtype=torch.float64)
+    mix = compression(space, newton.Iterate(coordinates, nothing, nothing, curvature, 0.0), 5)[0]
+    assert_close(coordinates @ mix @ mix.mT, coordinates)
+    weights = curvature.diagonal(dim1=-2, dim2=-1).sum(-1)
+    information = space.products[0].mT @ (weights[:, None] * space.products[0])
+    held = torch.linalg.qr(coordinates[:2].mT).Q
+    away = torch.eye(space.rank, dtype=torch.float64) - held @ held.mT
+    best = (held.mT @ information @ held).trace() + torch.linalg.eigvalsh(away @ information @ away)[-3:].sum()
+    assert float((mix.mT @ information @ mix).trace()) == pytest.approx(float(best))
+
+
 def test_shared_directions_drop_the_null_direction():
     residual = torch.randn(40, 4, dtype=torch.float64)
     residual -= residual.mean(1, keepdim=True)
@@ -317,6 +375,51 @@ def test_randomised_actions_are_as_informative_as_exact_ones(monkeypatch):
     assert float(traces[1] / traces[0]) > 0.98
 
 
+# ----------------------------------------------------------------- line searches
+class Understated:
+    """Targets of zero with a precision of 1,000, whose curvature is said to be zero: full steps go much too far."""
+
+    name, log_concave, likelihood = "laplace", True, None
+
+    def log_density(self, f):
+        return -500.0 * float(f.double().square().sum())
+
+    def derivatives(self, f):
+        return -1000.0 * f, f.new_zeros(*f.shape, f.shape[1])
+
+    def curvature_product(self, f, curvature):
+        return torch.zeros_like
+
+
+def _within_the_space(problem, values, monkeypatch):
+    monkeypatch.setattr(newton, "_MAX_STEPS", 1)
+    space, _ = SearchSpace.empty(problem.operator).extend(values, problem.operator)
+    start = newton.evaluate(problem, space, space.project(values))
+    return start, newton.minimise(problem, space, start, 0.0)
+
+
+def _between_iterates(problem, values, monkeypatch):
+    start = newton_iterate.recomputed(problem, values)
+    target = newton_iterate.recomputed(problem, start.gradient)  # the gradient's step, as if there were no curvature
+    change = target.latent_values - problem.mean
+    return start, newton_iterate.backtracking_step(problem, start, target.weights, change)[0]
+
+
+@pytest.mark.parametrize("search", [_within_the_space, _between_iterates])
+def test_a_line_search_raises_the_objective_by_no_more_than_rounding(search, monkeypatch):
+    """From starts of any size: at some of them the step is predicted to gain less than rounding, and loses more."""
+    operator = make_operator(make_kernel(scale=1.0).double().requires_grad_(False), make_inputs(20))
+    problem = Problem(torch.zeros(20, 1, dtype=torch.float64), operator, Understated())
+    judged = 0
+    for exponent in torch.arange(-14.0, 0.0, 0.25):
+        values = 10.0 ** float(exponent) * torch.ones(20, 1, dtype=torch.float64)
+        start, after = search(problem, values, monkeypatch)
+        resolution = problem.resolution(start.latent_values, start.gradient, start.objective)
+        assert after.objective <= start.objective + resolution
+        judged += after.objective < start.objective
+    assert judged > 10
+
+
 # ---------------------------------------------------------- how a solve ends
 def test_running_out_of_passes_is_a_valid_result():
     model = make_model("categorical", num_rows=60, kernel=make_kernel(0.3, 50.0), solver=SubspaceNewton(max_passes=3))
@@ -328,6 +431,27 @@ def test_running_out_of_passes_is_a_valid_result():
     assert converged.status.reason is Reason.CONVERGED
     assert converged.kernel_passes > solution.kernel_passes
     assert solution.certificate.objective_gap > converged.certificate.objective_gap
+
+
+@pytest.mark.parametrize("approximation", ["laplace", "variational"])
+@pytest.mark.parametrize("budget", [2, 3, 4, 5, 8])
+def test_every_budget_of_passes_is_kept_and_pays_for_a_covariance(budget, approximation):
+    solver = SubspaceNewton(max_passes=budget, covariance_rank=10, tolerance=1e-12)
+    options = {"kernel": make_kernel(0.3, 50.0), "solver": solver, "approximation": approximation}
+    solution = make_model("categorical", num_rows=60, **options).condition()
+    assert solution.status.reason is Reason.PASSES
+    assert solution.kernel_passes <= budget
+    assert solution.rank >= 8
+    assert len(solution.trace) >= budget - (2 if approximation == "laplace" or budget < 4 else 4)
+
+
+@pytest.mark.parametrize("name", ["student-t", "poisson"])
+def test_only_log_concave_likelihoods_end_with_a_certificate(name):
+    solution = make_model(name, approximation="laplace", solver=SubspaceNewton(tolerance=1e-6)).condition()
+    assert solution.converged
+    log_concave = CASES[name].log_concave
+    assert solution.status.reason is (Reason.CONVERGED if log_concave else Reason.STATIONARY)
+    assert (solution.certificate is not None) is log_concave
 
 
 def test_the_time_limit_ends_the_solve():

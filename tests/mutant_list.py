@@ -1,0 +1,284 @@
+"""Lines of the package broken by hand, and the tests that are to notice; ``mutants.py`` runs them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """A line of the package, broken as a person might break it.
+
+    Attributes:
+        name: What is wrong then.
+        snippet: What the package says, exactly once, in whatever file.
+        replacement: What it says then.
+        tests: A file of tests, and the expression of ``-k`` that chooses those that guard the line.
+    """
+
+    name: str
+    snippet: str
+    replacement: str
+    tests: tuple[str, str]
+
+
+MUTANTS = (
+    # ------------------------------------------------------------------ certificate
+    Mutant(
+        "certificate a hundred times too loose",
+        "return 0.5 * self.norm_squared",
+        "return 50.0 * self.norm_squared",
+        ("test_laws.py", "as_tight"),
+    ),
+    Mutant(
+        "certificate ten times too tight",
+        "return 0.5 * self.norm_squared",
+        "return 0.05 * self.norm_squared",
+        ("test_laws.py", "as_tight"),
+    ),
+    Mutant(
+        "certificate of a step without its gain",
+        "max(norm_squared + problem.entry_rounding(residual) - 2.0 * gain, 0.0)",
+        "norm_squared + problem.entry_rounding(residual)",
+        ("test_laws.py", "as_tight"),
+    ),
+    Mutant(
+        "certificate not renewed by the covariance's pass",
+        "norm_squared = min(state.norm_squared, renewed)",
+        "norm_squared = state.norm_squared",
+        ("test_laws.py", "as_tight"),
+    ),
+    # ------------------------------------------------------------------ plan
+    Mutant(
+        "plan: two nodes of the quadrature",
+        "nodes = (20 if latents == 1 else 32) if size.variational else 1",
+        "nodes = 2 if size.variational else 1",
+        ("test_planning.py", "memory"),
+    ),
+    Mutant(
+        "plan: both halves of a symmetric matrix are kept",
+        'memory["kernel matrix"] = matrix // 2',
+        'memory["kernel matrix"] = matrix',
+        ("test_planning.py", "matrix"),
+    ),
+    Mutant(
+        "plan: both halves of a symmetric matrix are evaluated",
+        "(min(demand.passes, 1) if kept else demand.passes) * matrix // 2",
+        "(min(demand.passes, 1) if kept else demand.passes) * matrix",
+        ("test_planning.py", "matrix"),
+    ),
+    Mutant(
+        "plan: actions of one latent function",
+        '"covariance": (5 if size.variational else 4) * size.array(latents * actions)',
+        '"covariance": (5 if size.variational else 4) * size.array(actions)',
+        ("test_planning.py", "memory"),
+    ),
+    # ------------------------------------------------------------------ line search
+    Mutant(
+        "line search accepts any trial near the resolution",
+        "(near & (value <= start + resolution))",
+        "near",
+        ("test_solvers.py", "line_search"),
+    ),
+    # ------------------------------------------------------------------ calibration
+    Mutant(
+        "calibration ignores the standard error",
+        "float(difference.mean()) <= min(max(error, least), most)",
+        "float(difference.mean()) <= least",
+        ("test_posterior.py", "humblest"),
+    ),
+    Mutant(
+        "calibration gives up any share for a large standard error",
+        "float(difference.mean()) <= min(max(error, least), most)",
+        "float(difference.mean()) <= max(error, least)",
+        ("test_posterior.py", "humblest"),
+    ),
+    Mutant(
+        "calibration trains on the rows that it holds out",
+        "torch.cat([*folds[:k], *folds[k + 1 :]]), folds[k])",
+        "torch.cat(folds), folds[k])",
+        ("test_learning.py", "held_out_rows"),
+    ),
+    # ------------------------------------------------------------------ learning: averaging, keep-best
+    Mutant(
+        "the whole trajectory is averaged",
+        "return visited[-max(1, round(_AVERAGED_SHARE * len(visited))) :]",
+        "return visited",
+        ("test_learning.py", "last_quarter"),
+    ),
+    Mutant(
+        "L-BFGS ends at its last evaluation",
+        "if value > best:",
+        "if value > -math.inf:",
+        ("test_learning.py", "best_of"),
+    ),
+    Mutant(
+        "the best along the path is forgotten",
+        "path = [learner.best] if learner.best else []",
+        "path: list[list[Tensor]] = []",
+        ("test_learning.py", "best_of"),
+    ),
+    Mutant(
+        "the start is forgotten",
+        "_keep_best(learner, stages[-1].objective, [start, given], seed)",
+        "_keep_best(learner, stages[-1].objective, [], seed)",
+        ("test_posterior.py", "never_ends_below"),
+    ),
+    # ------------------------------------------------------------------ stopping
+    Mutant(
+        "no pass is kept for the covariance",
+        "own = int(self.solver.gives_covariance) + int(self.final and run.refines)",
+        "own = 0",
+        ("test_solvers.py", "budget_of_passes"),
+    ),
+    Mutant(
+        "a local mode counts as certified",
+        "per_row = 0.5 * state.norm_squared / problem.num_rows\n"
+        '        detail = f"gap {per_row:.2g} nats per row, tolerance {self.tolerance:.2g}"\n'
+        "        if per_row <= self.tolerance:\n            return Status(Reason.CONVERGED if problem.site.log_concave",
+        "per_row = 0.5 * state.norm_squared / problem.num_rows\n"
+        '        detail = f"gap {per_row:.2g} nats per row, tolerance {self.tolerance:.2g}"\n'
+        "        if per_row <= self.tolerance:\n            return Status(Reason.CONVERGED if True",
+        ("test_solvers.py", "log_concave"),
+    ),
+    Mutant(
+        "a policy with nothing more to say counts as converged",
+        "if exhausted and problem.site.log_concave and per_row <= tolerance:",
+        "if exhausted and problem.site.log_concave:",
+        ("test_policies.py", "nothing_more"),
+    ),
+    # ------------------------------------------------------------------ identity
+    Mutant(
+        "identity ignores the data",
+        "return Identity(describe_prior(model), model._data_digests(), method)",
+        "return Identity(describe_prior(model), {}, method)",
+        ("test_identity.py", "any_change and shuffled"),
+    ),
+    Mutant(
+        "digests ignore the order of entries",
+        "values = part.clone(memory_format=torch.contiguous_format).cpu().reshape(-1)",
+        "values = part.clone(memory_format=torch.contiguous_format).cpu().reshape(-1).sort().values",
+        ("test_identity.py", "any_change and shuffled"),
+    ),
+    Mutant(
+        "lent data are not read again",
+        "self._digests = None\n        return self._tensors",
+        "return self._tensors",
+        ("test_identity.py", "change_them or any_change"),
+    ),
+    # ------------------------------------------------------------------ resolution, thresholds for dropping
+    Mutant(
+        "unresolved directions are kept",
+        "keep = (values > 0.0) & (values * largest * _RESOLUTION * torch.finfo(block.dtype).eps <= 1.0)",
+        "keep = values > 0.0",
+        ("test_solvers.py", "resolve_are_left_out"),
+    ),
+    Mutant(
+        "dependent actions are kept",
+        "floor = thresholds(directions.dtype).dependent_action",
+        "floor = 0.0",
+        ("test_solvers.py", "no_further_actions"),
+    ),
+    Mutant(
+        "compression counts dependent coordinates",
+        "held = held[:, sizes > _DEPENDENT * sizes.max()]",
+        "held = held[:, sizes >= 0.0]",
+        ("test_solvers.py", "compression"),
+    ),
+    # ------------------------------------------------------------------ rounds
+    Mutant(
+        "rounds are never damped",
+        "return marginals if self.share == 1.0 else (1.0 - self.share) * site + self.share * marginals",
+        "return marginals",
+        ("test_posterior.py", "oscillate"),
+    ),
+    Mutant(
+        "rows that compete for curvature are not damped",
+        "share = 1.0 / (1.0 + _RESPONSE * response)[:, None, None]",
+        "share = torch.ones_like(response)[:, None, None]",
+        ("test_posterior.py", "compete_for_curvature"),
+    ),
+    Mutant(
+        "rounds ignore changes of deviations",
+        "residual = max(shift, widening)",
+        "residual = shift",
+        ("test_posterior.py", "while_deviations_change"),
+    ),
+    Mutant(
+        "rounds end without a certificate",
+        "finished = advance is None or solver.certain(problem, state)",
+        "finished = True",
+        ("test_posterior.py", "rounds_that_converged"),
+    ),
+    # ------------------------------------------------------------------ local actions
+    Mutant(
+        "pseudo-observations have half their noise",
+        "return 1.0 + _ROUNDING * torch.finfo(gram.dtype).eps * (1.0 + signal)",
+        "return 0.5 + _ROUNDING * torch.finfo(gram.dtype).eps * (1.0 + signal)",
+        ("test_posterior.py", "joint_actions"),
+    ),
+    Mutant(
+        "local actions forget what global ones explain",
+        "gram.baddbmm_(known, known.mT, alpha=-1.0)",
+        "gram.baddbmm_(known, known.mT, alpha=0.0)",
+        ("test_posterior.py", "joint_actions or all_rows_as_neighbours"),
+    ),
+    # ------------------------------------------------------------------ tempering
+    Mutant(
+        "tempering by one of the latent functions",
+        "total = prior_variance.sum(-1).clamp_min(torch.finfo(covariance.dtype).tiny)",
+        "total = prior_variance.amax(-1).clamp_min(torch.finfo(covariance.dtype).tiny)",
+        ("test_posterior.py", "tempering"),
+    ),
+    Mutant(
+        "the tempering of held-out rows is not the model's",
+        "model.approximation, model.tempering = calibration.approximation, calibration.tempering",
+        "model.approximation = calibration.approximation",
+        ("test_learning.py", "calibration_chooses"),
+    ),
+    # ------------------------------------------------------------------ kernels that forward implies
+    Mutant(
+        "fractions are rows of a table",
+        "wrong = (rows < 0) | (rows >= size) | (rows != values)",
+        "wrong = (rows < 0) | (rows >= size)",
+        ("test_gpytorch_kernels.py", "are_their_table"),
+    ),
+    Mutant(
+        "blocks that were evaluated again are all kept",
+        "self._block.free()",
+        "pass",
+        ("test_gpytorch_kernels.py", "recomputation"),
+    ),
+    Mutant(
+        "entries of a table are not turned back",
+        "return entries.mT if turned else entries",
+        "return entries",
+        ("test_gpytorch_kernels.py", "not_known"),
+    ),
+    # ------------------------------------------------------------------ checkpoints
+    Mutant(
+        "a resumed dense solve counts its kernel matrix twice",
+        "self.before.passes += self.counts.passes - then.passes",
+        "self.before.passes += 0",
+        ("test_checkpoint.py", "same_posterior and dense and bernoulli"),
+    ),
+    Mutant(
+        "arrays come back in another order of memory",
+        'return StateDict(_in_order(arrays, about["orders"]), about["values"]).to(device)',
+        'return StateDict({k: v.contiguous() for k, v in _in_order(arrays, about["orders"]).items()}, about["values"]).to(device)',
+        ("test_checkpoint.py", "order_of_memory"),
+    ),
+    # ------------------------------------------------------------------ sharding
+    Mutant(
+        "opposite processes both evaluate all of their rectangle",
+        "columns = slice(columns.start, middle)",
+        "columns = slice(columns.start, columns.stop)",
+        ("test_distributed.py", "evaluated_once"),
+    ),
+    Mutant(
+        "processes may have other data",
+        'rows.require_same("training data", self.data)',
+        "pass",
+        ("test_identity.py", "processes_must_agree"),
+    ),
+)

@@ -1,0 +1,26 @@
+"""The list of mutants belongs to the package as it is; ``mutants.py`` runs them."""
+
+from __future__ import annotations
+
+import ast
+
+import pytest
+from mutant_list import MUTANTS
+from mutants import ROOT, place
+
+
+def test_there_are_forty_mutants_of_different_names():
+    assert len({mutant.name for mutant in MUTANTS}) == len(MUTANTS) == 40
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_is_a_line_of_the_package_broken(mutant):
+    assert mutant.replacement != mutant.snippet
+    ast.parse(place(mutant.snippet).read_text().replace(mutant.snippet, mutant.replacement))
+    assert (ROOT / "tests" / mutant.tests[0]).is_file()
+
+
+def test_a_snippet_must_occur_once():
+    for snippet, times in (("no line of the package", 0), ("from __future__ import annotations", r"\d+")):
+        with pytest.raises(LookupError, match=rf"must occur exactly once in itergp/. Got {times} times"):
+            place(snippet)
