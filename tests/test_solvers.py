@@ -445,6 +445,30 @@ def test_every_budget_of_passes_is_kept_and_pays_for_a_covariance(budget, approx
     assert len(solution.trace) >= budget - (2 if approximation == "laplace" or budget < 4 else 4)
 
 
+@pytest.mark.parametrize("rank", [4, 8, 16])
+def test_a_full_search_space_that_stops_improving_is_an_honest_status(rank):
+    """Rough functions and exponentials: the gradient has more directions than there is room for."""
+
+    def solved(solver):
+        options = {"kernel": make_kernel(0.1, 1000.0), "approximation": "laplace", "solver": solver}
+        return make_model("poisson", num_rows=60, **options).condition()
+
+    options = {"tolerance": 1e-2, "covariance_rank": 4, "num_neighbours": 0}
+    solution, best = solved(SubspaceNewton(max_rank=rank, **options)), solved(DenseNewton(tolerance=1e-10))
+    assert solution.status.reason is Reason.RANK
+    assert not solution.converged
+    assert "Raise max_rank" in str(solution.status)
+    assert solution.space.rank == rank
+    gap = solution.objective - best.objective
+    assert 0.0 < gap <= solution.certificate.objective_gap
+    assert solution.certificate.objective_gap > 60 * 1e-2
+    explanation = solution.trace.explain()
+    assert explanation.limit == "rank"
+    assert f"at most {rank} directions" in explanation["rank"].observed
+    advised = solved(SubspaceNewton(max_rank=64, **options))
+    assert advised.status.reason is Reason.CONVERGED
+
+
 @pytest.mark.parametrize("name", ["student-t", "poisson"])
 def test_only_log_concave_likelihoods_end_with_a_certificate(name):
     solution = make_model(name, approximation="laplace", solver=SubspaceNewton(tolerance=1e-6)).condition()

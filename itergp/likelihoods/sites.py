@@ -128,9 +128,15 @@ class VariationalSite:
             return curvature
         total, root = curvature.clone(), self.root.to(f)
         for seed in _CURVATURE_SEEDS:
-            nodes, weights = self.observations.standard_nodes(f, seed)
-            total += self.observations.expected_derivatives(f, node_offsets(root, nodes), weights.to(f))[1]
+            total += self._curvature_from(f, root, seed)
         return total / (1 + len(_CURVATURE_SEEDS))
+
+    def _curvature_from(self, f: Tensor, root: Tensor, seed: int) -> Tensor:
+        """Average over other samples ``(N, C, C)``; by itself, so that they are gone before the next are drawn."""
+        nodes, weights = self.observations.standard_nodes(f, seed)
+        offsets = node_offsets(root, nodes)
+        del nodes  # as large as the offsets
+        return self.observations.expected_derivatives(f, offsets, weights.to(f))[1]
 
     def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
         """Multiplication of vectors ``(N, C)`` by the expected curvature at ``f``."""

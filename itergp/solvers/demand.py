@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from itergp.operators import kept_entries
 
+_NODE_ARRAYS = 5  # measured, with several latent functions: 5 where rows are averaged in pieces, 7 where at once
+
 
 @dataclass(frozen=True)
 class ProblemSize:
@@ -61,7 +63,10 @@ class Demand:
 
 
 def likelihood_memory(size: ProblemSize) -> int:
-    """Bytes of f, g, W and covariances of this and the last posterior, and of every node, thrice while a site is made."""
+    """Bytes of f, g, W and covariances of this and the last posterior, and of every node.
+
+    Nodes are those of this and the next site, and as many again and more while one is made or averaged over.
+    """
     latents = size.num_latents
     nodes = (20 if latents == 1 else 32) if size.variational else 1
-    return size.num_rows * latents * (4 + 3 * latents + 3 * nodes) * size.itemsize
+    return size.num_rows * latents * (4 + 3 * latents + _NODE_ARRAYS * nodes) * size.itemsize
