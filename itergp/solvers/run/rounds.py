@@ -136,12 +136,16 @@ def _trace(marginals: Tensor) -> Tensor:
 
 
 def _response(problem: Problem, mean: Tensor, marginals: Tensor) -> Tensor:
-    """``tr(v dW / d log v)`` of each row ``(N,)``, where positive: how strongly a wider marginal would narrow itself."""
+    """``tr(v dW / d log v)`` of each row ``(N,)``, where positive: how strongly a wider marginal would narrow itself.
+
+    Where ``tr(W v)`` exceeds C, the covariance does not answer to a row's own curvature by as much: few actions do not see it.
+    """
     observations, ratio = problem.site.observations, 1.01
-    change = _expected_curvature(observations, mean, ratio * marginals) - _expected_curvature(
-        observations, mean, marginals
-    )
-    return _information(change, marginals).div(math.log(ratio)).nan_to_num(posinf=0.0).clamp_min(0.0)
+    curvature = _expected_curvature(observations, mean, marginals)
+    change = _expected_curvature(observations, mean, ratio * marginals) - curvature
+    unseen = (_information(curvature, marginals) / mean.shape[1]).clamp_min(1.0)
+    answer = _information(change, marginals) / (math.log(ratio) * unseen)
+    return answer.nan_to_num(posinf=0.0).clamp_min(0.0)
 
 
 def _expected_curvature(observations: Observations, mean: Tensor, marginals: Tensor) -> Tensor:
