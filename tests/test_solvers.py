@@ -7,6 +7,7 @@ import copy
 import gpytorch
 import pytest
 import torch
+from gpytorch.kernels import LinearKernel
 from helpers import (
     CASES,
     CORE,
@@ -14,12 +15,14 @@ from helpers import (
     assert_close,
     make_batch_kernel,
     make_binary,
+    make_classes,
     make_inputs,
     make_kernel,
     make_model,
 )
 
 import itergp
+from itergp import InputError
 from itergp.diagnostics import TraceRecord
 from itergp.likelihoods import (
     BernoulliLikelihood,
@@ -30,11 +33,12 @@ from itergp.likelihoods import (
 )
 from itergp.models import GP
 from itergp.models.uncertainty import exact_variance
-from itergp.operators import make_operator
+from itergp.operators import AbstractOperator, KernelCounts, make_operator
 from itergp.posterior import dense, precision
-from itergp.solvers import DenseNewton, Problem, Reason, SubspaceNewton, solve
+from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Problem, Reason, SubspaceNewton, solve
 from itergp.solvers import dense as dense_newton
 from itergp.solvers.iterncgp import newton_iterate
+from itergp.solvers.policies import UnitVectors
 from itergp.solvers.policies.block_gradient import cluster_rows
 from itergp.solvers.subspace import actions, newton, newton_system
 from itergp.solvers.subspace import newton_matrix as newton_matrix_module
@@ -568,3 +572,53 @@ def test_directions_of_a_kernel_that_has_changed_leave_what_is_resolved():
         found = model.latent_mean(new)
         afresh = copy.deepcopy(model).double()
         assert float((found - afresh.latent_mean(new.double())).abs().max()) < 0.01
+
+
+# ------------------------------------------------------------ operators that evaluate no kernel
+class Features(AbstractOperator):
+    """``K = Phi Phi^T``: what is known of it is how it multiplies."""
+
+    num_kernels, memory_budget = 1, 2**26
+
+    def __init__(self, features):
+        self.features, self.counts = features, KernelCounts()
+
+    num_rows = property(lambda self: self.features.shape[0])
+    dtype = property(lambda self: self.features.dtype)
+    device = property(lambda self: self.features.device)
+
+    def matmul(self, block):
+        self.counts.passes += 1
+        return self.features @ (self.features.mT @ (block if block.dim() == 3 else block.unsqueeze(0)))
+
+    def cross_matmul(self, inputs, block):
+        return inputs @ (self.features.mT @ (block if block.dim() == 3 else block.unsqueeze(0)))
+
+    def diagonal(self, inputs=None):
+        return (self.features if inputs is None else inputs).square().sum(-1).unsqueeze(0)
+
+
+@pytest.mark.parametrize("approximation", ["laplace", "variational"])
+def test_an_operator_that_only_multiplies_gives_the_posterior_of_its_kernel(approximation):
+    x, y = make_classes(400)
+    phi = torch.cat([x, x.sin(), torch.ones(len(x), 1)], -1).double()
+    kernel = LinearKernel().double()
+    kernel.variance = 1.0
+    observations = Observations(CategoricalLikelihood(3), y)
+    solver = SubspaceNewton(tolerance=1e-8, covariance_rank=20, num_neighbours=0)
+    mean = torch.zeros(len(x), 3, dtype=torch.float64)
+    got, expected = (
+        solve(operator, mean, observations, solver, approximation=approximation)
+        for operator in (Features(phi), make_operator(kernel, phi, kind="blocked"))
+    )
+    assert got.kernel_passes == expected.kernel_passes
+    for name in ("representer_weights", "latent_values", "latent_covariance"):
+        assert_close(getattr(got, name), getattr(expected, name), "posterior")
+
+
+def test_what_needs_entries_says_so_where_there_are_none():
+    x, y = make_binary(60)
+    mean, observations = torch.zeros(60, 1, dtype=torch.float64), Observations(BernoulliLikelihood(), y)
+    for solver in (LinearTimeNewton(), SubspaceNewton(), IterNCGP(policy=UnitVectors())):
+        with pytest.raises(InputError, match=r"Kernel entries .* need a KernelOperator\. Got Features"):
+            solve(Features(x.double()), mean, observations, solver)

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from itergp.operators import KernelOperator
+from itergp.operators import AbstractOperator
 from itergp.persistence.digest import digest
 
 # Not in every version of PyTorch; without it, no memory counts as private.
@@ -42,7 +42,7 @@ class HeldTensors:
         """The tensors, for whoever does neither."""
         return self._tensors
 
-    def digests(self, operators: Iterable[KernelOperator | None] = ()) -> list[str | None]:
+    def digests(self, operators: Iterable[AbstractOperator | None] = ()) -> list[str | None]:
         """The SHA-256 of each tensor; their cost does not depend on the size of tensors that only the model can change.
 
         Args:
@@ -85,10 +85,10 @@ class HeldTensors:
         )
 
 
-def _views(operator: KernelOperator) -> list[Tensor]:
+def _views(operator: AbstractOperator) -> list[Tensor]:
     found: list[Tensor] = []
     for part in vars(operator).values():
-        found += [part] if torch.is_tensor(part) else _views(part) if isinstance(part, KernelOperator) else []
+        found += [part] if torch.is_tensor(part) else _views(part) if isinstance(part, AbstractOperator) else []
     return found
 
 

@@ -4,7 +4,8 @@ import warnings
 from typing import Any
 
 from itergp import parallel
-from itergp.operators.base import KernelCounts, KernelOperator
+from itergp.operators.abstract import AbstractOperator, KernelCounts
+from itergp.operators.base import KernelOperator
 from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.choose import OperatorClass, OperatorKind, make_operator, own_rows, require_operator
 from itergp.operators.keops import KeOpsOperator
@@ -15,6 +16,7 @@ from itergp.operators.sharded import ShardedOperator
 from itergp.operators.tiles import slices
 
 __all__ = [
+    "AbstractOperator",
     "BlockedOperator",
     "DenseOperator",
     "KeOpsOperator",

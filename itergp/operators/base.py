@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import time
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass, replace
 from typing import Any
 
 import gpytorch
@@ -15,6 +14,8 @@ from gpytorch.kernels import Kernel
 from linear_operator.operators import LinearOperator
 from torch import Tensor
 
+from itergp.errors import InputError
+from itergp.operators.abstract import AbstractOperator, KernelCounts
 from itergp.operators.block_product import BlockProduct
 from itergp.operators.derived import requires_grad
 from itergp.operators.groups import evaluates_groups
@@ -31,31 +32,9 @@ from itergp.operators.radial_product import with_norms
 from itergp.operators.recompute import Recomputation
 from itergp.operators.special import has_own_diagonal
 from itergp.operators.tiles import run, side_of_block, slices, symmetric, threads_for
-from itergp.parallel import ALL_ROWS, RowPartition
 
 
-@dataclass
-class KernelCounts:
-    """What an operator has done so far.
-
-    Attributes:
-        passes: Products with the training kernel matrix, whatever their number of columns.
-        columns: Columns multiplied, summed over those products.
-        entries: Kernel entries evaluated (a symmetric block counts once; cached entries are not counted again).
-        seconds: Time inside products.
-    """
-
-    passes: int = 0
-    columns: int = 0
-    entries: int = 0
-    seconds: float = 0.0
-
-    def copy(self) -> KernelCounts:
-        """A snapshot."""
-        return replace(self)
-
-
-class KernelOperator(ABC):
+class KernelOperator(AbstractOperator):
     """The prior covariance at the training inputs, ``K = blockdiag(K_1..K_C)``, and across to other inputs.
 
     One kernel may be shared by all latent functions (``num_kernels == 1``) or each may have its own. Products come
@@ -73,9 +52,6 @@ class KernelOperator(ABC):
         derived: What users of the operator made from its inputs, such as search trees; it lives as long as the cached entries.
     """
 
-    rows: RowPartition = ALL_ROWS
-    keeps_entries: bool = False
-
     def __init__(
         self, kernel: Kernel, inputs: Tensor, *, num_kernels: int = 1, memory_budget: int | None = None
     ) -> None:
@@ -89,16 +65,25 @@ class KernelOperator(ABC):
         self._radial_form = None if radial is None else radial.detached()
         self._centre = inputs.detach().reshape(-1, inputs.shape[-1]).mean(0)
 
+    @classmethod
+    def require(cls, operator: AbstractOperator) -> KernelOperator:
+        """The operator, if it evaluates a kernel.
+
+        Raises:
+            InputError: If it is of another kind.
+        """
+        if not isinstance(operator, KernelOperator):
+            raise InputError(
+                f"Kernel entries at some rows or inputs need a KernelOperator. Got {type(operator).__name__}, which has "
+                "products only. Use SubspaceNewton(policy=ClassGradient()) or Gradient(), with num_neighbours=0."
+            )
+        return operator
+
     # ------------------------------------------------------------------ shape
     @property
     def num_rows(self) -> int:
         """Number of training rows ``N``."""
         return self.inputs.shape[-2]
-
-    @property
-    def num_own_rows(self) -> int:
-        """Number of training rows of this process, ``N`` unless they are divided."""
-        return self.rows.local_size(self.num_rows)
 
     @property
     def dtype(self) -> torch.dtype:

@@ -218,10 +218,10 @@ def _condition(
     support: Tensor | None = None,
 ) -> CovarianceResult:
     """Marginals at the training inputs, a block of rows at a time: whitened products of all are as large as the products."""
-    variance, operator = problem.prior_variance(), problem.operator
+    variance = problem.prior_variance()
     latent_covariance = variance.new_empty(*variance.shape, variance.shape[-1])
     local, hoods, near = None, None, None
-    order = torch.arange(operator.num_own_rows, device=products.device)
+    order = torch.arange(problem.operator.num_own_rows, device=products.device)
     if num_neighbours > 0 and precision.rank > 0:  # without actions there is no whitening to build upon
         local = LocalActions.of(
             precision,
@@ -232,7 +232,7 @@ def _condition(
             support=support,
             partition=problem.rows,
         )
-        hoods = local.neighbourhoods(operator)
+        hoods = local.neighbourhoods(problem.kernel_operator)
         numbers, near = hoods.near_training(num_neighbours)
         order = numbers - problem.rows.start()
     for i in problem.rows.chunks(problem.num_rows, _CHUNK_ROWS if local is None else local.chunk_rows):
@@ -240,7 +240,7 @@ def _condition(
         whitened = precision.whiten(products[own])
         covariance = marginal_covariance(variance[own], whitened)
         if local is not None and hoods is not None and near is not None:
-            inputs = operator.inputs[..., own + problem.rows.start(), :]
+            inputs = problem.kernel_operator.inputs[..., own + problem.rows.start(), :]
             covariance = reduced(covariance, local.reduction(hoods, inputs, whitened, near.part(i)))
         latent_covariance[own] = covariance
     return CovarianceResult(precision, latent_covariance, products, local)

@@ -12,7 +12,7 @@ from itergp.numerics.blocks import curvature_eigen
 from itergp.numerics.cholesky import tolerant_cholesky
 from itergp.numerics.rounding import thresholds
 from itergp.numerics.spectral import lifted, symmetric, whitening
-from itergp.operators import KernelOperator, slices
+from itergp.operators import AbstractOperator, slices
 from itergp.parallel import ALL_ROWS, RowPartition
 
 _CHUNK_ROWS = 8192
@@ -110,7 +110,7 @@ class Actions:
         return cls(like.new_zeros(*like.shape, 0))
 
 
-def multiply(operator: KernelOperator, block: Tensor) -> Tensor:
+def multiply(operator: AbstractOperator, block: Tensor) -> Tensor:
     """``K`` times a block ``(N, C, k)``, latent function by latent function, in one pass."""
     size, latents, width = block.shape
     if operator.num_kernels == 1:
@@ -126,7 +126,7 @@ def columns_times(entries: Tensor, block: Tensor) -> Tensor:
     return torch.bmm(entries, block.movedim(1, 0)).movedim(0, 1)
 
 
-def cross_multiply(operator: KernelOperator, inputs: Tensor, block: Tensor) -> Tensor:
+def cross_multiply(operator: AbstractOperator, inputs: Tensor, block: Tensor) -> Tensor:
     """``k(inputs, X)`` times a block ``(N, C, k)``: ``(M, C, k)``."""
     size, latents, width = block.shape
     if operator.num_kernels == 1:

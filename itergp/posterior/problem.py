@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from itergp.likelihoods import Likelihood, Site
-from itergp.operators import KernelOperator
+from itergp.operators import AbstractOperator, KernelOperator
 from itergp.parallel import RowPartition
 
 _ENTRIES = 4.0  # units of rounding by which an entry of the kernel may be wrong
@@ -26,13 +26,22 @@ class Problem:
     """
 
     mean: Tensor
-    operator: KernelOperator
+    operator: AbstractOperator
     site: Site
 
     @property
     def num_rows(self) -> int:
         """N, those of all processes."""
         return self.operator.num_rows
+
+    @property
+    def kernel_operator(self) -> KernelOperator:
+        """The operator where kernel entries are asked of it.
+
+        Raises:
+            InputError: If it is of a kind that has products only.
+        """
+        return KernelOperator.require(self.operator)
 
     @property
     def rows(self) -> RowPartition:

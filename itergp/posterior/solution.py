@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.operators import KernelOperator
+from itergp.operators import AbstractOperator
 from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.persistence import DERIVED
 from itergp.posterior.local_actions import LocalActions
@@ -111,7 +111,7 @@ class Solution:
     elbo: float
     space: Any = field(default=None, metadata=DERIVED)
     coordinates: Tensor | None = field(default=None, metadata=DERIVED)
-    operator: KernelOperator | None = field(default=None, metadata=DERIVED)
+    operator: AbstractOperator | None = field(default=None, metadata=DERIVED)
     curvature: Tensor | None = None
     actions: Any = field(default=None, metadata=DERIVED)
     support: Tensor | None = None

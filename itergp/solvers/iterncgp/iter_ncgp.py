@@ -224,7 +224,7 @@ class IterNCGP(BaseSolver[IterNCGPState]):
         proposal = None
         if not state.exhausted:
             seen = view(
-                problem.operator,
+                problem.kernel_operator,
                 belief,
                 state.memory,
                 index=state.index,
@@ -235,7 +235,7 @@ class IterNCGP(BaseSolver[IterNCGPState]):
             proposal = self.policy.propose(seen)
         room = None if self.max_rank is None else self.max_rank - belief.rank
         if proposal is not None and (room is None or room > 0):
-            belief.observe(problem.operator, proposal, room)
+            belief.observe(problem.kernel_operator, proposal, room)
         state = replace(
             state,
             index=state.index + 1,

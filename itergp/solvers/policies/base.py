@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from itergp.operators import KernelOperator
+from itergp.operators import AbstractOperator, KernelOperator
 from itergp.solvers.iterncgp.linear_belief import LinearBelief
 from itergp.solvers.iterncgp.noise import Noise
 from itergp.solvers.policies.memory import Memory
@@ -41,7 +41,7 @@ class View:
     curvature: Tensor
     weights: Tensor
     latent_values: Tensor
-    operator: KernelOperator
+    operator: AbstractOperator
     index: int = 0
     step: int = 0
     newton_step: int = 0
@@ -55,6 +55,15 @@ class View:
         return self.gradient.shape[0], self.gradient.shape[1]
 
     @property
+    def kernel_operator(self) -> KernelOperator:
+        """K, where its entries are asked for.
+
+        Raises:
+            InputError: If it is of a kind that has products only.
+        """
+        return KernelOperator.require(self.operator)
+
+    @property
     def residual(self) -> Tensor:
         """``r = b - (K + W^+) v`` of the linear system ``(N, C)``, on the range of W, in the data's dtype."""
         if self.belief is not None:
@@ -65,7 +74,7 @@ class View:
     def inputs(self) -> Tensor:
         """Training inputs ``(N, D)`` in which distance means what it means to the kernel."""
         if "inputs" not in self.memory:
-            self.memory["inputs"] = self.operator.scaled_inputs()
+            self.memory["inputs"] = self.kernel_operator.scaled_inputs()
         return self.memory["inputs"]
 
     def variance(self) -> Tensor:

@@ -50,17 +50,17 @@ class KernelColumns(BasePolicy):
         start = view.index * self.width
         if start >= points.shape[-2]:
             return None
-        block = kernel_columns(view.operator, points[..., start : start + self.width, :])  # (C', N, width)
+        block = kernel_columns(view.kernel_operator, points[..., start : start + self.width, :])  # (C', N, width)
         if view.operator.num_kernels == 1:
             return columns(block[0], view.shape[1])
         return torch.einsum("cnk,cd->nckd", block, torch.eye(view.shape[1]).to(block)).flatten(2)
 
     def _points(self, view: View) -> Tensor:
         if self.inputs is not None:
-            return self.inputs.to(view.operator.inputs)
+            return self.inputs.to(view.kernel_operator.inputs)
         if self not in view.memory:
             rows = farthest_points(view.inputs, min(self.num_inputs, view.shape[0]))
-            view.memory[self] = view.operator.inputs[..., rows, :]
+            view.memory[self] = view.kernel_operator.inputs[..., rows, :]
         return view.memory[self]
 
 

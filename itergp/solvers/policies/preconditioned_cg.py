@@ -56,7 +56,7 @@ class PreconditionedCG(BasePolicy):
         if self not in view.memory:
             rank = min(self.rank, view.shape[0])
             find = pivoted_cholesky if self.method == "cholesky" else sketched_eigenvectors
-            view.memory[self] = [find(view.operator, rank, self.seed), None, None]
+            view.memory[self] = [find(view.kernel_operator, rank, self.seed), None, None]
         notes = view.memory[self]
         if notes[1] is not view.curvature:  # a new Newton step
             notes[1], notes[2] = view.curvature, _inner_factor(notes[0], view.curvature)

@@ -7,8 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
-from itergp.operators import KernelOperator
-from itergp.operators.base import KernelCounts
+from itergp.operators import AbstractOperator, KernelCounts
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class Budget:
     started: float = field(default_factory=time.perf_counter)
 
     @classmethod
-    def of(cls, operator: KernelOperator, max_passes: int | None, time_limit: float | None) -> Budget:
+    def of(cls, operator: AbstractOperator, max_passes: int | None, time_limit: float | None) -> Budget:
         """That of a run which begins now.
 
         Args:

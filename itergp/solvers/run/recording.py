@@ -14,7 +14,7 @@ import psutil
 import torch
 from torch import Tensor
 
-from itergp.operators import KernelOperator
+from itergp.operators import AbstractOperator
 from itergp.posterior.posterior import Posterior
 from itergp.posterior.problem import Problem
 from itergp.posterior.solution import Certificate, Solution
@@ -174,7 +174,7 @@ def spectrum_source(posterior: Posterior) -> Tensor | None:
     return gram if 0 < gram.shape[0] <= _SPECTRUM_LIMIT else None
 
 
-def run_settings(problem: Problem, operator: KernelOperator, solver: Solver[Any], approximation: str) -> RunSettings:
+def run_settings(problem: Problem, operator: AbstractOperator, solver: Solver[Any], approximation: str) -> RunSettings:
     """What is solved, and within which limits."""
     return RunSettings(
         solver=type(solver).__name__,

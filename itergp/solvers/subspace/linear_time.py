@@ -227,7 +227,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
     # ------------------------------------------------------------------- start
     def init(self, problem: Problem, warm_start: Solution | None = None) -> LinearTimeState:
         """Starts at the prior mean, or from an earlier solution's support and weights."""
-        space, settled = SupportSpace.start(problem.operator, self._limit(problem)), False
+        space, settled = SupportSpace.start(problem.kernel_operator, self._limit(problem)), False
         coordinates = torch.zeros(problem.num_latents, 0, dtype=torch.float64, device=problem.mean.device)
         kept = None if warm_start is None else warm_start.space
         if (
@@ -241,13 +241,13 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
                 settled = warm_start.status.reason is Reason.SETTLED
             else:  # another kernel: the support is worth keeping, its products are not
                 for rows in kept.rows[: self._limit(problem)].split(_BATCH):
-                    space = space.with_rows(rows, problem.operator)
+                    space = space.with_rows(rows, problem.kernel_operator)
                 coordinates = space.project(warm_start.representer_weights.to(problem.mean))
                 coordinates = torch.linalg.solve(space.gram, coordinates.unsqueeze(-1)).squeeze(-1)
         return LinearTimeState(space, evaluate(problem, space, coordinates), settled=settled)
 
     def _limit(self, problem: Problem) -> int:
-        operator = problem.operator
+        operator = problem.kernel_operator
         size = problem.mean.element_size() * operator.num_kernels
         budget = operator.memory_budget * operator.rows.num_processes
         return self._most(operator.num_rows, problem.num_latents, size, budget)
@@ -291,7 +291,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         return min(limit, size + int(problem.rows.broadcast(more)))  # by the clock of the first process
 
     def _grow(self, problem: Problem, state: LinearTimeState, size: int) -> LinearTimeState:
-        space, proposals, operator = state.space, state.proposals, problem.operator
+        space, proposals, operator = state.space, state.proposals, problem.kernel_operator
         policy = self.policy if self.policy is not None else UnitVectors(order="leverage", rows=_BATCH)
         gradient = (state.iterate.gradient - state.weights).to(problem.mean)
         while space.rows.numel() < size:
@@ -379,7 +379,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         def write(rows: slice, entries: Tensor) -> None:
             products[rows] = columns_times(entries, actions)
 
-        problem.operator.with_columns(support, write)
+        problem.kernel_operator.with_columns(support, write)
         return products
 
     def _neighbours(self, num_rows: int, num_latents: int) -> int:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from itergp.numerics.rounding import HALF_OF_A_UNIT, thresholds
 from itergp.numerics.spectral import eigh, symmetric, whitening
-from itergp.operators import KernelOperator, slices
+from itergp.operators import AbstractOperator, slices
 from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.persistence import DERIVED
 from itergp.posterior.problem import Problem
@@ -50,7 +50,7 @@ class SearchSpace:
         return self.directions.shape[-1]
 
     @classmethod
-    def empty(cls, operator: KernelOperator) -> SearchSpace:
+    def empty(cls, operator: AbstractOperator) -> SearchSpace:
         """The space {0}."""
         shape = (operator.num_kernels, operator.num_own_rows, 0)
         zeros = torch.zeros(shape, dtype=operator.dtype, device=operator.device)
@@ -120,7 +120,7 @@ class SearchSpace:
 
     # ------------------------------------------------------------------ growth
     def extend(
-        self, block: Tensor, operator: KernelOperator, multiply: Callable[[Tensor], Tensor] | None = None
+        self, block: Tensor, operator: AbstractOperator, multiply: Callable[[Tensor], Tensor] | None = None
     ) -> tuple[SearchSpace, Tensor]:
         """Adds the directions of a block in one pass over the kernel.
 
@@ -171,7 +171,7 @@ class SearchSpace:
         )
         return grown, block_products
 
-    def extend_with(self, block: Tensor, extra: Tensor, operator: KernelOperator) -> tuple[SearchSpace, Tensor]:
+    def extend_with(self, block: Tensor, extra: Tensor, operator: AbstractOperator) -> tuple[SearchSpace, Tensor]:
         """``extend`` by D, and in the same pass ``K R`` ``(N, C)`` for a block R ``(N, C)`` that does not join the space."""
         own = extra.unsqueeze(0) if operator.num_kernels == 1 else extra.mT.unsqueeze(-1)  # (C', N, k)
         found = []
