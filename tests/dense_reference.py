@@ -279,7 +279,7 @@ class Check:
 
     @property
     def variational(self) -> bool:
-        return self.solution.approximation == "variational" and not self.model._calculus.quadratic
+        return self.solution.approximation == "variational" and not self.model.calculus.quadratic
 
     def require(self, kind: str, error: Tensor, allowed: Tensor | float) -> None:
         """An error must be below what is allowed, elementwise."""
@@ -311,14 +311,14 @@ class Check:
             nodes = torch.from_numpy(nodes)[:, None, None]
             weights = torch.from_numpy(weights) / math.sqrt(2.0 * math.pi)
         else:
-            nodes, weights = (t.double() for t in self.model._calculus.standard_nodes(self.f))
+            nodes, weights = (t.double() for t in self.model.calculus.standard_nodes(self.f))
         covariance = self.solution.latent_covariance
         return lambda f: self.reference.expected_derivatives(f, covariance, nodes, weights)
 
     def certificate(self) -> None:
         """The mean is as near to the mode as the certificate and the residual say."""
         q = self.solution.certificate.norm_squared if self.solution.certificate else math.inf
-        if not self.model._calculus.log_concave:
+        if not self.model.calculus.log_concave:
             self.stationary()
         if not math.isfinite(q) or self.spec.likelihood in ("laplace", "gl laplace"):  # whose modes are kinks
             return
@@ -359,7 +359,7 @@ class Check:
 
     def curvature(self) -> Tensor | None:
         """W that the covariance must belong to: our own where it is the Hessian, otherwise the solution's."""
-        if self.model._calculus.curvature != "hessian" or (self.variational and self.reference.latents > 1):
+        if self.model.calculus.curvature != "hessian" or (self.variational and self.reference.latents > 1):
             return self.solution.curvature
         return self.site()(self.f)[1]
 
@@ -472,9 +472,9 @@ def _check(spec: Spec) -> str:
         return f"refused: {str(error)[:70]}"
     except NoModel as error:
         return f"refused: {str(error)[:70]}"
-    held = model._held_inputs
+    held = model.held_data.inputs
     rows = tuple(torch.cat(pair) for pair in zip(held, new, strict=True))
-    dtype, latents = getattr(torch, spec.dtype), model._calculus.num_latents
+    dtype, latents = getattr(torch, spec.dtype), model.calculus.num_latents
     try:
         priors = [prior_of(make_model(spec)[0], rows, kind) for kind in (dtype, torch.float64)]
     except Exception as error:

@@ -292,7 +292,7 @@ def check_saving(folder: Path) -> None:
     torch.save(model.predict(make_inputs(7)).probs, folder / f"predicted.{dist.get_rank()}.pt")
     model.save(folder / "model.safetensors")
     loaded = make_model("categorical", 20, operator="sharded").load(folder / "model.safetensors")
-    solution = loaded._current_solution()
+    solution = loaded.current_solution
     assert solution is not None
     assert solution.rows == model.solution.rows
     assert solution.representer_weights.shape == model.solution.representer_weights.shape
@@ -318,7 +318,7 @@ def check_checkpoint(folder: Path, rank: int, part: str) -> None:
             model.condition(checkpoint=path, checkpoint_every=0, callback=callback)
         return
     model.condition(checkpoint=path, checkpoint_every=0)
-    passes = model._operator.counts.passes
+    passes = model.last_conditioned.operator.counts.passes
     assert 0 < passes < model.solution.kernel_passes - 4
     undisturbed = make_model("categorical", ROWS, **made).condition()
     assert model.solution.kernel_passes == undisturbed.kernel_passes
@@ -400,7 +400,9 @@ def check_learning_checkpoint(folder: Path, rank: int) -> None:
     resumed = fit(again, callback=new.append, **kept)
     assert not new
     assert resumed.reason == result.reason
-    assert again._operator.counts.passes < result.solution.kernel_passes == resumed.solution.kernel_passes
+    assert (
+        again.last_conditioned.operator.counts.passes < result.solution.kernel_passes == resumed.solution.kernel_passes
+    )
     for first, second in zip(again.parameters(), expected.parameters(), strict=True):
         assert torch.equal(first, second)
     assert torch.equal(again.solution.representer_weights, expected.solution.representer_weights)
@@ -449,7 +451,7 @@ def check_failure(rank: int, how: str) -> None:
     else:
         with pytest.raises(SolverError, match=r"All processes of the group must take part"):
             model.condition(callback=callback)
-    assert model._solution is None
+    assert model.last_solution is None
     with pytest.raises(SolverError, match=r"All processes of the group must take part"):
         model.condition()
 

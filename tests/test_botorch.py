@@ -240,7 +240,7 @@ def test_observations_fit_the_likelihood(name):
     samples = posterior.rsample(torch.Size([4]))
     assert samples.shape == posterior._extended_shape(torch.Size([4]))
     labels = samples.argmax(-1) if name == "categorical" else samples.squeeze(-1)
-    model._calculus.validate_targets(labels.flatten())
+    model.calculus.validate_targets(labels.flatten())
     assert isinstance(posterior, GPyTorchPosterior if name == "gaussian" else ResponsePosterior)
     if name == "gaussian":
         alone = model.likelihood(model(_points(3, 2)[0]))
@@ -346,7 +346,7 @@ def test_looking_ahead_from_the_prior_is_the_dense_posterior(name, approximation
     mean = torch.zeros(1, 8, latents, dtype=prior.dtype)
     with torch.no_grad():
         v, A = look_ahead(
-            model._calculus, mean, S[None], model.train_targets, variational=approximation == "variational"
+            model.calculus, mean, S[None], model.train_targets, variational=approximation == "variational"
         )
     posterior = (S - S @ A[0] @ S).diagonal().view(8, latents)
     exact = solution.latent_covariance.diagonal(dim1=-2, dim2=-1)
@@ -462,10 +462,10 @@ def test_the_knowledge_gradient_has_gradients():
 
 def test_evaluating_an_acquisition_function_keeps_the_search_space():
     model = make_model("bernoulli-logit")
-    solution, operator = model.solution, model._training_operator()
+    solution, operator = model.solution, model.conditioned.operator
     acquisition.PosteriorMean(BotorchModel(model))(_points(3, 1))  # moves its model to the points
     assert model.solution is solution
-    assert model._training_operator() is operator
+    assert model.conditioned.operator is operator
     assert model.float().train_inputs[0].dtype == torch.float32
 
 

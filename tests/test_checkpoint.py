@@ -413,7 +413,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_run(tmp_path):
     for path in (tmp_path / "missing" / "run.safetensors", tmp_path):
         with pytest.raises(itergp.InputError, match=r"`checkpoint` must be a file that can be written.*Choose another"):
             model.condition(checkpoint=path)
-    assert model._solution is None
+    assert model.last_solution is None
 
 
 def test_a_full_disk_is_refused_before_the_run(tmp_path, monkeypatch):

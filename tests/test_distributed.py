@@ -78,7 +78,7 @@ def test_two_processes_find_what_one_finds(pair, name):
 
 def test_one_process_reads_what_two_saved(pair):
     model = make_model("categorical", 20).load(pair / "model.safetensors")
-    assert model._current_solution() is not None
+    assert model.current_solution is not None
     for rank in range(2):
         assert_close(torch.load(pair / f"predicted.{rank}.pt"), model.predict(make_inputs(7)).probs)
 

@@ -270,13 +270,13 @@ def test_gradients_of_the_elbo_are_finite_differences(name):
 @pytest.mark.parametrize("name", WHOLE)
 def test_what_is_no_function_of_two_rows_is_evaluated_whole(name):
     _, model = _pair(name)
-    assert isinstance(model._training_operator().kernel, TabulatedKernel)
+    assert isinstance(model.conditioned.operator.kernel, TabulatedKernel)
 
 
 @pytest.mark.parametrize("name", [name for name in MODELS if name not in WHOLE])
 def test_functions_of_two_rows_are_evaluated_in_blocks(name):
     _, model = _pair(name)
-    assert not isinstance(model._training_operator().kernel, TabulatedKernel)
+    assert not isinstance(model.conditioned.operator.kernel, TabulatedKernel)
 
 
 SOME = ("times", "scaled by call", "moving grid", "inducing points", "keyword")
@@ -794,7 +794,7 @@ def test_an_operator_of_ones_own():
     x = _inputs(4, seed=9)
     with torch.no_grad():
         assert_close(own(x).mean, usual(x).mean, "posterior")
-    assert isinstance(own._training_operator(), Straightforward)
+    assert isinstance(own.conditioned.operator, Straightforward)
     assert own.plan().operator == "Straightforward"
     with pytest.raises(
         InputError, match=r"`operator` must be one of .*or pass a subclass of itergp\.operators\.Kernel"
@@ -914,7 +914,7 @@ def test_neighbours_are_where_entries_of_groups_can_be_had(name):
         return SimpleGP(x, (x[:, 0] > 0).long(), BernoulliLikelihood(), **options).double().eval()
 
     model = model_of(solver=SubspaceNewton(covariance_rank=4, num_neighbours=5))
-    assert model._training_operator().evaluates_groups is expected
+    assert model.conditioned.operator.evaluates_groups is expected
     exact = model_of()
     new = make_inputs(4, 2, seed=4)
     with torch.no_grad():
@@ -940,7 +940,7 @@ def test_a_covariance_that_is_evaluated_whole_has_no_neighbours():
     whole, plain = (Model(flag).double().eval() for flag in (True, False))
     new = make_inputs(4, 2, seed=4)
     with torch.no_grad():
-        assert not whole._training_operator().evaluates_groups
+        assert not whole.conditioned.operator.evaluates_groups
         assert whole.solution.local is None
         assert_close(whole(new).mean, plain(new).mean, "posterior")
     for objective in ("elbo", "predictive"):
@@ -966,7 +966,7 @@ def test_a_posterior_with_neighbours_serves_a_prior_that_is_evaluated_whole():
         assert found.local is not None
         seen = model.eval()(new)
         assert model.solution is found
-        assert isinstance(model._training_operator().kernel, TabulatedKernel)
+        assert isinstance(model.conditioned.operator.kernel, TabulatedKernel)
         plain = Model().double().eval()
         expected = plain(new)
         assert plain.solution.local is None

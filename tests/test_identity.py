@@ -236,7 +236,7 @@ def test_any_change_is_noticed(change):
     assert model.solution is not first
     assert not torch.allclose(after, before, rtol=1e-3, atol=1e-3)
     fresh = copy.deepcopy(model)
-    fresh._forget()
+    fresh.prediction_strategy = None
     assert_close(after, fresh.latent_mean(x), "posterior", dtype=torch.float32)
     kept = model.solution
     model.predict(x)
@@ -327,7 +327,7 @@ def test_dropout_is_noticed_when_it_begins():
     model.eval()
     first = model.solution
     model.train()
-    assert identity_of(model) != model._identity
+    assert identity_of(model) != model.last_conditioned.key
     model.eval()
     assert model.solution is first
 
@@ -353,11 +353,11 @@ KEPT = {
 @pytest.mark.parametrize("act", KEPT.values(), ids=KEPT)
 def test_what_changes_nothing_costs_no_pass(act):
     model = make_user_model()
-    first, operator = model.solution, model._operator
+    first, operator = model.solution, model.last_conditioned.operator
     passes = operator.counts.passes
     act(model)
     assert model.solution is first
-    assert model._operator is operator
+    assert model.last_conditioned.operator is operator
     assert operator.counts.passes == passes
 
 
@@ -400,7 +400,7 @@ def test_counting_evaluations_changes_nothing():
 def test_what_a_callback_changes_is_no_counter():
     model = make_user_model(PolynomialKernel(power=1))
     model.condition(callback=lambda _: _setting("covar_module.power", 2)(model))
-    assert model._current_solution() is None
+    assert model.current_solution is None
     first = model.condition()
     assert model.solution is first
     model.covar_module.power = 3
@@ -427,11 +427,11 @@ def test_copies_keep_the_posterior_whatever_they_hold():
     model.names, model.plain, model.itself = {"b", "a"}, Plain(), [model]
     expected = model.latent_mean(make_inputs(3))
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), copy.deepcopy(model).to(torch.float64)):
-        assert other._current_solution() is not None
+        assert other.current_solution is not None
         assert torch.equal(other.latent_mean(make_inputs(3)), expected)
         other.plain.size = 4
-        assert other._current_solution() is None
-    assert model._current_solution() is not None
+        assert other.current_solution is None
+    assert model.current_solution is not None
 
 
 # ------------------------------------------------------------- cost, and memory
@@ -708,7 +708,7 @@ def test_a_posterior_of_another_kernel_is_not_loaded(tmp_path):
         itergp.ItergpWarning, match=r"covar_module\.base_kernel\.nu differs: 0\.5 in the file, 2\.5 here"
     ):
         other.load(path)
-    assert other._current_solution() is None
+    assert other.current_solution is None
     fresh = (
         SimpleGP(*make_binary(ROWS), BernoulliLikelihood(), kernel=ScaleKernel(MaternKernel(nu=2.5))).double().eval()
     )

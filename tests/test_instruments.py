@@ -564,7 +564,7 @@ def test_a_listener_hears_of_learning():
 
 def test_a_solve_below_a_model_leaves_data_that_a_trace_reads():
     model = binary(60)
-    prior = model._prior(model.train_inputs)
+    prior = model.prior_at(model.train_inputs)
     operator = make_operator(prior.kernel, prior.features, num_kernels=prior.num_kernels)
     data = solve(operator, prior.mean.detach(), model.observations, SubspaceNewton()).trace
     assert type(data) is TraceData

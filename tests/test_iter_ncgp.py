@@ -67,7 +67,7 @@ def test_one_newton_step_with_all_actions_is_the_published_one(name):
     solver = IterNCGP(policy=policies.UnitVectors(rows=40), iterations=1, max_steps=1, step="full", tolerance=1e-14)
     model = make_model(name, kernel=make_kernel(1.0, 0.3), solver=solver, approximation="laplace")
     solution = model.condition()
-    prior = model._prior(model.train_inputs)
+    prior = model.prior_at(model.train_inputs)
     mean, kernel = prior.mean.detach(), model.covar_module(model.train_inputs[0]).to_dense().detach()
     gradient, curvature = model.likelihood.derivatives(mean, model.train_targets)
     latents = mean.shape[1]
@@ -136,7 +136,7 @@ def test_one_kernel_product_per_action(name):
     # One product per action, the last of them for the certificate; the weights are an action at no product.
     assert [record.kernel_passes for record in solution.trace] == list(range(1, 11))
     assert solution.rank <= 11 + 1
-    assert model._operator.counts.columns == 11 * model.solution.representer_weights.shape[1]
+    assert model.last_conditioned.operator.counts.columns == 11 * model.solution.representer_weights.shape[1]
 
 
 @pytest.mark.parametrize("name", ["bernoulli-logit", "categorical"])
@@ -150,7 +150,7 @@ def test_solutions_are_recycled_by_the_next_conditioning(name):
     model.covar_module.outputscale = 5.0
     warm = model.condition()
     cold = copy.deepcopy(model)
-    cold._forget()
+    cold.prediction_strategy = None
     assert warm.kernel_passes <= cold.condition().kernel_passes + 1
     assert_close(warm.latent_values, cold.solution.latent_values, "derivative")
 
@@ -240,7 +240,7 @@ def test_a_nan_carries_the_last_good_solution(monkeypatch):
         return (gradient * float("nan"), curvature) if len(calls) > 2 else (gradient, curvature)
 
     monkeypatch.setattr(type(model.likelihood), "derivatives", spoiled)
-    model._forget()
+    model.prediction_strategy = None
     try:
         solution = model.condition()
     except SolverError as error:
@@ -296,7 +296,7 @@ def test_a_solution_without_curvature_cannot_be_decomposed():
     import dataclasses
 
     model = make_model("poisson")
-    model._solution = dataclasses.replace(model.condition(), curvature=None)
+    model.adopt(dataclasses.replace(model.condition(), curvature=None))
     with pytest.raises(InputError, match=r"need the curvature .* Got a solution without it"):
         model.decompose_uncertainty(make_inputs(3))
 

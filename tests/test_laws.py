@@ -37,7 +37,7 @@ def solved(model: SimpleGP, solver, approximation="laplace"):
     """The model's solution by another solver, on a copy."""
     twin = copy.deepcopy(model)
     twin.solver, twin.approximation = solver, approximation
-    twin._forget()
+    twin.prediction_strategy = None
     return twin, twin.condition()
 
 
@@ -138,9 +138,9 @@ def test_the_certificate_is_as_tight_as_the_curvature_allows(name, seed, scale, 
 
 def _exact_mode(model, solution):
     """The exact mode of the objective that the last stage minimised."""
-    prior = model._prior(model.train_inputs)
+    prior = model.prior_at(model.train_inputs)
     calculus = as_likelihood(model.likelihood)
-    problem = Problem(prior.mean.detach(), model._make_operator(prior), LaplaceSite(model.observations))
+    problem = Problem(prior.mean.detach(), model.make_operator(prior), LaplaceSite(model.observations))
     if solution.approximation == "variational" and not calculus.quadratic:
         first = solve_problem(problem, model.solver, final=False)  # deterministic: the same marginals again
         site = VariationalSite.from_covariance(model.observations, first.latent_covariance)
@@ -150,8 +150,8 @@ def _exact_mode(model, solution):
 
 def _latent_mean(model, solution, x):
     with torch.no_grad():
-        operator = model._make_operator(model._prior(model.train_inputs))
-        return LatentPosterior.at(model._prior((x,)), operator, solution, covariance=False).mean
+        operator = model.make_operator(model.prior_at(model.train_inputs))
+        return LatentPosterior.at(model.prior_at((x,)), operator, solution, covariance=False).mean
 
 
 @settings(max_examples=60)
@@ -259,7 +259,7 @@ def test_recycling_changes_cost_and_not_the_answer(name):
     model.covar_module.outputscale = 5.0
     warm = model.condition()
     twin = copy.deepcopy(model)
-    twin._forget()
+    twin.prediction_strategy = None
     cold = twin.condition()
     assert warm.kernel_passes <= cold.kernel_passes + 1
     assert_close(model(x).mean, twin(x).mean, "posterior")
@@ -338,7 +338,7 @@ def test_a_certificate_knows_that_the_kernel_matrix_is_indefinite():
     with torch.no_grad():
         model(x)
         grid.base_kernel.lengthscale = 1.5
-        solution, matrix = model.solution, model._training_operator().dense()[0]
+        solution, matrix = model.solution, model.conditioned.operator.dense()[0]
         exact = matrix @ torch.linalg.solve(matrix + 0.01 * torch.eye(40), y)
         error = (solution.latent_values[:, 0] - exact).abs()
         assert bool((error <= solution.certificate.latent_error(x)[:, 0] + 1e-9).all())

@@ -121,7 +121,7 @@ def test_predictions_evaluate_the_kernel_at_the_support_alone():
     assert solution.precision.actions.shape[0] == 20
     assert int((solution.representer_weights != 0.0).sum()) <= 20
     assert solution.kernel_entries < 10 * 20 * 300
-    full = model._latent((make_inputs(5, seed=3),))
+    full = model.latent_posterior(make_inputs(5, seed=3))
     with torch.no_grad():
         cross = model.covar_module(make_inputs(5, seed=3), model.train_inputs[0]).to_dense()
         assert_close(full.mean, model.mean_module.constant + cross @ solution.representer_weights, "posterior")

@@ -155,7 +155,7 @@ def test_tempering_joins_plug_in_and_posterior():
         with torch.no_grad():
             latent, zeros = model.latent_mean(x), torch.zeros(5, 3 if name == "categorical" else 1, 1)
             size = latent.shape[1]
-            plug_in = model._calculus.predictive(latent, zeros.double().expand(5, size, size))
+            plug_in = model.calculus.predictive(latent, zeros.double().expand(5, size, size))
             first, last = model.predict(x, tempering=math.inf), model.predict(x, tempering=0.0)
             if size == 1:
                 assert_close(first.mean, plug_in.mean)
@@ -538,7 +538,7 @@ def test_the_model_keeps_what_it_had_if_a_look_at_an_early_posterior_fails():
     model, x = make_model("bernoulli-logit"), make_inputs(5, seed=3)
     with pytest.raises(ZeroDivisionError, match="division by zero"):
         model.condition(on_posterior=lambda solution: 1 / 0)
-    assert model._solution is None
+    assert model.last_solution is None
 
     def press(solution):
         if solution.status.reason is not Reason.RUNNING:
@@ -641,7 +641,7 @@ def test_joint_covariance(name, rank):
     with torch.no_grad():
         posterior = model(x)
         covariance = posterior.covariance_matrix
-        row_covariance = model._latent((x,)).row_covariance()
+        row_covariance = model.latent_posterior(x).row_covariance()
     assert model.solution.rank <= (40 * 3 if rank is None else rank)
     size = covariance.shape[0]
     assert covariance.shape == (size, size)

@@ -87,7 +87,7 @@ def test_what_cannot_fit_is_refused_before_it_starts(solver, monkeypatch):
         InputError, match=r"must fit into the free memory, 1.0 MiB. Got about .* Please lower covariance_rank"
     ):
         model.condition()
-    assert model._solution is None
+    assert model.last_solution is None
 
 
 @pytest.mark.parametrize("kept", [2**26, 0])

@@ -209,7 +209,7 @@ def test_unit_vectors_are_the_subset_of_data():
     model = SimpleGP(x, y, CategoricalLikelihood(3), solver=solver, approximation="laplace").double().eval()
     noise = Noise.from_curvature(_prior_curvature(40))
     right = torch.randn(40, 3, dtype=torch.float64)
-    operator = model._make_operator(model._prior(model.train_inputs))
+    operator = model.make_operator(model.prior_at(model.train_inputs))
     linear = IterGP(policy=policies.UnitVectors(rows=4), max_iterations=3).solve(operator, noise, right)
     small = make_operator(model.covar_module, x[subset])
     few = Noise.from_curvature(_prior_curvature(12))

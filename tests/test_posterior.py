@@ -56,7 +56,7 @@ def _model(name: str = SINGLE, kernel=_rough, *, rank: int = 6, neighbours: int 
 def _exact(model, x) -> torch.Tensor:
     """The exact variance for the curvature at the returned mean ``(M, C)``."""
     with torch.no_grad():
-        return exact_variance(model._training_operator(), model.solution.curvature, model._prior((x,)).features)
+        return exact_variance(model.conditioned.operator, model.solution.curvature, model.prior_at((x,)).features)
 
 
 def _cases():
@@ -91,7 +91,7 @@ def test_the_joint_covariance_of_a_call_exceeds_the_exact_one(name, kernel):
         assert_close(covariance.diagonal(), latent.variance.flatten(), "posterior")
         assert float(torch.linalg.eigvalsh(covariance).min()) > -1e-8
         assert float(torch.linalg.eigvalsh(covariance - exact).min()) > -1e-6
-        marginal = model._latent((x,)).row_covariance()
+        marginal = model.latent_posterior(x).row_covariance()
         assert_close(latent.variance.reshape(12, -1), marginal.diagonal(dim1=-2, dim2=-1), "posterior")
         # A process: some of the inputs have the covariance that they have among all.
         size = covariance.shape[0] // 12

@@ -115,7 +115,7 @@ def test_everything_a_posterior_depends_on_is_saved(make, tmp_path):
 def test_an_unconditioned_model_is_saved_without_posterior(tmp_path):
     model = make_model("bernoulli-logit")
     model.save(tmp_path / "model.safetensors")
-    assert model._solution is None  # saving a checkpoint costs no solve
+    assert model.last_solution is None  # saving a checkpoint costs no solve
     other = make_model("bernoulli-logit", 20).load(tmp_path / "model.safetensors")
     _assert_same_model(other, model, make_inputs(5, seed=3))
 
@@ -126,7 +126,7 @@ def test_a_stale_posterior_is_not_saved(tmp_path):
     model.covar_module.outputscale = 0.1
     model.save(tmp_path / "model.safetensors")
     other = make_model("bernoulli-logit").load(tmp_path / "model.safetensors")
-    assert other._solution is None
+    assert other.last_solution is None
     fresh = make_model("bernoulli-logit")
     fresh.covar_module.outputscale = 0.1
     _assert_same_model(other, fresh, make_inputs(5, seed=3))

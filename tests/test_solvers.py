@@ -114,7 +114,7 @@ def test_the_dense_reference_starts_from_an_earlier_solution_only_where_it_is_be
 @torch.no_grad()
 def test_the_dense_reference_takes_singular_kernels_and_large_curvatures():
     model = _monthly(_seasonal(), DenseNewton())
-    kernel = model._training_operator().dense().double()
+    kernel = model.conditioned.operator.dense().double()
     for size in (1.0, 1e8):  # the larger one amplifies the rounding of the kernel beyond one
         root = torch.full((96, 1, 1), size).double()
         joint, factor = dense.factorise(kernel, root)
@@ -123,7 +123,7 @@ def test_the_dense_reference_takes_singular_kernels_and_large_curvatures():
         assert float((joint - exact).abs().max()) < 1e-10 * float(exact.abs().max())
         # What a posterior reports and what it is compared with.
         _, covariance = dense.dense_posterior(kernel, root, kernel.diagonal(dim1=-2, dim2=-1).mT)
-        variance = exact_variance(model._training_operator(), root.square(), model.train_inputs[0])
+        variance = exact_variance(model.conditioned.operator, root.square(), model.train_inputs[0])
         assert float((covariance[:, 0] - variance).abs().max()) < 1e-9
 
 
@@ -237,7 +237,7 @@ def test_dense_newton_refuses_what_does_not_fit(monkeypatch):
 def test_dense_newton_finds_a_stationary_point_by_finite_differences():
     model = make_model("categorical", approximation="laplace", solver=DenseNewton())
     solution = model.condition()
-    prior = model._prior(model.train_inputs)
+    prior = model.prior_at(model.train_inputs)
     kernel = model.covar_module(model.train_inputs[0]).to_dense().detach()
     likelihood = CategoricalLikelihood(3)
 

@@ -55,7 +55,7 @@ class LatentModel(Model, FantasizeMixin):
         self.model = model
         self.input_transform = input_transform
         if outcome_transform is not None:  # BoTorch asks whether there is such an attribute
-            if not _is_gaussian(model._calculus):
+            if not _is_gaussian(model.calculus):
                 raise InputError(
                     "`outcome_transform` needs a Gaussian likelihood, whose outputs have the units of the targets. "
                     f"Got {type(model.likelihood).__name__}, whose outputs are latent functions. Leave it out, and "
@@ -72,7 +72,7 @@ class LatentModel(Model, FantasizeMixin):
     @property
     def num_latents(self) -> int:
         """Number C of latent functions of the model."""
-        return self.model._calculus.num_latents
+        return self.model.calculus.num_latents
 
     @property
     def num_outputs(self) -> int:
@@ -154,12 +154,12 @@ class LatentModel(Model, FantasizeMixin):
             if outputs != tuple(range(self.num_latents)):
                 distribution = select_outputs(distribution, outputs)
             posterior = GPyTorchPosterior(distribution)
-        if (transform := self._known_outcome_transform) is not None:
+        if (transform := self.known_outcome_transform) is not None:
             posterior = transform.untransform_posterior(posterior, X=X)
         return posterior if posterior_transform is None else posterior_transform(posterior)
 
     def _observed(self, distribution: MultivariateNormal) -> Posterior:
-        calculus = self.model._calculus
+        calculus = self.model.calculus
         if _is_gaussian(calculus) and calculus.exchangeable:
             return GPyTorchPosterior(calculus.marginal(distribution))
         return ResponsePosterior(distribution, calculus)
@@ -179,8 +179,8 @@ class LatentModel(Model, FantasizeMixin):
                 "New observations have the noise of the likelihood and no other keywords. Got "
                 f"{sorted(options)}. Leave them out."
             )
-        calculus = self.model._calculus
-        if not calculus.exchangeable or calculus.observation_at(self.model._held_inputs):
+        calculus = self.model.calculus
+        if not calculus.exchangeable or calculus.observation_at(self.model.held_data.inputs):
             raise InputError(
                 f"New observations need a likelihood that is the same for all rows. Got {type(self.likelihood).__name__}. "
                 "Build a model of all rows with their noise."
@@ -190,12 +190,13 @@ class LatentModel(Model, FantasizeMixin):
                 "`X` and `Y` must have shapes (..., n, D) and (..., n, m) with the same n. Got "
                 f"{tuple(X.shape)} and {tuple(Y.shape)}. Add a last dimension to Y: Y.unsqueeze(-1)."
             )
-        if (transform := self._known_outcome_transform) is not None:
+        if (transform := self.known_outcome_transform) is not None:
             Y, _ = transform.eval()(Y)  # in training mode it would be learned from these few
         return self.transform_inputs(X), Y
 
     @property
-    def _known_outcome_transform(self) -> OutcomeTransform | None:
+    def known_outcome_transform(self) -> OutcomeTransform | None:
+        """What the targets are in terms of the observations, or None."""
         return self.outcome_transform if hasattr(self, "outcome_transform") else None
 
 
@@ -209,7 +210,7 @@ def as_targets(model: NonConjugateGP, Y: Tensor) -> Tensor:
     Raises:
         InputError: If they do not fit the likelihood.
     """
-    calculus, like = model._calculus, model.train_targets
+    calculus, like = model.calculus, model.train_targets
     rows = Y.reshape(-1, Y.shape[-1])
     if rows.shape[-1] == getattr(calculus, "num_classes", None):
         rows = rows.argmax(-1, keepdim=True)

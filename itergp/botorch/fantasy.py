@@ -29,7 +29,7 @@ class FantasyModel(LatentModel):
     """
 
     def __init__(self, base: LatentModel, X: Tensor, Y: Tensor) -> None:
-        super().__init__(base.model, base.input_transform, base.outputs, base._known_outcome_transform)
+        super().__init__(base.model, base.input_transform, base.outputs, base.known_outcome_transform)
         self.base, self.X, self.Y = base, X, Y
         block = LatentBlock.at(base.model, X)
         batch = torch.broadcast_shapes(X.shape[:-2], Y.shape[:-2])
@@ -38,7 +38,7 @@ class FantasyModel(LatentModel):
         covariance = covariance.expand(*batch, *covariance.shape[-2:])
         targets = as_targets(base.model, Y.expand(*batch, *Y.shape[-2:]))
         weights, precision = look_ahead(
-            base.model._calculus,
+            base.model.calculus,
             mean.reshape(-1, *mean.shape[-2:]),
             covariance.reshape(-1, *covariance.shape[-2:]),
             targets,

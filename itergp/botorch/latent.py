@@ -52,8 +52,8 @@ class LatentBlock:
     def at(cls, model: NonConjugateGP, X: Tensor) -> LatentBlock:
         """The posterior of a model at ``X`` ``(*b, q, D)``; one product with the cross-kernel."""
         shape = X.shape[:-1]
-        part = model._latent(model._test_inputs(X.reshape(-1, X.shape[-1])))
-        operator = model._training_operator()
+        part = model.latent_posterior(X.reshape(-1, X.shape[-1]))
+        operator = model.conditioned.operator
         features, shared = part.prior.features, operator.num_kernels == 1
         if features.dim() == 2:
             features = features.reshape(*shape, -1)

@@ -105,9 +105,9 @@ class BotorchModel(LatentModel):
         if X.dim() > 2 or Y.dim() > 2:
             return FantasyModel(self, X, Y)
         targets = as_targets(self.model, Y.detach())
-        solution = self.model.solution
+        self.model.solution  # noqa: B018 # found now if it is not known
         longer = copy.deepcopy(self.model)
-        longer._solution = solution  # with the search space, which a copy leaves behind
+        longer.continue_from(self.model)  # with the search space, which a copy leaves behind
         longer.append_train_data(X.detach(), targets)
         return self._of(longer, self.outputs).eval()
 
@@ -116,7 +116,7 @@ class BotorchModel(LatentModel):
         return BotorchModel(
             model,
             input_transform=self.input_transform,
-            outcome_transform=self._known_outcome_transform,
+            outcome_transform=self.known_outcome_transform,
             outputs=outputs,
         )
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from itergp.diagnostics.metrics import Reliability, class_probabilities, reliability
+from itergp.learning.held_out import held_out_splits
 from itergp.likelihoods import Observations
 from itergp.models import LatentPosterior, NonConjugateGP
 from itergp.operators import Prior, make_operator
@@ -24,8 +25,6 @@ SHARPER = (512.0, 2048.0, 8192.0, 32768.0)
 # Shares of the log-density that humility may cost: that much in any case, and as much as that if a standard error allows it.
 _INVISIBLE, _TOLERANCE = 0.003, 0.01
 _SAME = 0.001  # share of the log-density by which a sharp candidate may differ from the plugged-in mean
-FOLDS = 4
-FEW_ROWS = 1000  # up to here every row is held out once
 
 
 @dataclass(frozen=True)
@@ -69,16 +68,11 @@ def calibrate_predictions(model: NonConjugateGP, *, num_rows: int, seed: int = 0
         seed: Of the draw.
     """
     observations = model.observations
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(observations.num_rows, generator=generator).to(observations.targets.device)
-    if observations.sample_weight is not None:
-        order = order[observations.sample_weight[order] > 0]
-    folds = order[:num_rows].tensor_split(min(FOLDS, order.numel()))
-    turns = range(len(folds)) if min(num_rows, order.numel()) <= FEW_ROWS else range(1)
+    splits = held_out_splits(observations, num_rows=num_rows, seed=seed)
     with torch.no_grad():
-        prior = model._prior(model.train_inputs)
-        parts = [_marginals(model, prior, torch.cat([*folds[:k], *folds[k + 1 :]]), folds[k]) for k in turns]
-        held_out = observations.take(torch.cat([folds[k] for k in turns]))
+        prior = model.prior_at(model.held_data.inputs)
+        parts = [_marginals(model, prior, *split) for split in splits]
+        held_out = observations.take(torch.cat([rows for _, rows in splits]))
         densities: dict[Choice, Tensor] = {}
         humility: dict[Choice, float] = {}
         for approximation in APPROXIMATIONS:

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -24,13 +25,14 @@ from itergp.learning.parameters import FreeParameter, free_parameters
 from itergp.learning.resuming import open_checkpointer, save_learned
 from itergp.models import NonConjugateGP
 from itergp.models.batches import refuse_without_data
-from itergp.models.conditioning import keeping_posterior
+from itergp.models.run_options import RunOptions
 from itergp.models.starting_values import initialise_model
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective, log_density_of_priors
 from itergp.operators import own_rows
-from itergp.parallel import RowPartition, require_everywhere
+from itergp.parallel import RowPartition
 from itergp.persistence import StateDict
+from itergp.persistence.checkpoint import CheckpointSection
 from itergp.records import FitRecord, LearningTrace, Listeners
 from itergp.solvers import Reason, Solution
 
@@ -146,62 +148,130 @@ def fit(
         InputError: If the model has nothing to learn, or an argument is out of its range, or the checkpoint is damaged or
             belongs to something else.
     """
-    settings = {
-        "objective": objective,
-        "optimizer": optimizer,
-        "max_iterations": max_iterations,
-        "learning_rate": learning_rate,
-        "max_rows": max_rows,
-        "num_restarts": num_restarts,
-        "calibrate": calibrate,
-        "time_limit": time_limit,
-        "initialise_kernel": initialise_kernel,
-        "seed": seed,
-    }
-    if _learns_by_element(model, objective, {"on_posterior": on_posterior, "checkpoint": checkpoint}):
-        return _fit_elements(model, settings | {"progress": progress, "callback": callback})
-    most = _largest_subset(model) if max_rows == "auto" else max_rows
-    _check(optimizer, max_iterations, learning_rate, most, num_restarts, time_limit)
-    rows = own_rows(model.operator_kind, model.train_targets.shape[0], model.train_inputs[0].device)
-    for name, given in (("on_posterior", on_posterior), ("checkpoint", checkpoint)):
-        require_everywhere(rows, name, given)
-    file = None if checkpoint is None else open_checkpointer(model, checkpoint, checkpoint_every, settings, rows)
+    settings = Settings(
+        objective=objective,
+        optimizer=optimizer,
+        max_iterations=max_iterations,
+        learning_rate=learning_rate,
+        max_rows=max_rows,
+        num_restarts=num_restarts,
+        calibrate=calibrate,
+        time_limit=time_limit,
+        initialise_kernel=initialise_kernel,
+        seed=seed,
+    )
+    options = RunOptions(progress, callback, on_posterior, checkpoint, checkpoint_every)
+    if _learns_by_element(model, objective, options):
+        return _fit_elements(model, settings, options)
+    settings.check()
+    return _fit(model, settings, options)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the result of ``fit`` depends on; see there."""
+
+    objective: str | Objective
+    optimizer: str
+    max_iterations: int
+    learning_rate: float
+    max_rows: int | str | None
+    num_restarts: int
+    calibrate: bool
+    time_limit: float | None
+    initialise_kernel: bool
+    seed: int
+
+    def check(self) -> None:
+        """Refuses what is out of range.
+
+        Raises:
+            InputError: Naming the first of these.
+        """
+        if self.optimizer not in OPTIMIZERS:
+            raise InputError(f"`optimizer` must be one of {OPTIMIZERS}. Got {self.optimizer!r}.")
+        require_positive("max_iterations", self.max_iterations, integer=True)
+        if self.max_rows != "auto":
+            require_positive("max_rows", self.max_rows, integer=True)  # type: ignore[arg-type] # anything else is refused
+        require_positive("learning_rate", self.learning_rate)
+        require_positive("time_limit", self.time_limit)
+        if self.num_restarts < 0:
+            raise InputError(f"`num_restarts` must be 0 or more. Got {self.num_restarts}. Leave it out for none.")
+
+
+@dataclass(frozen=True)
+class _Learned:
+    """What learning came to.
+
+    Attributes:
+        learner: At the end.
+        reason: Why it ended.
+        started: When, by the clock of this run.
+        initialised: Names of hyperparameters that got a starting value.
+        part: Where the conditioning that follows is kept, or None.
+    """
+
+    learner: Learner
+    reason: Stop
+    started: float
+    initialised: list[str]
+    part: CheckpointSection | Path | None
+
+
+def _fit(model: NonConjugateGP, settings: Settings, options: RunOptions) -> Any:
+    """Learns, chooses the predictive distribution, and conditions."""
+    learned = _learn(model, settings, options)
+    _warn_of_extremes(learned.learner.free)
+    model.eval()
+    seconds = {"learn": time.perf_counter() - learned.started}
+    calibration = _calibrate(model, settings.seed, seconds) if settings.calibrate else None
+    begun = time.perf_counter()
+    solution = model.condition(
+        progress=options.progress,
+        on_posterior=options.on_posterior,
+        checkpoint=learned.part,
+        checkpoint_every=options.checkpoint_every,
+    )
+    seconds["condition"] = time.perf_counter() - begun
+    records, reason = learned.learner.records, learned.reason
+    logarithmic = [parameter.name for parameter in learned.learner.free if parameter.constraint is not None]
+    learning = LearningTrace(records, reason.name, seconds, logarithmic)
+    result = FitResult(solution, records, reason.value, seconds, learned.initialised, calibration)
+    return _results(solution, learning, result)
+
+
+def _learn(model: NonConjugateGP, settings: Settings, options: RunOptions) -> _Learned:
+    """Learns hyperparameters; the model is in training mode afterwards."""
+    inputs = model.held_data.inputs[0]
+    rows = own_rows(model.operator_kind, model.held_data.targets.shape[0], inputs.device)
+    options.require_everywhere(rows)
+    file, path = None, options.checkpoint
+    if path is not None and not isinstance(path, CheckpointSection):
+        file = open_checkpointer(model, path, options.checkpoint_every, vars(settings), rows)
     earlier = None if file is None else file.checkpoint_state
     started = time.perf_counter() - (0.0 if earlier is None else earlier.values["seconds"])
     before = [parameter.variable.detach().clone() for parameter in free_parameters(model)]
-    initialised = initialise_model(model) if initialise_kernel else []
+    initialised = initialise_model(model) if settings.initialise_kernel else []
     free = free_parameters(model)
     if not free:
         raise InputError(
             "`fit` needs parameters to learn. Got none that require gradients. Use model.condition() instead."
         )
-    stages = _stages(objective, model, optimizer, max_iterations, learning_rate, most, seed)
-    deadline = None if time_limit is None else started + time_limit
+    stages = _stages(model, settings)
+    deadline = None if settings.time_limit is None else started + settings.time_limit
     model.tempering = 0.0  # what was chosen for other hyperparameters
     model.train()
-    with ProgressBar(enabled=progress) as bar, rows.abort_together():
-        saved_by = file if rows.first else None
-        learner = Learner(model, free, optimizer, deadline, started, Listeners(bar, callback), checkpointer=saved_by)
+    on_posterior = options.on_posterior
+    with ProgressBar(enabled=options.progress) as bar, rows.abort_together():
+        listeners, saved_by = Listeners(bar, options.callback), file if rows.first else None
+        learner = Learner(model, free, settings.optimizer, deadline, started, listeners, checkpointer=saved_by)
         look = partial(_look, model, on_posterior) if on_posterior is not None and not rows.sharded else None
-        reason = _run(learner, stages, num_restarts, seed, before, earlier, look)
+        reason = _run(learner, stages, settings.num_restarts, settings.seed, before, earlier, look)
     reason = _agree(model, reason, rows)
     part = None
     if file is not None and reason is not Stop.INTERRUPTED:  # an interrupted run is to go on learning
         part = save_learned(file, learner.state(stages[-1].objective, reason), rows)
-    _warn_of_extremes(free)
-    model.eval()
-    seconds = {"learn": time.perf_counter() - started}
-    calibration = _calibrate(model, seed, seconds) if calibrate else None
-    begun = time.perf_counter()
-    solution = model.condition(
-        progress=progress, on_posterior=on_posterior, checkpoint=part, checkpoint_every=checkpoint_every
-    )
-    seconds["condition"] = time.perf_counter() - begun
-    logarithmic = [parameter.name for parameter in free if parameter.constraint is not None]
-    learning = LearningTrace(learner.records, reason.name, seconds, logarithmic)
-    return _results(
-        solution, learning, FitResult(solution, learner.records, reason.value, seconds, initialised, calibration)
-    )
+    return _Learned(learner, reason, started, initialised, part)
 
 
 def _results(solution: Any, learning: LearningTrace, result: FitResult) -> Any:
@@ -213,7 +283,7 @@ def _results(solution: Any, learning: LearningTrace, result: FitResult) -> Any:
     return tuple(results) if several else results[0]
 
 
-def _learns_by_element(model: NonConjugateGP, objective: str | Objective, single: dict[str, Any]) -> bool:
+def _learns_by_element(model: NonConjugateGP, objective: str | Objective, options: RunOptions) -> bool:
     """Whether this is a batch of models that share nothing; arguments of single models are refused for any batch.
 
     Raises:
@@ -223,7 +293,7 @@ def _learns_by_element(model: NonConjugateGP, objective: str | Objective, single
         refuse_without_data("fit")
     if not model.data_batch_shape:
         return False
-    for name, value in single.items():
+    for name, value in options.of_single_models.items():
         if value is not None:
             raise InputError(
                 f"`{name}` of `fit` is that of a single model. Got a batch of shape {tuple(model.data_batch_shape)}. Leave it "
@@ -235,31 +305,15 @@ def _learns_by_element(model: NonConjugateGP, objective: str | Objective, single
     return torch.allclose(each, log_density_of_priors(model).flatten())  # not if a prior could not be divided
 
 
-def _fit_elements(model: NonConjugateGP, settings: dict[str, Any]) -> Any:
+def _fit_elements(model: NonConjugateGP, settings: Settings, options: RunOptions) -> Any:
     """Fits every element of a batch of models by itself; a tuple where a single model gives one result."""
-    results = tuple(fit(element, **settings | {"calibrate": False}) for element in model.batch_elements)
+    settings = replace(settings, calibrate=False)
+    settings.check()
+    results = tuple(_fit(element, settings, options) for element in model.batch_elements)
     model.collect_elements()
     model.tempering = 0.0
     model.eval()
     return results
-
-
-def _check(
-    optimizer: str,
-    max_iterations: int,
-    learning_rate: float,
-    max_rows: int | str | None,
-    num_restarts: int,
-    time_limit: float | None,
-) -> None:
-    if optimizer not in OPTIMIZERS:
-        raise InputError(f"`optimizer` must be one of {OPTIMIZERS}. Got {optimizer!r}.")
-    require_positive("max_iterations", max_iterations, integer=True)
-    require_positive("max_rows", max_rows, integer=True)  # type: ignore[arg-type] # anything else is refused
-    require_positive("learning_rate", learning_rate)
-    require_positive("time_limit", time_limit)
-    if num_restarts < 0:
-        raise InputError(f"`num_restarts` must be 0 or more. Got {num_restarts}. Leave it out for none.")
 
 
 def _largest_subset(model: NonConjugateGP) -> int:
@@ -299,15 +353,10 @@ def _agree(model: NonConjugateGP, reason: Stop, rows: RowPartition) -> Stop:
     return reasons[int(rows.broadcast(torch.tensor(reasons.index(reason), device=model.train_inputs[0].device)))]
 
 
-def _stages(
-    objective: str | Objective,
-    model: NonConjugateGP,
-    optimizer: str,
-    max_iterations: int,
-    learning_rate: float,
-    max_rows: int | None,
-    seed: int,
-) -> list[Stage]:
+def _stages(model: NonConjugateGP, settings: Settings) -> list[Stage]:
+    objective, optimizer, seed = settings.objective, settings.optimizer, settings.seed
+    max_iterations, learning_rate = settings.max_iterations, settings.learning_rate
+    max_rows = _largest_subset(model) if settings.max_rows == "auto" else settings.max_rows
     if isinstance(objective, Objective):
         return [Stage("learn", objective, max_iterations, learning_rate)]
     element = model.batch_elements[0]
@@ -328,7 +377,7 @@ def _stages(
     if optimizer == "lbfgs":  # a line search compares values: one split, and no trace of earlier evaluations in them
         options |= {"renew_every": None, "tolerance": 1e-6, "warm_start": False}
     total = element.train_targets.shape[0]
-    last = total if max_rows is None else min(total, max_rows)
+    last = total if max_rows is None else min(total, int(max_rows))
     if last <= _SUBSET_ROWS or max_iterations < 2:
         held_out = PredictiveLogDensity(model.likelihood, model, num_rows=last, **options)
         return [Stage("learn", held_out, max_iterations, learning_rate)]
@@ -353,7 +402,7 @@ def _look(model: NonConjugateGP, on_posterior: Callable[[Solution], None]) -> bo
     Returns whether it was interrupted.
     """
     solver, approximation = model.solver, model.approximation
-    with keeping_posterior(model):
+    with model.keeping_posterior():
         model.eval()
         model.solver, model.approximation = solver.loosened(_LOOK_FACTOR).without_covariance(), "laplace"
         try:

@@ -12,7 +12,8 @@ from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, RQKernel
 from torch import Tensor
 
 from itergp.errors import SolverError
-from itergp.learning.calibration import FEW_ROWS, FOLDS, humblest
+from itergp.learning.calibration import humblest
+from itergp.learning.held_out import held_out_splits
 from itergp.models import NonConjugateGP
 from itergp.models.starting_values import rows_seen
 from itergp.objectives import PredictiveLogDensity
@@ -41,7 +42,7 @@ def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0) -> float | None:
         The limit in deviations, or None if the lengthscales stay.
     """
     with torch.no_grad():
-        prior = model._prior(model.train_inputs)
+        prior = model.prior_at(model.held_data.inputs)
         features = prior.features if prior.features.dim() == 2 else prior.features[0]
         usable = _usable(prior.kernel, features)
         if not any(_exceeds(kernel, columns, LIMITS[0]) for kernel, columns in usable):
@@ -67,16 +68,9 @@ def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0) -> float | None:
 def _held_out_density(model: NonConjugateGP, seed: int) -> Tensor:
     """Log-densities of held-out rows at the mode ``(M,)``, float64: of a quarter, or of few rows each quarter in turn."""
     observations = model.observations
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(observations.num_rows, generator=generator).to(observations.targets.device)
-    if observations.sample_weight is not None:
-        order = order[observations.sample_weight[order] > 0]
-    folds = order[:_MOST_ROWS].tensor_split(min(FOLDS, order.numel()))
-    turns = range(len(folds)) if order.numel() <= FEW_ROWS else range(1)
-    prior, found = model._prior(model.train_inputs), []
-    for k in turns:
-        train = torch.cat([*folds[:k], *folds[k + 1 :]])
-        part, validation = prior.take(train), prior.take(folds[k])
+    prior, found = model.prior_at(model.held_data.inputs), []
+    for train, held_out in held_out_splits(observations, num_rows=_MOST_ROWS, seed=seed):
+        part, validation = prior.take(train), prior.take(held_out)
         operator = make_operator(
             prior.kernel, part.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
         )
@@ -84,7 +78,7 @@ def _held_out_density(model: NonConjugateGP, seed: int) -> Tensor:
         solution = solve(operator, part.mean, observations.take(train), solver, approximation="laplace")
         across, weights = restricted(operator, solution.support), solution.weights_on_support().unsqueeze(-1)
         mean = validation.mean + cross_multiply(across, validation.features, weights)[..., 0]
-        found.append(observations.take(folds[k]).log_density(mean).double())
+        found.append(observations.take(held_out).log_density(mean).double())
     return torch.cat(found)
 
 

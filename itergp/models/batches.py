@@ -117,7 +117,7 @@ def either(
 
     @functools.wraps(method)
     def called(self: Any, *args: Options.args, **kwargs: Options.kwargs) -> Any:
-        if not self._held_inputs:
+        if not self.held_data.inputs:
             refuse_without_data(name)
         if self._batch is None:
             return method(self, *args, **kwargs)
@@ -267,7 +267,9 @@ def check_batch(
         calculus = as_likelihood(element_likelihood(likelihood, shape, index), found)
         if check_rows:
             calculus.check_rows(found[0].shape[0], target)
-        observed = as_observations(target, found, calculus, weight, missing_targets, nan_targets)
+        observed = as_observations(
+            target, found[0].new_empty(found[0].shape[0]), calculus, weight, missing_targets, nan_targets
+        )
         valid.append(observed.targets)
         one = found[0].new_ones(found[0].shape[0])
         weights.append(one if observed.sample_weight is None else observed.sample_weight)

@@ -2,138 +2,139 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from itergp.diagnostics import ProgressBar, Trace
 from itergp.errors import InputError
+from itergp.likelihoods import Observations
 from itergp.models.checkpointing import finished_solution, open_checkpointer, save_final
+from itergp.models.conditioned import Conditioned, KnownPosterior
 from itergp.models.hyperparameters import hyperparameters
 from itergp.models.identity import describe_prior, identify, identity_of
 from itergp.models.planning import check_memory, problem_size
-from itergp.models.validation import check_kernel, check_parameters
+from itergp.models.protocol import Model
+from itergp.models.run_options import RunOptions
+from itergp.models.validation import as_test_inputs, check_kernel, check_parameters
 from itergp.operators import BlockedOperator, KernelOperator
-from itergp.parallel import require_everywhere
-from itergp.persistence.checkpoint import CheckpointSection
 from itergp.persistence.identity import Identity
-from itergp.records import TraceRecord
 from itergp.solvers import Solution, solve
 
-if TYPE_CHECKING:
-    from itergp.models.nonconjugate_gp import NonConjugateGP
 
-
-def find_posterior(
-    model: NonConjugateGP,
-    *,
-    progress: bool,
-    callback: Callable[[TraceRecord], None] | None,
-    on_posterior: Callable[[Solution], None] | None,
-    checkpoint: str | os.PathLike[str] | CheckpointSection | None,
-    checkpoint_every: float,
-) -> Solution:
-    """``NonConjugateGP.condition``, which says what the arguments are; the model predicts from the result."""
-    check_parameters(model, model.train_inputs)
-    gradients = torch.is_grad_enabled()
-    untouched = describe_prior(model)
+def find_posterior(model: Model, options: RunOptions) -> Conditioned:
+    """The posterior at the present hyperparameters, from which the model is to predict; see ``NonConjugateGP.condition``."""
+    check_parameters(model.named_parameters(), model.held_data.like)
+    gradients, untouched = torch.is_grad_enabled(), describe_prior(model)
     with torch.no_grad():
-        prior = model._prior(model.train_inputs)
-        identity = identity_of(model)  # forward may have updated buffers
-        operator = model._make_operator(prior)
-        if operator.rows.sharded:
-            identity.require_same(operator.rows)
-        for name, given in (("on_posterior", on_posterior), ("checkpoint", checkpoint)):
-            require_everywhere(operator.rows, name, given)
+        prior = model.prior_at(model.held_data.inputs)
+        key = identity_of(model)  # forward may have updated buffers
+        operator = model.make_operator(prior)
+        rows = operator.rows
+        if rows.sharded:
+            key.require_same(rows)
+        options.require_everywhere(rows)
+        observations = model.viewed_observations()
         checkpointer = None
-        if checkpoint is not None:
-            about = model.solver, prior.mean, operator.rows, partial(identify, model)
-            checkpointer = open_checkpointer(checkpoint, checkpoint_every, *about)
-        if checkpointer is not None and (known := finished_solution(checkpointer, operator.device)) is not None:
-            model._restore(model.train_inputs, model.train_targets, model.sample_weight, known)
-            return model.solution
-        if model._operator is not None and model._identity is not None and model._identity.matches(identity):
-            operator = model._operator
-        else:
-            check_kernel(operator)
-            check_memory(operator, model.solver, problem_size(model, operator))
-
-        def hand_out(early: Solution) -> None:
-            assert on_posterior is not None
-            early = bounded(model, early, identity)
-            with keeping_posterior(model), torch.set_grad_enabled(gradients):
-                _take(model, early, operator, identity)
-                on_posterior(early)
-
-        with ProgressBar(enabled=progress and operator.rows.first) as bar:
+        if options.checkpoint is not None:
+            about = model.solver, prior.mean, rows, partial(identify, model)
+            checkpointer = open_checkpointer(options.checkpoint, options.checkpoint_every, *about)
+            if (known := finished_solution(checkpointer, operator.device)) is not None:
+                return _conditioned(model, operator, observations, key, known.divide(rows) if rows.sharded else known)
+        operator = _checked(model, operator, observations, key)
+        hand_out = None
+        if options.on_posterior is not None:
+            conditioned = partial(_conditioned, model, operator, observations, key)
+            hand_out = _handing_out(model, conditioned, options.on_posterior, gradients)
+        with ProgressBar(enabled=options.progress and rows.first) as bar:
             solution = solve(
                 operator,
                 prior.mean.contiguous(),
-                model.observations,
+                observations,
                 model.solver,
                 approximation=model.approximation,
-                warm_start=model._solution,
-                listeners=[bar] if callback is None else [bar, callback],
+                warm_start=model.last_solution,
+                listeners=[bar] if options.callback is None else [bar, options.callback],
                 trace=Trace(),
-                on_posterior=None if on_posterior is None else hand_out,
+                on_posterior=hand_out,
                 checkpoint=checkpointer,
             )
     operator.release()
     solution.trace.hyperparameters = hyperparameters(model)
     if checkpointer is not None:
         save_final(checkpointer, solution)
-    if callback is None and on_posterior is None:  # which may change a model in earnest
-        identity = identity.with_counters(untouched, describe_prior(model))
-    solution = bounded(model, solution, identity)
-    _take(model, solution, operator, identity)
-    return solution
+    if options.callback is None and options.on_posterior is None:  # which may change a model in earnest
+        key = key.with_counters(untouched, describe_prior(model))
+    return _conditioned(model, operator, observations, key, solution)
 
 
-def bounded(model: NonConjugateGP, solution: Solution, identity: Identity) -> Solution:
+def complete(model: Model, known: KnownPosterior, key: Identity) -> Conditioned:
+    """A posterior that is alone, with operator and observations made again."""
+    if isinstance(known, Conditioned) and known.serves(training=model.training):
+        return known
+    with torch.no_grad():
+        operator = model.make_operator(model.prior_at(model.held_data.inputs))
+    return Conditioned(known.solution, key, operator, model.viewed_observations(), model.training)
+
+
+def _conditioned(
+    model: Model, operator: KernelOperator, observations: Observations, key: Identity, solution: Solution
+) -> Conditioned:
+    return Conditioned(bounded(model, solution, key), key, operator, observations, model.training)
+
+
+def _checked(model: Model, operator: KernelOperator, observations: Observations, key: Identity) -> KernelOperator:
+    """The operator of the last posterior if nothing has changed, otherwise the new one, once it is known to be usable."""
+    last = model.last_conditioned
+    if last is not None and last.key is not None and last.key.matches(key) and last.serves(training=model.training):
+        return last.operator
+    check_kernel(operator)
+    check_memory(operator, model.solver, problem_size(operator, observations.likelihood, model.approximation))
+    return operator
+
+
+def _handing_out(
+    model: Model,
+    conditioned: Callable[[Solution], Conditioned],
+    on_posterior: Callable[[Solution], None],
+    gradients: bool,
+) -> Callable[[Solution], None]:
+    """The user's function; while it runs, the model predicts from what it is called with."""
+
+    def hand_out(early: Solution) -> None:
+        meanwhile = conditioned(early)
+        with model.keeping_posterior(meanwhile), torch.set_grad_enabled(gradients):
+            on_posterior(meanwhile.solution)
+
+    return hand_out
+
+
+def bounded(model: Model, solution: Solution, key: Identity) -> Solution:
     """A solution whose certificate knows the prior variance, and so bounds errors at any input."""
     if solution.certificate is None:
         return solution
-    bound = PriorVariance(model, identity)
+    bound = PriorVariance(model, key)
     return replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
 
 
 class PriorVariance:
     """Prior variance at inputs, for a certificate; refuses once what it belongs to has changed."""
 
-    def __init__(self, model: NonConjugateGP, identity: Identity) -> None:
+    def __init__(self, model: Model, key: Identity) -> None:
         self.model = model
-        self.identity = identity
+        self.key = key
 
     def __call__(self, x: Tensor | tuple[Tensor, ...]) -> Tensor:
         """``k_c(x, x)`` ``(M, C)``."""
-        if not self.identity.matches(identity_of(self.model)):
+        if not self.key.matches(identity_of(self.model)):
             raise InputError(
                 "The certificate belongs to hyperparameters or data that have since changed. "
                 "Take it from model.solution again."
             )
         with torch.no_grad():
-            prior = self.model._prior(self.model._test_inputs(x))
+            prior = self.model.prior_at(as_test_inputs(x, self.model.held_data.inputs))
             operator = BlockedOperator(prior.kernel, prior.features, num_kernels=prior.num_kernels)
             return operator.diagonal().mT.expand(prior.mean.shape)
-
-
-@contextmanager
-def keeping_posterior(model: NonConjugateGP) -> Iterator[None]:
-    """Whatever posterior the model takes meanwhile, afterwards it has the present one again."""
-    kept = model._solution, model._operator, model._made_in_training, model._identity
-    try:
-        yield
-    finally:
-        model._solution, model._operator, model._made_in_training, model._identity = kept
-
-
-def _take(model: NonConjugateGP, solution: Solution, operator: KernelOperator, identity: Identity) -> None:
-    """Makes a solution the model's posterior as it was when its identity was taken."""
-    model._take_operator(operator)
-    model._solution, model._identity = solution, identity

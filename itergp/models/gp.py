@@ -62,7 +62,7 @@ class GP(NonConjugateGP):
         _require_part("mean", mean, Mean)
         _require_part("kernel", kernel, Kernel)
         super().__init__(x, y, likelihood, **options)
-        inputs = self._held_inputs
+        inputs = self.held_data.inputs
         if len(inputs) != 1:
             raise InputError(
                 f"`x` of a GP must be one matrix of inputs. Got {len(inputs)}. Concatenate their columns, or subclass "
@@ -73,11 +73,11 @@ class GP(NonConjugateGP):
                 f"A GP is a single model. Got data of batch shape {tuple(self.data_batch_shape)}. Subclass "
                 "itergp.models.NonConjugateGP, whose mean and kernel have that batch_shape or none."
             )
-        latents = self._calculus.num_latents
+        latents = self.calculus.num_latents
         shape = torch.Size([latents] if latents > 1 else [])
         self.mean_module = ConstantMean(batch_shape=shape) if mean is None else mean
         self.covar_module = _default_kernel(inputs[0].shape[1]) if kernel is None else kernel
-        self.to(self._like_data)
+        self.to(self.held_data.like)
         if kernel is None:
             with torch.no_grad():
                 initialise(self.covar_module, inputs[0])

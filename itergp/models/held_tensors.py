@@ -9,7 +9,6 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from itergp.operators import AbstractOperator
 from itergp.persistence.digest import digest
 
 # Not in every version of PyTorch; without it, no memory counts as private.
@@ -26,7 +25,7 @@ class HeldTensors:
     CUDA, are not noticed.
 
     Args:
-        tensors: The tensors, or None for those that there are not.
+        tensors: Training inputs, then targets, then weights; None for those that there are not.
     """
 
     def __init__(self, tensors: tuple[Tensor | None, ...]) -> None:
@@ -42,15 +41,35 @@ class HeldTensors:
         """The tensors, for whoever does neither."""
         return self._tensors
 
-    def digests(self, operators: Iterable[AbstractOperator | None] = ()) -> list[str | None]:
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """Training inputs ``(N, D)`` or ``(*b, N, D)`` each, to look at; none of a model without data."""
+        return self._tensors[:-2]  # type: ignore[return-value]
+
+    @property
+    def targets(self) -> Tensor:
+        """Training targets ``(N,)`` or ``(*b, N)``, to look at."""
+        return self._tensors[-2]  # type: ignore[return-value]
+
+    @property
+    def sample_weight(self) -> Tensor | None:
+        """Their weights, to look at; None if all are 1."""
+        return self._tensors[-1]
+
+    @property
+    def like(self) -> Tensor:
+        """An empty tensor of the dtype and on the device of the inputs."""
+        return self.inputs[0].new_empty(0)
+
+    def digests(self, views: Iterable[Tensor] = ()) -> list[str | None]:
         """The SHA-256 of each tensor; their cost does not depend on the size of tensors that only the model can change.
 
         Args:
-            operators: Those of the model, which refer to the same memory and do not change it.
+            views: Tensors of the model's posterior, which may refer to the same memory and do not change it.
         """
         if self._digests is not None:
             return self._digests
-        private = self._private([view for operator in operators if operator is not None for view in _views(operator)])
+        private = self._private(list(views))
         digests = [None if tensor is None else digest(tensor) for tensor in self._tensors]
         self._digests = digests if private else None
         return digests
@@ -60,12 +79,12 @@ class HeldTensors:
         return {"_tensors": self._tensors, "_digests": None}
 
     # ------------------------------------------------------------------ inside
-    def _private(self, own: list[Tensor]) -> bool:
+    def _private(self, views: list[Tensor]) -> bool:
         if _num_users is None:
             return False
-        own = list({id(view): view for view in own}.values())
+        views = list({id(view): view for view in views}.values())
         mine = [tensor for tensor in self._tensors if tensor is not None]
-        addresses = [_address(tensor) for tensor in (*mine, *own)]
+        addresses = [_address(tensor) for tensor in (*mine, *views)]
         users = [addresses.count(_address(tensor)) for tensor in mine]
         del mine
         return self._references() <= _REFERENCES and all(
@@ -83,13 +102,6 @@ class HeldTensors:
             ),
             default=0,
         )
-
-
-def _views(operator: AbstractOperator) -> list[Tensor]:
-    found: list[Tensor] = []
-    for part in vars(operator).values():
-        found += [part] if torch.is_tensor(part) else _views(part) if isinstance(part, AbstractOperator) else []
-    return found
 
 
 def _is_ours(tensor: Tensor) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Protocol
 
 import gpytorch
 import torch
@@ -23,8 +24,15 @@ def hyperparameters(model: gpytorch.Module) -> dict[str, list[float]]:
     return found
 
 
+class HasParameters(Protocol):
+    """A module, or what stands for one."""
+
+    def parameters(self) -> Iterator[torch.nn.Parameter]:
+        """All parameters."""
+
+
 @contextmanager
-def frozen(module: torch.nn.Module) -> Iterator[None]:
+def frozen(module: HasParameters) -> Iterator[None]:
     """Parameters that do not require gradients for a while."""
     free = [p for p in module.parameters() if p.requires_grad]
     try:

@@ -2,30 +2,52 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 from itergp._version import __version__
-from itergp.models.prior_evaluation import depends_on_mode
+from itergp.models.prior_evaluation import HasPrior, depends_on_mode
 from itergp.numerics.sampling import evenly_spaced
 from itergp.operators import Prior, make_operator
 from itergp.persistence.description import describe
 from itergp.persistence.identity import Identity
-
-if TYPE_CHECKING:
-    from itergp.models.nonconjugate_gp import NonConjugateGP
+from itergp.solvers.protocol import Solver
 
 _PROBE_ROWS = 16
 _METHOD = ("solver", "approximation", "operator_kind")
 # Data, which have names of their own; what only costs or predictions depend on; and the posterior.
 _NOT_PRIOR = (
     *("missing_targets", "_nan_targets", "_nan_unasked", "tempering", "memory_budget"),
-    *("_held_data", "_solution", "_operator", "_made_in_training", "_identity", "_batch"),
+    *("held_data", "_known", "_batch"),
 )
 
 
-def identity_of(model: NonConjugateGP) -> Identity:
+class Identifiable(HasPrior, Protocol):
+    """A model as its identity knows it."""
+
+    likelihood: Any
+    solver: Solver[Any]
+    approximation: str
+    operator_kind: Any
+
+    @property
+    def train_inputs(self) -> tuple[Tensor, ...]:
+        """Training inputs, for whoever may keep them."""
+
+    @property
+    def train_targets(self) -> Tensor:
+        """Training targets, for whoever may keep them."""
+
+    def data_digests(self) -> dict[str, str]:
+        """Digests of the training data by name."""
+
+    def prior_at(self, inputs: tuple[Tensor, ...]) -> Prior:
+        """The prior at the training inputs, if these are given, or at new ones."""
+
+
+def identity_of(model: Identifiable) -> Identity:
     """The identity of the posterior that a model has at present.
 
     Its cost does not grow with the rows where only the model can have changed the training data, see ``HeldTensors``;
@@ -34,10 +56,10 @@ def identity_of(model: NonConjugateGP) -> Identity:
     method: dict[str, str] = {}
     for name in _METHOD:
         method |= describe(getattr(model, name), name.removesuffix("_kind"))
-    return Identity(describe_prior(model), model._data_digests(), method)
+    return Identity(describe_prior(model), model.data_digests(), method)
 
 
-def describe_prior(model: NonConjugateGP) -> dict[str, str]:
+def describe_prior(model: Identifiable) -> dict[str, str]:
     """Classes, hyperparameters, buffers and all other attributes of a model, its likelihood and their parts."""
     found = describe(model, "", leave_out=(*_NOT_PRIOR, *_METHOD))
     if depends_on_mode(model):
@@ -45,7 +67,7 @@ def describe_prior(model: NonConjugateGP) -> dict[str, str]:
     return found
 
 
-def identify(model: NonConjugateGP, **settings: Any) -> dict[str, Any]:
+def identify(model: Identifiable, **settings: Any) -> dict[str, Any]:
     """What the result of a computation depends on, by name, for its checkpoint.
 
     Args:
@@ -58,11 +80,11 @@ def identify(model: NonConjugateGP, **settings: Any) -> dict[str, Any]:
     return named | {"the prior": _probe(model)}
 
 
-def _probe(model: NonConjugateGP) -> list[float]:
+def _probe(model: Identifiable) -> list[float]:
     """Prior means and kernel entries of a few rows: they notice what no attribute shows, such as a captured variable."""
-    rows = evenly_spaced(model.train_targets.shape[0], _PROBE_ROWS, torch.device("cpu"))
+    rows = evenly_spaced(model.held_data.targets.shape[0], _PROBE_ROWS, torch.device("cpu"))
     with torch.no_grad():
-        whole: Prior = model._prior(model.train_inputs)
+        whole = model.prior_at(model.held_data.inputs)
         prior = whole.take(rows.to(whole.mean.device))
         entries = make_operator(prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="dense").dense()
     return [round(value, 8) for value in torch.cat([prior.mean.reshape(-1), entries.reshape(-1)]).double().tolist()]

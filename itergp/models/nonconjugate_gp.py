@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import gpytorch
@@ -18,15 +19,17 @@ from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.models.batch_elements import element_tensors, leading_dimensions, select_element, select_priors
 from itergp.models.batches import Batch, either, posterior_at, refuse_without_data
-from itergp.models.conditioning import bounded, find_posterior
+from itergp.models.conditioned import Conditioned, KnownPosterior
+from itergp.models.conditioning import bounded, complete, find_posterior
 from itergp.models.exact_data_derivatives import posterior_of_data, wanted
 from itergp.models.held_tensors import HeldTensors
 from itergp.models.hyperparameters import frozen
 from itergp.models.identity import describe_prior, identity_of
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, make_plan, problem_size
-from itergp.models.prior_evaluation import depends_on_mode, fit_grids, prior_at, prior_at_training_inputs
+from itergp.models.prior_evaluation import fit_grids, prior_at, prior_at_training_inputs
 from itergp.models.prior_shapes import PriorOfWeightedRows, of_one_output, require_one_output
+from itergp.models.run_options import RunOptions
 from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction
 from itergp.models.training_data import (
@@ -38,19 +41,26 @@ from itergp.models.training_data import (
     warn_of_fill,
 )
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
-from itergp.models.validation import as_inputs, check_test_inputs
-from itergp.operators import KernelOperator, OperatorClass, OperatorKind, Prior, make_operator, require_operator
-from itergp.operators.derived import TabulatedKernel, snapshot
+from itergp.models.validation import as_inputs, as_test_inputs, check_test_inputs, like_known
+from itergp.operators import (
+    KernelOperator,
+    OperatorClass,
+    OperatorKind,
+    Prior,
+    make_operator,
+    own_rows,
+    require_operator,
+)
+from itergp.operators.derived import snapshot
 from itergp.operators.special import has_moving_grid
 from itergp.persistence.checkpoint import CheckpointSection
 from itergp.persistence.description import describe
-from itergp.persistence.identity import Identity
 from itergp.records import TraceRecord
 from itergp.solvers import APPROXIMATIONS, Solution, SubspaceNewton
 from itergp.solvers.protocol import Solver, require_solver
 
 # What a model has of its own beside modules and settings: data and posteriors.
-_OWN = frozenset({"_held_data", "_solution", "_operator", "_made_in_training", "_identity", "_batch"})
+_OWN = frozenset({"held_data", "_known", "_batch"})
 
 
 class KeptPosterior:
@@ -73,6 +83,8 @@ class NonConjugateGP(gpytorch.models.GP):
     alone, with one data set, is one of latent functions.
 
     Attributes:
+        held_data: The training data, to look at: who keeps or changes them takes ``train_inputs``, ``train_targets`` and
+            ``sample_weight``, which are then read again to see whether the posterior is still theirs.
         tempering: Exponent p of ``predict`` by default: latent variances v are integrated as ``v (v / k)^p``, with k the
             prior's. 0 is the posterior itself.
 
@@ -111,11 +123,8 @@ class NonConjugateGP(gpytorch.models.GP):
         True
     """
 
-    _held_data: HeldTensors
-    _solution: Solution | None
-    _operator: KernelOperator | None
-    _made_in_training: bool  # the operator
-    _identity: Identity | None
+    held_data: HeldTensors
+    _known: KnownPosterior | None  # ``Conditioned`` with what it was found with
 
     def __init__(
         self,
@@ -153,30 +162,30 @@ class NonConjugateGP(gpytorch.models.GP):
     @property
     def train_inputs(self) -> tuple[Tensor, ...]:
         """Training inputs, ``(N, D)`` or ``(*b, N, D)`` each; None of a model without data."""
-        return self._held_data.lend()[:-2] or None  # type: ignore[return-value]
+        return self.held_data.lend()[:-2] or None  # type: ignore[return-value]
 
     @train_inputs.setter
     def train_inputs(self, inputs: tuple[Tensor, ...]) -> None:
         given = (inputs,) if torch.is_tensor(inputs) else inputs
-        self._held_data = HeldTensors((*given, *self._held_data.look()[-2:]))
+        self.held_data = HeldTensors((*given, *self.held_data.look()[-2:]))
 
     @property
     def train_targets(self) -> Tensor:
         """Training targets ``(N,)``, as the likelihood wants them."""
-        return self._held_data.lend()[-2]  # type: ignore[return-value]
+        return self.held_data.lend()[-2]  # type: ignore[return-value]
 
     @train_targets.setter
     def train_targets(self, targets: Tensor) -> None:
-        self._held_data = HeldTensors((*self._held_data.look()[:-2], targets, self._held_data.look()[-1]))
+        self.held_data = HeldTensors((*self.held_data.look()[:-2], targets, self.held_data.sample_weight))
 
     @property
     def sample_weight(self) -> Tensor | None:
         """Weights of the targets ``(N,)``, or None if all are 1."""
-        return self._held_data.lend()[-1]
+        return self.held_data.lend()[-1]
 
     @sample_weight.setter
     def sample_weight(self, weight: Tensor | None) -> None:
-        self._held_data = HeldTensors((*self._held_data.look()[:-1], weight))
+        self.held_data = HeldTensors((*self.held_data.look()[:-1], weight))
 
     @property
     def data_batch_shape(self) -> torch.Size:
@@ -224,18 +233,18 @@ class NonConjugateGP(gpytorch.models.GP):
             self._require_shared_by_latents()
         self._batch = self._as_batch(torch.Size(data.shape))
         self._nan_targets, self._nan_unasked = data.nan_targets, data.unasked or (keeps and self._nan_unasked)
-        self._restore(data.inputs, data.targets, data.sample_weight, None)
+        self.held_data, self._known = HeldTensors((*data.inputs, data.targets, data.sample_weight)), None
 
     def _require_shared_by_latents(self) -> None:
         """A single model may become a batch only if its batch shape is not one of latent functions."""
-        if "_held_data" not in vars(self) or self._batch is not None or not self._held_inputs:
+        if "held_data" not in vars(self) or self._batch is not None or not self.held_data.inputs:
             return
         leads = [
             leading_dimensions(module, name, parameter)
             for module in self.modules()
             for name, parameter in module.named_parameters(recurse=False)
         ]
-        if any(lead.numel() > 1 for lead in leads) and self._calculus.num_latents > 1:
+        if any(lead.numel() > 1 for lead in leads) and self.calculus.num_latents > 1:
             raise InputError(
                 "A model becomes a batch only if mean and kernel have no batch_shape, which would be taken for that of the "
                 "data. Got one of latent functions. Make a new model of the batch, or use "
@@ -258,7 +267,7 @@ class NonConjugateGP(gpytorch.models.GP):
     def content(self) -> tuple[Any, ...]:
         """What makes a model another one: its prior, settings, and data by their place."""
         return (
-            *(describe_prior(self), self._held_data, self.solver, self.approximation, self.tempering),
+            *(describe_prior(self), self.held_data, self.solver, self.approximation, self.tempering),
             *(self.operator_kind, self.memory_budget, self.missing_targets, self._nan_targets, self._nan_unasked),
         )
 
@@ -277,13 +286,13 @@ class NonConjugateGP(gpytorch.models.GP):
         leads = select_element(twin, self.data_batch_shape, index)
         select_priors(self, twin, index)
         twin._batch = None
-        twin._held_data = HeldTensors(element_tensors(self._held_data.look(), self.data_batch_shape, index))
-        twin._forget()
+        twin.held_data = HeldTensors(element_tensors(self.held_data.look(), self.data_batch_shape, index))
+        twin._known = None
         return twin, leads
 
     def leaves(self) -> list[Tensor]:
         """What an objective of this model has derivatives in: parameters, and training inputs."""
-        return [*self.parameters(), *self._held_inputs]
+        return [*self.parameters(), *self.held_data.inputs]
 
     def share(self, number: int) -> list[Tensor]:
         """What one element of a batch has of the batch's parameters and training inputs: its ``leaves``, with derivatives.
@@ -310,12 +319,12 @@ class NonConjugateGP(gpytorch.models.GP):
 
         Set to None, it forgets the posterior.
         """
-        known = self._solution is not None or (self._batch is not None and self._batch.has_posteriors)
+        known = self._known is not None or (self._batch is not None and self._batch.has_posteriors)
         return KeptPosterior() if known else None
 
     @prediction_strategy.setter
     def prediction_strategy(self, strategy: None) -> None:
-        self._forget()
+        self._known = None
         if self._batch is not None:
             self._batch = Batch(self._batch.shape)
 
@@ -355,14 +364,9 @@ class NonConjugateGP(gpytorch.models.GP):
                 cannot fit into memory.
             SolverError: If a NaN appears; the error carries the last good solution, and the model keeps what it had.
         """
-        return find_posterior(
-            self,
-            progress=progress,
-            callback=callback,
-            on_posterior=on_posterior,
-            checkpoint=checkpoint,
-            checkpoint_every=checkpoint_every,
-        )
+        options = RunOptions(progress, callback, on_posterior, checkpoint, checkpoint_every)
+        self._known = found = find_posterior(self, options)
+        return found.solution
 
     @either
     def plan(self) -> Plan:
@@ -371,14 +375,56 @@ class NonConjugateGP(gpytorch.models.GP):
         Times the kernel for a fraction of a second; ``print(model.plan())`` says it in a sentence.
         """
         with torch.no_grad():
-            operator = self._make_operator(self._prior(self.train_inputs))
-        return make_plan(operator, self.solver, problem_size(self, operator))
+            operator = self.make_operator(self.prior_at(self.held_data.inputs))
+        size = problem_size(operator, self.observations.likelihood, self.approximation)
+        return make_plan(operator, self.solver, size)
 
     @property
     @either
     def solution(self) -> Solution:
         """The posterior at the current hyperparameters; found now if they changed since it was last found."""
-        return self._current_solution() or self.condition()
+        return self.current_solution or self.condition()
+
+    @property
+    @either
+    def conditioned(self) -> Conditioned:
+        """Posterior, kernel operator and observations at the current hyperparameters; found now if need be."""
+        known = self._current()
+        if known is None:
+            self.condition()
+            known = self._known
+        assert known is not None
+        assert known.key is not None
+        self._known = found = complete(self, known, known.key)
+        return found
+
+    @property
+    def current_solution(self) -> Solution | None:
+        """The posterior if it is known and up to date; nothing is computed."""
+        known = self._current()
+        return None if known is None else known.solution
+
+    @property
+    def last_solution(self) -> Solution | None:
+        """The last posterior, from which the next one starts, whatever has changed since; None before the first."""
+        return None if self._known is None else self._known.solution
+
+    @property
+    def last_conditioned(self) -> Conditioned | None:
+        """The last posterior with what it was found with, whatever has changed since; None where that was not kept."""
+        return self._known if isinstance(self._known, Conditioned) else None
+
+    @either
+    def latent_posterior(self, x: Any) -> LatentPosterior:
+        """The latent posterior at new inputs, as mean, prior and low-rank parts of the covariance.
+
+        Args:
+            x: Inputs ``(M, D)``, or a tuple of such.
+
+        Raises:
+            InputError: If the inputs do not look like the training inputs.
+        """
+        return self._latent(as_test_inputs(x, self.held_data.inputs))
 
     @either
     def predict(
@@ -407,9 +453,9 @@ class NonConjugateGP(gpytorch.models.GP):
         Raises:
             InputError: If the inputs do not look like the training inputs, or the likelihood does not know a keyword.
         """
-        tempering = check_prediction(self, tempering, observation)
+        tempering = self._check_prediction(tempering, observation)
         stream = self._stream(x, progress=progress)
-        return stream.predictive(tempering, self._calculus.observation_at(stream.inputs) | observation)
+        return stream.predictive(tempering, self.calculus.observation_at(stream.inputs) | observation)
 
     @either
     def predict_batches(
@@ -439,9 +485,9 @@ class NonConjugateGP(gpytorch.models.GP):
             InputError: As ``predict`` does, before the first batch.
         """
         require_positive("batch_size", batch_size, integer=True)
-        tempering = check_prediction(self, tempering, observation)
+        tempering = self._check_prediction(tempering, observation)
         stream = self._stream(x, batch_size, progress)
-        return stream.predictives(tempering, self._calculus.observation_at(stream.inputs) | observation)
+        return stream.predictives(tempering, self.calculus.observation_at(stream.inputs) | observation)
 
     @either
     def latent_mean(self, x: Any, *, progress: bool = False) -> Tensor:
@@ -468,15 +514,16 @@ class NonConjugateGP(gpytorch.models.GP):
             InputError: If the solver does not say which curvature its covariance belongs to, or processes divide the rows.
         """
         require_positive("passes", passes, integer=True)
-        inputs, solution = self._test_inputs(x), self.solution
+        inputs, conditioned = as_test_inputs(x, self.held_data.inputs), self.conditioned
+        solution = conditioned.solution
         if solution.rows.sharded:
             raise InputError(
                 "The parts of uncertainty are computed in one process. Got rows divided among several. Save the model, and "
                 "load it in one with operator='auto'."
             )
         with torch.no_grad():
-            points = self._prior(inputs).features
-        return decompose(self._training_operator(), solution, points, passes=passes, dense_limit=dense_limit)
+            points = self.prior_at(inputs).features
+        return decompose(conditioned.operator, solution, points, passes=passes, dense_limit=dense_limit)
 
     # -------------------------------------------------------- GPyTorch's habits
     def __call__(self, *args: Tensor, **kwargs: Any) -> MultivariateNormal:
@@ -487,7 +534,7 @@ class NonConjugateGP(gpytorch.models.GP):
         self._call_forward_with(kwargs)
         if self.training:
             inputs = as_inputs(args, "inputs", batch=True)
-            known = self._held_inputs
+            known = self.held_data.inputs
             if not known:
                 refuse_without_data("model in training mode")
             if len(inputs) != len(known) or not all(map(torch.equal, inputs, known)):
@@ -498,15 +545,15 @@ class NonConjugateGP(gpytorch.models.GP):
             self._require_nan_policy()
             prior = super().__call__(*inputs, **kwargs)
             require_one_output(prior)
-            weight = self._held_data.look()[-1]
+            weight = self.held_data.sample_weight
             return prior if weight is None else PriorOfWeightedRows.of(prior, weight)
-        if not self._held_inputs:
+        if not self.held_data.inputs:
             return super().__call__(*as_inputs(args, "inputs", batch=True), **kwargs)
-        inputs = self._test_inputs(args, batch=True)
+        inputs = as_test_inputs(args, self.held_data.inputs, batch=True)
         if gpytorch.settings.prior_mode.on():
             return super().__call__(*inputs, **kwargs)
         self._require_nan_policy()
-        warn_of_fill(self._held_data.look()[-1])
+        warn_of_fill(self.held_data.sample_weight)
         if self._batch is not None or any(x.dim() > 2 for x in inputs):
             return posterior_at(self, inputs)
         return self._latent(inputs).distribution()
@@ -583,7 +630,7 @@ class NonConjugateGP(gpytorch.models.GP):
         Raises:
             InputError: If rows have weights, of which the marginal likelihood that is being maximised knows nothing.
         """
-        if self._held_data.look()[-1] is not None:
+        if self.held_data.sample_weight is not None:
             PriorOfWeightedRows.refuse()
         return X
 
@@ -597,7 +644,7 @@ class NonConjugateGP(gpytorch.models.GP):
             memo: Priors that have been seen.
             prefix: Of the names.
         """
-        if not self._held_inputs:
+        if not self.held_data.inputs:
             refuse_without_data("local_load_samples")
         self._require_shared_by_latents()
         count = next(iter(samples_dict.values())).shape[0]
@@ -606,7 +653,7 @@ class NonConjugateGP(gpytorch.models.GP):
         if self.sample_weight is not None:
             self.sample_weight = self.sample_weight.expand(count, *self.sample_weight.shape)
         self._batch = self._as_batch(torch.Size([count, *self.data_batch_shape]))
-        self._forget()
+        self._known = None
         super().local_load_samples(samples_dict, memo, prefix)
 
     # ------------------------------------------------------------------ saving
@@ -647,97 +694,59 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NonConjugateGP:
         """Moves data and posterior along with the parameters; another dtype asks for another posterior."""
-        if all(t is None or fn(t) is t for t in (*self.parameters(), *self.buffers(), *self._held_data.look())):
+        if all(t is None or fn(t) is t for t in (*self.parameters(), *self.buffers(), *self.held_data.look())):
             # BoTorch's acquisition functions call .to(X) at every evaluation
             return super()._apply(fn, recurse=recurse)
-        known = self._current_solution()
+        known = self.current_solution
         result = super()._apply(fn, recurse=recurse)
-        self._held_data = HeldTensors(tuple(None if t is None else fn(t) for t in self._held_data.look()))
-        self._operator, self._batch = None, None if self._batch is None else Batch(self._batch.shape)
-        same_dtype = self._solution is None or self._solution.representer_weights.dtype == self._like_data.dtype
-        if known is not None and same_dtype:
-            self._adopt(known.to(self._like_data))
-        else:
-            self._forget()
+        moved = HeldTensors(tuple(None if t is None else fn(t) for t in self.held_data.look()))
+        self.held_data, self._batch = moved, None if self._batch is None else Batch(self._batch.shape)
+        self._known = None
+        if known is not None and known.representer_weights.dtype == moved.like.dtype:
+            self.adopt(known.to(moved.like))
         return result
 
     def __getstate__(self) -> dict[str, Any]:
         """State for pickle and deepcopy: without kernel caches and search space, which can be rebuilt."""
-        state = self.__dict__.copy()
-        if self._solution is not None:
-            state["_solution"] = self._solution.without_space()
-        state["_operator"] = None
-        return state
+        return {**self.__dict__, "_known": None if self._known is None else self._known.without_space()}
 
-    # ------------------------------------------------------------------ inside
+    # ------------------------------------------ for what works on models
+    @property
+    def calculus(self) -> Likelihood:
+        """The likelihood as log-densities and their derivatives, for the training rows."""
+        return as_likelihood(self.likelihood, self.held_data.inputs)
+
     @property
     @either
     def observations(self) -> Observations:
         """Targets, their weights and the likelihood."""
-        self._require_nan_policy()
-        calculus, targets = self._calculus, self.train_targets
-        calculus.check_rows(self._held_inputs[0].shape[0], targets)
-        return Observations(calculus, targets, self.sample_weight)
+        return self._observed(self.train_targets, self.sample_weight)
 
-    @property
-    def _held_inputs(self) -> tuple[Tensor, ...]:
-        """The training inputs, to look at: who keeps or changes them takes ``train_inputs``."""
-        return self._held_data.look()[:-2]  # type: ignore[return-value]
-
-    @property
-    def _like_data(self) -> Tensor:
-        """An empty tensor of the dtype and on the device of the data."""
-        return self._held_inputs[0].new_empty(0)
-
-    def _data_digests(self) -> dict[str, str]:
-        """Digests of the training data by name."""
-        kept = (self._operator, None if self._solution is None else self._solution.operator)
-        *inputs, targets, weight = self._held_data.digests(kept)
-        found = {f"train_inputs {i}": x for i, x in enumerate(inputs)}
-        found |= {"train_targets": targets, "sample_weight": weight}
-        return {name: text for name, text in found.items() if text is not None}
-
-    @property
-    def _calculus(self) -> Likelihood:
-        return as_likelihood(self.likelihood, self._held_inputs)
+    def viewed_observations(self) -> Observations:
+        """``observations`` by views that a posterior keeps: nobody but the model counts as a holder of its data for them."""
+        targets, weight = self.held_data.targets, self.held_data.sample_weight
+        return self._observed(targets.detach(), None if weight is None else weight.detach())
 
     @either
-    def _prior(self, inputs: tuple[Tensor, ...]) -> Prior:
-        """The prior at the training inputs, if these are given, or at new ones."""
-        held = self._held_inputs
+    def prior_at(self, inputs: tuple[Tensor, ...]) -> Prior:
+        """The prior at the training inputs, if these are given, or at new ones.
+
+        Args:
+            inputs: ``(M, D)`` each; of the training inputs, the very tensors.
+        """
+        held = self.held_data.inputs
         if len(inputs) == len(held) and all(given is own for given, own in zip(inputs, held, strict=True)):
             return prior_at_training_inputs(self)
         # What looks at rows together is asked as ExactGP asks it; only the posterior's operator knows.
-        together = not self.training and isinstance(self._training_operator().kernel, TabulatedKernel)
-        return prior_at(self, inputs, together=together)
-
-    def _call_forward_with(self, keywords: dict[str, Any]) -> None:
-        """Keywords of ``forward`` from now on; others ask for another posterior."""
-        if describe(keywords, "") != describe(self.forward_keywords, ""):
-            self.forward_keywords = dict(keywords)
-            self._operator = None
-
-    def train(self, mode: bool = True) -> NonConjugateGP:
-        """Training or evaluation mode; a prior that depends on it asks for another posterior."""
-        operator = self.__dict__.get("_operator")
-        if mode != self.training and operator is not None:
-            # Only in evaluation mode it is seen whether forward takes rows one by one.
-            unseen = self._made_in_training or isinstance(operator.kernel, TabulatedKernel)
-            self._operator = None if unseen or depends_on_mode(self) else operator
-        super().train(mode)
-        return self
+        return prior_at(self, inputs, together=not self.training and self._looks_at_rows_together())
 
     def call_forward(self, inputs: tuple[Tensor, ...]) -> MultivariateNormal:
         """What ``forward`` returns, with the keywords of the present posterior and kernels evaluated lazily."""
         with gpytorch.settings.lazily_evaluate_kernels(True):
             return of_one_output(self.forward)(*inputs, **self.forward_keywords)
 
-    def continue_from(self, earlier: NonConjugateGP) -> None:
-        """Takes over the posterior of an earlier copy: as its own if nothing has changed, otherwise as a start."""
-        self._solution, self._identity = earlier._solution, earlier._identity
-
-    def _make_operator(self, prior: Prior) -> KernelOperator:
-        """The operator of a snapshot of the kernel, so that it stays what the posterior was found with."""
+    def make_operator(self, prior: Prior) -> KernelOperator:
+        """The kernel operator of a prior, of a snapshot of its kernel, so that it stays what a posterior was found with."""
         with torch.no_grad():
             kernel = snapshot(prior.kernel)
         return make_operator(
@@ -748,85 +757,95 @@ class NonConjugateGP(gpytorch.models.GP):
             memory_budget=self.memory_budget,
         )
 
-    def _training_operator(self) -> KernelOperator:
-        """The operator of the present posterior, made again if it was not kept."""
-        if self._operator is None:
-            with torch.no_grad():
-                self._take_operator(self._make_operator(self._prior(self.train_inputs)))
-        assert self._operator is not None
-        return self._operator
+    def data_digests(self) -> dict[str, str]:
+        """Digests of the training data by name."""
+        *inputs, targets, weight = self.held_data.digests([] if self._known is None else self._known.views())
+        found = {f"train_inputs {i}": x for i, x in enumerate(inputs)}
+        found |= {"train_targets": targets, "sample_weight": weight}
+        return {name: text for name, text in found.items() if text is not None}
 
-    def _take_operator(self, operator: KernelOperator) -> None:
-        """Makes an operator that of the present posterior."""
-        if operator is not self._operator:
-            self._operator, self._made_in_training = operator, self.training
+    def replace_data(self, inputs: tuple[Tensor, ...], targets: Tensor | None, sample_weight: Tensor | None) -> None:
+        """Takes training data that are known to be valid, and forgets the posterior."""
+        self.held_data = HeldTensors((*inputs, targets, sample_weight))
+        self._known = None
 
-    def _latent(self, inputs: tuple[Tensor, ...], *, covariance: bool = True) -> LatentPosterior:
+    def adopt(self, solution: Solution) -> None:
+        """Takes a solution as that of the present state."""
+        key = identity_of(self)
+        if self.operator_kind == "sharded":
+            inputs = self.held_data.inputs[0]
+            solution = solution.divide(own_rows(self.operator_kind, inputs.shape[0], inputs.device))
+        self._known = KnownPosterior(bounded(self, solution, key), key)
+
+    def start_from(self, solution: Solution) -> None:
+        """Takes a solution as the start of the next one, not as that of the present state."""
+        self._known = KnownPosterior(solution, None)
+
+    def continue_from(self, earlier: NonConjugateGP) -> None:
+        """Takes over the posterior of an earlier copy: as its own if nothing has changed, otherwise as a start."""
+        self._known = None if earlier._known is None else earlier._known.alone()
+
+    @contextmanager
+    def keeping_posterior(self, meanwhile: Conditioned | None = None) -> Iterator[None]:
+        """Whatever posterior the model takes meanwhile, afterwards it has the present one again.
+
+        Args:
+            meanwhile: What it predicts from at first; default the present one.
+        """
+        kept = self._known
+        try:
+            self._known = kept if meanwhile is None else meanwhile
+            yield
+        finally:
+            self._known = kept
+
+    # ------------------------------------------------------------------ inside
+    def _call_forward_with(self, keywords: dict[str, Any]) -> None:
+        """Keywords of ``forward`` from now on; others ask for another posterior."""
+        if describe(keywords, "") != describe(self.forward_keywords, ""):
+            self.forward_keywords = dict(keywords)
+
+    def _observed(self, targets: Tensor, weight: Tensor | None) -> Observations:
+        self._require_nan_policy()
+        calculus = self.calculus
+        calculus.check_rows(targets.shape[0], targets)
+        return Observations(calculus, targets, weight)
+
+    def _looks_at_rows_together(self) -> bool:
+        last = self.last_conditioned
+        if last is not None and last.serves(training=self.training):
+            return last.looks_at_rows_together
+        if self._current() is not None:
+            return self.conditioned.looks_at_rows_together
+        with torch.no_grad():
+            return prior_at_training_inputs(self).tabulated
+
+    def _latent(self, inputs: tuple[Tensor, ...]) -> LatentPosterior:
         fit_grids(self, inputs)
-        if wanted(self._held_data.look()):
+        if wanted(self.held_data.look()):
             with frozen(self):
-                return posterior_of_data(self.call_forward, self.observations, self._held_inputs, inputs)
-        solution = self.solution
-        operator = self._training_operator()
+                return posterior_of_data(self.call_forward, self.observations, self.held_data.inputs, inputs)
+        now = self.conditioned
         # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
         with torch.set_grad_enabled(torch.is_grad_enabled() and any(x.requires_grad for x in inputs)), frozen(self):
-            return LatentPosterior.at(self._prior(inputs), operator, solution, covariance=covariance)
+            return LatentPosterior.at(self.prior_at(inputs), now.operator, now.solution)
 
-    def _test_inputs(self, x: Any, *, batch: bool = False) -> tuple[Tensor, ...]:
-        inputs = as_inputs(x, "inputs", batch=batch)
-        inputs = self._like_training(x, inputs)
-        check_test_inputs(inputs, self._held_inputs)
-        return inputs
-
-    def _like_training(self, x: Any, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Inputs, those that were not tensors in the dtype and on the device of the training inputs."""
-        given = x if isinstance(x, tuple) else (x,)
-        if len(inputs) != len(self._held_inputs):
-            return inputs  # which is refused
-        trios = zip(given, inputs, self._held_inputs, strict=True)
-        return tuple(t if torch.is_tensor(raw) else t.to(like) for raw, t, like in trios)
+    def _check_prediction(self, tempering: float | None, observation: dict[str, Any]) -> float:
+        return check_prediction(self.calculus, self.tempering if tempering is None else tempering, observation)
 
     def _stream(self, x: Any, batch_size: int | None = None, progress: bool = False) -> Stream:
-        inputs = as_inputs(x, "inputs")
+        inputs, known = as_inputs(x, "inputs"), self.held_data.inputs
         # What is not a tensor is converted batch by batch: one row shows whether it fits.
         given = x if isinstance(x, tuple) else (x,)
         seen = tuple(t if torch.is_tensor(raw) else t[:1] for raw, t in zip(given, inputs, strict=True))
-        check_test_inputs(self._like_training(x, seen), self._held_inputs)
+        check_test_inputs(like_known(x, seen, known), known)
         if has_moving_grid(self):
-            fit_grids(self, self._like_training(x, inputs))
-        return Stream(self, inputs, batch_size, progress)
+            fit_grids(self, like_known(x, inputs, known))
+        return Stream(self, self.conditioned, inputs, batch_size, progress)
 
-    def _current_solution(self) -> Solution | None:
+    def _current(self) -> KnownPosterior | None:
         """The posterior if it is known and up to date."""
-        if self._solution is None or self._identity is None or not self._identity.matches(identity_of(self)):
+        known = self._known
+        if known is None or known.key is None or not known.key.matches(identity_of(self)):
             return None
-        return self._solution
-
-    def _restore(
-        self,
-        inputs: tuple[Tensor, ...],
-        targets: Tensor | None,
-        sample_weight: Tensor | None,
-        solution: Solution | None,
-    ) -> None:
-        """Replaces data and posterior by ones that belong together."""
-        self._held_data = HeldTensors((*inputs, targets, sample_weight))
-        self._forget()
-        if solution is not None:
-            self._adopt(solution)
-
-    def _adopt(self, solution: Solution) -> None:
-        """Takes a solution as that of the present state."""
-        self._identity = identity_of(self)
-        if self.operator_kind == "sharded":
-            solution = solution.divide(self._training_operator().rows)
-        self._solution = bounded(self, solution, self._identity)
-
-    def _start_from(self, solution: Solution) -> None:
-        """Takes a solution as the start of the next one, not as that of the present state."""
-        self._forget()
-        self._solution = solution
-
-    def _forget(self) -> None:
-        self._solution, self._operator, self._identity = None, None, None
-        self._made_in_training = False
+        return known

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 from itergp.errors import InputError
+from itergp.likelihoods import Likelihood
 from itergp.operators import KernelOperator, free_memory
 from itergp.operators.timing import Rates
 from itergp.solvers.demand import Demand, ProblemSize
 from itergp.solvers.protocol import Solver
-
-if TYPE_CHECKING:
-    from itergp.models.nonconjugate_gp import NonConjugateGP
 
 
 @dataclass(frozen=True)
@@ -70,15 +67,14 @@ _REMEDY = (
 )
 
 
-def problem_size(model: NonConjugateGP, operator: KernelOperator) -> ProblemSize:
+def problem_size(operator: KernelOperator, likelihood: Likelihood, approximation: str) -> ProblemSize:
     """The numbers that the cost of conditioning a model depends on."""
-    likelihood = model.observations.likelihood
     return ProblemSize(
         num_rows=operator.num_rows,
         num_latents=likelihood.num_latents,
         num_kernels=operator.num_kernels,
         itemsize=operator.inputs.element_size(),
-        variational=model.approximation == "variational" and not likelihood.quadratic,
+        variational=approximation == "variational" and not likelihood.quadratic,
         memory_budget=operator.memory_budget,
         has_neighbours=operator.evaluates_groups,
     )

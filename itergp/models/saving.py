@@ -6,7 +6,7 @@ import math
 import os
 import sys
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gpytorch
 import torch
@@ -16,13 +16,11 @@ from torch import Tensor
 from itergp.errors import InputError, ItergpWarning
 from itergp.models.checkpointing import read_solution
 from itergp.models.identity import identity_of
+from itergp.models.protocol import Model
 from itergp.parallel import ALL_ROWS
 from itergp.persistence import StateDict, to_state
 from itergp.persistence.files import read_file, write_file
 from itergp.persistence.identity import prior_difference
-
-if TYPE_CHECKING:
-    from itergp.models.nonconjugate_gp import NonConjugateGP
 
 _PYTHON = "{}.{}".format(*sys.version_info)
 _STATE, _DATA, _POSTERIOR = "state.", "data.", "posterior"
@@ -37,10 +35,10 @@ def _plain(value: Any) -> Any:
     return _INFINITY if value == math.inf else value
 
 
-def save_model(model: NonConjugateGP, path: str | os.PathLike[str]) -> None:
+def save_model(model: Model, path: str | os.PathLike[str]) -> None:
     """Writes a model to one file; see ``NonConjugateGP.save``."""
     saved = model_state(model)
-    solution = model._current_solution()
+    solution = model.current_solution
     rows = ALL_ROWS if solution is None else solution.rows
     failure: InputError | None = None
     if rows.first:
@@ -54,7 +52,7 @@ def save_model(model: NonConjugateGP, path: str | os.PathLike[str]) -> None:
         )
 
 
-def load_model(model: NonConjugateGP, path: str | os.PathLike[str]) -> None:
+def load_model(model: Model, path: str | os.PathLike[str]) -> None:
     """Restores a model from a file; see ``NonConjugateGP.load``."""
     tensors, about = read_file(path)
     if about.get("kind") != "model":
@@ -65,7 +63,7 @@ def load_model(model: NonConjugateGP, path: str | os.PathLike[str]) -> None:
     restore_model(model, StateDict(tensors, about))
 
 
-def model_state(model: NonConjugateGP) -> StateDict:
+def model_state(model: Model) -> StateDict:
     """A model's parameters, data and posterior, and how it was built."""
     state = model.state_dict()
     for name, value in state.items():
@@ -89,14 +87,14 @@ def model_state(model: NonConjugateGP) -> StateDict:
         "libraries": {"torch": str(torch.__version__), "gpytorch": gpytorch.__version__, "python": _PYTHON},
     }
     found = StateDict(tensors, about)
-    solution = model._current_solution()
+    solution = model.current_solution
     if solution is not None:
         about["prior"] = identity_of(model).prior
         found.add_section(_POSTERIOR, to_state(solution.gather()))
     return found
 
 
-def restore_model(model: NonConjugateGP, saved: StateDict) -> None:
+def restore_model(model: Model, saved: StateDict) -> None:
     """Gives a model the parameters, data and posterior of another; the model is left as it was if they do not fit.
 
     A posterior of another prior, which the arrays do not show, is left out with a warning.
@@ -116,18 +114,17 @@ def restore_model(model: NonConjugateGP, saved: StateDict) -> None:
     noise, weight = _fixed_noise(model), tensors.get(f"{_DATA}sample_weight")
     if noise is not None:
         noise.noise = tensors[f"{_DATA}noise"].to(device)
-    model._restore(
+    model.replace_data(
         tuple(x.to(device, copy=True) for x in inputs),  # out of the file's memory, into the model's own
         tensors[f"{_DATA}targets"].to(device, copy=True),
         None if weight is None else weight.to(device, copy=True),
-        None,
     )
     if _POSTERIOR in about and _has_prior(model, about):
         known = StateDict(tensors, {_POSTERIOR: _upgraded(about)}).section(_POSTERIOR)
-        model._adopt(read_solution(known, device))
+        model.adopt(read_solution(known, device))
 
 
-def _has_prior(model: NonConjugateGP, about: dict[str, Any]) -> bool:
+def _has_prior(model: Model, about: dict[str, Any]) -> bool:
     """Whether a model with the saved parameters has the prior of the saved posterior; warns if not."""
     same_python = about["libraries"].get("python") == _PYTHON
     found = prior_difference(about.get("prior", {}), identity_of(model).prior, code=same_python)
@@ -143,7 +140,7 @@ def _has_prior(model: NonConjugateGP, about: dict[str, Any]) -> bool:
     return False
 
 
-def _check_fit(model: NonConjugateGP, state: dict[str, Tensor], about: dict[str, Any]) -> None:
+def _check_fit(model: Model, state: dict[str, Tensor], about: dict[str, Any]) -> None:
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     theirs = {name: tuple(value.shape) for name, value in state.items()}
     for name in sorted(own.keys() | theirs.keys()):
@@ -161,7 +158,7 @@ def _check_fit(model: NonConjugateGP, state: dict[str, Tensor], about: dict[str,
         )
 
 
-def _fixed_noise(model: NonConjugateGP) -> FixedGaussianNoise | None:
+def _fixed_noise(model: Model) -> FixedGaussianNoise | None:
     """Known noise variances of the rows, which GPyTorch keeps neither as parameters nor as buffers."""
     noise = getattr(model.likelihood, "noise_covar", None)
     return noise if isinstance(noise, FixedGaussianNoise) else None

@@ -7,14 +7,13 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from gpytorch.kernels import ArcKernel, Kernel, PeriodicKernel, ScaleKernel, SpectralDeltaKernel
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from itergp.models.nonconjugate_gp import NonConjugateGP
+from itergp.models.protocol import Model
 
 _INITIAL_OUTPUTSCALE = 10.0
 _SAMPLE = 1000
@@ -22,7 +21,7 @@ _SAMPLE = 1000
 _OTHER_UNITS = (PeriodicKernel, ArcKernel, SpectralDeltaKernel)
 
 
-def initialise_model(model: NonConjugateGP) -> list[str]:
+def initialise_model(model: Model) -> list[str]:
     """Sets lengthscales, output scales and parameters of the likelihood that are still at their default.
 
     Args:
@@ -37,7 +36,7 @@ def initialise_model(model: NonConjugateGP) -> list[str]:
         model.collect_elements()
         return sorted(set(names))
     with torch.no_grad():
-        prior = model._prior(model.train_inputs)
+        prior = model.prior_at(model.held_data.inputs)
         features = prior.features if prior.features.dim() == 2 else prior.features[0]
         observations = model.observations
         seen = observations.targets

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,26 +13,25 @@ from torch.distributions import Distribution
 
 from itergp.diagnostics import ProgressBar
 from itergp.errors import InputError
+from itergp.likelihoods import Likelihood
 from itergp.likelihoods.predictive import joinable, joined
+from itergp.models.conditioned import Conditioned
 from itergp.models.hyperparameters import frozen
 from itergp.models.latent import LatentPosterior, batches, weights_and_actions
+from itergp.models.protocol import Model
 from itergp.operators import default_memory_budget
 from itergp.posterior.tempering import tempered
 from itergp.solvers import Solution
 
-if TYPE_CHECKING:
-    from itergp.models.nonconjugate_gp import NonConjugateGP
-
 _MOST_ROWS = 8192  # of a batch: more are no faster, and progress is worth showing
 
 
-def check_prediction(model: NonConjugateGP, tempering: float | None, observation: dict[str, Any]) -> float:
-    """The exponent of tempering, the model's own if None is given.
+def check_prediction(likelihood: Likelihood, exponent: float, observation: dict[str, Any]) -> float:
+    """An exponent of tempering, checked, as are keywords of a prediction.
 
     Raises:
         InputError: If it is negative, or the likelihood does not know a keyword.
     """
-    likelihood = model._calculus
     if "covariance_scale" in observation:
         raise InputError(
             "`covariance_scale` has given way to `tempering`. Got both names or the old one. Pass tempering=0.0 to "
@@ -44,7 +43,6 @@ def check_prediction(model: NonConjugateGP, tempering: float | None, observation
             f"Keywords of `predict` must be those of the likelihood: {known} for {type(likelihood).__name__}. "
             f"Got {unknown}. Leave them out."
         )
-    exponent = model.tempering if tempering is None else tempering
     if isinstance(exponent, bool) or not isinstance(exponent, (int, float)) or not exponent >= 0.0:
         raise InputError(
             f"`tempering` must be a number, 0 or more. Got {exponent!r}. 0 integrates the posterior, math.inf plugs in its "
@@ -59,12 +57,14 @@ class Stream:
 
     Attributes:
         model: The model, which must not change meanwhile.
+        conditioned: Its posterior.
         inputs: Inputs as they were given, ``(M, D)`` each, perhaps of another dtype or in a file.
         batch_size: Rows of a batch; None for as many as the memory budget allows.
         progress: Whether to draw a progress bar.
     """
 
-    model: NonConjugateGP
+    model: Model
+    conditioned: Conditioned
     inputs: tuple[Tensor, ...]
     batch_size: int | None = None
     progress: bool = False
@@ -77,16 +77,16 @@ class Stream:
     def latents(self, *, covariance: bool) -> Iterator[tuple[slice, LatentPosterior]]:
         """Slices of rows and the latent posterior there; without ``covariance`` only its mean."""
         model = self.model
-        solution, operator = model.solution, model._training_operator()
+        solution, operator = self.conditioned.solution, self.conditioned.operator
         block = weights_and_actions(solution, covariance=covariance)
         with ProgressBar(enabled=self.progress) as bar:
             bar.begin("predict", unit="rows", total=self.num_rows)
             for rows in self._slices(solution, covariance=covariance):
-                part = tuple(x[rows].to(like) for x, like in zip(self.inputs, model._held_inputs, strict=True))
+                part = tuple(x[rows].to(like) for x, like in zip(self.inputs, model.held_data.inputs, strict=True))
                 wanted = torch.is_grad_enabled() and any(x.requires_grad for x in part)
                 # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
                 with torch.set_grad_enabled(wanted), frozen(model):
-                    prior = model._prior(part)
+                    prior = model.prior_at(part)
                     latent = LatentPosterior.at(prior, operator, solution, covariance=covariance, block=block)
                 yield rows, latent
                 bar.advance("predict", rows.stop)
@@ -105,7 +105,7 @@ class Stream:
         """Slices of rows and the predictive distribution there."""
         for rows, mean, covariance in self.marginals(tempering):
             part = {name: self._take(value, rows) for name, value in observation.items()}
-            yield rows, self.model._calculus.predictive(mean, covariance, **part)
+            yield rows, self._likelihood.predictive(mean, covariance, **part)
 
     def mean(self) -> Tensor:
         """Latent means ``(M, C)``."""
@@ -117,25 +117,29 @@ class Stream:
         With one latent function, moments of all rows are small; with several, their covariances need not be: what is kept
         of a batch are then the parameters of its predictive distribution, where those say it all.
         """
-        calculus = self.model._calculus
+        likelihood = self._likelihood
         parts, kept = [], []
         for rows, mean, covariance in self.marginals(tempering):
             if mean.shape[1] > 1:
                 options = {name: self._take(value, rows) for name, value in observation.items()}
-                part = calculus.predictive(mean, covariance, **options)
+                part = likelihood.predictive(mean, covariance, **options)
                 if joinable(part):
                     parts.append(part)
                     continue
             kept.append((mean, covariance))
         if parts:
             return joined(parts)
-        return calculus.predictive(*(torch.cat(column) for column in zip(*kept, strict=True)), **observation)
+        return likelihood.predictive(*(torch.cat(column) for column in zip(*kept, strict=True)), **observation)
 
     # ------------------------------------------------------------------ inside
+    @property
+    def _likelihood(self) -> Likelihood:
+        return self.conditioned.observations.likelihood
+
     def _slices(self, solution: Solution, *, covariance: bool) -> Iterator[slice]:
         model, rank = self.model, solution.rank if covariance else 0
         device, latents = solution.representer_weights.device, solution.representer_weights.shape[1]
-        size = model._held_inputs[0].shape[0]
+        size = self.conditioned.observations.num_rows
         if self.batch_size is not None:
             return batches(self.num_rows, 1, 8 * self.batch_size)
         budget = model.memory_budget or default_memory_budget(device)

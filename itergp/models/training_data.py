@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import gpytorch
 import torch
@@ -21,11 +21,9 @@ from itergp.likelihoods import as_likelihood
 from itergp.models.arrays import as_tensor, is_array
 from itergp.models.batch_elements import batch_shape_of
 from itergp.models.batches import check_batch, refuse_without_data
+from itergp.models.protocol import AnyModel, Model
 from itergp.models.validation import allows_nan, as_inputs, as_observations, check_target_tensor, check_test_inputs
 from itergp.solvers import Solution
-
-if TYPE_CHECKING:
-    from itergp.models.nonconjugate_gp import NonConjugateGP
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def check_data(
         calculus = as_likelihood(likelihood, inputs)
         if check_rows:
             calculus.check_rows(inputs[0].shape[0], targets)
-        observed = as_observations(targets, inputs, calculus, sample_weight, **missing)
+        observed = as_observations(targets, inputs[0].new_empty(inputs[0].shape[0]), calculus, sample_weight, **missing)
         valid, weight = observed.targets, observed.sample_weight
     return TrainingData(inputs, valid, weight, shape, known, later and not missing_targets)
 
@@ -132,7 +130,7 @@ def _require_none(targets: Any, sample_weight: Any) -> None:
         )
 
 
-def replace_rows(model: NonConjugateGP, inputs: Any, targets: Any, strict: bool, sample_weight: Any) -> None:
+def replace_rows(model: Model, inputs: Any, targets: Any, strict: bool, sample_weight: Any) -> None:
     """Replaces the training data; see ``NonConjugateGP.set_train_data``."""
     if model.train_inputs is None:
         model.hold(as_inputs(inputs, "inputs", batch=True), targets, sample_weight)
@@ -165,9 +163,7 @@ def replace_rows(model: NonConjugateGP, inputs: Any, targets: Any, strict: bool,
     model.hold(new_inputs, old, weight, keeps=targets is None, check_rows=False)
 
 
-def append_rows(
-    model: NonConjugateGP, inputs: Any, targets: Any, sample_weight: Any, *, may_be_batch: bool = False
-) -> None:
+def append_rows(model: Model, inputs: Any, targets: Any, sample_weight: Any, *, may_be_batch: bool = False) -> None:
     """Appends rows to the training data; see ``NonConjugateGP.append_train_data``.
 
     Args:
@@ -186,7 +182,7 @@ def append_rows(
         return
     new = as_inputs(inputs, "inputs")
     check_test_inputs(new, model.train_inputs)
-    check_target_tensor(targets, new)
+    check_target_tensor(targets, new[0].new_empty(new[0].shape[0]))
     together = tuple(torch.cat(pair) for pair in zip(model.train_inputs, new, strict=True))
     weight = None
     if model.sample_weight is not None or sample_weight is not None:
@@ -195,13 +191,13 @@ def append_rows(
         parts = [one if w is None else torch.as_tensor(w).to(one) for w, one in zip(given, ones, strict=True)]
         weight = torch.cat(parts)
     targets = torch.cat([model.train_targets, targets])
-    earlier = model._solution
+    earlier = model.last_solution
     model.hold(together, targets, weight, keeps=True)
     if earlier is not None and not earlier.rows.sharded:  # processes divide more rows otherwise
-        model._start_from(_with_rows(earlier, new[0].shape[0]))
+        model.start_from(_with_rows(earlier, new[0].shape[0]))
 
 
-def fantasy_model(model: NonConjugateGP, inputs: Any, targets: Any, noise: Tensor | None) -> NonConjugateGP:
+def fantasy_model(model: AnyModel, inputs: Any, targets: Any, noise: Tensor | None) -> AnyModel:
     """A copy with more rows; see ``NonConjugateGP.get_fantasy_model``."""
     inputs = tuple(inputs) if isinstance(inputs, list) else inputs
     fixed = isinstance(model.likelihood, FixedNoiseGaussianLikelihood)
@@ -213,21 +209,20 @@ def fantasy_model(model: NonConjugateGP, inputs: Any, targets: Any, noise: Tenso
         )
     if model.train_inputs is None:
         refuse_without_data("get_fantasy_model")
-    solution = model._solution
     # The data may have derivatives, which no copy has.
     longer = copy.deepcopy(model, {id(t): t for t in (*model.train_inputs, model.train_targets) if t.requires_grad})
-    longer._solution = solution  # with the search space, which a copy leaves behind
+    longer.continue_from(model)  # with the search space, which a copy leaves behind
     if noise is not None:
         longer.likelihood = model.likelihood.get_fantasy_likelihood(noise=noise)
     append_rows(longer, inputs, targets, None, may_be_batch=True)
     return longer
 
 
-def _append_to_batch(model: NonConjugateGP, inputs: tuple[Tensor, ...], targets: Tensor, sample_weight: Any) -> None:
+def _append_to_batch(model: Model, inputs: tuple[Tensor, ...], targets: Tensor, sample_weight: Any) -> None:
     """Adds rows to every data set of a batch, or makes of a single model a batch with other rows each."""
     check_test_inputs(inputs, model.train_inputs)
     if not torch.is_tensor(targets) or targets.device != inputs[0].device:
-        check_target_tensor(targets, inputs)
+        check_target_tensor(targets, inputs[0].new_empty(inputs[0].shape[:-1]))
     known = (*model.train_inputs, model.train_targets)
     dims = model.train_targets.dim() - len(model.data_batch_shape)  # of one data set's targets
     shape = torch.broadcast_shapes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable
 from typing import Any
 
 import gpytorch
@@ -92,7 +93,7 @@ def allows_nan(likelihood: gpytorch.likelihoods.Likelihood) -> bool:
 
 def as_observations(
     targets: Any,
-    inputs: tuple[Tensor, ...],
+    rows: Tensor,
     likelihood: Likelihood,
     sample_weight: Any,
     missing_targets: bool,
@@ -103,34 +104,42 @@ def as_observations(
     Missing targets get weight 0 and the value of a row that was observed: those that the likelihood calls missing with
     ``missing_targets``, which may be labels of -1 too, and NaN alone with ``nan_targets``.
 
+    Args:
+        targets: The targets.
+        rows: Anything with the rows, dtype and device of the inputs ``(N,)``.
+        likelihood: Of the rows.
+        sample_weight: Weights of the targets, or None.
+        missing_targets: Whether targets may be missing.
+        nan_targets: Whether targets that are NaN may be.
+
     Raises:
         InputError: If their number, dtype, device or values do not fit.
     """
     targets = as_tensor(targets, "train_targets") if is_array(targets) else targets
     sample_weight = as_tensor(sample_weight, "sample_weight") if is_array(sample_weight) else sample_weight
-    check_target_tensor(targets, inputs)
-    weight = None if sample_weight is None else _as_weight(sample_weight, inputs[0])
+    check_target_tensor(targets, rows)
+    weight = None if sample_weight is None else _as_weight(sample_weight, rows)
     missing = likelihood.missing(targets) if missing_targets else Likelihood.missing(likelihood, targets)
     if not (missing_targets or nan_targets) or not bool(missing.any()):
-        return Observations(likelihood, _valid_targets(targets, inputs[0], likelihood), weight)
+        return Observations(likelihood, _valid_targets(targets, rows.dtype, likelihood), weight)
     if bool(missing.all()):
         raise InputError(
             "At least one target must be observed. Got none: all are missing. Check how targets were read."
         )
-    observed = _valid_targets(targets[~missing], inputs[0], likelihood)
+    observed = _valid_targets(targets[~missing], rows.dtype, likelihood)
     filled = observed[:1].expand(targets.shape[0], *observed.shape[1:]).clone()
     filled[~missing] = observed
-    weight = torch.ones_like(inputs[0][:, 0]) if weight is None else weight
+    weight = torch.ones_like(rows) if weight is None else weight
     return Observations(likelihood, filled, weight * (~missing).to(weight))
 
 
-def _as_weight(sample_weight: Tensor, inputs: Tensor) -> Tensor:
-    if not torch.is_tensor(sample_weight) or sample_weight.shape != inputs.shape[:1]:
+def _as_weight(sample_weight: Tensor, rows: Tensor) -> Tensor:
+    if not torch.is_tensor(sample_weight) or sample_weight.shape != rows.shape[:1]:
         got = tuple(sample_weight.shape) if torch.is_tensor(sample_weight) else type(sample_weight).__name__
         raise InputError(
-            f"`sample_weight` must be a tensor of shape ({inputs.shape[0]},), one weight per row. Got {got}."
+            f"`sample_weight` must be a tensor of shape ({rows.shape[0]},), one weight per row. Got {got}."
         )
-    weight = sample_weight.to(inputs)
+    weight = sample_weight.to(rows)
     if not bool((torch.isfinite(weight) & (weight >= 0)).all()) or not bool((weight > 0).any()):
         raise InputError(
             "`sample_weight` must be finite and not negative, and positive somewhere. Got "
@@ -139,8 +148,8 @@ def _as_weight(sample_weight: Tensor, inputs: Tensor) -> Tensor:
     return weight
 
 
-def check_target_tensor(targets: Tensor, inputs: tuple[Tensor, ...]) -> None:
-    """Targets must be a tensor with the rows, device and dtype of the inputs.
+def check_target_tensor(targets: Tensor, rows: Tensor) -> None:
+    """Targets must be a tensor with the rows, device and dtype of the inputs, as another tensor has them.
 
     Raises:
         InputError: If they are not.
@@ -149,33 +158,33 @@ def check_target_tensor(targets: Tensor, inputs: tuple[Tensor, ...]) -> None:
         raise InputError(
             f"`train_targets` must be a torch tensor. Got {type(targets).__name__}. Use torch.as_tensor(y)."
         )
-    rows = inputs[0].shape[0]
-    if targets.dim() == 2 and targets.shape[0] != rows and targets.shape[1] == rows:
+    count = rows.shape[0]
+    if targets.dim() == 2 and targets.shape[0] != count and targets.shape[1] == count:
         raise InputError(
-            f"Targets must have one row per observation, {rows}. Got {tuple(targets.shape)}, a batch. Give the model a batch "
+            f"Targets must have one row per observation, {count}. Got {tuple(targets.shape)}, a batch. Give the model a batch "
             "of targets when it is made or by set_train_data, or pass those of one element."
         )
-    if targets.dim() >= 1 and targets.shape[0] != rows:
+    if targets.dim() >= 1 and targets.shape[0] != count:
         raise InputError(
-            f"`train_inputs` and `train_targets` must have the same number of rows. Got {rows} and {targets.shape[0]}. "
+            f"`train_inputs` and `train_targets` must have the same number of rows. Got {count} and {targets.shape[0]}. "
             "Select the same rows of both."
         )
-    if targets.device != inputs[0].device:
+    if targets.device != rows.device:
         raise InputError(
-            f"`train_inputs` and `train_targets` must be on one device. Got {inputs[0].device} and {targets.device}. "
+            f"`train_inputs` and `train_targets` must be on one device. Got {rows.device} and {targets.device}. "
             "Move one with .to(device)."
         )
-    if targets.is_floating_point() and targets.dtype != inputs[0].dtype:
+    if targets.is_floating_point() and targets.dtype != rows.dtype:
         raise InputError(
-            f"`train_inputs` and floating-point `train_targets` must share a dtype. Got {inputs[0].dtype} and "
+            f"`train_inputs` and floating-point `train_targets` must share a dtype. Got {rows.dtype} and "
             f"{targets.dtype}. Convert one with .to(dtype)."
         )
 
 
-def _valid_targets(targets: Tensor, inputs: Tensor, likelihood: Likelihood) -> Tensor:
+def _valid_targets(targets: Tensor, dtype: torch.dtype, likelihood: Likelihood) -> Tensor:
     valid = likelihood.validate_targets(targets)
     if not targets.is_floating_point() and valid.is_floating_point():
-        valid = valid.to(inputs.dtype)
+        valid = valid.to(dtype)
     if likelihood.observes in ("label", "level") and valid.unique().numel() == 1:
         warnings.warn(
             f"All {valid.shape[0]} targets are of one class ({valid[0].item():g}): the posterior will favour it everywhere. "
@@ -184,6 +193,32 @@ def _valid_targets(targets: Tensor, inputs: Tensor, likelihood: Likelihood) -> T
             stacklevel=5,
         )
     return valid
+
+
+def as_test_inputs(x: Any, train_inputs: tuple[Tensor, ...], *, batch: bool = False) -> tuple[Tensor, ...]:
+    """New inputs as ``as_inputs`` gives them; what was no tensor gets dtype and device of the training inputs.
+
+    Args:
+        x: The inputs.
+        train_inputs: Training inputs.
+        batch: Whether there may be a batch of them.
+
+    Raises:
+        InputError: If they do not look like the training inputs.
+    """
+    inputs = like_known(x, as_inputs(x, "inputs", batch=batch), train_inputs)
+    check_test_inputs(inputs, train_inputs)
+    return inputs
+
+
+def like_known(x: Any, inputs: tuple[Tensor, ...], train_inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Inputs ``x`` as tensors, those that were none in the dtype and on the device of the training inputs."""
+    given = x if isinstance(x, tuple) else (x,)
+    if len(inputs) != len(train_inputs):
+        return inputs  # which is refused
+    return tuple(
+        t if torch.is_tensor(raw) else t.to(like) for raw, t, like in zip(given, inputs, train_inputs, strict=True)
+    )
 
 
 def check_test_inputs(inputs: tuple[Tensor, ...], train_inputs: tuple[Tensor, ...]) -> None:
@@ -207,19 +242,19 @@ def check_test_inputs(inputs: tuple[Tensor, ...], train_inputs: tuple[Tensor, ..
             )
 
 
-def check_parameters(module: torch.nn.Module, inputs: tuple[Tensor, ...]) -> None:
-    """Hyperparameters must have the dtype and device of the inputs, and be finite.
+def check_parameters(parameters: Iterable[tuple[str, Tensor]], like: Tensor) -> None:
+    """Hyperparameters must have the dtype and device of the data, and be finite.
 
     Raises:
         InputError: Naming the first parameter that does not.
     """
-    for name, parameter in module.named_parameters():
+    for name, parameter in parameters:
         if not parameter.is_floating_point():
             continue
-        if parameter.dtype != inputs[0].dtype or parameter.device != inputs[0].device:
+        if parameter.dtype != like.dtype or parameter.device != like.device:
             raise InputError(
                 f"Model and data must share dtype and device. Got parameter {name!r} {_kind(parameter)} and inputs "
-                f"{_kind(inputs[0])}. Call model.to(dtype=..., device=...) or convert the data."
+                f"{_kind(like)}. Call model.to(dtype=..., device=...) or convert the data."
             )
         if not bool(torch.isfinite(parameter).all()):
             raise InputError(f"Hyperparameters must be finite. Got NaN or infinity in {name!r}. Reset it.")

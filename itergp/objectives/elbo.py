@@ -132,7 +132,7 @@ class ComputationAwareELBO(Objective):
 
     def checkpoint_state(self) -> _ELBOState:
         """The variational family, and the model's posterior with what the next one starts from."""
-        solution = self.model._solution
+        solution = self.model.last_solution
         space, actions = (None, None) if solution is None else (solution.space, solution.actions)
         return _ELBOState(self._evaluations, self._held, solution, space, actions)
 
@@ -140,7 +140,7 @@ class ComputationAwareELBO(Objective):
         """Goes on from ``checkpoint_state``; the model gets the posterior as a start, not as its present one."""
         self._evaluations, self._held = state.evaluations, state.held
         if state.solution is not None:
-            self.model._start_from(replace(state.solution, space=state.space, actions=state.actions))
+            self.model.start_from(replace(state.solution, space=state.space, actions=state.actions))
 
     def _posterior(self) -> _Held:
         """Weights and actions, found again at the cadence that was asked for."""

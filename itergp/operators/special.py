@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol
 
 import gpytorch
 import torch
@@ -26,6 +26,13 @@ Diagonal = Callable[[Kernel, Tensor], Tensor]
 _GRID_POINTS = 8
 _ROUNDING = 1e-4  # of inputs, as a share of the width of a grid
 _SAME = 1e-4  # relative difference of kernels that are the same but for rounding
+
+
+class HasModules(Protocol):
+    """A module, or what stands for one."""
+
+    def modules(self) -> Iterator[torch.nn.Module]:
+        """All parts, itself included."""
 
 
 def special_entries(kernel: Kernel, first: Tensor, second: Tensor, entries: Entries) -> Tensor | None:
@@ -139,7 +146,7 @@ def fit_state(kernel: Kernel, features: Tensor, *, renew_losses: bool) -> None:
 
 
 @contextmanager
-def patient_grids(kernel: torch.nn.Module) -> Iterator[None]:
+def patient_grids(kernel: HasModules) -> Iterator[None]:
     """Grids are laid at the first call, and anew for inputs outside of them, not for those that rounding puts there."""
     moving: list[Any] = [module for module in kernel.modules() if _moves(module)]
     before = [module.grid_bounds for module in moving]
@@ -206,7 +213,7 @@ def _has_state(kernel: Kernel) -> bool:
     return not is_gpytorch(kernel)
 
 
-def has_moving_grid(module: torch.nn.Module) -> bool:
+def has_moving_grid(module: HasModules) -> bool:
     """Whether there is a kernel in it whose grid grows with the inputs."""
     return any(map(_moves, module.modules()))
 

@@ -273,7 +273,7 @@ class GPEstimator(BaseEstimator):
         device: torch.device | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         if dtype is None:
-            dtype, device = self.model_._like_data.dtype, self.model_._like_data.device
+            dtype, device = self.model_.held_data.like.dtype, self.model_.held_data.like.device
         kind: dict[str, Any] = {"dtype": dtype, "device": device}
         weight = None if bool((weights == 1.0).all()) else torch.as_tensor(weights).to(**kind, copy=True)
         # Memory of the model's own: what is fitted does not follow later changes of X and y.
@@ -317,7 +317,7 @@ class GPEstimator(BaseEstimator):
     # ------------------------------------------------------------ predictions
     def _new_inputs(self, X: Any) -> Tensor:
         check_is_fitted(self)
-        like = self.model_._like_data
+        like = self.model_.held_data.like
         scaled = self._scaled(check_inputs(self, X, reset=False))
         return torch.as_tensor(scaled, dtype=like.dtype, device=like.device)
 
