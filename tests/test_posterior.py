@@ -340,8 +340,8 @@ def test_rounds_go_on_while_deviations_change():
     solution = model.condition()
     assert float(solution.latent_values.abs().max()) < 1e-6
     site = VariationalSite.from_covariance(model.observations, solution.latent_covariance)
-    prior = model._prior(model.train_inputs)
-    again = solve_problem(Problem(prior.mean.detach(), model._make_operator(prior), site), DenseNewton())
+    prior = model.prior_at(model.train_inputs)
+    again = solve_problem(Problem(prior.mean.detach(), model.make_operator(prior), site), DenseNewton())
     ratio = (solution.latent_covariance / again.latent_covariance).sqrt()
     assert float((ratio - 1.0).abs().max()) <= solution.variational_residual <= 0.02
 
@@ -349,8 +349,8 @@ def test_rounds_go_on_while_deviations_change():
 def test_marginals_that_oscillate_are_damped_until_they_settle():
     """Rounds that overshoot by half never settle by themselves."""
     model = _model(rows=20)
-    prior = model._prior(model.train_inputs)
-    problem = Problem(prior.mean.detach(), model._make_operator(prior), LaplaceSite(model.observations))
+    prior = model.prior_at(model.train_inputs)
+    problem = Problem(prior.mean.detach(), model.make_operator(prior), LaplaceSite(model.observations))
     settled = torch.ones(20, 1, 1, dtype=torch.float64)
     site, damping = 1.5 * settled, rounds.Damping()
     for _ in range(rounds.MAX_ROUNDS):
