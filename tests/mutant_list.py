@@ -150,7 +150,7 @@ MUTANTS = (
     # ------------------------------------------------------------------ identity
     Mutant(
         "identity ignores the data",
-        "return Identity(describe_prior(model), model._data_digests(), method)",
+        "return Identity(describe_prior(model), model.data_digests(), method)",
         "return Identity(describe_prior(model), {}, method)",
         ("test_identity.py", "any_change and shuffled"),
     ),

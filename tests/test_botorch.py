@@ -44,6 +44,7 @@ from itergp import InputError  # noqa: E402
 from itergp.botorch import BotorchModel, FantasyModel, ResponsePosterior  # noqa: E402
 from itergp.botorch.look_ahead import _nodes, look_ahead  # noqa: E402
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, Likelihood, PoissonLikelihood  # noqa: E402
+from itergp.models import NonConjugateGP  # noqa: E402
 from itergp.solvers import DenseNewton, LinearTimeNewton, SubspaceNewton  # noqa: E402
 
 EXACT = DenseNewton(tolerance=1e-14)
@@ -486,7 +487,11 @@ def test_a_copy_is_independent():
 
 
 # ---------------------------------------------------------------------- errors
-class TwoInputs(SimpleGP):
+class TwoInputs(NonConjugateGP):
+    def __init__(self, x, y, likelihood):
+        super().__init__(x, y, likelihood)
+        self.mean_module, self.covar_module = gpytorch.means.ConstantMean(), make_kernel()
+
     def forward(self, x, z):
         x = torch.cat([x, z], -1)
         return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x))

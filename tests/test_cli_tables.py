@@ -97,7 +97,7 @@ def test_fit_predict_and_info(target, folder, capsys):
     assert facts["training rows"].strip() == "60"
     assert facts["columns"].strip() == "2 (age, height)"
     assert facts["posterior"].strip().startswith("variational, rank ")
-    assert "file format 1" in facts["written by"]
+    assert "file format 2" in facts["written by"]
 
 
 def test_options(folder, capsys):

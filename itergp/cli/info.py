@@ -47,7 +47,8 @@ def facts(tensors: dict[str, Any], about: dict[str, Any]) -> list[tuple[str, str
         lines += [("posterior", "none: it is found on the first prediction")]
     else:
         rank = tensors[f"{prefix}posterior.precision.gram"].shape[0]
-        bound = posterior["norm_squared"]
+        certificate = posterior.get("certificate", posterior)  # in the first format, a number of the posterior
+        bound = None if certificate is None else certificate["norm_squared"]
         gap = "none: not log-concave" if bound is None else f"{0.5 * bound / inputs.shape[0]:.2g} nats per row"
         lines += [("posterior", f"{posterior['approximation']}, rank {rank}"), ("certified gap", gap)]
     lines += [("written by", f"itergp {about['version']}, file format {about['format']}")]

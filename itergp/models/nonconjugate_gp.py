@@ -834,6 +834,10 @@ class NonConjugateGP(gpytorch.models.GP):
         return check_prediction(self.calculus, self.tempering if tempering is None else tempering, observation)
 
     def _stream(self, x: Any, batch_size: int | None = None, progress: bool = False) -> Stream:
+        inputs = self._checked_stream(x)  # whose references to the training data have ended before they are asked for
+        return Stream(self, self.conditioned, inputs, batch_size, progress)
+
+    def _checked_stream(self, x: Any) -> tuple[Any, ...]:
         inputs, known = as_inputs(x, "inputs"), self.held_data.inputs
         # What is not a tensor is converted batch by batch: one row shows whether it fits.
         given = x if isinstance(x, tuple) else (x,)
@@ -841,7 +845,7 @@ class NonConjugateGP(gpytorch.models.GP):
         check_test_inputs(like_known(x, seen, known), known)
         if has_moving_grid(self):
             fit_grids(self, like_known(x, inputs, known))
-        return Stream(self, self.conditioned, inputs, batch_size, progress)
+        return inputs
 
     def _current(self) -> KnownPosterior | None:
         """The posterior if it is known and up to date."""

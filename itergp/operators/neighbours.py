@@ -28,7 +28,13 @@ _MOST_KEPT = 2**26  # kernel entries of neighbourhoods that are worth keeping fo
 
 
 def kept_entries(num_rows: int, num_neighbours: int, num_kernels: int) -> int:
-    """Kernel entries that are kept of the neighbourhoods of training rows for another round; 0 where they are too many."""
+    """Kernel entries that are kept of the neighbourhoods of training rows for another round; 0 where they are too many.
+
+    Args:
+        num_rows: N.
+        num_neighbours: Rows near to each.
+        num_kernels: ``C'``.
+    """
     size = num_kernels * num_rows * num_neighbours * (num_neighbours + 1)
     return size if size <= _MOST_KEPT else 0
 

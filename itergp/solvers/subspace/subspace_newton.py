@@ -488,7 +488,8 @@ def compression(space: SearchSpace, iterate: Iterate, keep: int) -> Tensor:
     for c in range(space.gram.shape[0]):
         own = range(latents) if space.gram.shape[0] == 1 else range(c, c + 1)
         weights = iterate.curvature.diagonal(dim1=-2, dim2=-1)[:, list(own)].sum(-1)
-        information = weighted_gram(space, weights, c, c)
+        largest = space.partition.all_reduce_max(weights.amax()).clamp(1.0, torch.finfo(weights.dtype).max)
+        information = weighted_gram(space, weights.clamp_max(largest) / largest, c, c)  # only their relation counts
         held, sizes, _ = torch.linalg.svd(iterate.coordinates[list(own)].mT, full_matrices=False)
         held = held[:, sizes > _DEPENDENT * sizes.max()]  # those of softmax add up to zero
         away = torch.eye(space.rank, dtype=held.dtype, device=held.device) - held @ held.mT
