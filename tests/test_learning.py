@@ -604,6 +604,16 @@ def test_what_calibration_chooses_is_the_models(monkeypatch):
     assert (model.approximation, model.tempering) == ("laplace", 4.0)
 
 
+def test_a_variational_posterior_of_few_rows_is_not_chosen_for_many_of_several_functions():
+    x, y = make_classes(240, dtype=torch.float32)
+    model = SimpleGP(x, y, CategoricalLikelihood(3), kernel=default_kernel())
+    assert {a for a, _ in calibrate_predictions(model, num_rows=60).log_densities} == {"laplace"}
+    assert {a for a, _ in calibrate_predictions(model, num_rows=240).log_densities} == {"laplace", "variational"}
+    x, y = make_binary(240, dtype=torch.float32)  # neighbours see the same of more rows
+    model = SimpleGP(x, y, BernoulliLikelihood(), kernel=default_kernel())
+    assert {a for a, _ in calibrate_predictions(model, num_rows=60).log_densities} == {"laplace", "variational"}
+
+
 def test_few_rows_are_each_held_out_once_and_weights_count():
     model = binary(90)
     assert calibrate_predictions(model, num_rows=4000).num_held_out == 90
