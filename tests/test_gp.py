@@ -17,6 +17,7 @@ from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
 from itergp.models import GP, NonConjugateGP
 from itergp.models.gp import MAX_ARD_COLUMNS
 from itergp.models.starting_values import initialise_model
+from itergp.sklearn import model as sklearn_model
 from itergp.solvers import DenseNewton
 
 
@@ -124,3 +125,10 @@ def test_several_inputs_are_refused():
     x, y = make_binary(10)
     with pytest.raises(InputError, match=r"must be one matrix of inputs\. Got 2\. Concatenate their columns"):
         GP((x, x), y, BernoulliLikelihood())
+
+
+def test_the_former_name_warns():
+    with pytest.warns(DeprecationWarning, match="`EstimatorGP` is `itergp.models.GP` now"):
+        assert sklearn_model.EstimatorGP is GP
+    with pytest.raises(AttributeError, match="no attribute 'EstimatorGB'"):
+        sklearn_model.EstimatorGB  # noqa: B018

@@ -26,6 +26,14 @@ _PROBES = 6
 _WORTH_A_WARNING = 1e-3  # nats per row
 
 
+def __getattr__(name: str) -> Any:
+    """The former name of ``itergp.models.GP``, with a warning."""
+    if name != "EstimatorGP":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    warnings.warn("`EstimatorGP` is `itergp.models.GP` now.", DeprecationWarning, stacklevel=2)
+    return GP
+
+
 def constant_mean(*values: float) -> gpytorch.means.ConstantMean:
     """A learnable constant mean that starts at a value, or one per latent function."""
     mean = gpytorch.means.ConstantMean(batch_shape=torch.Size([len(values)] if len(values) > 1 else []))
