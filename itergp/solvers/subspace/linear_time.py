@@ -20,18 +20,19 @@ from itergp.posterior.posterior import (
 )
 from itergp.posterior.precision import columns_times
 from itergp.posterior.problem import Problem
-from itergp.posterior.solution import Solution, is_finite
+from itergp.posterior.solution import Solution
 from itergp.posterior.status import Reason, Status
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.policies import Policy, UnitVectors, View
 from itergp.solvers.policies.memory import Memory
 from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.proposals import values_and_rows
-from itergp.solvers.protocol import BaseSolver, BaseState, Solver
+from itergp.solvers.protocol import BaseSolver, Solver
 from itergp.solvers.run.budget import Budget
 from itergp.solvers.subspace.actions import leading_actions
 from itergp.solvers.subspace.newton import Iterate, evaluate, minimise
 from itergp.solvers.subspace.search_space import SearchSpace
+from itergp.solvers.subspace.search_state import SearchState
 from itergp.solvers.subspace.subspace_newton import SubspaceNewton
 from itergp.solvers.subspace.support_space import SupportSpace
 
@@ -50,7 +51,7 @@ _PRODUCTS = 100  # products with the space in the Newton steps of a stage
 
 
 @dataclass(frozen=True)
-class LinearTimeState(BaseState):
+class LinearTimeState(SearchState):
     """State of ``LinearTimeNewton``: the space, the iterate in it, and where it comes from."""
 
     space: SupportSpace
@@ -70,35 +71,9 @@ class LinearTimeState(BaseState):
         return self.space.weights(self.iterate.coordinates)
 
     @property
-    def objective(self) -> float:
-        """Psi."""
-        return self.iterate.objective
-
-    @property
-    def rank(self) -> int:
-        """Directions in the space."""
-        return self.space.rank
-
-    @property
-    def newton_steps(self) -> int:
-        """Newton steps within the space in the last step."""
-        return self.iterate.steps
-
-    @property
-    def step_length(self) -> float:
-        """Smallest step length in the last step."""
-        return self.iterate.step_length
-
-    @property
     def gradient_residual(self) -> Tensor:
         """``g - V`` ``(N, C)``: zero at the mode, and not at the best that a small support can do."""
         return self.iterate.gradient - self.weights
-
-    @property
-    def finite(self) -> bool:
-        """Whether the iterate is finite."""
-        at = self.iterate
-        return is_finite(at.latent_values, at.gradient, at.curvature) and self.objective < float("inf")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,13 +29,14 @@ from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, View
 from itergp.solvers.policies.memory import Memory
 from itergp.solvers.policies.mixed import require_policy
-from itergp.solvers.protocol import BaseSolver, BaseState
+from itergp.solvers.protocol import BaseSolver
 from itergp.solvers.run.budget import Budget
 from itergp.solvers.subspace.actions import leading_actions
 from itergp.solvers.subspace.directions import holds, shared_directions
 from itergp.solvers.subspace.newton import Iterate, evaluate, minimise
 from itergp.solvers.subspace.newton_matrix import weighted_gram
 from itergp.solvers.subspace.search_space import SearchSpace
+from itergp.solvers.subspace.search_state import SearchState
 
 _DEFAULT_MAX_PASSES = 60
 _DEFAULT_TOLERANCE = 1e-4
@@ -53,7 +54,7 @@ _DEPENDENT = 1e-13  # share of the largest singular value that is rounding in fl
 
 
 @dataclass(frozen=True)
-class SubspaceState(BaseState):
+class SubspaceState(SearchState):
     """State of ``SubspaceNewton``: the space, the iterate in it, and what is known about its distance to the mode."""
 
     space: SearchSpace
@@ -70,35 +71,14 @@ class SubspaceState(BaseState):
     event: str = ""
 
     @property
-    def objective(self) -> float:
-        """Psi."""
-        return self.iterate.objective
-
-    @property
-    def rank(self) -> int:
-        """Directions in the space."""
-        return self.space.rank
-
-    @property
-    def newton_steps(self) -> int:
-        """Newton steps within the space in the last step."""
-        return self.iterate.steps
-
-    @property
-    def step_length(self) -> float:
-        """Smallest step length in the last step."""
-        return self.iterate.step_length
-
-    @property
     def gradient_residual(self) -> Tensor:
         """``g - V`` ``(N, C)``: zero at the mode."""
         return self.iterate.gradient - self.weights
 
     @property
     def finite(self) -> bool:
-        """Whether the iterate is finite."""
-        at = self.iterate
-        return is_finite(at.latent_values, at.gradient, at.curvature, self.weights) and self.objective < float("inf")
+        """Whether the iterate and the weights are finite."""
+        return super().finite and is_finite(self.weights)
 
 
 @dataclass(frozen=True, kw_only=True)
