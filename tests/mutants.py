@@ -45,6 +45,11 @@ def place(snippet: str, folder: Path = ROOT) -> Path:
     return next(path for path, count in counts.items() if count)
 
 
+def find_tests(name: str) -> str:
+    """Where a file of tests lies, from the root."""
+    return str(next((ROOT / "tests").rglob(name)).relative_to(ROOT))
+
+
 def copy_package(folder: Path) -> None:
     """The package and its tests, without what was compiled."""
     for name in _COPIED:
@@ -85,7 +90,7 @@ def unsound(mutants: Sequence[Mutant]) -> dict[str, str]:
         copy_package(Path(name))
         for file in dict.fromkeys(mutant.tests[0] for mutant in mutants):
             chosen = " or ".join(f"({mutant.tests[1]})" for mutant in mutants if mutant.tests[0] == file)
-            outcome, said = run_tests(Path(name), f"tests/{file}", "-k", chosen)
+            outcome, said = run_tests(Path(name), find_tests(file), "-k", chosen)
             if outcome != "pass":
                 found[file] = f"without the mutant: {said}"
     return found
@@ -93,8 +98,8 @@ def unsound(mutants: Sequence[Mutant]) -> dict[str, str]:
 
 def try_mutant(mutant: Mutant, *, all_tests: bool) -> tuple[str, str]:
     """``"caught"``, ``"survives"`` or ``"error"``, and what pytest said."""
-    everything = ("tests", "-m", "not slow", "--ignore=tests/test_mutants.py")  # which looks for the unbroken line
-    wanted = everything if all_tests else (f"tests/{mutant.tests[0]}", "-k", mutant.tests[1])
+    everything = ("tests", "-m", "not slow", "--ignore=tests/laws/test_mutants.py")  # which looks for the unbroken line
+    wanted = everything if all_tests else (find_tests(mutant.tests[0]), "-k", mutant.tests[1])
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         copy_package(folder)

@@ -27,7 +27,7 @@ TESTS = Path(__file__).parent
 def run(folder: Path, part: str, size: int) -> list[tuple[int, str]]:
     """Return codes and outputs of the program in several processes."""
     folder.mkdir(exist_ok=True)
-    paths = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
+    paths = os.pathsep.join([str(TESTS.parents[1]), str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     processes = []
     for rank in range(size):
         told = {"RANK": str(rank), "WORLD_SIZE": str(size), "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}

@@ -274,7 +274,7 @@ print(json.dumps(dict(killed=killed, drafts=drafts, existed=existed, same=same, 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("what", ["condition", "fit"])
 def test_killed_at_any_moment(what, tmp_path):
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     script = KILL.format(tests=str(folder), path=str(tmp_path / "run.safetensors"), what=what, attempts=3)
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder.parent)}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)

@@ -32,7 +32,7 @@ def _outcomes(checkout: Path, folder: Path) -> dict[str, str]:
     """For every test nothing if it passed, otherwise what its error says."""
     report = folder / "report.xml"
     options = ["-q", "-p", "swap_exact_gp", "-p", "no:cacheprovider", "-W", "ignore", "--junitxml", str(report)]
-    paths = [str(HERE), str(HERE.parent), os.environ.get("PYTHONPATH", "")]
+    paths = [str(HERE), str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")]
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, paths)), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", *options, *_files(checkout)]
     # Not in the checkout: the tests are to use the GPyTorch that is installed.

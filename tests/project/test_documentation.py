@@ -26,7 +26,7 @@ from itergp.solvers import DenseNewton
 from itergp.solvers.policies.base import Policy
 from itergp.solvers.protocol import Rounds, Solver, State
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 NEEDS = {"adding.md": "pandas", "bayesian-optimisation.md": "botorch", "instruments.md": "matplotlib"}
 FACES = [

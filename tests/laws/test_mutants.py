@@ -6,7 +6,7 @@ import ast
 
 import pytest
 from mutant_list import MUTANTS
-from mutants import ROOT, place
+from mutants import ROOT, find_tests, place
 
 
 def test_there_are_forty_mutants_of_different_names():
@@ -17,7 +17,7 @@ def test_there_are_forty_mutants_of_different_names():
 def test_a_mutant_is_a_line_of_the_package_broken(mutant):
     assert mutant.replacement != mutant.snippet
     ast.parse(place(mutant.snippet).read_text().replace(mutant.snippet, mutant.replacement))
-    assert (ROOT / "tests" / mutant.tests[0]).is_file()
+    assert (ROOT / find_tests(mutant.tests[0])).is_file()
 
 
 def test_a_snippet_must_occur_once():

@@ -115,7 +115,7 @@ print(json.dumps([total, peak() - before]))
 def test_memory_does_not_grow_with_the_rows(tmp_path):
     path = tmp_path / "x.npy"
     np.save(path, np.random.default_rng(0).normal(scale=3.0, size=(30_000, 2)))
-    folder = Path(__file__).parent
+    folder = Path(__file__).parents[1]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder.parent)}
     script = MEMORY.format(tests=str(folder), path=str(path))
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)

@@ -331,7 +331,7 @@ def test_warnings_are_one_line(folder, capsys):
 def test_standard_output_has_predictions_and_nothing_else(folder):
     assert main(["fit", "class.csv", "--target", "class", "--save", "m.safetensors", *QUICK]) == 0
     environment = {name: value for name, value in os.environ.items() if name != "KEOPS_VERBOSE"}
-    environment["PYTHONPATH"] = str(Path(__file__).parent.parent)
+    environment["PYTHONPATH"] = str(Path(__file__).parents[2])
     command = [sys.executable, "-m", "itergp", "predict", "m.safetensors", "class.csv"]
     ran = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=True)
     written = pandas.read_csv(io.StringIO(ran.stdout))
