@@ -12,6 +12,7 @@ from gpytorch.means import ConstantMean, Mean
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.models.input_transforms import InputTransform
 from itergp.models.nonconjugate_gp import NonConjugateGP
 from itergp.models.starting_values import initialise
 
@@ -33,6 +34,8 @@ class GP(NonConjugateGP):
         mean: A GPyTorch mean; default a constant, one per latent function.
         kernel: A GPyTorch kernel, which keeps its values; default a scaled Matern-3/2 with one lengthscale per column (one for
             all beyond 100 columns) that starts at half the median distance between rows, and an output scale of 10.
+        input_transform: A map of the inputs that mean and kernel are functions of, such as
+            ``itergp.models.QuantileTransform(x)``; default none. It is saved with the model.
         **options: ``solver``, ``approximation``, ``operator``, ``memory_budget``, ``sample_weight`` and ``missing_targets`` of
             ``NonConjugateGP``.
 
@@ -57,10 +60,13 @@ class GP(NonConjugateGP):
         *,
         mean: Mean | None = None,
         kernel: Kernel | None = None,
+        input_transform: InputTransform | None = None,
         **options: Any,
     ) -> None:
         _require_part("mean", mean, Mean)
         _require_part("kernel", kernel, Kernel)
+        if input_transform is not None and not isinstance(input_transform, torch.nn.Module):
+            raise InputError(f"`input_transform` must be a torch module. Got {input_transform!r}.")
         super().__init__(x, y, likelihood, **options)
         inputs = self.held_data.inputs
         if len(inputs) != 1:
@@ -75,16 +81,21 @@ class GP(NonConjugateGP):
             )
         latents = self.calculus.num_latents
         shape = torch.Size([latents] if latents > 1 else [])
+        self.input_transform = input_transform
         self.mean_module = ConstantMean(batch_shape=shape) if mean is None else mean
         self.covar_module = _default_kernel(inputs[0].shape[1]) if kernel is None else kernel
         self.to(self.held_data.like)
         if kernel is None:
             with torch.no_grad():
-                initialise(self.covar_module, inputs[0])
+                initialise(self.covar_module, self._transformed(inputs[0]))
 
     def forward(self, x: Tensor) -> MultivariateNormal:
         """The prior at inputs ``(N, D)``."""
+        x = self._transformed(x)
         return MultivariateNormal(self.mean_module(x), self.covar_module(x))
+
+    def _transformed(self, x: Tensor) -> Tensor:
+        return x if self.input_transform is None else self.input_transform(x)
 
 
 def _default_kernel(num_columns: int) -> ScaleKernel:

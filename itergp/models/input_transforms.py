@@ -58,7 +58,7 @@ class QuantileTransform(InputTransform):
     Args:
         x: Training inputs ``(N, D)``.
         output_distribution: ``"uniform"`` for ranks, ``"normal"`` for normal scores.
-        columns: Which to transform; the others are standardised. Default all.
+        columns: Which to transform; the others stay as they are. Default all.
         num_quantiles: Values of a column that are kept, at most.
 
     Raises:
@@ -85,7 +85,7 @@ class QuantileTransform(InputTransform):
         if len(rows) > _ROWS:
             rows = rows[torch.linspace(0, len(rows) - 1, _ROWS, device=rows.device).long()]
         found = [
-            _distribution(column, output_distribution, num_quantiles) if own else _line(column, num_quantiles)
+            _distribution(column, output_distribution, num_quantiles) if own else _identity(column, num_quantiles)
             for column, own in zip(rows.T, chosen.tolist(), strict=True)
         ]
         for name, parts in zip(("knots", "values", "slope", "last"), zip(*found, strict=True), strict=True):
@@ -127,7 +127,7 @@ def _distribution(column: Tensor, kind: str, num_quantiles: int) -> tuple[Tensor
     distinct, counts = column.unique(return_counts=True)
     ranks = (counts.cumsum(0).double() - 0.5 * counts) / len(column)
     if len(distinct) == 1:
-        return _line(column, num_quantiles)
+        return _padded(torch.stack([distinct[0], distinct[0] + 1.0]), column.new_tensor([0.0, 1.0]), column.new_ones(()), num_quantiles)
     if kind == "normal":
         bound = torch.special.ndtr(torch.tensor(_LARGEST_SCORE, dtype=torch.float64))
         scores = torch.special.ndtri(ranks.clamp(1.0 - bound, bound))
@@ -144,12 +144,10 @@ def _distribution(column: Tensor, kind: str, num_quantiles: int) -> tuple[Tensor
     return _padded(distinct, scores.to(column), slope.to(column), num_quantiles)
 
 
-def _line(column: Tensor, num_quantiles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The map that standardises a column, one that does not vary to zero."""
-    deviation, mean = torch.std_mean(column, correction=0)
-    deviation = torch.where(deviation > 0.0, deviation, 1.0)
-    ends = torch.stack([mean - deviation, mean + deviation])
-    return _padded(ends, (ends - mean) / deviation, 1.0 / deviation, num_quantiles)
+def _identity(column: Tensor, num_quantiles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The map that leaves a column as it is."""
+    ends = column.new_tensor([0.0, 1.0])
+    return _padded(ends, ends, column.new_ones(()), num_quantiles)
 
 
 def _padded(knots: Tensor, values: Tensor, slope: Tensor, num_quantiles: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -1,0 +1,187 @@
+"""Structures of a model that compete: which kernel, on which scale of the inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from gpytorch.kernels import Kernel, LinearKernel, MaternKernel, ScaleKernel
+from torch import Tensor
+
+from itergp.errors import InputError
+from itergp.kernels import (
+    AdditiveLaplacianKernel,
+    CategoricalKernel,
+    LaplacianKernel,
+    TiedLaplacianKernel,
+    TiedMaternKernel,
+)
+from itergp.models.gp import MAX_ARD_COLUMNS
+from itergp.models.input_transforms import InputTransform, QuantileTransform
+
+_SCALES = {"ranks": "uniform", "normal scores": "normal"}
+
+
+@dataclass(frozen=True)
+class InputColumns:
+    """What a kernel may know of the columns of its inputs.
+
+    Attributes:
+        num_columns: D.
+        numeric: Columns on a scale of their own, whose ranks say as much as their values.
+        groups: For each column the number of the original one that it encodes: those of a group share a lengthscale.
+        codes: Columns of integer codes of levels without an order.
+    """
+
+    num_columns: int
+    numeric: tuple[int, ...]
+    groups: tuple[int, ...]
+    codes: tuple[int, ...] = ()
+
+    @classmethod
+    def plain(cls, num_columns: int) -> InputColumns:
+        """All columns are numbers, each on its own."""
+        every = tuple(range(num_columns))
+        return cls(num_columns, every, every)
+
+    @property
+    def metric(self) -> tuple[int, ...]:
+        """Columns that distances are taken in: all but the codes."""
+        return tuple(column for column in range(self.num_columns) if column not in self.codes)
+
+    @property
+    def own_groups(self) -> tuple[int, ...]:
+        """Groups of the metric columns, numbered from zero."""
+        order = {group: number for number, group in enumerate(dict.fromkeys(self.groups[c] for c in self.metric))}
+        return tuple(order[self.groups[column]] for column in self.metric)
+
+
+@dataclass(frozen=True)
+class Structure:
+    """A kernel and a scale of the inputs.
+
+    Attributes:
+        kernel: One of ``KERNELS``.
+        scale: ``"as given"``, ``"ranks"`` or ``"normal scores"`` of the numeric columns.
+    """
+
+    kernel: str
+    scale: str = "as given"
+
+    def __post_init__(self) -> None:
+        if self.kernel not in KERNELS:
+            raise InputError(f"`kernel` must be one of {', '.join(KERNELS)}. Got {self.kernel!r}. Choose one of these.")
+        if self.scale != "as given" and self.scale not in _SCALES:
+            raise InputError(f"`scale` must be 'as given', {', '.join(map(repr, _SCALES))}. Got {self.scale!r}.")
+
+    def __str__(self) -> str:
+        return self.kernel if self.scale == "as given" else f"{self.kernel} on {self.scale}"
+
+    def make_kernel(self, columns: InputColumns, batch_shape: torch.Size = torch.Size([])) -> Kernel:
+        """A new kernel for inputs with these columns."""
+        return KERNELS[self.kernel](columns, batch_shape)
+
+    def make_transform(self, x: Tensor, columns: InputColumns) -> InputTransform | None:
+        """The transform of inputs learned from training inputs ``(N, D)``; None to leave them as they are."""
+        if self.scale == "as given" or not columns.numeric:
+            return None
+        return QuantileTransform(x, _SCALES[self.scale], list(columns.numeric))  # type: ignore[arg-type]
+
+
+def _tied(columns: InputColumns) -> bool:
+    return len(set(columns.own_groups)) < len(columns.metric)
+
+
+def _active(columns: InputColumns) -> tuple[int, ...] | None:
+    return columns.metric if columns.codes else None
+
+
+def _lengthscales(columns: InputColumns, shared: bool) -> int | None:
+    """How many: one for all where they would be pixels or embeddings."""
+    return None if shared or len(set(columns.own_groups)) > MAX_ARD_COLUMNS else len(columns.metric)
+
+
+def _matern(nu: float, columns: InputColumns, shape: torch.Size, shared: bool = False) -> Kernel:
+    """A scaled Matern kernel of the metric columns, once for all levels and once for equal ones."""
+    options: dict[str, Any] = {"batch_shape": shape, "active_dims": _active(columns)}
+    count = _lengthscales(columns, shared)
+    if count is not None and _tied(columns):
+        kernel: Kernel = TiedMaternKernel(nu=nu, groups=columns.own_groups, **options)
+    else:
+        kernel = MaternKernel(nu=nu, ard_num_dims=count, **options)
+    return _with_codes(kernel, columns, shape)
+
+
+def _laplacian(columns: InputColumns, shape: torch.Size) -> Kernel:
+    options: dict[str, Any] = {"batch_shape": shape, "active_dims": _active(columns)}
+    count = _lengthscales(columns, False)
+    if count is not None and _tied(columns):
+        kernel: Kernel = TiedLaplacianKernel(groups=columns.own_groups, **options)
+    else:
+        kernel = LaplacianKernel(ard_num_dims=count, **options)
+    return _with_codes(kernel, columns, shape)
+
+
+def _with_codes(kernel: Kernel, columns: InputColumns, shape: torch.Size) -> Kernel:
+    """A scaled kernel of the metric columns, times one of levels that are equal or not, and these by themselves."""
+    if not columns.codes:
+        return ScaleKernel(kernel, batch_shape=shape)
+    product = kernel * _categories(columns, shape) if columns.metric else _categories(columns, shape)
+    return ScaleKernel(product, batch_shape=shape) + ScaleKernel(_categories(columns, shape), batch_shape=shape)
+
+
+def _categories(columns: InputColumns, shape: torch.Size) -> Kernel:
+    return CategoricalKernel(len(columns.codes), active_dims=columns.codes, batch_shape=shape)
+
+
+def _additive(columns: InputColumns, shape: torch.Size) -> Kernel:
+    main = AdditiveLaplacianKernel(len(columns.metric), active_dims=_active(columns), batch_shape=shape)
+    return ScaleKernel(main, batch_shape=shape) + _laplacian(columns, shape)
+
+
+def _linear(columns: InputColumns, shape: torch.Size) -> Kernel:
+    line = LinearKernel(active_dims=_active(columns), batch_shape=shape)
+    return line + _matern(1.5, columns, shape)
+
+
+KERNELS: dict[str, Callable[[InputColumns, torch.Size], Kernel]] = {
+    "matern32, one lengthscale": lambda columns, shape: _matern(1.5, columns, shape, shared=True),
+    "matern32": lambda columns, shape: _matern(1.5, columns, shape),
+    "linear + matern32": _linear,
+    "laplacian": _laplacian,
+    "matern12 + matern52": lambda columns, shape: _matern(0.5, columns, shape) + _matern(2.5, columns, shape),
+    "additive laplacian + laplacian": _additive,
+}
+
+AUTOMATIC = (
+    Structure("matern32, one lengthscale"),
+    Structure("matern32"),
+    Structure("linear + matern32"),
+    Structure("laplacian"),
+    Structure("laplacian", "ranks"),
+    Structure("matern12 + matern52"),
+    Structure("additive laplacian + laplacian", "ranks"),
+)
+
+
+def candidates(structures: str | Sequence[Structure], columns: InputColumns) -> tuple[Structure, ...]:
+    """The structures that compete, simple ones first.
+
+    Args:
+        structures: ``"auto"``, or structures.
+        columns: Of the inputs.
+
+    Raises:
+        InputError: If they are neither.
+    """
+    if structures != "auto":
+        if isinstance(structures, str) or not all(isinstance(one, Structure) for one in structures) or not structures:
+            raise InputError(f"`structures` must be 'auto' or a list of itergp.learning.Structure. Got {structures!r}.")
+        return tuple(structures)
+    if len(columns.metric) == 1 and not columns.codes:  # of one column, several are the same
+        return tuple(s for s in AUTOMATIC if s.kernel not in ("matern32, one lengthscale", "additive laplacian + laplacian"))
+    if not columns.metric:
+        return (Structure("matern32"),)
+    return AUTOMATIC
