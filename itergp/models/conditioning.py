@@ -117,7 +117,7 @@ def bounded(model: Model, solution: Solution, key: Identity) -> Solution:
     if solution.certificate is None:
         return solution
     bound = PriorVariance(model, key)
-    return replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
+    return solution.with_report(certificate=replace(solution.certificate, prior_variance=bound))
 
 
 class PriorVariance:

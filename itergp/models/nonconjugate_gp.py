@@ -708,7 +708,7 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def __getstate__(self) -> dict[str, Any]:
         """State for pickle and deepcopy: without kernel caches and search space, which can be rebuilt."""
-        return {**self.__dict__, "_known": None if self._known is None else self._known.without_space()}
+        return {**self.__dict__, "_known": None if self._known is None else self._known.without_warm_start()}
 
     # ------------------------------------------ for what works on models
     @property
