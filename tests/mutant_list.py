@@ -51,7 +51,7 @@ MUTANTS = (
     # ------------------------------------------------------------------ plan
     Mutant(
         "plan: two nodes of the quadrature",
-        "nodes = (20 if latents == 1 else 32) if size.variational else 1",
+        "nodes = size.num_nodes if size.variational else 1",
         "nodes = 2 if size.variational else 1",
         ("test_planning.py", "memory"),
     ),

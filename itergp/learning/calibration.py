@@ -75,7 +75,7 @@ def calibrate_predictions(model: NonConjugateGP, *, num_rows: int, seed: int = 0
     observations = model.observations
     splits = held_out_splits(observations, num_rows=num_rows, seed=seed)
     with torch.no_grad():
-        prior = model.prior_at(model.held_data.inputs)
+        prior = model.prior_at()
         several, compared = observations.likelihood.num_latents > 1, splits[0][0].numel()
         few = several and compared < _TRANSFERS * observations.num_rows
         approximations = ("laplace",) if few and not observations.likelihood.quadratic else APPROXIMATIONS

@@ -42,7 +42,7 @@ def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0) -> float | None:
         The limit in deviations, or None if the lengthscales stay.
     """
     with torch.no_grad():
-        prior = model.prior_at(model.held_data.inputs)
+        prior = model.prior_at()
         features = prior.features if prior.features.dim() == 2 else prior.features[0]
         usable = _usable(prior.kernel, features)
         if not any(_exceeds(kernel, columns, LIMITS[0]) for kernel, columns in usable):
@@ -68,7 +68,7 @@ def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0) -> float | None:
 def _held_out_density(model: NonConjugateGP, seed: int) -> Tensor:
     """Log-densities of held-out rows at the mode ``(M,)``, float64: of a quarter, or of few rows each quarter in turn."""
     observations = model.observations
-    prior, found = model.prior_at(model.held_data.inputs), []
+    prior, found = model.prior_at(), []
     for train, held_out in held_out_splits(observations, num_rows=_MOST_ROWS, seed=seed):
         part, validation = prior.take(train), prior.take(held_out)
         operator = make_operator(

@@ -200,6 +200,11 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             gradient, curvature = gradient + weight * g, curvature + weight * W
         return gradient, curvature
 
+    @property
+    def num_nodes(self) -> int:
+        """Nodes of a row that ``standard_nodes`` gives."""
+        return _NUM_NODES if self.num_latents == 1 else 2 * _NUM_PAIRS
+
     def standard_nodes(self, like: Tensor, seed: int = 0, skip: int = 0) -> tuple[Tensor, Tensor]:
         """Standard normal nodes for expectations over a row's latent values.
 

@@ -358,6 +358,11 @@ class _IndependentOutputs(Likelihood):
         precision = self._noise(f).reciprocal()
         return (targets.to(f.dtype) - f) * precision, torch.diag_embed(precision.expand(f.shape))
 
+    @property
+    def num_nodes(self) -> int:
+        """Two per output."""
+        return 2 * self.num_latents
+
     def standard_nodes(self, like: Tensor, seed: int = 0, skip: int = 0) -> tuple[Tensor, Tensor]:
         """Two nodes per output: exact for a quadratic function."""
         size = self.num_latents

@@ -20,7 +20,8 @@ from itergp.persistence import (
     from_state,
     to_state,
 )
-from itergp.posterior.solution import Solution
+from itergp.posterior.posterior import Posterior
+from itergp.posterior.solution import Report, Solution
 from itergp.posterior.status import Reason
 from itergp.solvers import Solver
 from itergp.solvers.run.resuming import require_resumable
@@ -66,7 +67,7 @@ def save_final(checkpointer: Checkpoint, solution: Solution) -> None:
     if solution.status.reason is Reason.INTERRUPTED or solution.rows.sharded:
         return
     final = StateDict()
-    final.add_section(_FINISHED, to_state(solution))
+    final.add_section(_FINISHED, solution_state(solution))
     checkpointer.save(final)
 
 
@@ -76,7 +77,16 @@ def finished_solution(checkpointer: Checkpoint, device: torch.device) -> Solutio
     return None if saved is None or _FINISHED not in saved.values else read_solution(saved.section(_FINISHED), device)
 
 
+def solution_state(solution: Solution) -> StateDict:
+    """Posterior and report as plain data, side by side as in every version's files; not what a solve would start from."""
+    posterior, report = to_state(solution.posterior), to_state(solution.report)
+    return StateDict(posterior.arrays | report.arrays, posterior.values | report.values)
+
+
 def read_solution(state: StateDict, device: torch.device) -> Solution:
-    """A posterior from its state, with its trace's readers."""
-    solution = from_state(Solution, state.to(device))
-    return replace(solution, trace=Trace.of(solution.trace))
+    """The solution of ``solution_state``, with its trace's readers."""
+    state = state.to(device)
+    posterior, report = from_state(Posterior, state), from_state(Report, state)
+    if report.certificate is not None:
+        posterior = replace(posterior, norm_squared=report.certificate.norm_squared)
+    return Solution(posterior, replace(report, trace=Trace.of(report.trace)))

@@ -30,9 +30,9 @@ class KnownPosterior:
         """Without what can be made again."""
         return KnownPosterior(self.solution, self.key)
 
-    def without_space(self) -> KnownPosterior:
-        """What a copy takes along: neither kernel caches nor the search space."""
-        return KnownPosterior(self.solution.without_space(), self.key)
+    def without_warm_start(self) -> KnownPosterior:
+        """What a copy takes along: neither kernel caches nor what the next solve could go on from."""
+        return KnownPosterior(self.solution.without_warm_start(), self.key)
 
     def views(self) -> list[Tensor]:
         """Tensors that may refer to the memory of the training data."""

@@ -30,7 +30,7 @@ def find_posterior(model: Model, options: RunOptions) -> Conditioned:
     check_parameters(model.named_parameters(), model.held_data.inputs[0])
     gradients, untouched = torch.is_grad_enabled(), describe_prior(model)
     with torch.no_grad():
-        prior = model.prior_at(model.held_data.inputs)
+        prior = model.prior_at()
         key = identity_of(model)  # forward may have updated buffers
         operator = model.make_operator(prior)
         rows = operator.rows
@@ -76,7 +76,7 @@ def complete(model: Model, known: KnownPosterior, key: Identity) -> Conditioned:
     if isinstance(known, Conditioned) and known.serves(training=model.training):
         return known
     with torch.no_grad():
-        operator = model.make_operator(model.prior_at(model.held_data.inputs))
+        operator = model.make_operator(model.prior_at())
     return Conditioned(known.solution, key, operator, model.viewed_observations(), model.training)
 
 
@@ -117,7 +117,7 @@ def bounded(model: Model, solution: Solution, key: Identity) -> Solution:
     if solution.certificate is None:
         return solution
     bound = PriorVariance(model, key)
-    return replace(solution, certificate=replace(solution.certificate, prior_variance=bound))
+    return solution.with_report(certificate=replace(solution.certificate, prior_variance=bound))
 
 
 class PriorVariance:

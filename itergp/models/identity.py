@@ -43,8 +43,8 @@ class Identifiable(HasPrior, Protocol):
     def data_digests(self) -> dict[str, str]:
         """Digests of the training data by name."""
 
-    def prior_at(self, inputs: tuple[Tensor, ...]) -> Prior:
-        """The prior at the training inputs, if these are given, or at new ones."""
+    def prior_at(self, inputs: tuple[Tensor, ...] | None = None) -> Prior:
+        """The prior at the training inputs, or at new ones if these are given."""
 
 
 def identity_of(model: Identifiable) -> Identity:
@@ -84,7 +84,7 @@ def _probe(model: Identifiable) -> list[float]:
     """Prior means and kernel entries of a few rows: they notice what no attribute shows, such as a captured variable."""
     rows = evenly_spaced(model.held_data.targets.shape[0], _PROBE_ROWS, torch.device("cpu"))
     with torch.no_grad():
-        whole = model.prior_at(model.held_data.inputs)
+        whole = model.prior_at()
         prior = whole.take(rows.to(whole.mean.device))
         entries = make_operator(prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="dense").dense()
     return [round(value, 8) for value in torch.cat([prior.mean.reshape(-1), entries.reshape(-1)]).double().tolist()]

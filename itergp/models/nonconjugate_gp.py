@@ -375,7 +375,7 @@ class NonConjugateGP(gpytorch.models.GP):
         Times the kernel for a fraction of a second; ``print(model.plan())`` says it in a sentence.
         """
         with torch.no_grad():
-            operator = self.make_operator(self.prior_at(self.held_data.inputs))
+            operator = self.make_operator(self.prior_at())
         size = problem_size(operator, self.observations.likelihood, self.approximation)
         return make_plan(operator, self.solver, size)
 
@@ -708,7 +708,7 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def __getstate__(self) -> dict[str, Any]:
         """State for pickle and deepcopy: without kernel caches and search space, which can be rebuilt."""
-        return {**self.__dict__, "_known": None if self._known is None else self._known.without_space()}
+        return {**self.__dict__, "_known": None if self._known is None else self._known.without_warm_start()}
 
     # ------------------------------------------ for what works on models
     @property
@@ -728,14 +728,14 @@ class NonConjugateGP(gpytorch.models.GP):
         return self._observed(targets.detach(), None if weight is None else weight.detach())
 
     @either
-    def prior_at(self, inputs: tuple[Tensor, ...]) -> Prior:
-        """The prior at the training inputs, if these are given, or at new ones.
+    def prior_at(self, inputs: tuple[Tensor, ...] | None = None) -> Prior:
+        """The prior at the training inputs, or at new ones.
 
         Args:
-            inputs: ``(M, D)`` each; of the training inputs, the very tensors.
+            inputs: ``(M, D)`` each; None, or the very tensors, for the training inputs.
         """
         held = self.held_data.inputs
-        if len(inputs) == len(held) and all(given is own for given, own in zip(inputs, held, strict=True)):
+        if inputs is None or (len(inputs) == len(held) and all(x is own for x, own in zip(inputs, held, strict=True))):
             return prior_at_training_inputs(self)
         # What looks at rows together is asked as ExactGP asks it; only the posterior's operator knows.
         return prior_at(self, inputs, together=not self.training and self._looks_at_rows_together())

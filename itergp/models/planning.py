@@ -75,6 +75,7 @@ def problem_size(operator: KernelOperator, likelihood: Likelihood, approximation
         num_kernels=operator.num_kernels,
         itemsize=operator.inputs.element_size(),
         variational=approximation == "variational" and not likelihood.quadratic,
+        num_nodes=likelihood.num_nodes,
         memory_budget=operator.memory_budget,
         has_neighbours=operator.evaluates_groups,
     )

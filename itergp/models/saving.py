@@ -14,11 +14,11 @@ from gpytorch.likelihoods.noise_models import FixedGaussianNoise
 from torch import Tensor
 
 from itergp.errors import InputError, ItergpWarning
-from itergp.models.checkpointing import read_solution
+from itergp.models.checkpointing import read_solution, solution_state
 from itergp.models.identity import identity_of
 from itergp.models.protocol import Model
 from itergp.parallel import ALL_ROWS
-from itergp.persistence import StateDict, to_state
+from itergp.persistence import StateDict
 from itergp.persistence.files import read_file, write_file
 from itergp.persistence.identity import prior_difference
 
@@ -90,7 +90,7 @@ def model_state(model: Model) -> StateDict:
     solution = model.current_solution
     if solution is not None:
         about["prior"] = identity_of(model).prior
-        found.add_section(_POSTERIOR, to_state(solution.gather()))
+        found.add_section(_POSTERIOR, solution_state(solution.gather()))
     return found
 
 

@@ -36,7 +36,7 @@ def initialise_model(model: Model) -> list[str]:
         model.collect_elements()
         return sorted(set(names))
     with torch.no_grad():
-        prior = model.prior_at(model.held_data.inputs)
+        prior = model.prior_at()
         features = prior.features if prior.features.dim() == 2 else prior.features[0]
         observations = model.observations
         seen = observations.targets
@@ -45,7 +45,7 @@ def initialise_model(model: Model) -> list[str]:
         return initialise(prior.kernel, features) + observations.likelihood.initialise(seen)
 
 
-def initialise(kernel: Kernel, features: Tensor) -> list[str]:
+def initialise(kernel: Kernel, inputs: Tensor) -> list[str]:
     """Sets lengthscales and output scales that are still at GPyTorch's default.
 
     Lengthscales start at half the median distance between rows in the columns that the kernel sees, output scales at
@@ -53,13 +53,13 @@ def initialise(kernel: Kernel, features: Tensor) -> list[str]:
 
     Args:
         kernel: The model's kernel.
-        features: What it is evaluated on, ``(N, D)``.
+        inputs: What it is evaluated on, ``(N, D)``.
 
     Returns:
         Names of what was set.
     """
     changed = []
-    sample = features.detach()[torch.linspace(0, len(features) - 1, min(_SAMPLE, len(features))).long()]
+    sample = inputs.detach()[torch.linspace(0, len(inputs) - 1, min(_SAMPLE, len(inputs))).long()]
     seen = rows_seen(kernel, sample)
     for name, module in kernel.named_modules():
         at_default = isinstance(module, Kernel) and module.has_lengthscale and not bool(module.raw_lengthscale.any())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import gpytorch
@@ -23,7 +23,6 @@ from itergp.models.batch_elements import batch_shape_of
 from itergp.models.batches import check_batch, refuse_without_data
 from itergp.models.protocol import AnyModel, Model
 from itergp.models.validation import allows_nan, as_inputs, as_observations, check_target_tensor, check_test_inputs
-from itergp.solvers import Solution
 
 
 @dataclass(frozen=True)
@@ -194,7 +193,7 @@ def append_rows(model: Model, inputs: Any, targets: Any, sample_weight: Any, *, 
     earlier = model.last_solution
     model.hold(together, targets, weight, keeps=True)
     if earlier is not None and not earlier.rows.sharded:  # processes divide more rows otherwise
-        model.start_from(_with_rows(earlier, new[0].shape[0]))
+        model.start_from(earlier.with_more_rows(new[0].shape[0]))
 
 
 def fantasy_model(model: AnyModel, inputs: Any, targets: Any, noise: Tensor | None) -> AnyModel:
@@ -245,30 +244,3 @@ def _append_to_batch(model: Model, inputs: tuple[Tensor, ...], targets: Tensor, 
         ]
         weight = below(given[0], given[1], 1)
     model.hold(rows, below(known[-1], targets, dims), weight, keeps=True)
-
-
-def _with_rows(solution: Solution, count: int) -> Solution:
-    """The same function as a start for more rows: their representer weights are zero."""
-
-    def pad(tensor: Tensor, dim: int = 0) -> Tensor:
-        shape = list(tensor.shape)
-        shape[dim] = count
-        return torch.cat([tensor, tensor.new_zeros(shape)], dim)
-
-    space, actions = solution.space, solution.precision.actions
-    if solution.support is None:  # those of a support are kept by row number
-        actions = pad(actions)
-    return replace(
-        solution,
-        representer_weights=pad(solution.representer_weights),
-        latent_values=pad(solution.latent_values),
-        latent_covariance=pad(solution.latent_covariance),
-        precision=replace(solution.precision, actions=actions),
-        certificate=None,
-        # Products are for the old rows; the solver renews them for another operator.
-        space=None if space is None else space.with_more_rows(count),
-        operator=None,
-        curvature=None,
-        actions=None,
-        local=None,
-    )

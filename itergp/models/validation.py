@@ -32,12 +32,13 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
     """
     given = tuple(inputs) if isinstance(inputs, (tuple, list)) else (inputs,)
     if not isinstance(inputs, list):
-        given = tuple(as_tensor(x, name) if is_array(x) else x for x in given)
+        given = tuple(as_tensor(x, name) if not torch.is_tensor(x) and is_array(x) else x for x in given)
     if not given or not all(torch.is_tensor(x) for x in given):
         kinds = ", ".join(sorted({type(x).__name__ for x in given})) or "nothing"
         kinds = f"a list of {kinds}" if isinstance(inputs, list) else kinds
         raise InputError(f"`{name}` must be a torch tensor or a tuple of them. Got {kinds}. Use torch.as_tensor(x).")
-    checked = tuple(_as_column(x) if place == 0 else _as_long(_as_column(x)) for place, x in enumerate(given))
+    first, *others = (x.unsqueeze(-1) if x.dim() == 1 else x for x in given)
+    checked = (first, *(x if x.is_floating_point() else x.long() for x in others))
     for x in checked:
         if x.dim() > 2 and not batch:
             raise InputError(
@@ -50,15 +51,15 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
             )
         if 0 in x.shape[:-1]:
             raise InputError(f"`{name}` must have at least one row. Got none. Check how the data were selected.")
-        if not x.is_floating_point() and x is checked[0]:
+        if not x.is_floating_point() and x is first:
             remedy = "Call .float() or .double()." if len(checked) == 1 else "Put integers, such as a task, after it."
             raise InputError(f"The first of `{name}` must be floating point. Got {x.dtype}. {remedy}")
         if x.is_floating_point() and x.dtype not in (torch.float32, torch.float64):
             raise InputError(f"`{name}` must be float32 or float64. Got {x.dtype}. Call .float().")
-        same_dtype = x.dtype in (checked[0].dtype, torch.int64)
-        if not same_dtype or x.device != checked[0].device or x.shape[-2] != checked[0].shape[-2]:
+        same_dtype = x.dtype in (first.dtype, torch.int64)
+        if not same_dtype or x.device != first.device or x.shape[-2] != first.shape[-2]:
             raise InputError(
-                f"All of `{name}` must share rows, dtype and device. Got {_kind(checked[0])} and {_kind(x)}. Convert them."
+                f"All of `{name}` must share rows, dtype and device. Got {_kind(first)} and {_kind(x)}. Convert them."
             )
         if rows := _rows_not_finite(x):
             raise InputError(
@@ -66,14 +67,6 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
                 "Drop those rows or impute the values."
             )
     return checked
-
-
-def _as_column(x: Tensor) -> Tensor:
-    return x.unsqueeze(-1) if x.dim() == 1 else x
-
-
-def _as_long(x: Tensor) -> Tensor:
-    return x if x.is_floating_point() else x.long()
 
 
 def _rows_not_finite(x: Tensor) -> int:
@@ -242,7 +235,7 @@ def check_test_inputs(inputs: tuple[Tensor, ...], train_inputs: tuple[Tensor, ..
             )
 
 
-def check_parameters(parameters: Iterable[tuple[str, Tensor]], like: Tensor) -> None:
+def check_parameters(parameters: Iterable[tuple[str, Tensor]], inputs: Tensor) -> None:
     """Hyperparameters must have the dtype and device of the data, and be finite.
 
     Raises:
@@ -251,10 +244,10 @@ def check_parameters(parameters: Iterable[tuple[str, Tensor]], like: Tensor) -> 
     for name, parameter in parameters:
         if not parameter.is_floating_point():
             continue
-        if parameter.dtype != like.dtype or parameter.device != like.device:
+        if parameter.dtype != inputs.dtype or parameter.device != inputs.device:
             raise InputError(
                 f"Model and data must share dtype and device. Got parameter {name!r} {_kind(parameter)} and inputs "
-                f"{_kind(like)}. Call model.to(dtype=..., device=...) or convert the data."
+                f"{_kind(inputs)}. Call model.to(dtype=..., device=...) or convert the data."
             )
         if not bool(torch.isfinite(parameter).all()):
             raise InputError(f"Hyperparameters must be finite. Got NaN or infinity in {name!r}. Reset it.")

@@ -17,9 +17,8 @@ from itergp.numerics.blocks import psd_root
 from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable
 from itergp.operators import Prior
 from itergp.posterior.precision import cross_multiply, multiply
-from itergp.solvers import ActionBuffer, Solution
-from itergp.solvers.subspace.search_space import SearchSpace
-from itergp.solvers.subspace.support_space import SupportSpace
+from itergp.solvers import Solution
+from itergp.solvers.warm_starts import StoredWarmStart, as_stored
 
 _SEED = 1  # other samples than those the posterior mean was found with
 
@@ -40,8 +39,7 @@ class _ELBOState:
     evaluations: int
     held: _Held | None
     solution: Solution | None
-    space: SearchSpace | SupportSpace | None
-    actions: ActionBuffer | None
+    warm_start: StoredWarmStart | None
 
 
 class ComputationAwareELBO(Objective):
@@ -133,14 +131,15 @@ class ComputationAwareELBO(Objective):
     def checkpoint_state(self) -> _ELBOState:
         """The variational family, and the model's posterior with what the next one starts from."""
         solution = self.model.last_solution
-        space, actions = (None, None) if solution is None else (solution.space, solution.actions)
-        return _ELBOState(self._evaluations, self._held, solution, space, actions)
+        return _ELBOState(
+            self._evaluations, self._held, solution, None if solution is None else as_stored(solution.warm_start)
+        )
 
     def resume(self, state: _ELBOState) -> None:
         """Goes on from ``checkpoint_state``; the model gets the posterior as a start, not as its present one."""
         self._evaluations, self._held = state.evaluations, state.held
         if state.solution is not None:
-            self.model.start_from(replace(state.solution, space=state.space, actions=state.actions))
+            self.model.start_from(replace(state.solution, warm_start=state.warm_start))
 
     def _posterior(self) -> _Held:
         """Weights and actions, found again at the cadence that was asked for."""

@@ -20,6 +20,7 @@ from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
 from itergp.posterior.precision import cross_multiply, multiply
 from itergp.posterior.tempering import tempered
 from itergp.solvers import Problem, Solution, SubspaceNewton, solve, solve_problem
+from itergp.solvers.subspace.recycled import search_space_of
 
 PREDICTIVES = ("plug-in", "laplace", "variational")
 
@@ -202,10 +203,9 @@ class PredictiveLogDensity(Objective):
         with torch.no_grad():
             across = self._operator(validation, kind="blocked")
             right = cross_multiply(across, operator.inputs, gradient.unsqueeze(-1))[..., 0]
-            assert solution.space is not None
             tolerance = 0.1 * self.tolerance
             root = site.curvature_root(solution.latent_values, hessian) if definite else None
-            weighted = solve_adjoint(operator, solution.space, hessian, right, tolerance, root)
+            weighted = solve_adjoint(operator, search_space_of(solution), hessian, right, tolerance, root)
             adjoint = right - multiply(operator, weighted.unsqueeze(-1))[..., 0]
         moved_validation = validation.mean + cross_multiply(smooth, validation.features, weights.unsqueeze(-1))[..., 0]
         moved = part.mean + multiply(smooth, weights.unsqueeze(-1))[..., 0]
@@ -223,7 +223,7 @@ class PredictiveLogDensity(Objective):
         solver = SubspaceNewton(covariance_rank=0, tolerance=self.tolerance)
         solution = solve_problem(problem, solver, warm_start=split.warm if self.warm_start else None)
         # Its weights are worth keeping. A recycled space costs more than the passes it saves at these sizes.
-        split.warm = solution.without_space()
+        split.warm = solution.without_warm_start()
         return solution
 
     def _covariance(
@@ -238,7 +238,7 @@ class PredictiveLogDensity(Objective):
             with torch.no_grad():
                 solution = solve(operator, mean, seen, solver, approximation=self.predictive, warm_start=split.warm)
             split.actions, split.local = solution.all_actions().contiguous(), HeldLocal.of(solution)
-            split.warm = solution.without_space()
+            split.warm = solution.without_warm_start()
         return DifferentiableCovariance(split.actions, multiply(smooth, split.actions), split.local, smooth)
 
     def _offsets(

@@ -145,7 +145,7 @@ class KernelOperator(AbstractOperator):
             rows: Row numbers ``(m,)``.
             use: Function of a slice of the own rows and the block ``(C', b, m)``; several threads may call it at once.
         """
-        features, start, size = self._features(self.inputs), self.rows.start(), self.num_own_rows
+        features, start, size = self.features(self.inputs), self.rows.start(), self.num_own_rows
         taken, own, alone = features[..., rows, :], features.narrow(-2, start, size), self.own_variance(rows)
         most = max(1, side_of_block(self.device) ** 2 // max(1, rows.numel() * self.num_kernels))
 
@@ -173,7 +173,7 @@ class KernelOperator(AbstractOperator):
 
     def entries(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Kernel entries ``(C', b, m)`` between training rows ``(b,)`` and ``(m,)``."""
-        first, second = self._features(self.inputs[..., rows, :]), self._features(self.inputs[..., cols, :])
+        first, second = self.features(self.inputs[..., rows, :]), self.features(self.inputs[..., cols, :])
         self.counts.entries += self.num_kernels * rows.numel() * cols.numel()
         entries = self._block(first, second).clone()
         if rows is cols:
@@ -199,7 +199,7 @@ class KernelOperator(AbstractOperator):
 
     def dense(self) -> Tensor:
         """The kernel matrices ``(C', N, N)``, for small N: one pass."""
-        features = self._features(self.inputs)
+        features = self.features(self.inputs)
         matrix = features.new_empty(self.num_kernels, self.num_rows, self.num_rows, dtype=self.dtype)
 
         def write(i: slice, j: slice) -> int:
@@ -236,10 +236,6 @@ class KernelOperator(AbstractOperator):
             self.derived["groups"] = evaluates_groups(self.kernel, self.inputs, self.num_kernels)
         return self.derived["groups"]
 
-    def features(self, inputs: Tensor) -> Tensor:
-        """What entries are evaluated from, ``(C', M, ...)``: scaled inputs with their norms, or the inputs themselves."""
-        return self._features(inputs)
-
     # -------------------------------------------------- what a subclass gives
     @abstractmethod
     def _matmul(self, block: Tensor) -> Tensor:
@@ -247,7 +243,7 @@ class KernelOperator(AbstractOperator):
 
     def _cross(self, inputs: Tensor, block: Tensor) -> Tensor:
         """Blocked product with the cross-kernel, without gradients."""
-        rows, cols = self._features(inputs), self._features(self.inputs)
+        rows, cols = self.features(inputs), self.features(self.inputs)
         size = side_of_block(self.device, self.num_kernels)
         product = BlockProduct(block, self.num_kernels, inputs.shape[-2])
 
@@ -261,8 +257,8 @@ class KernelOperator(AbstractOperator):
         return product.result()
 
     # ------------------------------------------------------------ block level
-    def _features(self, inputs: Tensor) -> Tensor:
-        """What ``_block`` evaluates entries from: scaled inputs with squared norms, or the inputs themselves."""
+    def features(self, inputs: Tensor) -> Tensor:
+        """What entries are evaluated from, ``(C', M, ...)``: scaled inputs with their norms, or the inputs themselves."""
         if self._radial_form is None:
             return inputs.detach()
         features = self._radial_form.features(inputs.detach(), self._centre)

@@ -40,7 +40,7 @@ class BlockedOperator(KernelOperator):
 
     def _evaluator(self) -> Callable[[slice, slice], tuple[Tensor, int]]:
         """A function of slices of rows and of columns: entries ``(C', b, m)``, and how many of them are new."""
-        features, diagonal = self._features(self.inputs), self.diagonal().detach()
+        features, diagonal = self.features(self.inputs), self.diagonal().detach()
 
         def evaluate(i: slice, j: slice) -> tuple[Tensor, int]:
             entries = self._block(features[..., i, :], features[..., j, :])
@@ -61,10 +61,9 @@ class DenseOperator(BlockedOperator):
 
     keeps_entries = True
 
-    def __init__(self, *args, **kwargs) -> None:
-        """See ``KernelOperator``."""
-        super().__init__(*args, **kwargs)
-        self.release()
+    @functools.cached_property
+    def _kept(self) -> BlockStore:
+        return BlockStore(self.num_kernels * self.num_rows * (self.num_rows + 1) // 2)
 
     def _evaluator(self) -> Callable[[slice, slice], tuple[Tensor, int]]:
         """The kept blocks, evaluated when they are first wanted."""
@@ -83,4 +82,4 @@ class DenseOperator(BlockedOperator):
     def release(self) -> None:
         """Frees the kept blocks."""
         super().release()
-        self._kept = BlockStore(self.num_kernels * self.num_rows * (self.num_rows + 1) // 2)
+        vars(self).pop("_kept", None)

@@ -68,8 +68,10 @@ def make_operator(
             return ShardedOperator(kernel, inputs, num_kernels=num_kernels, memory_budget=memory_budget)
         kind = "auto"
     budget = default_memory_budget(inputs.device) if memory_budget is None else memory_budget
-    if kind == "auto":
-        kind = _automatic(kernel, inputs, num_kernels, budget)
+    if kind == "auto" and num_kernels * inputs.shape[-2] ** 2 * inputs.element_size() // 2 <= budget:
+        kind = "dense"
+    elif kind == "auto":
+        kind = "keops" if keops_pays(kernel, inputs, num_kernels, budget) else "blocked"
     operators = {"dense": DenseOperator, "blocked": BlockedOperator, "keops": KeOpsOperator}
     return operators[kind](kernel, inputs, num_kernels=num_kernels, memory_budget=budget)
 
@@ -86,9 +88,3 @@ def own_rows(kind: OperatorKind | OperatorClass, total: int, device: torch.devic
         InputError: If there are fewer rows than processes, or these cannot work together.
     """
     return ProcessPartition.divide(total, device) if kind == "sharded" and many_processes() else ALL_ROWS
-
-
-def _automatic(kernel: Kernel, inputs: Tensor, num_kernels: int, budget: int) -> OperatorKind:
-    if num_kernels * inputs.shape[-2] ** 2 * inputs.element_size() // 2 <= budget:
-        return "dense"
-    return "keops" if keops_pays(kernel, inputs, num_kernels, budget) else "blocked"

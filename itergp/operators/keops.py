@@ -74,7 +74,7 @@ class KeOpsOperator(BlockedOperator):
 
         assert self._radial_form is not None
         # KeOps takes distances itself, without the norms.
-        rows, cols = self._features(inputs)[..., :-2], self._features(self.inputs)[..., :-2]
+        rows, cols = self.features(inputs)[..., :-2], self.features(self.inputs)[..., :-2]
         exact = torch.promote_types(rows.dtype, cols.dtype)  # of far inputs it is float64
         rows, cols = rows.to(exact), cols.to(exact)
         columns = block.shape[-1]

@@ -119,7 +119,7 @@ class ShardedOperator(KernelOperator):
     def _matmul(self, block: Tensor) -> Tensor:
         out = self._own._matmul(block)
         right = block if block.dim() == 3 else block.unsqueeze(0)
-        features = None if self._kept else self._features(self._own.inputs)
+        features = None if self._kept else self.features(self._own.inputs)
         for step, rectangle in enumerate(self._rectangles, 1):
             out = self._multiply(rectangle, _Rectangle.served(self.rows, step), features, right, out)
         return out
@@ -150,7 +150,7 @@ class ShardedOperator(KernelOperator):
     ) -> tuple[Tensor, Tensor]:
         """Adds the products of some columns of a rectangle to those of its rows, and makes those of the columns."""
         first, height, width = own.rows.start - self.rows.start(), own.rows.stop - own.rows.start, j.stop - j.start
-        kept, columns = self._kept, None if features is None else self._features(self.inputs[..., j, :])
+        kept, columns = self._kept, None if features is None else self.features(self.inputs[..., j, :])
         forth = BlockProduct(received, self.num_kernels, out.shape[1], into=out)
         back = BlockProduct(right, self.num_kernels, width)
 

@@ -1,9 +1,9 @@
-"""``Posterior``: what a solver hands to the driver at the end of a stage."""
+"""``Posterior``: mean and covariance, as a solver finds them and a solution keeps them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -11,10 +11,13 @@ from torch import Tensor
 from itergp.likelihoods import VariationalSite
 from itergp.numerics.blocks import curvature_eigen
 from itergp.operators import slices
+from itergp.parallel import ALL_ROWS, RowPartition
+from itergp.persistence import DERIVED
 from itergp.posterior.dense import apply_kernels, dense_posterior
 from itergp.posterior.local_actions import LocalActions, functionals_of, reduced
 from itergp.posterior.precision import Actions, LowRankPrecision, marginal_covariance, multiply
 from itergp.posterior.problem import Problem
+from itergp.posterior.warm_start import WarmStart
 
 EXACT_VALUES = 1024  # latent values N C of which every one is an action: dense matrices of that size cost nothing
 _NOISY = 4.0  # median noise of actions for another curvature than their own, beyond which they are chosen anew
@@ -27,23 +30,27 @@ _CHUNK_ROWS = 8192
 
 @dataclass(frozen=True)
 class Posterior:
-    """Mean and covariance at the end of a stage.
+    """Mean and covariance: what a solver's ``finish`` gives, and what is left of it in a ``Solution``.
+
+    The latent posterior mean is ``m(x) + k(x, X) V``, its covariance
+    ``k(x, x') - k(x, X) A (I + A^T K A)^{-1} A^T k(X, x')``.
 
     Attributes:
         representer_weights: V ``(N, C)``.
-        latent_values: f ``(N, C)``.
+        latent_values: Mean at the training inputs, ``f = m + K V`` ``(N, C)``.
         latent_covariance: Marginal covariances at the training inputs ``(N, C, C)``.
         precision: The low-rank precision.
-        objective: Psi.
-        norm_squared: q at or above the squared distance to the mode.
-        space: Search space for a warm start, or None.
-        coordinates: Of V in it, or None.
-        curvature: W ``(N, C, C)`` that the covariance belongs to, or None.
-        actions: Actions and their kernel products for a warm start, or None.
-        support: Rows outside which weights and actions are zero ``(M,)``, the actions being kept on them alone; None for all.
-        products: ``K A`` at the training inputs ``(N, C, r)``, from which the covariance for another curvature follows; or
-            None.
-        local: Local actions beside the precision's, or None.
+        objective: ``Psi`` at the mean, nats.
+        norm_squared: q at or above the squared distance to the mode, infinite where it is not known; in a solution the
+            certificate's, where there is one.
+        curvature: W ``(N, C, C)`` that the covariance belongs to; None if the solver does not say.
+        support: Rows ``(M,)`` outside which weights and the precision's actions are zero, the latter being kept on them alone;
+            None for all rows.
+        local: Local actions: what an input's covariance is conditioned on besides the precision's actions, or None.
+        products: ``K A`` at the training inputs ``(N, C, r)``, from which the covariance for another curvature follows; None
+            if there are none, and in a solution.
+        warm_start: What the solver can go on from, or None; a solution has it beside its posterior.
+        rows: Which of the N rows are here: all, unless the rows are divided among processes. Solvers leave it out.
     """
 
     representer_weights: Tensor
@@ -51,15 +58,110 @@ class Posterior:
     latent_covariance: Tensor
     precision: LowRankPrecision
     objective: float
-    norm_squared: float
-    space: Any = None
-    coordinates: Tensor | None = None
+    norm_squared: float = field(default=float("inf"), metadata=DERIVED)
     curvature: Tensor | None = None
-    actions: Any = None
     support: Tensor | None = None
-    products: Tensor | None = None
     local: LocalActions | None = None
+    products: Tensor | None = field(default=None, metadata=DERIVED)
+    warm_start: WarmStart | None = field(default=None, metadata=DERIVED)
+    rows: RowPartition = field(default=ALL_ROWS, metadata=DERIVED)
 
+    @property
+    def rank(self) -> int:
+        """Number of actions that the covariance is conditioned on."""
+        return self.precision.rank
+
+    def kept(self, rows: RowPartition) -> Posterior:
+        """What a solution keeps: neither products nor what the next solve starts from.
+
+        Args:
+            rows: Which rows are here.
+        """
+        return replace(self, products=None, warm_start=None, rows=rows)
+
+    def weights_on_support(self) -> Tensor:
+        """V where the precision's actions are: ``(N, C)``, or ``(M, C)`` on the support."""
+        weights = self.representer_weights
+        return weights if self.support is None else self.rows.select(weights, self.support)
+
+    def all_actions(self) -> Tensor:
+        """The precision's actions at all rows ``(N, C, r)``."""
+        actions = self.precision.actions
+        if self.support is None:
+            return actions
+        full = actions.new_zeros(self.representer_weights.shape[0], *actions.shape[1:])
+        which, own = self.rows.local_indices(self.support)
+        return full.index_copy_(0, own, actions[which])
+
+    # -------------------------------------------------------------- other rows, another device
+    def gather(self) -> Posterior:
+        """The same with all rows in every process, which must all call this."""
+        return self._with_rows(self.rows.gather, ALL_ROWS) if self.rows.sharded else self
+
+    def divide(self, rows: RowPartition) -> Posterior:
+        """The same with the rows of this process alone; the reverse of ``gather``."""
+        return self if rows == self.rows else self._with_rows(rows.local, rows)
+
+    def _with_rows(self, of: Callable[[Tensor], Tensor], rows: RowPartition) -> Posterior:
+        """The same with every array of rows changed."""
+        precision, local = self.precision, self.local
+        if self.support is None:  # actions on a support are the same in every process
+            precision = replace(precision, actions=of(precision.actions))
+        return replace(
+            self.kept(rows),
+            representer_weights=of(self.representer_weights),
+            latent_values=of(self.latent_values),
+            latent_covariance=of(self.latent_covariance),
+            precision=precision,
+            curvature=None if self.curvature is None else of(self.curvature),
+            local=None
+            if local is None
+            else replace(local, root=of(local.root), whitened=of(local.whitened), partition=rows),
+        )
+
+    def with_more_rows(self, count: int) -> Posterior:
+        """The same function as a start for more rows, at the end, which have no weight and no posterior yet.
+
+        Args:
+            count: How many.
+        """
+
+        def pad(tensor: Tensor) -> Tensor:
+            return torch.cat([tensor, tensor.new_zeros(count, *tensor.shape[1:])])
+
+        precision = self.precision
+        if self.support is None:  # those of a support are kept by row number
+            precision = replace(precision, actions=pad(precision.actions))
+        return replace(
+            self.kept(self.rows),
+            representer_weights=pad(self.representer_weights),
+            latent_values=pad(self.latent_values),
+            latent_covariance=pad(self.latent_covariance),
+            precision=precision,
+            norm_squared=float("inf"),
+            curvature=None,
+            local=None,
+        )
+
+    def to(self, like: Tensor) -> Posterior:
+        """The same in the dtype and on the device of ``like``."""
+        precision = LowRankPrecision(
+            self.precision.actions.to(like),
+            self.precision.gram.to(like.device),
+            self.precision.factor.to(like.device),
+        )
+        return replace(
+            self.kept(self.rows),
+            representer_weights=self.representer_weights.to(like),
+            latent_values=self.latent_values.to(like),
+            latent_covariance=self.latent_covariance.to(like),
+            precision=precision,
+            curvature=None if self.curvature is None else self.curvature.to(like),
+            support=None if self.support is None else self.support.to(like.device),
+            local=None if self.local is None else self.local.to(like),
+        )
+
+    # ------------------------------------------------------------------------- evidence
     def log_marginal_likelihood(self) -> float:
         """GPML eq. 3.32 with the log-determinant within the actions."""
         return -self.objective - 0.5 * self.precision.log_determinant()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -11,11 +12,13 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.operators import AbstractOperator
-from itergp.parallel import ALL_ROWS, RowPartition
+from itergp.parallel import RowPartition
 from itergp.persistence import DERIVED
 from itergp.posterior.local_actions import LocalActions
+from itergp.posterior.posterior import Posterior
 from itergp.posterior.precision import LowRankPrecision
 from itergp.posterior.status import Status
+from itergp.posterior.warm_start import WarmStart
 from itergp.records import TraceData
 
 
@@ -57,18 +60,10 @@ class Certificate:
 
 
 @dataclass(frozen=True)
-class Solution:
-    """The posterior that a solver found.
-
-    The latent posterior mean is ``m(x) + k(x, X) V``, its covariance
-    ``k(x, x') - k(x, X) A (I + A^T K A)^{-1} A^T k(X, x')``.
+class Report:
+    """How a posterior was found, and how far it is from the exact one.
 
     Attributes:
-        representer_weights: V ``(N, C)``.
-        latent_values: Posterior mean at the training inputs, ``f = m + K V`` ``(N, C)``.
-        latent_covariance: Marginal posterior covariances at the training inputs ``(N, C, C)``.
-        precision: The low-rank precision.
-        objective: ``Psi`` at the solution, nats.
         approximation: ``"laplace"`` or ``"variational"``.
         status: Why the solve ended, and what to try.
         certificate: Distance to the exact mode; None when the likelihood is not log-concave.
@@ -81,25 +76,11 @@ class Solution:
             Gaussian likelihood. None for a variational solution, whose ``elbo`` takes its place.
         elbo: A lower bound on ``log p(y)`` by the Gaussian posterior itself: by quadrature for C = 1, an estimate by fixed
             samples for several latent functions. NaN between the steps of a solve, when it is not computed.
-        space: Search space, for a warm start.
-        coordinates: Of V in that space ``(C, B)``.
-        operator: The kernel operator the space belongs to.
-        curvature: W ``(N, C, C)`` that the covariance belongs to; None if the solver does not say.
-        actions: Actions and their kernel products, for a warm start of ``IterNCGP``.
-        support: Rows ``(M,)`` outside which weights and the precision's actions are zero, the latter being kept on them alone;
-            None for all rows.
-        local: Local actions: what an input's covariance is conditioned on besides the precision's actions, or None.
         variational_residual: How far another round would move the marginals at the training inputs, in posterior deviations:
             the largest change of a mean or of a deviation, over the deviation. Zero where gradient and curvature are
             expectations under the very marginals that are returned. None for a Laplace posterior.
-        rows: Which of the N rows are here: all, unless the rows are divided among processes.
     """
 
-    representer_weights: Tensor
-    latent_values: Tensor
-    latent_covariance: Tensor
-    precision: LowRankPrecision
-    objective: float
     approximation: str
     status: Status
     certificate: Certificate | None
@@ -109,93 +90,209 @@ class Solution:
     trace: TraceData
     log_marginal_likelihood: float | None
     elbo: float
-    space: Any = field(default=None, metadata=DERIVED)
-    coordinates: Tensor | None = field(default=None, metadata=DERIVED)
-    operator: AbstractOperator | None = field(default=None, metadata=DERIVED)
-    curvature: Tensor | None = None
-    actions: Any = field(default=None, metadata=DERIVED)
-    support: Tensor | None = None
-    local: LocalActions | None = None
     variational_residual: float | None = None
-    rows: RowPartition = field(default=ALL_ROWS, metadata=DERIVED)
+
+
+@dataclass(frozen=True)
+class Solution:
+    """The posterior that a solver found, how, and what the next solve can go on from.
+
+    What posterior and report say can be asked of the solution itself.
+
+    Attributes:
+        posterior: Mean and covariance.
+        report: Status, certificate, cost, trace, evidence.
+        warm_start: What the next solve can go on from beside the posterior, which only solvers look into; None where it was
+            left behind.
+    """
+
+    posterior: Posterior
+    report: Report
+    warm_start: WarmStart | None = field(default=None, metadata=DERIVED)
+
+    # ------------------------------------------------------------------ of the posterior
+    @property
+    def representer_weights(self) -> Tensor:
+        """V ``(N, C)``."""
+        return self.posterior.representer_weights
+
+    @property
+    def latent_values(self) -> Tensor:
+        """Posterior mean at the training inputs, ``f = m + K V`` ``(N, C)``."""
+        return self.posterior.latent_values
+
+    @property
+    def latent_covariance(self) -> Tensor:
+        """Marginal posterior covariances at the training inputs ``(N, C, C)``."""
+        return self.posterior.latent_covariance
+
+    @property
+    def precision(self) -> LowRankPrecision:
+        """The low-rank precision."""
+        return self.posterior.precision
+
+    @property
+    def objective(self) -> float:
+        """``Psi`` at the solution, nats."""
+        return self.posterior.objective
+
+    @property
+    def curvature(self) -> Tensor | None:
+        """W ``(N, C, C)`` that the covariance belongs to; None if the solver does not say."""
+        return self.posterior.curvature
+
+    @property
+    def support(self) -> Tensor | None:
+        """Rows ``(M,)`` outside which weights and actions are zero; None for all rows."""
+        return self.posterior.support
+
+    @property
+    def local(self) -> LocalActions | None:
+        """Local actions beside the precision's, or None."""
+        return self.posterior.local
+
+    @property
+    def rows(self) -> RowPartition:
+        """Which of the N rows are here: all, unless the rows are divided among processes."""
+        return self.posterior.rows
 
     @property
     def rank(self) -> int:
         """Number of actions that the covariance is conditioned on."""
-        return self.precision.rank
+        return self.posterior.rank
 
-    def weights_on_support(self) -> Tensor:
-        """V where the precision's actions are: ``(N, C)``, or ``(M, C)`` on the support."""
-        weights = self.representer_weights
-        return weights if self.support is None else self.rows.select(weights, self.support)
+    # --------------------------------------------------------------------- of the report
+    @property
+    def approximation(self) -> str:
+        """``"laplace"`` or ``"variational"``."""
+        return self.report.approximation
 
-    def all_actions(self) -> Tensor:
-        """The precision's actions at all rows ``(N, C, r)``."""
-        actions = self.precision.actions
-        if self.support is None:
-            return actions
-        full = actions.new_zeros(self.representer_weights.shape[0], *actions.shape[1:])
-        which, own = self.rows.local_indices(self.support)
-        return full.index_copy_(0, own, actions[which])
+    @property
+    def status(self) -> Status:
+        """Why the solve ended, and what to try."""
+        return self.report.status
+
+    @property
+    def certificate(self) -> Certificate | None:
+        """Distance to the exact mode; None when the likelihood is not log-concave."""
+        return self.report.certificate
+
+    @property
+    def kernel_passes(self) -> int:
+        """Products with the kernel matrix, all stages together."""
+        return self.report.kernel_passes
+
+    @property
+    def kernel_entries(self) -> int:
+        """Kernel entries evaluated."""
+        return self.report.kernel_entries
+
+    @property
+    def seconds(self) -> float:
+        """Wall-clock time."""
+        return self.report.seconds
+
+    @property
+    def trace(self) -> TraceData:
+        """What happened, step by step."""
+        return self.report.trace
+
+    @property
+    def log_marginal_likelihood(self) -> float | None:
+        """Laplace estimate of ``log p(y)``, or None; see ``Report``."""
+        return self.report.log_marginal_likelihood
+
+    @property
+    def elbo(self) -> float:
+        """A lower bound on ``log p(y)``; see ``Report``."""
+        return self.report.elbo
+
+    @property
+    def variational_residual(self) -> float | None:
+        """How far another round would move the marginals; None for a Laplace posterior; see ``Report``."""
+        return self.report.variational_residual
 
     @property
     def converged(self) -> bool:
         """Whether the tolerance was met."""
         return self.status.converged
 
+    # ----------------------------------------------------------------- of the warm start
+    @property
+    def operator(self) -> AbstractOperator | None:
+        """The kernel operator of the solve, or None once the warm start was left behind."""
+        return None if self.warm_start is None else self.warm_start.operator
+
+    @property
+    def space(self) -> Any:
+        """The search space that a solver left, for a look at it, or None."""
+        return getattr(self.warm_start, "space", None)
+
+    @property
+    def coordinates(self) -> Tensor | None:
+        """Of V in that space ``(C, B)``, or None."""
+        return getattr(self.warm_start, "coordinates", None)
+
+    @property
+    def actions(self) -> Any:
+        """The actions and their products that ``IterNCGP`` left, for a look at them, or None."""
+        return getattr(self.warm_start, "actions", None)
+
+    # ------------------------------------------------------------------------------ others
+    def weights_on_support(self) -> Tensor:
+        """V where the precision's actions are: ``(N, C)``, or ``(M, C)`` on the support."""
+        return self.posterior.weights_on_support()
+
+    def all_actions(self) -> Tensor:
+        """The precision's actions at all rows ``(N, C, r)``."""
+        return self.posterior.all_actions()
+
+    def with_report(self, **changes: Any) -> Solution:
+        """The same posterior and warm start, of which something else is reported.
+
+        Args:
+            **changes: Fields of ``Report``.
+        """
+        return replace(self, report=replace(self.report, **changes))
+
+    def without_warm_start(self) -> Solution:
+        """Posterior and report alone, as they are saved and moved between devices."""
+        return replace(self, warm_start=None)
+
     def without_space(self) -> Solution:
-        """The posterior alone: no search space and no operator, as it is saved and moved between devices."""
-        return replace(self, space=None, coordinates=None, operator=None, actions=None)
+        """Deprecated: ``without_warm_start``."""
+        warnings.warn("without_space is without_warm_start now.", DeprecationWarning, stacklevel=2)
+        return self.without_warm_start()
+
+    def with_more_rows(self, count: int) -> Solution:
+        """The same function as a start for more rows, at the end: their representer weights are zero.
+
+        Args:
+            count: How many.
+        """
+        start = None if self.warm_start is None else self.warm_start.with_more_rows(count)
+        start = None if start is None else replace(start, operator=None)  # whose products are those of fewer rows
+        return replace(
+            self.with_report(certificate=None), posterior=self.posterior.with_more_rows(count), warm_start=start
+        )
 
     def gather(self) -> Solution:
-        """The posterior with all rows in every process, which must all call this; without the search space.
+        """The posterior with all rows in every process, which must all call this; without the warm start.
 
         It takes the memory of one process alone: ``N C r`` numbers for a covariance of rank r, twice with neighbours.
         """
-        rows = self.rows
-        if not rows.sharded:
-            return self
-        return self._with_rows(rows.gather, ALL_ROWS)
+        return self if not self.rows.sharded else self._with_posterior(self.posterior.gather())
 
     def divide(self, rows: RowPartition) -> Solution:
         """The posterior with the rows of this process alone; the reverse of ``gather``."""
-        return self if rows == self.rows else self._with_rows(rows.local, rows)
-
-    def _with_rows(self, of: Callable[[Tensor], Tensor], rows: RowPartition) -> Solution:
-        """The posterior with every array of rows changed."""
-        precision, local = self.precision, self.local
-        if self.support is None:  # actions on a support are the same in every process
-            precision = replace(precision, actions=of(precision.actions))
-        return replace(
-            self.without_space(),
-            representer_weights=of(self.representer_weights),
-            latent_values=of(self.latent_values),
-            latent_covariance=of(self.latent_covariance),
-            precision=precision,
-            curvature=None if self.curvature is None else of(self.curvature),
-            local=None
-            if local is None
-            else replace(local, root=of(local.root), whitened=of(local.whitened), partition=rows),
-            rows=rows,
-        )
+        return self if rows == self.rows else self._with_posterior(self.posterior.divide(rows))
 
     def to(self, like: Tensor) -> Solution:
-        """The posterior in the dtype and on the device of ``like``; the search space is left behind."""
-        precision = LowRankPrecision(
-            self.precision.actions.to(like),
-            self.precision.gram.to(like.device),
-            self.precision.factor.to(like.device),
-        )
-        return replace(
-            self.without_space(),
-            representer_weights=self.representer_weights.to(like),
-            latent_values=self.latent_values.to(like),
-            latent_covariance=self.latent_covariance.to(like),
-            precision=precision,
-            curvature=None if self.curvature is None else self.curvature.to(like),
-            support=None if self.support is None else self.support.to(like.device),
-            local=None if self.local is None else self.local.to(like),
-        )
+        """The posterior in the dtype and on the device of ``like``; the warm start is left behind."""
+        return self._with_posterior(self.posterior.to(like))
+
+    def _with_posterior(self, posterior: Posterior) -> Solution:
+        return Solution(posterior, self.report)
 
     def __repr__(self) -> str:
         """A short summary."""

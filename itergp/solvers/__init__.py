@@ -6,8 +6,9 @@ from typing import Any
 from itergp.persistence import StateDict
 from itergp.posterior.posterior import Posterior
 from itergp.posterior.problem import Problem
-from itergp.posterior.solution import Certificate, Solution
+from itergp.posterior.solution import Certificate, Report, Solution
 from itergp.posterior.status import Reason, Status
+from itergp.posterior.warm_start import WarmStart
 from itergp.solvers import policies
 from itergp.solvers.demand import Demand
 from itergp.solvers.dense import DenseNewton
@@ -38,12 +39,14 @@ __all__ = [
     "Posterior",
     "Problem",
     "Reason",
+    "Report",
     "Rounds",
     "Solution",
     "Solver",
     "State",
     "Status",
     "SubspaceNewton",
+    "WarmStart",
     "policies",
     "solve",
     "solve_problem",

@@ -19,6 +19,7 @@ class ProblemSize:
         num_kernels: C', 1 for a kernel shared by all latent functions.
         itemsize: Bytes of a number.
         variational: Whether a variational stage follows the Laplace stage.
+        num_nodes: Nodes of a row over which a variational site averages.
         memory_budget: Bytes for what may be kept.
         processes: That share the rows.
         has_neighbours: Whether kernel entries among the neighbours of an input can be had.
@@ -29,6 +30,7 @@ class ProblemSize:
     num_kernels: int
     itemsize: int
     variational: bool
+    num_nodes: int
     memory_budget: int
     processes: int = 1
     has_neighbours: bool = True
@@ -68,5 +70,5 @@ def likelihood_memory(size: ProblemSize) -> int:
     Nodes are those of this and the next site, and as many again and more while one is made or averaged over.
     """
     latents = size.num_latents
-    nodes = (20 if latents == 1 else 32) if size.variational else 1
+    nodes = size.num_nodes if size.variational else 1
     return size.num_rows * latents * (4 + 3 * latents + _NODE_ARRAYS * nodes) * size.itemsize

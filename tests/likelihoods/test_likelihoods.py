@@ -477,6 +477,14 @@ def _nodes(likelihood: Likelihood, mean: Tensor) -> tuple[Tensor, Tensor]:
     return (0.7 * nodes).expand(-1, *mean.shape).contiguous(), weights
 
 
+@pytest.mark.parametrize("name", GRID)
+def test_a_likelihood_says_how_many_nodes_it_averages_over(name):
+    """Which is what memory is planned by."""
+    likelihood, _ = _calculus(name)
+    nodes, weights = likelihood.standard_nodes(_latents(name))
+    assert likelihood.num_nodes == nodes.shape[0] == weights.shape[0]
+
+
 EXPONENTIAL = ("poisson", "poisson-exposure", "gamma", "weibull", "exponential")  # in closed form
 BETTER = (*EXPONENTIAL, "laplace", "gpytorch-laplace")
 

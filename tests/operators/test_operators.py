@@ -406,7 +406,7 @@ def test_keops_between_near_and_far_inputs(far):
     x, new = pair
     block = torch.randn(30, 2)
     operator = _make("rbf", "keops", x)
-    assert operator._features(x).dtype != operator._features(new).dtype
+    assert operator.features(x).dtype != operator.features(new).dtype
     expected = _reference(operator.kernel, new, x) @ block.double()
     assert_close(operator.cross_matmul(new, block), expected)
 

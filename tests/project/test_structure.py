@@ -236,6 +236,20 @@ def test_parts_are_asked_and_not_recognised():
                 assert not found or is_assertion(tree, node), f"{name}: {ast.unparse(node)}"
 
 
+def test_only_solvers_look_into_a_warm_start():
+    """What one solve leaves for the next is handed on unopened; that of a solution may be shown."""
+    for name, tree in modules().items():
+        if name.startswith("itergp.solvers.") or name == "itergp.posterior.solution":
+            continue
+        for node in ast.walk(tree):
+            opened = isinstance(node, ast.Attribute) and (
+                node.attr in ("space", "coordinates")
+                or ast.unparse(node).endswith(("solution.actions", "earlier.actions"))
+                or (isinstance(node.value, ast.Attribute) and node.value.attr == "warm_start")
+            )
+            assert not opened, f"{name}, line {node.lineno}: {ast.unparse(node)}"
+
+
 def is_assertion(tree: ast.Module, call: ast.Call) -> bool:
     """Whether a call is all that is asserted, for a type checker."""
     return any(isinstance(node, ast.Assert) and node.test is call for node in ast.walk(tree))

@@ -296,7 +296,8 @@ def test_a_solution_without_curvature_cannot_be_decomposed():
     import dataclasses
 
     model = make_model("poisson")
-    model.adopt(dataclasses.replace(model.condition(), curvature=None))
+    found = model.condition()
+    model.adopt(dataclasses.replace(found, posterior=dataclasses.replace(found.posterior, curvature=None)))
     with pytest.raises(InputError, match=r"need the curvature .* Got a solution without it"):
         model.decompose_uncertainty(make_inputs(3))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass, field, fields, replace
 
 import gpytorch
 import pytest
@@ -35,7 +36,7 @@ from itergp.models import GP
 from itergp.models.uncertainty import exact_variance
 from itergp.operators import AbstractOperator, KernelCounts, make_operator
 from itergp.posterior import dense, precision
-from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Problem, Reason, SubspaceNewton, solve
+from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Problem, Reason, SubspaceNewton, WarmStart, solve
 from itergp.solvers import dense as dense_newton
 from itergp.solvers.iterncgp import newton_iterate
 from itergp.solvers.policies import UnitVectors
@@ -622,3 +623,58 @@ def test_what_needs_entries_says_so_where_there_are_none():
     for solver in (LinearTimeNewton(), SubspaceNewton(), IterNCGP(policy=UnitVectors())):
         with pytest.raises(InputError, match=r"Kernel entries .* need a KernelOperator\. Got Features"):
             solve(Features(x.double()), mean, observations, solver)
+
+
+# ------------------------------------------------------------------------------------- what a solution is made of
+@dataclass(frozen=True)
+class Opaque(WarmStart):
+    """What a solver of one's own leaves for the next solve."""
+
+    appended: tuple[int, ...] = ()
+
+    def with_more_rows(self, count):
+        return replace(self, appended=(*self.appended, count))
+
+
+@dataclass(frozen=True)
+class Leaving(DenseNewton):
+    """Leaves a warm start, and notes those that it finds."""
+
+    found: list = field(default_factory=list, compare=False)
+
+    def init(self, problem, warm_start=None):
+        self.found.append(None if warm_start is None else warm_start.warm_start)
+        return super().init(problem, warm_start)
+
+    def finish(self, problem, state, *, final):
+        return replace(super().finish(problem, state, final=final), warm_start=Opaque())
+
+
+def test_a_warm_start_comes_back_to_the_solver_unopened():
+    x, y = make_binary(30)
+    model = SimpleGP(x[:25], y[:25], BernoulliLikelihood(), solver=Leaving(), approximation="laplace").double().eval()
+    first = model.condition()
+    assert model.solver.found == [None]
+    assert first.warm_start == Opaque(operator=first.operator)
+    model.covar_module.base_kernel.lengthscale = 0.7
+    model.condition()
+    assert model.solver.found[-1] == first.warm_start  # of another kernel, as its operator says
+    model.append_train_data(x[25:28], y[25:28])
+    model.append_train_data(x[28:], y[28:])
+    model.condition()
+    assert model.solver.found[-1] == Opaque(appended=(3, 2))
+    assert copy.deepcopy(model).last_solution.warm_start is None
+    assert first.to(torch.zeros(1)).warm_start is first.without_warm_start().warm_start is None
+
+
+def test_a_solution_says_all_that_posterior_and_report_say():
+    solution = make_model("bernoulli-probit").condition()
+    for part in (solution.posterior, solution.report):
+        for name in {spec.name for spec in fields(part)} - {"norm_squared", "products", "warm_start"}:
+            assert getattr(solution, name) is getattr(part, name), name
+    assert solution.posterior.norm_squared == solution.certificate.norm_squared
+    assert solution.posterior.products is solution.posterior.warm_start is None  # large, or beside it
+    other = solution.with_report(seconds=1.0)
+    assert (other.seconds, other.posterior, other.warm_start) == (1.0, solution.posterior, solution.warm_start)
+    with pytest.warns(DeprecationWarning, match="without_warm_start"):
+        assert solution.without_space().warm_start is None

@@ -20,6 +20,7 @@ from itergp.solvers.iterncgp.iter_gp import view
 from itergp.solvers.iterncgp.iter_ncgp_state import (
     IterNCGPState,
     Phase,
+    RecycledActions,
     add_weights,
     linear_system,
     recycled_buffer,
@@ -367,7 +368,7 @@ class IterNCGP(BaseSolver[IterNCGPState]):
             objective=iterate.objective,
             norm_squared=state.norm_squared,
             curvature=iterate.curvature.to(iterate.weights),
-            actions=buffer if self.covariance and self.recycle else None,
+            warm_start=RecycledActions(buffer) if self.covariance and self.recycle else None,
         )
 
     def _covariance_belief(self, problem: Problem, iterate: NewtonIterate, buffer: Any) -> tuple[NewtonIterate, Any]:

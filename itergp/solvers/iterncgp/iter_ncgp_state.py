@@ -10,6 +10,7 @@ from torch import Tensor
 from itergp.posterior.precision import multiply
 from itergp.posterior.problem import Problem
 from itergp.posterior.solution import Solution
+from itergp.posterior.warm_start import WarmStart
 from itergp.solvers.iterncgp.action_buffer import ActionBuffer
 from itergp.solvers.iterncgp.linear_belief import LinearBelief
 from itergp.solvers.iterncgp.newton_iterate import NewtonIterate, pseudo_targets
@@ -129,18 +130,30 @@ def add_weights(problem: Problem, iterate: NewtonIterate, belief: LinearBelief) 
     belief.observe_known((iterate.weights / size).unsqueeze(-1), (smooth / size).unsqueeze(-1), rows=held)
 
 
+@dataclass(frozen=True)
+class RecycledActions(WarmStart):
+    """What ``IterNCGP`` leaves for the next solve.
+
+    Attributes:
+        actions: Actions and their products with the kernel of ``operator``.
+    """
+
+    actions: ActionBuffer
+
+
 def recycled_buffer(problem: Problem, earlier: Solution | None, limit: int | None) -> ActionBuffer:
     """Actions of an earlier solution: with their products when the kernel is the same, else renewed in one pass."""
     buffer = ActionBuffer(problem.mean, limit)
-    if earlier is None or earlier.actions is None or earlier.actions.actions.shape[:2] != problem.mean.shape:
+    recycled = None if earlier is None else earlier.warm_start
+    if not isinstance(recycled, RecycledActions) or recycled.actions.actions.shape[:2] != problem.mean.shape:
         return buffer
-    held = earlier.actions
-    if earlier.operator is problem.operator and held.limit == limit:
+    held = recycled.actions
+    same = recycled.operator is problem.operator
+    if same and held.limit == limit:
         return held
     room = held.rank if limit is None else min(held.rank, limit)
     block = held.actions[..., held.rank - room :].to(problem.mean)
     if room:
-        same = earlier.operator is problem.operator
         products = held.products[..., held.rank - room :] if same else multiply(problem.operator, block)
         buffer.append(block, products)
     return buffer

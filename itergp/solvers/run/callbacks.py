@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from itergp.parallel import ALL_ROWS, Interrupt, RowPartition
@@ -46,7 +46,7 @@ class Callbacks:
             self.call(self.on_posterior, solution)
         except KeyboardInterrupt:
             self.interrupt.pressed = True
-        return replace(solution, status=Status(Reason.INTERRUPTED)) if self.pressed() else solution
+        return solution.with_report(status=Status(Reason.INTERRUPTED)) if self.pressed() else solution
 
     def pressed(self) -> bool:
         """Whether any process was asked to stop."""

@@ -105,7 +105,7 @@ class Stage:
         with run.recorder.phase("covariance"):
             solution = self._conclude(state, status)
         run.callbacks.listener.end(problem.site.name)
-        solution = replace(solution, seconds=run.budget.seconds())
+        solution = solution.with_report(seconds=run.budget.seconds())
         return solution if self.final else run.callbacks.publish(solution)
 
     def _conclude(self, state: Any, status: Status) -> Solution:
@@ -119,12 +119,12 @@ class Stage:
         if self.final and refines and affordable:
             problem, posterior, status, residual = self._rounds(state, posterior)
         solution = run.recorder.end_of_stage(problem, posterior, status)
-        solution = replace(solution, variational_residual=residual)
+        solution = solution.with_report(variational_residual=residual)
         if not self.final and refines and posterior.precision.rank > 0:
             try:
                 run.position.marginals = self._near_marginals(state, posterior)
             except KeyboardInterrupt:
-                solution = replace(solution, status=Status(Reason.INTERRUPTED))
+                solution = solution.with_report(status=Status(Reason.INTERRUPTED))
         return solution
 
     def _finish(self, state: Any, status: Status, *, affordable: bool) -> tuple[Posterior, Status]:

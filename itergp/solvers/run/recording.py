@@ -17,8 +17,9 @@ from torch import Tensor
 from itergp.operators import AbstractOperator
 from itergp.posterior.posterior import Posterior
 from itergp.posterior.problem import Problem
-from itergp.posterior.solution import Certificate, Solution
+from itergp.posterior.solution import Certificate, Report, Solution
 from itergp.posterior.status import Status
+from itergp.posterior.warm_start import WarmStart
 from itergp.records import RunSettings, StageRecord, TraceData, TraceRecord
 from itergp.solvers.protocol import Solver, State
 from itergp.solvers.run.budget import Budget
@@ -85,12 +86,7 @@ class Recorder:
         """
         certificate = Certificate(posterior.norm_squared) if problem.site.log_concave else None
         laplace = evidence and not problem.site.averages
-        return Solution(
-            representer_weights=posterior.representer_weights,
-            latent_values=posterior.latent_values,
-            latent_covariance=posterior.latent_covariance,
-            precision=posterior.precision,
-            objective=posterior.objective,
+        report = Report(
             approximation=problem.site.name,
             status=status,
             certificate=certificate,
@@ -100,15 +96,9 @@ class Recorder:
             trace=self.trace,
             log_marginal_likelihood=posterior.log_marginal_likelihood() if laplace else None,
             elbo=posterior.elbo(problem) if evidence else math.nan,
-            space=posterior.space,
-            coordinates=posterior.coordinates,
-            operator=problem.operator,
-            curvature=posterior.curvature,
-            actions=posterior.actions,
-            support=posterior.support,
-            local=posterior.local,
-            rows=problem.rows,
         )
+        start = replace(posterior.warm_start or WarmStart(), operator=problem.operator)
+        return Solution(posterior.kept(problem.rows), report, start)
 
 
 def step_record(

@@ -54,7 +54,7 @@ def solve(
         approximation: ``"laplace"``, or ``"variational"``: the Laplace mode, then rounds with expected gradient and curvature
             under the current marginals, until these are the marginals that are returned. A budget of fewer than four kernel
             passes, or a solver that gives no covariance, cannot do that: the result is then the Laplace posterior, and says so.
-        warm_start: An earlier solution whose weights and search space are reused.
+        warm_start: An earlier solution, whose weights are reused, and what its warm start holds for the solver.
         listeners: Functions that are called with every record of the trace, or an ``itergp.records.Listener`` each.
         trace: Where records are kept: an empty one, such as ``itergp.diagnostics.Trace()``; default a plain ``TraceData()``.
         on_posterior: Called with the posterior so far after every step that another follows, its covariance the prior's and its
@@ -84,7 +84,7 @@ def solve(
         if variational:
             solution = _variational_stages(run, problem, solution)
     assert solution is not None
-    return replace(solution, approximation=approximation) if observations.likelihood.quadratic else solution
+    return solution.with_report(approximation=approximation) if observations.likelihood.quadratic else solution
 
 
 def _can_be_variational(observations: Observations, solver: Solver) -> bool:
@@ -134,7 +134,7 @@ def _variational_stages(run: Run, problem: Problem, solution: Solution | None) -
         except KeyboardInterrupt:  # before this stage had a posterior of its own
             if solution is None:
                 raise
-            solution = replace(solution, status=Status(Reason.INTERRUPTED))
+            solution = solution.with_report(status=Status(Reason.INTERRUPTED))
         if run.refines or solution.status.reason is Reason.INTERRUPTED:
             break
         solution, marginals, done = _next_round(run, problem, solution, marginals)
@@ -163,7 +163,7 @@ def _next_round(run: Run, problem: Problem, solution: Solution, marginals: Tenso
         status = Status(Reason.ROUNDS, f"residual {residual:.2g} posterior deviations")
         ended = trace.stages.pop()
         trace.stages.append(replace(ended, reason=status.reason.name, status=str(status)))
-    solution = replace(solution, status=status, variational_residual=residual)
+    solution = solution.with_report(status=status, variational_residual=residual)
     following = damping.following(problem, solution.latent_values, solution.latent_covariance, marginals, residual)
     return solution, following, stationary or exhausted
 

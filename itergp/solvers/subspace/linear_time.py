@@ -31,6 +31,7 @@ from itergp.solvers.protocol import BaseSolver, Solver
 from itergp.solvers.run.budget import Budget
 from itergp.solvers.subspace.actions import leading_actions
 from itergp.solvers.subspace.newton import Iterate, evaluate, minimise
+from itergp.solvers.subspace.recycled import RecycledSpace, recycled_space
 from itergp.solvers.subspace.search_space import SearchSpace
 from itergp.solvers.subspace.search_state import SearchState
 from itergp.solvers.subspace.subspace_newton import SubspaceNewton
@@ -204,18 +205,19 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         """Starts at the prior mean, or from an earlier solution's support and weights."""
         space, settled = SupportSpace.start(problem.kernel_operator, self._limit(problem)), False
         coordinates = torch.zeros(problem.num_latents, 0, dtype=torch.float64, device=problem.mean.device)
-        kept = None if warm_start is None else warm_start.space
+        recycled = recycled_space(warm_start)
         if (
             warm_start is not None
-            and kept is not None
-            and kept.support is not None
+            and recycled is not None
+            and recycled.space.support is not None
             and warm_start.representer_weights.shape == problem.mean.shape
         ):
-            if warm_start.operator is problem.operator and warm_start.coordinates is not None:
-                space, coordinates = kept, warm_start.coordinates
+            assert isinstance(recycled.space, SupportSpace)
+            if recycled.operator is problem.operator and recycled.coordinates is not None:
+                space, coordinates = recycled.space, recycled.coordinates
                 settled = warm_start.status.reason is Reason.SETTLED
             else:  # another kernel: the support is worth keeping, its products are not
-                for rows in kept.rows[: self._limit(problem)].split(_BATCH):
+                for rows in recycled.space.rows[: self._limit(problem)].split(_BATCH):
                     space = space.with_rows(rows, problem.kernel_operator)
                 coordinates = space.project(warm_start.representer_weights.to(problem.mean))
                 coordinates = torch.linalg.solve(space.gram, coordinates.unsqueeze(-1)).squeeze(-1)
@@ -338,12 +340,11 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
             precision=result.precision,
             objective=iterate.objective,
             norm_squared=float("inf"),
-            space=space,
-            coordinates=iterate.coordinates,
             curvature=curvature,
             support=support,
             products=result.products,
             local=result.local,
+            warm_start=RecycledSpace(space, iterate.coordinates),
         )
 
     @staticmethod
@@ -389,7 +390,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
             representer_weights=state.weights,
             latent_values=state.iterate.latent_values,
             objective=state.iterate.objective,
-            coordinates=state.iterate.coordinates,
+            warm_start=RecycledSpace(state.space, state.iterate.coordinates),
         )
 
     def recondition(self, problem: Problem, state: LinearTimeState, posterior: Posterior) -> Posterior:

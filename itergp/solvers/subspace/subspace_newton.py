@@ -35,6 +35,7 @@ from itergp.solvers.subspace.actions import leading_actions
 from itergp.solvers.subspace.directions import holds, shared_directions
 from itergp.solvers.subspace.newton import Iterate, evaluate, minimise
 from itergp.solvers.subspace.newton_matrix import weighted_gram
+from itergp.solvers.subspace.recycled import RecycledSpace, recycled_space
 from itergp.solvers.subspace.search_space import SearchSpace
 from itergp.solvers.subspace.search_state import SearchState
 
@@ -234,17 +235,18 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         nothing = torch.zeros(problem.num_latents, 0, dtype=torch.float64, device=problem.mean.device)
         if earlier is None or earlier.rows != problem.rows or earlier.representer_weights.shape != problem.mean.shape:
             return empty, nothing
-        kept = earlier.space
-        if earlier.operator is problem.operator and kept is not None and earlier.coordinates is not None:
-            return kept.at_all_rows(earlier.coordinates, earlier.curvature, self.initial_rank(problem))
+        recycled = recycled_space(earlier)
+        if earlier.operator is problem.operator and recycled is not None and recycled.coordinates is not None:
+            return recycled.space.at_all_rows(recycled.coordinates, earlier.curvature, self.initial_rank(problem))
         if self.max_passes is not None and self.max_passes < _RECYCLING_PASSES:
             return empty, nothing
         # Another kernel: the directions are worth keeping, their products are not. One pass renews them.
         weights = earlier.representer_weights.to(problem.mean)
         kernels = problem.operator.num_kernels
         block = weights.unsqueeze(0) if kernels == 1 else weights.mT.unsqueeze(-1)
-        if kept is not None and kept.support is None and kept.directions.shape[0] == kernels:
-            block = torch.cat([block, kept.directions.to(problem.mean)[..., : self.initial_rank(problem)]], -1)
+        kept = None if recycled is None or recycled.space.support is not None else recycled.space.directions
+        if kept is not None and kept.shape[0] == kernels:
+            block = torch.cat([block, kept.to(problem.mean)[..., : self.initial_rank(problem)]], -1)
         space, _ = empty.extend(block, problem.operator)
         gram = space.gram.expand(problem.num_latents, -1, -1)
         return space, torch.linalg.solve(gram, space.project(weights).unsqueeze(-1)).squeeze(-1)
@@ -392,11 +394,10 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             precision=result.precision,
             objective=iterate.objective,
             norm_squared=norm_squared,
-            space=state.space,
-            coordinates=iterate.coordinates,
             curvature=curvature,
             products=result.products,
             local=result.local,
+            warm_start=RecycledSpace(state.space, iterate.coordinates),
         )
 
     def _is_exact(self, problem: Problem) -> bool:
@@ -442,8 +443,7 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             latent_values=state.iterate.latent_values,
             objective=state.iterate.objective,
             norm_squared=state.norm_squared,
-            space=state.space,
-            coordinates=state.iterate.coordinates,
+            warm_start=RecycledSpace(state.space, state.iterate.coordinates),
         )
 
     def recondition(self, problem: Problem, state: SubspaceState, posterior: Posterior) -> Posterior:
