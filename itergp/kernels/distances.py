@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ def sum_of_differences(first: Tensor, second: Tensor) -> Tensor:
     for difference in differences(first, second):
         # What is handed out is written over by the next.
         total = difference.abs() if total is None else total.add_(difference.abs_())
-    return _nothing(first, second) if total is None else total
+    return first.new_zeros(_shape(first, second)) if total is None else total
 
 
 def sum_of_changes(first: Tensor, second: Tensor, costs: Tensor) -> Tensor:
@@ -78,13 +78,19 @@ def sum_of_changes(first: Tensor, second: Tensor, costs: Tensor) -> Tensor:
         second: Rows ``(..., m, D)``.
         costs: ``(..., D)``.
     """
-    total = _nothing(first, second)
-    numbers = costs.flatten().tolist() if costs.device.type == "cpu" and costs.numel() == costs.shape[-1] else None
-    for d, change in enumerate(changes(first, second)):
+    return weighted_sum(changes(first, second), costs, first.new_zeros(_shape(first, second)))
+
+
+def weighted_sum(blocks: Iterable[Tensor], weights: Tensor, total: Tensor) -> Tensor:
+    """``total`` and the sum over d of ``weights[..., d]`` times a block ``(..., b, m)`` each, which may be written over."""
+    numbers = (
+        weights.flatten().tolist() if weights.device.type == "cpu" and weights.numel() == weights.shape[-1] else None
+    )
+    for d, block in enumerate(blocks):
         if numbers is not None:
-            total.add_(change, alpha=numbers[d])  # one pass less
+            total.add_(block, alpha=numbers[d])  # one pass less
         else:
-            total.add_(change.mul_(costs[..., d, None, None]))
+            total.add_(block.mul_(weights[..., d, None, None]))
     return total
 
 
@@ -99,11 +105,11 @@ def changes(first: Tensor, second: Tensor) -> Iterator[Tensor]:
 
 
 def _by_column(first: Tensor, second: Tensor, function: Any) -> Iterator[Tensor]:
-    room, across = _nothing(first, second), second.mT.contiguous()  # contiguous columns: several times as fast
+    across = second.mT.contiguous()  # contiguous columns: several times as fast
+    room = first.new_empty(_shape(first, second))
     for d in range(first.shape[-1]):
         yield function(first[..., d].unsqueeze(-1), across[..., d, :].unsqueeze(-2), out=room)
 
 
-def _nothing(first: Tensor, second: Tensor) -> Tensor:
-    batch = torch.broadcast_shapes(first.shape[:-2], second.shape[:-2])
-    return first.new_zeros(*batch, first.shape[-2], second.shape[-2])
+def _shape(first: Tensor, second: Tensor) -> tuple[int, ...]:
+    return *torch.broadcast_shapes(first.shape[:-2], second.shape[:-2]), first.shape[-2], second.shape[-2]

@@ -10,7 +10,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itergp.kernels.distances import changes, differences, manhattan_distance, sum_of_changes, sum_of_differences
+from itergp.kernels.distances import (
+    changes,
+    differences,
+    manhattan_distance,
+    sum_of_changes,
+    sum_of_differences,
+    weighted_sum,
+)
 from itergp.operators.radial_derivatives import smooth_profile
 from itergp.operators.radial_product import profile, profile_and_slope, squared_distances, with_norms
 
@@ -150,12 +157,11 @@ class Additive(Leaf):
 
     def entries(self, block: Block) -> Tensor:
         """See ``Node``."""
-        total: Tensor | None = None
-        for term, weight in zip(self._terms(block), block[3].unbind(-1), strict=True):
-            term.mul_(weight[:, None, None])
-            total = term.clone() if total is None else total.add_(term)
-        assert total is not None
-        return total
+        first, second, _, weights = block
+        total = first.new_zeros(
+            *torch.broadcast_shapes(first.shape[:-2], second.shape[:-2]), first.shape[-2], second.shape[-2]
+        )
+        return weighted_sum(self._terms(block), weights, total)
 
     def linearise(self, block: Block, wanted: Wanted) -> tuple[Tensor, Pull]:
         """See ``Node``."""
