@@ -35,3 +35,25 @@ def whole_codes(values: Tensor, kernel: str, num_levels: int | None = None) -> T
             "the columns of codes in active_dims."
         )
     return values
+
+
+def look_up(table: Tensor, codes: Tensor, kernel: str) -> Tensor:
+    """What a table ``(*batch, L)`` holds of the codes ``(..., n, 1)`` of one column: ``(*batch, n, 1)``, differentiable.
+
+    Args:
+        table: A number for each level.
+        codes: Whole numbers 0..L-1.
+        kernel: Who asks.
+
+    Raises:
+        InputError: If there is more than one column, or something else than codes 0..L-1 in it.
+    """
+    if codes.shape[-1] != 1:
+        raise InputError(
+            f"A {kernel} reads one column of codes. Got {codes.shape[-1]}. Name it in active_dims, and multiply kernels for "
+            "several such columns."
+        )
+    levels = whole_codes(codes, kernel, table.shape[-1]).long().squeeze(-1)
+    batch = torch.broadcast_shapes(table.shape[:-1], levels.shape[:-1])
+    rows = table.expand(*batch, table.shape[-1])
+    return rows.gather(-1, levels.expand(*batch, levels.shape[-1])).unsqueeze(-1)

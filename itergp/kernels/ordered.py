@@ -11,7 +11,7 @@ from gpytorch.priors import Prior
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.kernels.codes import whole_codes
+from itergp.kernels.codes import look_up
 
 
 class OrderedCategoricalKernel(Kernel):
@@ -77,26 +77,9 @@ class OrderedCategoricalKernel(Kernel):
         """Where the levels lie ``(*batch_shape, L)``."""
         return torch.nn.functional.pad(self.gaps.cumsum(-1), (1, 0))
 
-    def positions_at(self, codes: Tensor) -> Tensor:
-        """Positions ``(*batch, n, 1)`` of rows ``(..., n, 1)`` of codes; they have derivatives in the gaps.
-
-        Raises:
-            InputError: If there is more than one column, or something else than codes 0..L-1 in it.
-        """
-        if codes.shape[-1] != 1:
-            raise InputError(
-                f"OrderedCategoricalKernel reads one column of codes. Got {codes.shape[-1]}. Name it in active_dims, and "
-                "multiply kernels for several such columns."
-            )
-        levels = whole_codes(codes, type(self).__name__, self.num_levels).long().squeeze(-1)
-        positions = self.positions
-        batch = torch.broadcast_shapes(positions.shape[:-1], levels.shape[:-1])
-        table = positions.expand(*batch, self.num_levels)
-        return table.gather(-1, levels.expand(*batch, levels.shape[-1])).unsqueeze(-1)
-
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Entries ``(..., b, m)``, or with ``diag`` those of rows with their counterparts ``(..., b)``."""
-        first, second = self.positions_at(x1), self.positions_at(x2)
+        first, second = (look_up(self.positions, x, type(self).__name__) for x in (x1, x2))
         distance = (first - second).squeeze(-1) if diag else first - second.mT
         return torch.exp(-distance.abs())
 

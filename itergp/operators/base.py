@@ -18,17 +18,10 @@ from itergp.errors import InputError
 from itergp.operators.abstract import AbstractOperator, KernelCounts
 from itergp.operators.block_product import BlockProduct
 from itergp.operators.derived import requires_grad
+from itergp.operators.forms import PairwiseForm, as_form
 from itergp.operators.groups import evaluates_groups
 from itergp.operators.memory import default_memory_budget
-from itergp.operators.radial import (
-    EvaluatedKernel,
-    RadialKernel,
-    as_radial,
-    cancels,
-    evaluate_diagonal,
-    evaluate_kernel,
-)
-from itergp.operators.radial_product import with_norms
+from itergp.operators.radial import EvaluatedKernel, RadialKernel, evaluate_diagonal, evaluate_kernel
 from itergp.operators.recompute import Recomputation
 from itergp.operators.special import has_own_diagonal
 from itergp.operators.tiles import run, side_of_block, slices, symmetric, threads_for
@@ -61,8 +54,8 @@ class KernelOperator(AbstractOperator):
         self.memory_budget = default_memory_budget(inputs.device) if memory_budget is None else memory_budget
         self.counts = KernelCounts()
         self.derived: dict[Any, Any] = {}
-        radial = as_radial(kernel, num_kernels)
-        self._radial_form = None if radial is None else radial.detached()
+        form = as_form(kernel, num_kernels, inputs.shape[-1])
+        self._form = None if form is None else form.detached()
         self._centre = inputs.detach().reshape(-1, inputs.shape[-1]).mean(0)
 
     @classmethod
@@ -188,7 +181,7 @@ class KernelOperator(AbstractOperator):
     def covariance(self, inputs: Tensor) -> LinearOperator:
         """The prior covariance ``(M, M)`` or ``(C', M, M)`` between new inputs ``(M, D)`` or ``(C', M, D)``; lazy."""
         own = self.num_kernels > 1 and inputs.dim() == 3  # inputs of every kernel's own
-        plain = self._radial_form is not None or (inputs.dim() > 2 and not own)
+        plain = isinstance(self._form, RadialKernel) or (inputs.dim() > 2 and not own)
         kernel = self.kernel if plain else EvaluatedKernel(self.kernel, self.num_kernels)
         with gpytorch.settings.lazily_evaluate_kernels(True):
             return kernel(inputs, inputs)
@@ -219,15 +212,15 @@ class KernelOperator(AbstractOperator):
         """Inputs ``(M, D)`` in which distance means what it means to the first kernel; default those of the training rows."""
         training = self.inputs.detach()
         inputs = training if inputs is None else inputs
-        if self._radial_form is not None:
-            return self._radial_form.features(inputs, self._centre)[0]
+        if self._form is not None:
+            return self._form.points(inputs, self._centre)
         training, inputs = (x[0] if x.dim() == 3 else x for x in (training, inputs))
         return (inputs - training.mean(0)) / training.std(0, correction=0).clamp_min(1e-12)
 
     @property
-    def radial_form(self) -> RadialKernel | None:
-        """The kernel as a function of a scaled distance, or None if it is anything else."""
-        return self._radial_form
+    def form(self) -> RadialKernel | PairwiseForm | None:
+        """The kernel as a function that the package evaluates itself, or None if it is anything else."""
+        return self._form
 
     @property
     def evaluates_groups(self) -> bool:
@@ -258,25 +251,19 @@ class KernelOperator(AbstractOperator):
 
     # ------------------------------------------------------------ block level
     def features(self, inputs: Tensor) -> Tensor:
-        """What entries are evaluated from, ``(C', M, ...)``: scaled inputs with their norms, or the inputs themselves."""
-        if self._radial_form is None:
-            return inputs.detach()
-        features = self._radial_form.features(inputs.detach(), self._centre)
-        if cancels(float(features.square().sum(-1).max()), features.dtype):
-            # Inputs many lengthscales apart: squared distances from products would lose the digits of near neighbours.
-            features = features.double()
-        return with_norms(features)
+        """What entries are evaluated from, ``(C', M, ...)``: what the form reads of the inputs, or the inputs themselves."""
+        return inputs.detach() if self._form is None else self._form.block_features(inputs.detach(), self._centre)
 
     @torch.no_grad()
     def _block(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Entries ``(C', b, m)`` between features of rows and of columns."""
-        if self._radial_form is None:
+        if self._form is None:
             return evaluate_kernel(self.kernel, rows, cols, self.num_kernels)
-        return self._radial_form.evaluate(rows, cols)
+        return self._form.evaluate(rows, cols)
 
     def _threads(self, entries: int) -> int:
-        """Threads that share so many entries: kernels other than radial ones run code of their authors', in one."""
-        return 1 if self._radial_form is None else threads_for(self.device, self.num_kernels * entries)
+        """Threads that share so many entries: kernels without a form run code of their authors', in one."""
+        return 1 if self._form is None else threads_for(self.device, self.num_kernels * entries)
 
     def _row_slices(self, num_rows: int) -> list[slice]:
         """Slices of rows such that a block of them against all training rows respects the memory budget."""
@@ -290,9 +277,9 @@ class KernelOperator(AbstractOperator):
         return any(t.requires_grad for t in tensors) or requires_grad(self.kernel)
 
     def _cross_with_grad(self, rows: Tensor, cols: Tensor, block: Tensor) -> Tensor:
-        radial = as_radial(self.kernel, self.num_kernels)
-        if radial is not None:
-            return radial.product(cols, None if rows is cols else rows, self._centre, block)
+        form = as_form(self.kernel, self.num_kernels, cols.shape[-1])
+        if form is not None:
+            return form.product(cols, None if rows is cols else rows, self._centre, block)
 
         own_diagonal = rows is cols and has_own_diagonal(self.kernel)
 

@@ -16,8 +16,8 @@ from itergp.operators.tiles import side_of_block, symmetric
 class BlockedOperator(KernelOperator):
     """Evaluates each block of the symmetric kernel matrix once per pass and uses it for its rows and its columns.
 
-    Blocks of an RBF or Matern kernel are shared among PyTorch's threads. Other kernels, whose code may not bear it, are
-    evaluated one block after another.
+    Blocks of kernels that the package evaluates itself (RBF, Matern, those of ``itergp.kernels``, sums and products of these)
+    are shared among PyTorch's threads. Other kernels, whose code may not bear it, are evaluated one block after another.
 
     Cost of a pass: ``N (N + 1) / 2`` kernel entries and ``2 N^2 k`` multiply-adds per kernel; memory: one block for each
     thread. Any GPyTorch kernel works.
@@ -46,7 +46,7 @@ class BlockedOperator(KernelOperator):
             entries = self._block(features[..., i, :], features[..., j, :])
             if j.start == i.start:
                 # Exact, where a rounded distance would not be; what a kernel's forward returned may be its own.
-                entries = entries if self._radial_form is not None else entries.clone()
+                entries = entries if self._form is not None else entries.clone()
                 entries.diagonal(dim1=-2, dim2=-1).copy_(diagonal[:, i])
             return entries, entries.numel()
 

@@ -61,6 +61,11 @@ class CalledKernel(DerivedKernel):
         """Whether it was called with any."""
         return bool(self._keywords)
 
+    @property
+    def takes_inputs_as_they_are(self) -> bool:
+        """Whether it is the kernel itself, but for columns that were taken."""
+        return not self._keywords and self._dtype.is_floating_point
+
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """The kernel's entries at the selected columns."""
         first, second = self.columns(x1), self.columns(x2)
@@ -104,6 +109,16 @@ class SumOfTerms(DerivedKernel):
         self.kernels = torch.nn.ModuleList(kernels)
         self._coefficients = coefficients
         self._widths = widths
+
+    @property
+    def coefficients(self) -> list[Tensor | None]:
+        """The kernels' factors, None for 1."""
+        return self._coefficients
+
+    @property
+    def widths(self) -> list[int]:
+        """The kernels' numbers of columns."""
+        return self._widths
 
     @property
     def is_stationary(self) -> bool:

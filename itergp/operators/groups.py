@@ -8,7 +8,8 @@ from torch import Tensor
 
 from itergp.numerics.sampling import sample_of_rows
 from itergp.operators.derived import TabulatedKernel
-from itergp.operators.radial import as_radial, evaluate_kernel
+from itergp.operators.forms import as_form
+from itergp.operators.radial import evaluate_kernel
 from itergp.operators.special import has_own_diagonal
 
 _GROUPS, _ROWS, _OTHERS = 3, 2, 3  # of the rows that are looked at
@@ -45,7 +46,7 @@ def evaluates_groups(kernel: Kernel, inputs: Tensor, num_kernels: int) -> bool:
         inputs: Training inputs ``(N, D)`` or ``(C', N, D)``.
         num_kernels: 1 for a shared kernel, otherwise C.
     """
-    if as_radial(kernel, num_kernels) is not None:
+    if as_form(kernel, num_kernels, inputs.shape[-1]) is not None:
         return True
     if isinstance(kernel, TabulatedKernel) or has_own_diagonal(kernel):
         return False

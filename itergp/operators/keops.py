@@ -16,7 +16,7 @@ from itergp.errors import InputError, ItergpWarning
 from itergp.numerics.sampling import sample_of_rows
 from itergp.operators.base import KernelOperator
 from itergp.operators.blocked import BlockedOperator
-from itergp.operators.radial import as_radial
+from itergp.operators.radial import RadialKernel, as_radial
 from itergp.operators.timing import FEW_COLUMNS, seconds_of_product
 
 # Each thread keeps a sum for every column in its registers; more columns are a matter of multiplying matrices.
@@ -50,7 +50,7 @@ class KeOpsOperator(BlockedOperator):
                 "The KeOps operator needs the package pykeops, which is not installed. "
                 "Install it with `pip install itergp[keops]` or choose operator='blocked'."
             )
-        if self._radial_form is None:
+        if not isinstance(self.form, RadialKernel):
             raise InputError(
                 "The KeOps operator needs a (scaled) RBF or Matern kernel. Got "
                 f"{type(self.kernel).__name__}. Choose operator='blocked', which takes any kernel."
@@ -72,7 +72,7 @@ class KeOpsOperator(BlockedOperator):
     def _reduce(self, inputs: Tensor, block: Tensor) -> Tensor:
         from pykeops.torch import LazyTensor  # optional dependency
 
-        assert self._radial_form is not None
+        assert isinstance(self.form, RadialKernel)
         # KeOps takes distances itself, without the norms.
         rows, cols = self.features(inputs)[..., :-2], self.features(self.inputs)[..., :-2]
         exact = torch.promote_types(rows.dtype, cols.dtype)  # of far inputs it is float64
@@ -83,8 +83,8 @@ class KeOpsOperator(BlockedOperator):
         for c in range(self.num_kernels):
             right = padded if padded.dim() == 2 else padded[min(c, padded.shape[0] - 1)]
             x, y = LazyTensor(rows[c][:, None, :]), LazyTensor(cols[c][None, :, :])
-            entries = _profile(((x - y) ** 2).sum(-1), self._radial_form.smoothness)
-            out[c] = self._radial_form.output_scale[c] * (entries @ right.to(rows))[:, :columns]
+            entries = _profile(((x - y) ** 2).sum(-1), self.form.smoothness)
+            out[c] = self.form.output_scale[c] * (entries @ right.to(rows))[:, :columns]
         return out
 
 

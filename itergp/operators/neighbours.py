@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from itergp.operators.groups import evaluate_groups
 from itergp.operators.radial import evaluate_kernel
 from itergp.operators.tiles import slices
 
-# Columns that a tree can prune by. Inputs with more are turned onto so many of their leading principal axes.
+# Columns that a tree can prune by. Of inputs with more it has so many of the leading principal axes, or of the widest columns.
 _TREE_COLUMNS = 16
 # Rows from which the search may stop at a neighbour farther than the nearest by this factor (SciPy's eps). Any rows are valid
 # neighbours: near ones tell more. Measured: the mean distance grows by 1.5 % at 1.0, by 10 % at 3.0; a million rows take
@@ -45,18 +45,17 @@ class NearestRows:
     Args:
         points: What distances are taken between ``(N, D)``: inputs in units of the kernel's lengthscales.
         candidates: Numbers of the rows that may be neighbours ``(m,)``; None for all.
+        norm: Order of the norm in which distances are taken, 1 or 2.
     """
 
-    def __init__(self, points: Tensor, candidates: Tensor | None = None) -> None:
-        self.candidates = candidates
+    def __init__(self, points: Tensor, candidates: Tensor | None = None, norm: float = 2.0) -> None:
+        self.candidates, self._norm = candidates, norm
         held = points.detach() if candidates is None else points.detach()[candidates]
         values = held.double().cpu().numpy()
         self._axes: np.ndarray | None = None
         self._centre = values.mean(0) if len(values) else np.zeros(values.shape[1])
         if values.shape[1] > _TREE_COLUMNS:
-            centred = values - self._centre
-            _, vectors = np.linalg.eigh(centred.T @ centred)
-            self._axes = vectors[:, -_TREE_COLUMNS:]
+            self._axes = self._leading(values - self._centre)
         self._tree = cKDTree(self._project(values), balanced_tree=False, compact_nodes=False)
         self._eps = next((eps for size, eps in _APPROXIMATION if len(values) <= size), _COARSEST)
 
@@ -78,7 +77,7 @@ class NearestRows:
         parts, wanted, workers = [], np.arange(1, number + 1), torch.get_num_threads()
         for part in points.detach().split(_CHUNK_ROWS):
             values = self._project(part.double().cpu().numpy())
-            _, found = self._tree.query(values, k=wanted, eps=self._eps, workers=workers)
+            _, found = self._tree.query(values, k=wanted, eps=self._eps, p=self._norm, workers=workers)
             parts.append(torch.from_numpy(found.astype(np.int64, copy=False)))
         rows = torch.cat(parts).to(points.device)
         return rows if self.candidates is None else self.candidates[rows]
@@ -87,6 +86,13 @@ class NearestRows:
         """Numbers of the rows that may be neighbours ``(m,)``: those near to each other follow one another."""
         order = torch.from_numpy(self._tree.indices.astype(np.int64))
         return order if self.candidates is None else self.candidates[order.to(self.candidates.device)]
+
+    def _leading(self, centred: np.ndarray) -> np.ndarray:
+        """Axes ``(D, D')`` along which rows differ most: principal ones, or columns where turning would change distances."""
+        if self._norm == 2.0:
+            return np.linalg.eigh(centred.T @ centred)[1][:, -_TREE_COLUMNS:]
+        widest = np.abs(centred).mean(0).argsort()[-_TREE_COLUMNS:]
+        return np.eye(centred.shape[1])[:, widest]
 
     def _project(self, values: np.ndarray) -> np.ndarray:
         return values if self._axes is None else (values - self._centre) @ self._axes
@@ -116,8 +122,8 @@ class Near:
 class Neighbourhoods:
     """Groups of training rows near to inputs, and kernel entries within them.
 
-    Near means near in the kernel's own metric where it has one (RBF, Matern); otherwise highly correlated where the kernel
-    columns of all rows are affordable, and near in standardised inputs where they are not.
+    Near means near in the kernel's own metric where it has one (RBF, Matern, Laplacian); otherwise highly correlated where the
+    kernel columns of all rows are affordable, and near in scaled or standardised inputs where they are not.
 
     Args:
         operator: Of the training rows; one that ``evaluates_groups``.
@@ -126,11 +132,12 @@ class Neighbourhoods:
 
     def __init__(self, operator: KernelOperator, candidates: Tensor | None = None) -> None:
         self.operator, self.candidates = operator, candidates
-        form, inputs = operator.radial_form, operator.inputs.detach()
+        form, inputs = operator.form, operator.inputs.detach()
         self._features = None if form is None else operator.features(inputs)
-        self._scored = form is None and operator.num_rows <= _MOST_COLUMNS_SCORED
+        metric = None if form is None else form.metric
+        self._scored = metric is None and operator.num_rows <= _MOST_COLUMNS_SCORED
         self._training: dict[int, tuple[Tensor, Near]] = {}
-        self._search = None if self._scored else NearestRows(operator.scaled_inputs(), candidates)
+        self._search = None if self._scored else NearestRows(operator.scaled_inputs(), candidates, norm=metric or 2.0)
 
     def nearest(self, inputs: Tensor, number: int) -> Tensor:
         """Numbers of the nearest training rows ``(M, n)``, the nearest first; n is ``number``, or as many as there are.
@@ -225,12 +232,11 @@ class Neighbourhoods:
 
     def _between(self, inputs: Tensor, features: Tensor | None, rows: Tensor) -> Tensor:
         """Entries ``(C', M, m, n)`` between groups of inputs ``(..., M, m, D)`` and of training rows ``(M, n)``."""
-        operator, form = self.operator, self.operator.radial_form
+        operator, form = self.operator, self.operator.form
         if features is not None and form is not None and self._features is not None:
             blocks = []
             for c in range(operator.num_kernels):
-                own = replace(form, output_scale=form.output_scale[c : c + 1])
-                blocks.append(own.evaluate(features[c], self._features[c][rows]))
+                blocks.append(form.of_kernel(c).evaluate(features[c], self._features[c][rows]))
             return torch.stack(blocks)
         others = operator.inputs[..., rows, :]
         return evaluate_groups(operator.kernel, inputs, others, operator.num_kernels)

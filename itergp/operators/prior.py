@@ -22,8 +22,8 @@ from itergp.errors import InputError
 from itergp.operators.base import KernelOperator
 from itergp.operators.blocked import BlockedOperator
 from itergp.operators.derived import CalledKernel, SumOfTerms, TabulatedKernel, clear_caches
+from itergp.operators.forms import as_form
 from itergp.operators.memory import free_memory
-from itergp.operators.radial import as_radial
 from itergp.operators.special import fit_state
 from itergp.operators.two_rows import is_function_of_two_rows
 
@@ -151,7 +151,7 @@ class Prior:
             return cls(mean, gpytorch.kernels.ConstantKernel(), none, num_kernels, covariance).whole()
         kernel, features = _combine(terms, mean)
         prior = cls(mean=mean, kernel=kernel, features=features, num_kernels=num_kernels, covariance=covariance)
-        if fit and as_radial(kernel, num_kernels) is None:
+        if fit and as_form(kernel, num_kernels, features.shape[-1]) is None:
             clear_caches(kernel)
             fit_state(kernel, features, renew_losses=renew_losses)
             if not is_function_of_two_rows(kernel, features, num_kernels):

@@ -26,9 +26,10 @@ from gpytorch.kernels import (
 )
 from torch import Tensor
 
+from itergp.kernels import TiedMaternKernel, TiedRBFKernel
 from itergp.operators.derived import CalledKernel, DerivedKernel, SumOfTerms
 from itergp.operators.distances import ExactDistances
-from itergp.operators.radial_product import profile, radial_product, squared_distances
+from itergp.operators.radial_product import profile, radial_product, squared_distances, with_norms
 from itergp.operators.special import has_own_diagonal, special_diagonal, special_entries, standing_grids
 
 try:  # GPyTorch's KeOps kernels exist with and without pykeops installed
@@ -37,8 +38,8 @@ try:  # GPyTorch's KeOps kernels exist with and without pykeops installed
 except ImportError:  # pragma: no cover - very old GPyTorch
     KeOpsMaternKernel, KeOpsRBFKernel = MaternKernel, RBFKernel
 
-_RBF = (RBFKernel, KeOpsRBFKernel)
-_MATERN = (MaternKernel, KeOpsMaternKernel)
+_RBF = (RBFKernel, KeOpsRBFKernel, TiedRBFKernel)
+_MATERN = (MaternKernel, KeOpsMaternKernel, TiedMaternKernel)
 # Largest error of a squared distance, in squared lengthscales, that is left to the data's dtype.
 _CANCELLATION = 1e-4
 
@@ -70,6 +71,27 @@ class RadialKernel:
             inputs = inputs.index_select(-1, self.active_dims)
             centre = centre.index_select(-1, self.active_dims)
         return ((inputs - centre) * self.inputs_scale).contiguous()
+
+    @property
+    def metric(self) -> float:
+        """The order of the norm of ``points`` in which near means highly correlated."""
+        return 2.0
+
+    def of_kernel(self, number: int) -> RadialKernel:
+        """One of the kernels, to evaluate from features."""
+        return replace(self, output_scale=self.output_scale[number : number + 1])
+
+    def points(self, inputs: Tensor, centre: Tensor) -> Tensor:
+        """Inputs ``(M, D)`` in which distance means what it means to the first kernel."""
+        return self.features(inputs, centre)[0]
+
+    def block_features(self, inputs: Tensor, centre: Tensor) -> Tensor:
+        """Scaled inputs with their squared norms ``(C', M, D + 2)``, which ``evaluate`` takes."""
+        features = self.features(inputs, centre)
+        if cancels(float(features.square().sum(-1).max()), features.dtype):
+            # Inputs many lengthscales apart: squared distances from products would lose the digits of near neighbours.
+            features = features.double()
+        return with_norms(features)
 
     def evaluate(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Kernel entries of one block.
@@ -129,14 +151,13 @@ def as_radial(kernel: Kernel, num_kernels: int) -> RadialKernel | None:
         num_kernels: Number of kernels ``C'`` in its batch, 1 when shared.
     """
     scale: Tensor | None = None
-    active_dims = None
-    while type(kernel) is ScaleKernel and kernel.active_dims is None:
+    active_dims = kernel.active_dims
+    while type(kernel) is ScaleKernel:  # it takes its columns, and asks the kernel inside for no others
         outer = kernel.outputscale
         scale = outer if scale is None else scale * outer
         kernel = kernel.base_kernel
     if type(kernel) not in (*_RBF, *_MATERN) or kernel.lengthscale is None:
         return None
-    active_dims = kernel.active_dims
     lengthscale = kernel.lengthscale
     lengthscale = lengthscale.reshape(-1, 1, lengthscale.shape[-1])
     if type(kernel) in _MATERN:

@@ -12,7 +12,7 @@ from torch import Tensor
 from itergp.operators.recompute import Recomputation
 from itergp.operators.tiles import slices
 
-_DIFFERENCES = 2**22  # of inputs, held at a time
+DIFFERENCES = 2**22  # of inputs, held at a time
 
 
 def smooth_product(
@@ -36,12 +36,17 @@ def smooth_product(
 
     def product(i: slice) -> Tensor:
         squared = (rows[:, i, None, :] - cols[:, None, :, :]).square().sum(-1) * stretch.square()[:, None, None]
-        entries = _Profile.apply(squared, smoothness, 0).to(block.dtype)
+        entries = smooth_profile(squared, smoothness).to(block.dtype)
         return torch.bmm(entries, block) * output_scale[:, None, None]
 
-    most = max(1, _DIFFERENCES // max(1, rows.shape[0] * cols.shape[1] * rows.shape[2]))
+    most = max(1, DIFFERENCES // max(1, rows.shape[0] * cols.shape[1] * rows.shape[2]))
     again = Recomputation()
     return torch.cat([again(functools.partial(product, i)) for i in slices(rows.shape[1], most)], dim=1)
+
+
+def smooth_profile(squared: Tensor, smoothness: float) -> Tensor:
+    """The profile at squared distances, with derivatives of any order."""
+    return _Profile.apply(squared, smoothness, 0)
 
 
 class _Profile(torch.autograd.Function):

@@ -92,7 +92,7 @@ class _RadialProduct(torch.autograd.Function):
         def differentiate(i: slice, j: slice) -> int:
             squared = _squared(first, second, i, j, symmetric)
             apart = squared.to(block.dtype, copy=True) if of_stretch else squared
-            entries, slope = _profile_and_slope(squared.to(block.dtype), ctx.smoothness)
+            entries, slope = profile_and_slope(squared.to(block.dtype), ctx.smoothness)
             twice = symmetric and i.start != j.start
             inner = torch.bmm(scaled[:, i], block[:, j].mT)  # derivative in the entries of k(x_i, x_j)
             if twice:
@@ -177,7 +177,7 @@ def _decay(distance: Tensor) -> Tensor:
     return torch.mul(distance, -_LOG2_E).exp2_()
 
 
-def _profile_and_slope(squared: Tensor, smoothness: float) -> tuple[Tensor, Tensor]:
+def profile_and_slope(squared: Tensor, smoothness: float) -> tuple[Tensor, Tensor]:
     """The profile and its derivative in the squared distances, which are overwritten."""
     if smoothness == math.inf:
         entries = profile(squared, smoothness)

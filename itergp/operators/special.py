@@ -219,8 +219,8 @@ def has_moving_grid(module: HasModules) -> bool:
 
 
 def is_gpytorch(kernel: Kernel) -> bool:
-    """Whether a kernel is one of GPyTorch's, all of which are functions of two rows by what is done here."""
-    return type(kernel).__module__.split(".")[0] == "gpytorch"
+    """Whether a kernel is GPyTorch's or this package's: all of these are functions of two rows by what is done here."""
+    return type(kernel).__module__.startswith(("gpytorch.", "itergp.kernels."))
 
 
 def _check_grid(kernel: GridKernel) -> None:

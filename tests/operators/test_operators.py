@@ -27,6 +27,13 @@ from helpers import DTYPES, assert_close, keops_test, make_batch_kernel, make_in
 
 from itergp import InputError
 from itergp.errors import ItergpWarning
+from itergp.kernels import (
+    AdditiveLaplacianKernel,
+    LaplacianKernel,
+    TiedLaplacianKernel,
+    TiedMaternKernel,
+    TiedRBFKernel,
+)
 from itergp.operators import (
     BlockedOperator,
     DenseOperator,
@@ -58,6 +65,22 @@ def _ard(kernel: Kernel) -> Kernel:
 def _scaled(kernel: Kernel, scale: float = 3.0, **kwargs) -> ScaleKernel:
     kernel = ScaleKernel(kernel, **kwargs)
     kernel.outputscale = scale
+    return kernel
+
+
+def _weighted(kernel: AdditiveLaplacianKernel) -> Kernel:
+    kernel.weights = torch.tensor([0.2, 0.5, 0.3])
+    return kernel
+
+
+def _tied(kernel) -> Kernel:
+    kernel.group_lengthscale = torch.tensor([0.7, 1.6])
+    return kernel
+
+
+def _batch_laplacian() -> Kernel:
+    kernel = LaplacianKernel(batch_shape=BATCH, ard_num_dims=3)
+    kernel.lengthscale = torch.tensor([0.5, 1.0, 2.0]).reshape(3, 1, 1) * torch.tensor([0.7, 1.3, 2.1])
     return kernel
 
 
@@ -111,6 +134,16 @@ SHARED = {
     "product": lambda: ProductKernel(_scaled(RBFKernel()), PeriodicKernel()),
     "linear": lambda: LinearKernel(),
     "polynomial": lambda: PolynomialKernel(power=2),
+    "laplacian": lambda: LaplacianKernel(),
+    "laplacian ard": lambda: _scaled(_ard(LaplacianKernel(ard_num_dims=3))),
+    "laplacian active dims": lambda: _scaled(LaplacianKernel(ard_num_dims=2, active_dims=[2, 0])),
+    "additive laplacian": lambda: _scaled(_weighted(_ard(AdditiveLaplacianKernel(3)))),
+    "tied laplacian": lambda: _tied(TiedLaplacianKernel((1, 0, 1))),
+    "tied matern": lambda: _scaled(_tied(TiedMaternKernel((1, 0, 1), nu=1.5))),
+    "tied rbf": lambda: _tied(TiedRBFKernel((1, 0, 1))),
+    "sum of forms": lambda: _scaled(_scaled(MaternKernel(nu=1.5)) + _ard(LaplacianKernel(ard_num_dims=3))),
+    "product of forms": lambda: RBFKernel(active_dims=[0]) * _scaled(LaplacianKernel(active_dims=[1, 2])),
+    "laplacian and another": lambda: _scaled(LaplacianKernel()) + PeriodicKernel() * LaplacianKernel(active_dims=[1]),
     "keops rbf": lambda: _scaled(keops_kernels.RBFKernel()),
     "keops matern": lambda: keops_kernels.MaternKernel(nu=1.5),
 }
@@ -121,10 +154,23 @@ BATCHES = {
     "batch rational quadratic": _batch_rational_quadratic,
     "batch linear": _batch_linear,
     "batch sum": lambda: make_batch_kernel() + _batch_linear(),
+    "batch laplacian": lambda: _batch_laplacian(),
+    "batch sum of forms": lambda: make_batch_kernel() + _batch_laplacian() * AdditiveLaplacianKernel(3),
 }
 KERNELS = {**SHARED, **BATCHES}
 NEEDS_PYKEOPS = {"keops rbf", "keops matern"}
-SOME = ["matern ard", "active dims ard", "scaled twice", "sum active dims", "polynomial", "batch radial", "batch sum"]
+SOME = [
+    "matern ard",
+    "laplacian ard",
+    "additive laplacian",
+    "sum of forms",
+    "active dims ard",
+    "scaled twice",
+    "sum active dims",
+    "polynomial",
+    "batch radial",
+    "batch sum",
+]
 
 
 def _names(names) -> list:
@@ -706,10 +752,14 @@ def test_prior_of_the_wrong_shape():
 # ------------------------------------------------------------------- the grid
 def test_the_grid_covers_both_routes():
     x = make_inputs(5, COLUMNS)
-    routes = {name: _make(name, "blocked", x)._radial_form is not None for name in set(KERNELS) - NEEDS_PYKEOPS}
+    routes = {name: _make(name, "blocked", x).form is not None for name in set(KERNELS) - NEEDS_PYKEOPS}
     assert routes["scaled twice"]
     assert routes["active dims"]
     assert routes["batch nested"]
+    assert routes["sum of forms"]
+    assert routes["product of forms"]
+    assert routes["batch sum of forms"]
+    assert not routes["laplacian and another"]
     assert not routes["subclass"]
     assert not routes["linear"]
     assert len(DTYPES) == 2
