@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+import time
 from types import TracebackType
 
 from rich.console import Console
@@ -10,6 +12,8 @@ from rich.progress import BarColumn, Progress, Task, TaskID, TextColumn, TimeEla
 from rich.text import Text
 
 from itergp.records import FitRecord, Listener, Record, TraceRecord
+
+_DELAY = 2.0  # seconds before a bar that nobody asked for is drawn
 
 
 class ProgressBar(Listener):
@@ -19,11 +23,14 @@ class ProgressBar(Listener):
     their total.
 
     Args:
-        enabled: Draw nothing when False.
+        enabled: Draw nothing when False; None to draw after two seconds, if standard error is a terminal.
         console: Where to draw; default standard error.
     """
 
-    def __init__(self, *, enabled: bool = True, console: Console | None = None) -> None:
+    def __init__(self, *, enabled: bool | None = True, console: Console | None = None) -> None:
+        self._delay = _DELAY if enabled is None else 0.0
+        self._drawn_from = math.inf
+        enabled = sys.stderr.isatty() if enabled is None else enabled
         self._progress = Progress(
             TextColumn("{task.description:<12}"),
             BarColumn(bar_width=24),
@@ -42,8 +49,15 @@ class ProgressBar(Listener):
 
     def __enter__(self) -> ProgressBar:
         """Starts drawing."""
-        self._progress.start()
+        self._drawn_from = time.monotonic() + self._delay
+        self._draw()
         return self
+
+    def _draw(self) -> None:
+        """Starts drawing once it is time."""
+        if time.monotonic() >= self._drawn_from:
+            self._drawn_from = math.inf
+            self._progress.start()
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
@@ -55,6 +69,7 @@ class ProgressBar(Listener):
         self, stage: str, *, unit: str = "pass", total: int | None = None, tolerance: float | None = None
     ) -> None:
         """Begins a bar."""
+        self._draw()
         self._farthest.pop(stage, None)
         self._values.pop(stage, None)
         self._units[stage], self._totals[stage] = unit, total
@@ -65,6 +80,7 @@ class ProgressBar(Listener):
 
     def __call__(self, record: Record) -> None:
         """Shows one step."""
+        self._draw()
         if isinstance(record, FitRecord):
             self._values[record.stage] = f"  objective per row {record.objective:>8.4f}"
         else:
@@ -72,6 +88,7 @@ class ProgressBar(Listener):
 
     def advance(self, stage: str, done: int) -> None:
         """Shows how much is done."""
+        self._draw()
         text = f"{done:>3}/{self._totals[stage]} {self._units[stage]}{self._values.get(stage, '')}"
         self._progress.update(self._tasks[stage], completed=done, text=text)
 

@@ -6,7 +6,7 @@ import math
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +23,9 @@ from itergp.learning.humility import limit_lengthscales
 from itergp.learning.learner import OPTIMIZERS, Learner, Position, Stage, Stop, resume_objective
 from itergp.learning.parameters import FreeParameter, free_parameters
 from itergp.learning.resuming import open_checkpointer, save_learned
-from itergp.models import NonConjugateGP
+from itergp.learning.structure_search import ENOUGH_ROWS, Comparison, StructureSearch
+from itergp.learning.structures import InputColumns, Structure, candidates
+from itergp.models import GP, NonConjugateGP
 from itergp.models.batches import refuse_without_data
 from itergp.models.run_options import RunOptions
 from itergp.models.starting_values import initialise_model
@@ -43,6 +45,11 @@ _BATCH_ROWS = 4096  # of the bound when the posterior has a support and rows are
 _MANY_ROWS = 20_000  # from here more data have more to say about hyperparameters than a subset of that size can hold
 _SUBSET_SHARE = 0.4  # of the iterations
 _SPREAD = 1.5  # standard deviation of the random starts, in the optimiser's variables
+_SEARCH_SHARE, _LEARNING_SHARE, _LAST_SHARE = (
+    0.33,
+    0.67,
+    0.2,
+)  # of a time limit; the last is what conditioning always has
 _REFINEMENT_RATE = 0.7  # of the learning rate
 _CALIBRATION_VALUES = 20_000  # latent values, rows times functions, to choose by
 _COLLAPSED, _DIVERGED = 1e-3, 1e5
@@ -63,6 +70,7 @@ class FitResult:
         seconds: Time by stage: of learning, ``"calibrate"`` and ``"condition"``.
         initialised: Names of hyperparameters that were at their default and got a starting value from the data.
         calibration: The predictive distribution chosen on held-out rows, or None.
+        comparison: The structures that competed, or None.
     """
 
     solution: Solution
@@ -71,6 +79,7 @@ class FitResult:
     seconds: dict[str, float]
     initialised: list[str]
     calibration: Calibration | None
+    comparison: Comparison | None = None
 
     @property
     def trace(self) -> Trace:
@@ -88,10 +97,12 @@ def fit(
     max_rows: int | Literal["auto"] | None = "auto",
     num_restarts: int = 0,
     calibrate: bool = True,
+    structures: Literal["auto"] | Sequence[Structure] | None = None,
+    columns: InputColumns | None = None,
     time_limit: float | None = None,
     initialise_kernel: bool = True,
     seed: int = 0,
-    progress: bool = False,
+    progress: bool | None = None,
     callback: Callable[[FitRecord], None] | None = None,
     on_posterior: Callable[[Solution], None] | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
@@ -119,10 +130,17 @@ def fit(
             covariance, on held-out rows; the choice becomes the model's ``approximation`` and ``tempering``, and
             ``model.predict(x, tempering=0.0)`` still integrates the posterior itself. If not, the approximation stays, and
             predictions integrate the posterior.
-        time_limit: Seconds of learning.
+        structures: Candidates for the kernel and the scale of the inputs of an ``itergp.models.GP``, simple ones first, or
+            ``"auto"`` for a handful that suit tables: they compete on held-out rows, and the simplest within one standard error
+            of the best replaces the model's ``covar_module`` and ``input_transform``. ``FitResult.comparison`` says what
+            was tried.
+            None keeps the model's. Below 60 rows, and where rows cannot be held out, the model's are kept too.
+        columns: What structures may know of the columns; default numbers, each on its own.
+        time_limit: Seconds of the whole call, of which the choice of a structure takes at most a third, learning is over after
+            two thirds, and conditioning takes the rest: the posterior so far is valid whenever it ends.
         initialise_kernel: Whether lengthscales, output scales and cutpoints still at their default get a start from the data.
         seed: Of the random splits and restarts. Equal seeds give equal results.
-        progress: Draw a progress bar.
+        progress: Draw a progress bar; None for one in a terminal if it takes more than two seconds.
         callback: Called with every record; an ``itergp.records.Listener`` hears of stages too.
         on_posterior: Called with posteriors of all rows on the way, which the model predicts from until the function returns:
             those on the way to the mode at the hyperparameters that each stage of learning begins or resumes with, found for
@@ -159,6 +177,8 @@ def fit(
         time_limit=time_limit,
         initialise_kernel=initialise_kernel,
         seed=seed,
+        structures=structures,
+        columns=columns,
     )
     options = RunOptions(progress, callback, on_posterior, checkpoint, checkpoint_every)
     if _learns_by_element(model, objective, options):
@@ -181,6 +201,13 @@ class Settings:
     time_limit: float | None
     initialise_kernel: bool
     seed: int
+    structures: str | Sequence[Structure] | None = None
+    columns: InputColumns | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """By name, as what a checkpoint is the checkpoint of."""
+        chosen = None if self.structures is None else [str(one) for one in self.structures]
+        return vars(self) | {"structures": chosen, "columns": str(self.columns)}
 
     def check(self) -> None:
         """Refuses what is out of range.
@@ -219,46 +246,104 @@ class _Learned:
 
 
 def _fit(model: NonConjugateGP, settings: Settings, options: RunOptions) -> Any:
-    """Learns, chooses the predictive distribution, and conditions."""
-    learned = _learn(model, settings, options)
+    """Chooses the structure, learns, chooses the predictive distribution, and conditions."""
+    called, seconds = time.perf_counter(), {}
+    search, comparison = None, None
+    if settings.structures is not None:
+        search, comparison = _choose_structure(model, settings, options, called)
+        seconds["structures"] = time.perf_counter() - called
+    learned = _learn(model, settings, options, called, search)
     _warn_of_extremes(learned.learner.free)
     model.eval()
-    seconds = {"learn": time.perf_counter() - learned.started}
-    calibration = _calibrate(model, settings.seed, seconds) if settings.calibrate else None
+    seconds["learn"] = time.perf_counter() - learned.started
+    late = settings.time_limit is not None and time.perf_counter() - called > settings.time_limit
+    calibration = _calibrate(model, settings.seed, seconds) if settings.calibrate and not late else None
     begun = time.perf_counter()
+    left = None if settings.time_limit is None else settings.time_limit - (begun - called)
     solution = model.condition(
         progress=options.progress,
         on_posterior=options.on_posterior,
         checkpoint=learned.part,
         checkpoint_every=options.checkpoint_every,
+        time_limit=None if left is None else max(left, _LAST_SHARE * settings.time_limit),  # type: ignore[operator]
     )
     seconds["condition"] = time.perf_counter() - begun
     records, reason = learned.learner.records, learned.reason
     logarithmic = [parameter.name for parameter in learned.learner.free if parameter.constraint is not None]
     learning = LearningTrace(records, reason.name, seconds, logarithmic)
-    result = FitResult(solution, records, reason.value, seconds, learned.initialised, calibration)
+    result = FitResult(solution, records, reason.value, seconds, learned.initialised, calibration, comparison)
     return _results(solution, learning, result)
 
 
-def _learn(model: NonConjugateGP, settings: Settings, options: RunOptions) -> _Learned:
-    """Learns hyperparameters; the model is in training mode afterwards."""
+def _choose_structure(
+    model: NonConjugateGP, settings: Settings, options: RunOptions, called: float
+) -> tuple[StructureSearch | None, Comparison | None]:
+    """Gives the model the structure that held-out rows prefer, if they can; returns what searched, and what it found.
+
+    Raises:
+        InputError: If the model is none whose structure can be exchanged.
+    """
+    if not isinstance(model, GP) or type(model).forward is not GP.forward:
+        raise InputError(
+            f"`structures` are those of an itergp.models.GP. Got a {type(model).__name__}, whose forward is its own. Leave "
+            "`structures` out, or use itergp.models.GP."
+        )
+    inputs = model.train_inputs[0]
+    if own_rows(model.operator_kind, len(inputs), inputs.device).sharded:
+        raise InputError(
+            "`structures` are chosen by one process. Got rows that are divided among several. Choose before."
+        )
+    columns = InputColumns.plain(inputs.shape[1]) if settings.columns is None else settings.columns
+    competing = candidates(settings.structures, columns)  # type: ignore[arg-type] # there are some
+    if len(inputs) < ENOUGH_ROWS or not PredictiveLogDensity.supports(model.observations.likelihood):
+        return None, None
+    deadline = None if settings.time_limit is None else called + _SEARCH_SHARE * settings.time_limit
+    scale = getattr(model.covar_module, "outputscale", None)
+    with ProgressBar(enabled=options.progress) as bar:
+        search = StructureSearch(model, competing, columns, settings.seed, deadline, Listeners(bar, options.callback))
+        if scale is not None and scale.numel() > 0:
+            search.outputscale = float(scale.detach().mean())
+        found, structure, comparison = search.run()
+    model.covar_module = found.covar_module
+    model.input_transform = structure.make_transform(inputs, columns)
+    model.mean_module.load_state_dict(found.mean_module.state_dict())
+    model.likelihood.load_state_dict(found.likelihood.state_dict())
+    return search, comparison
+
+
+def _learn(
+    model: NonConjugateGP, settings: Settings, options: RunOptions, called: float, search: StructureSearch | None
+) -> _Learned:
+    """Learns hyperparameters; the model is in training mode afterwards.
+
+    Args:
+        model: The model.
+        settings: Of ``fit``.
+        options: Of ``fit``.
+        called: When ``fit`` began.
+        search: That chose the structure and began to learn, or None.
+    """
     inputs = model.held_data.inputs[0]
     rows = own_rows(model.operator_kind, model.held_data.targets.shape[0], inputs.device)
     options.require_everywhere(rows)
     file, path = None, options.checkpoint
     if path is not None and not isinstance(path, CheckpointSection):
-        file = open_checkpointer(model, path, options.checkpoint_every, vars(settings), rows)
+        file = open_checkpointer(model, path, options.checkpoint_every, settings.plain(), rows)
     earlier = None if file is None else file.checkpoint_state
     started = time.perf_counter() - (0.0 if earlier is None else earlier.values["seconds"])
     before = [parameter.variable.detach().clone() for parameter in free_parameters(model)]
-    initialised = initialise_model(model) if settings.initialise_kernel else []
+    initialised = initialise_model(model) if settings.initialise_kernel and search is None else []
     free = free_parameters(model)
     if not free:
         raise InputError(
             "`fit` needs parameters to learn. Got none that require gradients. Use model.condition() instead."
         )
     stages = _stages(model, settings)
-    deadline = None if settings.time_limit is None else started + settings.time_limit
+    if search is not None:  # which did what the first stage is for
+        stages = [replace(stages[-1], iterations=max(1, round((1.0 - _SUBSET_SHARE) * settings.max_iterations)))]
+    deadline = None if settings.time_limit is None else called + _LEARNING_SHARE * settings.time_limit
+    if search is not None and search.interrupted:
+        deadline = called
     model.tempering = 0.0  # what was chosen for other hyperparameters
     model.train()
     on_posterior = options.on_posterior

@@ -6,35 +6,46 @@ import copy
 import math
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from gpytorch.means import Mean
+from gpytorch.kernels import ScaleKernel
 from torch import Tensor
 
-from itergp.errors import InputError, ItergpWarning, SolverError
-from itergp.learning.learner import Learner, Stage
+from itergp.errors import ItergpWarning, SolverError
+from itergp.learning.learner import Learner, Stage, Stop
 from itergp.learning.parameters import free_parameters
 from itergp.learning.structures import InputColumns, Structure
 from itergp.likelihoods import Observations
-from itergp.models import GP
+from itergp.models import GP, LatentPosterior
 from itergp.models.starting_values import initialise_model
 from itergp.objectives import PredictiveLogDensity
 from itergp.operators import make_operator
-from itergp.operators.kernel_blocks import restricted
-from itergp.posterior.precision import cross_multiply
-from itergp.records import Listener
+from itergp.records import Listener, Listeners
 from itergp.solvers import solve
 
+ENOUGH_ROWS = 60  # held-out rows of fewer choose by luck
 _MOST_ROWS = 4000  # rows drawn: three quarters to learn from, a quarter to judge by
 _FEW_ROWS = 1000  # up to here rows are held out in several ways, for one way says little
 _WAYS = 2
-_FIRST_ROWS, _SECOND_ROWS = 1000, 2000
-_FIRST_STEPS, _SECOND_STEPS = 10, 10
-_RATE = 0.3
-_SURVIVORS = 3
+_LEAST_ROWS = 500
 _HOPELESS = 2.0  # standard errors behind the best that end a candidate
+_STAGE = "structures"
+
+
+@dataclass(frozen=True)
+class _Round:
+    """Rows of a subset, and rows times latent functions, steps of the optimiser, its rate, and how many take part at most."""
+
+    rows: int
+    values: int
+    steps: int
+    rate: float
+    contestants: int
+
+
+_ROUNDS = (_Round(1000, 6000, 10, 0.3, 100), _Round(2000, 16_000, 10, 0.2, 3))
 
 
 @dataclass(frozen=True)
@@ -43,11 +54,11 @@ class Trial:
 
     Attributes:
         structure: Its description.
-        log_density: Mean log-density of held-out rows, in nats, after its last round.
+        log_density: Mean log-density of held-out rows after its last round, in nats; negative infinity if it took part in none.
         behind: How far it was behind the best of that round, in nats per row.
-        standard_error: Of that difference; 0 of the best itself.
+        standard_error: Of that difference; 0 for the best itself.
         rounds: In how many it took part.
-        seconds: That it took.
+        seconds: That these took.
     """
 
     structure: str
@@ -64,8 +75,7 @@ class Comparison:
 
     Attributes:
         trials: One per structure, simple ones first.
-        chosen: Description of the one that was chosen: the simplest that is no worse than the best by more than one
-            standard error.
+        chosen: Description of the simplest that is no worse than the best by more than one standard error.
         num_held_out: Rows by which they were judged.
         seconds: That the comparison took.
     """
@@ -76,8 +86,9 @@ class Comparison:
     seconds: float
 
     def __str__(self) -> str:
-        width = max(len(trial.structure) for trial in self.trials)
-        lines = [f"{'structure':<{width}}  log-density  behind the best   rounds  seconds"]
+        """A table with a line per structure."""
+        width = max(len("structure"), *(len(trial.structure) for trial in self.trials))
+        lines = [f"{'structure':<{width}}  log-density  behind the best    rounds  seconds"]
         for trial in self.trials:
             mark = "  chosen" if trial.structure == self.chosen else ""
             lines.append(
@@ -92,38 +103,43 @@ class _Contestant:
     """A structure, its models, one for each way of holding rows out, and what these gave."""
 
     structure: Structure
-    models: list[GP]
+    models: list[GP] = field(default_factory=list)
     densities: Tensor | None = None
     rounds: int = 0
     seconds: float = 0.0
 
     @property
     def mean(self) -> float:
-        """Mean held-out log-density; negative infinity where it could not be found."""
-        if self.densities is None:
-            return -math.inf
-        value = float(self.densities.mean())
+        """Mean held-out log-density; negative infinity where it is not known."""
+        value = -math.inf if self.densities is None else float(self.densities.mean())
         return value if math.isfinite(value) else -math.inf
 
     def behind(self, other: _Contestant) -> tuple[float, float]:
         """By how much another is better, and the standard error of that."""
-        if self is other or self.densities is None or other.densities is None:
-            return 0.0 if self is other else math.inf, 0.0
+        if self is other:
+            return 0.0, 0.0
+        if self.densities is None or other.densities is None or self.mean == -math.inf:
+            return math.inf, 0.0
         difference = other.densities - self.densities
         return float(difference.mean()), float(difference.std(correction=0)) / math.sqrt(len(difference))
 
 
-@dataclass(frozen=True)
+@dataclass
 class StructureSearch:
     """Chooses among structures for a model.
+
+    Every candidate learns on subsets, all of them briefly, then those that are not clearly behind for longer. The simplest that
+    is within one standard error of the best is chosen. Learning goes on from what was learned before.
 
     Attributes:
         model: Whose data, likelihood, mean and solver the candidates have.
         structures: The candidates, simple ones first.
         columns: Of the inputs.
         seed: Of the rows drawn.
-        deadline: When to end, by ``time.perf_counter``; None for never. The first round of the first structure is always run.
-        listener: Hears of learning.
+        deadline: When to end, by ``time.perf_counter``; None for never. The first candidate always has its turn.
+        listener: Hears how many turns are over.
+        outputscale: Prior variance that candidates start from.
+        interrupted: Whether it ended by Ctrl-C.
     """
 
     model: GP
@@ -132,40 +148,47 @@ class StructureSearch:
     seed: int
     deadline: float | None
     listener: Listener
-    started: float = field(default_factory=time.perf_counter)
+    outputscale: float = 10.0
+    interrupted: bool = False
 
     def run(self) -> tuple[GP, Structure, Comparison]:
         """A model of some of the rows with the structure chosen and what it learned, that structure, and the comparison."""
-        splits = self._splits()
-        contestants = [
-            _Contestant(structure, [self._make(structure, train) for train, _ in splits]) for structure in self.structures
-        ]
-        self._round(contestants, splits, _FIRST_ROWS, _FIRST_STEPS, _RATE)
-        survivors = self._surviving(contestants)
-        if len(survivors) > 1 and not self._late():
-            self._round(survivors, splits, _SECOND_ROWS, _SECOND_STEPS, 0.5 * _RATE)
-        chosen = self._choose(survivors)
-        best = max(survivors, key=lambda one: one.mean)
-        leaders = {id(one): best for one in survivors}
-        first = max(contestants, key=lambda one: one.mean)
-        trials = tuple(_trial(one, leaders.get(id(one), first)) for one in contestants)
+        started, splits = time.perf_counter(), self._splits()
+        contestants = [_Contestant(structure) for structure in self.structures]
+        taking_part, leader = contestants, dict[int, _Contestant]()
+        self.listener.begin(_STAGE, unit="turn", total=len(contestants) + _ROUNDS[1].contestants)
+        turns = 0
+        for phase in _ROUNDS:
+            taking_part = self._surviving(taking_part, phase.contestants)
+            if phase is not _ROUNDS[0] and len(taking_part) == 1:
+                break
+            for contestant in taking_part:
+                if contestant is not contestants[0] and self._over():
+                    break
+                self._turn(contestant, splits, phase)
+                self.listener.advance(_STAGE, turns := turns + 1)
+            best = max(taking_part, key=lambda one: (one.rounds, one.mean))
+            leader |= {id(one): best for one in taking_part}
+        self.listener.end(_STAGE)
+        finished = [one for one in taking_part if one.rounds == max(other.rounds for other in taking_part)]
+        chosen = _simplest(finished)
+        trials = tuple(_trial(one, leader[id(one)]) for one in contestants)
         held_out = sum(len(rows) for _, rows in splits)
-        seconds = time.perf_counter() - self.started
-        return chosen.models[0], chosen.structure, Comparison(trials, str(chosen.structure), held_out, seconds)
+        comparison = Comparison(trials, str(chosen.structure), held_out, time.perf_counter() - started)
+        return chosen.models[0], chosen.structure, comparison
 
     # ------------------------------------------------------------------ inside
-    def _late(self) -> bool:
-        return self.deadline is not None and time.perf_counter() >= self.deadline
+    def _over(self) -> bool:
+        return self.interrupted or (self.deadline is not None and time.perf_counter() >= self.deadline)
 
     def _splits(self) -> list[tuple[Tensor, Tensor]]:
-        """Rows to learn from, and rows held out."""
-        observations, found = self.model.observations, []
-        for way in range(_WAYS if observations.num_rows <= _FEW_ROWS else 1):
+        """Rows to learn from and rows held out, in one way or, of few rows, in several."""
+        weight, targets = self.model.sample_weight, self.model.train_targets
+        found = []
+        for way in range(_WAYS if len(targets) <= _FEW_ROWS else 1):
             generator = torch.Generator().manual_seed(self.seed + way)
-            order = torch.randperm(observations.num_rows, generator=generator).to(observations.targets.device)
-            if observations.sample_weight is not None:
-                order = order[observations.sample_weight[order] > 0]
-            order = order[:_MOST_ROWS]
+            order = torch.randperm(len(targets), generator=generator).to(targets.device)
+            order = (order if weight is None else order[weight[order] > 0])[:_MOST_ROWS]
             count = max(1, len(order) // 4)
             found.append((order[count:], order[:count]))
         return found
@@ -173,17 +196,18 @@ class StructureSearch:
     def _make(self, structure: Structure, rows: Tensor) -> GP:
         """A model of some rows with a structure."""
         model, x = self.model, self.model.train_inputs[0][rows]
-        likelihood = copy.deepcopy(model.likelihood)
-        latents = model.calculus.num_latents
+        kernel = structure.make_kernel(self.columns, model.covar_module.batch_shape)
+        scales = [module for module in kernel.modules() if isinstance(module, ScaleKernel)]
+        for scale in scales:
+            scale.outputscale = self.outputscale / len(scales)
         made = GP(
             x,
             model.train_targets[rows],
-            likelihood,
+            copy.deepcopy(model.likelihood),
             mean=copy.deepcopy(model.mean_module),
-            kernel=structure.make_kernel(self.columns),
+            kernel=kernel,
             input_transform=structure.make_transform(x, self.columns),
-            solver=model.solver,
-            approximation=model.approximation,
+            solver=model.solver.without_covariance(),
             memory_budget=model.memory_budget,
             sample_weight=None if model.sample_weight is None else model.sample_weight[rows],
             missing_targets=model.missing_targets,
@@ -191,87 +215,89 @@ class StructureSearch:
         initialise_model(made)
         return made
 
-    def _round(
-        self, contestants: list[_Contestant], splits: list[tuple[Tensor, Tensor]], rows: int, steps: int, rate: float
-    ) -> None:
-        """Lets contestants learn, and judges them."""
-        for contestant in contestants:
-            if self._late() and contestant is not contestants[0]:
-                break
-            begun, found = time.perf_counter(), []
-            for model, (_, held_out) in zip(contestant.models, splits, strict=True):
-                self._learn(model, rows, steps, rate, contestant)
-                found.append(self._densities(model, held_out))
-            contestant.densities = torch.cat(found)
-            contestant.rounds += 1
-            contestant.seconds += time.perf_counter() - begun
+    def _turn(self, contestant: _Contestant, splits: list[tuple[Tensor, Tensor]], phase: _Round) -> None:
+        """Lets a contestant learn, and judges it."""
+        begun, found = time.perf_counter(), []
+        if not contestant.models:
+            contestant.models = [self._make(contestant.structure, train) for train, _ in splits]
+        for model, (_, held_out) in zip(contestant.models, splits, strict=True):
+            self._learn(model, phase, self.seed + 10 * contestant.rounds)
+            found.append(self._densities(model, held_out))
+        contestant.densities = torch.cat(found)
+        contestant.rounds += 1
+        contestant.seconds += time.perf_counter() - begun
 
-    def _learn(self, model: GP, rows: int, steps: int, rate: float, contestant: _Contestant) -> None:
-        free = free_parameters(model)
-        integrate = any(parameter.requires_grad for parameter in model.observations.likelihood.parameters())
+    def _learn(self, model: GP, phase: _Round, seed: int) -> None:
         objective = PredictiveLogDensity(
             model.likelihood,
             model,
-            predictive="variational" if integrate else "plug-in",
-            num_rows=min(rows, model.train_targets.shape[0]),
+            predictive="variational" if _integrates(model) else "plug-in",
+            num_rows=min(_rows_of(phase, model), model.train_targets.shape[0]),
             renew_every=5,
             tolerance=1e-3,
-            seed=self.seed + 10 * contestant.rounds,
+            seed=seed,
             initialise_kernel=False,
         )
         model.train()
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", ItergpWarning)
-            learner = Learner(model, free, "adam", self.deadline, self.started, self.listener)
-            learner.run(Stage("structures", objective, steps, rate))
+            warnings.simplefilter("ignore", ItergpWarning)  # what becomes of a candidate shows in its density
+            learner = Learner(model, free_parameters(model), "adam", self.deadline, time.perf_counter(), Listeners())
+            reason = learner.run(Stage(_STAGE, objective, phase.steps, phase.rate))
+        self.interrupted |= reason is Stop.INTERRUPTED
         model.eval()
 
+    @torch.no_grad()
     def _densities(self, model: GP, held_out: Tensor) -> Tensor:
-        """Log-densities of held-out rows ``(M,)`` at the mode, float64."""
-        with torch.no_grad():
-            prior = model.prior_at(model.held_data.inputs)
-            validation = model.prior_at((self.model.train_inputs[0][held_out],))
-            operator = make_operator(
-                prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
-            )
-            unseen = self._unseen(model, held_out)
-            solver = model.solver.without_covariance().loosened(10.0)
-            try:
-                solution = solve(operator, prior.mean, model.observations, solver, approximation="laplace")
-            except SolverError:
-                return torch.full((len(held_out),), -torch.inf, dtype=torch.float64)
-            across, weights = restricted(operator, solution.support), solution.weights_on_support().unsqueeze(-1)
-            mean = validation.mean + cross_multiply(across, validation.features, weights)[..., 0]
-            return unseen.log_density(mean).double()
+        """Log-densities of held-out rows ``(M,)``, float64: at the mode, or integrated where a noise is learned."""
+        integrates = _integrates(model)
+        prior, validation = model.prior_at(), model.prior_at((self.model.train_inputs[0][held_out],))
+        operator = make_operator(
+            prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
+        )
+        ours = self.model.observations.take(held_out)
+        unseen = Observations(model.calculus, ours.targets, ours.sample_weight)
+        solver = self.model.solver if integrates else model.solver
+        try:
+            solution = solve(operator, prior.mean, model.observations, solver.loosened(10.0), approximation="laplace")
+        except SolverError:
+            return torch.full((len(held_out),), -torch.inf, dtype=torch.float64)
+        latent = LatentPosterior.at(validation, operator, solution)
+        if not integrates:
+            return unseen.log_density(latent.mean).double()
+        return unseen.predictive_log_density(latent.mean, latent.row_covariance()).double()
 
-    def _unseen(self, model: GP, rows: Tensor) -> Observations:
-        """Held-out rows under a candidate's likelihood."""
-        ours = self.model.observations.take(rows)
-        return Observations(model.calculus, ours.targets, ours.sample_weight)
+    @staticmethod
+    def _surviving(contestants: list[_Contestant], most: int) -> list[_Contestant]:
+        """The best, and those that are not clearly behind, at most so many, in their order."""
+        tried = [one for one in contestants if one.rounds]
+        if not tried:
+            return contestants[:most]
+        best = max(tried, key=lambda one: one.mean)
+        near = [one for one in tried if one is best or one.behind(best)[0] <= _HOPELESS * one.behind(best)[1]]
+        kept = sorted(near, key=lambda one: -one.mean)[:most]
+        return [one for one in contestants if one in kept]
 
-    def _surviving(self, contestants: list[_Contestant]) -> list[_Contestant]:
-        """The best, and those that are not hopelessly behind, at most three, simple ones first."""
-        best = max(contestants, key=lambda one: one.mean)
-        near = []
-        for one in contestants:
-            behind, error = one.behind(best)
-            if one is best or behind <= _HOPELESS * error:
-                near.append(one)
-        near = sorted(near, key=lambda one: -one.mean)[:_SURVIVORS]
-        return [one for one in contestants if one in near]
 
-    def _choose(self, contestants: list[_Contestant]) -> _Contestant:
-        """The simplest within one standard error of the best."""
-        best = max(contestants, key=lambda one: one.mean)
-        for one in contestants:
-            behind, error = one.behind(best)
-            if behind <= error:
-                return one
-        return best
+def _integrates(model: GP) -> bool:
+    """Whether a noise or a dispersion is learned, which would stand in for latent variance that is left out."""
+    return any(parameter.requires_grad for parameter in model.calculus.parameters())
+
+
+def _rows_of(phase: _Round, model: GP) -> int:
+    """Rows of a subset: fewer of many latent functions."""
+    return max(min(_LEAST_ROWS, phase.rows), min(phase.rows, phase.values // model.calculus.num_latents))
+
+
+def _simplest(contestants: list[_Contestant]) -> _Contestant:
+    """The first within one standard error of the best."""
+    best = max(contestants, key=lambda one: one.mean)
+    for one in contestants:
+        behind, error = one.behind(best)
+        if behind <= error:
+            return one
+    return best
 
 
 def _trial(contestant: _Contestant, best: _Contestant) -> Trial:
     behind, error = contestant.behind(best)
-    return Trial(
-        str(contestant.structure), contestant.mean, behind, error, contestant.rounds, round(contestant.seconds, 3)
-    )
+    return Trial(str(contestant.structure), contestant.mean, behind, error, contestant.rounds, contestant.seconds)

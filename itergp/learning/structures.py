@@ -79,9 +79,9 @@ class Structure:
     def __str__(self) -> str:
         return self.kernel if self.scale == "as given" else f"{self.kernel} on {self.scale}"
 
-    def make_kernel(self, columns: InputColumns, batch_shape: torch.Size = torch.Size([])) -> Kernel:
+    def make_kernel(self, columns: InputColumns, batch_shape: torch.Size | None = None) -> Kernel:
         """A new kernel for inputs with these columns."""
-        return KERNELS[self.kernel](columns, batch_shape)
+        return KERNELS[self.kernel](columns, torch.Size([]) if batch_shape is None else batch_shape)
 
     def make_transform(self, x: Tensor, columns: InputColumns) -> InputTransform | None:
         """The transform of inputs learned from training inputs ``(N, D)``; None to leave them as they are."""
@@ -181,7 +181,9 @@ def candidates(structures: str | Sequence[Structure], columns: InputColumns) -> 
             raise InputError(f"`structures` must be 'auto' or a list of itergp.learning.Structure. Got {structures!r}.")
         return tuple(structures)
     if len(columns.metric) == 1 and not columns.codes:  # of one column, several are the same
-        return tuple(s for s in AUTOMATIC if s.kernel not in ("matern32, one lengthscale", "additive laplacian + laplacian"))
+        return tuple(
+            s for s in AUTOMATIC if s.kernel not in ("matern32, one lengthscale", "additive laplacian + laplacian")
+        )
     if not columns.metric:
         return (Structure("matern32"),)
     return AUTOMATIC

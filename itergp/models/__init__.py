@@ -1,9 +1,19 @@
 """What a user subclasses: GPyTorch-compatible models, and their posterior at any input."""
 
 from itergp.models.gp import GP
+from itergp.models.input_transforms import InputTransform, QuantileTransform, Standardize
 from itergp.models.latent import LatentPosterior
 from itergp.models.nonconjugate_gp import NonConjugateGP
 from itergp.models.planning import Plan
 from itergp.models.uncertainty import UncertaintyDecomposition
 
-__all__ = ["GP", "LatentPosterior", "NonConjugateGP", "Plan", "UncertaintyDecomposition"]
+__all__ = [
+    "GP",
+    "InputTransform",
+    "LatentPosterior",
+    "NonConjugateGP",
+    "Plan",
+    "QuantileTransform",
+    "Standardize",
+    "UncertaintyDecomposition",
+]

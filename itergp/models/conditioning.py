@@ -49,7 +49,7 @@ def find_posterior(model: Model, options: RunOptions) -> Conditioned:
         if options.on_posterior is not None:
             conditioned = partial(_conditioned, model, operator, observations, key)
             hand_out = _handing_out(model, conditioned, options.on_posterior, gradients)
-        with ProgressBar(enabled=options.progress and rows.first) as bar:
+        with ProgressBar(enabled=options.progress if rows.first else False) as bar:
             solution = solve(
                 operator,
                 prior.mean.contiguous(),
@@ -61,6 +61,7 @@ def find_posterior(model: Model, options: RunOptions) -> Conditioned:
                 trace=Trace(),
                 on_posterior=hand_out,
                 checkpoint=checkpointer,
+                time_limit=options.time_limit,
             )
     operator.release()
     solution.trace.hyperparameters = hyperparameters(model)

@@ -52,8 +52,8 @@ class QuantileTransform(InputTransform):
     """Columns replaced by their ranks, or by the normal scores of these, brought to unit standard deviation.
 
     The empirical distribution function of each training column, ties at the middle of their ranks, linear between at most
-    ``num_quantiles`` of its values. It goes on linearly beyond the training rows, a standard deviation of the column for a unit,
-    so that what lies far from the data stays far.
+    ``num_quantiles`` of its values. It goes on linearly beyond the training rows, a standard deviation of the column for a
+    unit, so that what lies far from the data stays far.
 
     Args:
         x: Training inputs ``(N, D)``.
@@ -127,7 +127,12 @@ def _distribution(column: Tensor, kind: str, num_quantiles: int) -> tuple[Tensor
     distinct, counts = column.unique(return_counts=True)
     ranks = (counts.cumsum(0).double() - 0.5 * counts) / len(column)
     if len(distinct) == 1:
-        return _padded(torch.stack([distinct[0], distinct[0] + 1.0]), column.new_tensor([0.0, 1.0]), column.new_ones(()), num_quantiles)
+        return _padded(
+            torch.stack([distinct[0], distinct[0] + 1.0]),
+            column.new_tensor([0.0, 1.0]),
+            column.new_ones(()),
+            num_quantiles,
+        )
     if kind == "normal":
         bound = torch.special.ndtr(torch.tensor(_LARGEST_SCORE, dtype=torch.float64))
         scores = torch.special.ndtri(ranks.clamp(1.0 - bound, bound))

@@ -332,18 +332,19 @@ class NonConjugateGP(gpytorch.models.GP):
     def condition(
         self,
         *,
-        progress: bool = False,
+        progress: bool | None = False,
         callback: Callable[[TraceRecord], None] | None = None,
         on_posterior: Callable[[Solution], None] | None = None,
         checkpoint: str | os.PathLike[str] | CheckpointSection | None = None,
         checkpoint_every: float = 30.0,
+        time_limit: float | None = None,
     ) -> Solution:
         """Finds the posterior at the current hyperparameters, warm-started from the last one.
 
         Ctrl-C ends it early: the posterior so far is valid and is returned, with a status that says so.
 
         Args:
-            progress: Draw passes, objective and certified gap while it runs.
+            progress: Draw passes, objective and certified gap while it runs; None to do so in a terminal after two seconds.
             callback: Called with every record of the trace; an ``itergp.records.Listener`` hears of stages too.
             on_posterior: Called with the posterior so far, which is valid and which the model predicts from until the function
                 returns: after every step but a stage's last, when the covariance is still the prior's (plug in the mean by
@@ -355,6 +356,7 @@ class NonConjugateGP(gpytorch.models.GP):
                 that all see, and the end is found again from the last state.
             checkpoint_every: Seconds between writes; longer where writing would take more than a twentieth of the time.
                 0 writes after every step.
+            time_limit: Seconds, where they are fewer than the solver's own; the posterior so far is valid.
 
         Returns:
             The solution, which predictions use from now on.
@@ -364,7 +366,7 @@ class NonConjugateGP(gpytorch.models.GP):
                 cannot fit into memory.
             SolverError: If a NaN appears; the error carries the last good solution, and the model keeps what it had.
         """
-        options = RunOptions(progress, callback, on_posterior, checkpoint, checkpoint_every)
+        options = RunOptions(progress, callback, on_posterior, checkpoint, checkpoint_every, time_limit)
         self._known = found = find_posterior(self, options)
         return found.solution
 

@@ -17,18 +17,20 @@ class RunOptions:
     """Who looks on while a model is conditioned or learns, and where the run is kept.
 
     Attributes:
-        progress: Whether to draw a progress bar.
+        progress: Whether to draw a progress bar; None for one in a terminal after two seconds.
         callback: Called with every record, or a listener.
         on_posterior: Called with posteriors on the way.
         checkpoint: File in which the run is kept, or a part of one.
         checkpoint_every: Seconds between writes.
+        time_limit: Seconds of conditioning, where they are fewer than the solver's own.
     """
 
-    progress: bool = False
+    progress: bool | None = False
     callback: Callable[[Any], None] | None = None
     on_posterior: Callable[[Solution], None] | None = None
     checkpoint: str | os.PathLike[str] | CheckpointSection | None = None
     checkpoint_every: float = 30.0
+    time_limit: float | None = None
 
     @property
     def of_single_models(self) -> dict[str, Any]:

@@ -40,6 +40,7 @@ def solve(
     trace: TraceData | None = None,
     on_posterior: Callable[[Solution], None] | None = None,
     checkpoint: Checkpointer | None = None,
+    time_limit: float | None = None,
 ) -> Solution:
     """Finds the posterior.
 
@@ -60,6 +61,7 @@ def solve(
         on_posterior: Called with the posterior so far after every step that another follows, its covariance the prior's and its
             ELBO not computed (NaN), and with that of every stage that another follows.
         checkpoint: Where to keep the state between steps, and what to begin from if it holds an earlier one.
+        time_limit: Seconds, where they are fewer than the solver's own.
 
     Raises:
         InputError: If the approximation is unknown, the rows are divided among processes and the solver, the policy or the
@@ -76,7 +78,8 @@ def solve(
     variational = approximation == "variational" and _can_be_variational(observations, solver)
     with torch.no_grad(), rows.collective_section() as interrupt:
         callbacks = Callbacks(Listeners(*listeners), on_posterior, interrupt, rows)
-        run = _begin(problem, solver, callbacks, TraceData() if trace is None else trace, checkpoint, approximation)
+        records = TraceData() if trace is None else trace
+        run = _begin(problem, solver, callbacks, records, checkpoint, approximation, time_limit)
         run = replace(run, refines=variational and solver.rounds is not None)
         solution = None
         if run.position.stage == 0:
@@ -100,10 +103,12 @@ def _begin(
     trace: TraceData,
     checkpoint: Checkpointer | None,
     approximation: str,
+    time_limit: float | None = None,
 ) -> Run:
     """A run, which goes on from its checkpoint if that holds an earlier one."""
     resumer = Resumer(checkpoint, solver)
-    budget = resumer.budget(Budget.of(problem.operator, solver.max_passes, solver.time_limit))
+    seconds = min((limit for limit in (time_limit, solver.time_limit) if limit is not None), default=None)
+    budget = resumer.budget(Budget.of(problem.operator, solver.max_passes, seconds))
     resumer.restore(trace)
     trace.settings = run_settings(problem, problem.operator, solver, approximation)
     return Run(solver, budget, Recorder(trace, budget), callbacks, resumer, resumer.position())

@@ -1,0 +1,145 @@
+"""Structures that compete on held-out rows."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+import torch
+
+import itergp
+from itergp.errors import InputError
+from itergp.kernels import TiedMaternKernel
+from itergp.learning import InputColumns, Structure
+from itergp.learning.structures import AUTOMATIC, candidates
+from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
+from itergp.models import GP, QuantileTransform
+
+SIMPLE, ROUGH, RANKS = Structure("matern32"), Structure("laplacian"), Structure("laplacian", "ranks")
+
+
+def boxes(num_rows: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    """Classes with edges along the axes, in skewed columns: what trees are good at."""
+    generator = torch.Generator().manual_seed(seed)
+    u = torch.rand(num_rows, 3, generator=generator, dtype=torch.float64)
+    y = ((u[:, 0] * 4).floor() + (u[:, 1] * 4).floor()) % 2
+    return torch.exp(4.0 * u), y.long()
+
+
+def model_of(x: torch.Tensor, y: torch.Tensor) -> GP:
+    return GP(x, y, BernoulliLikelihood())
+
+
+@pytest.fixture(scope="module")
+def chosen() -> tuple[GP, itergp.learning.FitResult]:
+    model = model_of(*boxes(1500))
+    return model, itergp.fit(model, structures=[SIMPLE, ROUGH, RANKS], max_iterations=10)
+
+
+def test_the_better_structure_is_chosen(chosen):
+    model, result = chosen
+    assert result.comparison.chosen == str(RANKS)
+    assert isinstance(model.input_transform, QuantileTransform)
+    trials = {trial.structure: trial for trial in result.comparison.trials}
+    assert list(trials) == [str(s) for s in (SIMPLE, ROUGH, RANKS)]
+    assert trials[str(RANKS)].behind <= trials[str(RANKS)].standard_error
+    assert trials[str(SIMPLE)].behind > trials[str(SIMPLE)].standard_error
+    x, y = boxes(500, seed=1)
+    assert float(-model.predict(x).log_prob(y).mean()) < 0.45  # without structure 0.6
+
+
+def test_the_comparison_reads_as_a_table(chosen):
+    lines = str(chosen[1].comparison).splitlines()
+    assert len(lines) == 4
+    assert lines[-1].startswith("laplacian on ranks")
+    assert lines[-1].endswith("chosen")
+
+
+def test_equal_seeds_choose_alike():
+    results = []
+    for _ in range(2):
+        model = model_of(*boxes(300))
+        comparison = itergp.fit(model, structures=[SIMPLE, RANKS], max_iterations=4, seed=3).comparison
+        results.append(([trial.log_density for trial in comparison.trials], comparison.chosen))
+    assert results[0] == results[1]
+
+
+def test_the_simpler_is_kept_where_nothing_is_gained():
+    x = torch.randn(400, 2, dtype=torch.float64)
+    y = torch.randint(0, 2, (400,))
+    comparison = itergp.fit(model_of(x, y), structures="auto", max_iterations=4).comparison
+    assert comparison.chosen == "matern32, one lengthscale"
+
+
+def test_a_noise_is_judged_with_the_latent_variance():
+    x = torch.rand(200, 1, dtype=torch.float64)
+    y = torch.sin(12.0 * x[:, 0]) + 0.1 * torch.randn(200, dtype=torch.float64)
+    model = GP(x, y, GaussianLikelihood())
+    result = itergp.fit(model, structures=[SIMPLE, Structure("linear + matern32")], max_iterations=10)
+    best = max(trial.log_density for trial in result.comparison.trials)
+    assert 0.5 < best < 1.0  # of a known function 0.88
+    assert 0.05 < model.likelihood.noise.detach().item() ** 0.5 < 0.2
+
+
+def test_kernels_by_columns():
+    columns = InputColumns(5, numeric=(0,), groups=(0, 1, 1, 1, 2), codes=(4,))
+    x = torch.cat([torch.randn(30, 1), torch.eye(3)[torch.arange(30) % 3], torch.arange(30.0)[:, None] % 7], 1).double()
+    for structure in AUTOMATIC:
+        kernel, transform = structure.make_kernel(columns).double(), structure.make_transform(x, columns)
+        covariance = kernel(x if transform is None else transform(x)).to_dense().detach()
+        assert float(torch.linalg.eigvalsh(covariance)[0]) > -1e-10
+        if transform is not None:
+            assert torch.equal(transform(x)[:, 1:], x[:, 1:])
+    tied = [m for m in SIMPLE.make_kernel(columns).modules() if isinstance(m, TiedMaternKernel)]
+    assert tied[0].group_lengthscale.shape == (1, 2)  # the number and the one-hot columns
+    kernel = Structure("laplacian").make_kernel(InputColumns.plain(3), torch.Size([4]))
+    assert kernel.batch_shape == torch.Size([4])
+
+
+def test_of_one_column_several_are_the_same():
+    assert "matern32, one lengthscale" not in map(str, candidates("auto", InputColumns.plain(1)))
+    assert candidates("auto", InputColumns.plain(4)) == AUTOMATIC
+
+
+def test_few_rows_keep_the_models_kernel():
+    model = model_of(*boxes(40))
+    kernel = model.covar_module
+    assert itergp.fit(model, structures="auto", max_iterations=2).comparison is None
+    assert model.covar_module is kernel
+
+
+def test_several_classes_and_weights():
+    x, y = boxes(240)
+    y = y + (x[:, 2] > 20.0)
+    weight = torch.rand(240, dtype=torch.float64)
+    weight[:20] = 0.0
+    model = GP(x, y, CategoricalLikelihood(3), sample_weight=weight)
+    result = itergp.fit(model, structures=[SIMPLE, RANKS], max_iterations=4)
+    assert result.comparison.num_held_out == 2 * 55
+    assert result.solution.status.converged
+
+
+def test_a_time_limit_bounds_the_whole_call():
+    model = model_of(*boxes(3000))
+    begun = time.perf_counter()
+    result = itergp.fit(model, structures="auto", time_limit=1.0)
+    assert time.perf_counter() - begun < 20.0  # one turn and one stage are always finished, on any machine
+    assert any(trial.rounds == 0 for trial in result.comparison.trials)
+    assert bool(torch.isfinite(model.predict(boxes(10)[0]).probs).all())
+
+
+def test_what_cannot_be_exchanged_is_refused():
+    x, y = boxes(100)
+
+    class Own(GP):
+        def forward(self, x: torch.Tensor) -> object:
+            return super().forward(2.0 * x)
+
+    with pytest.raises(InputError, match=r"`structures` are those of an itergp.models.GP"):
+        itergp.fit(Own(x, y, BernoulliLikelihood()), structures="auto")
+    with pytest.raises(InputError, match=r"`structures` must be 'auto'"):
+        itergp.fit(model_of(x, y), structures="all")
+    with pytest.raises(InputError, match=r"`kernel` must be one of"):
+        Structure("cubic")
+    with pytest.raises(InputError, match=r"`scale` must be"):
+        Structure("matern32", "logarithms")
