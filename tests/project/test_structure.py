@@ -20,6 +20,7 @@ GROUND = {
     "records": set(),
     "parallel": set(),
     "numerics": set(),
+    "kernels": set(),
     "diagnostics": {"records"},
     "persistence": {"parallel"},
 }

@@ -1,0 +1,17 @@
+"""Kernels that GPyTorch does not have, as GPyTorch kernels: exponentials of L1 distances, categories, and tied lengthscales."""
+
+from itergp.kernels.additive import AdditiveLaplacianKernel
+from itergp.kernels.categorical import CategoricalKernel
+from itergp.kernels.laplacian import LaplacianKernel
+from itergp.kernels.ordered import OrderedCategoricalKernel
+from itergp.kernels.tied import TiedLaplacianKernel, TiedMaternKernel, TiedRBFKernel
+
+__all__ = [
+    "AdditiveLaplacianKernel",
+    "CategoricalKernel",
+    "LaplacianKernel",
+    "OrderedCategoricalKernel",
+    "TiedLaplacianKernel",
+    "TiedMaternKernel",
+    "TiedRBFKernel",
+]

@@ -1,0 +1,105 @@
+"""A weighted sum of exponential kernels of one input each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from gpytorch.constraints import Interval
+from gpytorch.kernels import Kernel
+from gpytorch.priors import Prior
+from torch import Tensor
+
+from itergp.errors import InputError
+from itergp.kernels.distances import scaled
+
+
+class AdditiveLaplacianKernel(Kernel):
+    r"""``k(x, x') = sum_d w_d exp(-|x_d - x'_d| / l_d)`` with weights that are positive and sum to one.
+
+    A function of each input, added up: the limit of many stumps, and the first order of a Laplacian kernel. Its variance is
+    one, so that of a ``ScaleKernel`` around it is the prior variance, and a weight the share of an input in it.
+
+    The derivative in an input is taken as zero where two rows have the same value of it, at which the kernel has a kink.
+
+    Args:
+        num_dims: Number of inputs D.
+        batch_shape: Of a batch of kernels.
+        active_dims: The D columns that it reads; default all.
+        lengthscale_prior: Prior over the lengthscales.
+        lengthscale_constraint: Default positive.
+
+    Attributes:
+        lengthscale: ``(*batch_shape, 1, D)``, in units of the inputs.
+
+    Raises:
+        InputError: If ``num_dims`` is not a positive number.
+
+    Examples:
+        >>> kernel = AdditiveLaplacianKernel(num_dims=2)
+        >>> kernel.weights = torch.tensor([0.25, 0.75])
+        >>> kernel.weights
+        tensor([0.2500, 0.7500], grad_fn=<SoftmaxBackward0>)
+    """
+
+    has_lengthscale = True
+
+    def __init__(
+        self,
+        num_dims: int,
+        *,
+        batch_shape: torch.Size | None = None,
+        active_dims: tuple[int, ...] | None = None,
+        lengthscale_prior: Prior | None = None,
+        lengthscale_constraint: Interval | None = None,
+    ) -> None:
+        if num_dims < 1:
+            raise InputError(f"`num_dims` must be the number of inputs, 1 or more. Got {num_dims}. Count the columns.")
+        super().__init__(
+            ard_num_dims=int(num_dims),
+            batch_shape=batch_shape,
+            active_dims=active_dims,
+            lengthscale_prior=lengthscale_prior,
+            lengthscale_constraint=lengthscale_constraint,
+        )
+        self.num_dims = int(num_dims)
+        self.register_parameter("raw_weights", torch.nn.Parameter(torch.zeros(*self.batch_shape, self.num_dims)))
+
+    @property
+    def weights(self) -> Tensor:
+        """Shares of the inputs in the variance ``(*batch_shape, D)``."""
+        return self.raw_weights.softmax(-1)
+
+    @weights.setter
+    def weights(self, value: Tensor) -> None:
+        value = torch.as_tensor(value).to(self.raw_weights)
+        if value.shape[-1:] not in ((1,), (self.num_dims,)) or bool((value <= 0).any()):
+            raise InputError(
+                f"`weights` must be {self.num_dims} positive numbers, of which the proportions count. Got {value.tolist()}. "
+                "Leave inputs of no weight out with active_dims."
+            )
+        value = value / value.expand(*value.shape[:-1], self.num_dims).sum(-1, keepdim=True)
+        self.initialize(raw_weights=value.log().expand_as(self.raw_weights))
+
+    def forward(
+        self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False, **params: Any
+    ) -> Tensor:
+        """Entries ``(..., b, m)``, or with ``diag`` those of rows with their counterparts ``(..., b)``.
+
+        Raises:
+            InputError: If every column is asked for by itself.
+        """
+        if last_dim_is_batch:
+            raise InputError(
+                "AdditiveLaplacianKernel adds its columns up, and has no last_dim_is_batch. Got last_dim_is_batch=True. Use "
+                "LaplacianKernel for kernels of each column."
+            )
+        (first, second), weights = scaled(x1, x2, self.lengthscale), self.weights
+        if diag:
+            return ((-(first - second).abs()).exp() * weights.unsqueeze(-2)).sum(-1)
+        total: Tensor | None = None
+        for x, y, weight in zip(first.unbind(-1), second.unbind(-1), weights.unbind(-1), strict=True):
+            term = (-(x.unsqueeze(-1) - y.unsqueeze(-2)).abs()).exp() * weight[..., None, None]
+            total = term if total is None else total + term
+        assert total is not None
+        return total
