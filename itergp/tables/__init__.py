@@ -1,0 +1,40 @@
+"""Tables of any kind as numbers: one encoder that estimators and the command line share."""
+
+from __future__ import annotations
+
+try:
+    import sklearn as _sklearn  # noqa: F401 - only to say what is missing
+except ImportError as error:
+    raise ImportError(
+        "`itergp.tables` needs scikit-learn. It is not installed. Install it with `pip install itergp[tables]`."
+    ) from error
+
+from itergp.tables.columns import (
+    CategoricalColumn,
+    DateColumn,
+    DroppedColumn,
+    EncodedColumn,
+    GapColumn,
+    NumericColumn,
+    OrderedColumn,
+    TableColumns,
+)
+from itergp.tables.encoder import TableEncoder
+from itergp.tables.reading import Table, read_table
+from itergp.tables.targets import as_target_column, refuse_gaps
+
+__all__ = [
+    "CategoricalColumn",
+    "DateColumn",
+    "DroppedColumn",
+    "EncodedColumn",
+    "GapColumn",
+    "NumericColumn",
+    "OrderedColumn",
+    "Table",
+    "TableColumns",
+    "TableEncoder",
+    "as_target_column",
+    "read_table",
+    "refuse_gaps",
+]
