@@ -35,7 +35,6 @@ def whole_codes(values: Tensor, kernel: str, num_levels: int | None = None) -> T
             "the columns of codes in active_dims."
         )
     return values
-<<<<<<< HEAD
 
 
 def look_up(table: Tensor, codes: Tensor, kernel: str) -> Tensor:
@@ -58,5 +57,3 @@ def look_up(table: Tensor, codes: Tensor, kernel: str) -> Tensor:
     batch = torch.broadcast_shapes(table.shape[:-1], levels.shape[:-1])
     rows = table.expand(*batch, table.shape[-1])
     return rows.gather(-1, levels.expand(*batch, levels.shape[-1])).unsqueeze(-1)
-=======
->>>>>>> tables
