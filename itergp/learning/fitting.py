@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import gpytorch
 import torch
 from torch import Tensor
 
@@ -98,6 +99,7 @@ def fit(
     num_restarts: int = 0,
     calibrate: bool = True,
     structures: Literal["auto"] | Sequence[Structure] | None = None,
+    likelihoods: Sequence[gpytorch.likelihoods.Likelihood] = (),
     columns: InputColumns | None = None,
     time_limit: float | None = None,
     initialise_kernel: bool = True,
@@ -135,6 +137,8 @@ def fit(
             of the best replaces the model's ``covar_module`` and ``input_transform``. ``FitResult.comparison`` says what
             was tried.
             None keeps the model's. Below 60 rows, and where rows cannot be held out, the model's are kept too.
+        likelihoods: Others than the model's for the same targets, simple ones first, that compete together with the structures;
+            the one chosen becomes the model's, with a constant mean where its latent functions are others in number.
         columns: What structures may know of the columns; default numbers, each on its own.
         time_limit: Seconds of the whole call, of which the choice of a structure takes at most a third, learning is over after
             two thirds, and conditioning takes the rest: the posterior so far is valid whenever it ends.
@@ -178,6 +182,7 @@ def fit(
         initialise_kernel=initialise_kernel,
         seed=seed,
         structures=structures,
+        likelihoods=tuple(likelihoods),
         columns=columns,
     )
     options = RunOptions(progress, callback, on_posterior, checkpoint, checkpoint_every)
@@ -202,12 +207,14 @@ class Settings:
     initialise_kernel: bool
     seed: int
     structures: str | Sequence[Structure] | None = None
+    likelihoods: tuple[gpytorch.likelihoods.Likelihood, ...] = ()
     columns: InputColumns | None = None
 
     def plain(self) -> dict[str, Any]:
         """By name, as what a checkpoint is the checkpoint of."""
         chosen = None if self.structures is None else [str(one) for one in self.structures]
-        return vars(self) | {"structures": chosen, "columns": str(self.columns)}
+        others = [type(likelihood).__name__ for likelihood in self.likelihoods]
+        return vars(self) | {"structures": chosen, "columns": str(self.columns), "likelihoods": others}
 
     def check(self) -> None:
         """Refuses what is out of range.
@@ -222,6 +229,11 @@ class Settings:
             require_positive("max_rows", self.max_rows, integer=True)  # type: ignore[arg-type] # anything else is refused
         require_positive("learning_rate", self.learning_rate)
         require_positive("time_limit", self.time_limit)
+        if self.likelihoods and self.structures is None:
+            raise InputError(
+                f"`likelihoods` compete together with `structures`. Got {len(self.likelihoods)} and no structures. Pass "
+                'structures="auto".'
+            )
         if self.num_restarts < 0:
             raise InputError(f"`num_restarts` must be 0 or more. Got {self.num_restarts}. Leave it out for none.")
 
@@ -295,19 +307,25 @@ def _choose_structure(
         )
     columns = InputColumns.plain(inputs.shape[1]) if settings.columns is None else settings.columns
     competing = candidates(settings.structures, columns)  # type: ignore[arg-type] # there are some
-    if len(inputs) < ENOUGH_ROWS or not PredictiveLogDensity.supports(model.observations.likelihood):
+    calculus, first = model.calculus, torch.zeros(1, dtype=torch.long, device=inputs.device)
+    of_rows = calculus.take(first) is not calculus  # such as known noise variances
+    if len(inputs) < ENOUGH_ROWS or of_rows or not PredictiveLogDensity.supports(calculus):
         return None, None
     deadline = None if settings.time_limit is None else called + _SEARCH_SHARE * settings.time_limit
     scale = getattr(model.covar_module, "outputscale", None)
     with ProgressBar(enabled=options.progress) as bar:
-        search = StructureSearch(model, competing, columns, settings.seed, deadline, Listeners(bar, options.callback))
+        listeners = Listeners(bar, options.callback)
+        search = StructureSearch(model, competing, settings.likelihoods, columns, settings.seed, deadline, listeners)
         if scale is not None and scale.numel() > 0:
             search.outputscale = float(scale.detach().mean())
         found, structure, comparison = search.run()
     model.covar_module = found.covar_module
     model.input_transform = structure.make_transform(inputs, columns)
-    model.mean_module.load_state_dict(found.mean_module.state_dict())
-    model.likelihood.load_state_dict(found.likelihood.state_dict())
+    if type(found.likelihood) is type(model.likelihood):
+        model.mean_module.load_state_dict(found.mean_module.state_dict())
+        model.likelihood.load_state_dict(found.likelihood.state_dict())
+    else:
+        model.mean_module, model.likelihood = found.mean_module, found.likelihood
     return search, comparison
 
 

@@ -10,14 +10,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
-from gpytorch.kernels import ScaleKernel
+from gpytorch.kernels import Kernel, ScaleKernel
+from gpytorch.likelihoods import Likelihood
 from torch import Tensor
 
 from itergp.errors import ItergpWarning, SolverError
 from itergp.learning.learner import Learner, Stage, Stop
 from itergp.learning.parameters import free_parameters
 from itergp.learning.structures import InputColumns, Structure
-from itergp.likelihoods import Observations
+from itergp.likelihoods import Observations, as_likelihood
 from itergp.models import GP, LatentPosterior
 from itergp.models.starting_values import initialise_model
 from itergp.objectives import PredictiveLogDensity
@@ -32,6 +33,7 @@ _WAYS = 2
 _LEAST_ROWS = 500
 _HOPELESS = 2.0  # standard errors behind the best that end a candidate
 _STAGE = "structures"
+_REFERENCE = Structure("matern32")  # that likelihoods are compared with
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Trial:
     """What a structure came to.
 
     Attributes:
-        structure: Its description.
+        structure: Its description, with the likelihood where several compete.
         log_density: Mean log-density of held-out rows after its last round, in nats; negative infinity if it took part in none.
         behind: How far it was behind the best of that round, in nats per row.
         standard_error: Of that difference; 0 for the best itself.
@@ -76,12 +78,14 @@ class Comparison:
     Attributes:
         trials: One per structure, simple ones first.
         chosen: Description of the simplest that is no worse than the best by more than one standard error.
+        structure: That one.
         num_held_out: Rows by which they were judged.
         seconds: That the comparison took.
     """
 
     trials: tuple[Trial, ...]
     chosen: str
+    structure: Structure
     num_held_out: int
     seconds: float
 
@@ -100,11 +104,14 @@ class Comparison:
 
 @dataclass
 class _Contestant:
-    """A structure, its models, one for each way of holding rows out, and what these gave."""
+    """A structure with a likelihood, its models, one for each way of holding rows out, and what these gave."""
 
     structure: Structure
+    likelihood: Likelihood
+    shown: str
     models: list[GP] = field(default_factory=list)
     densities: Tensor | None = None
+    kernels: list[Kernel] = field(default_factory=list)  # learned with another likelihood
     rounds: int = 0
     seconds: float = 0.0
 
@@ -126,14 +133,16 @@ class _Contestant:
 
 @dataclass
 class StructureSearch:
-    """Chooses among structures for a model.
+    """Chooses among structures for a model, and among likelihoods.
 
     Every candidate learns on subsets, all of them briefly, then those that are not clearly behind for longer. The simplest that
-    is within one standard error of the best is chosen. Learning goes on from what was learned before.
+    is within one standard error of the best is chosen. Learning goes on from what was learned before. Other likelihoods are
+    tried with one structure; the one chosen then meets the best structures.
 
     Attributes:
         model: Whose data, likelihood, mean and solver the candidates have.
         structures: The candidates, simple ones first.
+        likelihoods: Others than the model's for the same targets, which compete too, simple ones first.
         columns: Of the inputs.
         seed: Of the rows drawn.
         deadline: When to end, by ``time.perf_counter``; None for never. The first candidate always has its turn.
@@ -144,40 +153,59 @@ class StructureSearch:
 
     model: GP
     structures: Sequence[Structure]
+    likelihoods: Sequence[Likelihood]
     columns: InputColumns
     seed: int
     deadline: float | None
     listener: Listener
     outputscale: float = 10.0
     interrupted: bool = False
+    _turns: int = 0
 
     def run(self) -> tuple[GP, Structure, Comparison]:
         """A model of some of the rows with the structure chosen and what it learned, that structure, and the comparison."""
         started, splits = time.perf_counter(), self._splits()
-        contestants = [_Contestant(structure) for structure in self.structures]
-        taking_part, leader = contestants, dict[int, _Contestant]()
-        self.listener.begin(_STAGE, unit="turn", total=len(contestants) + _ROUNDS[1].contestants)
-        turns = 0
-        for phase in _ROUNDS:
-            taking_part = self._surviving(taking_part, phase.contestants)
-            if phase is not _ROUNDS[0] and len(taking_part) == 1:
-                break
-            for contestant in taking_part:
-                if contestant is not contestants[0] and self._over():
-                    break
-                self._turn(contestant, splits, phase)
-                self.listener.advance(_STAGE, turns := turns + 1)
-            best = max(taking_part, key=lambda one: (one.rounds, one.mean))
-            leader |= {id(one): best for one in taking_part}
+        own = [self._contestant(structure, self.model.likelihood) for structure in self.structures]
+        reference = next((one for one in own if one.structure == _REFERENCE), own[0])
+        others = [self._contestant(reference.structure, likelihood) for likelihood in self.likelihoods]
+        self.listener.begin(_STAGE, unit="turn", total=len(own) + len(others) + _ROUNDS[1].contestants)
+        self._round([*own, *others], splits, _ROUNDS[0])
+        preferred = _simplest([reference, *(one for one in others if one.rounds)])
+        finalists = self._surviving(own, _ROUNDS[1].contestants)
+        if preferred is not reference:
+            finalists = [self._with_likelihood(one, preferred) for one in finalists]
+        tried = [*own, *others, *(one for one in finalists if one not in own and one not in others)]
+        if len(finalists) > 1 or preferred is not reference:
+            self._round(finalists, splits, _ROUNDS[1])
         self.listener.end(_STAGE)
-        finished = [one for one in taking_part if one.rounds == max(other.rounds for other in taking_part)]
-        chosen = _simplest(finished)
-        trials = tuple(_trial(one, leader[id(one)]) for one in contestants)
+        last = max(one.rounds for one in finalists)
+        chosen = _simplest([one for one in finalists if one.rounds == last] if last else [preferred])
+        trials = tuple(_trial(one, _best([other for other in tried if other.rounds >= one.rounds])) for one in tried)
         held_out = sum(len(rows) for _, rows in splits)
-        comparison = Comparison(trials, str(chosen.structure), held_out, time.perf_counter() - started)
+        comparison = Comparison(trials, chosen.shown, chosen.structure, held_out, time.perf_counter() - started)
         return chosen.models[0], chosen.structure, comparison
 
     # ------------------------------------------------------------------ inside
+    def _contestant(self, structure: Structure, likelihood: Likelihood) -> _Contestant:
+        shown = f"{structure}, {type(likelihood).__name__}" if self.likelihoods else str(structure)
+        return _Contestant(structure, likelihood, shown)
+
+    def _with_likelihood(self, contestant: _Contestant, preferred: _Contestant) -> _Contestant:
+        """A structure with the likelihood that was preferred, and the kernel that it learned with another."""
+        if contestant.structure == preferred.structure:
+            return preferred
+        made = self._contestant(contestant.structure, preferred.likelihood)
+        made.kernels = [model.covar_module for model in contestant.models]
+        return made
+
+    def _round(self, contestants: list[_Contestant], splits: list[tuple[Tensor, Tensor]], phase: _Round) -> None:
+        for number, contestant in enumerate(contestants):
+            if self._over() and not (number == 0 and phase is _ROUNDS[0]):
+                break
+            self._turn(contestant, splits, phase)
+            self._turns += 1
+            self.listener.advance(_STAGE, self._turns)
+
     def _over(self) -> bool:
         return self.interrupted or (self.deadline is not None and time.perf_counter() >= self.deadline)
 
@@ -193,18 +221,24 @@ class StructureSearch:
             found.append((order[count:], order[:count]))
         return found
 
-    def _make(self, structure: Structure, rows: Tensor) -> GP:
-        """A model of some rows with a structure."""
-        model, x = self.model, self.model.train_inputs[0][rows]
-        kernel = structure.make_kernel(self.columns, model.covar_module.batch_shape)
+    def _make(self, contestant: _Contestant, rows: Tensor) -> GP:
+        """A model of some rows."""
+        model, x, structure = self.model, self.model.train_inputs[0][rows], contestant.structure
+        likelihood = copy.deepcopy(contestant.likelihood)
+        calculus = as_likelihood(likelihood)
+        shape, mean = model.covar_module.batch_shape, copy.deepcopy(model.mean_module)
+        if calculus.num_latents != model.calculus.num_latents:
+            shape = torch.Size([calculus.num_latents] if calculus.distinct_latents else [])
+            mean = None if any(True for _ in mean.parameters()) else mean
+        kernel = structure.make_kernel(self.columns, shape)
         scales = [module for module in kernel.modules() if isinstance(module, ScaleKernel)]
         for scale in scales:
             scale.outputscale = self.outputscale / len(scales)
         made = GP(
             x,
             model.train_targets[rows],
-            copy.deepcopy(model.likelihood),
-            mean=copy.deepcopy(model.mean_module),
+            likelihood,
+            mean=mean,
             kernel=kernel,
             input_transform=structure.make_transform(x, self.columns),
             solver=model.solver.without_covariance(),
@@ -219,7 +253,10 @@ class StructureSearch:
         """Lets a contestant learn, and judges it."""
         begun, found = time.perf_counter(), []
         if not contestant.models:
-            contestant.models = [self._make(contestant.structure, train) for train, _ in splits]
+            contestant.models = [self._make(contestant, train) for train, _ in splits]
+            for model, known in zip(contestant.models, contestant.kernels, strict=False):
+                if model.covar_module.batch_shape == known.batch_shape:
+                    model.covar_module.load_state_dict(known.state_dict())
         for model, (_, held_out) in zip(contestant.models, splits, strict=True):
             self._learn(model, phase, self.seed + 10 * contestant.rounds)
             found.append(self._densities(model, held_out))
@@ -254,8 +291,8 @@ class StructureSearch:
         operator = make_operator(
             prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
         )
-        ours = self.model.observations.take(held_out)
-        unseen = Observations(model.calculus, ours.targets, ours.sample_weight)
+        weight, targets = self.model.sample_weight, model.calculus.validate_targets(self.model.train_targets[held_out])
+        unseen = Observations(model.calculus, targets, None if weight is None else weight[held_out])
         solver = self.model.solver if integrates else model.solver
         try:
             solution = solve(operator, prior.mean, model.observations, solver.loosened(10.0), approximation="laplace")
@@ -270,9 +307,7 @@ class StructureSearch:
     def _surviving(contestants: list[_Contestant], most: int) -> list[_Contestant]:
         """The best, and those that are not clearly behind, at most so many, in their order."""
         tried = [one for one in contestants if one.rounds]
-        if not tried:
-            return contestants[:most]
-        best = max(tried, key=lambda one: one.mean)
+        best = _best(tried)
         near = [one for one in tried if one is best or one.behind(best)[0] <= _HOPELESS * one.behind(best)[1]]
         kept = sorted(near, key=lambda one: -one.mean)[:most]
         return [one for one in contestants if one in kept]
@@ -288,9 +323,13 @@ def _rows_of(phase: _Round, model: GP) -> int:
     return max(min(_LEAST_ROWS, phase.rows), min(phase.rows, phase.values // model.calculus.num_latents))
 
 
+def _best(contestants: list[_Contestant]) -> _Contestant:
+    return max(contestants, key=lambda one: one.mean)
+
+
 def _simplest(contestants: list[_Contestant]) -> _Contestant:
     """The first within one standard error of the best."""
-    best = max(contestants, key=lambda one: one.mean)
+    best = _best(contestants)
     for one in contestants:
         behind, error = one.behind(best)
         if behind <= error:
@@ -300,4 +339,4 @@ def _simplest(contestants: list[_Contestant]) -> _Contestant:
 
 def _trial(contestant: _Contestant, best: _Contestant) -> Trial:
     behind, error = contestant.behind(best)
-    return Trial(str(contestant.structure), contestant.mean, behind, error, contestant.rounds, contestant.seconds)
+    return Trial(contestant.shown, contestant.mean, behind, error, contestant.rounds, contestant.seconds)

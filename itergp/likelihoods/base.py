@@ -41,6 +41,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         exchangeable: Whether rows share one density, so that any subset of them can be looked at alone.
         observes: What an observation is: a ``"label"`` of a class, an ordered ``"level"``, a ``"count"``, a ``"real"`` or
             ``"positive"`` number, or a ``"share"`` of one.
+        distinct_latents: Whether the latent functions mean different things, so that each wants a kernel of its own.
         softmax: Whether ``p(y | f)`` is the softmax of the latent functions themselves, whose curvature has a structure.
         accepts_missing: Whether targets may be missing without ``missing_targets`` saying so.
         predictive_options: Keywords of ``predictive`` that say something about new rows, such as their exposure.
@@ -52,6 +53,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     bounded_curvature: bool = False
     exchangeable: ClassVar[bool] = True
     observes: ClassVar[Observed] = "real"
+    distinct_latents: ClassVar[bool] = False
     softmax: ClassVar[bool] = False
     accepts_missing: ClassVar[bool] = False
     curvature: str = "hessian"

@@ -31,6 +31,7 @@ class HeteroscedasticGaussianLikelihood(Likelihood):
     num_latents = 2
     log_concave = False
     curvature = "fisher"
+    distinct_latents = True
     num_nodes: ClassVar[int] = _NODES_PER_FUNCTION**2
 
     def validate_targets(self, targets: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from itergp import learning
 from itergp.errors import InputError, ItergpWarning
-from itergp.learning import FitResult
+from itergp.learning import FitResult, Structure
 from itergp.likelihoods import Likelihood, as_likelihood
 from itergp.models import GP
 from itergp.models.saving import restore_model
@@ -32,8 +32,8 @@ from itergp.sklearn.checks import (
     check_weights,
     list_columns,
 )
-from itergp.sklearn.columns import code_columns, unit_columns
-from itergp.sklearn.kernels import category_columns, is_own, make_kernel, raw_columns
+from itergp.sklearn.columns import code_columns, input_columns, unit_columns
+from itergp.sklearn.kernels import category_columns, is_automatic, is_own, make_kernel, raw_columns
 from itergp.sklearn.model import (
     as_device,
     as_dtype,
@@ -80,6 +80,8 @@ class GPEstimator(BaseEstimator):
     encoder_: TableEncoder
     n_features_in_: int
     feature_names_in_: NDArray[Any]
+    likelihood_: str
+    structure_: Structure | None
     classes_: NDArray[Any]
     levels_: NDArray[Any]
     _scaling: Scaling
@@ -97,8 +99,13 @@ class GPEstimator(BaseEstimator):
         return y
 
     @abstractmethod
+    def _likelihoods(self) -> dict[str, Callable[[], Any]]:
+        """Likelihoods by name that compete for the targets; the first is the one to begin with."""
+
     def _make_likelihood(self) -> Likelihood:
-        """The likelihood."""
+        """The likelihood that was chosen, or the one to begin with."""
+        known = self._likelihoods()
+        return known[getattr(self, "likelihood_", next(iter(known)))]()
 
     def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
         """Prior mean for encoded targets."""
@@ -142,6 +149,9 @@ class GPEstimator(BaseEstimator):
         if len(values) > 1:  # a single one says nothing about what varies
             self._warn_of_constants()
         self._learn_targets(targets, weights)
+        self.likelihood_ = next(iter(self._likelihoods()))
+        if not getattr(self, "warm_start", False):
+            self.structure_ = None
         self.model_ = self._build(self._scaled(values), targets, weights)
         self.result_ = self._learn(len(values))
         self._learned_rows = len(values)
@@ -298,12 +308,17 @@ class GPEstimator(BaseEstimator):
             batch_shape=torch.Size([count] if count > 1 else []),
             columns=self.encoder_.columns_,
         )
+        transform, structure = None, getattr(self, "structure_", None)
+        if structure is not None:
+            columns, shape = input_columns(self.encoder_.columns_, inputs.shape[1]), kernel.batch_shape
+            kernel, transform = structure.make_kernel(columns, shape), structure.make_transform(inputs, columns)
         model = GP(
             inputs,
             targets,
             self._make_likelihood().to(inputs.dtype),
             mean=self._make_mean(np.zeros(1), np.ones(1)) if mean is None else mean,
             kernel=kernel,
+            input_transform=transform,
             solver=default_solver(len(targets)) if self.solver is None else self.solver,
             approximation="variational" if self.approximation == "auto" else self.approximation,
             sample_weight=weight,
@@ -328,12 +343,33 @@ class GPEstimator(BaseEstimator):
 
     def _learn(self, num_rows: int) -> FitResult | None:
         if self.optimizer is not None:
-            return learning.fit(self.model_, **(self._learning_options(num_rows) | (self.fit_options or {})))
+            options = self._competing() | self._learning_options(num_rows) | (self.fit_options or {})
+            result = learning.fit(self.model_, **options)
+            if result.comparison is not None:
+                self.structure_ = result.comparison.structure
+                kind = type(self.model_.likelihood)
+                made = {name: type(make()) for name, make in self._likelihoods().items()}
+                self.likelihood_ = next(name for name, own in made.items() if own is kind)
+            return result
         observations = self.model_.observations
         observations.likelihood.initialise(observations.targets)
         self.model_.eval()
         self.model_.condition(progress=bool(self.verbose))
         return None
+
+    def _competing(self) -> dict[str, Any]:
+        """What competes, as keywords of ``fit``: nothing where the kernel is given, or was chosen by an earlier fit."""
+        if not is_automatic(self._kernel()) or getattr(self, "structure_", None) is not None:
+            return {}
+        others = [make() for make in list(self._likelihoods().values())[1:]]
+        columns = input_columns(self.encoder_.columns_, self.encoder_.num_encoded)
+        return {"structures": "auto", "likelihoods": others, "columns": columns}
+
+    @property
+    def comparison_(self) -> learning.Comparison | None:
+        """Which kernels and likelihoods competed, and how they did; None where nothing was chosen."""
+        check_is_fitted(self)
+        return None if self.result_ is None else self.result_.comparison
 
     def _learning_options(self, num_rows: int) -> dict[str, Any]:
         return {
@@ -430,6 +466,8 @@ class GPEstimator(BaseEstimator):
             "levels": getattr(self, "levels_", None),
             "kernel_passes": self.kernel_passes_,
             "evidence": self.log_marginal_likelihood_value_,
+            "likelihood": self.likelihood_,
+            "structure": None if self.structure_ is None else [self.structure_.kernel, self.structure_.scale],
         }
         arguments = self.get_params(deep=False)
         write_estimator(path, type(self).__name__, arguments, learned, self.encoder_, self._scalings(), self.model_)
@@ -484,6 +522,10 @@ def restored(kind: type[GPEstimator], saved: SavedEstimator) -> Any:
         if learned[name] is not None:
             setattr(estimator, f"{name}_", learned[name])
     estimator._set_scalings(saved.scalings)
+    if learned.get("likelihood") is not None:  # files of earlier versions do not know it
+        estimator.likelihood_ = learned["likelihood"]
+    structure = learned.get("structure")
+    estimator.structure_ = None if structure is None else Structure(*structure)
     names = learned["feature_names_in"]
     estimator.encoder_ = saved.encoder or TableEncoder.of_numbers(estimator.n_features_in_, names)
     estimator._codes = category_columns(estimator.kernel, estimator.encoder_.num_encoded)

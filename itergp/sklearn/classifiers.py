@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gpytorch
@@ -25,8 +27,9 @@ class GPClassifier(LabelEstimator):
     Columns are standardised and lengthscales, output scale and mean are learned unless you say otherwise.
 
     Args:
-        kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a
-            GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated.
+        kernel: ``"auto"`` (default): several kernels, and scales of the columns, compete on held-out rows, see ``comparison_``;
+            ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a GPyTorch
+            kernel, which is copied; or a kernel of scikit-learn, which is translated.
         ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
@@ -58,6 +61,7 @@ class GPClassifier(LabelEstimator):
         model_: The ``NonConjugateGP``, for everything else: certificate, posterior, predictive distributions.
         result_: The ``FitResult``; None with ``optimizer=None``.
         kernel_: The kernel as learned.
+        comparison_: Which kernels competed and how they did, or None.
         kernel_passes_: Products with the kernel matrix that conditioning took, over ``fit`` and every ``partial_fit``.
         log_marginal_likelihood_value_: The evidence lower bound (ELBO), or where the approximation is Laplace's, its
             estimate of the log marginal likelihood, in nats, for all rows.
@@ -77,7 +81,7 @@ class GPClassifier(LabelEstimator):
 
     def __init__(
         self,
-        kernel: Any = None,
+        kernel: Any = "auto",
         *,
         ard: bool | None = None,
         standardize: bool = True,
@@ -139,10 +143,10 @@ class GPClassifier(LabelEstimator):
                 )
         return self._index(y)
 
-    def _make_likelihood(self) -> Likelihood:
+    def _likelihoods(self) -> dict[str, Callable[[], Likelihood]]:
         if len(self.classes_) > 2:
-            return CategoricalLikelihood(len(self.classes_))
-        return BernoulliLikelihood(link=self.link)  # type: ignore[arg-type] # which checks it
+            return {"categorical": partial(CategoricalLikelihood, len(self.classes_))}
+        return {"bernoulli": partial(BernoulliLikelihood, link=self.link)}  # type: ignore[arg-type] # which checks it
 
     def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
         if len(self.classes_) > 2:

@@ -7,7 +7,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
-from itergp.tables import CategoricalColumn, EncodedColumn, GapColumn, TableColumns, TableEncoder
+from itergp.learning import InputColumns
+from itergp.tables import CategoricalColumn, EncodedColumn, GapColumn, NumericColumn, TableColumns, TableEncoder
 
 
 def code_columns(columns: TableColumns) -> list[int]:
@@ -35,6 +36,18 @@ def unit_columns(encoder: TableEncoder) -> tuple[NDArray[np.bool_], NDArray[np.f
             elif not _is_coded(column):
                 unit[list(column.indices)] = 0.5
     return which, unit
+
+
+def input_columns(columns: TableColumns | None, num_columns: int) -> InputColumns:
+    """What kernels may know of E encoded columns; None for numbers."""
+    if columns is None:
+        return InputColumns.plain(num_columns)
+    groups = [-1] * num_columns
+    for group, column in enumerate(columns):
+        for index in column.indices:
+            groups[index] = group
+    numbers = tuple(i for column in columns if isinstance(column, NumericColumn) for i in column.indices)
+    return InputColumns(num_columns, numbers, tuple(groups), tuple(code_columns(columns)))
 
 
 def _is_coded(column: EncodedColumn) -> bool:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gpytorch
@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 from sklearn.metrics import d2_tweedie_score
 
 from itergp.errors import InputError
-from itergp.likelihoods import Likelihood
 from itergp.sklearn.base import Array
 from itergp.sklearn.checks import as_real, check_exposure
 from itergp.sklearn.model import constant_mean
-from itergp.sklearn.noise import COUNTS, choose
+from itergp.sklearn.noise import COUNTS, competing
 from itergp.sklearn.regressors import QUANTILES, BaseRegressor
 from itergp.tables import read_table
 
@@ -32,10 +31,12 @@ class GPCountRegressor(BaseRegressor):
     ``sample_weight=exposure``, the convention of scikit-learn's ``PoissonRegressor``, give the same posterior.
 
     Args:
-        distribution: ``"poisson"``; ``"negative_binomial"`` where counts vary more than that; ``"zero_inflated_poisson"``
+        distribution: ``"auto"``: those that follow compete on held-out rows where the kernel does, and otherwise the first one is
+            used; ``"poisson"``; ``"negative_binomial"`` where counts vary more than that; ``"zero_inflated_poisson"``
             where there are too many zeros.
-        kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a
-            GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated.
+        kernel: ``"auto"`` (default): several kernels, and scales of the columns, compete on held-out rows, see ``comparison_``;
+            ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a GPyTorch
+            kernel, which is copied; or a kernel of scikit-learn, which is translated.
         ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
@@ -56,6 +57,7 @@ class GPCountRegressor(BaseRegressor):
         model_: The ``NonConjugateGP``, for everything else; its latent function is the logarithm of the rate.
         result_: The ``FitResult``; None with ``optimizer=None``.
         kernel_: The kernel as learned.
+        comparison_: Which kernels competed and how they did, or None.
         kernel_passes_: Products with the kernel matrix that conditioning took, over ``fit`` and every ``partial_fit``.
         log_marginal_likelihood_value_: The evidence lower bound (ELBO), or with ``approximation="laplace"`` the Laplace
             estimate of the log marginal likelihood, in nats, for all rows.
@@ -76,9 +78,9 @@ class GPCountRegressor(BaseRegressor):
 
     def __init__(
         self,
-        distribution: str = "poisson",
+        distribution: str = "auto",
         *,
-        kernel: Any = None,
+        kernel: Any = "auto",
         ard: bool | None = None,
         standardize: bool = True,
         approximation: str = "variational",
@@ -138,8 +140,8 @@ class GPCountRegressor(BaseRegressor):
             )
         return np.column_stack([y, check_exposure(len(y), 1.0 if exposure is None else exposure)]) if exposed else y
 
-    def _make_likelihood(self) -> Likelihood:
-        return choose(COUNTS, self.distribution, "distribution")
+    def _likelihoods(self) -> dict[str, Callable[[], Any]]:
+        return competing(COUNTS, self.distribution, "distribution")
 
     def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
         counts, exposure = (y[:, 0], y[:, 1]) if y.ndim == 2 else (y, np.ones_like(y))

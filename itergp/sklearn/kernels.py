@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -40,10 +39,10 @@ from itergp.errors import InputError
 from itergp.kernels import CategoricalKernel, TiedMaternKernel, TiedRBFKernel
 from itergp.kernels.tied import TiedLengthscales
 from itergp.models.gp import MAX_ARD_COLUMNS
-from itergp.sklearn.columns import code_columns
 from itergp.tables import TableColumns
 
 DEFAULT_KERNEL = "matern32"
+AUTOMATIC = "auto"  # the name of the kernel that held-out rows choose
 _NOISES = ("gaussian", "student_t", "laplace", "heteroscedastic")
 
 # Categories, angles, points and grids in the units of the data.
@@ -96,7 +95,8 @@ def make_kernel(
     """A new kernel module.
 
     Args:
-        kernel: Its name, a GPyTorch kernel (copied), a scikit-learn kernel (translated), or None for the default.
+        kernel: Its name, a GPyTorch kernel (copied), a scikit-learn kernel (translated), or None for the default, with which
+            a choice by held-out rows begins too.
         num_columns: E, of the encoded table.
         ard: One lengthscale per column, for kernels by name; None for up to 100 columns. Encoded columns that mean one thing
             share theirs.
@@ -108,7 +108,7 @@ def make_kernel(
     Raises:
         InputError: If the name is unknown, or the kernel does not fit the columns.
     """
-    if kernel is None:
+    if kernel is None or is_automatic(kernel):
         kernel = DEFAULT_KERNEL
     if isinstance(kernel, Kernel):
         _check_columns(kernel, num_columns)
@@ -118,13 +118,18 @@ def make_kernel(
         _check_columns(translated, num_columns)
         return translated
     _check_name(kernel)
-    base = _by_name(kernel.lower(), _Layout.of(columns, num_columns), ard, batch_shape or torch.Size([]))
+    base = _by_name(kernel.lower(), input_columns(columns, num_columns), ard, batch_shape or torch.Size([]))
     made = ScaleKernel(base, batch_shape=batch_shape or torch.Size([]))
     made.outputscale = outputscale
     for part in base.kernels if isinstance(base, ProductKernel) else [base]:
         if part.has_lengthscale:
             part.lengthscale = 0.5 * spread if spread > 0.0 else 1.0  # rows that are all equal have no scale
     return made
+
+
+def is_automatic(kernel: Any) -> bool:
+    """Whether held-out rows are to choose the kernel."""
+    return isinstance(kernel, str) and kernel.lower() == AUTOMATIC
 
 
 def is_own(kernel: Any) -> bool:
@@ -139,47 +144,29 @@ def _check_name(name: Any) -> None:
         close = difflib.get_close_matches(str(name).lower(), KERNELS, n=1, cutoff=0.4)
         hint = f"Did you mean {close[0]!r}?" if close else "Choose one of these."
         raise InputError(
-            f"`kernel` must be one of {', '.join(map(repr, KERNELS))}, or a GPyTorch kernel. Got {name!r}. {hint}"
+            f"`kernel` must be one of {', '.join(map(repr, (AUTOMATIC, *KERNELS)))}, or a GPyTorch kernel. Got {name!r}. {hint}"
         )
 
 
-@dataclass(frozen=True)
-class _Layout:
-    """Encoded columns as a kernel reads them: those with a distance and the group of each, and those of codes."""
-
-    measured: tuple[int, ...]
-    groups: tuple[int, ...]
-    codes: tuple[int, ...]
-
-    @classmethod
-    def of(cls, columns: TableColumns | None, num_columns: int) -> _Layout:
-        if columns is None:
-            return cls(tuple(range(num_columns)), tuple(range(num_columns)), ())
-        codes = code_columns(columns)
-        kept = [column.indices for column in columns if column.indices and column.indices[0] not in codes]
-        measured = tuple(index for indices in kept for index in indices)
-        groups = tuple(group for group, indices in enumerate(kept) for _ in indices)
-        return cls(measured, groups, tuple(codes))
-
-
-def _by_name(name: str, layout: _Layout, ard: bool | None, batch_shape: torch.Size) -> Kernel:
+def _by_name(name: str, columns: InputColumns, ard: bool | None, batch_shape: torch.Size) -> Kernel:
     """A kernel of the distance of what has one, times one of what is equal or not."""
     options: dict[str, Any] = {"batch_shape": batch_shape}
-    if not layout.codes:
-        return _of_distance(name, layout, ard, options)
-    equal = CategoricalKernel(len(layout.codes), active_dims=layout.codes, **options)
-    if not layout.measured:
+    if not columns.codes:
+        return _of_distance(name, columns, ard, options)
+    equal = CategoricalKernel(len(columns.codes), active_dims=columns.codes, **options)
+    if not columns.metric:
         return equal
-    return _of_distance(name, layout, ard, options | {"active_dims": layout.measured}) * equal
+    return _of_distance(name, columns, ard, options | {"active_dims": columns.metric}) * equal
 
 
-def _of_distance(name: str, layout: _Layout, ard: bool | None, options: dict[str, Any]) -> Kernel:
-    count = max(layout.groups) + 1
+def _of_distance(name: str, columns: InputColumns, ard: bool | None, options: dict[str, Any]) -> Kernel:
+    groups = columns.own_groups
+    count = max(groups) + 1
     if not (count <= MAX_ARD_COLUMNS if ard is None else ard):
         return KERNELS[name](ard_num_dims=None, **options)
-    if count == len(layout.groups) or name not in TIED:
-        return KERNELS[name](ard_num_dims=len(layout.groups), **options)
-    return TIED[name](groups=layout.groups, **options)
+    if count == len(groups) or name not in TIED:
+        return KERNELS[name](ard_num_dims=len(groups), **options)
+    return TIED[name](groups=groups, **options)
 
 
 def without_noise(kernel: theirs.Kernel) -> tuple[theirs.Kernel, float | None, bool]:

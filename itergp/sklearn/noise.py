@@ -19,6 +19,7 @@ from itergp.likelihoods import (
     ZeroInflatedPoissonLikelihood,
 )
 
+_NOT_COMPETING = ("laplace",)  # nearly a Student t distribution
 NOISE = 0.1  # variance of the noise of standardised targets, to begin with
 
 
@@ -58,6 +59,18 @@ COUNTS: dict[str, Callable[[], Any]] = {
 }
 
 
+def competing(table: Mapping[str, Callable[[], Any]], name: Any, argument: str) -> dict[str, Callable[[], Any]]:
+    """Likelihoods that compete: that of a name, or of ``"auto"`` all that are no special case of a simpler one.
+
+    Raises:
+        InputError: If there is none of that name.
+    """
+    if name == "auto":
+        return {key: make for key, make in table.items() if key not in _NOT_COMPETING}
+    choose(table, name, argument)
+    return {name: table[name]}
+
+
 def choose(table: Mapping[str, Callable[[], Any]], name: Any, argument: str) -> Any:
     """A new likelihood by name.
 
@@ -66,6 +79,6 @@ def choose(table: Mapping[str, Callable[[], Any]], name: Any, argument: str) -> 
     """
     if not isinstance(name, str) or name not in table:
         raise InputError(
-            f"`{argument}` must be one of {', '.join(map(repr, table))}. Got {name!r}. Choose one of these."
+            f"`{argument}` must be one of {', '.join(map(repr, ('auto', *table)))}. Got {name!r}. Choose one of these."
         )
     return table[name]()

@@ -3,30 +3,38 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from itergp.errors import InputError, ItergpWarning
-from itergp.likelihoods import Likelihood, OrdinalLikelihood
+from itergp.likelihoods import CategoricalLikelihood, Likelihood, OrdinalLikelihood
 from itergp.sklearn.base import Array
 from itergp.sklearn.labels import LabelEstimator, check_labels, show_labels
 from itergp.sklearn.model import as_numpy
+
+_ROUNDING = 1e-6  # of probabilities that are summed
 
 
 class GPOrdinalClassifier(LabelEstimator):
     """Gaussian process for ordered levels, such as grades or ratings: one latent function, cut at learned points.
 
+    One function cannot say "fair or ideal, not good": where held-out rows prefer it, each level has a latent function.
+
     Args:
         levels: The labels in increasing order. None: numbers by size, an ordered pandas Categorical by its order.
-        kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a
-            GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated.
+        kernel: ``"auto"`` (default): several kernels, and scales of the columns, compete on held-out rows, see ``comparison_``;
+            ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a GPyTorch
+            kernel, which is copied; or a kernel of scikit-learn, which is translated.
         ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
-        link: ``"logit"`` or ``"probit"``.
+        likelihood: ``"ordinal"``, one latent function with cutpoints; ``"categorical"``, one per level, in no order; ``"auto"``:
+            they compete on held-out rows where the kernel does, and otherwise it is the former.
+        link: ``"logit"`` or ``"probit"``, of the former.
         approximation: ``"variational"``, ``"laplace"``, or ``"auto"``: variational, or what held-out rows prefer, together with
             the share of the covariance that is integrated, when there are 500 rows or more.
         optimizer: ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
@@ -48,6 +56,7 @@ class GPOrdinalClassifier(LabelEstimator):
         model_: The ``NonConjugateGP``, for everything else; its likelihood has the cutpoints.
         result_: The ``FitResult``; None with ``optimizer=None``.
         kernel_: The kernel as learned.
+        comparison_: Which kernels competed and how they did, or None.
         kernel_passes_: Products with the kernel matrix that conditioning took, over ``fit`` and every ``partial_fit``.
         log_marginal_likelihood_value_: The evidence lower bound (ELBO), or where the approximation is Laplace's, its
             estimate of the log marginal likelihood, in nats, for all rows.
@@ -70,9 +79,10 @@ class GPOrdinalClassifier(LabelEstimator):
         self,
         levels: Sequence[Any] | None = None,
         *,
-        kernel: Any = None,
+        kernel: Any = "auto",
         ard: bool | None = None,
         standardize: bool = True,
+        likelihood: str = "auto",
         link: str = "logit",
         approximation: str = "auto",
         optimizer: str | None = "adam",
@@ -89,6 +99,7 @@ class GPOrdinalClassifier(LabelEstimator):
         self.kernel = kernel
         self.ard = ard
         self.standardize = standardize
+        self.likelihood = likelihood
         self.link = link
         self.approximation = approximation
         self.optimizer = optimizer
@@ -118,8 +129,9 @@ class GPOrdinalClassifier(LabelEstimator):
             Labels ``(M, Q)``.
         """
         levels = [float(level) for level in quantiles]
-        index = self._predicted(X, lambda predictive: np.stack([as_numpy(predictive.quantile(q)) for q in levels], -1))
-        return self.levels_[index.astype(int)]
+        cumulative = self._predicted(X, lambda predictive: as_numpy(predictive.probs)).cumsum(-1)
+        index = np.stack([(cumulative < q - _ROUNDING).sum(-1) for q in levels], -1)
+        return self.levels_[index.clip(max=len(self.levels_) - 1)]
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities of the labels, latent uncertainty integrated out.
@@ -155,5 +167,16 @@ class GPOrdinalClassifier(LabelEstimator):
                 )
         return self._index(y)
 
-    def _make_likelihood(self) -> Likelihood:
-        return OrdinalLikelihood(len(self.levels_), link=self.link)  # type: ignore[arg-type] # which checks it
+    def _likelihoods(self) -> dict[str, Callable[[], Likelihood]]:
+        count = len(self.levels_)
+        known: dict[str, Callable[[], Likelihood]] = {
+            "ordinal": partial(OrdinalLikelihood, count, link=self.link),  # type: ignore[arg-type] # which checks it
+            "categorical": partial(CategoricalLikelihood, count),
+        }
+        if self.likelihood not in ("auto", *known):
+            raise InputError(
+                f"`likelihood` must be 'auto', 'ordinal' or 'categorical'. Got {self.likelihood!r}. Choose one of these."
+            )
+        if self.likelihood == "auto":  # of two levels, both are one
+            return known if count > 2 else {"ordinal": known["ordinal"]}
+        return {self.likelihood: known[self.likelihood]}

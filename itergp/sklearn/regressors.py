@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gpytorch
@@ -23,7 +23,7 @@ from itergp.sklearn.base import Array, GPEstimator
 from itergp.sklearn.checks import as_real
 from itergp.sklearn.kernels import without_noise
 from itergp.sklearn.model import as_numpy, constant_mean
-from itergp.sklearn.noise import NOISE, NOISES, choose
+from itergp.sklearn.noise import NOISE, NOISES, competing
 from itergp.sklearn.scaling import Scaling
 from itergp.tables import as_target_column
 
@@ -122,10 +122,12 @@ class GPRegressor(BaseRegressor):
     Everything is reported in the units of the targets.
 
     Args:
-        kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``,
-            ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated, its
+        kernel: ``"auto"`` (default): several kernels, and scales of the columns, compete on held-out rows, see ``comparison_``;
+            ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a GPyTorch
+            kernel, which is copied; or a kernel of scikit-learn, which is translated, its
             ``WhiteKernel`` to where the noise starts.
-        noise: ``"gaussian"``; ``"student_t"`` or ``"laplace"`` where some targets may be far off; ``"heteroscedastic"`` where
+        noise: ``"auto"``: Gaussian, Student t and heteroscedastic noise compete on held-out rows where the kernel does, and
+            otherwise it is Gaussian; ``"gaussian"``; ``"student_t"`` or ``"laplace"`` where some targets may be far off; ``"heteroscedastic"`` where
             the noise varies with the inputs.
         alpha: Known variance of the noise in units of the targets squared, a number or one per row; as in scikit-learn
             it is no part of predictions. With it, other noise is learned only if the kernel has a ``WhiteKernel``.
@@ -153,6 +155,7 @@ class GPRegressor(BaseRegressor):
         model_: The ``NonConjugateGP``, for everything else; its targets are standardised.
         result_: The ``FitResult``; None with ``optimizer=None``.
         kernel_: The kernel as learned.
+        comparison_: Which kernels competed and how they did, or None.
         kernel_passes_: Products with the kernel matrix that conditioning took, over ``fit`` and every ``partial_fit``.
         log_marginal_likelihood_value_: With Gaussian noise the log marginal likelihood; otherwise the evidence lower bound
             (ELBO), or with ``approximation="laplace"`` the Laplace estimate. In nats, for all rows, in the targets' units.
@@ -171,9 +174,9 @@ class GPRegressor(BaseRegressor):
 
     def __init__(
         self,
-        kernel: Any = None,
+        kernel: Any = "auto",
         *,
-        noise: str = "gaussian",
+        noise: str = "auto",
         alpha: Any = None,
         ard: bool | None = None,
         standardize: bool = True,
@@ -328,12 +331,16 @@ class GPRegressor(BaseRegressor):
         super()._set_scalings(scalings)
         self._target_scaling = scalings["targets"]
 
-    def _make_likelihood(self) -> Likelihood:
-        made = choose(NOISES, self.noise, "noise")
-        level, fixed = self._white_noise()
-        if self.alpha is None and level is None:
-            return made
-        if self.noise != "gaussian":
+    def _likelihoods(self) -> dict[str, Callable[[], Any]]:
+        known = competing(NOISES, self.noise, "noise")
+        if self.alpha is None and self._white_noise()[0] is None:
+            return known
+        return {"gaussian": self._with_known_noise}
+
+    def _with_known_noise(self) -> Likelihood:
+        """Gaussian noise of which something is said."""
+        made, (level, fixed) = NOISES["gaussian"](), self._white_noise()
+        if self.noise not in ("auto", "gaussian"):
             raise InputError(
                 "`noise` must be 'gaussian' with `alpha` or a WhiteKernel. "
                 f"Got {self.noise!r}. Leave those out, or the noise."
@@ -360,10 +367,15 @@ class GPRegressor(BaseRegressor):
         return without_noise(self.kernel)[0] if isinstance(self.kernel, kernels.Kernel) else self.kernel
 
     def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
-        return constant_mean(0.0, math.log(NOISE)) if self.noise == "heteroscedastic" else constant_mean(0.0)
+        return constant_mean(0.0, math.log(NOISE)) if self._varies else constant_mean(0.0)
 
     def _num_kernels(self) -> int:
-        return 2 if self.noise == "heteroscedastic" else 1
+        return 2 if self._varies else 1
+
+    @property
+    def _varies(self) -> bool:
+        """Whether the noise has a latent function of its own."""
+        return getattr(self, "likelihood_", self.noise) == "heteroscedastic"
 
     def _conclude(self, *, first: bool) -> None:
         super()._conclude(first=first)
