@@ -31,8 +31,8 @@ class GPCountRegressor(BaseRegressor):
     ``sample_weight=exposure``, the convention of scikit-learn's ``PoissonRegressor``, give the same posterior.
 
     Args:
-        distribution: ``"auto"``: those that follow compete on held-out rows where the kernel does, and otherwise the first one is
-            used; ``"poisson"``; ``"negative_binomial"`` where counts vary more than that; ``"zero_inflated_poisson"``
+        distribution: ``"auto"``: those that follow compete on held-out rows where the kernel does, and otherwise it is the
+            first; ``"poisson"``; ``"negative_binomial"`` where counts vary more than that; ``"zero_inflated_poisson"``
             where there are too many zeros.
         kernel: ``"auto"`` (default): several kernels, and scales of the columns, compete on held-out rows, see ``comparison_``;
             ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a GPyTorch

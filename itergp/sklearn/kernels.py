@@ -38,7 +38,9 @@ from sklearn.gaussian_process import kernels as theirs
 from itergp.errors import InputError
 from itergp.kernels import CategoricalKernel, TiedMaternKernel, TiedRBFKernel
 from itergp.kernels.tied import TiedLengthscales
+from itergp.learning import InputColumns
 from itergp.models.gp import MAX_ARD_COLUMNS
+from itergp.sklearn.columns import input_columns
 from itergp.tables import TableColumns
 
 DEFAULT_KERNEL = "matern32"

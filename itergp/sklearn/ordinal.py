@@ -32,7 +32,7 @@ class GPOrdinalClassifier(LabelEstimator):
         ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
-        likelihood: ``"ordinal"``, one latent function with cutpoints; ``"categorical"``, one per level, in no order; ``"auto"``:
+        likelihood: ``"ordinal"``, one latent function with cutpoints; ``"categorical"``, one per level; ``"auto"``:
             they compete on held-out rows where the kernel does, and otherwise it is the former.
         link: ``"logit"`` or ``"probit"``, of the former.
         approximation: ``"variational"``, ``"laplace"``, or ``"auto"``: variational, or what held-out rows prefer, together with

@@ -127,8 +127,8 @@ class GPRegressor(BaseRegressor):
             kernel, which is copied; or a kernel of scikit-learn, which is translated, its
             ``WhiteKernel`` to where the noise starts.
         noise: ``"auto"``: Gaussian, Student t and heteroscedastic noise compete on held-out rows where the kernel does, and
-            otherwise it is Gaussian; ``"gaussian"``; ``"student_t"`` or ``"laplace"`` where some targets may be far off; ``"heteroscedastic"`` where
-            the noise varies with the inputs.
+            otherwise it is Gaussian; ``"gaussian"``; ``"student_t"`` or ``"laplace"`` where some targets may be far off;
+            ``"heteroscedastic"`` where the noise varies with the inputs.
         alpha: Known variance of the noise in units of the targets squared, a number or one per row; as in scikit-learn
             it is no part of predictions. With it, other noise is learned only if the kernel has a ``WhiteKernel``.
         ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
