@@ -275,7 +275,9 @@ print(json.dumps(dict(killed=killed, drafts=drafts, existed=existed, same=same, 
 @pytest.mark.parametrize("what", ["condition", "fit"])
 def test_killed_at_any_moment(what, tmp_path):
     own = Path(__file__).parent
-    script = KILL.format(tests=[str(own), str(own.parent)], path=str(tmp_path / "run.safetensors"), what=what, attempts=3)
+    script = KILL.format(
+        tests=[str(own), str(own.parent)], path=str(tmp_path / "run.safetensors"), what=what, attempts=3
+    )
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(own.parents[1])}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
     assert ended.returncode == 0, ended.stderr
