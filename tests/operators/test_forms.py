@@ -9,7 +9,7 @@ import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, RQKernel, ScaleKernel
 from gpytorch.means import ZeroMean
-from helpers import assert_close, make_inputs
+from helpers import assert_close, keops_test, make_inputs
 from torch import Tensor
 
 from itergp import InputError
@@ -124,6 +124,14 @@ def test_inputs_far_from_zero_or_apart(name):
         moved[:, REAL] += shift
         found = BlockedOperator(kernel.float(), moved).dense()
         assert_close(found, evaluate_kernel(kernel.double(), moved.double(), moved.double(), 1))
+
+
+@keops_test
+@torch.no_grad()
+def test_keops_has_the_same_entries():
+    x, kernel, block = _mixed(20), _spread(FORMS["mixed product"]()), make_inputs(20, 2)
+    found, expected = (make_operator(kernel, x, kind=kind) for kind in ("keops", "blocked"))
+    assert_close(found.matmul(block), expected.matmul(block))
 
 
 # ----------------------------------------------------------------- derivatives
