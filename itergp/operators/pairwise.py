@@ -19,6 +19,7 @@ from itergp.kernels.distances import (
     manhattan_distance,
     sum_of_changes,
     sum_of_differences,
+    sum_of_squares,
     weighted_sum,
 )
 from itergp.operators.radial_derivatives import smooth_profile
@@ -32,7 +33,6 @@ Wanted = Sequence[bool]
 Gradients = list[Tensor | None]
 Pull = Callable[[Tensor], Gradients]
 TENSORS = 4  # of a leaf
-_FROM_DIFFERENCES = "donot_use_mm_for_euclid_dist"
 
 
 class Node(ABC):
@@ -228,7 +228,7 @@ class Radial(Leaf):
 
     def _squared(self, block: Block) -> Tensor:
         if self.smoothness == 0.5:  # whose kink at zero makes a root of the rounding of products: differences have none
-            return torch.cdist(block[0], block[1], compute_mode=_FROM_DIFFERENCES).square_()
+            return sum_of_squares(block[0], block[1])
         squared = squared_distances(with_norms(block[0]), with_norms(block[1]))
         if _same_memory(block[0], block[1]):  # exactly zero, where rounding would not be
             squared.diagonal(dim1=-2, dim2=-1).zero_()
