@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 from sklearn.gaussian_process import kernels as theirs
 
 from itergp.errors import InputError
+from itergp.kernels import CategoricalKernel, LaplacianKernel, OrderedCategoricalKernel
 from itergp.models.gp import MAX_ARD_COLUMNS
 
 DEFAULT_KERNEL = "matern32"
@@ -49,6 +50,8 @@ _RAW = (
     HammingIMQKernel,
     IndexKernel,
     InducingPointKernel,
+    CategoricalKernel,
+    OrderedCategoricalKernel,
 )
 _PASSING = (AdditiveKernel, GridInterpolationKernel, InducingPointKernel, ProductKernel)  # all columns, as they are
 
@@ -58,6 +61,7 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
     "matern32": lambda **options: MaternKernel(nu=1.5, **options),
     "matern52": lambda **options: MaternKernel(nu=2.5, **options),
     "rbf": RBFKernel,
+    "laplacian": LaplacianKernel,
     "rational_quadratic": RQKernel,
     "linear": LinearKernel,
 }
@@ -97,7 +101,11 @@ def make_kernel(
     made = _by_name(kernel, num_columns, ard, batch_shape or torch.Size([]))
     made.outputscale = outputscale
     if made.base_kernel.has_lengthscale:
-        made.base_kernel.lengthscale = 0.5 * spread if spread > 0.0 else 1.0  # rows that are all equal have no scale
+        start = 0.5 * spread if spread > 0.0 else 1.0  # rows that are all equal have no scale
+        # Sums of absolute differences grow with the number of columns, roots of sums of squares with its root.
+        made.base_kernel.lengthscale = (
+            start * num_columns**0.5 if isinstance(made.base_kernel, LaplacianKernel) else start
+        )
     return made
 
 
@@ -177,11 +185,13 @@ def raw_columns(kernel: Any, num_columns: int) -> NDArray[np.bool_]:
 
 
 def category_columns(kernel: Any, num_columns: int) -> dict[int, int]:
-    """Columns that index kernels read, and how many categories these know; arguments as for ``raw_columns``."""
+    """Columns of kernels that know how many categories there are, and that number; arguments as for ``raw_columns``."""
     found: dict[int, int] = {}
     for module, columns in _parts(kernel, num_columns):
         if isinstance(module, IndexKernel):
             found.update(dict.fromkeys(columns or [], module.covar_factor.shape[-2]))
+        elif isinstance(module, OrderedCategoricalKernel):
+            found.update(dict.fromkeys(columns or [], module.num_levels))
     return found
 
 

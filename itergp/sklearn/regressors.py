@@ -121,7 +121,7 @@ class GPRegressor(BaseRegressor):
     Everything is reported in the units of the targets.
 
     Args:
-        kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``,
+        kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"laplacian"``, ``"rational_quadratic"``,
             ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated, its
             ``WhiteKernel`` to where the noise starts.
         noise: ``"gaussian"``; ``"student_t"`` or ``"laplace"`` where some targets may be far off; ``"heteroscedastic"`` where
