@@ -3,9 +3,10 @@
 #     make demo     install and run the demonstration
 #     make test     install and run every test
 #     make check    lint, types, docs and tests
+#     make oldest   every test on the oldest versions that pyproject.toml promises
 #     make bench    compare with other methods, five minutes
 #
-# PYTHON picks the interpreter that makes .venv; PYTEST_ARGS goes to pytest, in place of two workers of one thread each (for
+# PYTHON picks the interpreter that makes .venv, and .venv-oldest, for which there are packages up to Python 3.12; PYTEST_ARGS goes to pytest, in place of two workers of one thread each (for
 # example PYTEST_ARGS="-k softmax").
 
 PYTHON ?= python3
@@ -15,12 +16,13 @@ BENCH_MINUTES ?= 40
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+OLDEST := .venv-oldest
 
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 export KEOPS_VERBOSE := 0
 
-.PHONY: demo test lint types docs check bench bench-reference clean
+.PHONY: demo test lint types docs check oldest bench bench-reference clean
 
 demo: $(STAMP)
 	$(BIN)/itergp demo
@@ -39,6 +41,15 @@ docs: $(STAMP)
 	$(BIN)/mkdocs build --strict --quiet --site-dir site
 
 check: lint types docs test
+
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	@echo "Setting up $(OLDEST) (some minutes, once) ..."
+	@$(PYTHON) -m venv $(OLDEST)
+	@$(OLDEST)/bin/python -m pip install -qq --constraint constraints-oldest.txt --editable '.[test]'
+	@touch $@
+
+oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests $(PYTEST_ARGS)
 
 $(VENV)/.installed-bench: $(STAMP)
 	@echo "Adding what the benchmarks compare with to $(VENV) ..."
@@ -61,7 +72,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install -qq --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-# Leaves .venv, which is expensive; to start afresh, remove that folder too.
+# Leaves .venv and .venv-oldest, which are expensive; to start afresh, remove these folders too.
 clean:
 	rm -rf build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis itergp-demo.png
-	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
+	find . \( -path ./$(VENV) -o -path ./$(OLDEST) \) -prune -o -name __pycache__ -type d -exec rm -rf {} +

@@ -5,7 +5,7 @@ import os
 # pykeops announces itself on standard output when gpytorch imports it, in the middle of somebody's predictions.
 os.environ.setdefault("KEOPS_VERBOSE", "0")
 
-from itergp import diagnostics, learning, likelihoods, models, objectives, operators, records, solvers
+from itergp import diagnostics, kernels, learning, likelihoods, models, objectives, operators, records, solvers
 from itergp._version import __version__
 from itergp.errors import InputError, ItergpWarning, SolverError
 from itergp.learning import fit
@@ -19,6 +19,7 @@ __all__ = [
     "as_tensor",
     "diagnostics",
     "fit",
+    "kernels",
     "learning",
     "likelihoods",
     "models",

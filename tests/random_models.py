@@ -19,6 +19,14 @@ from helpers import CASES, make_inputs
 from hypothesis import strategies as st
 from torch import Tensor
 
+from itergp.kernels import (
+    AdditiveLaplacianKernel,
+    CategoricalKernel,
+    LaplacianKernel,
+    OrderedCategoricalKernel,
+    TiedLaplacianKernel,
+    TiedMaternKernel,
+)
 from itergp.models import NonConjugateGP
 from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, SubspaceNewton
 from itergp.solvers.policies import UnitVectors
@@ -152,6 +160,8 @@ def _leaf(name: str, dims: tuple[int, ...] | None, ard: bool, *, x: Tensor, shap
         return gk.PiecewisePolynomialKernel(q=int(name[-1]), **plain)
     if name.startswith("polynomial"):
         return gk.PolynomialKernel(power=int(name[-1]), batch_shape=shape, **place)
+    if name == "laplacian":
+        return LaplacianKernel(**plain)
     if name in ("rbf", "rq"):
         return (gk.RBFKernel if name == "rbf" else gk.RQKernel)(**plain)
     others: dict[str, Callable[[], gk.Kernel]] = {
@@ -180,10 +190,19 @@ def _leaf(name: str, dims: tuple[int, ...] | None, ard: bool, *, x: Tensor, shap
         ),
         "arc": lambda: gk.ArcKernel(gk.MaternKernel(nu=2.5), ard_num_dims=count, **place),
         "index": lambda: gk.IndexKernel(num_tasks=CATEGORIES, rank=1, batch_shape=shape, active_dims=[x.shape[-1] - 1]),
+        "additive laplacian": lambda: AdditiveLaplacianKernel(count, batch_shape=shape, **place),
+        "tied laplacian": lambda: TiedLaplacianKernel(_groups(count), batch_shape=shape, **place),
+        "tied matern": lambda: TiedMaternKernel(_groups(count), nu=1.5, batch_shape=shape, **place),
+        "categorical": lambda: CategoricalKernel(1, batch_shape=shape, active_dims=[x.shape[-1] - 1]),
+        "ordered": lambda: OrderedCategoricalKernel(CATEGORIES, batch_shape=shape, active_dims=[x.shape[-1] - 1]),
         "hamming": lambda: gk.HammingIMQKernel(vocab_size=LETTERS, batch_shape=shape),
         "cylindrical": lambda: gk.CylindricalKernel(3, gk.MaternKernel(nu=2.5), **place),
     }
     return others[name]()
+
+
+def _groups(count: int) -> list[int]:
+    return [k // 2 for k in range(count)]
 
 
 def _bounds(x: Tensor, dims: tuple[int, ...] | None) -> list[tuple[float, float]]:
@@ -410,9 +429,11 @@ def prior_of(model: RandomGP, inputs: tuple[Tensor, ...], dtype: torch.dtype) ->
 _REAL = (
     "rbf", "matern 0.5", "matern 1.5", "matern 2.5", "rq", "periodic", "linear", "polynomial 2", "polynomial 3",
     "piecewise 0", "piecewise 2", "spectral mixture", "spectral delta", "constant", "rff", "grid", "bounded grid",
-    "inducing", "additive", "product structure", "newton girard", "arc", "cosine",
+    "inducing", "additive", "product structure", "newton girard", "arc", "cosine", "laplacian", "laplacian",
+    "additive laplacian", "tied laplacian", "tied matern",
 )  # fmt: skip
 _GRIDS = ("grid", "bounded grid")
+_OF_CATEGORIES = ("index", "categorical", "ordered")
 INPUTS = (
     "normal", "normal", "normal", "ball", "wide", "far", "duplicates", "collinear", "constant", "grid", "letters",
     "categories", "categories",
@@ -423,7 +444,9 @@ def _leaves(columns: int, inputs: str) -> st.SearchStrategy[tuple]:
     if inputs == "letters":
         return st.tuples(st.sampled_from(("hamming", "rbf", "linear", "matern 1.5")), st.none(), st.booleans())
     names = (
-        _REAL + (("index",) * 4 if inputs == "categories" else ()) + (("cylindrical",) * 4 if inputs == "ball" else ())
+        _REAL
+        + (_OF_CATEGORIES * 3 if inputs == "categories" else ())
+        + (("cylindrical",) * 4 if inputs == "ball" else ())
     )
     dims = st.lists(st.integers(0, columns - 1), min_size=1, max_size=columns, unique=True).map(tuple)
 
@@ -435,7 +458,7 @@ def _leaves(columns: int, inputs: str) -> st.SearchStrategy[tuple]:
             chosen, whole = chosen[: 1 if name == "cosine" else 2], False
         if name == "cylindrical":
             chosen, whole = chosen, True
-        return name, None if whole or name in ("constant", "index") else chosen, draw(st.booleans())
+        return name, None if whole or name in ("constant", *_OF_CATEGORIES) else chosen, draw(st.booleans())
 
     return leaf()
 

@@ -63,7 +63,8 @@ class ProgressBar(Listener):
         self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
     ) -> None:
         """Stops drawing; the last line stays."""
-        self._progress.stop()
+        if not self._progress.disable:  # rich 14.0 and older write a line also where none was drawn
+            self._progress.stop()
 
     def begin(
         self, stage: str, *, unit: str = "pass", total: int | None = None, tolerance: float | None = None

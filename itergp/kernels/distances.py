@@ -60,14 +60,29 @@ def _stacked(columns: list[Tensor], like: Tensor) -> Tensor:
 
 def sum_of_differences(first: Tensor, second: Tensor) -> Tensor:
     """``sum_d |x_d - y_d|`` without derivatives, column by column in place: ``(..., b, m)``."""
-    columns = first.shape[-1]
-    if columns >= _MANY_COLUMNS.get(first.element_size(), columns + 1):
+    if _are_many(first):
         return torch.cdist(first, second, p=1.0)
     total: Tensor | None = None
     for difference in differences(first, second):
         # What is handed out is written over by the next.
         total = difference.abs() if total is None else total.add_(difference.abs_())
     return first.new_zeros(_shape(first, second)) if total is None else total
+
+
+def sum_of_squares(first: Tensor, second: Tensor) -> Tensor:
+    """``sum_d (x_d - y_d)^2`` without derivatives ``(..., b, m)``: exactly zero between equal rows, as products are not."""
+    if _are_many(first):
+        return torch.cdist(first, second, compute_mode="donot_use_mm_for_euclid_dist").square_()
+    total = first.new_zeros(_shape(first, second))
+    for difference in differences(first, second):
+        total.addcmul_(difference, difference)
+    return total
+
+
+def _are_many(rows: Tensor) -> bool:
+    """Whether there are so many columns that a sum over them is better kept in registers than in a block."""
+    columns = rows.shape[-1]
+    return columns >= _MANY_COLUMNS.get(rows.element_size(), columns + 1)
 
 
 def sum_of_changes(first: Tensor, second: Tensor, costs: Tensor) -> Tensor:

@@ -306,7 +306,7 @@ def _choose_structure(
             "`structures` are chosen by one process. Got rows that are divided among several. Choose before."
         )
     columns = InputColumns.plain(inputs.shape[1]) if settings.columns is None else settings.columns
-    competing = candidates(settings.structures, columns)  # type: ignore[arg-type] # there are some
+    competing = candidates(settings.structures, columns, len(inputs))  # type: ignore[arg-type] # there are some
     calculus, first = model.calculus, torch.zeros(1, dtype=torch.long, device=inputs.device)
     of_rows = calculus.take(first) is not calculus  # such as known noise variances
     if len(inputs) < ENOUGH_ROWS or of_rows or not PredictiveLogDensity.supports(calculus):
@@ -358,7 +358,7 @@ def _learn(
         )
     stages = _stages(model, settings)
     if search is not None:  # which did what the first stage is for
-        stages = [replace(stages[-1], iterations=max(1, round((1.0 - _SUBSET_SHARE) * settings.max_iterations)))]
+        stages = [replace(stages[-1], iterations=max(1, round(_SUBSET_SHARE * settings.max_iterations)))]
     deadline = None if settings.time_limit is None else called + _LEARNING_SHARE * settings.time_limit
     if search is not None and search.interrupted:
         deadline = called

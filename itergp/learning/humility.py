@@ -12,6 +12,7 @@ from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, RQKernel
 from torch import Tensor
 
 from itergp.errors import SolverError
+from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel
 from itergp.learning.calibration import humblest
 from itergp.learning.held_out import held_out_splits
 from itergp.models import NonConjugateGP
@@ -30,9 +31,9 @@ _MOST_ROWS = 3000
 def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0) -> float | None:
     """Shortens lengthscales to a few deviations of their column, as far as held-out rows do not object.
 
-    That concerns RBF, Matern and rational quadratic kernels whose lengthscales are learned and have no prior of the user's.
-    Compares the density of held-out rows at the mode. Of the limits that are no worse than the best by more than a standard
-    error, the shortest is kept.
+    That concerns RBF, Matern, rational quadratic and Laplacian kernels whose lengthscales are learned and have no prior of the
+    user's. Compares the density of held-out rows at the mode. Of the limits that are no worse than the best by more than a
+    standard error, the shortest is kept.
 
     Args:
         model: The model.
@@ -84,7 +85,7 @@ def _held_out_density(model: NonConjugateGP, seed: int) -> Tensor:
 
 def _is_free(module: torch.nn.Module) -> TypeGuard[Kernel]:
     """Whether a module is a kernel with learned lengthscales in units of its inputs."""
-    if not isinstance(module, (MaternKernel, RBFKernel, RQKernel)):
+    if not isinstance(module, (MaternKernel, RBFKernel, RQKernel, LaplacianKernel, AdditiveLaplacianKernel)):
         return False
     return bool(module.raw_lengthscale.requires_grad) and not hasattr(module, "lengthscale_prior")
 

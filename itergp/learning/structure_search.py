@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from gpytorch.kernels import Kernel, ScaleKernel
@@ -19,17 +19,19 @@ from itergp.learning.learner import Learner, Stage, Stop
 from itergp.learning.parameters import free_parameters
 from itergp.learning.structures import InputColumns, Structure
 from itergp.likelihoods import Observations, as_likelihood
-from itergp.models import GP, LatentPosterior
+from itergp.models import GP
 from itergp.models.starting_values import initialise_model
 from itergp.objectives import PredictiveLogDensity
 from itergp.operators import make_operator
+from itergp.operators.kernel_blocks import restricted
+from itergp.posterior.precision import cross_multiply
 from itergp.records import Listener, Listeners
 from itergp.solvers import solve
 
 ENOUGH_ROWS = 60  # held-out rows of fewer choose by luck
 _MOST_ROWS = 4000  # rows drawn: three quarters to learn from, a quarter to judge by
-_FEW_ROWS = 1000  # up to here rows are held out in several ways, for one way says little
-_WAYS = 2
+_FEW_ROWS = 1000  # up to here a third is held out, for a quarter says little
+_BEST = 2  # structures that a preferred likelihood meets
 _LEAST_ROWS = 500
 _HOPELESS = 2.0  # standard errors behind the best that end a candidate
 _STAGE = "structures"
@@ -104,14 +106,14 @@ class Comparison:
 
 @dataclass
 class _Contestant:
-    """A structure with a likelihood, its models, one for each way of holding rows out, and what these gave."""
+    """A structure with a likelihood, its model of some rows, and the log-densities of held-out rows that it gave."""
 
     structure: Structure
     likelihood: Likelihood
     shown: str
-    models: list[GP] = field(default_factory=list)
+    model: GP | None = None
     densities: Tensor | None = None
-    kernels: list[Kernel] = field(default_factory=list)  # learned with another likelihood
+    kernel: Kernel | None = None  # learned with another likelihood
     rounds: int = 0
     seconds: float = 0.0
 
@@ -164,26 +166,29 @@ class StructureSearch:
 
     def run(self) -> tuple[GP, Structure, Comparison]:
         """A model of some of the rows with the structure chosen and what it learned, that structure, and the comparison."""
-        started, splits = time.perf_counter(), self._splits()
+        started, split = time.perf_counter(), self._split()
         own = [self._contestant(structure, self.model.likelihood) for structure in self.structures]
         reference = next((one for one in own if one.structure == _REFERENCE), own[0])
         others = [self._contestant(reference.structure, likelihood) for likelihood in self.likelihoods]
         self.listener.begin(_STAGE, unit="turn", total=len(own) + len(others) + _ROUNDS[1].contestants)
-        self._round([*own, *others], splits, _ROUNDS[0])
-        preferred = _simplest([reference, *(one for one in others if one.rounds)])
-        finalists = self._surviving(own, _ROUNDS[1].contestants)
-        if preferred is not reference:
-            finalists = [self._with_likelihood(one, preferred) for one in finalists]
-        tried = [*own, *others, *(one for one in finalists if one not in own and one not in others)]
-        if len(finalists) > 1 or preferred is not reference:
-            self._round(finalists, splits, _ROUNDS[1])
+        self._round([*own, *others], split, _ROUNDS[0])
+        tried = [one for one in (*own, *others) if one.rounds]
+        preferred = _simplest([reference, *others]) if reference.rounds else own[0]
+        if preferred in others:  # meets the structures that did best with the model's own likelihood
+            met = [self._with_likelihood(one, preferred) for one in self._surviving(own, _BEST) if one is not reference]
+            self._round(met, split, _ROUNDS[0])
+            tried += [one for one in met if one.rounds]
+        finalists = self._surviving(tried, _ROUNDS[1].contestants)
+        if len(finalists) > 1:
+            self._round(finalists, split, _ROUNDS[1])
         self.listener.end(_STAGE)
         last = max(one.rounds for one in finalists)
-        chosen = _simplest([one for one in finalists if one.rounds == last] if last else [preferred])
+        chosen = _simplest([one for one in finalists if one.rounds == last])
+        tried += [one for one in own if not one.rounds]
         trials = tuple(_trial(one, _best([other for other in tried if other.rounds >= one.rounds])) for one in tried)
-        held_out = sum(len(rows) for _, rows in splits)
-        comparison = Comparison(trials, chosen.shown, chosen.structure, held_out, time.perf_counter() - started)
-        return chosen.models[0], chosen.structure, comparison
+        comparison = Comparison(trials, chosen.shown, chosen.structure, len(split[1]), time.perf_counter() - started)
+        assert chosen.model is not None
+        return chosen.model, chosen.structure, comparison
 
     # ------------------------------------------------------------------ inside
     def _contestant(self, structure: Structure, likelihood: Likelihood) -> _Contestant:
@@ -192,34 +197,30 @@ class StructureSearch:
 
     def _with_likelihood(self, contestant: _Contestant, preferred: _Contestant) -> _Contestant:
         """A structure with the likelihood that was preferred, and the kernel that it learned with another."""
-        if contestant.structure == preferred.structure:
-            return preferred
         made = self._contestant(contestant.structure, preferred.likelihood)
-        made.kernels = [model.covar_module for model in contestant.models]
+        assert contestant.model is not None
+        made.kernel = contestant.model.covar_module
         return made
 
-    def _round(self, contestants: list[_Contestant], splits: list[tuple[Tensor, Tensor]], phase: _Round) -> None:
+    def _round(self, contestants: list[_Contestant], split: tuple[Tensor, Tensor], phase: _Round) -> None:
         for number, contestant in enumerate(contestants):
             if self._over() and not (number == 0 and phase is _ROUNDS[0]):
                 break
-            self._turn(contestant, splits, phase)
+            self._turn(contestant, split, phase)
             self._turns += 1
             self.listener.advance(_STAGE, self._turns)
 
     def _over(self) -> bool:
         return self.interrupted or (self.deadline is not None and time.perf_counter() >= self.deadline)
 
-    def _splits(self) -> list[tuple[Tensor, Tensor]]:
-        """Rows to learn from and rows held out, in one way or, of few rows, in several."""
+    def _split(self) -> tuple[Tensor, Tensor]:
+        """Rows to learn from and rows held out."""
         weight, targets = self.model.sample_weight, self.model.train_targets
-        found = []
-        for way in range(_WAYS if len(targets) <= _FEW_ROWS else 1):
-            generator = torch.Generator().manual_seed(self.seed + way)
-            order = torch.randperm(len(targets), generator=generator).to(targets.device)
-            order = (order if weight is None else order[weight[order] > 0])[:_MOST_ROWS]
-            count = max(1, len(order) // 4)
-            found.append((order[count:], order[:count]))
-        return found
+        generator = torch.Generator().manual_seed(self.seed)
+        order = torch.randperm(len(targets), generator=generator).to(targets.device)
+        order = (order if weight is None else order[weight[order] > 0])[:_MOST_ROWS]
+        count = max(1, len(order) // (3 if len(targets) <= _FEW_ROWS else 4))
+        return order[count:], order[:count]
 
     def _make(self, contestant: _Contestant, rows: Tensor) -> GP:
         """A model of some rows."""
@@ -247,20 +248,17 @@ class StructureSearch:
             missing_targets=model.missing_targets,
         )
         initialise_model(made)
+        if contestant.kernel is not None and contestant.kernel.batch_shape == shape:
+            kernel.load_state_dict(contestant.kernel.state_dict())
         return made
 
-    def _turn(self, contestant: _Contestant, splits: list[tuple[Tensor, Tensor]], phase: _Round) -> None:
+    def _turn(self, contestant: _Contestant, split: tuple[Tensor, Tensor], phase: _Round) -> None:
         """Lets a contestant learn, and judges it."""
-        begun, found = time.perf_counter(), []
-        if not contestant.models:
-            contestant.models = [self._make(contestant, train) for train, _ in splits]
-            for model, known in zip(contestant.models, contestant.kernels, strict=False):
-                if model.covar_module.batch_shape == known.batch_shape:
-                    model.covar_module.load_state_dict(known.state_dict())
-        for model, (_, held_out) in zip(contestant.models, splits, strict=True):
-            self._learn(model, phase, self.seed + 10 * contestant.rounds)
-            found.append(self._densities(model, held_out))
-        contestant.densities = torch.cat(found)
+        begun, (train, held_out) = time.perf_counter(), split
+        if contestant.model is None:
+            contestant.model = self._make(contestant, train)
+        self._learn(contestant.model, phase, self.seed + 10 * contestant.rounds)
+        contestant.densities = self._densities(contestant.model, held_out)
         contestant.rounds += 1
         contestant.seconds += time.perf_counter() - begun
 
@@ -268,7 +266,7 @@ class StructureSearch:
         objective = PredictiveLogDensity(
             model.likelihood,
             model,
-            predictive="variational" if _integrates(model) else "plug-in",
+            predictive="plug-in",
             num_rows=min(_rows_of(phase, model), model.train_targets.shape[0]),
             renew_every=5,
             tolerance=1e-3,
@@ -285,37 +283,33 @@ class StructureSearch:
 
     @torch.no_grad()
     def _densities(self, model: GP, held_out: Tensor) -> Tensor:
-        """Log-densities of held-out rows ``(M,)``, float64: at the mode, or integrated where a noise is learned."""
-        integrates = _integrates(model)
+        """Log-densities of held-out rows at the mode ``(M,)``, float64."""
         prior, validation = model.prior_at(), model.prior_at((self.model.train_inputs[0][held_out],))
         operator = make_operator(
             prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
         )
         weight, targets = self.model.sample_weight, model.calculus.validate_targets(self.model.train_targets[held_out])
         unseen = Observations(model.calculus, targets, None if weight is None else weight[held_out])
-        solver = self.model.solver if integrates else model.solver
         try:
-            solution = solve(operator, prior.mean, model.observations, solver.loosened(10.0), approximation="laplace")
+            solution = solve(
+                operator, prior.mean, model.observations, model.solver.loosened(10.0), approximation="laplace"
+            )
         except SolverError:
             return torch.full((len(held_out),), -torch.inf, dtype=torch.float64)
-        latent = LatentPosterior.at(validation, operator, solution)
-        if not integrates:
-            return unseen.log_density(latent.mean).double()
-        return unseen.predictive_log_density(latent.mean, latent.row_covariance()).double()
+        across, weights = restricted(operator, solution.support), solution.weights_on_support().unsqueeze(-1)
+        mean = validation.mean + cross_multiply(across, validation.features, weights)[..., 0]
+        return unseen.log_density(mean).double()
 
     @staticmethod
     def _surviving(contestants: list[_Contestant], most: int) -> list[_Contestant]:
         """The best, and those that are not clearly behind, at most so many, in their order."""
         tried = [one for one in contestants if one.rounds]
+        if not tried:
+            return []
         best = _best(tried)
         near = [one for one in tried if one is best or one.behind(best)[0] <= _HOPELESS * one.behind(best)[1]]
         kept = sorted(near, key=lambda one: -one.mean)[:most]
         return [one for one in contestants if one in kept]
-
-
-def _integrates(model: GP) -> bool:
-    """Whether a noise or a dispersion is learned, which would stand in for latent variance that is left out."""
-    return any(parameter.requires_grad for parameter in model.calculus.parameters())
 
 
 def _rows_of(phase: _Round, model: GP) -> int:

@@ -155,6 +155,8 @@ KERNELS: dict[str, Callable[[InputColumns, torch.Size], Kernel]] = {
     "additive laplacian + laplacian": _additive,
 }
 
+_SUMS = ("matern12 + matern52", "additive laplacian + laplacian")
+_FEW_ROWS = 400
 AUTOMATIC = (
     Structure("matern32, one lengthscale"),
     Structure("matern32"),
@@ -166,12 +168,13 @@ AUTOMATIC = (
 )
 
 
-def candidates(structures: str | Sequence[Structure], columns: InputColumns) -> tuple[Structure, ...]:
+def candidates(structures: str | Sequence[Structure], columns: InputColumns, num_rows: int) -> tuple[Structure, ...]:
     """The structures that compete, simple ones first.
 
     Args:
         structures: ``"auto"``, or structures.
         columns: Of the inputs.
+        num_rows: Of the data: few say little about sums of kernels.
 
     Raises:
         InputError: If they are neither.
@@ -186,4 +189,4 @@ def candidates(structures: str | Sequence[Structure], columns: InputColumns) -> 
         )
     if not columns.metric:
         return (Structure("matern32"),)
-    return AUTOMATIC
+    return AUTOMATIC if num_rows > _FEW_ROWS else tuple(s for s in AUTOMATIC if s.kernel not in _SUMS)

@@ -241,3 +241,22 @@ def _close(alone: Tensor, together: Tensor) -> bool:
     scale = float(together.abs().max()) if together.numel() else 0.0
     tolerance = (_SAME if together.dtype == torch.float32 else _SAME**2) * scale
     return torch.allclose(alone.expand(shape), together.expand(shape), rtol=0.0, atol=tolerance)
+
+
+def require_shared_by_latents(model: torch.nn.Module, num_latents: int) -> None:
+    """The batch shape of a single model that is to be a batch must not be one of latent functions.
+
+    Raises:
+        InputError: If it is.
+    """
+    leads = [
+        leading_dimensions(module, name, parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+    ]
+    if any(lead.numel() > 1 for lead in leads) and num_latents > 1:
+        raise InputError(
+            "A model becomes a batch only if mean and kernel have no batch_shape, which would be taken for that of the "
+            "data. Got one of latent functions. Make a new model of the batch, or use "
+            "itergp.botorch.BotorchModel(model).condition_on_observations(X, Y) for fantasies."
+        )

@@ -49,6 +49,20 @@ class Batch:
         self._leads: dict[str, torch.Size] = {}
         self._made_for: list[Any] = []
 
+    @classmethod
+    def of(cls, shape: torch.Size, operator_kind: Any) -> Batch | None:
+        """A batch of that shape, or None if it is empty: a single model.
+
+        Raises:
+            InputError: If processes are to divide the rows of a batch.
+        """
+        if shape and operator_kind == "sharded":
+            raise InputError(
+                "Processes divide the rows of a single model. Got a batch of models with operator='sharded'. Leave it out, "
+                "or give every process other elements."
+            )
+        return cls(shape) if shape else None
+
     def elements(self, model: Any) -> list[Any]:
         """The models, row by row.
 

@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
-from itergp.models.batch_elements import element_tensors, leading_dimensions, select_element, select_priors
+from itergp.models.batch_elements import element_tensors, require_shared_by_latents, select_element, select_priors
 from itergp.models.batches import Batch, either, posterior_at, refuse_without_data
 from itergp.models.conditioned import Conditioned, KnownPosterior
 from itergp.models.conditioning import bounded, complete, find_posterior
@@ -31,7 +31,7 @@ from itergp.models.prior_evaluation import fit_grids, prior_at, prior_at_trainin
 from itergp.models.prior_shapes import PriorOfWeightedRows, of_one_output, require_one_output
 from itergp.models.run_options import RunOptions
 from itergp.models.saving import load_model, save_model
-from itergp.models.streaming import Stream, check_prediction
+from itergp.models.streaming import Stream, check_prediction, checked_stream
 from itergp.models.training_data import (
     append_rows,
     check_data,
@@ -41,7 +41,7 @@ from itergp.models.training_data import (
     warn_of_fill,
 )
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
-from itergp.models.validation import as_inputs, as_test_inputs, check_test_inputs, like_known
+from itergp.models.validation import as_inputs, as_test_inputs
 from itergp.operators import (
     KernelOperator,
     OperatorClass,
@@ -52,7 +52,6 @@ from itergp.operators import (
     require_operator,
 )
 from itergp.operators.derived import snapshot
-from itergp.operators.special import has_moving_grid
 from itergp.persistence.checkpoint import CheckpointSection
 from itergp.persistence.description import describe
 from itergp.records import TraceRecord
@@ -230,34 +229,15 @@ class NonConjugateGP(gpytorch.models.GP):
         missing = {"missing_targets": self.missing_targets, "nan_targets": self._nan_targets}
         data = check_data(self.likelihood, inputs, targets, sample_weight, check_rows=check_rows, **missing)
         if data.shape:
-            self._require_shared_by_latents()
-        self._batch = self._as_batch(torch.Size(data.shape))
+            self._require_single_by_data()
+        self._batch = Batch.of(torch.Size(data.shape), self.operator_kind)
         self._nan_targets, self._nan_unasked = data.nan_targets, data.unasked or (keeps and self._nan_unasked)
         self.held_data, self._known = HeldTensors((*data.inputs, data.targets, data.sample_weight)), None
 
-    def _require_shared_by_latents(self) -> None:
+    def _require_single_by_data(self) -> None:
         """A single model may become a batch only if its batch shape is not one of latent functions."""
-        if "held_data" not in vars(self) or self._batch is not None or not self.held_data.inputs:
-            return
-        leads = [
-            leading_dimensions(module, name, parameter)
-            for module in self.modules()
-            for name, parameter in module.named_parameters(recurse=False)
-        ]
-        if any(lead.numel() > 1 for lead in leads) and self.calculus.num_latents > 1:
-            raise InputError(
-                "A model becomes a batch only if mean and kernel have no batch_shape, which would be taken for that of the "
-                "data. Got one of latent functions. Make a new model of the batch, or use "
-                "itergp.botorch.BotorchModel(model).condition_on_observations(X, Y) for fantasies."
-            )
-
-    def _as_batch(self, shape: torch.Size) -> Batch | None:
-        if shape and self.operator_kind == "sharded":
-            raise InputError(
-                "Processes divide the rows of a single model. Got a batch of models with operator='sharded'. Leave it out, "
-                "or give every process other elements."
-            )
-        return Batch(shape) if shape else None
+        if "held_data" in vars(self) and self._batch is None and self.held_data.inputs:
+            require_shared_by_latents(self, self.calculus.num_latents)
 
     def _require_nan_policy(self) -> None:
         if self._nan_unasked:
@@ -648,13 +628,13 @@ class NonConjugateGP(gpytorch.models.GP):
         """
         if not self.held_data.inputs:
             refuse_without_data("local_load_samples")
-        self._require_shared_by_latents()
+        self._require_single_by_data()
         count = next(iter(samples_dict.values())).shape[0]
         self.train_inputs = tuple(x.expand(count, *x.shape) for x in self.train_inputs)
         self.train_targets = self.train_targets.expand(count, *self.train_targets.shape)
         if self.sample_weight is not None:
             self.sample_weight = self.sample_weight.expand(count, *self.sample_weight.shape)
-        self._batch = self._as_batch(torch.Size([count, *self.data_batch_shape]))
+        self._batch = Batch.of(torch.Size([count, *self.data_batch_shape]), self.operator_kind)
         self._known = None
         super().local_load_samples(samples_dict, memo, prefix)
 
@@ -836,18 +816,8 @@ class NonConjugateGP(gpytorch.models.GP):
         return check_prediction(self.calculus, self.tempering if tempering is None else tempering, observation)
 
     def _stream(self, x: Any, batch_size: int | None = None, progress: bool = False) -> Stream:
-        inputs = self._checked_stream(x)  # whose references to the training data have ended before they are asked for
+        inputs = checked_stream(self, x)  # whose references to the training data have ended before they are asked for
         return Stream(self, self.conditioned, inputs, batch_size, progress)
-
-    def _checked_stream(self, x: Any) -> tuple[Any, ...]:
-        inputs, known = as_inputs(x, "inputs"), self.held_data.inputs
-        # What is not a tensor is converted batch by batch: one row shows whether it fits.
-        given = x if isinstance(x, tuple) else (x,)
-        seen = tuple(t if torch.is_tensor(raw) else t[:1] for raw, t in zip(given, inputs, strict=True))
-        check_test_inputs(like_known(x, seen, known), known)
-        if has_moving_grid(self):
-            fit_grids(self, like_known(x, inputs, known))
-        return inputs
 
     def _current(self) -> KnownPosterior | None:
         """The posterior if it is known and up to date."""

@@ -13,12 +13,13 @@ import torch
 from gpytorch.kernels import ArcKernel, Kernel, PeriodicKernel, ScaleKernel, SpectralDeltaKernel
 from torch import Tensor
 
+from itergp.kernels import AdditiveLaplacianKernel, CategoricalKernel, LaplacianKernel
 from itergp.models.protocol import Model
 
 _INITIAL_OUTPUTSCALE = 10.0
 _SAMPLE = 1000
-# Their lengthscale is not a distance between inputs: it scales a sine, an angle, or frequencies.
-_OTHER_UNITS = (PeriodicKernel, ArcKernel, SpectralDeltaKernel)
+# Their lengthscale is not a distance between inputs: it scales a sine, an angle, frequencies, or a change of levels.
+_OTHER_UNITS = (PeriodicKernel, ArcKernel, SpectralDeltaKernel, CategoricalKernel)
 
 
 def initialise_model(model: Model) -> list[str]:
@@ -48,8 +49,8 @@ def initialise_model(model: Model) -> list[str]:
 def initialise(kernel: Kernel, inputs: Tensor) -> list[str]:
     """Sets lengthscales and output scales that are still at GPyTorch's default.
 
-    Lengthscales start at half the median distance between rows in the columns that the kernel sees, output scales at
-    10. Lengthscales that are not distances between inputs, such as a periodic kernel's, stay.
+    Lengthscales start at half the median distance between rows in the columns that the kernel sees, or in each of them for sums
+    over columns, output scales at 10. Lengthscales that are not distances between inputs, such as a periodic kernel's, stay.
 
     Args:
         kernel: The model's kernel.
@@ -65,9 +66,9 @@ def initialise(kernel: Kernel, inputs: Tensor) -> list[str]:
         at_default = isinstance(module, Kernel) and module.has_lengthscale and not bool(module.raw_lengthscale.any())
         in_units = not isinstance(module, _OTHER_UNITS)
         if at_default and in_units and name in seen and module.raw_lengthscale.requires_grad:
-            median = _median_distance(seen[name])
-            if median > 0.0:
-                module.lengthscale = 0.5 * median
+            median = _median_distances(module, seen[name])
+            if bool((median > 0.0).all()):
+                module.lengthscale = 0.5 * median.to(module.lengthscale)
                 changed.append(f"{name}.lengthscale".lstrip("."))
         if (
             isinstance(module, ScaleKernel)
@@ -79,12 +80,21 @@ def initialise(kernel: Kernel, inputs: Tensor) -> list[str]:
     return changed
 
 
-def _median_distance(columns: Tensor) -> float:
+def _median_distances(kernel: Kernel, columns: Tensor) -> Tensor:
+    """Between rows ``(..., n, D)`` in the norm of a kernel: a number, or ``(D,)`` for a sum over columns."""
+    if not isinstance(kernel, AdditiveLaplacianKernel):
+        return _median_distance(columns, 1.0 if isinstance(kernel, LaplacianKernel) else 2.0)
+    own = torch.stack([_median_distance(column.unsqueeze(-1), 1.0) for column in columns.unbind(-1)])
+    whole = own[own > 0.0].mean() if bool(own.any()) else own.new_ones(())
+    return torch.where(own > 0.0, own, whole)  # most rows may be equal in a column
+
+
+def _median_distance(columns: Tensor, norm: float) -> Tensor:
     """Between rows ``(n, D)``, or pooled over a batch of such; 1 for a single row."""
     if columns.shape[-2] < 2:
-        return 1.0
+        return torch.ones(())
     batch = columns.reshape(-1, *columns.shape[-2:]).float()
-    return float(torch.cat([torch.pdist(rows) for rows in batch]).median())
+    return torch.cat([torch.pdist(rows, p=norm) for rows in batch]).median()
 
 
 def rows_seen(kernel: Kernel, sample: Tensor) -> dict[str, Tensor]:

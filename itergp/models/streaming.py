@@ -18,8 +18,11 @@ from itergp.likelihoods.predictive import joinable, joined
 from itergp.models.conditioned import Conditioned
 from itergp.models.hyperparameters import frozen
 from itergp.models.latent import LatentPosterior, batches, weights_and_actions
+from itergp.models.prior_evaluation import HasPrior, fit_grids
 from itergp.models.protocol import Model
+from itergp.models.validation import as_inputs, check_test_inputs, like_known
 from itergp.operators import default_memory_budget
+from itergp.operators.special import has_moving_grid
 from itergp.posterior.tempering import tempered
 from itergp.solvers import Solution
 
@@ -49,6 +52,26 @@ def check_prediction(likelihood: Likelihood, exponent: float, observation: dict[
             "mean."
         )
     return float(exponent)
+
+
+def checked_stream(model: HasPrior, x: Any) -> tuple[Any, ...]:
+    """Inputs of any kind as ``as_inputs`` gives them, once it is known that they fit; grids without bounds reach to them.
+
+    Args:
+        model: Which is to predict.
+        x: The inputs.
+
+    Raises:
+        InputError: If they do not look like the training inputs.
+    """
+    inputs, known = as_inputs(x, "inputs"), model.held_data.inputs
+    # What is not a tensor is converted batch by batch: one row shows whether it fits.
+    given = x if isinstance(x, tuple) else (x,)
+    seen = tuple(t if torch.is_tensor(raw) else t[:1] for raw, t in zip(given, inputs, strict=True))
+    check_test_inputs(like_known(x, seen, known), known)
+    if has_moving_grid(model):
+        fit_grids(model, like_known(x, inputs, known))
+    return inputs
 
 
 @dataclass(frozen=True)

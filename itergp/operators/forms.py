@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel, ScaleKernel
@@ -24,6 +24,16 @@ from itergp.operators.pairwise_product import pairwise_product
 from itergp.operators.radial import RadialKernel, as_radial
 
 
+class EvaluatedForm(Protocol):
+    """What of a form evaluates entries from features."""
+
+    def evaluate(self, rows: Tensor, cols: Tensor) -> Tensor:
+        """The block ``(C', b, m)`` of entries, a tensor of its own."""
+
+    def formula(self, rows: Tensor, cols: Tensor, lazy: Callable[[Tensor], Any]) -> Any:
+        """Entries of one kernel as a formula of KeOps, of features ``(b, F)`` and ``(m, F)`` and its type of lazy tensors."""
+
+
 class KernelForm(Protocol):
     """A kernel that is evaluated without the code of its module; ``RadialKernel`` and ``PairwiseForm`` are ones."""
 
@@ -34,8 +44,12 @@ class KernelForm(Protocol):
     def detached(self) -> KernelForm:
         """The same without the derivatives of its hyperparameters."""
 
-    def of_kernel(self, number: int) -> KernelForm:
-        """One of the ``C'`` kernels."""
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """What the time of a product depends on beside sizes."""
+
+    def of_kernel(self, number: int) -> EvaluatedForm:
+        """One of the ``C'`` kernels, to evaluate from features."""
 
     def block_features(self, inputs: Tensor, centre: Tensor) -> Tensor:
         """What ``evaluate`` takes ``(C', M, F)``, without derivatives, of inputs ``(M, D)`` or ``(C', M, D)``."""
@@ -79,6 +93,11 @@ class PairwiseForm:
     def detached(self) -> PairwiseForm:
         """See ``KernelForm``."""
         return _form(_map(self.tree, lambda leaf: leaf.detached()))
+
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """See ``KernelForm``."""
+        return (str(_node(self.tree, False)),)
 
     def of_kernel(self, number: int) -> _EvaluatedForm:
         """See ``KernelForm``."""
@@ -133,6 +152,15 @@ class _EvaluatedForm:
         for (first, second), rates, weights in zip(sides, self.rates, self.weights, strict=True):
             block += [first, second, rates, weights]
         return self.node.entries(block).to(self.weights[0].dtype)
+
+    def formula(self, rows: Tensor, cols: Tensor, lazy: Callable[[Tensor], Any]) -> Any:
+        """See ``EvaluatedForm``."""
+        block: list[Any] = []
+        sides = zip(rows.split(self.widths, -1), cols.split(self.widths, -1), strict=True)
+        for (first, second), rates, weights in zip(sides, self.rates, self.weights, strict=True):
+            block += [lazy(first.unsqueeze(1).contiguous()), lazy(second.unsqueeze(0).contiguous())]
+            block += [value.to(rows).unsqueeze(0).contiguous() for value in (rates, weights)]
+        return self.node.formula(block)
 
 
 def as_form(kernel: Kernel, num_kernels: int, num_columns: int) -> RadialKernel | PairwiseForm | None:

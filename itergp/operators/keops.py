@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import math
 import warnings
 from collections.abc import Hashable
 
@@ -16,7 +15,7 @@ from itergp.errors import InputError, ItergpWarning
 from itergp.numerics.sampling import sample_of_rows
 from itergp.operators.base import KernelOperator
 from itergp.operators.blocked import BlockedOperator
-from itergp.operators.radial import RadialKernel, as_radial
+from itergp.operators.forms import as_form
 from itergp.operators.timing import FEW_COLUMNS, seconds_of_product
 
 # Each thread keeps a sum for every column in its registers; more columns are a matter of multiplying matrices.
@@ -35,7 +34,8 @@ def keops_available() -> bool:
 class KeOpsOperator(BlockedOperator):
     """Map-reduce products that never hold a block of entries: memory ``O(N k)``.
 
-    Works for (scaled) RBF and Matern kernels, GPyTorch's ordinary and its KeOps ones. Columns are padded to a power of two,
+    Works for RBF and Matern kernels, GPyTorch's ordinary and its KeOps ones, for those of ``itergp.kernels``, and for sums,
+    products and scales of these. Columns are padded to a power of two,
     so that few formulas are compiled; blocks of more than 64 columns are multiplied as ``BlockedOperator`` does it.
 
     Raises:
@@ -50,9 +50,9 @@ class KeOpsOperator(BlockedOperator):
                 "The KeOps operator needs the package pykeops, which is not installed. "
                 "Install it with `pip install itergp[keops]` or choose operator='blocked'."
             )
-        if not isinstance(self.form, RadialKernel):
+        if self.form is None:
             raise InputError(
-                "The KeOps operator needs a (scaled) RBF or Matern kernel. Got "
+                "The KeOps operator needs RBF and Matern kernels, those of itergp.kernels, or sums and products of these. Got "
                 f"{type(self.kernel).__name__}. Choose operator='blocked', which takes any kernel."
             )
 
@@ -72,9 +72,9 @@ class KeOpsOperator(BlockedOperator):
     def _reduce(self, inputs: Tensor, block: Tensor) -> Tensor:
         from pykeops.torch import LazyTensor  # optional dependency
 
-        assert isinstance(self.form, RadialKernel)
-        # KeOps takes distances itself, without the norms.
-        rows, cols = self.features(inputs)[..., :-2], self.features(self.inputs)[..., :-2]
+        form = self.form
+        assert form is not None
+        rows, cols = self.features(inputs), self.features(self.inputs)
         exact = torch.promote_types(rows.dtype, cols.dtype)  # of far inputs it is float64
         rows, cols = rows.to(exact), cols.to(exact)
         columns = block.shape[-1]
@@ -82,25 +82,13 @@ class KeOpsOperator(BlockedOperator):
         out = block.new_empty(self.num_kernels, inputs.shape[-2], columns)
         for c in range(self.num_kernels):
             right = padded if padded.dim() == 2 else padded[min(c, padded.shape[0] - 1)]
-            x, y = LazyTensor(rows[c][:, None, :]), LazyTensor(cols[c][None, :, :])
-            entries = _profile(((x - y) ** 2).sum(-1), self.form.smoothness)
-            out[c] = self.form.output_scale[c] * (entries @ right.to(rows))[:, :columns]
+            entries = form.of_kernel(c).formula(rows[c], cols[c], LazyTensor)
+            out[c] = (entries @ right.to(rows))[:, :columns]
         return out
 
 
 def _reduces(block: Tensor) -> bool:
     return 0 < block.shape[-1] <= MOST_COLUMNS
-
-
-def _profile(squared, smoothness: float):
-    if smoothness == math.inf:
-        return (-squared).exp()
-    distance = squared.sqrt()
-    if smoothness == 0.5:
-        return (-distance).exp()
-    if smoothness == 1.5:
-        return (1.0 + distance) * (-distance).exp()
-    return (1.0 + distance + squared / 3.0) * (-distance).exp()
 
 
 def keops_pays(kernel: Kernel, inputs: Tensor, num_kernels: int, memory_budget: int) -> bool:
@@ -112,16 +100,16 @@ def keops_pays(kernel: Kernel, inputs: Tensor, num_kernels: int, memory_budget: 
         num_kernels: ``C'``.
         memory_budget: Bytes.
     """
-    radial = as_radial(kernel, num_kernels)
+    form = as_form(kernel, num_kernels, inputs.shape[-1])
     if (
         inputs.device.type not in _DEVICES
         or inputs.shape[-1] > _MOST_DIMENSIONS
-        or radial is None
+        or form is None
         or not keops_available()
     ):
         return False
     sample = sample_of_rows(inputs, _TIMED_ROWS)
-    key = (inputs.device, inputs.dtype, *sample.shape, num_kernels, radial.smoothness, str(radial.active_dims))
+    key = (inputs.device, inputs.dtype, *sample.shape, num_kernels, form.key)
     if key not in _pays:
         settings = {"num_kernels": num_kernels, "memory_budget": memory_budget}
         blocked = _seconds(BlockedOperator(kernel, sample, **settings))

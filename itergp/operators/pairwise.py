@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import math
+import operator
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,10 +19,11 @@ from itergp.kernels.distances import (
     manhattan_distance,
     sum_of_changes,
     sum_of_differences,
+    sum_of_squares,
     weighted_sum,
 )
 from itergp.operators.radial_derivatives import smooth_profile
-from itergp.operators.radial_product import profile, profile_and_slope, squared_distances, with_norms
+from itergp.operators.radial_product import profile, profile_and_slope, profile_formula, squared_distances, with_norms
 
 LOG2_E, LOG_2 = math.log2(math.e), math.log(2.0)
 
@@ -52,6 +56,10 @@ class Node(ABC):
     @abstractmethod
     def smooth(self, block: Block) -> Tensor:
         """Entries by operations that have derivatives of any order."""
+
+    @abstractmethod
+    def formula(self, block: Sequence[Any]) -> Any:
+        """Entries as a formula of KeOps, of its lazy tensors ``(b, 1, F)`` and ``(1, m, F)``, and tensors ``(1, 1, R)``."""
 
 
 class Leaf(Node):
@@ -146,7 +154,19 @@ class Exponential(Leaf):
             total = total + change.clone() * costs[:, d, None, None]
         return torch.exp2(-total) * block[3][..., None]
 
+    def formula(self, block: Sequence[Any]) -> Any:
+        """See ``Node``."""
+        rows, cols, rates, weights = block
+        size, terms = len(self.rate_of), []
+        if size:
+            terms.append((rows[:, :, :size] - cols[:, :, :size]).abs().sum(-1))
+        if self.num_codes:
+            apart = (rows[:, :, size:] - cols[:, :, size:]).abs()
+            terms.append(((apart - 0.5).step() * _last(rates, self.num_codes).contiguous()).sum(-1))
+        return (functools.reduce(operator.add, terms) * -LOG_2).exp() * weights
 
+
+@dataclass(frozen=True)
 class Additive(Leaf):
     """``sum_d weight_d 2^-(rate_d |x_d - y_d|)``, with rates ``(C', D)`` that are 1, and weights ``(C', D)``."""
 
@@ -190,6 +210,11 @@ class Additive(Leaf):
         terms = [torch.exp2(-(x.unsqueeze(-1) - y.unsqueeze(-2)).abs()) for x, y in columns]
         return (torch.stack(terms, -1) * weights[:, None, None]).sum(-1)
 
+    def formula(self, block: Sequence[Any]) -> Any:
+        """See ``Node``."""
+        rows, cols, _, weights = block
+        return (((rows - cols).abs() * -LOG_2).exp() * weights).sum(-1)
+
 
 @dataclass(frozen=True)
 class Radial(Leaf):
@@ -202,6 +227,8 @@ class Radial(Leaf):
     smoothness: float
 
     def _squared(self, block: Block) -> Tensor:
+        if self.smoothness == 0.5:  # whose kink at zero makes a root of the rounding of products: differences have none
+            return sum_of_squares(block[0], block[1])
         squared = squared_distances(with_norms(block[0]), with_norms(block[1]))
         if _same_memory(block[0], block[1]):  # exactly zero, where rounding would not be
             squared.diagonal(dim1=-2, dim2=-1).zero_()
@@ -236,6 +263,11 @@ class Radial(Leaf):
         first, second, rates, weights = block
         squared = (first.unsqueeze(-2) - second.unsqueeze(-3)).square().sum(-1) * rates.square()[..., None]
         return smooth_profile(squared, self.smoothness).to(weights.dtype) * weights[..., None]
+
+    def formula(self, block: Sequence[Any]) -> Any:
+        """See ``Node``."""
+        rows, cols, _, weights = block
+        return profile_formula(((rows - cols) ** 2).sum(-1), self.smoothness) * weights
 
 
 @dataclass(frozen=True)
@@ -272,6 +304,10 @@ class Sum(Node):
     def smooth(self, block: Block) -> Tensor:
         """See ``Node``."""
         return torch.stack([part.smooth(own) for part, own in _shares(self.parts, block)]).sum(0)
+
+    def formula(self, block: Sequence[Any]) -> Any:
+        """See ``Node``."""
+        return functools.reduce(operator.add, (part.formula(own) for part, own in _shares(self.parts, block)))
 
 
 @dataclass(frozen=True)
@@ -315,6 +351,10 @@ class Product(Node):
     def smooth(self, block: Block) -> Tensor:
         """See ``Node``."""
         return torch.stack([part.smooth(own) for part, own in _shares(self.parts, block)]).prod(0)
+
+    def formula(self, block: Sequence[Any]) -> Any:
+        """See ``Node``."""
+        return functools.reduce(operator.mul, (part.formula(own) for part, own in _shares(self.parts, block)))
 
 
 def _shares(parts: Sequence[Node], values: Sequence) -> Iterator[tuple[Node, Sequence]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -29,7 +30,7 @@ from torch import Tensor
 from itergp.kernels import TiedMaternKernel, TiedRBFKernel
 from itergp.operators.derived import CalledKernel, DerivedKernel, SumOfTerms
 from itergp.operators.distances import ExactDistances
-from itergp.operators.radial_product import profile, radial_product, squared_distances, with_norms
+from itergp.operators.radial_product import profile, profile_formula, radial_product, squared_distances, with_norms
 from itergp.operators.special import has_own_diagonal, special_diagonal, special_entries, standing_grids
 
 try:  # GPyTorch's KeOps kernels exist with and without pykeops installed
@@ -77,6 +78,11 @@ class RadialKernel:
         """The order of the norm of ``points`` in which near means highly correlated."""
         return 2.0
 
+    @property
+    def key(self) -> tuple[Hashable, ...]:
+        """What the time of a product depends on beside sizes."""
+        return self.smoothness, str(self.active_dims)
+
     def of_kernel(self, number: int) -> RadialKernel:
         """One of the kernels, to evaluate from features."""
         return replace(self, output_scale=self.output_scale[number : number + 1])
@@ -107,6 +113,18 @@ class RadialKernel:
             rows, cols = rows.double(), cols.double()
         squared = squared_distances(rows, cols).to(self.output_scale.dtype)
         return profile(squared, self.smoothness).mul_(self.output_scale[:, None, None])
+
+    def formula(self, rows: Tensor, cols: Tensor, lazy: Callable[[Tensor], Any]) -> Any:
+        """Entries of one kernel as a formula of KeOps, which takes distances itself, without the norms.
+
+        Args:
+            rows: ``(b, D + 2)``, see ``block_features``.
+            cols: ``(m, D + 2)``.
+            lazy: KeOps' type of lazy tensors.
+        """
+        x, y = lazy(rows[:, None, :-2].contiguous()), lazy(cols[None, :, :-2].contiguous())
+        scale = lazy(self.output_scale.to(rows).view(1, 1, 1))
+        return scale * profile_formula(((x - y) ** 2).sum(-1), self.smoothness)
 
     def product(self, inputs: Tensor, others: Tensor | None, centre: Tensor, block: Tensor) -> Tensor:
         """``k(others, inputs)`` times a block ``(C', N, k)`` or ``(N, k)``, with derivatives in everything.

@@ -172,6 +172,18 @@ def profile(squared: Tensor, smoothness: float) -> Tensor:
     return _matern(distance, _decay(distance), smoothness)
 
 
+def profile_formula(squared: Any, smoothness: float) -> Any:
+    """The profile at KeOps' squared distances."""
+    if smoothness == math.inf:
+        return (-squared).exp()
+    distance = squared.sqrt()
+    if smoothness == 0.5:
+        return (-distance).exp()
+    if smoothness == 1.5:
+        return (1.0 + distance) * (-distance).exp()
+    return (1.0 + distance + squared / 3.0) * (-distance).exp()
+
+
 def _decay(distance: Tensor) -> Tensor:
     """``exp(-distance)``. Powers of two take a quarter of the time of powers of e where these come from MKL."""
     return torch.mul(distance, -_LOG2_E).exp2_()

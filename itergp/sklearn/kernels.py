@@ -36,7 +36,14 @@ from numpy.typing import NDArray
 from sklearn.gaussian_process import kernels as theirs
 
 from itergp.errors import InputError
-from itergp.kernels import CategoricalKernel, TiedMaternKernel, TiedRBFKernel
+from itergp.kernels import (
+    CategoricalKernel,
+    LaplacianKernel,
+    OrderedCategoricalKernel,
+    TiedLaplacianKernel,
+    TiedMaternKernel,
+    TiedRBFKernel,
+)
 from itergp.kernels.tied import TiedLengthscales
 from itergp.learning import InputColumns
 from itergp.models.gp import MAX_ARD_COLUMNS
@@ -56,6 +63,8 @@ _RAW = (
     HammingIMQKernel,
     IndexKernel,
     InducingPointKernel,
+    CategoricalKernel,
+    OrderedCategoricalKernel,
 )
 _PASSING = (AdditiveKernel, GridInterpolationKernel, InducingPointKernel, ProductKernel)  # all columns, as they are
 
@@ -65,6 +74,7 @@ KERNELS: dict[str, Callable[..., Kernel]] = {
     "matern32": partial(MaternKernel, nu=1.5),
     "matern52": partial(MaternKernel, nu=2.5),
     "rbf": RBFKernel,
+    "laplacian": LaplacianKernel,
     "rational_quadratic": RQKernel,
     "linear": LinearKernel,
 }
@@ -80,6 +90,7 @@ TIED: dict[str, Callable[..., Kernel]] = {
     "matern32": partial(TiedMaternKernel, nu=1.5),
     "matern52": partial(TiedMaternKernel, nu=2.5),
     "rbf": TiedRBFKernel,
+    "laplacian": TiedLaplacianKernel,
     "rational_quadratic": TiedRQKernel,
 }
 
@@ -123,9 +134,11 @@ def make_kernel(
     base = _by_name(kernel.lower(), input_columns(columns, num_columns), ard, batch_shape or torch.Size([]))
     made = ScaleKernel(base, batch_shape=batch_shape or torch.Size([]))
     made.outputscale = outputscale
+    start = 0.5 * spread if spread > 0.0 else 1.0  # rows that are all equal have no scale
     for part in base.kernels if isinstance(base, ProductKernel) else [base]:
         if part.has_lengthscale:
-            part.lengthscale = 0.5 * spread if spread > 0.0 else 1.0  # rows that are all equal have no scale
+            # Sums of absolute differences grow with the number of columns, roots of sums of squares with its root.
+            part.lengthscale = start * num_columns**0.5 if isinstance(part, LaplacianKernel) else start
     return made
 
 
@@ -233,11 +246,13 @@ def raw_columns(kernel: Any, num_columns: int) -> NDArray[np.bool_]:
 
 
 def category_columns(kernel: Any, num_columns: int) -> dict[int, int]:
-    """Columns that index kernels read, and how many categories these know; arguments as for ``raw_columns``."""
+    """Columns of kernels that know how many categories there are, and that number; arguments as for ``raw_columns``."""
     found: dict[int, int] = {}
     for module, columns in _parts(kernel, num_columns):
         if isinstance(module, IndexKernel):
             found.update(dict.fromkeys(columns or [], module.covar_factor.shape[-2]))
+        elif isinstance(module, OrderedCategoricalKernel):
+            found.update(dict.fromkeys(columns or [], module.num_levels))
     return found
 
 

@@ -123,8 +123,8 @@ class GPRegressor(BaseRegressor):
 
     Args:
         kernel: ``"auto"`` (default): several kernels, and scales of the columns, compete on held-out rows, see ``comparison_``;
-            ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"rational_quadratic"``, ``"linear"``; a GPyTorch
-            kernel, which is copied; or a kernel of scikit-learn, which is translated, its
+            ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"laplacian"``, ``"rational_quadratic"``, ``"linear"``; a
+            GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated, its
             ``WhiteKernel`` to where the noise starts.
         noise: ``"auto"``: Gaussian, Student t and heteroscedastic noise compete on held-out rows where the kernel does, and
             otherwise it is Gaussian; ``"gaussian"``; ``"student_t"`` or ``"laplace"`` where some targets may be far off;

@@ -22,16 +22,26 @@ from helpers import (
 
 import itergp
 from itergp.diagnostics import plot_trajectory
+from itergp.kernels import (
+    AdditiveLaplacianKernel,
+    CategoricalKernel,
+    LaplacianKernel,
+    OrderedCategoricalKernel,
+    TiedLaplacianKernel,
+    TiedMaternKernel,
+)
 from itergp.learning import calibrate_predictions, fit
 from itergp.learning.calibration import EXPONENTS, Calibration
 from itergp.learning.humility import limit_lengthscales
 from itergp.learning.learner import Learner, Stage, Stop
 from itergp.learning.parameters import free_parameters
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
+from itergp.models import GP
 from itergp.models.starting_values import initialise
 from itergp.objectives import ComputationAwareELBO, LaplaceEvidence, PredictiveLogDensity
 from itergp.objectives.base import Objective
 from itergp.records.listeners import Listeners
+from itergp.solvers import LinearTimeNewton, SubspaceNewton
 
 
 def default_kernel() -> gpytorch.kernels.ScaleKernel:
@@ -116,6 +126,7 @@ def test_lengthscales_start_at_half_the_distance_in_the_columns_that_a_kernel_se
         GK.PeriodicKernel,
         lambda: GK.ArcKernel(GK.MaternKernel(), ard_num_dims=2),
         lambda: GK.CylindricalKernel(3, GK.PeriodicKernel()),
+        lambda: CategoricalKernel(2),
     ],
 )
 def test_lengthscales_in_other_units_keep_their_default(make):
@@ -123,6 +134,44 @@ def test_lengthscales_in_other_units_keep_their_default(make):
     before = [p.clone() for p in kernel.parameters()]
     assert initialise(kernel, 0.01 * make_inputs(20, 2, dtype=torch.float32)) == []
     assert all(torch.equal(a, b) for a, b in zip(kernel.parameters(), before, strict=True))
+
+
+def test_lengthscales_of_absolute_differences_start_in_their_own_norm():
+    x = make_inputs(30, 3, dtype=torch.float32) * torch.tensor([1.0, 10.0, 100.0])
+    laplacian, additive, tied = LaplacianKernel(), AdditiveLaplacianKernel(3), TiedLaplacianKernel((0, 1, 1))
+    for kernel in (laplacian, additive, tied):
+        assert initialise(kernel, x) == ["lengthscale"]
+        assert initialise(kernel, x) == []
+    whole = 0.5 * float(torch.pdist(x, p=1.0).median())
+    assert laplacian.lengthscale.item() == pytest.approx(whole, rel=1e-4)
+    assert tied.group_lengthscale.flatten().tolist() == pytest.approx(2 * [whole], rel=1e-4)
+    columns = [0.5 * float(torch.pdist(column.unsqueeze(-1)).median()) for column in x.T]
+    assert additive.lengthscale.flatten().tolist() == pytest.approx(columns, rel=1e-4)
+    rare = torch.cat([x, torch.eye(30)[:, :1]], -1)  # most rows are equal in the last column
+    kernel = AdditiveLaplacianKernel(4)
+    initialise(kernel, rare)
+    assert kernel.lengthscale[0, 3].item() == pytest.approx(sum(columns) / 3, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    "solver", [SubspaceNewton(num_neighbours=4), LinearTimeNewton(num_support=16, num_neighbours=4)]
+)
+def test_kernels_of_the_packages_own_learn(solver):
+    x, generator = make_inputs(60), torch.Generator().manual_seed(3)
+    codes, levels = (torch.randint(0, 4, (60, 1), generator=generator).double() for _ in range(2))
+    y = (2.0 * x[:, 0].sin() + codes[:, 0] + levels[:, 0] > 3.0).long()
+    kernel = GK.ScaleKernel(
+        TiedMaternKernel((0, 0), nu=1.5, active_dims=[0, 1])
+        * CategoricalKernel(1, active_dims=[2])
+        * OrderedCategoricalKernel(4, active_dims=[3])
+    ) + GK.ScaleKernel(AdditiveLaplacianKernel(2, active_dims=[0, 1]))
+    model = GP(torch.cat([x, codes, levels], -1), y, BernoulliLikelihood(), kernel=kernel.double(), solver=solver)
+    before = [parameter.clone() for parameter in kernel.parameters()]
+    result = itergp.fit(model, max_iterations=20)
+    assert len(result.initialised) >= 4
+    assert [n for (n, a), b in zip(kernel.named_parameters(), before, strict=True) if not bool((a != b).all())] == []
+    probs = model.eval().predict(model.train_inputs[0]).probs
+    assert bool((probs.round() == y).double().mean() > 0.9)
 
 
 def test_the_radius_of_a_cylinder_has_its_own_units():

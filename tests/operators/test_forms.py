@@ -9,7 +9,7 @@ import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, RQKernel, ScaleKernel
 from gpytorch.means import ZeroMean
-from helpers import assert_close, make_inputs
+from helpers import assert_close, keops_test, make_inputs
 from torch import Tensor
 
 from itergp import InputError
@@ -74,6 +74,7 @@ FORMS: dict[str, Callable[..., Kernel]] = {
         ScaleKernel(_laplacian(**o), **o)
         + ScaleKernel(AdditiveLaplacianKernel(3, active_dims=REAL, **o), **o)
         + ScaleKernel(RBFKernel(active_dims=REAL, **o), **o)
+        + MaternKernel(nu=0.5, ard_num_dims=3, active_dims=REAL, **o)
     ),
     "scaled sum of products": lambda **o: ScaleKernel(
         _mixed_product(**o)
@@ -124,6 +125,24 @@ def test_inputs_far_from_zero_or_apart(name):
         moved[:, REAL] += shift
         found = BlockedOperator(kernel.float(), moved).dense()
         assert_close(found, evaluate_kernel(kernel.double(), moved.double(), moved.double(), 1))
+
+
+@torch.no_grad()
+def test_sums_with_a_kink_are_exact_for_equal_rows():
+    x = make_inputs(40, 5, torch.float32)
+    x = torch.cat([x, x])
+    for kernel in (MaternKernel(nu=0.5) + RBFKernel(), MaternKernel(nu=0.5) * RBFKernel()):
+        entries = BlockedOperator(kernel, x).dense()[0]
+        apart = entries[:40, 40:].diagonal() - entries[:40, :40].diagonal()
+        assert float(apart.abs().max()) < 1e-5
+
+
+@keops_test
+@torch.no_grad()
+def test_keops_has_the_same_entries():
+    x, kernel, block = _mixed(20), _spread(FORMS["mixed product"]()), make_inputs(20, 2)
+    found, expected = (make_operator(kernel, x, kind=kind) for kind in ("keops", "blocked"))
+    assert_close(found.matmul(block), expected.matmul(block))
 
 
 # ----------------------------------------------------------------- derivatives

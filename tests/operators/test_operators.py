@@ -294,7 +294,9 @@ def test_a_smooth_kernel_plus_a_linear_one_in_float32(kind):
 
 
 @keops_test
-@pytest.mark.parametrize("name", ["matern ard", "active dims", "keops rbf", "batch radial"])
+@pytest.mark.parametrize(
+    "name", ["matern ard", "active dims", "keops rbf", "batch radial", "additive laplacian", "product of forms"]
+)
 @torch.no_grad()
 def test_keops_products_equal_gpytorch(name):
     x, new = make_inputs(ROWS, COLUMNS, torch.float32), make_inputs(20, COLUMNS, torch.float32, seed=7)
@@ -500,7 +502,7 @@ def test_unknown_operator():
 @pytest.mark.parametrize("name", ["linear", "sum", "subclass", "rational quadratic"])
 def test_keops_refuses_kernels_it_does_not_know(name):
     with pytest.raises(
-        InputError, match=r"needs a \(scaled\) RBF or Matern kernel\. Got .*Kernel\. Choose operator='blocked'"
+        InputError, match=r"needs RBF and Matern kernels, those of .* Got .*Kernel\. Choose operator='blocked'"
     ):
         _make(name, "keops", make_inputs(5, COLUMNS))
 

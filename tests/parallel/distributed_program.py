@@ -26,6 +26,7 @@ from torch import Tensor
 
 import itergp
 from itergp.errors import InputError, SolverError
+from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel
 from itergp.learning.learner import Stop
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
 from itergp.models import latent
@@ -215,7 +216,13 @@ def check_products() -> None:
     patch = pytest.MonkeyPatch()
     patch.setattr(tiles, "_SIDE", 8)
     patch.setattr(tiles, "_SMALLEST_SIDE", 4)
-    for kernel, kernels in ((make_kernel(), 1), (make_batch_kernel(), 3), (make_kernel() + make_kernel(0.3), 1)):
+    shared = (
+        make_kernel(),
+        make_kernel() + make_kernel(0.3),
+        LaplacianKernel(),
+        make_kernel() * AdditiveLaplacianKernel(2),
+    )
+    for kernel, kernels in ((make_batch_kernel(), 3), *((kernel, 1) for kernel in shared)):
         x, budget = make_inputs(ROWS), 10**7
         for memory in (budget, 1):
             whole = make_operator(kernel.double(), x, num_kernels=kernels, kind="dense")

@@ -220,7 +220,7 @@ def test_lbfgs_begins_anew_at_the_best_parameters(tmp_path):
 KILL = """
 import json, os, random, signal, sys, time
 from pathlib import Path
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {tests!r}
 import torch
 import itergp
 from helpers import make_model
@@ -274,9 +274,11 @@ print(json.dumps(dict(killed=killed, drafts=drafts, existed=existed, same=same, 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.parametrize("what", ["condition", "fit"])
 def test_killed_at_any_moment(what, tmp_path):
-    folder = Path(__file__).parents[1]
-    script = KILL.format(tests=str(folder), path=str(tmp_path / "run.safetensors"), what=what, attempts=3)
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder.parent)}
+    own = Path(__file__).parent
+    script = KILL.format(
+        tests=[str(own), str(own.parent)], path=str(tmp_path / "run.safetensors"), what=what, attempts=3
+    )
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(own.parents[1])}
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment, timeout=120)
     assert ended.returncode == 0, ended.stderr
     found = json.loads(ended.stdout.splitlines()[-1])

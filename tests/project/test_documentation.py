@@ -32,6 +32,7 @@ NEEDS = {"adding.md": "pandas", "bayesian-optimisation.md": "botorch", "instrume
 FACES = [
     *("itergp", "itergp.botorch", "itergp.diagnostics", "itergp.learning", "itergp.likelihoods", "itergp.models"),
     *(
+        "itergp.kernels",
         "itergp.numerics",
         "itergp.objectives",
         "itergp.operators",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -253,3 +254,21 @@ def test_only_solvers_look_into_a_warm_start():
 def is_assertion(tree: ast.Module, call: ast.Call) -> bool:
     """Whether a call is all that is asserted, for a type checker."""
     return any(isinstance(node, ast.Assert) and node.test is call for node in ast.walk(tree))
+
+
+# ------------------------------------------------------------------------------------------------ what is promised
+def test_the_oldest_versions_tried_are_those_promised():
+    """Of all that ``make oldest`` installs; PyTorch apart, of which it takes the present one."""
+    folder = Path(__file__).parents[2]
+    lines = (folder / "constraints-oldest.txt").read_text(encoding="utf-8").splitlines()
+    tried = dict(line.split("==") for line in lines if not line.startswith("#"))
+    project = (folder / "pyproject.toml").read_text(encoding="utf-8")
+    untested, _, rest = project.partition("\nbench = [")
+    tested = untested + rest[rest.index("\ntest = [") : rest.index("\ndocs = [")]
+    promised = {name.replace("_", "-"): bound for name, bound in re.findall(r'"([\w-]+)>=([\d.]+)', tested)}
+    del promised["setuptools"], promised["torch"], tried["torch"]
+
+    def number(version: str) -> tuple[int, ...]:
+        return tuple(int(part) for part in version.removesuffix(".0").removesuffix(".0").split("."))
+
+    assert {name: number(bound) for name, bound in tried.items()} == {n: number(b) for n, b in promised.items()}

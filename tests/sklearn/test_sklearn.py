@@ -27,6 +27,7 @@ from sklearn.preprocessing import PolynomialFeatures, StandardScaler
 from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_dense_data, parametrize_with_checks
 
 from itergp import InputError, ItergpWarning
+from itergp.kernels import CategoricalKernel, LaplacianKernel, OrderedCategoricalKernel
 from itergp.models import held_tensors
 from itergp.sklearn import GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor, load
 from itergp.sklearn.kernels import KERNELS, raw_columns, translate
@@ -464,6 +465,8 @@ RAW = {  # kernels of three columns, and the columns that must stay as they are
     ),
     "period to learn": (lambda: GK.ScaleKernel(GK.PeriodicKernel()), []),
     "inducing points": (lambda: GK.InducingPointKernel(GK.RBFKernel(), torch.zeros(2, 3), None), [0, 1, 2]),
+    "categories": (lambda: CategoricalKernel(2, active_dims=[0, 2]) * LaplacianKernel(active_dims=[1]), [0, 2]),
+    "levels": (lambda: GK.ScaleKernel(OrderedCategoricalKernel(4, active_dims=[1])) + GK.RBFKernel(), [1]),
     "cylinder": (lambda: GK.CylindricalKernel(3, GK.MaternKernel()), [0, 1, 2]),
     "grid": (lambda: GK.GridInterpolationKernel(GK.RBFKernel(), 8, grid_bounds=[(0.0, 1.0)], active_dims=[1]), [1]),
     "grid to fit": (lambda: GK.GridInterpolationKernel(GK.RBFKernel(), 8, num_dims=3), []),
@@ -491,6 +494,11 @@ def test_standardising_leaves_categories_and_periods_alone():
             InputError, match=rf"Column 1 of `X` must be whole numbers 0\.\.3, .* Got {wrong:g}\. Encode it"
         ):
             both[0].predict([[0.0, wrong]])
+    levels = GK.RBFKernel(active_dims=[0]) * OrderedCategoricalKernel(4, active_dims=[1])
+    ordered = GPRegressor(kernel=levels, max_iterations=2).fit(X, y)
+    assert ordered.score(X, y) > 0.5
+    with pytest.raises(InputError, match=r"Column 1 of `X` must be whole numbers 0\.\.3, .* Got 4\. Encode it"):
+        ordered.predict([[0.0, 4.0]])
     with pytest.raises(InputError, match=r"`active_dims` must be among the 2 column\(s\).* Got \[5\]\. Correct them"):
         GPRegressor(kernel=GK.RBFKernel(active_dims=[5])).fit(X, y)
 
