@@ -122,9 +122,9 @@ class GPRegressor(BaseRegressor):
     Everything is reported in the units of the targets.
 
     Args:
-        kernel: ``"auto"`` (default): several kernels, and scales of the columns, compete on held-out rows, see ``comparison_``;
-            ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"laplacian"``, ``"rational_quadratic"``, ``"linear"``; a
-            GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated, its
+        kernel: ``"auto"`` (default): several kernels, and scales of the columns, compete on held-out rows, see
+            ``comparison_``; ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"laplacian"``,
+            ``"rational_quadratic"``, ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated, its
             ``WhiteKernel`` to where the noise starts.
         noise: ``"auto"``: Gaussian, Student t and heteroscedastic noise compete on held-out rows where the kernel does, and
             otherwise it is Gaussian; ``"gaussian"``; ``"student_t"`` or ``"laplace"`` where some targets may be far off;
