@@ -125,8 +125,7 @@ def _variational_stages(run: Run, problem: Problem, solution: Solution | None) -
         )
     for index in range(max(1, position.stage), (1 if run.refines else rounds.max_rounds(problem)) + 1):
         if solution is not None and (solution.status.reason is Reason.INTERRUPTED or run.late()):
-            if solution.variational_residual is not None:  # of a round that another was to follow
-                solution = _unsettled(run, solution, solution.variational_residual)
+            solution = _unsettled(run, solution, solution.variational_residual)
             break
         assert marginals is not None
         position.stage, position.round, position.marginals = index, index - 1, marginals
@@ -167,11 +166,15 @@ def _next_round(run: Run, problem: Problem, solution: Solution, marginals: Tenso
     return solution, following, stationary or exhausted
 
 
-def _unsettled(run: Run, solution: Solution, residual: float) -> Solution:
-    """A solution whose mean converged, with a status that says that its marginals did not."""
+def _unsettled(run: Run, solution: Solution, residual: float | None) -> Solution:
+    """A solution whose mean converged, with a status that says that its marginals did not, or were not even begun."""
     if not solution.status.converged:
         return solution
-    status, stages = Status(Reason.ROUNDS, f"residual {residual:.2g} posterior deviations"), run.recorder.trace.stages
+    if residual is None:
+        status = Status(Reason.TIME, f"{run.budget.seconds():.1f} s, before the variational stage")
+    else:
+        status = Status(Reason.ROUNDS, f"residual {residual:.2g} posterior deviations")
+    stages = run.recorder.trace.stages
     stages[-1] = replace(stages[-1], reason=status.reason.name, status=str(status))
     return solution.with_report(status=status)
 

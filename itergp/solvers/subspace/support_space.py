@@ -165,6 +165,8 @@ class SupportSpace(SearchSpace):
 
     def _unit_norm(self, products: Tensor, support: Tensor, known: Tensor, mix: Tensor) -> Tensor | None:
         """Mixing of the new directions that leaves out rounding, whose products are not of unit norm; None if there is none."""
+        if mix.shape[-1] == 0:
+            return None
         new = self.partition.select(products[..., self.rank :], support, 1).double()
         gram = symmetric(torch.matmul(self._new(known, mix).mT, new))
         resolved = self.partition.broadcast(whitening(gram, HALF_OF_A_UNIT))
