@@ -493,7 +493,7 @@ def prior_of(model: RandomGP, inputs: tuple[Tensor, ...], dtype: torch.dtype) ->
     for module in (model.mean_module, model.covar_module):
         module.to(dtype)
     for module in model.covar_module.modules():
-        if type(module) in _EXACT_PRODUCTS:
+        if type(module) in _EXACT_PRODUCTS and model.covariance is not FORWARDS["evaluated"]:  # which is GPyTorch's own
             module.__class__ = _EXACT_PRODUCTS[type(module)]
     matrix = model.covariance(model.covar_module, x)
     if len(inputs) > 1:
