@@ -5,8 +5,10 @@ A ``Spec`` is a value that prints as it is written, so that a failing one is a r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gpytorch.kernels as gk
@@ -17,6 +19,7 @@ from gpytorch.constraints import Interval
 from gpytorch.distributions import MultivariateNormal
 from helpers import CASES, make_inputs
 from hypothesis import strategies as st
+from linear_operator import to_dense
 from torch import Tensor
 
 from itergp.kernels import (
@@ -29,13 +32,38 @@ from itergp.kernels import (
 )
 from itergp.models import NonConjugateGP
 from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, SubspaceNewton
-from itergp.solvers.policies import UnitVectors
+from itergp.solvers.policies import (
+    CG,
+    BlockGradient,
+    BlockSparse,
+    ClassGradient,
+    Gradient,
+    KernelColumns,
+    Lanczos,
+    Mixed,
+    PreconditionedCG,
+    RandomProbes,
+    UnitVectors,
+)
 
 CATEGORIES = 3  # values of the last column where there are categories
 LETTERS = 4  # columns of a one-hot letter
 TASKS = 2
 
 TIME = {"time_limit": 0.4}  # seconds: what takes longer is a valid posterior that says so
+POLICIES = {
+    "cg": CG(),
+    "block gradient": BlockGradient(),
+    "block sparse": BlockSparse(),
+    "class gradient": ClassGradient(),
+    "gradient": Gradient(),
+    "kernel columns": KernelColumns(),
+    "lanczos": Lanczos(),
+    "preconditioned cg": PreconditionedCG(),
+    "random probes": RandomProbes(),
+    "unit vectors": UnitVectors(rows=4),
+    "mixed": Mixed((UnitVectors(rows=3), Gradient())),
+}
 SOLVERS: dict[str, Callable[[], Any]] = {
     "dense": lambda: DenseNewton(**TIME),
     "subspace": lambda: SubspaceNewton(**TIME),
@@ -48,6 +76,13 @@ SOLVERS: dict[str, Callable[[], Any]] = {
     "iterncgp": lambda: IterNCGP(step="backtracking", **TIME),
     "iterncgp rows": lambda: IterNCGP(policy=UnitVectors(rows=5), step="backtracking", **TIME),
     "iterncgp full": lambda: IterNCGP(**TIME),
+    "dense mean": lambda: DenseNewton(covariance=False, **TIME),
+    "linear time random": lambda: LinearTimeNewton(num_support=12, policy=UnitVectors(order="random", rows=3), **TIME),
+    **{f"subspace {name}": partial(SubspaceNewton, policy=policy, **TIME) for name, policy in POLICIES.items()},
+    **{
+        f"iterncgp {name}": partial(IterNCGP, policy=policy, step="backtracking", **TIME)
+        for name, policy in POLICIES.items()
+    },
 }
 # Solvers that condition on every latent value of data this small: their covariance is exact.
 EXACT = ("dense", "subspace", "subspace tight")
@@ -133,6 +168,10 @@ def _structure(kind: type, base: gk.Kernel, dims: list[int], **place: Any) -> gk
     return kind(base, num_dims=len(dims), **place)
 
 
+def _line() -> gk.Kernel:
+    return gk.GridInterpolationKernel(gk.RBFKernel(), grid_size=16, num_dims=1)
+
+
 def make_kernel(tree: tuple, x: Tensor, batch: int) -> gk.Kernel:
     """The kernel of a tree: ``(name, dims, ard)``, ``("scale", tree)``, ``("sum", a, b)`` or ``("product", a, b)``.
 
@@ -185,6 +224,22 @@ def _leaf(name: str, dims: tuple[int, ...] | None, ard: bool, *, x: Tensor, shap
         "product structure": lambda: _structure(
             gk.ProductStructureKernel, gk.MaternKernel(nu=1.5), [*range(count)], **place
         ),
+        "skip": lambda: _structure(gk.ProductStructureKernel, _line(), [*range(count)], **place),
+        "additive grid": lambda: _structure(gk.AdditiveStructureKernel, _line(), [*range(count)], **place),
+        "additive periodic": lambda: _structure(
+            gk.AdditiveStructureKernel, gk.PeriodicKernel(), [*range(count)], **place
+        ),
+        "additive piecewise": lambda: _structure(
+            gk.AdditiveStructureKernel, gk.PiecewisePolynomialKernel(q=1), [*range(count)], **place
+        ),
+        "product linear": lambda: _structure(
+            gk.ProductStructureKernel, gk.ScaleKernel(gk.LinearKernel()), [*range(count)], **place
+        ),
+        "linear ard": lambda: gk.LinearKernel(ard_num_dims=count, batch_shape=shape, **place),
+        "symmetrized kl": lambda: gk.GaussianSymmetrizedKLKernel(**place),
+        "grid kernel": lambda: gk.GridKernel(gk.RBFKernel(), [torch.linspace(-2.0, 2.0, 9).double()], **place),
+        "keops rbf": lambda: gk.keops.RBFKernel(**plain),
+        "keops matern": lambda: gk.keops.MaternKernel(nu=1.5, **plain),
         "newton girard": lambda: gk.NewtonGirardAdditiveKernel(
             gk.RBFKernel(ard_num_dims=count), num_dims=count, max_degree=2, **place
         ),
@@ -232,6 +287,7 @@ FORWARDS: dict[str, Callable[[gk.Kernel, Tensor], Any]] = {
     "product of matrices": lambda kernel, x: kernel(x) * kernel(x),
     "weighted sum": lambda kernel, x: 2.0 * kernel(x) + kernel(x),
     "features": lambda kernel, x: kernel(torch.tanh(x)),
+    "two views": lambda kernel, x: kernel(x) + 0.5 * kernel(0.5 * x),
 }
 
 
@@ -354,7 +410,8 @@ def make_model(spec: Spec) -> tuple[RandomGP, tuple[Tensor, ...]]:
     x, new = rows[: spec.rows], rows[spec.rows :]
     gone = missing_rows(spec)
     if bool(gone.any()):
-        y = y.clone()
+        labels = CASES[case_of(spec.likelihood)].observed == "label"
+        y = y.clone() if labels else y.to(dtype)  # counts have no value that says "missing"
         y[gone] = float("nan") if y.is_floating_point() else -1
     weight = sample_weight(spec)
     likelihood = make_likelihood(spec).to(dtype)
@@ -406,6 +463,24 @@ def _rescale(model: RandomGP, rows: Tensor, level: float) -> None:
     model.covar_module = scaled
 
 
+class _ExactProduct(gk.ProductKernel):
+    """Products of entries: GPyTorch multiplies structured matrices by roots of them, with jitter on their diagonals."""
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        return math.prod(to_dense(kernel(x1, x2, diag=diag, **params)) for kernel in self.kernels)
+
+
+class _ExactProductStructure(gk.ProductStructureKernel):
+    """The same over dimensions."""
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        factors = to_dense(self.base_kernel(x1, x2, diag=diag, last_dim_is_batch=True))
+        return factors.prod(-2 if diag else -3)
+
+
+_EXACT_PRODUCTS = {gk.ProductKernel: _ExactProduct, gk.ProductStructureKernel: _ExactProductStructure}
+
+
 def prior_of(model: RandomGP, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Mean ``(n, C')`` and covariance ``(C', n, n)`` by GPyTorch in one call, float64 numbers computed in ``dtype``.
 
@@ -417,6 +492,9 @@ def prior_of(model: RandomGP, inputs: tuple[Tensor, ...], dtype: torch.dtype) ->
     x = inputs[0].to(dtype)
     for module in (model.mean_module, model.covar_module):
         module.to(dtype)
+    for module in model.covar_module.modules():
+        if type(module) in _EXACT_PRODUCTS and model.covariance is not FORWARDS["evaluated"]:  # which is GPyTorch's own
+            module.__class__ = _EXACT_PRODUCTS[type(module)]
     matrix = model.covariance(model.covar_module, x)
     if len(inputs) > 1:
         matrix = matrix.mul(model.task_module.to(dtype)(inputs[1]))
@@ -430,9 +508,11 @@ _REAL = (
     "rbf", "matern 0.5", "matern 1.5", "matern 2.5", "rq", "periodic", "linear", "polynomial 2", "polynomial 3",
     "piecewise 0", "piecewise 2", "spectral mixture", "spectral delta", "constant", "rff", "grid", "bounded grid",
     "inducing", "additive", "product structure", "newton girard", "arc", "cosine", "laplacian", "laplacian",
-    "additive laplacian", "tied laplacian", "tied matern",
+    "additive laplacian", "tied laplacian", "tied matern", "skip", "additive grid", "additive periodic", "additive piecewise",
+    "product linear", "linear ard", "symmetrized kl", "grid kernel", "keops rbf", "keops matern",
 )  # fmt: skip
 _GRIDS = ("grid", "bounded grid")
+_ONE_COLUMN = ("cosine", "grid kernel")
 _OF_CATEGORIES = ("index", "categorical", "ordered")
 INPUTS = (
     "normal", "normal", "normal", "ball", "wide", "far", "duplicates", "collinear", "constant", "grid", "letters",
@@ -454,8 +534,10 @@ def _leaves(columns: int, inputs: str) -> st.SearchStrategy[tuple]:
     def leaf(draw: Callable) -> tuple:
         name, chosen = draw(st.sampled_from(names)), draw(dims)
         whole = inputs != "categories" and draw(st.booleans())
-        if name == "cosine" or name in _GRIDS:
-            chosen, whole = chosen[: 1 if name == "cosine" else 2], False
+        if name in _ONE_COLUMN or name in _GRIDS:
+            chosen, whole = chosen[: 1 if name in _ONE_COLUMN else 2], False
+        if name == "symmetrized kl":
+            chosen, whole = (0, columns - 1), False
         if name == "cylindrical":
             chosen, whole = chosen, True
         return name, None if whole or name in ("constant", *_OF_CATEGORIES) else chosen, draw(st.booleans())
@@ -484,7 +566,6 @@ def specs(draw: Callable) -> Spec:
     columns = draw(st.integers(1, 5))
     fits_batch = num_latents(Spec(("constant",), likelihood=likelihood)) > 1
     labels = case_of(likelihood) == "categorical" or "bernoulli" in likelihood
-    real = CASES[case_of(likelihood)].observed in ("real", "positive", "share") or likelihood == "gl gaussian"
     automatic = likelihood in ("gl beta", "gl negative binomial")  # whose expectations take seconds
     spread = draw(st.sampled_from((0.0, 0.3, 0.3, 1.0, 2.0)))
     # Powers of large numbers are more than any dtype holds.
@@ -504,7 +585,7 @@ def specs(draw: Callable) -> Spec:
         mean=draw(st.sampled_from(("zero", "constant", "linear"))),
         batch=fits_batch and draw(st.booleans()),
         weights=draw(st.sampled_from(("none", "none", "positive", "some zero"))) if weighable else "none",
-        missing=(labels or real) and draw(st.sampled_from((False, False, True))),
+        missing=(labels or weighable) and draw(st.sampled_from((False, False, True))),
         approximation="laplace" if automatic else draw(st.sampled_from(("laplace", "variational"))),
         solver=draw(st.sampled_from(tuple(SOLVERS))),
         level=draw(st.sampled_from((0.1, 1.0, 1.0, 10.0, 10.0, 100.0, 1000.0) + tame * (None,))),

@@ -139,14 +139,17 @@ class KernelOperator(AbstractOperator):
             use: Function of a slice of the own rows and the block ``(C', b, m)``; several threads may call it at once.
         """
         features, start, size = self.features(self.inputs), self.rows.start(), self.num_own_rows
-        taken, own, alone = features[..., rows, :], features.narrow(-2, start, size), self.own_variance(rows)
+        taken, own = features[..., rows, :], features.narrow(-2, start, size)
+        variances, places = self.diagonal(self.inputs[..., rows, :]).detach(), rows - start
         most = max(1, side_of_block(self.device) ** 2 // max(1, rows.numel() * self.num_kernels))
 
         def hand(i: slice) -> int:
             entries = self._block(own[..., i, :], taken)
-            if alone is not None:
-                numbers = torch.arange(start + i.start, start + i.stop, device=rows.device)
-                entries = entries + (numbers.unsqueeze(-1) == rows) * alone.unsqueeze(-2)
+            within = ((places >= i.start) & (places < i.stop)).nonzero().squeeze(-1)
+            if within.numel():
+                # As in ``entries``: where equal rows have another covariance, the two would not be of one matrix.
+                entries = entries.clone()
+                entries[:, places[within] - i.start, within] = variances[:, within].to(entries)
             use(i, entries)
             return entries.numel()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import gpytorch
 import torch
@@ -24,10 +25,14 @@ from itergp.operators.blocked import BlockedOperator
 from itergp.operators.derived import CalledKernel, SumOfTerms, TabulatedKernel, clear_caches
 from itergp.operators.forms import as_form
 from itergp.operators.memory import free_memory
+from itergp.operators.radial import evaluate_diagonal
 from itergp.operators.special import fit_state
 from itergp.operators.two_rows import is_function_of_two_rows
 
 _MEMORY_SHARE = 0.5  # of what is free, for a covariance that is evaluated whole
+
+# GPyTorch multiplies two structured matrices by their roots, which above 800 rows it cuts off at rank 100.
+_WHOLE_ROOTS = partial(gpytorch.settings.fast_computations.covar_root_decomposition, False)
 
 
 @dataclass(frozen=True)
@@ -93,7 +98,8 @@ class Prior:
                 "active_dims, or use "
                 "fewer rows."
             )
-        dense = matrix.to_dense().to(dtype)
+        with _WHOLE_ROOTS():
+            dense = matrix.to_dense().to(dtype)
         kernel = TabulatedKernel(dense[..., first:, :])
         numbers = torch.arange(first, size, dtype=dtype, device=dense.device).unsqueeze(-1)
         return replace(self, mean=self.mean[first:], kernel=kernel, features=numbers)
@@ -123,7 +129,7 @@ class Prior:
                 memory.
         """
         num_rows = inputs[0].shape[-2]
-        with gpytorch.settings.lazily_evaluate_kernels(True):
+        with gpytorch.settings.lazily_evaluate_kernels(True), _WHOLE_ROOTS():
             prior = forward(*inputs)
         expected = (
             f"forward must return a gpytorch MultivariateNormal over the {num_rows} input rows, shared by all "
@@ -153,7 +159,8 @@ class Prior:
         prior = cls(mean=mean, kernel=kernel, features=features, num_kernels=num_kernels, covariance=covariance)
         if fit and as_form(kernel, num_kernels, features.shape[-1]) is None:
             clear_caches(kernel)
-            fit_state(kernel, features, renew_losses=renew_losses)
+            evaluate = partial(evaluate_diagonal, kernel, features, num_kernels, fit=True)
+            fit_state(kernel, features, evaluate, renew_losses=renew_losses)
             if not is_function_of_two_rows(kernel, features, num_kernels):
                 return prior.whole()
         return prior

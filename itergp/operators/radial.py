@@ -11,6 +11,7 @@ import functools
 import math
 import operator
 from collections.abc import Callable, Hashable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,13 +19,19 @@ import gpytorch
 import torch
 from gpytorch.kernels import (
     AdditiveKernel,
+    CosineKernel,
+    GridKernel,
     Kernel,
     MaternKernel,
+    PeriodicKernel,
     PiecewisePolynomialKernel,
     ProductKernel,
+    ProductStructureKernel,
     RBFKernel,
+    RQKernel,
     ScaleKernel,
 )
+from linear_operator import to_dense
 from torch import Tensor
 
 from itergp.kernels import TiedMaternKernel, TiedRBFKernel
@@ -210,13 +217,20 @@ def evaluate_kernel(kernel: Kernel, first: Tensor, second: Tensor, num_kernels: 
     return dense
 
 
-def evaluate_diagonal(kernel: Kernel, inputs: Tensor, num_kernels: int) -> Tensor:
-    """Variances ``(C', M)`` of any GPyTorch kernel at inputs ``(M, D)`` or ``(C', M, D)``; differentiable."""
+def evaluate_diagonal(kernel: Kernel, inputs: Tensor, num_kernels: int, *, fit: bool = False) -> Tensor:
+    """Variances ``(C', M)`` of any GPyTorch kernel at inputs ``(M, D)`` or ``(C', M, D)``; differentiable.
+
+    Args:
+        kernel: The kernel.
+        inputs: Rows.
+        num_kernels: 1 for a shared kernel, otherwise C.
+        fit: Whether kernels may fit their state to these rows, such as a grid.
+    """
     # A leading dimension keeps GPyTorch from taking the diagonal of (C', M) diagonals when C' = M, and more rows than
     # columns from that of (M, D) ones, by column, when M is the number of those that some part of the kernel takes.
     batched, rows = inputs if inputs.dim() == 3 else inputs.unsqueeze(0), inputs.shape[-2]
     batched = torch.cat([batched, batched[:, -1:].expand(-1, max(0, inputs.shape[-1] + 1 - rows), -1)], 1)
-    with gpytorch.settings.lazily_evaluate_kernels(False), standing_grids(kernel):
+    with gpytorch.settings.lazily_evaluate_kernels(False), nullcontext() if fit else standing_grids(kernel):
         diagonal = _diagonal(kernel, batched)
     return diagonal.reshape(-1, batched.shape[-2])[:, :rows].expand(num_kernels, -1)
 
@@ -273,27 +287,45 @@ def _entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
         known = _known_entries(kernel, _active(kernel, first), _active(kernel, second))
     if known is not None:
         return known
-    block = _called(kernel, kernel, first, second)
-    return block if torch.is_tensor(block) else block.to_dense()
+    return _called(kernel, kernel, first, second)
 
 
-def _called(kernel: Kernel, function: Any, first: Tensor, second: Tensor) -> Any:
-    """What GPyTorch makes of a kernel, from exact distances where the kernel has a kink at zero.
+def _called(kernel: Kernel, function: Any, first: Tensor, second: Tensor) -> Tensor:
+    """Dense entries as GPyTorch makes them, from distances that keep the digits of near neighbours.
 
-    GPyTorch takes distances from products, which makes those of equal rows ``sqrt(eps)``: there such kernels are wrong by as
-    much, and their matrices are no longer positive semi-definite.
+    GPyTorch takes distances from products, which leaves ``sqrt(eps)`` for those of equal rows, times their distance from
+    zero where a kernel does not centre them. A kernel with a kink at zero is wrong by as much, and blocks are none of the
+    matrix evaluated whole, where it sees that rows are the same.
     """
-    if not any(map(_has_kink, kernel.modules())):
-        return function(first, second)
-    rows = first.shape[-2]
-    with ExactDistances():  # of what GPyTorch does not see to be the same rows
-        found = function(torch.cat([first, first[..., -1:, :]], -2), second)
-    return found[..., :rows, :]
+    if cast := _cancels(kernel, first):
+        first, second = first.double(), second.double()
+    if any(map(_needs_exact_distances, kernel.modules())):
+        with ExactDistances():  # of what GPyTorch does not see to be the same rows
+            found = to_dense(function(torch.cat([first, first[..., -1:, :]], -2), second))[..., : first.shape[-2], :]
+    else:
+        found = to_dense(function(first, second))
+    return found.float() if cast else found
 
 
-def _has_kink(module: Any) -> bool:
+def _cancels(kernel: Kernel, inputs: Tensor) -> bool:
+    """Whether a kernel squares distances in float32 of inputs that are too many lengthscales apart for that."""
+    if inputs.dtype != torch.float32 or any(isinstance(module, GridKernel) for module in kernel.modules()):
+        return False
+    scales = [m.lengthscale.detach().min() for m in kernel.modules() if type(m) in (*_RBF, *_MATERN, RQKernel)]
+    if not scales:
+        return False
+    width = (inputs.detach() - inputs.detach().mean(-2, keepdim=True)).square().sum(-1).max()
+    return cancels(float(width / torch.stack(scales).min().square()), inputs.dtype)
+
+
+def _factors(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
+    """Dense entries in every dimension: GPyTorch multiplies lazy ones by roots, which blocks off the diagonal do not have."""
+    return to_dense(kernel(first, second, last_dim_is_batch=True))
+
+
+def _needs_exact_distances(module: Any) -> bool:
     half = type(module) is MaternKernel and module.nu == 0.5
-    return half or (type(module) is PiecewisePolynomialKernel and module.q == 0)
+    return half or type(module) in (CosineKernel, PeriodicKernel, PiecewisePolynomialKernel)
 
 
 def _known_entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor | None:
@@ -304,10 +336,12 @@ def _known_entries(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor | No
         return functools.reduce(operator.add, (_entries(k, first, second) for k in kernel.kernels))
     if type(kernel) is ProductKernel:
         return functools.reduce(operator.mul, (_entries(k, first, second) for k in kernel.kernels))
+    if type(kernel) is ProductStructureKernel:
+        return _called(kernel, functools.partial(_factors, kernel.base_kernel), first, second).prod(-3)
     if type(kernel) is KeOpsRBFKernel:
-        return RBFKernel.forward(kernel, first, second)
+        return _called(kernel, functools.partial(RBFKernel.forward, kernel), first, second)
     if type(kernel) is KeOpsMaternKernel:
-        return MaternKernel.forward(kernel, first, second)
+        return _called(kernel, functools.partial(MaternKernel.forward, kernel), first, second)
     return special_entries(kernel, first, second, _entries)
 
 
@@ -315,8 +349,7 @@ def _entries_of_base(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
     """Dense entries of the base of a ``ScaleKernel``, which has its ``active_dims`` too, takes the columns and asks no more."""
     if (known := _known_entries(kernel, first, second)) is not None:
         return known
-    block = _called(kernel, kernel.forward, first, second)
-    return block if torch.is_tensor(block) else block.to_dense()
+    return _called(kernel, kernel.forward, first, second)
 
 
 def _diagonal(kernel: Kernel, inputs: Tensor) -> Tensor:
@@ -341,6 +374,8 @@ def _known_diagonal(kernel: Kernel, inputs: Tensor) -> Tensor | None:
         return functools.reduce(operator.add, (_diagonal(k, inputs) for k in kernel.kernels))
     if type(kernel) is ProductKernel:
         return functools.reduce(operator.mul, (_diagonal(k, inputs) for k in kernel.kernels))
+    if type(kernel) is ProductStructureKernel:
+        return to_dense(kernel.base_kernel(inputs, inputs, diag=True, last_dim_is_batch=True)).prod(-2)
     if type(kernel) is KeOpsRBFKernel:
         return RBFKernel.forward(kernel, inputs, inputs, diag=True)
     if type(kernel) is KeOpsMaternKernel:

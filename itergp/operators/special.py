@@ -19,6 +19,7 @@ from gpytorch.mlls import AddedLossTerm
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.operators.derived import DerivedKernel, SumOfTerms
 
 Entries = Callable[[Kernel, Tensor, Tensor], Tensor]
 Diagonal = Callable[[Kernel, Tensor], Tensor]
@@ -108,7 +109,7 @@ def _table_rows(kernel: IndexKernel, values: Tensor) -> Tensor:
     return rows
 
 
-def fit_state(kernel: Kernel, features: Tensor, *, renew_losses: bool) -> None:
+def fit_state(kernel: Kernel, features: Tensor, evaluate: Callable[[], Any], *, renew_losses: bool) -> None:
     """Lets kernels that have a state fit it to all rows before any block of entries is asked for.
 
     A grid without bounds is laid over the rows, weights are drawn, and the loss that an ``InducingPointKernel`` adds
@@ -117,26 +118,21 @@ def fit_state(kernel: Kernel, features: Tensor, *, renew_losses: bool) -> None:
     Args:
         kernel: Any kernel, called as ``forward`` called it.
         features: All rows ``(..., N, D)``.
+        evaluate: Evaluates the variances of these rows, and lets kernels fit their state.
         renew_losses: Whether losses that are added in training mode are those of this call from now on.
 
     Raises:
-        InputError: If a ``GridKernel`` is no function of two rows.
+        InputError: If a ``GridKernel`` is no function of two rows, or a grid without bounds is to lie over several inputs.
     """
     kinds = [module for module in kernel.modules() if isinstance(module, Kernel)]
+    if isinstance(kernel, SumOfTerms):
+        _check_terms(kernel, features)
     for module in kinds:
         if type(module) is GridKernel and not module.interpolation_mode and module.num_dims > 1:
             _check_grid(module)
     if any(_has_state(module) for module in kinds):
-        rows = features if features.dim() == 3 else features.unsqueeze(0)  # GPyTorch takes some vectors for matrices
-        more = max(0, rows.shape[-1] + 1 - rows.shape[-2])  # and some matrices for square ones
-        rows = torch.cat([rows, rows[..., -1:, :].expand(*rows.shape[:-2], more, -1)], -2)
-        with (
-            torch.no_grad(),
-            gpytorch.settings.lazily_evaluate_kernels(False),
-            _kept_losses(kernel),
-            patient_grids(kernel),
-        ):
-            kernel(rows, rows, diag=True)
+        with torch.no_grad(), _kept_losses(kernel), patient_grids(kernel):
+            evaluate()
     learning = [module for module in kinds if isinstance(module, InducingPointKernel) and module.training]
     if renew_losses and learning:
         kernel(features, features, diag=True)
@@ -210,7 +206,7 @@ def _has_state(kernel: Kernel) -> bool:
         return _moves(kernel)
     if isinstance(kernel, RFFKernel):
         return not hasattr(kernel, "randn_weights")
-    return not is_gpytorch(kernel)
+    return not is_gpytorch(kernel) and not isinstance(kernel, DerivedKernel)
 
 
 def has_moving_grid(module: HasModules) -> bool:
@@ -221,6 +217,18 @@ def has_moving_grid(module: HasModules) -> bool:
 def is_gpytorch(kernel: Kernel) -> bool:
     """Whether a kernel is GPyTorch's or this package's: all of these are functions of two rows by what is done here."""
     return type(kernel).__module__.startswith(("gpytorch.", "itergp.kernels."))
+
+
+def _check_terms(kernel: SumOfTerms, features: Tensor) -> None:
+    """A grid that moves is laid over the inputs of one call: terms that share it must have the same."""
+    seen: dict[int, Tensor] = {}
+    for term, inputs, _ in kernel.terms(features, features):
+        for module in filter(_moves, term.modules()):
+            if not torch.equal(seen.setdefault(id(module), inputs), inputs):
+                raise InputError(
+                    "A GridInterpolationKernel without bounds must be called with one set of inputs, over which its grid is "
+                    "laid. Got several in one covariance. Pass grid_bounds that hold all of them, or use a kernel for each."
+                )
 
 
 def _check_grid(kernel: GridKernel) -> None:

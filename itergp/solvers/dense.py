@@ -189,7 +189,7 @@ class DenseNewton(BaseSolver[DenseState]):
         centred = state.latent_values - problem.mean.double()
         b = apply_blocks(state.curvature, centred) + state.gradient
         if b.numel() > _JOINT_LIMIT and b.shape[1] > 1:
-            return _softmax_weights(state, b)
+            return _softmax_weights(state, b, problem.site.observations.sample_weight)
         root = curvature_root(state.curvature)
         _, factor = factorise(state.kernel, root)
         half = apply_blocks(root.mT, apply_kernels(state.kernel, b)).reshape(-1, 1)
@@ -232,15 +232,21 @@ def _is_softmax(problem: Problem) -> bool:
     return problem.likelihood.softmax and not problem.site.averages
 
 
-def _softmax_weights(state: DenseState, b: Tensor) -> Tensor:
-    """GPML algorithm 3.3, lines 4 to 13: a Newton step of the softmax in ``(C + 1)`` factorisations of N x N matrices."""
-    probs = torch.softmax(state.latent_values, -1)
+def _softmax_weights(state: DenseState, b: Tensor, sample_weight: Tensor | None) -> Tensor:
+    """GPML algorithm 3.3, lines 4 to 13: a Newton step of the softmax in ``(C + 1)`` factorisations of N x N matrices.
+
+    Differs from the book: rows have weights w, for which D is ``w pi``. Those of weight zero say nothing.
+    """
+    expected = torch.softmax(state.latent_values, -1)
     size, latents = b.shape
     total = b.new_zeros(size, size)
+    if sample_weight is not None:
+        expected = expected * sample_weight.to(b).unsqueeze(-1)
+        total.diagonal().add_((sample_weight == 0.0).to(b))  # where all blocks are zero
     blocks = []
     for c in range(latents):
         kernel = state.kernel[min(c, state.kernel.shape[0] - 1)]
-        scale = probs[:, c].sqrt()
+        scale = expected[:, c].sqrt()
         inside = scale[:, None] * kernel * scale
         inside.diagonal().add_(1.0)
         blocks.append(scale[:, None] * torch.cholesky_inverse(torch.linalg.cholesky(inside)) * scale)

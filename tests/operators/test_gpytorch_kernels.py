@@ -24,6 +24,7 @@ from itergp.models import NonConjugateGP
 from itergp.objectives import ComputationAwareELBO, LaplaceEvidence
 from itergp.operators import BlockedOperator, KernelOperator, Prior, make_operator
 from itergp.operators.derived import TabulatedKernel, requires_grad, snapshot
+from itergp.operators.distances import exact_distances
 from itergp.operators.radial import evaluate_diagonal, evaluate_kernel
 from itergp.operators.radial_derivatives import profile_derivative
 from itergp.operators.radial_product import radial_product
@@ -636,6 +637,19 @@ def test_index_kernels_are_their_table(batch):
             evaluate_kernel(kernel, rows, bad, count)
 
 
+def test_scaled_index_kernels_of_several_functions():
+    x = torch.arange(12).remainder(3).double().unsqueeze(-1)
+    kernel = gk.ScaleKernel(
+        gk.IndexKernel(num_tasks=3, rank=1, batch_shape=torch.Size([3]), active_dims=[0]), batch_shape=torch.Size([3])
+    )
+    model = (
+        SimpleGP(x, torch.arange(12) % 3, CategoricalLikelihood(3), kernel=kernel, solver=DenseNewton()).double().eval()
+    )
+    solution = model.condition()
+    expected = kernel(x).to_dense() @ solution.representer_weights.mT.unsqueeze(-1)
+    assert_close(solution.latent_values, expected.squeeze(-1).mT.detach(), "posterior")
+
+
 def test_integer_inputs_come_after_real_ones():
     task = _tasks(ROWS, 1)
     with pytest.raises(
@@ -685,6 +699,88 @@ def test_a_grid_whose_kernel_is_no_product_is_refused():
 
 
 # ------------------------------------------------------------------ what cannot be
+def _line() -> gk.Kernel:
+    return gk.GridInterpolationKernel(gk.RBFKernel(), grid_size=20, num_dims=1)
+
+
+def test_blocks_of_a_product_over_dimensions_of_grids():
+    x, kernel = _inputs(), gk.ScaleKernel(gk.ProductStructureKernel(_line(), num_dims=2)).double().eval()
+    lines = kernel.base_kernel.base_kernel(x, x, last_dim_is_batch=True).to_dense().detach()
+    whole = kernel.outputscale.detach() * lines.prod(-3)
+    assert_close(evaluate_kernel(kernel, x[:7], x, 1)[0].detach(), whole[:7], "posterior")
+    assert_close(evaluate_diagonal(kernel, x, 1)[0].detach(), whole.diagonal(), "posterior")
+
+
+@pytest.mark.filterwarnings("ignore:A not p.d.:linear_operator.utils.warnings.NumericalWarning")
+def test_products_of_structured_matrices_of_many_rows_are_exact():
+    x = _inputs(801)
+    first, second = (
+        gk.GridInterpolationKernel(gk.MaternKernel(nu=0.5), grid_size=200, num_dims=1, active_dims=[d]).double().eval()
+        for d in range(2)
+    )
+    for kernel in (first, second):
+        kernel.base_kernel.lengthscale = 0.02
+    with torch.no_grad():
+        prior = Prior.from_forward(
+            lambda x: MultivariateNormal(torch.zeros_like(x[:, 0]), first(x) * second(x)), (x,), 1
+        )
+        entries = prior.kernel(prior.features, prior.features).to_dense()
+        expected = first(x).to_dense() * second(x).to_dense()
+    assert float((entries - expected).abs().max()) < 1e-7  # GPyTorch's jitter
+
+
+def test_a_grid_that_moves_has_one_set_of_inputs():
+    kernel = _line()
+
+    def forward(x: Tensor) -> MultivariateNormal:
+        return MultivariateNormal(torch.zeros_like(x[:, 0]), kernel(x) + kernel(0.5 * x))
+
+    with pytest.raises(InputError, match="must be called with one set of inputs"):
+        Prior.from_forward(forward, (_inputs()[:, :1],), 1)
+
+
+@pytest.mark.parametrize("make", [gk.CosineKernel, gk.PeriodicKernel, partial(gk.PiecewisePolynomialKernel, q=2)])
+def test_blocks_of_kernels_of_distances_far_from_zero(make):
+    x = 1000.0 + _inputs().float()  # of which distances from products would have no digits left
+    kernel = make().eval()
+    exact = make().double().eval()(x.double()).to_dense().detach()
+    for rows in (x[:7], x.clone()):
+        block = evaluate_kernel(kernel, rows, x, 1)[0].detach()
+        assert float((block - exact[: rows.shape[0]]).abs().max()) < 2e-3  # inputs are rounded to 6e-5 of a unit
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_float32_inputs_many_lengthscales_apart_in_sums_and_products(batch):
+    shape = torch.Size([2] if batch else [])
+    kernels = (
+        gk.RBFKernel(batch_shape=shape),
+        gk.MaternKernel(nu=1.5, batch_shape=shape),
+        gk.RQKernel(batch_shape=shape),
+    )
+    x = 300.0 * _inputs().float()
+    entries = evaluate_kernel((kernels[0] * kernels[1] + kernels[2]).eval(), x, x.clone(), shape.numel()).detach()
+    assert entries.dtype == torch.float32
+    assert float((entries.diagonal(dim1=-1, dim2=-2) - 2.0).abs().max()) < 1e-5  # of a row with an equal one
+
+
+def test_distances_from_differences_have_derivatives_of_any_order():
+    first, second = (_inputs(rows, seed).requires_grad_() for rows, seed in ((5, 1), (7, 2)))
+    assert torch.autograd.gradcheck(exact_distances, (first, second))
+    assert torch.autograd.gradgradcheck(exact_distances, (first, second))
+    distances = exact_distances(torch.cat([first, second]), second)
+    assert all(bool(g.isfinite().all()) for g in torch.autograd.grad(distances.sum(), (first, second)))
+    assert bool((distances[5:].diagonal() == 0.0).all())
+
+
+def test_kernel_columns_have_the_variances_of_their_rows():
+    x = torch.cat([_inputs(20), _inputs(20)]).float()  # where equal rows have not quite the same covariance
+    operator = make_operator(gk.RBFKernel() + gk.MaternKernel(nu=1.5), 50.0 * x, kind="blocked")
+    rows, found = torch.tensor([3, 21, 7]), []
+    operator.with_columns(rows, lambda part, entries: found.append((part.start, entries)))
+    columns = torch.cat([entries for _, entries in sorted(found, key=lambda pair: pair[0])], -2)
+    assert torch.equal(columns[0, rows].diagonal(), operator.diagonal()[0, rows].detach())
+
+
 def test_kernels_that_draw_anew_in_every_call_are_refused():
     class Noisy(gk.RBFKernel):
         def forward(self, x1, x2, diag=False, **params):

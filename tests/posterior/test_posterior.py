@@ -393,6 +393,29 @@ def test_the_published_solver_is_stationary_too():
     assert ours.variational_residual < 0.02
 
 
+def test_time_that_ends_between_rounds_is_an_honest_status(monkeypatch):
+    solver = IterNCGP(policy=policies.UnitVectors(rows=100), iterations=(1,), step="backtracking", tolerance=1e-12)
+    asked = iter([False, True])  # after the first variational stage, and before the second
+
+    def late(run) -> bool:
+        return len(run.recorder.trace.stages) == 2 and next(asked)
+
+    monkeypatch.setattr("itergp.solvers.run.loop.Run.late", late)
+    solution = _counting(6.0, solver).condition()
+    assert solution.status.reason is Reason.ROUNDS
+    assert solution.trace.stages[-1].reason == "ROUNDS"
+    assert 0.0 < solution.variational_residual < 0.01  # small, but more than was asked for
+
+
+@pytest.mark.parametrize("solver", [IterNCGP(step="backtracking"), SubspaceNewton()])
+def test_time_that_ends_before_the_variational_stage_is_an_honest_status(solver, monkeypatch):
+    monkeypatch.setattr("itergp.solvers.run.loop.Run.late", lambda run: len(run.recorder.trace.stages) == 1)
+    solution = _counting(6.0, solver).condition()
+    assert solution.approximation == "laplace"
+    assert solution.status.reason is Reason.TIME
+    assert "before the variational stage" in str(solution.status)
+
+
 # --------------------------------------------------------------- predictions
 def test_tempering_leaves_ignorance_alone():
     prior = torch.full((4, 3), 2.0, dtype=torch.float64)

@@ -6,6 +6,7 @@ import copy
 import itertools
 from typing import get_args
 
+import gpytorch.kernels as gk
 import pytest
 import torch
 from helpers import (
@@ -24,7 +25,7 @@ import itergp
 from itergp import InputError
 from itergp.likelihoods import BernoulliLikelihood
 from itergp.objectives import ComputationAwareELBO
-from itergp.operators import make_operator
+from itergp.operators import DenseOperator, make_operator
 from itergp.solvers import DenseNewton, LinearTimeNewton, Reason, SubspaceNewton
 from itergp.solvers.policies import CG, UnitVectors
 from itergp.solvers.policies.unit_vectors import Order
@@ -52,6 +53,34 @@ def test_a_support_of_all_rows_gives_the_dense_reference(name, kernel, approxima
     assert solution.status.reason is Reason.SUPPORT
     assert solution.kernel_passes == 0
     assert_same_posterior(ours, exact)
+
+
+@pytest.mark.parametrize("kernel", [gk.MaternKernel(nu=1.5) * gk.RBFKernel(), gk.RQKernel()])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_equal_rows_are_no_direction_of_their_difference(kernel, dtype):
+    x, y = make_binary(40, dtype=dtype)
+    x = 100.0 * x[torch.arange(40) % 16]  # covariances of equal rows are not quite variances
+    model = SimpleGP(x, y, BernoulliLikelihood(), kernel=kernel, solver=LinearTimeNewton()).to(dtype).eval()
+    solution = model.condition()
+    assert float(torch.linalg.eigvalsh(solution.space.gram).min()) > 0.4
+    assert float(solution.representer_weights.abs().max()) < 2.0  # gradients are within 1
+
+
+def test_directions_whose_products_are_rounding_are_left_out():
+    x, _ = make_binary(40)
+
+    class Spoilt(DenseOperator):
+        def with_columns(self, rows, use):
+            super().with_columns(
+                rows, lambda part, entries: use(part, 0.1 * entries * (rows == 7) + entries * (rows != 7))
+            )
+
+    operator = Spoilt(make_kernel().double(), x)
+    space = SupportSpace.start(operator, 40).with_rows(torch.arange(20), operator)
+    values = torch.linalg.eigvalsh(space.gram[0])
+    assert 0 < space.rank < 20
+    assert float(values.min()) > 0.4
+    assert_close(space.gram, space.directions.mT @ space.products[:, :20], "posterior")
 
 
 @pytest.mark.parametrize("order", get_args(Order))

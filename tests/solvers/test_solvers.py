@@ -229,6 +229,16 @@ def test_algorithm_3_3_equals_the_joint_solve(kernel, monkeypatch):
     assert_close(other.latent_values, joint.latent_values, "derivative")
 
 
+def test_algorithm_3_3_knows_weights(monkeypatch):
+    weight = torch.linspace(0.0, 40.0, 40).double()  # such that steps without them go astray
+    options = {"approximation": "laplace", "sample_weight": weight}
+    joint = make_model("categorical", solver=DenseNewton(), **options).condition()
+    monkeypatch.setattr(dense_newton, "_JOINT_LIMIT", 10)
+    other = make_model("categorical", solver=DenseNewton(covariance=False), **options).condition()
+    assert len(other.trace.records) <= len(joint.trace.records) + 1
+    assert_close(other.latent_values, joint.latent_values, "derivative")
+
+
 def test_dense_newton_refuses_what_does_not_fit(monkeypatch):
     monkeypatch.setattr(dense_newton, "_JOINT_LIMIT", 10)
     with pytest.raises(ValueError, match=r"at most N C = 10 latent values jointly. Got 120"):

@@ -130,6 +130,7 @@ def _variational_stages(run: Run, problem: Problem, solution: Solution | None) -
         )
     for index in range(max(1, position.stage), (1 if run.refines else rounds.max_rounds(problem)) + 1):
         if solution is not None and (solution.status.reason is Reason.INTERRUPTED or run.late()):
+            solution = _unsettled(run, solution, solution.variational_residual)
             break
         assert marginals is not None
         position.stage, position.round, position.marginals = index, index - 1, marginals
@@ -157,20 +158,30 @@ def _next_round(run: Run, problem: Problem, solution: Solution, marginals: Tenso
         solution: That the last stage came to.
         marginals: That its site was made from.
     """
-    trace, damping = run.recorder.trace, run.position.damping
+    damping = run.position.damping
     residual = rounds.widened(problem, marginals, solution.latent_covariance)
     stationary = residual <= rounds.residual_tolerance(problem, run.solver.tolerance)
     exhausted = run.position.stage == rounds.max_rounds(problem) or run.late() or run.budget.passes_left() <= 0
     # A mean that its own site could not be solved for is not worth another site.
     exhausted = exhausted or not (solution.status.converged or solution.status.reason is Reason.PRECISION)
-    status = solution.status
-    if exhausted and not stationary and status.converged:
-        status = Status(Reason.ROUNDS, f"residual {residual:.2g} posterior deviations")
-        ended = trace.stages.pop()
-        trace.stages.append(replace(ended, reason=status.reason.name, status=str(status)))
-    solution = solution.with_report(status=status, variational_residual=residual)
+    if exhausted and not stationary:
+        solution = _unsettled(run, solution, residual)
+    solution = solution.with_report(variational_residual=residual)
     following = damping.following(problem, solution.latent_values, solution.latent_covariance, marginals, residual)
     return solution, following, stationary or exhausted
+
+
+def _unsettled(run: Run, solution: Solution, residual: float | None) -> Solution:
+    """A solution whose mean converged, with a status that says that its marginals did not, or were not even begun."""
+    if not solution.status.converged:
+        return solution
+    if residual is None:
+        status = Status(Reason.TIME, f"{run.budget.seconds():.1f} s, before the variational stage")
+    else:
+        status = Status(Reason.ROUNDS, f"residual {residual:.2g} posterior deviations")
+    stages = run.recorder.trace.stages
+    stages[-1] = replace(stages[-1], reason=status.reason.name, status=str(status))
+    return solution.with_report(status=status)
 
 
 def solve_problem(

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from itergp.numerics.rounding import HALF_OF_A_UNIT
 from itergp.numerics.spectral import symmetric, whitening
 from itergp.operators import KernelOperator
 from itergp.parallel import ALL_ROWS, RowPartition
@@ -141,12 +142,14 @@ class SupportSpace(SearchSpace):
         floor = _RESOLUTION * torch.finfo(operator.dtype).eps * (self.rows.numel() + rows.numel()) * largest
         mix = partition.broadcast(whitening(symmetric(schur), floor[:, None]))
         products, buffer = self._append(operator, rows, known, mix)
-        new = products[..., self.rank :]
-        old_part = -torch.matmul(self.directions, torch.matmul(known.mT, mix))
-        directions = torch.cat(
-            [torch.cat([self.directions, old_part], -1), torch.nn.functional.pad(mix, (self.rank, 0))], -2
-        )
         support = torch.cat([self.rows, rows])
+        resolved = self._unit_norm(products, support, known, mix)
+        if resolved is not None:
+            mix, products, buffer = torch.matmul(mix, resolved), *buffer.mixed(self.rank, resolved)
+        new = products[..., self.rank :]
+        directions = torch.cat(
+            [torch.nn.functional.pad(self.directions, (0, 0, 0, len(rows))), self._new(known, mix)], -1
+        )
         on_support = partition.select(new, support, 1).double()
         side = torch.matmul(directions[..., : self.rank].mT, on_support)
         corner = torch.matmul(directions[..., self.rank :].mT, on_support)
@@ -155,6 +158,20 @@ class SupportSpace(SearchSpace):
         explained = self.explained + torch.linalg.vector_norm(new, dim=-1).square()  # without a copy of their size
         gram = partition.broadcast(0.5 * (gram + gram.mT))
         return SupportSpace(directions, products, gram, support, explained, buffer, partition=partition)
+
+    def _new(self, known: Tensor, mix: Tensor) -> Tensor:
+        """New directions ``(C', M + m, k)``, orthogonal to the old ones, by the mixing of the new rows."""
+        return torch.cat([-torch.matmul(self.directions, torch.matmul(known.mT, mix)), mix], -2)
+
+    def _unit_norm(self, products: Tensor, support: Tensor, known: Tensor, mix: Tensor) -> Tensor | None:
+        """Mixing of the new directions that leaves out rounding, whose products are not of unit norm; None if there is none."""
+        if mix.shape[-1] == 0:
+            return None
+        new = self.partition.select(products[..., self.rank :], support, 1).double()
+        gram = symmetric(torch.matmul(self._new(known, mix).mT, new))
+        resolved = self.partition.broadcast(whitening(gram, HALF_OF_A_UNIT))
+        there = int((mix.abs().amax(-2) > 0.0).sum())
+        return None if int((resolved.abs().amax(-2) > 0.0).sum()) == there else resolved
 
     def _append(self, operator: KernelOperator, rows: Tensor, known: Tensor, mix: Tensor) -> tuple[Tensor, _Buffer]:
         """``(K[:, rows] - T L21^T) mix`` written behind T, chunk by chunk of rows."""
@@ -187,3 +204,10 @@ class _Buffer:
             buffer = _Buffer(larger, used)
         buffer.taken = used + width
         return buffer
+
+    def mixed(self, used: int, mix: Tensor) -> tuple[Tensor, _Buffer]:
+        """The columns after ``used`` replaced by mixings of them, and the products up to there."""
+        width = mix.shape[-1]
+        self.values[..., used : used + width] = torch.matmul(self.values[..., used : self.taken], mix.to(self.values))
+        self.taken = used + width
+        return self.values[..., : self.taken], self
