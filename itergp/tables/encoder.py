@@ -28,7 +28,7 @@ from itergp.tables.columns import (
     TableColumns,
 )
 from itergp.tables.reading import Table, read_table
-from itergp.tables.values import Levels, Values, as_dates, as_levels, as_numbers, understand
+from itergp.tables.values import Dates, Levels, Numbers, Values, as_dates, as_levels, as_number, as_numbers, understand
 
 Array = NDArray[np.float64]
 _MOST_MEMORY = 0.5  # share of what is free
@@ -141,9 +141,11 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         ):
             found = [column for column in self.columns_ if any(said.startswith(word) for said in column.noticed)]
             if found:
-                _warn(
+                warnings.warn(
                     f"Columns of `X` should {wish}. Got {got} in {len(found)} of {size}: {_titles(found, table)}. They say "
-                    f"nothing and {fate}; drop them."
+                    f"nothing and {fate}; drop them.",
+                    ItergpWarning,
+                    stacklevel=3,
                 )
 
     # ------------------------------------------------------------- transform
@@ -166,11 +168,15 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         filled: list[tuple[EncodedColumn, NDArray[np.bool_]]] = []
         marked = {column.position for column in self.columns_ if isinstance(column, GapColumn)}
         for position, group in _by_position(self.columns_).items():
-            gaps = np.zeros(table.num_rows, dtype=bool)
+            if not group[0].indices:
+                continue
+            values, gaps = (
+                _read(group[0], table.columns[position], table.title(position)),
+                np.zeros(table.num_rows, bool),
+            )
             for column in group:
-                if column.indices:
-                    block, gaps = _encode(column, table.columns[position], table.title(position), gaps)
-                    encoded[:, list(column.indices)] = block
+                block, gaps = _encode(column, values, gaps)
+                encoded[:, list(column.indices)] = block
             if gaps.any() and position not in marked:
                 filled.append((group[0], gaps))
         self._warn_of_gaps(filled, table)
@@ -195,10 +201,12 @@ class TableEncoder(TransformerMixin, BaseEstimator):
                 "input. Select the columns of the training data, in their order."
             )
         if table.names is None and self._names is not None:
-            _warn(
-                "X does not have valid feature names, but the training data had. Columns are taken in the order of those."
+            warnings.warn(
+                "X does not have valid feature names, but the training data had. Columns are taken in the order of those.",
+                ItergpWarning,
+                stacklevel=3,
             )
-        return table
+        return dataclasses.replace(table, names=self._names)
 
     def _matched_by_name(self, table: Table) -> Table:
         given, wanted = table.names or [], self._names or []
@@ -231,10 +239,12 @@ class TableEncoder(TransformerMixin, BaseEstimator):
             return
         column, gaps = filled[0]
         others = f", and in {len(filled) - 1} other column(s)" if len(filled) > 1 else ""
-        _warn(
+        warnings.warn(
             f"Columns without gaps in the training data should have none. Got no value in {int(gaps.sum())} row(s) of column "
             f"{table.title(column.position)}, first in row {np.flatnonzero(gaps)[0]}{others}. The median of the training rows "
-            "stands for them, and predictions there are surer than they should be."
+            "stands for them, and predictions there are surer than they should be.",
+            ItergpWarning,
+            stacklevel=3,
         )
 
     # ---------------------------------------------------------------- around
@@ -254,6 +264,20 @@ class TableEncoder(TransformerMixin, BaseEstimator):
     def num_encoded(self) -> int:
         """E, the number of encoded columns."""
         return sum(len(column.indices) for column in self.columns_)
+
+    def unseen(self, encoded: Array) -> list[str]:
+        """Names of columns that have levels in some rows which the training data did not have.
+
+        Args:
+            encoded: Rows as ``transform`` gave them ``(M, E)``.
+        """
+        found = []
+        for column in self.columns_:
+            if isinstance(column, CategoricalColumn):
+                values = encoded[:, list(column.indices)]
+                none = values == {"binary": 0.5, "codes": column.num_levels, "one-hot": 0.0}[column.coding]
+                found += [column.name] if bool(none.all(1).any()) else []
+        return found
 
     @property
     def titles(self) -> list[str]:
@@ -316,21 +340,30 @@ class TableEncoder(TransformerMixin, BaseEstimator):
 
 
 # --------------------------------------------------------------------- encoding
-def _encode(column: EncodedColumn, data: Any, title: str, gaps: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
-    """A group's encoded columns, and the rows whose gaps were filled with what was usual in the training data."""
+def _read(column: EncodedColumn, data: Any, title: str) -> Values:
+    """A column of the table as what it was in the training data."""
     if isinstance(column, NumericColumn):
-        values = as_numbers(data, title).values
-        gaps = np.isnan(values)
-        return np.where(gaps, column.fill, values)[:, None], gaps
+        return as_numbers(data, title)
     if isinstance(column, DateColumn):
-        days = as_dates(data, title, column.zone).days
-        gaps = np.isnan(days)
-        return encode_part(column.part, np.where(gaps, column.fill, days)), gaps
-    if isinstance(column, OrderedColumn):  # a level without a place in the order is no better known than a gap
-        codes = _codes(column.levels, as_levels(data, title, boolean=False), unseen=-1)
+        return as_dates(data, title, column.zone)
+    return as_levels(data, title, boolean=isinstance(column, CategoricalColumn) and column.boolean)
+
+
+def _encode(column: EncodedColumn, values: Values, gaps: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
+    """A group's encoded columns, and the rows whose gaps were filled with what was usual in the training data."""
+    if isinstance(column, NumericColumn) and isinstance(values, Numbers):
+        gaps = np.isnan(values.values)
+        return np.where(gaps, column.fill, values.values)[:, None], gaps
+    if isinstance(column, DateColumn) and isinstance(values, Dates):
+        gaps = np.isnan(values.days)
+        return encode_part(column.part, np.where(gaps, column.fill, values.days)), gaps
+    if isinstance(column, OrderedColumn) and isinstance(values, Levels):
+        codes = _codes(
+            column.levels, values, unseen=-1
+        )  # a level without a place in the order is no better known than a gap
         return np.where(codes < 0, column.fill, codes)[:, None].astype(np.float64), codes < 0
-    if isinstance(column, CategoricalColumn):
-        return _encode_levels(column, as_levels(data, title, boolean=column.boolean)), gaps
+    if isinstance(column, CategoricalColumn) and isinstance(values, Levels):
+        return _encode_levels(column, values), gaps
     return gaps[:, None].astype(np.float64), gaps
 
 
@@ -346,10 +379,11 @@ def _encode_levels(column: CategoricalColumn, values: Levels) -> Array:
 
 
 def _codes(levels: Iterable[str], values: Levels, *, unseen: int) -> NDArray[np.intp]:
-    """Numbers of levels among those of the training data ``(M,)``."""
+    """Numbers of levels among those of the training data ``(M,)``; "1.0" is "1" where only one of the two is one."""
     known = {level: index for index, level in enumerate(levels)}
-    table = np.array([*(known.get(level, unseen) for level in values.levels), unseen], dtype=np.intp)
-    return table[values.codes]
+    by_number = {as_number(level): index for level, index in known.items()} | {None: unseen}
+    table = [known.get(level, by_number.get(as_number(level), unseen)) for level in values.levels]
+    return np.array([*table, unseen], dtype=np.intp)[values.codes]
 
 
 # ------------------------------------------------------------------------ places
@@ -392,10 +426,6 @@ def _column(fields: dict[str, Any]) -> EncodedColumn:
 # ---------------------------------------------------------------------- messages
 def _says_nothing(column: EncodedColumn) -> bool:
     return column.noticed[:1] in (("constant",), ("no values",))
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, ItergpWarning, stacklevel=4)
 
 
 def _titles(columns: Sequence[EncodedColumn], table: Table) -> str:
