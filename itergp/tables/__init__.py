@@ -1,0 +1,36 @@
+"""Tables of any kind as numbers: one encoder that estimators and the command line share."""
+
+from __future__ import annotations
+
+try:
+    import sklearn as _sklearn  # noqa: F401 - only to say what is missing
+except ImportError as error:
+    raise ImportError(
+        "`itergp.tables` needs scikit-learn. It is not installed. Install it with `pip install itergp[tables]`."
+    ) from error
+
+from itergp.tables.columns import (
+    CategoricalColumn,
+    DateColumn,
+    DroppedColumn,
+    EncodedColumn,
+    GapColumn,
+    NumericColumn,
+    OrderedColumn,
+    TableColumns,
+)
+from itergp.tables.encoder import TableEncoder
+from itergp.tables.targets import as_target_column
+
+__all__ = [
+    "CategoricalColumn",
+    "DateColumn",
+    "DroppedColumn",
+    "EncodedColumn",
+    "GapColumn",
+    "NumericColumn",
+    "OrderedColumn",
+    "TableColumns",
+    "TableEncoder",
+    "as_target_column",
+]

@@ -1,0 +1,380 @@
+"""``TableEncoder``: any table as a matrix of numbers."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from sklearn.base import BaseEstimator, TransformerMixin
+from sklearn.utils.validation import check_is_fitted
+
+from itergp.errors import InputError, ItergpWarning
+from itergp.tables.calendar import encode_part
+from itergp.tables.coding import is_constant, learn_column, signature
+from itergp.tables.columns import (
+    KINDS,
+    CategoricalColumn,
+    DateColumn,
+    DroppedColumn,
+    EncodedColumn,
+    GapColumn,
+    NumericColumn,
+    OrderedColumn,
+    TableColumns,
+)
+from itergp.tables.reading import Table, read_table
+from itergp.tables.values import Levels, Values, as_dates, as_levels, as_numbers, understand
+
+Array = NDArray[np.float64]
+_MOST_MEMORY = 0.5  # share of what is free
+
+
+class TableEncoder(TransformerMixin, BaseEstimator):
+    """Any table as a matrix of numbers, and what each of its columns means.
+
+    Numbers stay; text, categories and truth values become levels, dates their places in time, year, week and day; gaps are
+    filled and marked. ``columns_`` says what became of each column, which is what a kernel is built from.
+
+    Args:
+        one_hot_max_levels: Unordered levels up to this number, a gap included, get a column of 0 and 1 each, two levels one for
+            both; more become codes. 1: always codes.
+        drop: Whether constant columns, exact duplicates and identifiers are left out, with a warning.
+
+    Attributes:
+        columns_: One ``EncodedColumn`` for each group of encoded columns that mean one thing, in the order of the table, marks
+            of gaps last; columns that are left out have no ``indices``.
+        n_features_in_: Number of columns of the table.
+        feature_names_in_: Their names, if all are text.
+
+    Raises:
+        InputError: If a table cannot be used, naming the column and the row.
+
+    Examples:
+        >>> import pandas
+        >>> table = pandas.DataFrame({"age": [31.0, None, 54.0], "city": ["Oslo", "Rome", "Oslo"]})
+        >>> encoder = TableEncoder().fit(table)
+        >>> print(encoder.columns_)
+        column  role         encoded  as                              gaps  noticed
+        age     numeric      0        itself, gaps as 42.5            1     whole numbers
+        city    categorical  1        binary of 2 levels: Oslo, Rome
+        age     gap          2        1 where there is no value
+        >>> encoder.transform(table).tolist()
+        [[31.0, 0.0, 0.0], [42.5, 1.0, 1.0], [54.0, 0.0, 0.0]]
+    """
+
+    columns_: TableColumns
+    n_features_in_: int
+    feature_names_in_: NDArray[Any]
+    _names: list[str] | None
+
+    def __init__(self, *, one_hot_max_levels: int = 10, drop: bool = True) -> None:
+        self.one_hot_max_levels = one_hot_max_levels
+        self.drop = drop
+
+    # ------------------------------------------------------------------- fit
+    def fit(self, X: Any, y: Any = None) -> TableEncoder:
+        """Learns levels, medians and which columns to leave out.
+
+        Args:
+            X: A table ``(N, D)``: pandas, polars, pyarrow, NumPy (numbers, objects, structured), SciPy sparse, dictionaries.
+            y: Ignored.
+
+        Returns:
+            The encoder.
+        """
+        table = read_table(X)
+        self._remember(table)
+        meanings = [understand(column, table.title(i)) for i, column in enumerate(table.columns)]
+        groups = self._learn(meanings, table)
+        self.columns_ = TableColumns(_placed(groups))
+        if self.drop and table.num_rows > 1:
+            self._warn_of_dropped(table)
+        return self
+
+    def _remember(self, table: Table) -> None:
+        self.n_features_in_, self._names = len(table.columns), table.names
+        if hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+        if table.labels is not None and all(isinstance(label, str) for label in table.labels):
+            self.feature_names_in_ = np.array(table.labels, dtype=object)
+
+    def _learn(self, meanings: Sequence[Values], table: Table) -> list[EncodedColumn]:
+        names = table.names or [f"x{index}" for index in range(len(meanings))]
+        drop = self.drop and table.num_rows > 1
+        drop_constant = drop and not all(map(is_constant, meanings))  # otherwise nothing would be left
+        groups: list[EncodedColumn] = []
+        seen: dict[Any, int] = {}
+        for position, (values, name) in enumerate(zip(meanings, names, strict=True)):
+            original = seen.setdefault(signature(values), position)
+            found = learn_column(
+                values,
+                name,
+                position,
+                title=table.title(position),
+                most_one_hot=self.one_hot_max_levels,
+                drop=drop_constant if is_constant(values) else drop,
+            )
+            if drop and original != position and not isinstance(found[0], DroppedColumn) and not is_constant(values):
+                noticed = (f"duplicate of {table.title(original)}",)
+                found = [DroppedColumn(name, position, (), found[0].num_gaps, noticed)]
+            groups += found
+        if all(isinstance(column, DroppedColumn) for column in groups):
+            raise InputError(
+                f"`X` must have a column that says something about more than one row. Got identifiers only, in "
+                f"{_quoted(names)}. Pass other columns, or make some of what is in them."
+            )
+        return groups
+
+    def _warn_of_dropped(self, table: Table) -> None:
+        size = self.n_features_in_
+        fate = "stay, as there are no others" if all(map(_says_nothing, self.columns_)) else "are left out"
+        for word, wish, got in (
+            ("constant", "vary", "one value only"),
+            ("no values", "have values", "none"),
+            ("id-like", "say something about more than one row", "a text of its own for nearly every row"),
+            ("duplicate", "differ", "copies"),
+        ):
+            found = [column for column in self.columns_ if any(said.startswith(word) for said in column.noticed)]
+            if found:
+                _warn(
+                    f"Columns of `X` should {wish}. Got {got} in {len(found)} of {size}: {_titles(found, table)}. They say "
+                    f"nothing and {fate}; drop them."
+                )
+
+    # ------------------------------------------------------------- transform
+    def transform(self, X: Any) -> Array:
+        """The encoded matrix.
+
+        Args:
+            X: A table with the columns of the training data, in any order where they have names.
+
+        Returns:
+            ``(M, E)`` in float64.
+
+        Raises:
+            InputError: If columns are missing, unknown or of another kind.
+        """
+        check_is_fitted(self)
+        table = self.matched(read_table(X))
+        self._check_memory(table.num_rows)
+        width = sum(len(column.indices) for column in self.columns_)
+        encoded = np.empty((table.num_rows, width))
+        filled: list[tuple[EncodedColumn, NDArray[np.bool_]]] = []
+        marked = {column.position for column in self.columns_ if isinstance(column, GapColumn)}
+        for position, group in _by_position(self.columns_).items():
+            gaps = np.zeros(table.num_rows, dtype=bool)
+            for column in group:
+                if column.indices:
+                    block, gaps = _encode(column, table.columns[position], table.title(position), gaps)
+                    encoded[:, list(column.indices)] = block
+            if gaps.any() and position not in marked:
+                filled.append((group[0], gaps))
+        self._warn_of_gaps(filled, table)
+        return encoded
+
+    def matched(self, table: Any) -> Table:
+        """The columns of a table in the order of the training data.
+
+        Args:
+            table: A table, of any kind that ``fit`` takes.
+
+        Raises:
+            InputError: If some are missing, or more than there were.
+        """
+        table = read_table(table)
+        if table.names is not None and self._names is not None:
+            return self._matched_by_name(table)
+        if len(table.columns) != self.n_features_in_:
+            raise InputError(
+                f"X has {len(table.columns)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
+                "as input. Select the columns of the training data, in their order."
+            )
+        if table.names is None and self._names is not None:
+            _warn(
+                "X does not have valid feature names, but the training data had. Columns are taken in the order of those."
+            )
+        return table
+
+    def _matched_by_name(self, table: Table) -> Table:
+        given, wanted = table.names or [], self._names or []
+        if given == wanted:
+            return table
+        place = {name: index for index, name in enumerate(given)}
+        missing = [name for name in wanted if name not in place]
+        unknown = [name for name in given if name not in set(wanted)]
+        if missing or unknown:
+            parts = [f"none called {_quoted(missing)}"] if missing else []
+            parts += [f"{_quoted(unknown)}, unseen at fit time"] if unknown else []
+            raise InputError(
+                f"`X` must have the columns of the training data. Got {' and '.join(parts)}. Select them by name, in any order."
+            )
+        order = [place[name] for name in wanted]
+        matrix = None if table.matrix is None else table.matrix[:, order]
+        return Table([table.columns[index] for index in order], table.num_rows, list(wanted), None, matrix)
+
+    def _check_memory(self, num_rows: int) -> None:
+        width = sum(len(column.indices) for column in self.columns_)
+        size, free = 8 * num_rows * width, psutil.virtual_memory().available
+        if size > _MOST_MEMORY * free:
+            raise InputError(
+                f"The encoded table must fit into memory. Got {num_rows:,} rows of {width:,} columns, {size / 2**30:.1f} GiB "
+                f"of {free / 2**30:.1f} GiB free. Pass fewer rows, or a smaller one_hot_max_levels."
+            )
+
+    def _warn_of_gaps(self, filled: Sequence[tuple[EncodedColumn, NDArray[np.bool_]]], table: Table) -> None:
+        if not filled:
+            return
+        column, gaps = filled[0]
+        others = f", and in {len(filled) - 1} other column(s)" if len(filled) > 1 else ""
+        _warn(
+            f"Columns without gaps in the training data should have none. Got no value in {int(gaps.sum())} row(s) of column "
+            f"{table.title(column.position)}, first in row {np.flatnonzero(gaps)[0]}{others}. The median of the training rows "
+            "stands for them, and predictions there are surer than they should be."
+        )
+
+    # ---------------------------------------------------------------- around
+    def get_feature_names_out(self, input_features: Any = None) -> NDArray[Any]:
+        """Names of the encoded columns ``(E,)``.
+
+        Args:
+            input_features: Ignored: the names are those of the training data.
+        """
+        check_is_fitted(self)
+        width = sum(len(column.indices) for column in self.columns_)
+        names = np.empty(width, dtype=object)
+        for column in self.columns_:
+            names[list(column.indices)] = column.encoded_names
+        return names
+
+    def to_fields(self) -> dict[str, Any]:
+        """What the encoder has learned as numbers, text, lists and dictionaries, for ``itergp.persistence``."""
+        check_is_fitted(self)
+        columns = [
+            {"kind": type(column).__name__, **{name: _plain(value) for name, value in vars(column).items()}}
+            for column in self.columns_
+        ]
+        return {
+            "one_hot_max_levels": self.one_hot_max_levels,
+            "drop": self.drop,
+            "names": self._names,
+            "num_columns": self.n_features_in_,
+            "text_names": hasattr(self, "feature_names_in_"),
+            "columns": columns,
+        }
+
+    @classmethod
+    def rebuild(cls, context: Any = None, **fields: Any) -> TableEncoder:
+        """The encoder whose ``to_fields`` this is.
+
+        Args:
+            context: Not used.
+            **fields: What ``to_fields`` gave.
+        """
+        encoder = cls(one_hot_max_levels=fields["one_hot_max_levels"], drop=fields["drop"])
+        encoder.n_features_in_, encoder._names = fields["num_columns"], fields.get("names")
+        if fields["text_names"]:
+            encoder.feature_names_in_ = np.array(fields["names"], dtype=object)
+        encoder.columns_ = TableColumns(_column(dict(column)) for column in fields["columns"])
+        return encoder
+
+    def __sklearn_tags__(self) -> Any:
+        """Gaps, levels and sparse matrices are welcome."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = tags.input_tags.sparse = tags.input_tags.categorical = True
+        return tags
+
+
+# --------------------------------------------------------------------- encoding
+def _encode(column: EncodedColumn, data: Any, title: str, gaps: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
+    """A group's encoded columns, and the rows whose gaps were filled with what was usual in the training data."""
+    if isinstance(column, NumericColumn):
+        values = as_numbers(data, title).values
+        gaps = np.isnan(values)
+        return np.where(gaps, column.fill, values)[:, None], gaps
+    if isinstance(column, DateColumn):
+        days = as_dates(data, title, column.zone).days
+        gaps = np.isnan(days)
+        return encode_part(column.part, np.where(gaps, column.fill, days)), gaps
+    if isinstance(column, OrderedColumn):  # a level without a place in the order is no better known than a gap
+        codes = _codes(column.levels, as_levels(data, title, boolean=False), unseen=-1)
+        return np.where(codes < 0, column.fill, codes)[:, None].astype(np.float64), codes < 0
+    if isinstance(column, CategoricalColumn):
+        return _encode_levels(column, as_levels(data, title, boolean=column.boolean)), gaps
+    return gaps[:, None].astype(np.float64), gaps
+
+
+def _encode_levels(column: CategoricalColumn, values: Levels) -> Array:
+    unseen = column.num_levels
+    codes = _codes(column.levels, values, unseen=unseen)
+    codes[values.codes < 0] = len(column.levels)  # a gap's, which is that of unseen levels unless it is one of its own
+    if column.coding == "codes":
+        return codes[:, None].astype(np.float64)
+    if column.coding == "binary":
+        return np.where(codes < 2, codes, 0.5)[:, None]
+    return (codes[:, None] == np.arange(unseen)).astype(np.float64)
+
+
+def _codes(levels: Iterable[str], values: Levels, *, unseen: int) -> NDArray[np.intp]:
+    """Numbers of levels among those of the training data ``(M,)``."""
+    known = {level: index for index, level in enumerate(levels)}
+    table = np.array([*(known.get(level, unseen) for level in values.levels), unseen], dtype=np.intp)
+    return table[values.codes]
+
+
+# ------------------------------------------------------------------------ places
+def _placed(groups: Sequence[EncodedColumn]) -> Iterator[EncodedColumn]:
+    """Groups with the numbers of their encoded columns; marks of gaps come last, so that others stay where they are."""
+    start = 0
+    for column in sorted(groups, key=lambda column: isinstance(column, GapColumn)):
+        width = _width(column)
+        yield dataclasses.replace(column, indices=tuple(range(start, start + width)))
+        start += width
+
+
+def _width(column: EncodedColumn) -> int:
+    if isinstance(column, DroppedColumn):
+        return 0
+    if isinstance(column, CategoricalColumn):
+        return column.num_levels if column.coding == "one-hot" else 1
+    return 2 if isinstance(column, DateColumn) and column.part != "trend" else 1
+
+
+def _by_position(columns: Iterable[EncodedColumn]) -> dict[int, list[EncodedColumn]]:
+    """Groups by the column of the table that they come from."""
+    found: dict[int, list[EncodedColumn]] = {}
+    for column in columns:
+        found.setdefault(column.position, []).append(column)
+    return found
+
+
+# ------------------------------------------------------------------------- state
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _column(fields: dict[str, Any]) -> EncodedColumn:
+    kind = KINDS[fields.pop("kind")]
+    parts: dict[str, Any] = {name: tuple(part) if isinstance(part, list) else part for name, part in fields.items()}
+    return kind(**parts)
+
+
+# ---------------------------------------------------------------------- messages
+def _says_nothing(column: EncodedColumn) -> bool:
+    return column.noticed[:1] in (("constant",), ("no values",))
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, ItergpWarning, stacklevel=4)
+
+
+def _titles(columns: Sequence[EncodedColumn], table: Table) -> str:
+    return ", ".join(table.title(column.position) for column in columns[:5]) + (", ..." if len(columns) > 5 else "")
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names[:5])) + (", ..." if len(names) > 5 else "")
