@@ -27,13 +27,13 @@ from itergp.models.saving import restore_model
 from itergp.sklearn.checks import (
     as_column,
     check_codes,
-    check_inputs,
     check_rows,
     check_size,
     check_weights,
     list_columns,
 )
-from itergp.sklearn.kernels import category_columns, make_kernel, raw_columns
+from itergp.sklearn.columns import code_columns, unit_columns
+from itergp.sklearn.kernels import category_columns, is_own, make_kernel, raw_columns
 from itergp.sklearn.model import (
     as_device,
     as_dtype,
@@ -47,6 +47,7 @@ from itergp.sklearn.model import (
 from itergp.sklearn.saving import SavedEstimator, read_estimator, write_estimator
 from itergp.sklearn.scaling import Scaling
 from itergp.solvers import Solution
+from itergp.tables import Table, TableColumns, TableEncoder, read_table
 
 Array = NDArray[np.float64]
 
@@ -76,6 +77,7 @@ class GPEstimator(BaseEstimator):
     log_marginal_likelihood_value_: float
     model_: GP
     result_: FitResult | None
+    encoder_: TableEncoder
     n_features_in_: int
     feature_names_in_: NDArray[Any]
     classes_: NDArray[Any]
@@ -126,19 +128,16 @@ class GPEstimator(BaseEstimator):
         return 1
 
     # ------------------------------------------------------------------- data
-    def _fit(self, X: Any, y: Any, sample_weight: Any, **observation: Any) -> Any:
-        values, targets, weights = self._rows(X, y, sample_weight, observation, first=True)
+    def _fit(self, X: Any, y: Any, sample_weight: Any, *, complete: bool = True, **observation: Any) -> Any:
+        """Learns from rows; not ``complete`` when more may come, which columns that say nothing yet are kept for."""
+        values, targets, weights = self._rows(X, y, sample_weight, observation, first=True, complete=complete)
         self._check_settings()
-        used = weights > 0.0  # a row of weight zero is no row
-        self._fit_rows(values[used], targets[used], weights[used])
+        self._fit_rows(values, targets, weights)
         return self
 
     def _fit_rows(self, values: Array, targets: Array, weights: Array) -> None:
         """Learns scaling and hyperparameters, and finds the posterior."""
-        self._scaling = Scaling.nothing(values)
-        if self.standardize:
-            raw = raw_columns(self._kernel(), values.shape[1])
-            self._scaling = Scaling.learn(values, weights).except_for(raw)
+        self._scaling = self._learn_scaling(values, weights)
         self._codes = category_columns(self._kernel(), values.shape[1])
         if len(values) > 1:  # a single one says nothing about what varies
             self._warn_of_constants()
@@ -148,10 +147,16 @@ class GPEstimator(BaseEstimator):
         self._learned_rows = len(values)
         self._conclude(first=True)
 
+    def _learn_scaling(self, values: Array, weights: Array) -> Scaling:
+        if not self.standardize:
+            return Scaling.nothing(values)
+        learned = Scaling.learn(values, weights)
+        if is_own(self._kernel()):
+            return learned.except_for(raw_columns(self._kernel(), values.shape[1]))
+        return learned.except_for(*unit_columns(self.encoder_))
+
     def _append(self, X: Any, y: Any, sample_weight: Any, **observation: Any) -> Any:
         values, targets, weights = self._rows(X, y, sample_weight, observation, first=False)
-        used = weights > 0.0
-        values, targets, weights = values[used], targets[used], weights[used]
         known = self.model_.train_targets.shape[0]
         if self._learned_rows < _ENOUGH_ROWS and known + len(values) >= 2 * self._learned_rows:
             passes = self.kernel_passes_
@@ -173,15 +178,52 @@ class GPEstimator(BaseEstimator):
         return values, self._data_targets(as_numpy(model.train_targets)), weights
 
     def _rows(
-        self, X: Any, y: Any, sample_weight: Any, observation: dict[str, Any], *, first: bool
+        self,
+        X: Any,
+        y: Any,
+        sample_weight: Any,
+        observation: dict[str, Any],
+        *,
+        first: bool,
+        complete: bool = True,
     ) -> tuple[Array, Array, Array]:
+        """Encoded inputs, encoded targets and weights of the rows whose weight is not zero."""
         column = as_column(self, y)
-        values = check_inputs(self, X, reset=first)
-        check_rows(values, column)
-        weights = check_weights(values, sample_weight)
+        table = read_table(X)
+        check_rows(table.num_rows, column)
+        weights = check_weights(table.num_rows, sample_weight)
         targets = self._encode(column, first=first)
         weights = self._row_weights(targets, weights, first=first)
-        return values, self._second_column(targets, observation, first=first), weights
+        targets = self._second_column(targets, observation, first=first)
+        used = weights > 0.0  # a row of weight zero is no row
+        if first:
+            self._learn_columns(table.rows(used), complete)
+        return self._encoded(table.rows(used)), targets[used], weights[used]
+
+    def _learn_columns(self, table: Table, complete: bool) -> None:
+        own = is_own(self._kernel())
+        options = {"one_hot_max_levels": 1} if own else {}
+        self.encoder_ = TableEncoder(**options, drop=complete and not own).fit(table)
+        self.n_features_in_ = self.encoder_.n_features_in_
+        if hasattr(self, "feature_names_in_"):
+            del self.feature_names_in_
+        if hasattr(self.encoder_, "feature_names_in_"):
+            self.feature_names_in_ = self.encoder_.feature_names_in_
+
+    def _encoded(self, table: Table) -> Array:
+        values = self.encoder_.transform(self.encoder_.matched(table, owner=type(self).__name__))
+        if np.isnan(values).any():
+            raise InputError(
+                "`X` must have no gaps for a model that was saved by an earlier version. Got some. Fit it again, or drop those "
+                "rows."
+            )
+        return values
+
+    @property
+    def columns_(self) -> TableColumns:
+        """What became of the columns of the table, see ``itergp.tables``."""
+        check_is_fitted(self)
+        return self.encoder_.columns_
 
     def _check_settings(self) -> None:
         if self.optimizer is not None and self.optimizer not in _OPTIMIZERS:
@@ -198,14 +240,16 @@ class GPEstimator(BaseEstimator):
 
     def _scaled(self, values: Array) -> Array:
         scaled = self._scaling.transform(values)
-        check_codes(values, self._codes, getattr(self, "feature_names_in_", None))
-        check_size(scaled, getattr(self, "feature_names_in_", None))
+        check_codes(values, self._codes, self.encoder_.titles)
+        check_size(scaled, self.encoder_.titles)
         return scaled
 
     def _warn_of_constants(self) -> None:
+        known = {i for column in self.encoder_.columns_ if "constant" in column.noticed for i in column.indices}
         constant = np.flatnonzero(self._scaling.constant)
+        constant = constant[[index not in known for index in constant]] if self.encoder_.drop else constant
         if len(constant):
-            columns = list_columns(constant, getattr(self, "feature_names_in_", None))
+            columns = list_columns(constant, self.encoder_.titles)
             warnings.warn(
                 f"Columns of `X` should vary. Got one value only in {len(constant)} of {len(self._scaling.constant)}: "
                 f"{columns}. They say nothing and count as zero; drop them.",
@@ -217,8 +261,9 @@ class GPEstimator(BaseEstimator):
     def _build(self, x: Array, y: Array, weights: Array) -> GP:
         dtype, device = self._dtype(x, y, weights), as_device(self.device)
         inputs, targets, weight = self._tensors(x, y, weights, dtype, device)
-        around = x - np.average(x, axis=0, weights=weights)
-        spread = float(np.sqrt(2.0 * np.average(around**2, axis=0, weights=weights).sum()))
+        variance = np.average((x - np.average(x, axis=0, weights=weights)) ** 2, axis=0, weights=weights)
+        variance[code_columns(self.encoder_.columns_)] = 1.0  # of a column whose numbers only name levels
+        spread = float(np.sqrt(2.0 * variance.sum()))
         model = self._skeleton(inputs, targets, weight, mean=self._make_mean(y, weights), spread=spread)
         if getattr(self, "warm_start", False) and hasattr(self, "model_"):
             take_hyperparameters(model, self.model_)
@@ -251,6 +296,7 @@ class GPEstimator(BaseEstimator):
             spread=spread,
             outputscale=self._outputscale,
             batch_shape=torch.Size([count] if count > 1 else []),
+            columns=self.encoder_.columns_,
         )
         model = GP(
             inputs,
@@ -318,7 +364,7 @@ class GPEstimator(BaseEstimator):
     def _new_inputs(self, X: Any) -> Tensor:
         check_is_fitted(self)
         like = self.model_.held_data.like
-        scaled = self._scaled(check_inputs(self, X, reset=False))
+        scaled = self._scaled(self._encoded(read_table(X)))
         return torch.as_tensor(scaled, dtype=like.dtype, device=like.device)
 
     def _predicted(self, X: Any, read: Callable[[Any], NDArray[Any]], **observation: Any) -> Array:
@@ -386,7 +432,7 @@ class GPEstimator(BaseEstimator):
             "evidence": self.log_marginal_likelihood_value_,
         }
         arguments = self.get_params(deep=False)
-        write_estimator(path, type(self).__name__, arguments, learned, self._scalings(), self.model_)
+        write_estimator(path, type(self).__name__, arguments, learned, self.encoder_, self._scalings(), self.model_)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, kernel: Any = None, device: Any = None) -> Any:
@@ -417,6 +463,12 @@ class GPEstimator(BaseEstimator):
         check_is_fitted(self)
         return self.model_.covar_module
 
+    def __sklearn_tags__(self) -> Any:
+        """Gaps and sparse matrices are welcome; so are text and levels, which need no tag."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.allow_nan = tags.input_tags.sparse = True
+        return tags
+
     def __sklearn_is_fitted__(self) -> bool:
         """Whether there is a model."""
         return hasattr(self, "model_")
@@ -432,7 +484,9 @@ def restored(kind: type[GPEstimator], saved: SavedEstimator) -> Any:
         if learned[name] is not None:
             setattr(estimator, f"{name}_", learned[name])
     estimator._set_scalings(saved.scalings)
-    estimator._codes = category_columns(estimator.kernel, estimator.n_features_in_)
+    names = learned["feature_names_in"]
+    estimator.encoder_ = saved.encoder or TableEncoder.of_numbers(estimator.n_features_in_, names)
+    estimator._codes = category_columns(estimator.kernel, estimator.encoder_.num_encoded)
     estimator.model_ = estimator._skeleton(saved.model.arrays["data.input.0"], saved.model.arrays["data.targets"])
     restore_model(estimator.model_, saved.model)
     estimator.model_.eval()

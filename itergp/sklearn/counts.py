@@ -14,10 +14,11 @@ from sklearn.metrics import d2_tweedie_score
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood
 from itergp.sklearn.base import Array
-from itergp.sklearn.checks import as_real, check_exposure, check_inputs
+from itergp.sklearn.checks import as_real, check_exposure
 from itergp.sklearn.model import constant_mean
 from itergp.sklearn.noise import COUNTS, choose
 from itergp.sklearn.regressors import QUANTILES, BaseRegressor
+from itergp.tables import read_table
 
 _LARGEST_COUNT = 1e12
 
@@ -174,8 +175,9 @@ class GPCountRegressor(BaseRegressor):
         Returns:
             The estimator.
         """
-        update = self._append if self.__sklearn_is_fitted__() else self._fit
-        return update(X, y, sample_weight, exposure=exposure)
+        if self.__sklearn_is_fitted__():
+            return self._append(X, y, sample_weight, exposure=exposure)
+        return self._fit(X, y, sample_weight, complete=False, exposure=exposure)
 
     def predict(self, X: Any, return_std: bool = False, exposure: Any = None) -> Array | tuple[Array, Array]:
         """Expected count of every row ``(M,)``.
@@ -206,7 +208,7 @@ class GPCountRegressor(BaseRegressor):
     def _exposed(self, X: Any, exposure: Any) -> dict[str, Any]:
         if exposure is None:
             return {}
-        return {"exposure": torch.as_tensor(check_exposure(len(check_inputs(self, X, reset=False)), exposure))}
+        return {"exposure": torch.as_tensor(check_exposure(read_table(X).num_rows, exposure))}
 
     def score(self, X: Any, y: Any, sample_weight: Any = None, exposure: Any = None) -> float:
         """Share of the Poisson deviance explained (D^2), 1 at best, 0 for a constant rate.

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import gpytorch
@@ -35,8 +37,18 @@ from numpy.typing import NDArray
 from sklearn.gaussian_process import kernels as theirs
 
 from itergp.errors import InputError
-from itergp.kernels import CategoricalKernel, LaplacianKernel, OrderedCategoricalKernel
+from itergp.kernels import (
+    CategoricalKernel,
+    LaplacianKernel,
+    OrderedCategoricalKernel,
+    TiedLaplacianKernel,
+    TiedMaternKernel,
+    TiedRBFKernel,
+)
+from itergp.kernels.tied import TiedLengthscales
 from itergp.models.gp import MAX_ARD_COLUMNS
+from itergp.sklearn.columns import code_columns
+from itergp.tables import TableColumns
 
 DEFAULT_KERNEL = "matern32"
 _NOISES = ("gaussian", "student_t", "laplace", "heteroscedastic")
@@ -55,15 +67,30 @@ _RAW = (
 )
 _PASSING = (AdditiveKernel, GridInterpolationKernel, InducingPointKernel, ProductKernel)  # all columns, as they are
 
-# name -> the kernel, given keywords ard_num_dims and batch_shape
+# name -> the kernel, given keywords ard_num_dims, batch_shape and active_dims
 KERNELS: dict[str, Callable[..., Kernel]] = {
-    "matern12": lambda **options: MaternKernel(nu=0.5, **options),
-    "matern32": lambda **options: MaternKernel(nu=1.5, **options),
-    "matern52": lambda **options: MaternKernel(nu=2.5, **options),
+    "matern12": partial(MaternKernel, nu=0.5),
+    "matern32": partial(MaternKernel, nu=1.5),
+    "matern52": partial(MaternKernel, nu=2.5),
     "rbf": RBFKernel,
     "laplacian": LaplacianKernel,
     "rational_quadratic": RQKernel,
     "linear": LinearKernel,
+}
+
+
+class TiedRQKernel(TiedLengthscales, RQKernel):
+    """GPyTorch's ``RQKernel`` whose inputs share lengthscales by groups."""
+
+
+# name -> the same with the keyword groups in place of ard_num_dims; a linear kernel has no lengthscales to share
+TIED: dict[str, Callable[..., Kernel]] = {
+    "matern12": partial(TiedMaternKernel, nu=0.5),
+    "matern32": partial(TiedMaternKernel, nu=1.5),
+    "matern52": partial(TiedMaternKernel, nu=2.5),
+    "rbf": TiedRBFKernel,
+    "rational_quadratic": TiedRQKernel,
+    "laplacian": TiedLaplacianKernel,
 }
 
 
@@ -75,16 +102,19 @@ def make_kernel(
     spread: float,
     outputscale: float,
     batch_shape: torch.Size | None = None,
+    columns: TableColumns | None = None,
 ) -> Kernel:
     """A new kernel module.
 
     Args:
         kernel: Its name, a GPyTorch kernel (copied), a scikit-learn kernel (translated), or None for the default.
-        num_columns: D.
-        ard: One lengthscale per column, for kernels by name; None for up to 100 columns.
+        num_columns: E, of the encoded table.
+        ard: One lengthscale per column, for kernels by name; None for up to 100 columns. Encoded columns that mean one thing
+            share theirs.
         spread: Root mean square distance between rows; lengthscales of kernels by name start at half of it.
         outputscale: Where the output scale of kernels by name starts.
         batch_shape: ``[C]`` for a kernel by name per latent function.
+        columns: What the encoded columns mean, for kernels by name; default numbers.
 
     Raises:
         InputError: If the name is unknown, or the kernel does not fit the columns.
@@ -98,18 +128,24 @@ def make_kernel(
         translated = translate(kernel)
         _check_columns(translated, num_columns)
         return translated
-    made = _by_name(kernel, num_columns, ard, batch_shape or torch.Size([]))
+    _check_name(kernel)
+    base = _by_name(kernel.lower(), _Layout.of(columns, num_columns), ard, batch_shape or torch.Size([]))
+    made = ScaleKernel(base, batch_shape=batch_shape or torch.Size([]))
     made.outputscale = outputscale
-    if made.base_kernel.has_lengthscale:
-        start = 0.5 * spread if spread > 0.0 else 1.0  # rows that are all equal have no scale
-        # Sums of absolute differences grow with the number of columns, roots of sums of squares with its root.
-        made.base_kernel.lengthscale = (
-            start * num_columns**0.5 if isinstance(made.base_kernel, LaplacianKernel) else start
-        )
+    start = 0.5 * spread if spread > 0.0 else 1.0  # rows that are all equal have no scale
+    for part in base.kernels if isinstance(base, ProductKernel) else [base]:
+        if part.has_lengthscale:
+            # Sums of absolute differences grow with the number of columns, roots of sums of squares with its root.
+            part.lengthscale = start * num_columns**0.5 if isinstance(part, LaplacianKernel) else start
     return made
 
 
-def _by_name(name: Any, num_columns: int, ard: bool | None, batch_shape: torch.Size) -> ScaleKernel:
+def is_own(kernel: Any) -> bool:
+    """Whether a kernel is an object that knows the columns it reads, and not one by name."""
+    return isinstance(kernel, (Kernel, theirs.Kernel))
+
+
+def _check_name(name: Any) -> None:
     if not isinstance(name, str) or name.lower() not in KERNELS:
         if name in _NOISES:
             raise InputError(f"`kernel` must be a kernel. Got the noise {name!r}. Pass it as noise={name!r}.")
@@ -118,9 +154,45 @@ def _by_name(name: Any, num_columns: int, ard: bool | None, batch_shape: torch.S
         raise InputError(
             f"`kernel` must be one of {', '.join(map(repr, KERNELS))}, or a GPyTorch kernel. Got {name!r}. {hint}"
         )
-    ard = num_columns <= MAX_ARD_COLUMNS if ard is None else ard
-    base = KERNELS[name.lower()](ard_num_dims=num_columns if ard else None, batch_shape=batch_shape)
-    return ScaleKernel(base, batch_shape=batch_shape)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Encoded columns as a kernel reads them: those with a distance and the group of each, and those of codes."""
+
+    measured: tuple[int, ...]
+    groups: tuple[int, ...]
+    codes: tuple[int, ...]
+
+    @classmethod
+    def of(cls, columns: TableColumns | None, num_columns: int) -> _Layout:
+        if columns is None:
+            return cls(tuple(range(num_columns)), tuple(range(num_columns)), ())
+        codes = code_columns(columns)
+        kept = [column.indices for column in columns if column.indices and column.indices[0] not in codes]
+        measured = tuple(index for indices in kept for index in indices)
+        groups = tuple(group for group, indices in enumerate(kept) for _ in indices)
+        return cls(measured, groups, tuple(codes))
+
+
+def _by_name(name: str, layout: _Layout, ard: bool | None, batch_shape: torch.Size) -> Kernel:
+    """A kernel of the distance of what has one, times one of what is equal or not."""
+    options: dict[str, Any] = {"batch_shape": batch_shape}
+    if not layout.codes:
+        return _of_distance(name, layout, ard, options)
+    equal = CategoricalKernel(len(layout.codes), active_dims=layout.codes, **options)
+    if not layout.measured:
+        return equal
+    return _of_distance(name, layout, ard, options | {"active_dims": layout.measured}) * equal
+
+
+def _of_distance(name: str, layout: _Layout, ard: bool | None, options: dict[str, Any]) -> Kernel:
+    count = max(layout.groups) + 1
+    if not (count <= MAX_ARD_COLUMNS if ard is None else ard):
+        return KERNELS[name](ard_num_dims=None, **options)
+    if count == len(layout.groups) or name not in TIED:
+        return KERNELS[name](ard_num_dims=len(layout.groups), **options)
+    return TIED[name](groups=layout.groups, **options)
 
 
 def without_noise(kernel: theirs.Kernel) -> tuple[theirs.Kernel, float | None, bool]:

@@ -15,6 +15,7 @@ from sklearn.utils.multiclass import type_of_target
 from itergp.errors import InputError, ItergpWarning
 from itergp.sklearn.base import Array, GPEstimator
 from itergp.sklearn.model import as_numpy
+from itergp.tables import refuse_gaps
 
 
 class LabelEstimator(ClassifierMixin, GPEstimator):
@@ -58,7 +59,7 @@ class LabelEstimator(ClassifierMixin, GPEstimator):
         if self.__sklearn_is_fitted__():
             return self._append(X, y, sample_weight)
         self._declared = self._declare(y, classes)
-        return self._fit(X, y, sample_weight)
+        return self._fit(X, y, sample_weight, complete=False)
 
     def _declare(self, y: Any, classes: Any) -> NDArray[Any] | None:
         """All labels that may come; None for those of ``y``."""
@@ -143,16 +144,20 @@ def check_labels(y: NDArray[Any]) -> None:
     Raises:
         InputError: If they are real numbers, or some are missing.
     """
-    missing = np.array([value is None or value != value for value in y.tolist()])
+    refuse_gaps(y)
     infinite = np.isinf(y) if y.dtype.kind == "f" else np.zeros(len(y), dtype=bool)
-    if missing.any() or infinite.any():
+    if infinite.any():
         raise InputError(
-            f"`y` must have a label for every row. Got NaN, None or infinity in {int((missing | infinite).sum())} of {len(y)}. "
-            "Drop those rows."
+            f"`y` must be class labels. Got infinity in {int(infinite.sum())} of {len(y)} row(s), first in row "
+            f"{np.flatnonzero(infinite)[0]}. Drop those rows."
         )
-    kinds = {type(value) for value in y.tolist()} if y.dtype.kind == "O" else set()
-    if str in kinds and len(kinds) > 1:
-        raise InputError("`y` must be labels of one kind. Got text and numbers mixed. Convert them: y.astype(str).")
+    is_text = np.array([isinstance(value, str) for value in y.tolist()])
+    if is_text.any() and not is_text.all():
+        rows = np.flatnonzero(is_text)[0], np.flatnonzero(~is_text)[0]
+        raise InputError(
+            f"`y` must be labels of one kind. Got text and others mixed, {y[rows[0]]!r} in row {rows[0]} and {y[rows[1]]!r} in "
+            f"row {rows[1]}. Convert them: y.astype(str)."
+        )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about many classes
         kind = type_of_target(y)

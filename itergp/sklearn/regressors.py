@@ -25,6 +25,7 @@ from itergp.sklearn.kernels import without_noise
 from itergp.sklearn.model import as_numpy, constant_mean
 from itergp.sklearn.noise import NOISE, NOISES, choose
 from itergp.sklearn.scaling import Scaling
+from itergp.tables import as_target_column
 
 _LEAST_SECOND_NOISE, _ABOVE = 1e-4, 1.01  # the bound of GPyTorch's constraint, and a factor that is inside
 QUANTILES = (0.05, 0.5, 0.95)
@@ -111,7 +112,7 @@ class BaseRegressor(RegressorMixin, GPEstimator):
         """
         if self.__sklearn_is_fitted__():
             return self._append(X, y, sample_weight)
-        return self._fit(X, y, sample_weight)
+        return self._fit(X, y, sample_weight, complete=False)
 
 
 class GPRegressor(BaseRegressor):
@@ -275,7 +276,7 @@ class GPRegressor(BaseRegressor):
 
     def _fit(self, X: Any, y: Any, sample_weight: Any, **observation: Any) -> Any:
         rows = (
-            0 if y is None else len(np.atleast_1d(np.asarray(y)))
+            0 if y is None else len(np.atleast_1d(as_target_column(y)))
         )  # what is no column is refused where all of them are
         self._known_noise = self._check_alpha(rows, sample_weight)
         return super()._fit(X, y, sample_weight, **observation)

@@ -18,9 +18,10 @@ from itergp import solvers
 from itergp.errors import InputError
 from itergp.models import NonConjugateGP
 from itergp.models.saving import model_state
-from itergp.persistence import StateDict
+from itergp.persistence import StateDict, from_state, to_state
 from itergp.persistence.files import read_file, write_file
 from itergp.sklearn.scaling import Scaling
+from itergp.tables import TableEncoder
 
 _MODEL, _SCALING = "model.", "scaling."
 _CUSTOM = {"module": True}  # stands for a kernel that JSON cannot express
@@ -34,6 +35,7 @@ class SavedEstimator:
         name: Its class.
         arguments: Those that it was made with.
         learned: Attributes by name that scikit-learn knows: numbers, labels, names of columns; None where there are none.
+        encoder: Of tables; None in files of earlier versions, which took numbers only.
         scalings: Of inputs and targets, by ``"inputs"`` and ``"targets"``.
         model: State of the model.
     """
@@ -41,6 +43,7 @@ class SavedEstimator:
     name: str
     arguments: dict[str, Any]
     learned: dict[str, Any]
+    encoder: TableEncoder | None
     scalings: dict[str, Scaling]
     model: StateDict
 
@@ -50,6 +53,7 @@ def write_estimator(
     name: str,
     arguments: dict[str, Any],
     learned: dict[str, Any],
+    encoder: TableEncoder,
     scalings: dict[str, Scaling],
     model: NonConjugateGP,
 ) -> None:
@@ -64,7 +68,8 @@ def write_estimator(
         "arguments": {key: _as_json(key, value) for key, value in arguments.items()},
         **{key: _labels_as_json(value) if isinstance(value, np.ndarray) else value for key, value in learned.items()},
     }
-    write_file(path, tensors, {"kind": "estimator", "estimator": described, "model": saved.values})
+    about = {"kind": "estimator", "estimator": described, "encoder": to_state(encoder).values, "model": saved.values}
+    write_file(path, tensors, about)
 
 
 def read_estimator(
@@ -107,7 +112,8 @@ def read_estimator(
     }
     stored = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
     model = StateDict(stored, about["model"] | {"format": about["format"]})
-    return SavedEstimator(described["class"], arguments, learned, _scalings(tensors), model)
+    encoder = from_state(TableEncoder, StateDict({}, about["encoder"])) if "encoder" in about else None
+    return SavedEstimator(described["class"], arguments, learned, encoder, _scalings(tensors), model)
 
 
 def _scalings(tensors: dict[str, Tensor]) -> dict[str, Scaling]:

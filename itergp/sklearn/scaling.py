@@ -41,12 +41,17 @@ class Scaling:
         constant = (deviation <= _CONSTANT) | (np.ptp(relative, axis=0) == 0.0)
         return cls(magnitude, np.where(constant, relative[0], mean), np.where(constant, 1.0, deviation), constant)
 
-    def except_for(self, columns: NDArray[np.bool_]) -> Scaling:
-        """The same, but for columns ``(D,)`` that stay as they are."""
+    def except_for(self, columns: NDArray[np.bool_], deviation: Array | None = None) -> Scaling:
+        """The same, but for some columns, which are only divided by a number of theirs.
+
+        Args:
+            columns: Which ``(D,)``.
+            deviation: The numbers ``(D,)``; default 1, which leaves columns as they are.
+        """
         return Scaling(
             np.where(columns, 1.0, self.magnitude),
             np.where(columns, 0.0, self.mean),
-            np.where(columns, 1.0, self.deviation),
+            np.where(columns, 1.0 if deviation is None else deviation, self.deviation),
             self.constant & ~columns,
         )
 

@@ -20,7 +20,8 @@ from itergp.tables.columns import (
     TableColumns,
 )
 from itergp.tables.encoder import TableEncoder
-from itergp.tables.targets import as_target_column
+from itergp.tables.reading import Table, read_table
+from itergp.tables.targets import as_target_column, refuse_gaps
 
 __all__ = [
     "CategoricalColumn",
@@ -30,7 +31,10 @@ __all__ = [
     "GapColumn",
     "NumericColumn",
     "OrderedColumn",
+    "Table",
     "TableColumns",
     "TableEncoder",
     "as_target_column",
+    "read_table",
+    "refuse_gaps",
 ]

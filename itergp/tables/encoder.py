@@ -162,8 +162,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         check_is_fitted(self)
         table = self.matched(read_table(X))
         self._check_memory(table.num_rows)
-        width = sum(len(column.indices) for column in self.columns_)
-        encoded = np.empty((table.num_rows, width))
+        encoded = np.empty((table.num_rows, self.num_encoded))
         filled: list[tuple[EncodedColumn, NDArray[np.bool_]]] = []
         marked = {column.position for column in self.columns_ if isinstance(column, GapColumn)}
         for position, group in _by_position(self.columns_).items():
@@ -177,22 +176,23 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         self._warn_of_gaps(filled, table)
         return encoded
 
-    def matched(self, table: Any) -> Table:
-        """The columns of a table in the order of the training data.
+    def matched(self, X: Any, *, owner: str = "TableEncoder") -> Table:
+        """The columns of a table in the order of the training data, with their names.
 
         Args:
-            table: A table, of any kind that ``fit`` takes.
+            X: A table, of any kind that ``fit`` takes.
+            owner: Who expects them, for messages.
 
         Raises:
             InputError: If some are missing, or more than there were.
         """
-        table = read_table(table)
+        table = read_table(X)
         if table.names is not None and self._names is not None:
             return self._matched_by_name(table)
         if len(table.columns) != self.n_features_in_:
             raise InputError(
-                f"X has {len(table.columns)} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
-                "as input. Select the columns of the training data, in their order."
+                f"X has {len(table.columns)} features, but {owner} is expecting {self.n_features_in_} features as "
+                "input. Select the columns of the training data, in their order."
             )
         if table.names is None and self._names is not None:
             _warn(
@@ -218,7 +218,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         return Table([table.columns[index] for index in order], table.num_rows, list(wanted), None, matrix)
 
     def _check_memory(self, num_rows: int) -> None:
-        width = sum(len(column.indices) for column in self.columns_)
+        width = self.num_encoded
         size, free = 8 * num_rows * width, psutil.virtual_memory().available
         if size > _MOST_MEMORY * free:
             raise InputError(
@@ -245,11 +245,37 @@ class TableEncoder(TransformerMixin, BaseEstimator):
             input_features: Ignored: the names are those of the training data.
         """
         check_is_fitted(self)
-        width = sum(len(column.indices) for column in self.columns_)
-        names = np.empty(width, dtype=object)
+        names = np.empty(self.num_encoded, dtype=object)
         for column in self.columns_:
             names[list(column.indices)] = column.encoded_names
         return names
+
+    @property
+    def num_encoded(self) -> int:
+        """E, the number of encoded columns."""
+        return sum(len(column.indices) for column in self.columns_)
+
+    @property
+    def titles(self) -> list[str]:
+        """What messages call the encoded columns: their names, or without names the number of the column of the table."""
+        if self._names is not None:
+            return [repr(str(name)) for name in self.get_feature_names_out()]
+        places = {index: str(column.position) for column in self.columns_ for index in column.indices}
+        return [places[index] for index in range(self.num_encoded)]
+
+    @classmethod
+    def of_numbers(cls, num_columns: int, names: Sequence[str] | None) -> TableEncoder:
+        """The encoder that leaves tables of numbers as they are, NaN for a gap included.
+
+        Args:
+            num_columns: D.
+            names: Their names, or None.
+        """
+        encoder = cls(one_hot_max_levels=1, drop=False)
+        encoder.n_features_in_, encoder._names = num_columns, None if names is None else list(names)
+        shown = names or [f"x{index}" for index in range(num_columns)]
+        encoder.columns_ = TableColumns(NumericColumn(name, i, (i,), fill=np.nan) for i, name in enumerate(shown))
+        return encoder
 
     def to_fields(self) -> dict[str, Any]:
         """What the encoder has learned as numbers, text, lists and dictionaries, for ``itergp.persistence``."""

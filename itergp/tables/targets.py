@@ -29,13 +29,20 @@ def as_target_column(y: Any) -> NDArray[Any]:
         y = y.iloc[:, 0]
     dtype = getattr(y, "dtype", None)
     if dtype is None or isinstance(dtype, np.dtype):
-        return np.asarray(y)
+        values = np.asarray(y)
+        if dtype is None and values.dtype.kind == "U" and values.ndim == 1:
+            return np.asarray(y, dtype=object) if _is_mixed(y) else values  # numbers beside text would become text
+        return values
     missing = np.asarray(y.isna(), dtype=bool)
     if not missing.any():
         return np.asarray(y.to_numpy())
     values = np.asarray(y, dtype=object)
     values[missing] = None
     return values
+
+
+def _is_mixed(values: Any) -> bool:
+    return not all(isinstance(value, str) for value in values)
 
 
 def first_gap(y: NDArray[Any]) -> tuple[int, int] | None:
