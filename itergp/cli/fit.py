@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from itergp.cli.tables import read_table, require_columns, require_estimators
+from itergp.cli.tables import read_table, require_columns, require_room
 from itergp.errors import InputError
 
 # task -> name of the estimator
@@ -20,7 +20,6 @@ TASKS = {
     "ordinal": "GPOrdinalClassifier",
     "regression": "GPRegressor",
 }
-_MAX_CLASSES = 20
 
 
 def add_parser(commands: Any) -> None:
@@ -50,18 +49,23 @@ def add_parser(commands: Any) -> None:
 def run(options: argparse.Namespace) -> int:
     """Learns, judges on held-out rows, adds those rows to the posterior, saves."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
-    estimators = require_estimators()
+    estimators = require_room("itergp.sklearn")
     table = read_table(options.data)
     X, y, rows = _columns(table, options)
-    task = guess_task(y) if options.task == "auto" else options.task
-    estimator = _estimator(estimators, task, options)
+    guess = _guess(y, options)
+    task, noise = guess.task, options.noise or guess.likelihood
+    X = _understood(X)
+    estimator = _estimator(estimators, task, noise, options)
     train, test = _split(len(y), options)
     started = time.perf_counter()
     estimator.fit(X.iloc[train], y.iloc[train], **_take(rows, train))
     learned = time.perf_counter() - started
     console.print(f"{TASKS[task]}: {task}, {len(y):,} rows, {X.shape[1]} columns" + _classes(estimator))
-    if options.task == "auto":
-        console.print(f"The task was guessed from the target {options.target!r}; say --task to choose it.")
+    if guess.reason:
+        named = f" with {guess.likelihood} likelihood (--noise)" if guess.likelihood and not options.noise else ""
+        console.print(
+            f"The task was guessed from the target {options.target!r}: {task}{named}, as {guess.reason}; choose by --task."
+        )
     console.print(f"Learned from {len(train):,} rows in {learned:.1f} s, {estimator.kernel_passes_} kernel passes.")
     if len(test):
         for name, value in _scores(estimator, task, X.iloc[test], y.iloc[test], _take(rows, test)):
@@ -72,21 +76,6 @@ def run(options: argparse.Namespace) -> int:
         estimator.save(options.save)
         console.print(f"Saved to {options.save}. Predict with: itergp predict {options.save} NEW.csv")
     return 0
-
-
-def guess_task(y: Any) -> str:
-    """The task that a target column calls for.
-
-    Text, booleans and up to 20 different whole numbers are classes; more, if not negative, are counts; the rest are real.
-    """
-    kind = y.dtype.kind if isinstance(y.dtype, np.dtype) else "O"
-    if kind not in "iuf":
-        return "classification"
-    values = y.dropna().to_numpy()
-    whole = bool((values == np.floor(values)).all())
-    if whole and len(np.unique(values)) <= _MAX_CLASSES:
-        return "classification"
-    return "counts" if whole and bool((values >= 0).all()) else "regression"
 
 
 def _columns(table: Any, options: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
@@ -103,19 +92,35 @@ def _columns(table: Any, options: argparse.Namespace) -> tuple[Any, Any, dict[st
     features = options.features or [name for name in table.columns if name not in used]
     if not features:
         raise InputError("The data must have columns to predict from. Got the target alone. Check --drop and the file.")
-    X = table[features]
-    text = [name for name in features if X[name].dtype.kind not in "iufb"]
-    if text:
-        raise InputError(
-            f"Columns to predict from must be numbers. Got text or dates in {', '.join(map(repr, text[:5]))}. "
-            f"Encode them, or leave them out with --drop {' '.join(text[:5])}."
-        )
     y = table[options.target]
+    tables = require_room("itergp.tables")
+    tables.refuse_gaps(tables.as_target_column(y))
     y = y.astype(str) if options.levels is not None else y
-    return X.astype("float64"), y, {name: table[column] for name, column in rows.items()}
+    return table[features], y, {name: table[column] for name, column in rows.items()}
 
 
-def _estimator(estimators: Any, task: str, options: argparse.Namespace) -> Any:
+def _understood(X: Any) -> Any:
+    """Features as all rows together say what they are, so that no part of the rows is taken for something else."""
+    columns = require_room("itergp.tables").TableEncoder().fit(X).columns_  # says what is wrong by the rows of the file
+    dropped = [column.name for column in columns if column.role == "dropped"]
+    text = [column.name for column in columns if column.role == "categorical"]
+    return X.drop(columns=dropped).astype(dict.fromkeys(text, "category"))
+
+
+def _guess(y: Any, options: argparse.Namespace) -> Any:
+    """What the target looks like, unless options say more."""
+    tables, noise = require_room("itergp.tables"), require_room("itergp.sklearn.noise")
+    if options.task != "auto":
+        return tables.TaskGuess(options.task, None, "")
+    guess = tables.guess_task(y)
+    if y.dtype.kind in "iuf" and (options.exposure is not None or options.noise in noise.COUNTS):
+        return tables.TaskGuess("counts", None, "its options are those of counts")
+    if y.dtype.kind in "iuf" and options.noise in noise.NOISES:
+        return tables.TaskGuess("regression", None, "its options are those of regression")
+    return guess
+
+
+def _estimator(estimators: Any, task: str, noise: str | None, options: argparse.Namespace) -> Any:
     arguments = {
         "kernel": options.kernel,
         "max_iterations": options.max_iterations,
@@ -133,11 +138,11 @@ def _estimator(estimators: Any, task: str, options: argparse.Namespace) -> Any:
         raise InputError(
             f"`--exposure` must be left out for {task}. Got {options.exposure!r}. It belongs to --task counts."
         )
-    if options.noise is not None:
+    if noise is not None:
         names = {"regression": "noise", "counts": "distribution"}
         if task not in names:
-            raise InputError(f"`--noise` must be left out for {task}. Got {options.noise!r}. Classes have no noise.")
-        arguments[names[task]] = options.noise
+            raise InputError(f"`--noise` must be left out for {task}. Got {noise!r}. Classes have no noise.")
+        arguments[names[task]] = noise
     return getattr(estimators, TASKS[task])(**arguments)
 
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from itergp.cli.tables import read_table, require, require_columns, require_estimators, write_table
+from itergp.cli.tables import read_table, require, require_columns, require_room, write_table
 from itergp.errors import InputError
 
 _QUANTILES = (0.05, 0.5, 0.95)
@@ -32,7 +32,7 @@ def add_parser(commands: Any) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Loads, predicts, writes."""
-    estimators = require_estimators()
+    estimators = require_room("itergp.sklearn")
     estimator = estimators.load(options.model, device=options.device)
     table = read_table(options.data)
     names = getattr(estimator, "feature_names_in_", None)

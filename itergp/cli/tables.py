@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from itergp.cli.dialect import Dialect
 from itergp.errors import InputError
 
 _PARQUET = (".parquet", ".pq")
@@ -31,18 +32,18 @@ def require(name: str, purpose: str, extra: str) -> Any:
         ) from error
 
 
-def require_estimators() -> Any:
-    """``itergp.sklearn``.
+def require_room(name: str) -> Any:
+    """A part of the package that needs scikit-learn, by its name.
 
     Raises:
         MissingExtraError: If scikit-learn is not installed.
     """
     require("sklearn", "This command", "sklearn")
-    return importlib.import_module("itergp.sklearn")
+    return importlib.import_module(name)
 
 
 def read_table(path: Path) -> Any:
-    """A data frame from a CSV file, compressed or not, or from a Parquet file.
+    """A data frame from a CSV file, compressed or not, or from a Parquet file; see ``Dialect`` for what is found out.
 
     Raises:
         InputError: If the file is missing, empty, or not a table.
@@ -55,7 +56,7 @@ def read_table(path: Path) -> Any:
     if parquet:
         require("pyarrow", "Reading Parquet", "tables")
     try:
-        table = pandas.read_parquet(path) if parquet else pandas.read_csv(path)
+        table = pandas.read_parquet(path) if parquet else _read_text(pandas, path)
     except (ValueError, OSError) as error:  # pandas' errors of parsing and Arrow's are ValueErrors
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         kind = "Parquet" if parquet else "CSV"
@@ -66,6 +67,18 @@ def read_table(path: Path) -> Any:
     if len(table) == 0:
         raise InputError(f"The data must have rows. Got {str(path)!r} with a header only. Check how it was written.")
     return table
+
+
+def _read_text(pandas: Any, path: Path) -> Any:
+    dialect = Dialect.of(path)
+    return pandas.read_csv(
+        path,
+        sep=dialect.separator,
+        encoding=dialect.encoding,
+        decimal=dialect.decimal,
+        skipinitialspace=True,
+        low_memory=False,
+    )
 
 
 def write_table(table: Any, path: Path) -> None:

@@ -157,6 +157,7 @@ class GPEstimator(BaseEstimator):
 
     def _append(self, X: Any, y: Any, sample_weight: Any, **observation: Any) -> Any:
         values, targets, weights = self._rows(X, y, sample_weight, observation, first=False)
+        self._warn_of_unseen(values)
         known = self.model_.train_targets.shape[0]
         if self._learned_rows < _ENOUGH_ROWS and known + len(values) >= 2 * self._learned_rows:
             passes = self.kernel_passes_
@@ -255,6 +256,16 @@ class GPEstimator(BaseEstimator):
                 f"{columns}. They say nothing and count as zero; drop them.",
                 ItergpWarning,
                 stacklevel=5,
+            )
+
+    def _warn_of_unseen(self, values: Array) -> None:
+        unseen = self.encoder_.unseen(values)
+        if unseen:
+            warnings.warn(
+                f"Levels of rows that are added should be those of the first fit. Got others in column {unseen[0]!r}. All others are "
+                "taken for one level; fit again, or declare them in a pandas Categorical.",
+                ItergpWarning,
+                stacklevel=4,
             )
 
     # ------------------------------------------------------------------ model

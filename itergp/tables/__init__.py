@@ -22,6 +22,7 @@ from itergp.tables.columns import (
 from itergp.tables.encoder import TableEncoder
 from itergp.tables.reading import Table, read_table
 from itergp.tables.targets import as_target_column, refuse_gaps
+from itergp.tables.tasks import TaskGuess, guess_task
 
 __all__ = [
     "CategoricalColumn",
@@ -34,7 +35,9 @@ __all__ = [
     "Table",
     "TableColumns",
     "TableEncoder",
+    "TaskGuess",
     "as_target_column",
+    "guess_task",
     "read_table",
     "refuse_gaps",
 ]

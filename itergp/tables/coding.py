@@ -126,9 +126,9 @@ def describe(values: NDArray[np.float64]) -> tuple[str, ...]:
 
 
 def _learn_levels(values: Levels, common: dict[str, Any], title: str, most_one_hot: int, drop: bool) -> EncodedColumn:
-    codes, rows = np.unique(values.codes[values.codes >= 0], return_counts=True)
-    levels = [values.levels[code] for code in codes]
-    if values.text and _names_rows(levels, int(rows.sum()), title):
+    known = values.codes[values.codes >= 0]
+    levels = [values.levels[code] for code in np.unique(known)] if values.text else [*values.levels]
+    if values.text and _names_rows(levels, len(known), title):
         common["noticed"] += ("id-like",)
         if drop:
             return DroppedColumn(**common)

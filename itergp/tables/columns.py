@@ -77,7 +77,8 @@ class CategoricalColumn(EncodedColumn):
     """Unordered levels.
 
     Attributes:
-        levels: The levels of the training data as text, sorted; a whole number is written without a decimal point.
+        levels: The levels of the training data as text, sorted, those that a pandas Categorical declares included; a whole
+            number is written without a decimal point.
         gap_level: Whether a gap is one more level, the last, because the training data had some.
         coding: ``"binary"``: one column of 0 and 1, other values 0.5. ``"one-hot"``: one column of 0 and 1 per level, other
             values zero everywhere. ``"codes"``: one column with the number of the level, other values ``num_levels``.

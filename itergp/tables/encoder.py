@@ -28,7 +28,7 @@ from itergp.tables.columns import (
     TableColumns,
 )
 from itergp.tables.reading import Table, read_table
-from itergp.tables.values import Levels, Values, as_dates, as_levels, as_numbers, understand
+from itergp.tables.values import Levels, Values, as_dates, as_levels, as_number, as_numbers, understand
 
 Array = NDArray[np.float64]
 _MOST_MEMORY = 0.5  # share of what is free
@@ -255,6 +255,20 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         """E, the number of encoded columns."""
         return sum(len(column.indices) for column in self.columns_)
 
+    def unseen(self, encoded: Array) -> list[str]:
+        """Names of columns that have levels in some rows which the training data did not have.
+
+        Args:
+            encoded: Rows as ``transform`` gave them ``(M, E)``.
+        """
+        found = []
+        for column in self.columns_:
+            if isinstance(column, CategoricalColumn):
+                values = encoded[:, list(column.indices)]
+                none = values == {"binary": 0.5, "codes": column.num_levels, "one-hot": 0.0}[column.coding]
+                found += [column.name] if bool(none.all(1).any()) else []
+        return found
+
     @property
     def titles(self) -> list[str]:
         """What messages call the encoded columns: their names, or without names the number of the column of the table."""
@@ -346,10 +360,11 @@ def _encode_levels(column: CategoricalColumn, values: Levels) -> Array:
 
 
 def _codes(levels: Iterable[str], values: Levels, *, unseen: int) -> NDArray[np.intp]:
-    """Numbers of levels among those of the training data ``(M,)``."""
+    """Numbers of levels among those of the training data ``(M,)``; "1.0" is "1" where only one of the two is one."""
     known = {level: index for index, level in enumerate(levels)}
-    table = np.array([*(known.get(level, unseen) for level in values.levels), unseen], dtype=np.intp)
-    return table[values.codes]
+    by_number = {as_number(level): index for level, index in known.items()} | {None: unseen}
+    table = [known.get(level, by_number.get(as_number(level), unseen)) for level in values.levels]
+    return np.array([*table, unseen], dtype=np.intp)[values.codes]
 
 
 # ------------------------------------------------------------------------ places

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import decimal
 import numbers
@@ -121,10 +122,27 @@ def level_text(value: Any) -> str:
     return str(value)
 
 
+def as_number(level: str) -> float | None:
+    """The number that a level is written as, or None."""
+    return float(level) if _NUMBER.fullmatch(level) else None
+
+
 def _category(column: Any) -> Levels:
     levels = tuple(level_text(level) for level in column.cat.categories)
     boolean = bool(levels) and all(isinstance(level, (bool, np.bool_)) for level in column.cat.categories)
-    return Levels(column.cat.codes.to_numpy(np.intp), levels, ordered=bool(column.cat.ordered), boolean=boolean)
+    found = Levels(column.cat.codes.to_numpy(np.intp), levels, ordered=bool(column.cat.ordered), boolean=boolean)
+    return _without_blanks(found)
+
+
+def _without_blanks(found: Levels) -> Levels:
+    """The same with gaps where the text is blank."""
+    kept = [bool(level.strip()) for level in found.levels]
+    if all(kept):
+        return found
+    numbers_of_kept = np.cumsum([*kept, True]) - 1
+    table = np.where([*kept, False], numbers_of_kept, -1)
+    levels = tuple(level for level, keep in zip(found.levels, kept, strict=True) if keep)
+    return dataclasses.replace(found, codes=table[found.codes], levels=levels)
 
 
 def _boolean(column: Any) -> Levels:
@@ -290,13 +308,7 @@ def _text(column: Any, title: str) -> Values:
     if written and all(_DATE.fullmatch(level) for level in written):
         dates = column.where(column.map(lambda value: isinstance(value, str) and bool(_DATE.fullmatch(value))), None)
         return _as_dates(dates.str.strip().str.replace("/", "-"), title)
-    blank = {index for index, level in enumerate(kept) if not level}
-    if not blank:
-        return found
-    renumbered = np.cumsum([index not in blank for index in range(len(kept))]) - 1
-    mapping = np.array([-1 if index in blank else renumbered[index] for index in range(len(kept))] + [-1])
-    levels = tuple(level for index, level in enumerate(found.levels) if index not in blank)
-    return Levels(mapping[found.codes], levels, text=True)
+    return _without_blanks(found)
 
 
 # ------------------------------------------------------- what training had said
@@ -368,10 +380,9 @@ def as_levels(column: Any, title: str, *, boolean: bool) -> Levels:
     elif types.is_bool_dtype(column.dtype):
         found = _boolean(column)
     else:
-        found = _factorized(column)
-        blank = np.array([not level.strip() for level in found.levels] + [False], dtype=bool)
-        found = Levels(np.where(blank[found.codes], -1, found.codes), found.levels)
+        found = _without_blanks(_factorized(column))
     if not boolean:
         return found
     truths = {"0": "False", "1": "True", "false": "False", "true": "True"}  # what files and sums make of truth values
-    return Levels(found.codes, tuple(truths.get(level.lower(), level) for level in found.levels), boolean=True)
+    levels = tuple(truths.get(level.lower(), level) for level in found.levels)
+    return dataclasses.replace(found, levels=levels, boolean=True)

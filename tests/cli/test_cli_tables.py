@@ -17,8 +17,9 @@ from helpers import make_model
 
 from itergp import SolverError
 from itergp.cli import main
-from itergp.cli.fit import TASKS, guess_task
+from itergp.cli.fit import TASKS
 from itergp.sklearn import load
+from itergp.tables import guess_task
 
 QUICK = ["--quiet", "--max-iterations", "3"]
 
@@ -176,14 +177,79 @@ def test_info_of_a_model_that_is_not_an_estimators(folder, capsys):
         ([True, False], "classification"),
         ([1, 2, 3], "classification"),
         ([0.0, 1.0], "classification"),
-        (range(30), "counts"),
+        (pandas.Categorical(["low", "high"], ["low", "high"], ordered=True), "ordinal"),
+        (range(30), "regression"),  # whole numbers that do not repeat
         (range(-15, 15), "regression"),
         ([0.5, 1.5], "regression"),
+        ([*range(10)] * 20, "classification"),  # digits
+        ([1, 2, 3, 4, 5] * 20, "classification"),
+        (np.random.default_rng(0).poisson(3.0, 200), "counts"),
+        (np.random.default_rng(0).integers(18, 80, 500), "regression"),  # ages
     ],
 )
 def test_the_task_is_guessed(values, task):
-    assert guess_task(pandas.Series(list(values))) == task
+    guess = guess_task(pandas.Series(values))
+    assert guess.task == task
+    assert guess.reason
     assert task in TASKS
+
+
+def test_the_likelihood_is_guessed():
+    rng = np.random.default_rng(0)
+    for values, likelihood in (
+        (rng.poisson(2.0, 300), "poisson"),
+        (rng.negative_binomial(1, 0.2, 300), "negative_binomial"),
+        (rng.normal(size=300), "gaussian"),
+        (rng.standard_cauchy(300), "student_t"),
+    ):
+        assert guess_task(pandas.Series(values)).likelihood == likelihood
+
+
+# ----------------------------------------------------------------------- any table
+def people(num_rows: int = 60) -> pandas.DataFrame:
+    """Text, truth values, dates, identifiers and gaps."""
+    table = make_table("value", num_rows)
+    rng = np.random.default_rng(1)
+    return table.assign(
+        name=[f"Müller {i}" for i in range(num_rows)],
+        city=rng.choice(["Oslo", "Zürich", "Rome"], num_rows),
+        born=pandas.date_range("1950-01-01", periods=num_rows, freq="97D").strftime("%Y-%m-%d"),
+        member=rng.random(num_rows) > 0.5,
+        height=table["height"].where(table.index % 7 != 0),
+        one=1,
+    )
+
+
+@pytest.mark.parametrize(
+    "dialect", ["plain", "semicolons and commas", "tabs in Windows", "UTF-16", "with a mark", "gzip"]
+)
+def test_any_table_in_any_dialect(dialect, folder, capsys):
+    options = {
+        "plain": {},
+        "semicolons and commas": {"sep": ";", "decimal": ","},
+        "tabs in Windows": {"sep": "\t", "encoding": "cp1252"},
+        "UTF-16": {"encoding": "utf-16"},
+        "with a mark": {"encoding": "utf-8-sig", "sep": "|"},
+        "gzip": {},
+    }[dialect]
+    path = "people.csv.gz" if dialect == "gzip" else "people.csv"
+    people().to_csv(path, index=False, **options)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert main(["fit", path, "--target", "value", *QUICK, "--save", "m"]) == 0
+        said = capsys.readouterr().out
+        assert main(["predict", "m", path, "--output", "out.csv"]) == 0
+    assert "GPRegressor: regression, 60 rows, 5 columns" in said
+    assert "regression with gaussian likelihood (--noise), as it has numbers that are not whole; choose by" in said
+    estimator = load("m")
+    roles = {column.name: column.role for column in reversed(estimator.columns_)}
+    assert roles == {
+        "age": "numeric", "height": "numeric", "city": "categorical", "born": "date", "member": "categorical",
+    }  # fmt: skip
+    assert next(c for c in estimator.columns_ if c.name == "city").levels == ("Oslo", "Rome", "Zürich")
+    np.testing.assert_allclose(
+        pandas.read_csv("out.csv")["prediction"], estimator.predict(people()[estimator.feature_names_in_]), rtol=1e-9
+    )
 
 
 def test_parquet(folder, capsys):
@@ -211,7 +277,26 @@ ERRORS = {
         2,
         "must have columns to predict from. Got the target alone",
     ),
-    "text": (["fit", "class.csv", "--target", "age", *QUICK], 2, "Got text or dates in 'class'. Encode them, or leave"),
+    "free text": (
+        ["fit", "prose.csv", "--target", "class", *QUICK],
+        2,
+        "Column 'remarks' of `X` must be numbers, levels or",
+    ),
+    "a target with gaps": (
+        ["fit", "missing.csv", "--target", "age", *QUICK],
+        2,
+        "Got none in 1 of 60 row(s), first in row 0.",
+    ),
+    "a target of one value": (
+        ["fit", "prose.csv", "--target", "one", *QUICK],
+        2,
+        "The target must vary. Got 1 in every row.",
+    ),
+    "a target of names": (
+        ["fit", "prose.csv", "--target", "remarks", *QUICK],
+        2,
+        "labels that repeat. Got 60 different values",
+    ),
     "a kernel": ([*FIT, "--kernel", "RFB"], 2, "Got 'RFB'. Did you mean 'rbf'?"),
     "noise of classes": ([*FIT, "--noise", "gaussian"], 2, "`--noise` must be left out for classification."),
     "levels of classes": ([*FIT, "--levels", "no", "yes"], 2, "`--levels` must be left out for classification."),
@@ -238,10 +323,10 @@ ERRORS = {
     "no model": (["predict", "no.m", "class.csv"], 2, "Got 'no.m', which is not a file. Check the name."),
     "no model's info": (["info", "no.m"], 2, "Got 'no.m', which is not a file. Check the name."),
     "a table as a model": (["predict", "class.csv", "class.csv"], 2, "which is damaged or of another kind"),
-    "missing values": (
-        ["fit", "missing.csv", "--target", "class", *QUICK],
+    "infinite values": (
+        ["fit", "infinite.csv", "--target", "class", *QUICK],
         2,
-        "Got NaN or infinity in 1 of 48 row(s), in",
+        "Column 'age' of `X` must be finite. Got inf in row 7",
     ),
 }
 
@@ -252,8 +337,10 @@ def test_errors_are_one_sentence_and_an_exit_code(kind, folder, capsys):
     (folder / "empty.csv").write_text("")
     (folder / "binary.csv").write_bytes(bytes(range(128, 256)) * 10)
     table = make_table("class")
-    table.loc[0, "age"] = np.nan
-    table.to_csv("missing.csv", index=False)
+    remarks = [f"a long text of many words that somebody wrote about row {i}" for i in range(len(table))]
+    table.assign(remarks=remarks, one=1).to_csv("prose.csv", index=False)
+    table.assign(age=table["age"].where(table.index != 0)).to_csv("missing.csv", index=False)
+    table.assign(age=table["age"].where(table.index != 7, np.inf)).to_csv("infinite.csv", index=False)
     words, code, sentence = ERRORS[kind]
     assert main(words) == code
     error = capsys.readouterr().err
