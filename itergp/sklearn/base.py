@@ -152,7 +152,9 @@ class GPEstimator(BaseEstimator):
             return Scaling.nothing(values)
         learned = Scaling.learn(values, weights)
         if is_own(self._kernel()):
-            return learned.except_for(raw_columns(self._kernel(), values.shape[1]))
+            raw = raw_columns(self._kernel(), values.shape[1])
+            raw[code_columns(self.encoder_.columns_)] = True
+            return learned.except_for(raw)
         return learned.except_for(*unit_columns(self.encoder_))
 
     def _append(self, X: Any, y: Any, sample_weight: Any, **observation: Any) -> Any:
@@ -262,8 +264,8 @@ class GPEstimator(BaseEstimator):
         unseen = self.encoder_.unseen(values)
         if unseen:
             warnings.warn(
-                f"Levels of rows that are added should be those of the first fit. Got others in column {unseen[0]!r}. All others are "
-                "taken for one level; fit again, or declare them in a pandas Categorical.",
+                f"Levels of rows that are added should be those of the first fit. Got others in column {unseen[0]!r}. All "
+                "others are taken for one level; fit again, or declare them in a pandas Categorical.",
                 ItergpWarning,
                 stacklevel=4,
             )

@@ -141,9 +141,11 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         ):
             found = [column for column in self.columns_ if any(said.startswith(word) for said in column.noticed)]
             if found:
-                _warn(
+                warnings.warn(
                     f"Columns of `X` should {wish}. Got {got} in {len(found)} of {size}: {_titles(found, table)}. They say "
-                    f"nothing and {fate}; drop them."
+                    f"nothing and {fate}; drop them.",
+                    ItergpWarning,
+                    stacklevel=3,
                 )
 
     # ------------------------------------------------------------- transform
@@ -195,10 +197,12 @@ class TableEncoder(TransformerMixin, BaseEstimator):
                 "input. Select the columns of the training data, in their order."
             )
         if table.names is None and self._names is not None:
-            _warn(
-                "X does not have valid feature names, but the training data had. Columns are taken in the order of those."
+            warnings.warn(
+                "X does not have valid feature names, but the training data had. Columns are taken in the order of those.",
+                ItergpWarning,
+                stacklevel=3,
             )
-        return table
+        return dataclasses.replace(table, names=self._names)
 
     def _matched_by_name(self, table: Table) -> Table:
         given, wanted = table.names or [], self._names or []
@@ -231,10 +235,12 @@ class TableEncoder(TransformerMixin, BaseEstimator):
             return
         column, gaps = filled[0]
         others = f", and in {len(filled) - 1} other column(s)" if len(filled) > 1 else ""
-        _warn(
+        warnings.warn(
             f"Columns without gaps in the training data should have none. Got no value in {int(gaps.sum())} row(s) of column "
             f"{table.title(column.position)}, first in row {np.flatnonzero(gaps)[0]}{others}. The median of the training rows "
-            "stands for them, and predictions there are surer than they should be."
+            "stands for them, and predictions there are surer than they should be.",
+            ItergpWarning,
+            stacklevel=3,
         )
 
     # ---------------------------------------------------------------- around
@@ -407,10 +413,6 @@ def _column(fields: dict[str, Any]) -> EncodedColumn:
 # ---------------------------------------------------------------------- messages
 def _says_nothing(column: EncodedColumn) -> bool:
     return column.noticed[:1] in (("constant",), ("no values",))
-
-
-def _warn(message: str) -> None:
-    warnings.warn(message, ItergpWarning, stacklevel=4)
 
 
 def _titles(columns: Sequence[EncodedColumn], table: Table) -> str:

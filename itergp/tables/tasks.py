@@ -58,8 +58,8 @@ def guess_task(y: Any) -> TaskGuess:
     if values.dtype.kind not in "iuf":
         if len(values) < _LABEL_REPEATS * different and different > _MOST_CLASSES:
             raise InputError(
-                f"The target must be numbers, or labels that repeat. Got {different} different values in {len(values)} rows, such "
-                f"as {values.tolist()[0]!r}. Choose another column, or make numbers of it."
+                f"The target must be numbers, or labels that repeat. Got {different} different values in {len(values)} "
+                f"rows, such as {values.tolist()[0]!r}. Choose another column, or make numbers of it."
             )
         return TaskGuess("classification", None, f"it has {different} different labels")
     if not bool((values == np.floor(values)).all()):

@@ -40,6 +40,7 @@ FACES = [
         "itergp.persistence",
         "itergp.records",
         "itergp.sklearn",
+        "itergp.tables",
     ),
     *("itergp.solvers", "itergp.solvers.policies"),
 ]

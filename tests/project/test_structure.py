@@ -21,6 +21,7 @@ GROUND = {
     "records": set(),
     "parallel": set(),
     "numerics": set(),
+    "tables": set(),
     "kernels": set(),
     "diagnostics": {"records"},
     "persistence": {"parallel"},

@@ -70,10 +70,11 @@ def assert_same(one, other, X):
 
 # ------------------------------------------------------- scikit-learn's checks
 def _explained(estimator):
-    return {
-        "check_sample_weight_equivalence_on_dense_data": "learning compares hyperparameters only to so many digits, and the "
-        "variational posterior of several classes draws nodes row by row; exact with both out of the way, see below"
-    }
+    reason = (
+        "learning compares hyperparameters only to so many digits, and the variational posterior of several classes draws "
+        "nodes row by row; exact with both out of the way, see below"
+    )
+    return {f"check_sample_weight_equivalence_on_{kind}_data": reason for kind in ("dense", "sparse")}
 
 
 @parametrize_with_checks([make(max_iterations=2) for make in ESTIMATORS], expected_failed_checks=_explained)
