@@ -27,7 +27,7 @@ class GPClassifier(LabelEstimator):
     Args:
         kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"laplacian"``, ``"rational_quadratic"``,
             ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated.
-        ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
+        ard: One lengthscale per column of the table, for kernels by name. None: for up to 100 columns.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         link: ``"logit"`` or ``"probit"``, for two classes.
@@ -53,8 +53,9 @@ class GPClassifier(LabelEstimator):
     Attributes:
         classes_: The labels, sorted.
         n_classes_: Their number.
-        n_features_in_: Number of columns.
+        n_features_in_: Number of columns of the table.
         feature_names_in_: Their names, if ``X`` was a data frame.
+        columns_: What became of each of them; ``encoder_`` is what encodes tables.
         model_: The ``NonConjugateGP``, for everything else: certificate, posterior, predictive distributions.
         result_: The ``FitResult``; None with ``optimizer=None``.
         kernel_: The kernel as learned.

@@ -36,7 +36,7 @@ class GPCountRegressor(BaseRegressor):
             where there are too many zeros.
         kernel: ``"matern32"`` (default), ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"laplacian"``, ``"rational_quadratic"``,
             ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is translated.
-        ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
+        ard: One lengthscale per column of the table, for kernels by name. None: for up to 100 columns.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         approximation: ``"variational"`` or ``"laplace"``.
@@ -51,8 +51,9 @@ class GPCountRegressor(BaseRegressor):
         verbose: Show progress.
 
     Attributes:
-        n_features_in_: Number of columns.
+        n_features_in_: Number of columns of the table.
         feature_names_in_: Their names, if ``X`` was a data frame.
+        columns_: What became of each of them; ``encoder_`` is what encodes tables.
         model_: The ``NonConjugateGP``, for everything else; its latent function is the logarithm of the rate.
         result_: The ``FitResult``; None with ``optimizer=None``.
         kernel_: The kernel as learned.
@@ -150,7 +151,7 @@ class GPCountRegressor(BaseRegressor):
         """Learns hyperparameters, then finds the posterior of all rows.
 
         Args:
-            X: Inputs ``(N, D)``, an array or a data frame of numbers.
+            X: Inputs ``(N, D)``: a data frame, an array, or another table, see ``itergp.tables.TableEncoder``.
             y: Counts ``(N,)``.
             sample_weight: Weights ``(N,)`` of the rows' log-densities; a weight of 2 is a row twice.
             exposure: Exposure of the rows, positive: ``(N,)``, or a number for all; default 1.

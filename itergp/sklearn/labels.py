@@ -30,7 +30,7 @@ class LabelEstimator(ClassifierMixin, GPEstimator):
         """Learns hyperparameters, then finds the posterior of all rows.
 
         Args:
-            X: Inputs ``(N, D)``, an array or a data frame of numbers.
+            X: Inputs ``(N, D)``: a data frame, an array, or another table, see ``itergp.tables.TableEncoder``.
             y: Labels ``(N,)``, of any kind.
             sample_weight: Weights ``(N,)`` of the rows' log-densities; a weight of 2 is a row twice.
 

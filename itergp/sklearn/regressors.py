@@ -87,7 +87,7 @@ class BaseRegressor(RegressorMixin, GPEstimator):
         """Learns hyperparameters, then finds the posterior of all rows.
 
         Args:
-            X: Inputs ``(N, D)``, an array or a data frame of numbers.
+            X: Inputs ``(N, D)``: a data frame, an array, or another table, see ``itergp.tables.TableEncoder``.
             y: Targets ``(N,)``.
             sample_weight: Weights ``(N,)`` of the rows' log-densities; a weight of 2 is a row twice.
 
@@ -129,7 +129,7 @@ class GPRegressor(BaseRegressor):
             the noise varies with the inputs.
         alpha: Known variance of the noise in units of the targets squared, a number or one per row; as in scikit-learn
             it is no part of predictions. With it, other noise is learned only if the kernel has a ``WhiteKernel``.
-        ard: One lengthscale per column, for kernels by name. None: for up to 100 columns.
+        ard: One lengthscale per column of the table, for kernels by name. None: for up to 100 columns.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         normalize_y: Bring targets to mean 0 and deviation 1.
@@ -148,8 +148,9 @@ class GPRegressor(BaseRegressor):
         n_targets: No effect.
 
     Attributes:
-        n_features_in_: Number of columns.
+        n_features_in_: Number of columns of the table.
         feature_names_in_: Their names, if ``X`` was a data frame.
+        columns_: What became of each of them; ``encoder_`` is what encodes tables.
         model_: The ``NonConjugateGP``, for everything else; its targets are standardised.
         result_: The ``FitResult``; None with ``optimizer=None``.
         kernel_: The kernel as learned.

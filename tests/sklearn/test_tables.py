@@ -57,6 +57,7 @@ def test_encoded_columns_that_mean_one_thing_share_a_lengthscale():
     assert plain.lengthscale.shape == (1, 2)
 
 
+@pytest.mark.filterwarnings("ignore:The posterior must be found")  # rows that are all equal leave a kernel few ranks
 @pytest.mark.parametrize("name", KERNELS)
 @pytest.mark.parametrize("ard", [None, False])
 def test_every_kernel_by_name_takes_levels(name, ard):
