@@ -28,7 +28,7 @@ from itergp.tables.columns import (
     TableColumns,
 )
 from itergp.tables.reading import Table, read_table
-from itergp.tables.values import Levels, Values, as_dates, as_levels, as_number, as_numbers, understand
+from itergp.tables.values import Dates, Levels, Numbers, Values, as_dates, as_levels, as_number, as_numbers, understand
 
 Array = NDArray[np.float64]
 _MOST_MEMORY = 0.5  # share of what is free
@@ -168,11 +168,15 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         filled: list[tuple[EncodedColumn, NDArray[np.bool_]]] = []
         marked = {column.position for column in self.columns_ if isinstance(column, GapColumn)}
         for position, group in _by_position(self.columns_).items():
-            gaps = np.zeros(table.num_rows, dtype=bool)
+            if not group[0].indices:
+                continue
+            values, gaps = (
+                _read(group[0], table.columns[position], table.title(position)),
+                np.zeros(table.num_rows, bool),
+            )
             for column in group:
-                if column.indices:
-                    block, gaps = _encode(column, table.columns[position], table.title(position), gaps)
-                    encoded[:, list(column.indices)] = block
+                block, gaps = _encode(column, values, gaps)
+                encoded[:, list(column.indices)] = block
             if gaps.any() and position not in marked:
                 filled.append((group[0], gaps))
         self._warn_of_gaps(filled, table)
@@ -336,21 +340,30 @@ class TableEncoder(TransformerMixin, BaseEstimator):
 
 
 # --------------------------------------------------------------------- encoding
-def _encode(column: EncodedColumn, data: Any, title: str, gaps: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
-    """A group's encoded columns, and the rows whose gaps were filled with what was usual in the training data."""
+def _read(column: EncodedColumn, data: Any, title: str) -> Values:
+    """A column of the table as what it was in the training data."""
     if isinstance(column, NumericColumn):
-        values = as_numbers(data, title).values
-        gaps = np.isnan(values)
-        return np.where(gaps, column.fill, values)[:, None], gaps
+        return as_numbers(data, title)
     if isinstance(column, DateColumn):
-        days = as_dates(data, title, column.zone).days
-        gaps = np.isnan(days)
-        return encode_part(column.part, np.where(gaps, column.fill, days)), gaps
-    if isinstance(column, OrderedColumn):  # a level without a place in the order is no better known than a gap
-        codes = _codes(column.levels, as_levels(data, title, boolean=False), unseen=-1)
+        return as_dates(data, title, column.zone)
+    return as_levels(data, title, boolean=isinstance(column, CategoricalColumn) and column.boolean)
+
+
+def _encode(column: EncodedColumn, values: Values, gaps: NDArray[np.bool_]) -> tuple[Array, NDArray[np.bool_]]:
+    """A group's encoded columns, and the rows whose gaps were filled with what was usual in the training data."""
+    if isinstance(column, NumericColumn) and isinstance(values, Numbers):
+        gaps = np.isnan(values.values)
+        return np.where(gaps, column.fill, values.values)[:, None], gaps
+    if isinstance(column, DateColumn) and isinstance(values, Dates):
+        gaps = np.isnan(values.days)
+        return encode_part(column.part, np.where(gaps, column.fill, values.days)), gaps
+    if isinstance(column, OrderedColumn) and isinstance(values, Levels):
+        codes = _codes(
+            column.levels, values, unseen=-1
+        )  # a level without a place in the order is no better known than a gap
         return np.where(codes < 0, column.fill, codes)[:, None].astype(np.float64), codes < 0
-    if isinstance(column, CategoricalColumn):
-        return _encode_levels(column, as_levels(data, title, boolean=column.boolean)), gaps
+    if isinstance(column, CategoricalColumn) and isinstance(values, Levels):
+        return _encode_levels(column, values), gaps
     return gaps[:, None].astype(np.float64), gaps
 
 
