@@ -345,7 +345,10 @@ class Check:
         """Without log-concavity, a mean that counts as stationary has next to no gradient."""
         if not self.solution.status.converged or self.variational or self.spec.likelihood in ("laplace", "gl laplace"):
             return
-        R = (self.reference.derivatives(self.f)[0] - self.weights).reshape(-1)
+        R = self.reference.derivatives(self.f)[0] - self.weights
+        if (distinct := self.solution.distinct) is not None:  # what equal rows say counts at the first of them
+            R = torch.zeros_like(R).index_add_(0, distinct.first[distinct.index], R)
+        R = R.reshape(-1)
         q = float(R @ self.reference.training @ R)
         tolerance = 2.0 * self.model.solver.tolerance * self.spec.rows
         noise = self.of_mean**2 / max(float(self.reference.prior_variance.max()), 1e-300)
