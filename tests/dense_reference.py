@@ -315,7 +315,11 @@ class Check:
             nodes = torch.from_numpy(nodes)[:, None, None]
             weights = torch.from_numpy(weights) / math.sqrt(2.0 * math.pi)
         else:
-            nodes, weights = (t.double() for t in self.model.calculus.standard_nodes(self.f))
+            observations, distinct = self.model.conditioned.observations, self.solution.distinct
+            means = self.f if distinct is None else self.f[distinct.first]
+            nodes, weights = (t.double() for t in observations.standard_nodes(means))
+            if distinct is not None and nodes.shape[1] > 1:  # equal rows have the same samples
+                nodes = nodes[:, distinct.index]
         covariance = self.solution.latent_covariance
         return lambda f: self.reference.expected_derivatives(f, covariance, nodes, weights)
 
