@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from itergp.errors import InputError
-from itergp.likelihoods import Likelihood
+from itergp.likelihoods import Observations
 from itergp.operators import KernelOperator, free_memory
 from itergp.operators.timing import Rates
 from itergp.solvers.demand import Demand, ProblemSize
@@ -28,6 +28,7 @@ class Plan:
         seconds: Expected time.
         memory: Bytes at the peak, by what they hold.
         free_memory: Bytes free now.
+        given_rows: Training rows as they were given, of which those of ``size`` are the distinct ones.
     """
 
     solver: str
@@ -38,6 +39,7 @@ class Plan:
     seconds: float
     memory: dict[str, int]
     free_memory: int
+    given_rows: int
 
     @property
     def total_memory(self) -> int:
@@ -53,8 +55,11 @@ class Plan:
         """One sentence, and another if it does not fit."""
         size = self.size
         work = f"{self.passes} kernel passes, " if self.passes else ""
+        rows = f"{size.num_rows:,} rows"
+        if size.num_rows < self.given_rows:
+            rows = f"{size.num_rows:,} distinct of {self.given_rows:,} rows"
         text = (
-            f"{self.solver} on {size.num_rows:,} rows x {size.num_latents} latent ({self.operator}): about {work}"
+            f"{self.solver} on {rows} x {size.num_latents} latent ({self.operator}): about {work}"
             f"{self.entries:.2g} kernel entries, {_duration(self.seconds)}, {_gigabytes(self.total_memory)} of "
             f"{_gigabytes(self.free_memory)} free."
         )
@@ -67,22 +72,29 @@ _REMEDY = (
 )
 
 
-def problem_size(operator: KernelOperator, likelihood: Likelihood, approximation: str) -> ProblemSize:
+def problem_size(operator: KernelOperator, observations: Observations, approximation: str) -> ProblemSize:
     """The numbers that the cost of conditioning a model depends on."""
     return ProblemSize(
         num_rows=operator.num_rows,
-        num_latents=likelihood.num_latents,
+        num_latents=observations.likelihood.num_latents,
         num_kernels=operator.num_kernels,
         itemsize=operator.inputs.element_size(),
-        variational=approximation == "variational" and not likelihood.quadratic,
-        num_nodes=likelihood.num_nodes,
+        variational=approximation == "variational" and not observations.likelihood.quadratic,
+        num_nodes=observations.num_nodes,
         memory_budget=operator.memory_budget,
         has_neighbours=operator.evaluates_groups,
     )
 
 
-def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize) -> Plan:
-    """The plan of a solve; times the kernel for a fraction of a second."""
+def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize, *, given_rows: int) -> Plan:
+    """The plan of a solve; times the kernel for a fraction of a second.
+
+    Args:
+        operator: Of the distinct rows.
+        solver: The solver.
+        size: What cost depends on.
+        given_rows: Training rows, distinct or not.
+    """
     demand, rates = solver.demand(_own(operator, size)), Rates.measured(operator)
     matrix = size.num_kernels * size.num_rows**2 // operator.rows.num_processes
     kept = operator.keeps_entries and demand.passes > 0
@@ -97,6 +109,7 @@ def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize) -> Pl
         seconds=entries * rates.seconds_per_entry + multiplications * rates.seconds_per_multiplication,
         memory=_memory(operator, demand, matrix * size.itemsize),
         free_memory=_free_memory(operator),
+        given_rows=given_rows,
     )
 
 
