@@ -12,6 +12,7 @@ from itergp.operators.keops import KeOpsOperator
 from itergp.operators.memory import default_memory_budget, free_memory
 from itergp.operators.neighbours import Near, Neighbourhoods, kept_entries
 from itergp.operators.prior import Prior
+from itergp.operators.scan import ScanOperator
 from itergp.operators.sharded import ShardedOperator
 from itergp.operators.tiles import slices
 
@@ -27,6 +28,7 @@ __all__ = [
     "OperatorClass",
     "OperatorKind",
     "Prior",
+    "ScanOperator",
     "ShardedOperator",
     "default_memory_budget",
     "free_memory",
