@@ -13,7 +13,7 @@ from itergp.operators.base import KernelOperator
 from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.keops import KeOpsOperator, keops_pays
 from itergp.operators.memory import default_memory_budget
-from itergp.operators.scan import LEAST_ROWS, ScanOperator
+from itergp.operators.scan import LEAST_ROWS, LEAST_ROWS_WITHOUT_MATRIX, ScanOperator
 from itergp.operators.scan_form import as_scan_form
 from itergp.operators.sharded import ShardedOperator
 from itergp.parallel import ALL_ROWS, ProcessPartition, RowPartition
@@ -80,6 +80,18 @@ def make_operator(
         kind = "keops" if keops_pays(kernel, inputs, num_kernels, budget) else "blocked"
     operators = {"dense": DenseOperator, "blocked": BlockedOperator, "keops": KeOpsOperator, "scan": ScanOperator}
     return operators[kind](kernel, inputs, num_kernels=num_kernels, memory_budget=budget)
+
+
+def kind_without_matrix(kernel: Kernel, inputs: Tensor, num_kernels: int) -> OperatorKind:
+    """How products are computed that keep no matrix, such as those with derivatives: by scans where these pay, or in blocks.
+
+    Args:
+        kernel: Any GPyTorch kernel.
+        inputs: ``(N, D)`` or ``(C, N, D)``.
+        num_kernels: 1 for a shared kernel, otherwise C.
+    """
+    pays = inputs.shape[-2] >= LEAST_ROWS_WITHOUT_MATRIX
+    return "scan" if pays and as_scan_form(kernel, num_kernels, inputs.shape[-1]) else "blocked"
 
 
 def own_rows(kind: OperatorKind | OperatorClass, total: int, device: torch.device) -> RowPartition:

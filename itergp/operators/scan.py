@@ -24,6 +24,7 @@ _DIRECT_SHARE = 3  # new inputs per column below which kernel entries are evalua
 _TIMED_ROWS = 2**15
 # Rows from which a pass by scans takes less time than one with a matrix that is kept already, see docs/scale.md.
 LEAST_ROWS = 4096
+LEAST_ROWS_WITHOUT_MATRIX = 1024
 
 
 @dataclass(frozen=True)
