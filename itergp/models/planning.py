@@ -83,6 +83,7 @@ def problem_size(operator: KernelOperator, observations: Observations, approxima
         num_nodes=observations.num_nodes,
         memory_budget=operator.memory_budget,
         has_neighbours=operator.evaluates_groups,
+        neighbours_pay=operator.neighbours_pay,
     )
 
 
@@ -96,7 +97,7 @@ def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize, *, gi
         given_rows: Training rows, distinct or not.
     """
     demand, rates = solver.demand(_own(operator, size)), Rates.measured(operator)
-    matrix = size.num_kernels * size.num_rows**2 // operator.rows.num_processes
+    matrix = _matrix(operator, size)
     kept = operator.keeps_entries and demand.passes > 0
     entries = demand.entries + (min(demand.passes, 1) if kept else demand.passes) * matrix // 2
     multiplications = demand.multiplications + demand.columns * matrix
@@ -106,7 +107,9 @@ def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize, *, gi
         size=size,
         passes=demand.passes,
         entries=entries,
-        seconds=entries * rates.seconds_per_entry + multiplications * rates.seconds_per_multiplication,
+        seconds=entries * rates.seconds_per_entry
+        + multiplications * rates.seconds_per_multiplication
+        + demand.columns * size.num_rows * rates.seconds_per_row,
         memory=_memory(operator, demand, matrix * size.itemsize),
         free_memory=_free_memory(operator),
         given_rows=given_rows,
@@ -119,8 +122,7 @@ def check_memory(operator: KernelOperator, solver: Solver, size: ProblemSize) ->
     Raises:
         InputError: With the peak by what it holds.
     """
-    matrix = size.num_kernels * size.num_rows**2 // operator.rows.num_processes
-    memory = _memory(operator, solver.demand(_own(operator, size)), matrix * size.itemsize)
+    memory = _memory(operator, solver.demand(_own(operator, size)), _matrix(operator, size) * size.itemsize)
     free = _free_memory(operator)
     if operator.rows.all_reduce_any(sum(memory.values()) > free):
         parts = ", ".join(f"{name} {_gigabytes(value)}" for name, value in memory.items())
@@ -129,6 +131,11 @@ def check_memory(operator: KernelOperator, solver: Solver, size: ProblemSize) ->
             f"What {type(solver).__name__} keeps must fit into the free memory, {_gigabytes(free)}. Got about {total} for "
             f"{size.num_rows:,} rows x {size.num_latents} latent: {parts}. Please {_REMEDY}"
         )
+
+
+def _matrix(operator: KernelOperator, size: ProblemSize) -> int:
+    """Entries that a pass of one process goes through, of both halves of the matrix; none where it needs no entries."""
+    return size.num_kernels * size.num_rows**2 // operator.rows.num_processes if operator.evaluates_matrix else 0
 
 
 def _own(operator: KernelOperator, size: ProblemSize) -> ProblemSize:
@@ -146,6 +153,8 @@ def _memory(operator: KernelOperator, demand: Demand, matrix: int) -> dict[str, 
     memory = dict(demand.memory)
     if operator.keeps_entries and demand.passes > 0:
         memory["kernel matrix"] = matrix // 2
+    if operator.held_memory > 0:
+        memory["sorted inputs"] = operator.held_memory
     return memory
 
 

@@ -217,9 +217,15 @@ class CovarianceResult:
     extra: Tensor | None = None
 
 
-def wanted_neighbours(num_latents: int, wanted: int | None) -> int:
-    """Rows that an input is conditioned on: what the user says, or the default if that is None."""
-    return (_NEIGHBOURS if num_latents == 1 else 0) if wanted is None else wanted
+def wanted_neighbours(num_latents: int, wanted: int | None, *, pay: bool = True) -> int:
+    """Rows that an input is conditioned on: what the user says, or the default if that is None.
+
+    Args:
+        num_latents: C.
+        wanted: What the user says.
+        pay: Whether the operator says that ``neighbours_pay``.
+    """
+    return (_NEIGHBOURS if num_latents == 1 and pay else 0) if wanted is None else wanted
 
 
 def neighbours_of(problem: Problem, wanted: int | None) -> int:
@@ -229,7 +235,7 @@ def neighbours_of(problem: Problem, wanted: int | None) -> int:
         problem: The problem.
         wanted: What the user says, or None.
     """
-    wanted = wanted_neighbours(problem.num_latents, wanted)
+    wanted = wanted_neighbours(problem.num_latents, wanted, pay=problem.operator.neighbours_pay)
     return wanted if wanted > 0 and problem.operator.evaluates_groups else 0
 
 
