@@ -315,7 +315,11 @@ class Check:
             nodes = torch.from_numpy(nodes)[:, None, None]
             weights = torch.from_numpy(weights) / math.sqrt(2.0 * math.pi)
         else:
-            nodes, weights = (t.double() for t in self.model.calculus.standard_nodes(self.f))
+            observations, distinct = self.model.conditioned.observations, self.solution.distinct
+            means = self.f if distinct is None else self.f[distinct.first]
+            nodes, weights = (t.double() for t in observations.standard_nodes(means))
+            if distinct is not None and nodes.shape[1] > 1:  # equal rows have the same samples
+                nodes = nodes[:, distinct.index]
         covariance = self.solution.latent_covariance
         return lambda f: self.reference.expected_derivatives(f, covariance, nodes, weights)
 
@@ -345,7 +349,10 @@ class Check:
         """Without log-concavity, a mean that counts as stationary has next to no gradient."""
         if not self.solution.status.converged or self.variational or self.spec.likelihood in ("laplace", "gl laplace"):
             return
-        R = (self.reference.derivatives(self.f)[0] - self.weights).reshape(-1)
+        R = self.reference.derivatives(self.f)[0] - self.weights
+        if (distinct := self.solution.distinct) is not None:  # what equal rows say counts at the first of them
+            R = torch.zeros_like(R).index_add_(0, distinct.first[distinct.index], R)
+        R = R.reshape(-1)
         q = float(R @ self.reference.training @ R)
         tolerance = 2.0 * self.model.solver.tolerance * self.spec.rows
         noise = self.of_mean**2 / max(float(self.reference.prior_variance.max()), 1e-300)

@@ -12,6 +12,7 @@ from itergp.diagnostics.metrics import Reliability, class_probabilities, reliabi
 from itergp.learning.held_out import held_out_splits
 from itergp.likelihoods import Observations
 from itergp.models import LatentPosterior, NonConjugateGP
+from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.operators import Prior, make_operator
 from itergp.posterior.tempering import tempered
 from itergp.solvers import APPROXIMATIONS, Solution, solve
@@ -131,7 +132,8 @@ def _marginals(
     model: NonConjugateGP, prior: Prior, train: Tensor, held_out: Tensor, approximations: tuple[str, ...]
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Latent means, covariances and prior variances of held-out rows by approximation."""
-    part, validation = prior.take(train), prior.take(held_out)
+    part, seen = share_latents(distinct_rows(model, prior, train), prior.take(train), model.observations.take(train))
+    validation = prior.take(held_out)
     operator = make_operator(
         prior.kernel,
         part.features,
@@ -139,7 +141,6 @@ def _marginals(
         kind=model.operator_kind,
         memory_budget=model.memory_budget,
     )
-    seen = model.observations.take(train)
     results = {}
     solution: Solution | None = None
     for approximation in sorted(approximations):  # the Laplace mode is where the variational solve starts

@@ -16,6 +16,7 @@ from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel
 from itergp.learning.calibration import humblest
 from itergp.learning.held_out import held_out_splits
 from itergp.models import NonConjugateGP
+from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.models.starting_values import rows_seen
 from itergp.objectives import PredictiveLogDensity
 from itergp.operators import make_operator
@@ -71,12 +72,13 @@ def _held_out_density(model: NonConjugateGP, seed: int) -> Tensor:
     observations = model.observations
     prior, found = model.prior_at(), []
     for train, held_out in held_out_splits(observations, num_rows=_MOST_ROWS, seed=seed):
-        part, validation = prior.take(train), prior.take(held_out)
+        distinct, validation = distinct_rows(model, prior, train), prior.take(held_out)
+        part, seen = share_latents(distinct, prior.take(train), observations.take(train))
         operator = make_operator(
             prior.kernel, part.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
         )
         solver = model.solver.without_covariance()
-        solution = solve(operator, part.mean, observations.take(train), solver, approximation="laplace")
+        solution = solve(operator, part.mean, seen, solver, approximation="laplace")
         across, weights = restricted(operator, solution.support), solution.weights_on_support().unsqueeze(-1)
         mean = validation.mean + cross_multiply(across, validation.features, weights)[..., 0]
         found.append(observations.take(held_out).log_density(mean).double())

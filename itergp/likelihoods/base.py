@@ -120,6 +120,19 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         """The likelihood of some training rows; another one only where it knows more of a row than its target."""
         return self
 
+    def pooled(self, targets: Tensor, weight: Tensor, rows: Tensor, num_rows: int) -> Tensor | None:
+        """One target for each row of latent values that says as much as all that were observed there, with their weights added.
+
+        None, the default, where there is no such target: observations are then summed one by one.
+
+        Args:
+            targets: Validated targets, n of them.
+            weight: Their weights ``(n,)``, float64.
+            rows: Where each was observed ``(n,)``.
+            num_rows: Rows of latent values.
+        """
+        return None
+
     def observation_at(self, inputs: tuple[Tensor, ...]) -> dict[str, Any]:
         """What new inputs say about the observations there, as keywords of ``predictive``."""
         return {}

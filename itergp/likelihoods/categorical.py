@@ -17,6 +17,8 @@ from itergp.likelihoods.targets import require_labels
 from itergp.numerics.blocks import Root
 
 _FEW_LATENTS = 8  # up to so many, outer products are summed pair by pair
+# What must be the present class's for shares of the classes to be observations.
+_KNOW_SHARES = ("log_density", "derivatives", "expected_log_density", "expected_derivatives", "predictive_log_density")
 _CACHED_NUMBERS = 2**18  # nodes times latent functions times rows at a time
 
 
@@ -25,6 +27,9 @@ class CategoricalLikelihood(Likelihood):
 
     The curvature is the full ``diag(p) - p p^T`` (GPML eq. 3.38). Its null direction, a constant added to all C
     functions, carries no information and needs no special treatment: no inverse of W is ever taken.
+
+    Where rows share their latent values, what was observed at each is the share of every class, ``(N, C)``: of a row with
+    weight w and shares s the log-density is ``w sum_c s_c log p_c``.
 
     Args:
         num_classes: Number of classes C, at least 2.
@@ -51,17 +56,28 @@ class CategoricalLikelihood(Likelihood):
         """Labels NaN or -1."""
         return super().missing(targets) | (targets == -1)
 
+    def pooled(self, targets: Tensor, weight: Tensor, rows: Tensor, num_rows: int) -> Tensor | None:
+        """The share of every class among the labels of a row ``(N, C)``, float64."""
+        kind = type(self)
+        if any(getattr(kind, name) is not getattr(CategoricalLikelihood, name) for name in _KNOW_SHARES):
+            return None
+        size = self.num_classes
+        counts = torch.zeros(num_rows * size, dtype=torch.float64, device=targets.device)
+        counts = counts.index_add_(0, rows * size + targets, weight).view(num_rows, size)
+        total = counts.sum(-1, keepdim=True)
+        return torch.where(total > 0.0, counts / total, 1.0 / size)
+
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         """``f_y - logsumexp(f)``."""
+        if targets.dim() == 2:
+            return (torch.log_softmax(f.mT.contiguous(), -2).mT * targets.to(f)).sum(-1)
         index = targets.expand(f.shape[:-1]).unsqueeze(-2)
         return torch.log_softmax(f.mT.contiguous(), -2).gather(-2, index).squeeze(-2)
 
     def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         """Gradient ``onehot(y) - p`` and curvature ``diag(p) - p p^T``."""
         probs = softmax(f)
-        gradient = -probs
-        index = targets.expand(f.shape[:-1]).unsqueeze(-1)
-        gradient = gradient.scatter_add(-1, index, torch.ones_like(probs[..., :1]))
+        gradient = _minus(probs, targets)
         curvature = -probs.unsqueeze(-1) * probs.unsqueeze(-2)
         curvature.diagonal(dim1=-2, dim2=-1).add_(probs)
         return gradient, curvature
@@ -92,7 +108,7 @@ class CategoricalLikelihood(Likelihood):
             averages.append((weights @ probs.flatten(1)).reshape(probs.shape[1:]).mT)
             moments.append(_second_moment(probs, weights))
         average, moment = torch.cat(averages), torch.cat(moments)
-        gradient = (-average).scatter_add(-1, targets.unsqueeze(-1), torch.ones_like(average[:, :1]))
+        gradient = _minus(average, targets)
         curvature = moment.neg_()
         curvature.diagonal(dim1=-2, dim2=-1).add_(average)
         return gradient, curvature
@@ -109,7 +125,17 @@ class CategoricalLikelihood(Likelihood):
         """Log of the integrated probability of the label, from 256 quasi-random points for every row."""
         probs, _ = expected_softmax(mean, covariance, accuracy=math.inf, rotate=False)
         tiny = torch.finfo(probs.dtype).tiny
+        if targets.dim() == 2:
+            return (probs.clamp_min(tiny).log() * targets.to(probs)).sum(-1)
         return probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).clamp_min(tiny).log()
+
+
+def _minus(probs: Tensor, targets: Tensor) -> Tensor:
+    """What was observed less what was expected ``(..., N, C)``: labels ``(N,)``, or shares of the classes ``(N, C)``."""
+    if targets.dim() == 2:
+        return targets.to(probs) - probs
+    index = targets.expand(probs.shape[:-1]).unsqueeze(-1)
+    return (-probs).scatter_add(-1, index, torch.ones_like(probs[..., :1]))
 
 
 def softmax(f: Tensor) -> Tensor:

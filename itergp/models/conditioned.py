@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -19,12 +20,17 @@ class KnownPosterior:
     """A posterior alone: a copy's or one from a file, whose operator is made when it predicts, or a start for the next one.
 
     Attributes:
-        solution: The posterior.
+        solution: The posterior, of the distinct training rows where equal ones share their latent values.
         key: What it depends on; None for a mere start, which is the posterior of nothing present.
     """
 
     solution: Solution
     key: Identity | None
+
+    @cached_property
+    def solution_of_given_rows(self) -> Solution:
+        """The posterior as users see it: arrays of rows have an entry for each training row."""
+        return self.solution.of_given_rows()
 
     def alone(self) -> KnownPosterior:
         """Without what can be made again."""

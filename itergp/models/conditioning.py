@@ -14,12 +14,14 @@ from itergp.errors import InputError
 from itergp.likelihoods import Observations
 from itergp.models.checkpointing import finished_solution, open_checkpointer, save_final
 from itergp.models.conditioned import Conditioned, KnownPosterior
+from itergp.models.distinct_rows import carried_over, distinct_rows, share_latents
 from itergp.models.hyperparameters import hyperparameters
 from itergp.models.identity import describe_prior, identify, identity_of
 from itergp.models.planning import check_memory, problem_size
 from itergp.models.protocol import Model
 from itergp.models.run_options import RunOptions
 from itergp.models.validation import as_test_inputs, check_kernel, check_parameters
+from itergp.numerics.distinct_rows import DistinctRows
 from itergp.operators import BlockedOperator, KernelOperator
 from itergp.persistence.identity import Identity
 from itergp.solvers import Solution, solve
@@ -31,23 +33,25 @@ def find_posterior(model: Model, options: RunOptions) -> Conditioned:
     gradients, untouched = torch.is_grad_enabled(), describe_prior(model)
     with torch.no_grad():
         prior = model.prior_at()
+        distinct = distinct_rows(model, prior)
         key = identity_of(model)  # forward may have updated buffers
+        prior, observations = share_latents(distinct, prior, model.viewed_observations())
         operator = model.make_operator(prior)
         rows = operator.rows
         if rows.sharded:
             key.require_same(rows)
         options.require_everywhere(rows)
-        observations = model.viewed_observations()
         checkpointer = None
         if options.checkpoint is not None:
             about = model.solver, prior.mean, rows, partial(identify, model)
             checkpointer = open_checkpointer(options.checkpoint, options.checkpoint_every, *about)
             if (known := finished_solution(checkpointer, operator.device)) is not None:
-                return _conditioned(model, operator, observations, key, known.divide(rows) if rows.sharded else known)
+                known = known.divide(rows) if rows.sharded else known
+                return _conditioned(model, operator, observations, key, distinct, known)
         operator = _checked(model, operator, observations, key)
         hand_out = None
         if options.on_posterior is not None:
-            conditioned = partial(_conditioned, model, operator, observations, key)
+            conditioned = partial(_conditioned, model, operator, observations, key, distinct)
             hand_out = _handing_out(model, conditioned, options.on_posterior, gradients)
         with ProgressBar(enabled=options.progress if rows.first else False) as bar:
             solution = solve(
@@ -56,7 +60,7 @@ def find_posterior(model: Model, options: RunOptions) -> Conditioned:
                 observations,
                 model.solver,
                 approximation=model.approximation,
-                warm_start=model.last_solution,
+                warm_start=carried_over(model.last_solution, distinct, model.held_data.targets.shape[0]),
                 listeners=[bar] if options.callback is None else [bar, options.callback],
                 trace=Trace(),
                 on_posterior=hand_out,
@@ -69,7 +73,7 @@ def find_posterior(model: Model, options: RunOptions) -> Conditioned:
         save_final(checkpointer, solution)
     if options.callback is None and options.on_posterior is None:  # which may change a model in earnest
         key = key.with_counters(untouched, describe_prior(model))
-    return _conditioned(model, operator, observations, key, solution)
+    return _conditioned(model, operator, observations, key, distinct, solution)
 
 
 def complete(model: Model, known: KnownPosterior, key: Identity) -> Conditioned:
@@ -77,14 +81,23 @@ def complete(model: Model, known: KnownPosterior, key: Identity) -> Conditioned:
     if isinstance(known, Conditioned) and known.serves(training=model.training):
         return known
     with torch.no_grad():
-        operator = model.make_operator(model.prior_at())
-    return Conditioned(known.solution, key, operator, model.viewed_observations(), model.training)
+        prior = model.prior_at()
+        prior, observations = share_latents(known.solution.distinct, prior, model.viewed_observations())
+        operator = model.make_operator(prior)
+    return Conditioned(known.solution, key, operator, observations, model.training)
 
 
 def _conditioned(
-    model: Model, operator: KernelOperator, observations: Observations, key: Identity, solution: Solution
+    model: Model,
+    operator: KernelOperator,
+    observations: Observations,
+    key: Identity,
+    distinct: DistinctRows | None,
+    solution: Solution,
 ) -> Conditioned:
-    return Conditioned(bounded(model, solution, key), key, operator, observations, model.training)
+    solution = bounded(model, solution, key)
+    solution = replace(solution, posterior=replace(solution.posterior, distinct=distinct))
+    return Conditioned(solution, key, operator, observations, model.training)
 
 
 def _checked(model: Model, operator: KernelOperator, observations: Observations, key: Identity) -> KernelOperator:
@@ -93,7 +106,7 @@ def _checked(model: Model, operator: KernelOperator, observations: Observations,
     if last is not None and last.key is not None and last.key.matches(key) and last.serves(training=model.training):
         return last.operator
     check_kernel(operator)
-    check_memory(operator, model.solver, problem_size(operator, observations.likelihood, model.approximation))
+    check_memory(operator, model.solver, problem_size(operator, observations, model.approximation))
     return operator
 
 
@@ -108,7 +121,7 @@ def _handing_out(
     def hand_out(early: Solution) -> None:
         meanwhile = conditioned(early)
         with model.keeping_posterior(meanwhile), torch.set_grad_enabled(gradients):
-            on_posterior(meanwhile.solution)
+            on_posterior(meanwhile.solution_of_given_rows)
 
     return hand_out
 

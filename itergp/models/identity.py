@@ -16,7 +16,7 @@ from itergp.persistence.identity import Identity
 from itergp.solvers.protocol import Solver
 
 _PROBE_ROWS = 16
-_METHOD = ("solver", "approximation", "operator_kind")
+_METHOD = ("solver", "approximation", "operator_kind", "share_equal_rows")
 # Data, which have names of their own; what only costs or predictions depend on; and the posterior.
 _NOT_PRIOR = (
     *("missing_targets", "_nan_targets", "_nan_unasked", "tempering", "memory_budget"),
@@ -31,6 +31,7 @@ class Identifiable(HasPrior, Protocol):
     solver: Solver[Any]
     approximation: str
     operator_kind: Any
+    share_equal_rows: bool
 
     @property
     def train_inputs(self) -> tuple[Tensor, ...]:

@@ -21,6 +21,7 @@ from itergp.models.batch_elements import element_tensors, require_shared_by_late
 from itergp.models.batches import Batch, either, posterior_at, refuse_without_data
 from itergp.models.conditioned import Conditioned, KnownPosterior
 from itergp.models.conditioning import bounded, complete, find_posterior
+from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.models.exact_data_derivatives import posterior_of_data, wanted
 from itergp.models.held_tensors import HeldTensors
 from itergp.models.hyperparameters import frozen
@@ -95,14 +96,16 @@ class NonConjugateGP(gpytorch.models.GP):
         likelihood: One of ``itergp.likelihoods``, or any of GPyTorch's as it is.
         solver: How the posterior is found; default ``SubspaceNewton()``.
         approximation: ``"variational"`` (default) or ``"laplace"``.
-        operator: How kernel products are computed: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"``, or ``"sharded"``, with
-            the rows divided among the processes of ``torch.distributed``, which all run the same program. Or a
-            subclass of ``KernelOperator``, for one of your own.
+        operator: How kernel products are computed: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"``, ``"scan"`` (additive
+            kernels in linear time), or ``"sharded"``, with the rows divided among the processes of ``torch.distributed``,
+            which all run the same program. Or a subclass of ``KernelOperator``, for one of your own.
         memory_budget: Bytes for cached kernel entries and batches; default a quarter of the free memory.
         sample_weight: Weights ``(N,)`` that multiply the rows' log-densities; default 1.
         missing_targets: Whether targets may be missing (NaN, or -1 for labels): such rows carry no information, but are
             part of the model. NaN may be missing too where GPyTorch's ``observation_nan_policy`` or the likelihood
             says so.
+        share_equal_rows: Whether training rows with equal inputs, where they are at least a tenth of all, share their latent
+            values, as they do in the prior. Nothing is approximated: what is found and kept grows with the distinct rows alone.
 
     Raises:
         InputError: If inputs and targets are not finite, do not fit each other, or do not fit the likelihood.
@@ -123,6 +126,7 @@ class NonConjugateGP(gpytorch.models.GP):
     """
 
     held_data: HeldTensors
+    share_equal_rows = True  # of models from before they did
     _known: KnownPosterior | None  # ``Conditioned`` with what it was found with
 
     def __init__(
@@ -137,6 +141,7 @@ class NonConjugateGP(gpytorch.models.GP):
         memory_budget: int | None = None,
         sample_weight: Any = None,
         missing_targets: bool = False,
+        share_equal_rows: bool = True,
     ) -> None:
         super().__init__()
         if approximation not in APPROXIMATIONS:
@@ -153,6 +158,7 @@ class NonConjugateGP(gpytorch.models.GP):
         self.tempering = 0.0
         self.operator_kind = operator
         self.memory_budget = memory_budget
+        self.share_equal_rows = share_equal_rows
         self.forward_keywords: dict[str, Any] = {}
         self._batch: Batch | None = None
         self.hold(inputs, train_targets, sample_weight)
@@ -248,7 +254,8 @@ class NonConjugateGP(gpytorch.models.GP):
         """What makes a model another one: its prior, settings, and data by their place."""
         return (
             *(describe_prior(self), self.held_data, self.solver, self.approximation, self.tempering),
-            *(self.operator_kind, self.memory_budget, self.missing_targets, self._nan_targets, self._nan_unasked),
+            *(self.operator_kind, self.memory_budget, self.share_equal_rows),
+            *(self.missing_targets, self._nan_targets, self._nan_unasked),
         )
 
     def copy_element(self, index: tuple[int, ...]) -> tuple[NonConjugateGP, dict[str, torch.Size]]:
@@ -348,7 +355,7 @@ class NonConjugateGP(gpytorch.models.GP):
         """
         options = RunOptions(progress, callback, on_posterior, checkpoint, checkpoint_every, time_limit)
         self._known = found = find_posterior(self, options)
-        return found.solution
+        return found.solution_of_given_rows
 
     @either
     def plan(self) -> Plan:
@@ -357,15 +364,32 @@ class NonConjugateGP(gpytorch.models.GP):
         Times the kernel for a fraction of a second; ``print(model.plan())`` says it in a sentence.
         """
         with torch.no_grad():
-            operator = self.make_operator(self.prior_at())
-        size = problem_size(operator, self.observations.likelihood, self.approximation)
-        return make_plan(operator, self.solver, size)
+            prior = self.prior_at()
+            prior, observations = share_latents(distinct_rows(self, prior), prior, self.viewed_observations())
+            operator = self.make_operator(prior)
+        size = problem_size(operator, observations, self.approximation)
+        return make_plan(operator, self.solver, size, given_rows=self.held_data.targets.shape[0])
+
+    @property
+    @either
+    def num_distinct_rows(self) -> int:
+        """Training rows with latent values of their own: all, or the distinct ones where equal rows share theirs.
+
+        Looks for equal rows, in a pass over the inputs, and evaluates the prior.
+        """
+        with torch.no_grad():
+            found = distinct_rows(self, self.prior_at())
+        return self.held_data.targets.shape[0] if found is None else found.num_distinct
 
     @property
     @either
     def solution(self) -> Solution:
-        """The posterior at the current hyperparameters; found now if they changed since it was last found."""
-        return self.current_solution or self.condition()
+        """The posterior at the current hyperparameters; found now if they changed since it was last found.
+
+        Its arrays of rows have one entry for each training row, whether or not equal rows share their latent values.
+        """
+        known = self._current()
+        return self.condition() if known is None else known.solution_of_given_rows
 
     @property
     @either
@@ -382,13 +406,13 @@ class NonConjugateGP(gpytorch.models.GP):
 
     @property
     def current_solution(self) -> Solution | None:
-        """The posterior if it is known and up to date; nothing is computed."""
+        """The posterior, of distinct rows, if it is known and up to date; nothing is computed."""
         known = self._current()
         return None if known is None else known.solution
 
     @property
     def last_solution(self) -> Solution | None:
-        """The last posterior, from which the next one starts, whatever has changed since; None before the first."""
+        """The last posterior, of distinct rows, from which the next one starts, whatever has changed; None before the first."""
         return None if self._known is None else self._known.solution
 
     @property
@@ -756,7 +780,11 @@ class NonConjugateGP(gpytorch.models.GP):
         key = identity_of(self)
         if self.operator_kind == "sharded":
             inputs = self.held_data.inputs[0]
-            solution = solution.divide(own_rows(self.operator_kind, inputs.shape[0], inputs.device))
+            rows = own_rows(self.operator_kind, inputs.shape[0], inputs.device)
+            if rows.sharded and solution.distinct is not None:  # processes divide the given rows
+                self._known = None
+                return
+            solution = solution.divide(rows)
         self._known = KnownPosterior(bounded(self, solution, key), key)
 
     def start_from(self, solution: Solution) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from itergp.errors import InputError
-from itergp.likelihoods import Likelihood
+from itergp.likelihoods import Observations
 from itergp.operators import KernelOperator, free_memory
 from itergp.operators.timing import Rates
 from itergp.solvers.demand import Demand, ProblemSize
@@ -28,6 +28,7 @@ class Plan:
         seconds: Expected time.
         memory: Bytes at the peak, by what they hold.
         free_memory: Bytes free now.
+        given_rows: Training rows as they were given, of which those of ``size`` are the distinct ones.
     """
 
     solver: str
@@ -38,6 +39,7 @@ class Plan:
     seconds: float
     memory: dict[str, int]
     free_memory: int
+    given_rows: int
 
     @property
     def total_memory(self) -> int:
@@ -53,8 +55,11 @@ class Plan:
         """One sentence, and another if it does not fit."""
         size = self.size
         work = f"{self.passes} kernel passes, " if self.passes else ""
+        rows = f"{size.num_rows:,} rows"
+        if size.num_rows < self.given_rows:
+            rows = f"{size.num_rows:,} distinct of {self.given_rows:,} rows"
         text = (
-            f"{self.solver} on {size.num_rows:,} rows x {size.num_latents} latent ({self.operator}): about {work}"
+            f"{self.solver} on {rows} x {size.num_latents} latent ({self.operator}): about {work}"
             f"{self.entries:.2g} kernel entries, {_duration(self.seconds)}, {_gigabytes(self.total_memory)} of "
             f"{_gigabytes(self.free_memory)} free."
         )
@@ -67,24 +72,32 @@ _REMEDY = (
 )
 
 
-def problem_size(operator: KernelOperator, likelihood: Likelihood, approximation: str) -> ProblemSize:
+def problem_size(operator: KernelOperator, observations: Observations, approximation: str) -> ProblemSize:
     """The numbers that the cost of conditioning a model depends on."""
     return ProblemSize(
         num_rows=operator.num_rows,
-        num_latents=likelihood.num_latents,
+        num_latents=observations.likelihood.num_latents,
         num_kernels=operator.num_kernels,
         itemsize=operator.inputs.element_size(),
-        variational=approximation == "variational" and not likelihood.quadratic,
-        num_nodes=likelihood.num_nodes,
+        variational=approximation == "variational" and not observations.likelihood.quadratic,
+        num_nodes=observations.num_nodes,
         memory_budget=operator.memory_budget,
         has_neighbours=operator.evaluates_groups,
+        neighbours_pay=operator.neighbours_pay,
     )
 
 
-def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize) -> Plan:
-    """The plan of a solve; times the kernel for a fraction of a second."""
+def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize, *, given_rows: int) -> Plan:
+    """The plan of a solve; times the kernel for a fraction of a second.
+
+    Args:
+        operator: Of the distinct rows.
+        solver: The solver.
+        size: What cost depends on.
+        given_rows: Training rows, distinct or not.
+    """
     demand, rates = solver.demand(_own(operator, size)), Rates.measured(operator)
-    matrix = size.num_kernels * size.num_rows**2 // operator.rows.num_processes
+    matrix = _matrix(operator, size)
     kept = operator.keeps_entries and demand.passes > 0
     entries = demand.entries + (min(demand.passes, 1) if kept else demand.passes) * matrix // 2
     multiplications = demand.multiplications + demand.columns * matrix
@@ -94,9 +107,12 @@ def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize) -> Pl
         size=size,
         passes=demand.passes,
         entries=entries,
-        seconds=entries * rates.seconds_per_entry + multiplications * rates.seconds_per_multiplication,
+        seconds=entries * rates.seconds_per_entry
+        + multiplications * rates.seconds_per_multiplication
+        + demand.columns * size.num_rows * rates.seconds_per_row,
         memory=_memory(operator, demand, matrix * size.itemsize),
         free_memory=_free_memory(operator),
+        given_rows=given_rows,
     )
 
 
@@ -106,8 +122,7 @@ def check_memory(operator: KernelOperator, solver: Solver, size: ProblemSize) ->
     Raises:
         InputError: With the peak by what it holds.
     """
-    matrix = size.num_kernels * size.num_rows**2 // operator.rows.num_processes
-    memory = _memory(operator, solver.demand(_own(operator, size)), matrix * size.itemsize)
+    memory = _memory(operator, solver.demand(_own(operator, size)), _matrix(operator, size) * size.itemsize)
     free = _free_memory(operator)
     if operator.rows.all_reduce_any(sum(memory.values()) > free):
         parts = ", ".join(f"{name} {_gigabytes(value)}" for name, value in memory.items())
@@ -116,6 +131,11 @@ def check_memory(operator: KernelOperator, solver: Solver, size: ProblemSize) ->
             f"What {type(solver).__name__} keeps must fit into the free memory, {_gigabytes(free)}. Got about {total} for "
             f"{size.num_rows:,} rows x {size.num_latents} latent: {parts}. Please {_REMEDY}"
         )
+
+
+def _matrix(operator: KernelOperator, size: ProblemSize) -> int:
+    """Entries that a pass of one process goes through, of both halves of the matrix; none where it needs no entries."""
+    return size.num_kernels * size.num_rows**2 // operator.rows.num_processes if operator.evaluates_matrix else 0
 
 
 def _own(operator: KernelOperator, size: ProblemSize) -> ProblemSize:
@@ -133,6 +153,8 @@ def _memory(operator: KernelOperator, demand: Demand, matrix: int) -> dict[str, 
     memory = dict(demand.memory)
     if operator.keeps_entries and demand.passes > 0:
         memory["kernel matrix"] = matrix // 2
+    if operator.held_memory > 0:
+        memory["sorted inputs"] = operator.held_memory
     return memory
 
 

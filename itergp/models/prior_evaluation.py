@@ -43,7 +43,7 @@ class HasPrior(Protocol):
 def prior_at_training_inputs(model: HasPrior) -> Prior:
     """The prior at the training inputs; evaluated whole where ``forward`` makes of a row what depends on the others."""
     prior = _evaluate(model, model.held_data.inputs)
-    if model.training or prior.tabulated or _is_row_by_row(model, prior):
+    if model.training or prior.tabulated or is_row_by_row(model, prior):
         return prior
     return prior.whole()
 
@@ -91,7 +91,7 @@ def _evaluate(model: HasPrior, inputs: tuple[Tensor, ...], *, fit: bool = True) 
 
 
 @torch.no_grad()
-def _is_row_by_row(model: HasPrior, prior: Prior) -> bool:
+def is_row_by_row(model: HasPrior, prior: Prior) -> bool:
     """Whether ``forward`` makes the same of some training rows by themselves as among all of them."""
     size = prior.mean.shape[0]
     rows = evenly_spaced(size, _PROBE_ROWS, prior.mean.device)

@@ -162,15 +162,17 @@ class Stream:
     def _slices(self, solution: Solution, *, covariance: bool) -> Iterator[slice]:
         model, rank = self.model, solution.rank if covariance else 0
         device, latents = solution.representer_weights.device, solution.representer_weights.shape[1]
-        size = self.conditioned.observations.num_rows
+        operator, size = self.conditioned.operator, self.conditioned.observations.num_rows
         if self.batch_size is not None:
             return batches(self.num_rows, 1, 8 * self.batch_size)
         budget = model.memory_budget or default_memory_budget(device)
         if solution.rows.sharded:  # as many batches in every process
             budget = int(solution.rows.broadcast(torch.tensor(budget // solution.rows.num_processes, device=device)))
         local = 0 if solution.local is None or not covariance else solution.local.numbers_per_input
-        per_row = latents * (2 * rank + latents) + local + size // 64
-        return batches(self.num_rows, per_row, min(budget // 4, 8 * per_row * _MOST_ROWS))
+        across = size // 64 if operator.evaluates_matrix else 0
+        per_row = latents * (2 * rank + latents) + local + across
+        most = max(_MOST_ROWS, operator.cross_overhead)
+        return batches(self.num_rows, per_row, min(budget // 4, 8 * per_row * most))
 
     def _take(self, value: Any, rows: slice) -> Any:
         """What is known of some rows: a number holds for all."""

@@ -21,6 +21,7 @@ from itergp.likelihoods import as_likelihood
 from itergp.models.arrays import as_tensor, is_array
 from itergp.models.batch_elements import batch_shape_of
 from itergp.models.batches import check_batch, refuse_without_data
+from itergp.models.distinct_rows import with_more_rows
 from itergp.models.protocol import AnyModel, Model
 from itergp.models.validation import allows_nan, as_inputs, as_observations, check_target_tensor, check_test_inputs
 
@@ -193,7 +194,7 @@ def append_rows(model: Model, inputs: Any, targets: Any, sample_weight: Any, *, 
     earlier = model.last_solution
     model.hold(together, targets, weight, keeps=True)
     if earlier is not None and not earlier.rows.sharded:  # processes divide more rows otherwise
-        model.start_from(earlier.with_more_rows(new[0].shape[0]))
+        model.start_from(with_more_rows(earlier, new[0].shape[0]))
 
 
 def fantasy_model(model: AnyModel, inputs: Any, targets: Any, noise: Tensor | None) -> AnyModel:

@@ -19,7 +19,7 @@ from itergp.models import NonConjugateGP
 from itergp.models.prior_shapes import as_latent_functions
 from itergp.models.starting_values import initialise_model
 from itergp.numerics.blocks import curvature_eigen
-from itergp.operators import KernelOperator, Neighbourhoods, Prior, make_operator
+from itergp.operators import KernelOperator, Neighbourhoods, Prior, kind_without_matrix, make_operator
 from itergp.posterior.local_actions import LocalActions, reduced
 from itergp.posterior.precision import marginal_covariance
 from itergp.solvers import Solution
@@ -175,7 +175,7 @@ def differentiable(prior: Prior, model: NonConjugateGP) -> KernelOperator:
         prior.kernel,
         prior.features,
         num_kernels=prior.num_kernels,
-        kind="blocked",
+        kind=kind_without_matrix(prior.kernel, prior.features, prior.num_kernels),
         memory_budget=model.memory_budget,
     )
 

@@ -13,7 +13,9 @@ from itergp.errors import InputError
 from itergp.likelihoods import Observations
 from itergp.likelihoods.base import node_offsets
 from itergp.models import NonConjugateGP
+from itergp.models.distinct_rows import share_latents
 from itergp.numerics.blocks import psd_root
+from itergp.numerics.distinct_rows import DistinctRows
 from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable
 from itergp.operators import Prior
 from itergp.posterior.precision import cross_multiply, multiply
@@ -25,11 +27,12 @@ _SEED = 1  # other samples than those the posterior mean was found with
 
 @dataclass(frozen=True)
 class _Held:
-    """The variational family: V ``(M, C)`` and A ``(M, C, r)``, at the rows of a support or at all."""
+    """The variational family: V ``(M, C)`` and A ``(M, C, r)``, at the rows of a support or at all distinct ones."""
 
     weights: Tensor
     actions: Tensor
     support: Tensor | None
+    distinct: DistinctRows | None
 
 
 @dataclass(frozen=True)
@@ -110,19 +113,21 @@ class ComputationAwareELBO(Objective):
         """``E_q[log p(y | f)] - KL(q || p)``."""
         held = self._posterior()
         block = torch.cat([held.actions, held.weights.unsqueeze(-1)], -1)
+        given = prior, observations
+        prior, observations = share_latents(held.distinct, *given)
         operator = differentiable(prior if held.support is None else prior.take(held.support), self.model)
         products = multiply(operator, block)
         covariance = DifferentiableCovariance(held.actions, products[..., :-1])
         quadratic = (held.weights * products[..., -1]).sum(dtype=torch.float64)
         scale = 1.0
         if held.support is not None:
-            rows = self._batch(observations.num_rows)
+            rows = self._batch(given[1].num_rows)
             if rows is not None:
-                scale = observations.num_rows / rows.numel()
-                prior, observations = prior.take(rows), observations.take(rows)
+                scale = given[1].num_rows / rows.numel()
+                prior, observations = given[0].take(rows), given[1].take(rows)
             products = cross_multiply(operator, prior.features, block)
         mean = prior.mean + products[..., -1]
-        nodes, node_weights = observations.likelihood.standard_nodes(mean.detach(), seed=_SEED)
+        nodes, node_weights = observations.standard_nodes(mean.detach(), seed=_SEED)
         marginal = covariance.marginal(operator.diagonal(prior.features), products[..., :-1])
         offsets = node_offsets(psd_root(marginal), nodes)
         fit = scale * observations.expected_log_density(mean, offsets, node_weights).sum(dtype=torch.float64)
@@ -144,13 +149,14 @@ class ComputationAwareELBO(Objective):
     def _posterior(self) -> _Held:
         """Weights and actions, found again at the cadence that was asked for."""
         if self._held is None or self._evaluations % self.condition_every == 0:
-            solution = self.model.solution
+            solution = self.model.conditioned.solution
             if solution.rows.sharded:
                 raise InputError(
                     "ComputationAwareELBO learns in one process. Got rows divided among several. Use PredictiveLogDensity, "
                     "which every process evaluates alike on a subset, or operator='auto'."
                 )
-            self._held = _Held(solution.weights_on_support(), solution.precision.actions.contiguous(), solution.support)
+            actions = solution.precision.actions.contiguous()
+            self._held = _Held(solution.weights_on_support(), actions, solution.support, solution.distinct)
             if self.batch_rows is not None and solution.support is None:
                 raise InputError(
                     "`batch_rows` needs a posterior whose weights and actions are on a support of some rows. Got one on all "

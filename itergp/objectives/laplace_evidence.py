@@ -7,6 +7,7 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.likelihoods import AutomaticLikelihood, LaplaceSite, Observations
+from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.objectives.base import Objective
 from itergp.operators import Prior, make_operator
 from itergp.operators.radial import evaluate_kernel
@@ -20,7 +21,7 @@ class LaplaceEvidence(Objective):
     """``log p(y | f*) - 1/2 (f* - m)^T K^{-1} (f* - m) - 1/2 log |I + K W|`` at the mode f* (GPML eq. 3.32).
 
     The gradient is that of GPML section 5.5.1, complete with the dependence of the mode on the hyperparameters. For small
-    data: memory ``(N C)^2`` and time ``(N C)^3`` per evaluation, N C at most 8,000; computed in float64.
+    data: memory ``(N C)^2`` and time ``(N C)^3`` per evaluation, N C at most 8,000 for N distinct rows; computed in float64.
 
     Args:
         likelihood: The model's likelihood; its curvature must have a closed form, as all of ours have.
@@ -41,6 +42,7 @@ class LaplaceEvidence(Objective):
         Raises:
             InputError: If there are too many latent values, or the likelihood has no closed form of its curvature.
         """
+        prior, observations = share_latents(distinct_rows(self.model, prior), prior, observations)
         size, latents = prior.mean.shape
         if size * latents > _LIMIT:
             raise InputError(

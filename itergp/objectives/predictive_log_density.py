@@ -13,7 +13,9 @@ from itergp.errors import InputError
 from itergp.likelihoods import LaplaceSite, Likelihood, Observations, VariationalSite
 from itergp.likelihoods.base import node_offsets
 from itergp.models import NonConjugateGP
+from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.numerics.blocks import psd_root
+from itergp.numerics.distinct_rows import DistinctRows
 from itergp.objectives.adjoint import linearise, solve_adjoint
 from itergp.objectives.base import DifferentiableCovariance, HeldLocal, Objective, differentiable
 from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
@@ -34,6 +36,8 @@ class _Split:
     warm: Solution | None = None
     actions: Tensor | None = None
     local: HeldLocal | None = None
+    distinct: DistinctRows | None = None
+    is_known: bool = False  # which rows to learn from are distinct
 
 
 @dataclass(frozen=True)
@@ -188,8 +192,11 @@ class PredictiveLogDensity(Objective):
 
     def _held_out(self, prior: Prior, observations: Observations, split: _Split) -> Tensor:
         """Summed held-out log-density of one split, with its gradient."""
+        if not split.is_known:
+            split.distinct, split.is_known = distinct_rows(self.model, prior, split.train), True
         part, validation = prior.take(split.train), prior.take(split.held_out)
         seen, unseen = observations.take(split.train), observations.take(split.held_out)
+        part, seen = share_latents(split.distinct, part, seen)
         operator = self._operator(part, kind="auto")
         smooth = differentiable(part, self.model)
         covariance = self._covariance(part, operator, smooth, seen, split)
@@ -247,7 +254,7 @@ class PredictiveLogDensity(Objective):
         """Offsets of the nodes ``(S, N, C)`` at the training rows, differentiable, and their weights ``(S,)``."""
         if covariance is None or self.predictive == "laplace":
             return None, part.mean.new_ones(1)
-        nodes, node_weights = seen.likelihood.standard_nodes(part.mean.detach())
+        nodes, node_weights = seen.standard_nodes(part.mean.detach())
         marginal = covariance.marginal(smooth.diagonal(), covariance.products, smooth.inputs)
         return node_offsets(psd_root(marginal), nodes), node_weights
 

@@ -7,11 +7,19 @@ from itergp import parallel
 from itergp.operators.abstract import AbstractOperator, KernelCounts
 from itergp.operators.base import KernelOperator
 from itergp.operators.blocked import BlockedOperator, DenseOperator
-from itergp.operators.choose import OperatorClass, OperatorKind, make_operator, own_rows, require_operator
+from itergp.operators.choose import (
+    OperatorClass,
+    OperatorKind,
+    kind_without_matrix,
+    make_operator,
+    own_rows,
+    require_operator,
+)
 from itergp.operators.keops import KeOpsOperator
 from itergp.operators.memory import default_memory_budget, free_memory
 from itergp.operators.neighbours import Near, Neighbourhoods, kept_entries
 from itergp.operators.prior import Prior
+from itergp.operators.scan import ScanOperator
 from itergp.operators.sharded import ShardedOperator
 from itergp.operators.tiles import slices
 
@@ -27,10 +35,12 @@ __all__ = [
     "OperatorClass",
     "OperatorKind",
     "Prior",
+    "ScanOperator",
     "ShardedOperator",
     "default_memory_budget",
     "free_memory",
     "kept_entries",
+    "kind_without_matrix",
     "make_operator",
     "own_rows",
     "require_operator",

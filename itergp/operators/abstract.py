@@ -77,6 +77,11 @@ class AbstractOperator(ABC):
         """Whether entries within many small groups of rows can be had at once, as neighbours need them."""
         return False
 
+    @property
+    def neighbours_pay(self) -> bool:
+        """Whether rows near to an input say much about it that few actions on all rows do not."""
+        return True
+
     @abstractmethod
     def matmul(self, block: Tensor) -> Tensor:
         """``K_c`` times a block, for every kernel: one pass.

@@ -23,6 +23,7 @@ from itergp.operators.groups import evaluates_groups
 from itergp.operators.memory import default_memory_budget
 from itergp.operators.radial import EvaluatedKernel, RadialKernel, evaluate_diagonal, evaluate_kernel
 from itergp.operators.recompute import Recomputation
+from itergp.operators.scan_form import as_scan_form
 from itergp.operators.special import has_own_diagonal
 from itergp.operators.tiles import run, side_of_block, slices, symmetric, threads_for
 
@@ -43,7 +44,10 @@ class KernelOperator(AbstractOperator):
 
     Attributes:
         derived: What users of the operator made from its inputs, such as search trees; it lives as long as the cached entries.
+        evaluates_matrix: Whether a pass evaluates, or multiplies, the entries of the matrix: its cost grows with their number.
     """
+
+    evaluates_matrix: bool = True
 
     def __init__(
         self, kernel: Kernel, inputs: Tensor, *, num_kernels: int = 1, memory_budget: int | None = None
@@ -109,7 +113,7 @@ class KernelOperator(AbstractOperator):
         started = time.perf_counter()
         if self._needs_grad(self.inputs, block):
             product = self._cross_with_grad(self.inputs, self.inputs, block)
-            self.counts.entries += self.num_kernels * self.num_rows**2
+            self.counts.entries += self.num_kernels * self.num_rows**2 if self.evaluates_matrix else 0
         else:
             product = self._matmul(block.detach())
         self.counts.passes += 1
@@ -231,6 +235,25 @@ class KernelOperator(AbstractOperator):
         if "groups" not in self.derived:
             self.derived["groups"] = evaluates_groups(self.kernel, self.inputs, self.num_kernels)
         return self.derived["groups"]
+
+    @property
+    def neighbours_pay(self) -> bool:
+        """Not of additive kernels of several inputs: rows far apart in all inputs but one share the function of that one.
+
+        Measured with ten inputs and rank 224: 16 neighbours take the variance from 1.031 of the exact one to 1.030.
+        """
+        form = as_scan_form(self.kernel, self.num_kernels, self.inputs.shape[-1])
+        return form is None or form.num_columns == 1
+
+    @property
+    def cross_overhead(self) -> int:
+        """New inputs that a product across costs as much as, besides its own: 0 where its cost is proportional to theirs."""
+        return 0
+
+    @property
+    def held_memory(self) -> int:
+        """Bytes that are kept between passes besides kernel entries."""
+        return 0
 
     # -------------------------------------------------- what a subclass gives
     @abstractmethod

@@ -13,11 +13,13 @@ from itergp.operators.base import KernelOperator
 from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.keops import KeOpsOperator, keops_pays
 from itergp.operators.memory import default_memory_budget
+from itergp.operators.scan import LEAST_ROWS, LEAST_ROWS_WITHOUT_MATRIX, ScanOperator
+from itergp.operators.scan_form import as_scan_form
 from itergp.operators.sharded import ShardedOperator
 from itergp.parallel import ALL_ROWS, ProcessPartition, RowPartition
 from itergp.parallel.process_group import many_processes
 
-OperatorKind = Literal["auto", "dense", "blocked", "keops", "sharded"]
+OperatorKind = Literal["auto", "dense", "blocked", "keops", "scan", "sharded"]
 OperatorClass = type[KernelOperator]
 
 
@@ -46,7 +48,8 @@ def make_operator(
 ) -> KernelOperator:
     """Builds the operator for a kernel and its training inputs.
 
-    ``"auto"`` keeps the dense matrix when it fits the memory budget. Otherwise it uses blocks or, on CUDA for RBF and Matern
+    ``"auto"`` multiplies sums of Matern kernels of one input each by scans, from a few thousand rows on. Of other kernels it
+    keeps the dense matrix when it fits the memory budget. Otherwise it uses blocks or, on CUDA for RBF and Matern
     kernels of at most 64 input dimensions, KeOps where a product of some rows shows it to be faster. ``"sharded"`` divides the
     rows among the processes of ``torch.distributed``; a single process has them all, as with ``"auto"``.
 
@@ -54,7 +57,8 @@ def make_operator(
         kernel: Any GPyTorch kernel.
         inputs: ``(N, D)`` or ``(C, N, D)``.
         num_kernels: 1 for a shared kernel, otherwise C.
-        kind: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"`` or ``"sharded"``, or a subclass of ``KernelOperator``.
+        kind: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"``, ``"scan"`` or ``"sharded"``, or a subclass of
+            ``KernelOperator``.
         memory_budget: Bytes; default a quarter of the free memory.
 
     Raises:
@@ -68,12 +72,26 @@ def make_operator(
             return ShardedOperator(kernel, inputs, num_kernels=num_kernels, memory_budget=memory_budget)
         kind = "auto"
     budget = default_memory_budget(inputs.device) if memory_budget is None else memory_budget
-    if kind == "auto" and num_kernels * inputs.shape[-2] ** 2 * inputs.element_size() // 2 <= budget:
+    if kind == "auto" and inputs.shape[-2] >= LEAST_ROWS and as_scan_form(kernel, num_kernels, inputs.shape[-1]):
+        kind = "scan"
+    elif kind == "auto" and num_kernels * inputs.shape[-2] ** 2 * inputs.element_size() // 2 <= budget:
         kind = "dense"
     elif kind == "auto":
         kind = "keops" if keops_pays(kernel, inputs, num_kernels, budget) else "blocked"
-    operators = {"dense": DenseOperator, "blocked": BlockedOperator, "keops": KeOpsOperator}
+    operators = {"dense": DenseOperator, "blocked": BlockedOperator, "keops": KeOpsOperator, "scan": ScanOperator}
     return operators[kind](kernel, inputs, num_kernels=num_kernels, memory_budget=budget)
+
+
+def kind_without_matrix(kernel: Kernel, inputs: Tensor, num_kernels: int) -> OperatorKind:
+    """How products are computed that keep no matrix, such as those with derivatives: by scans where these pay, or in blocks.
+
+    Args:
+        kernel: Any GPyTorch kernel.
+        inputs: ``(N, D)`` or ``(C, N, D)``.
+        num_kernels: 1 for a shared kernel, otherwise C.
+    """
+    pays = inputs.shape[-2] >= LEAST_ROWS_WITHOUT_MATRIX
+    return "scan" if pays and as_scan_form(kernel, num_kernels, inputs.shape[-1]) else "blocked"
 
 
 def own_rows(kind: OperatorKind | OperatorClass, total: int, device: torch.device) -> RowPartition:

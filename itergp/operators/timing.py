@@ -34,10 +34,12 @@ class Rates:
     Attributes:
         seconds_per_entry: Of evaluating kernel entries.
         seconds_per_multiplication: Multiply-adds in products with many columns.
+        seconds_per_row: Of every column of a product that needs no entries, 0 for others.
     """
 
     seconds_per_entry: float
     seconds_per_multiplication: float
+    seconds_per_row: float = 0.0
 
     @classmethod
     @torch.no_grad()
@@ -48,6 +50,9 @@ class Rates:
         few, many = (seconds_of_product(sample, columns) for columns in (FEW_COLUMNS, FEW_COLUMNS + _COLUMNS))
         per_multiplication = max(many - few, 0.0) / (kernels * sample.num_rows**2 * _COLUMNS)
         own = operator.timing_sample(rows)
+        if own is not None and not own.evaluates_matrix:
+            seconds = seconds_of_product(own, FEW_COLUMNS) / (FEW_COLUMNS * own.num_rows)
+            return cls(few / (kernels * sample.num_rows**2 / 2), per_multiplication, seconds)
         if own is not None:  # many columns are multiplied in blocks there too
             few = seconds_of_product(own, FEW_COLUMNS)
         return cls(few / (kernels * sample.num_rows**2 / 2), per_multiplication)

@@ -10,13 +10,15 @@ from gpytorch.kernels import Kernel
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.numerics.sampling import sample_of_rows
+from itergp.numerics.distinct_rows import DistinctRows
+from itergp.numerics.sampling import evenly_spaced, sample_of_rows
 from itergp.operators.derived import DerivedKernel, snapshot
 from itergp.operators.radial import evaluate_diagonal, evaluate_kernel
 from itergp.operators.special import is_gpytorch
 
 _WHOLE_ROWS = 512  # up to here all rows are evaluated together
 _SAMPLE_ROWS = 64
+_PAIRS = 32
 _SAME = 1e-3  # relative to the largest entry, in float32; its square in float64
 _verdicts: weakref.WeakKeyDictionary[Kernel, dict[Hashable, bool]] = weakref.WeakKeyDictionary()
 
@@ -34,8 +36,7 @@ def is_function_of_two_rows(kernel: Kernel, features: Tensor, num_kernels: int) 
     Raises:
         InputError: If two evaluations of the same entries differ.
     """
-    strangers = [m for m in kernel.modules() if isinstance(m, Kernel) and not isinstance(m, DerivedKernel)]
-    strangers = [module for module in strangers if not is_gpytorch(module)]
+    strangers = _strangers(kernel)
     if not strangers:
         return True
     kept = _verdicts.setdefault(strangers[0], {})
@@ -43,6 +44,51 @@ def is_function_of_two_rows(kernel: Kernel, features: Tensor, num_kernels: int) 
     if key not in kept:
         kept[key] = _agrees(kernel, features.detach(), num_kernels)
     return kept[key]
+
+
+@torch.no_grad()
+def knows_equal_rows(kernel: Kernel, features: Tensor, num_kernels: int, distinct: DistinctRows) -> bool:
+    """Whether a kernel makes no difference between equal rows, so that they share their latent values.
+
+    GPyTorch's kernels make none, see also ``special.has_own_diagonal``. Of others, some pairs of equal rows are looked at in
+    float64, in which white noise is told from rounding: rows of which one stands for both must have the same covariances.
+
+    Args:
+        kernel: A kernel that is a function of two rows.
+        features: Rows ``(..., N, D)``.
+        num_kernels: 1 for a shared kernel, otherwise C.
+        distinct: Which rows are equal.
+    """
+    if not _strangers(kernel):
+        return True
+    repeated = torch.ones_like(distinct.index, dtype=torch.bool)
+    repeated[distinct.first] = False
+    later = repeated.nonzero().squeeze(-1)
+    later = later[evenly_spaced(len(later), _PAIRS, later.device)]
+    rows = torch.cat([distinct.first[distinct.index[later]], later])
+    pairs, count = features.detach()[..., rows, :].double(), len(later)
+    try:
+        twin = snapshot(kernel).double()
+        entries = evaluate_kernel(twin, pairs, pairs, num_kernels)
+        variances = evaluate_diagonal(twin, pairs, num_kernels)
+    except (
+        RuntimeError,
+        ValueError,
+        IndexError,
+        TypeError,
+    ):  # of the kernel's author, who expects all rows, or one dtype
+        return False
+    parts = entries[..., :count, :count], entries[..., :count, count:], entries[..., count:, count:]
+    tolerance = _SAME**2 * float(entries.abs().max())
+    known = (*parts[1:], parts[1].mT)
+    same = all(torch.allclose(parts[0], other, rtol=0.0, atol=tolerance) for other in known)
+    return same and torch.allclose(variances, entries.diagonal(dim1=-2, dim2=-1), rtol=0.0, atol=tolerance)
+
+
+def _strangers(kernel: Kernel) -> list[Kernel]:
+    """Kernels that are neither GPyTorch's nor made here of others."""
+    found = [m for m in kernel.modules() if isinstance(m, Kernel) and not isinstance(m, DerivedKernel)]
+    return [module for module in found if not is_gpytorch(module)]
 
 
 @torch.no_grad()

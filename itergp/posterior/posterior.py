@@ -10,6 +10,7 @@ from torch import Tensor
 
 from itergp.likelihoods import VariationalSite
 from itergp.numerics.blocks import curvature_eigen
+from itergp.numerics.distinct_rows import DistinctRows
 from itergp.operators import slices
 from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.persistence import DERIVED
@@ -51,6 +52,8 @@ class Posterior:
             if there are none, and in a solution.
         warm_start: What the solver can go on from, or None; a solution has it beside its posterior.
         rows: Which of the N rows are here: all, unless the rows are divided among processes. Solvers leave it out.
+        distinct: Of a model whose equal training rows share their latent values: which do. The N rows are then the distinct
+            ones, which solvers see alone. None where each row has its own. Solvers leave it out.
     """
 
     representer_weights: Tensor
@@ -65,6 +68,7 @@ class Posterior:
     products: Tensor | None = field(default=None, metadata=DERIVED)
     warm_start: WarmStart | None = field(default=None, metadata=DERIVED)
     rows: RowPartition = field(default=ALL_ROWS, metadata=DERIVED)
+    distinct: DistinctRows | None = None
 
     @property
     def rank(self) -> int:
@@ -119,28 +123,34 @@ class Posterior:
             else replace(local, root=of(local.root), whitened=of(local.whitened), partition=rows),
         )
 
-    def with_more_rows(self, count: int) -> Posterior:
-        """The same function as a start for more rows, at the end, which have no weight and no posterior yet.
+    def at_rows(self, places: Tensor, size: int) -> Posterior:
+        """The same function as a start for other rows, by weights at some of them; others have no posterior yet.
 
         Args:
-            count: How many.
+            places: Which of those rows the present ones are ``(N,)``; several may be one.
+            size: How many rows there are.
         """
 
-        def pad(tensor: Tensor) -> Tensor:
-            return torch.cat([tensor, tensor.new_zeros(count, *tensor.shape[1:])])
+        def added(values: Tensor) -> Tensor:
+            return values.new_zeros(size, *values.shape[1:]).index_add_(0, places, values)
+
+        def put(values: Tensor) -> Tensor:
+            return values.new_zeros(size, *values.shape[1:]).index_copy_(0, places, values)
 
         precision = self.precision
         if self.support is None:  # those of a support are kept by row number
-            precision = replace(precision, actions=pad(precision.actions))
+            precision = replace(precision, actions=added(precision.actions))
         return replace(
             self.kept(self.rows),
-            representer_weights=pad(self.representer_weights),
-            latent_values=pad(self.latent_values),
-            latent_covariance=pad(self.latent_covariance),
+            representer_weights=added(self.representer_weights),
+            latent_values=put(self.latent_values),
+            latent_covariance=put(self.latent_covariance),
             precision=precision,
             norm_squared=float("inf"),
             curvature=None,
+            support=None if self.support is None else places[self.support],
             local=None,
+            distinct=None,
         )
 
     def to(self, like: Tensor) -> Posterior:
@@ -159,6 +169,7 @@ class Posterior:
             curvature=None if self.curvature is None else self.curvature.to(like),
             support=None if self.support is None else self.support.to(like.device),
             local=None if self.local is None else self.local.to(like),
+            distinct=None if self.distinct is None else self.distinct.to(like.device),
         )
 
     # ------------------------------------------------------------------------- evidence
@@ -206,9 +217,15 @@ class CovarianceResult:
     extra: Tensor | None = None
 
 
-def wanted_neighbours(num_latents: int, wanted: int | None) -> int:
-    """Rows that an input is conditioned on: what the user says, or the default if that is None."""
-    return (_NEIGHBOURS if num_latents == 1 else 0) if wanted is None else wanted
+def wanted_neighbours(num_latents: int, wanted: int | None, *, pay: bool = True) -> int:
+    """Rows that an input is conditioned on: what the user says, or the default if that is None.
+
+    Args:
+        num_latents: C.
+        wanted: What the user says.
+        pay: Whether the operator says that ``neighbours_pay``.
+    """
+    return (_NEIGHBOURS if num_latents == 1 and pay else 0) if wanted is None else wanted
 
 
 def neighbours_of(problem: Problem, wanted: int | None) -> int:
@@ -218,7 +235,7 @@ def neighbours_of(problem: Problem, wanted: int | None) -> int:
         problem: The problem.
         wanted: What the user says, or None.
     """
-    wanted = wanted_neighbours(problem.num_latents, wanted)
+    wanted = wanted_neighbours(problem.num_latents, wanted, pay=problem.operator.neighbours_pay)
     return wanted if wanted > 0 and problem.operator.evaluates_groups else 0
 
 

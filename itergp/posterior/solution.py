@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.numerics.distinct_rows import DistinctRows
 from itergp.operators import AbstractOperator
 from itergp.parallel import RowPartition
 from itergp.persistence import DERIVED
@@ -157,6 +158,11 @@ class Solution:
         return self.posterior.rows
 
     @property
+    def distinct(self) -> DistinctRows | None:
+        """Which of a model's training rows share their latent values; see ``Posterior``."""
+        return self.posterior.distinct
+
+    @property
     def rank(self) -> int:
         """Number of actions that the covariance is conditioned on."""
         return self.posterior.rank
@@ -264,17 +270,22 @@ class Solution:
         warnings.warn("without_space is without_warm_start now.", DeprecationWarning, stacklevel=2)
         return self.without_warm_start()
 
-    def with_more_rows(self, count: int) -> Solution:
-        """The same function as a start for more rows, at the end: their representer weights are zero.
+    def at_rows(self, places: Tensor, size: int) -> Solution:
+        """The same function as a start for other rows: by weights at some of them, and zero at the others.
 
         Args:
-            count: How many.
+            places: Which of those rows the present ones are ``(N,)``; several may be one.
+            size: How many rows there are.
         """
-        start = None if self.warm_start is None else self.warm_start.with_more_rows(count)
-        start = None if start is None else replace(start, operator=None)  # whose products are those of fewer rows
-        return replace(
-            self.with_report(certificate=None), posterior=self.posterior.with_more_rows(count), warm_start=start
-        )
+        prefix = torch.equal(places, torch.arange(len(places), device=places.device))
+        start = self.warm_start.with_more_rows(size - len(places)) if prefix and self.warm_start is not None else None
+        start = None if start is None else replace(start, operator=None)  # whose products are those of other rows
+        posterior = self.posterior.at_rows(places, size)
+        return replace(self.with_report(certificate=None), posterior=posterior, warm_start=start)
+
+    def of_given_rows(self) -> Solution:
+        """The same posterior with entries for all training rows as they were given, not for the distinct ones alone."""
+        return self if self.distinct is None else SolutionOfGivenRows(self.posterior, self.report)
 
     def gather(self) -> Solution:
         """The posterior with all rows in every process, which must all call this; without the warm start.
@@ -292,7 +303,7 @@ class Solution:
         return self._with_posterior(self.posterior.to(like))
 
     def _with_posterior(self, posterior: Posterior) -> Solution:
-        return Solution(posterior, self.report)
+        return type(self)(posterior, self.report)
 
     def __repr__(self) -> str:
         """A short summary."""
@@ -300,10 +311,66 @@ class Solution:
         gap = "unknown" if gap.startswith("inf") else gap
         size = tuple(self.representer_weights.shape)
         rows = f"{size[0]:,}" + " own" * self.rows.sharded
+        if self.distinct is not None:
+            rows = f"{self.distinct.num_distinct:,} distinct of {self.distinct.num_rows:,}"
         return (
             f"Solution({self.approximation}, {rows} rows x {size[1]} latent, {self.kernel_passes} kernel passes, "
             f"rank {self.rank}, certified gap {gap}, {self.seconds:.2f} s: {self.status})"
         )
+
+
+class SolutionOfGivenRows(Solution):
+    """A posterior with equal training rows, as a model returns it: arrays of rows have an entry for each that was given.
+
+    Latent values and covariances are those of the row's kind. Everything observed at equal rows counts as observed at the first
+    of them: weights, curvature and actions are zero at the others, and ``support`` leaves these out. Arrays of rows are made
+    when they are asked for. Neighbours are known of the distinct rows only: ``local`` is None.
+    """
+
+    @property
+    def representer_weights(self) -> Tensor:
+        """V ``(N, C)``."""
+        return self._at_first(self.posterior.representer_weights)
+
+    @property
+    def latent_values(self) -> Tensor:
+        """Posterior mean at the training inputs ``(N, C)``."""
+        return self.posterior.latent_values[self._kinds.index]
+
+    @property
+    def latent_covariance(self) -> Tensor:
+        """Marginal posterior covariances at the training inputs ``(N, C, C)``."""
+        return self.posterior.latent_covariance[self._kinds.index]
+
+    @property
+    def curvature(self) -> Tensor | None:
+        """W ``(N, C, C)`` that the covariance belongs to; None if the solver does not say."""
+        curvature = self.posterior.curvature
+        return None if curvature is None else self._at_first(curvature)
+
+    @property
+    def support(self) -> Tensor:
+        """Rows outside which weights and actions are zero: the first of each kind, or some of these."""
+        first, support = self._kinds.first, self.posterior.support
+        return first if support is None else first[support]
+
+    @property
+    def local(self) -> LocalActions | None:
+        """None."""
+        return None
+
+    def all_actions(self) -> Tensor:
+        """The precision's actions at all rows ``(N, C, r)``."""
+        return self._at_first(self.posterior.all_actions())
+
+    @property
+    def _kinds(self) -> DistinctRows:
+        assert self.posterior.distinct is not None
+        return self.posterior.distinct
+
+    def _at_first(self, values: Tensor) -> Tensor:
+        kinds = self._kinds
+        return values.new_zeros(kinds.num_rows, *values.shape[1:]).index_copy_(0, kinds.first, values)
 
 
 def is_finite(*tensors: Tensor) -> bool:

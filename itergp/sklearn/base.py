@@ -24,6 +24,7 @@ from itergp.learning import FitResult, Structure
 from itergp.likelihoods import Likelihood, as_likelihood
 from itergp.models import GP
 from itergp.models.saving import restore_model
+from itergp.numerics.distinct_rows import DistinctRows
 from itergp.sklearn.checks import (
     as_column,
     check_codes,
@@ -35,6 +36,7 @@ from itergp.sklearn.checks import (
 from itergp.sklearn.columns import code_columns, input_columns, unit_columns
 from itergp.sklearn.kernels import category_columns, is_automatic, is_own, make_kernel, raw_columns
 from itergp.sklearn.model import (
+    DOUBLE_ROWS,
     as_device,
     as_dtype,
     as_numpy,
@@ -149,9 +151,8 @@ class GPEstimator(BaseEstimator):
         if len(values) > 1:  # a single one says nothing about what varies
             self._warn_of_constants()
         self._learn_targets(targets, weights)
-        self.likelihood_ = next(iter(self._likelihoods()))
-        if not getattr(self, "warm_start", False):
-            self.structure_ = None
+        if not (getattr(self, "warm_start", False) and hasattr(self, "model_")):
+            self.likelihood_, self.structure_ = next(iter(self._likelihoods())), None
         self.model_ = self._build(self._scaled(values), targets, weights)
         self.result_ = self._learn(len(values))
         self._learned_rows = len(values)
@@ -294,11 +295,13 @@ class GPEstimator(BaseEstimator):
 
     def _dtype(self, x: Array, y: Array, weights: Array) -> torch.dtype:
         """By the number of rows, and by what the targets say about one of them."""
-        if self.dtype != "auto":
-            return as_dtype(self.dtype, len(x))
+        found = DistinctRows.find([torch.as_tensor(x)])
+        size = len(x) if found is None else found.num_distinct
+        if self.dtype != "auto" or size <= DOUBLE_ROWS:
+            return as_dtype(self.dtype, size)
         targets, mean = torch.as_tensor(self._model_targets(y)), self._make_mean(y, weights)
         return as_dtype(
-            "auto", len(x), signal_to_noise(as_likelihood(self._make_likelihood()), mean, targets, self._outputscale)
+            "auto", size, signal_to_noise(as_likelihood(self._make_likelihood()), mean, targets, self._outputscale)
         )
 
     def _skeleton(
@@ -332,11 +335,14 @@ class GPEstimator(BaseEstimator):
             mean=self._make_mean(np.zeros(1), np.ones(1)) if mean is None else mean,
             kernel=kernel,
             input_transform=transform,
-            solver=default_solver(len(targets)) if self.solver is None else self.solver,
+            solver=self.solver,
             approximation="variational" if self.approximation == "auto" else self.approximation,
             sample_weight=weight,
         )
-        return model.to(device=as_device(self.device), dtype=inputs.dtype)
+        model = model.to(device=as_device(self.device), dtype=inputs.dtype)
+        if self.solver is None:
+            model.solver = default_solver(model)
+        return model
 
     def _tensors(
         self,

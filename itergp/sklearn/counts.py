@@ -45,10 +45,10 @@ class GPCountRegressor(BaseRegressor):
         optimizer: ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
-        solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 rows
+        solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
             ``LinearTimeNewton()``.
         device: ``"cpu"`` or ``"cuda"``.
-        dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 rows.
+        dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 distinct rows.
         random_state: Seed of the optimiser's random splits; equal seeds give equal results.
         verbose: Show progress.
 

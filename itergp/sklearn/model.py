@@ -15,10 +15,10 @@ from torch import Tensor
 from itergp.errors import InputError, ItergpWarning
 from itergp.likelihoods import Likelihood
 from itergp.models import GP
-from itergp.solvers import LinearTimeNewton, Reason, Solution
+from itergp.solvers import LinearTimeNewton, Reason, Solution, Solver
 
 _LINEAR_ROWS = 100_000  # beyond, a pass over the kernel matrix takes a quarter of a minute and more
-_DOUBLE_ROWS = 2000  # up to here float64 costs next to nothing
+DOUBLE_ROWS = 2000  # up to here float64 costs next to nothing
 # Prior variance times curvature, of one row, that float32 resolves: thousands of correlated rows multiply it, an entry is
 # wrong by 1e-7. Measured, 2,100 rows in one dimension: counts around 60 leave a gap of 0.002 nats per row, around 20 none.
 _MOST_IN_SINGLE = 100.0
@@ -41,9 +41,10 @@ def constant_mean(*values: float) -> gpytorch.means.ConstantMean:
     return mean
 
 
-def default_solver(num_rows: int) -> LinearTimeNewton | None:
-    """The solver that an estimator uses when none is given: the model's default while passes over all rows are affordable."""
-    return LinearTimeNewton() if num_rows > _LINEAR_ROWS else None
+def default_solver(model: GP) -> Solver[Any]:
+    """The solver that an estimator uses when none is given: the model's own while passes over distinct rows are affordable."""
+    many = model.held_data.targets.shape[0] > _LINEAR_ROWS and model.num_distinct_rows > _LINEAR_ROWS
+    return LinearTimeNewton() if many else model.solver
 
 
 def as_dtype(dtype: str, num_rows: int, signal: float = 0.0) -> torch.dtype:
@@ -51,14 +52,14 @@ def as_dtype(dtype: str, num_rows: int, signal: float = 0.0) -> torch.dtype:
 
     Args:
         dtype: ``"auto"``, ``"float32"`` or ``"float64"``.
-        num_rows: N.
+        num_rows: N, of distinct rows.
         signal: The largest prior variance times curvature, see ``signal_to_noise``.
 
     Raises:
         InputError: If it names none.
     """
     if dtype == "auto":
-        single = num_rows > _DOUBLE_ROWS and signal <= _MOST_IN_SINGLE
+        single = num_rows > DOUBLE_ROWS and signal <= _MOST_IN_SINGLE
         return torch.float32 if single else torch.float64
     if dtype not in ("float32", "float64"):
         raise InputError(f"`dtype` must be 'auto', 'float32' or 'float64'. Got {dtype!r}. Choose one of these.")

@@ -23,6 +23,7 @@ class ProblemSize:
         memory_budget: Bytes for what may be kept.
         processes: That share the rows.
         has_neighbours: Whether kernel entries among the neighbours of an input can be had.
+        neighbours_pay: Whether rows near to an input say much about it that few actions do not.
     """
 
     num_rows: int
@@ -34,6 +35,7 @@ class ProblemSize:
     memory_budget: int
     processes: int = 1
     has_neighbours: bool = True
+    neighbours_pay: bool = True
 
     def neighbours(self, number: int) -> int:
         """Bytes of the neighbours of N rows: their numbers, and kernel entries among them where these are kept."""

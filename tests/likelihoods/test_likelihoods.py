@@ -37,6 +37,7 @@ from itergp.likelihoods import (
     latent_marginals,
 )
 from itergp.likelihoods.quadrature import trapezoid
+from itergp.numerics import DistinctRows
 
 ROWS = 24
 
@@ -1065,3 +1066,56 @@ def test_nodes_of_later_rows_do_not_depend_on_where_rows_are_divided(latents, mo
     for start in (0, 1, 14, 33):
         part, _ = likelihood.standard_nodes(like[start:], seed=3, skip=start)
         assert torch.equal(part, nodes[:, start:] if latents > 1 else nodes)
+
+
+# ------------------------------------------------------------ rows that share latents
+@pytest.mark.parametrize("name", list(CASES))
+def test_observations_of_equal_rows_add_up(name):
+    case, kinds, rows = CASES[name], 6, 50
+    index = torch.randint(kinds, (rows,), generator=torch.Generator().manual_seed(0))
+    index[:kinds] = torch.arange(kinds)
+    _, y = case.data(rows, dtype=torch.float64)
+    y[25:] = y[:25].clone()  # some equal targets at equal rows
+    index[25:] = index[:25].clone()
+    weight = 0.5 * (torch.arange(rows) % 4).double()
+    likelihood = case.make().double()
+    alone = Observations(likelihood, likelihood.validate_targets(y), weight)
+    together = alone.over(DistinctRows(torch.arange(kinds), index))
+    assert together.num_rows == kinds
+    assert together.targets.shape[0] <= 25
+    assert together.total_weight == pytest.approx(alone.total_weight)
+
+    def added(values: torch.Tensor) -> torch.Tensor:
+        return values.new_zeros(kinds, *values.shape[1:]).index_add_(0, index, values)
+
+    C = case.num_latents
+    f = 0.5 * torch.randn(kinds, C, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    offsets = 0.3 * torch.randn(5, kinds, C, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    nodes = torch.full((5,), 0.2, dtype=torch.float64)
+    covariance = 0.1 * torch.eye(C).double().expand(kinds, C, C)
+    at = f[index]
+    assert_close(together.log_density(f), added(alone.log_density(at)), "local")
+    batch = torch.stack([f, 2.0 * f])
+    assert_close(together.log_density(batch)[1], together.log_density(2.0 * f), "local")
+    for ours, terms in zip(together.derivatives(f), alone.derivatives(at), strict=True):
+        assert_close(ours, added(terms), "local")
+    arguments = offsets[:, index], nodes
+    assert_close(
+        together.expected_log_density(f, offsets, nodes), added(alone.expected_log_density(at, *arguments)), "local"
+    )
+    expected = alone.expected_derivatives(at, *arguments)
+    for ours, terms in zip(together.expected_derivatives(f, offsets, nodes), expected, strict=True):
+        assert_close(ours, added(terms), "local")
+    density = alone.predictive_log_density(at, covariance[index])
+    assert_close(together.predictive_log_density(f, covariance), added(density), "local")
+    _, curvature = together.derivatives(f)
+    vector = torch.randn(kinds, C, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    product = torch.bmm(curvature, vector.unsqueeze(-1)).squeeze(-1)
+    assert_close(together.curvature_product(f, curvature)(vector), product, "local")
+    apply, transpose = together.curvature_root(f, curvature)
+    torch.testing.assert_close(apply(transpose(vector)), product)
+    some = torch.tensor([4, 1, 4])
+    torch.testing.assert_close(together.take(some).log_density(f[some]), together.log_density(f)[some])
+    part = together.part(2, 3)
+    torch.testing.assert_close(part.log_density(f[2:5]), together.log_density(f)[2:5])
+    assert part.first_row == 2

@@ -96,7 +96,8 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         covariance_rank: Actions of the support's rows that the covariance is conditioned on at all inputs; default 128, and 256
             without neighbours. 0 leaves the prior's covariance.
         num_neighbours: Training rows near to an input, of all N, that its covariance is conditioned on besides; default 16 for
-            one latent function, 8 beyond 200,000 rows, and 0 for several. None where the kernel is no function of two rows.
+            one latent function, 8 beyond 200,000 rows, and 0 for several and for additive kernels. None where the kernel is no
+            function of two rows.
         tolerance: Decrease of the objective per row, in nats, at which a larger support is not worth it; default 1e-4.
         time_limit: Seconds for all stages together; the support grows as far as it allows.
         polish: A ``SubspaceNewton`` that goes on from the last support with passes over all rows, which also certify the
@@ -183,7 +184,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         support = self._most(rows, size.num_latents, bytes_per_column, budget)
         latents, rank, neighbours = size.num_latents, 0, 0
         if self.gives_covariance:
-            neighbours = self._neighbours(rows, latents) if size.has_neighbours else 0
+            neighbours = self._neighbours(rows, latents, pay=size.neighbours_pay) if size.has_neighbours else 0
             rank = self._covariance_rank(neighbours)
         stages = 2 if size.variational else 1
         columns, cells = size.num_kernels * support, size.num_rows * size.num_kernels * support
@@ -321,7 +322,8 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
 
     def _posterior(self, problem: Problem, state: LinearTimeState, curvature: Tensor, *, final: bool) -> Posterior:
         space, iterate = state.space, state.iterate
-        neighbours = neighbours_of(problem, self._neighbours(problem.num_rows, problem.num_latents))
+        pay = problem.operator.neighbours_pay
+        neighbours = neighbours_of(problem, self._neighbours(problem.num_rows, problem.num_latents, pay=pay))
         rank, support = self._covariance_rank(neighbours), None
         if rank == 0 or space.rank == 0:
             result = prior_covariance(problem)
@@ -358,10 +360,9 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         problem.kernel_operator.with_columns(support, write)
         return products
 
-    def _neighbours(self, num_rows: int, num_latents: int) -> int:
-        if self.num_neighbours is None and num_latents == 1 and num_rows > _MANY_ROWS:
-            return _NEIGHBOURS_OF_MANY
-        return wanted_neighbours(num_latents, self.num_neighbours)
+    def _neighbours(self, num_rows: int, num_latents: int, *, pay: bool) -> int:
+        wanted = wanted_neighbours(num_latents, self.num_neighbours, pay=pay)
+        return min(wanted, _NEIGHBOURS_OF_MANY) if self.num_neighbours is None and num_rows > _MANY_ROWS else wanted
 
     def _covariance_rank(self, neighbours: int) -> int:
         return _DEFAULT_COVARIANCE_RANK[neighbours > 0] if self.covariance_rank is None else self.covariance_rank

@@ -102,7 +102,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             for several, fewer (down to 32) beyond 10 of them, and all where N C is at most 1,024: the covariance is then exact.
             0 leaves the prior's covariance.
         num_neighbours: Training rows near to an input that its covariance is conditioned on besides; default 16 for one latent
-            function, 0 for several, none where the kernel is no function of two rows. They cost no kernel pass.
+            function, 0 for several and for additive kernels, none where the kernel is no function of two rows. They cost no
+            kernel pass.
         tolerance: Certified gap to the mode at which to stop, in nats per row; default 1e-4.
         time_limit: Seconds for all stages together; default none.
         num_blocks: Clusters of rows when C = 1 and there is no policy; default 32.
@@ -156,11 +157,12 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             if size.variational
             else 0
         )
+        neighbours = wanted_neighbours(latents, self.num_neighbours, pay=size.neighbours_pay)
         memory = {
             "search space": 4 * size.array(kernels * rank),  # two arrays, twice while they grow
             # Actions, put beside the residual, their products, and both again for another curvature or for neighbours.
             "covariance": (5 if size.variational else 4) * size.array(latents * actions),
-            "neighbours": size.neighbours(wanted_neighbours(latents, self.num_neighbours)) if actions > 0 else 0,
+            "neighbours": size.neighbours(neighbours) if actions > 0 else 0,
             "rows": likelihood_memory(size),
         }
         work = size.num_rows * kernels * rank**2 * (4 + latents)

@@ -1,0 +1,219 @@
+"""``ScanOperator``: sums of Matern kernels of one input each, multiplied in linear time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from gpytorch.kernels import Kernel
+from torch import Tensor
+
+from itergp.errors import InputError
+from itergp.operators.base import KernelOperator
+from itergp.operators.scan_form import ScanForm, ScanTerm, as_scan_form
+from itergp.operators.scan_product import Lines, scan_product
+from itergp.operators.scans import ExponentialPolynomial, Interpolation, Scan, SortedColumn
+from itergp.operators.tiles import Task, run, slices, threads_for
+
+_PIECE = 2**21  # numbers of an array that a scan works on: more leave the cache
+_PIECE_ELSEWHERE = 2**27  # on a GPU
+_TERMS_TOGETHER = 2**18  # rows of terms that advance at once
+_DIRECT_SHARE = 3  # new inputs per column below which kernel entries are evaluated instead
+_TIMED_ROWS = 2**15
+# Rows from which a pass by scans takes less time than one with a matrix that is kept already, see docs/scale.md.
+LEAST_ROWS = 4096
+LEAST_ROWS_WITHOUT_MATRIX = 1024
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Terms of one smoothness that advance together.
+
+    Attributes:
+        terms: For each its kernel's number and itself.
+        columns: Their inputs, sorted.
+        scan: Over those.
+    """
+
+    terms: list[tuple[int, ScanTerm]]
+    columns: list[SortedColumn]
+    scan: Scan
+
+    @property
+    def profile(self) -> ExponentialPolynomial:
+        """Of all of its terms."""
+        return self.terms[0][1].profile
+
+    def chunked(self, block: Tensor) -> Tensor:
+        """Vectors ``(1, b, N)`` or ``(C', b, N)`` of each term's kernel in the layout of chunks."""
+        return self.scan.chunked([block[min(c, len(block) - 1)] for c, _ in self.terms])
+
+
+class ScanOperator(KernelOperator):
+    """The covariance of additive functions, a sum of Matern-1/2, -3/2 and -5/2 kernels of one input each, without its entries.
+
+    Each input is sorted once. A product is then a forward and a backward recursion over the sorted rows, with one, two or three
+    numbers of state, and exact: ``O(N k)`` time for each kernel of the sum, memory for a few numbers per row. Products across
+    to other inputs interpolate the states between training inputs. Derivatives in lengthscales, weights, inputs and blocks are
+    scans as well. Equal inputs are at distance zero, in any order.
+
+    No kernel entries are evaluated, but where they are asked for: among neighbours, in kernel columns of chosen rows, and for a
+    handful of new inputs.
+
+    Args:
+        kernel: A GPyTorch kernel that ``as_scan_form`` recognises.
+        inputs: Training inputs ``(N, D)``, or ``(C, N, D)`` when each kernel has its own.
+        num_kernels: ``C'``, 1 for a shared kernel.
+        memory_budget: Bytes; default a quarter of the free memory.
+
+    Raises:
+        InputError: If the kernel is anything else.
+    """
+
+    evaluates_matrix = False
+
+    def __init__(
+        self, kernel: Kernel, inputs: Tensor, *, num_kernels: int = 1, memory_budget: int | None = None
+    ) -> None:
+        super().__init__(kernel, inputs, num_kernels=num_kernels, memory_budget=memory_budget)
+        form = as_scan_form(kernel, num_kernels, inputs.shape[-1])
+        if form is None:
+            raise InputError(
+                "The scan operator needs a sum of Matern kernels (nu 0.5, 1.5 or 2.5) of one input column each. Got "
+                f"{type(kernel).__name__}, which is, or has, something else. Give every kernel of the sum one of active_dims, "
+                "or choose operator='auto'."
+            )
+        self._scan_form = form.detached()
+
+    def timing_sample(self, inputs: Tensor) -> ScanOperator:
+        """The same at some inputs, repeated until a product takes longer than its overhead; ties cost no less."""
+        times = -(-_TIMED_ROWS // inputs.shape[-2])
+        repeated = inputs.repeat_interleave(times, dim=-2)
+        return ScanOperator(self.kernel, repeated, num_kernels=self.num_kernels, memory_budget=self.memory_budget)
+
+    # --------------------------------------------------------------- products
+    def _matmul(self, block: Tensor) -> Tensor:
+        def multiply(group: _Group, part: Tensor, out: Tensor) -> None:
+            (products,) = group.scan.products(group.chunked(part), [group.profile])
+            for (c, term), column, product in zip(group.terms, group.columns, products, strict=True):
+                out[c].add_(column.restored(product), alpha=float(term.weight[c]))
+
+        return self._summed(block, self.num_rows, states=1, work=multiply)
+
+    def _cross(self, inputs: Tensor, block: Tensor) -> Tensor:
+        if inputs.shape[-2] < _DIRECT_SHARE * block.shape[-1]:
+            return super()._cross(inputs, block)
+        inputs = inputs if inputs.dim() == 3 else inputs.unsqueeze(0)
+
+        points = {
+            id(group): [
+                Interpolation(column, inputs[min(c, len(inputs) - 1), :, term.column], rate, group.profile)
+                for (c, term), column, rate in zip(group.terms, group.columns, group.scan.rates, strict=True)
+            ]
+            for group in self._groups()
+        }
+
+        def multiply(group: _Group, part: Tensor, out: Tensor) -> None:
+            before, after = group.scan.states(group.chunked(part))
+            for t, ((c, term), across) in enumerate(zip(group.terms, points[id(group)], strict=True)):
+                out[c].add_(across([s[t] for s in before], [s[t] for s in after]), alpha=float(term.weight[c]))
+
+        degree = max(group.profile.degree for group in self._groups())
+        return self._summed(block, inputs.shape[-2], states=degree + 1, work=multiply)
+
+    def _summed(
+        self, block: Tensor, size: int, *, states: int, work: Callable[[_Group, Tensor, Tensor], None]
+    ) -> Tensor:
+        """The sum over terms of what a function adds to ``(C', b, size)`` for a group and some vectors ``(., b, N)``."""
+        vectors = (block if block.dim() == 3 else block.unsqueeze(0)).mT
+        groups, width = self._groups(), block.shape[-1]
+        together = max((len(group.terms) for group in groups), default=1)
+        parts = slices(width, self._columns_of_piece(states * together))
+        # A single piece is shared by two threads, one for every other group.
+        sums = block.new_zeros(2 if len(parts) == 1 else 1, self.num_kernels, width, size)
+
+        def add(group: _Group, i: slice, out: Tensor) -> int:
+            work(group, vectors[:, i].contiguous(), out)
+            return 0
+
+        tasks: list[Task] = []
+        for i in parts:
+            for g, group in enumerate(groups):
+                half = g % len(sums)
+                tasks.append(((i.start, half), functools.partial(add, group, i, sums[half, :, i])))
+        run(tasks, threads_for(self.device, self.num_rows * width * len(self._scan_form.terms) * self.num_kernels))
+        return (sums[0] if len(sums) == 1 else sums[0].add_(sums[1])).mT
+
+    def _columns_of_piece(self, arrays: int) -> int:
+        """Columns multiplied at once, of so many arrays of N rows each."""
+        most = _PIECE if self.device.type == "cpu" else _PIECE_ELSEWHERE
+        return max(1, most // (arrays * max(1, self.num_rows)))
+
+    # ----------------------------------------------------------------- sorted
+    @property
+    def cross_overhead(self) -> int:
+        """The training rows, which every product across goes through."""
+        return self.num_rows
+
+    @property
+    def held_memory(self) -> int:
+        """Bytes of the sorted inputs, and of the factors of the recursion."""
+        size, item, form = self.num_rows, self.inputs.element_size(), self._scan_form
+        kernels = self.num_kernels
+        own = kernels if self.inputs.dim() == 3 else 1
+        columns = len({term.column for term in form.terms}) * own
+        scans = sum(Scan.memory_of(size, term.profile.degree, item) for term in form.terms) * kernels
+        return columns * SortedColumn.memory_of(size, item) + scans
+
+    def _sorted(self, c: int, column: int) -> SortedColumn:
+        """A column of the inputs of a kernel."""
+        inputs = self.inputs.detach()
+        key = ("sorted", c if inputs.dim() == 3 else 0, column)
+        if key not in self.derived:
+            self.derived[key] = SortedColumn((inputs[c] if inputs.dim() == 3 else inputs)[:, column])
+        return self.derived[key]
+
+    def _groups(self) -> list[_Group]:
+        """Terms as they advance together."""
+        if "scans" not in self.derived:
+            together = max(1, _TERMS_TOGETHER // max(1, self.num_rows))
+            found = []
+            for terms in _by_smoothness(self._scan_form):
+                for i in slices(len(terms), together):
+                    columns = [self._sorted(c, term.column) for c, term in terms[i]]
+                    rates = torch.stack([term.rate[c] for c, term in terms[i]])
+                    found.append(_Group(terms[i], columns, Scan(columns, rates, terms[0][1].profile.degree)))
+            self.derived["scans"] = found
+        return self.derived["scans"]
+
+    # --------------------------------------------------------------- gradient
+    def _cross_with_grad(self, rows: Tensor, cols: Tensor, block: Tensor) -> Tensor:
+        form = as_scan_form(self.kernel, self.num_kernels, cols.shape[-1])
+        assert form is not None
+        itself, own = rows is cols, cols is self.inputs
+        rows, cols = (x if x.dim() == 3 else x.unsqueeze(0) for x in (rows, cols))
+        vectors = (block if block.dim() == 3 else block.unsqueeze(0)).mT
+        total = vectors.new_zeros(self.num_kernels, vectors.shape[1], rows.shape[1])
+        for terms in _by_smoothness(form):
+            y = torch.stack([cols[min(c, len(cols) - 1), :, term.column] for c, term in terms])
+            of_cols = Lines(y, [self._sorted(c, term.column) for c, term in terms] if own else None)
+            x, of_rows = y, of_cols
+            if not itself:
+                x = torch.stack([rows[min(c, len(rows) - 1), :, term.column] for c, term in terms])
+                of_rows = Lines(x)
+            rates = torch.stack([term.rate[c] for c, term in terms]).to(y.dtype)
+            weights = torch.stack([term.weight[c] for c, term in terms]).to(y.dtype)
+            numbers = torch.tensor([c for c, _ in terms], device=y.device)
+            own_vectors = vectors[numbers.clamp_max(len(vectors) - 1)]
+            products = scan_product(x, y, rates, own_vectors, terms[0][1].profile, (of_rows, of_cols))
+            total = total.index_add(0, numbers, products * weights[:, None, None])
+        return total.mT
+
+
+def _by_smoothness(form: ScanForm) -> list[list[tuple[int, ScanTerm]]]:
+    """Numbers of kernels and terms, those of one smoothness together."""
+    every = [(c, term) for term in form.terms for c in range(form.num_kernels)]
+    smoothness = sorted({term.smoothness for term in form.terms})
+    return [[(c, term) for c, term in every if term.smoothness == nu] for nu in smoothness]
