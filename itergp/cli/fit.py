@@ -36,7 +36,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--weights", metavar="COLUMN", help="column of sample weights")
     parser.add_argument("--exposure", metavar="COLUMN", help="column of exposures of --task counts")
     parser.add_argument("--save", type=Path, help="where to save the model")
-    parser.add_argument("--kernel", default="matern32", help="matern12, matern32, matern52, rbf, laplacian, ...")
+    parser.add_argument("--kernel", default="auto", help="default: by held-out rows; or matern32, laplacian, ...")
     parser.add_argument("--noise", help="of regression: gaussian, student_t, ...; of counts: poisson, ...")
     parser.add_argument("--max-iterations", type=int, default=50, help="steps of learning")
     parser.add_argument("--test-size", type=float, default=0.2, help="share of rows held out to judge by; 0 for none")

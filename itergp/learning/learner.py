@@ -416,8 +416,9 @@ def _settled(visited: list[list[Tensor]]) -> bool:
     moves = [
         (torch.stack(a).mean(0) - torch.stack(b).mean(0)).abs().max()
         for a, b in zip(zip(*last, strict=True), zip(*before, strict=True), strict=True)
+        if a[0].numel()  # two ordered levels have no distances between cutpoints
     ]
-    return max(float(move) for move in moves) < _SETTLED
+    return max((float(move) for move in moves), default=0.0) < _SETTLED
 
 
 def resume_objective(objective: Objective, saved: StateDict) -> None:

@@ -156,13 +156,13 @@ def test_one_import_is_all_that_changes():
 
 def test_what_the_evidence_is():
     X, y = make_data(GPRegressor)
-    regressor = GPRegressor(max_iterations=2, solver=DenseNewton()).fit(X, y)
+    regressor = GPRegressor(kernel="matern32", max_iterations=2, solver=DenseNewton()).fit(X, y)
     with torch.no_grad():
         prior = regressor.model_.likelihood.marginal(regressor.model_.train()(*regressor.model_.train_inputs))
         expected = prior.log_prob(regressor.model_.train_targets) - len(y) * np.log(y.std())
     assert regressor.log_marginal_likelihood_value_ == pytest.approx(float(expected), rel=1e-8)
     for approximation, name in (("laplace", "log_marginal_likelihood"), ("variational", "elbo")):
-        classifier = GPClassifier(approximation=approximation, max_iterations=2).fit(X, y > 50)
+        classifier = GPClassifier(kernel="matern32", approximation=approximation, max_iterations=2).fit(X, y > 50)
         assert classifier.log_marginal_likelihood_value_ == getattr(classifier.model_.solution, name)
 
 
@@ -358,8 +358,8 @@ def test_an_ordered_categorical_brings_its_order():
 
 def test_class_weights():
     X, y = make_data(GPClassifier)
-    plain = GPClassifier(max_iterations=2).fit(X, y)
-    heavy = GPClassifier(max_iterations=2, class_weight={"top": 50.0}).fit(X, y)
+    plain = GPClassifier(kernel="matern32", max_iterations=2).fit(X, y)
+    heavy = GPClassifier(kernel="matern32", max_iterations=2, class_weight={"top": 50.0}).fit(X, y)
     assert heavy.predict_proba(X)[:, 2].mean() > plain.predict_proba(X)[:, 2].mean() + 0.05
     counts = np.array([np.sum(y == label) for label in plain.classes_])
     by_hand = GPClassifier(max_iterations=2).fit(
@@ -506,7 +506,9 @@ def test_standardising_leaves_categories_and_periods_alone():
 
 def test_a_warm_start_goes_on_from_the_last_hyperparameters():
     X, y = make_data(GPClassifier)
-    classifier = GPClassifier(max_iterations=3, warm_start=True, fit_options={"objective": "elbo"}).fit(X, y)
+    classifier = GPClassifier(
+        kernel="matern32", max_iterations=3, warm_start=True, fit_options={"objective": "elbo"}
+    ).fit(X, y)
     first = classifier.result_.records[0].objective
     last = classifier.result_.records[-1].objective
     assert classifier.fit(X, y).result_.records[0].objective > 0.5 * (first + last)
@@ -641,9 +643,9 @@ def test_fixed_hyperparameters_stay():
 
 def test_scale_does_not_matter():
     X, y = make_data(GPClassifier)
-    plain = GPClassifier(max_iterations=2, dtype="float64").fit(X, y)
+    plain = GPClassifier(kernel="matern32", max_iterations=2, dtype="float64").fit(X, y)
     for factor in (1e-300, 1e-9, 1e300):
-        moved = GPClassifier(max_iterations=2, dtype="float64").fit(X * factor, y)
+        moved = GPClassifier(kernel="matern32", max_iterations=2, dtype="float64").fit(X * factor, y)
         np.testing.assert_allclose(moved.predict_proba(X * factor), plain.predict_proba(X), rtol=1e-3, atol=1e-5)
 
 
@@ -792,3 +794,42 @@ def test_columns_of_categories_and_periods_are_not_standardised():
     inputs = classifier.model_.train_inputs[0].numpy()
     np.testing.assert_array_equal(inputs[:, 1:], X[:, 1:])
     assert abs(inputs[:, 0].mean()) < 1e-6
+
+
+# ------------------------------------------------------------ what competes
+@each
+def test_kernels_compete_by_default(make, tmp_path):
+    X, y = make_data(make, 150)
+    estimator = make(max_iterations=4).fit(X, y)
+    trials = estimator.comparison_.trials
+    assert len(trials) >= 5
+    assert estimator.comparison_.chosen.startswith(str(estimator.structure_))
+    estimator.save(tmp_path / "estimator.safetensors")
+    read = load(tmp_path / "estimator.safetensors")
+    assert read.structure_ == estimator.structure_
+    assert read.likelihood_ == estimator.likelihood_
+    np.testing.assert_array_equal(read.predict(X), estimator.predict(X))
+    given = make(kernel="matern32", max_iterations=4).fit(X, y)
+    assert given.comparison_ is None
+    assert given.structure_ is None
+
+
+def test_likelihoods_compete_by_default():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(300, 2))
+    counts = rng.negative_binomial(1.0, 1.0 / (1.0 + np.exp(1.0 + X[:, 0])))
+    assert GPCountRegressor(max_iterations=4).fit(X, counts).likelihood_ == "negative_binomial"
+    levels = np.where(np.abs(X[:, 0]) < 0.6, "b", np.where(X[:, 1] > 0, "a", "c"))  # not one function with cutpoints
+    ordinal = GPOrdinalClassifier(levels=["a", "b", "c"], max_iterations=4).fit(X, levels)
+    assert ordinal.likelihood_ == "categorical"
+    assert set(np.unique(ordinal.predict_quantiles(X))) <= {"a", "b", "c"}
+    assert np.mean(ordinal.predict(X) == levels) > 0.9
+    only = GPOrdinalClassifier(levels=["a", "b", "c"], likelihood="ordinal", max_iterations=2).fit(X, levels)
+    assert only.likelihood_ == "ordinal"
+    with pytest.raises(InputError, match=r"`likelihood` must be 'auto', 'ordinal' or 'categorical'"):
+        GPOrdinalClassifier(levels=["a", "b", "c"], likelihood="softmax").fit(X, levels)
+
+
+def test_two_levels_can_learn_for_long():
+    X, y = make_data(GPOrdinalClassifier, 80)
+    assert GPOrdinalClassifier(kernel="matern32", max_iterations=15).fit(X, y > 2).score(X, y > 2) > 0.6

@@ -167,7 +167,7 @@ MISTAKES = {
     "17 no device": (lambda: fitted(device="gpu"), r"must be a device that torch can use\. Got 'gpu'"),
     "19 an unknown kernel": (
         lambda: fitted(kernel="matern3"),
-        r"`kernel` must be one of 'matern12', .* Got 'matern3'\. Did you mean 'matern32'\?",
+        r"`kernel` must be one of 'auto', 'matern12', .* Got 'matern3'\. Did you mean 'matern32'\?",
     ),
     "19 a kernel's class": (
         lambda: fitted(kernel=gpytorch.kernels.RBFKernel),
@@ -214,7 +214,7 @@ MISTAKES = {
     "an unknown dtype": (lambda: fitted(dtype="half"), r"`dtype` must be 'auto', 'float32' or 'float64'\. Got 'half'"),
     "an unknown noise": (
         lambda: fitted(GPRegressor, noise="white"),
-        r"`noise` must be one of 'gaussian', .*Got 'white'",
+        r"`noise` must be one of 'auto', 'gaussian', .*Got 'white'",
     ),
     "an unknown link": (lambda: fitted(link="cauchit"), r"`link` must be .*Got 'cauchit'"),
 }

@@ -33,8 +33,8 @@ def make_table(num_rows: int = ROWS, seed: int = 0):
     return table, np.digitize(signal, [0.3, 1.3]), signal
 
 
-def fitted(make, X, y, **options):
-    return make(max_iterations=2, **options).fit(X, y)
+def fitted(make, X, y, kernel="matern32", **options):
+    return make(kernel=kernel, max_iterations=2, **options).fit(X, y)
 
 
 def outputs(estimator, X):
