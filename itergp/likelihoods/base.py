@@ -42,6 +42,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         observes: What an observation is: a ``"label"`` of a class, an ordered ``"level"``, a ``"count"``, a ``"real"`` or
             ``"positive"`` number, or a ``"share"`` of one.
         softmax: Whether ``p(y | f)`` is the softmax of the latent functions themselves, whose curvature has a structure.
+        masks_targets: Whether targets stay NaN where they are missing, and the likelihood leaves them out output by output.
         accepts_missing: Whether targets may be missing without ``missing_targets`` saying so.
         predictive_options: Keywords of ``predictive`` that say something about new rows, such as their exposure.
     """
@@ -53,6 +54,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     exchangeable: ClassVar[bool] = True
     observes: ClassVar[Observed] = "real"
     softmax: ClassVar[bool] = False
+    masks_targets: ClassVar[bool] = False
     accepts_missing: ClassVar[bool] = False
     curvature: str = "hessian"
     predictive_options: ClassVar[tuple[str, ...]] = ()
