@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import gpytorch
 import gpytorch.likelihoods as gl
 import numpy as np
@@ -521,6 +523,26 @@ def test_hyperparameters_are_learned(likelihood):
     result = itergp.fit(model, max_iterations=4)
     assert result.records[-1].objective >= result.records[0].objective
     assert not torch.equal(before, model.covar_module.task_covar_module.covar_factor)
+
+
+@pytest.mark.parametrize("kernel", ["multitask", "derivatives"])
+def test_bayesian_optimisation_sees_the_same_posterior(kernel):
+    pytest.importorskip("botorch")
+    model, more = (_model(kernel, "mixed", solver=DenseNewton()) for _ in range(2))
+    wrapped, points = (
+        importlib.import_module("itergp.botorch").BotorchModel(model),
+        make_inputs(8, 2, seed=4).view(4, 2, 2),
+    )
+    rows = make_inputs(2, 2, seed=9), _targets("mixed", 2)
+    more.append_train_data(*rows)
+    with torch.no_grad():
+        for found, expected in ((wrapped, model), (wrapped.condition_on_observations(*rows), more)):
+            batch = found.posterior(points).distribution
+            one = expected(points[1])
+            assert_close(batch.mean[1], one.mean, "posterior")
+            assert_close(batch.covariance_matrix[1], one.covariance_matrix, "posterior")
+    with pytest.raises(InputError, match="must be False for several outputs"):
+        wrapped.posterior(points, observation_noise=True)
 
 
 def test_plans_count_what_outputs_cost():
