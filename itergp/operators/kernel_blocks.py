@@ -34,6 +34,14 @@ def kernel_columns(operator: KernelOperator, points: Tensor) -> Tensor:
     return _at(operator, points).cross_matmul(operator.inputs, units)
 
 
+def joint_columns(operator: KernelOperator, points: Tensor) -> Tensor:
+    """``Cov(f_c(x_n), f_d(z_m))`` ``(N, C, m, C)`` for points ``(m, D)``, where latent functions are coupled."""
+    size, latents = points.shape[-2], operator.num_kernels
+    units = torch.eye(size * latents, dtype=operator.dtype, device=operator.device).view(size, latents, -1)
+    columns = _at(operator, points).cross_matmul(operator.inputs, units.movedim(1, 0))
+    return columns.movedim(0, 1).unflatten(-1, (size, latents))
+
+
 def restricted(operator: KernelOperator, rows: Tensor | None) -> KernelOperator:
     """The kernel at some of the training rows, for products across to other inputs; None for all."""
     if rows is None:

@@ -328,6 +328,9 @@ def test_the_certificate_holds(kernel, passes):
         IterNCGP(policy=ClassGradient(), step="backtracking", max_passes=400, tolerance=1e-9),
         IterNCGP(policy=UnitVectors(order="variance", rows=5), step="backtracking", tolerance=1e-9, iterations=None),
         IterNCGP(policy=BlockSparse(), step="backtracking", max_passes=400, tolerance=1e-9),
+        IterNCGP(
+            policy=KernelColumns(num_inputs=40), step="backtracking", max_passes=400, tolerance=1e-9, iterations=None
+        ),
         IterNCGP(policy=Lanczos(), step="backtracking", max_passes=400, tolerance=1e-9),
     ],
     ids=repr,
@@ -345,9 +348,8 @@ def solver_tolerance(solver) -> float:
     return solver.sequence[-1].tolerance
 
 
-@pytest.mark.parametrize("policy", [PreconditionedCG(), KernelColumns()])
-def test_policies_that_take_kernels_by_themselves_are_refused(policy):
-    model = _model("multitask", "mixed", solver=IterNCGP(policy=policy))
+def test_policies_that_take_kernels_by_themselves_are_refused():
+    model = _model("multitask", "mixed", solver=IterNCGP(policy=PreconditionedCG()))
     with pytest.raises(
         InputError, match=r"not coupled\. Got KroneckerOperator, which couples them\. Use SubspaceNewton"
     ):
@@ -552,10 +554,22 @@ def test_plans_count_what_outputs_cost():
     assert "200 rows x 3 latent (KroneckerOperator)" in str(one)
 
 
-def test_parts_of_uncertainty():
-    model = _model("multitask", "mixed", rows=60, solver=SubspaceNewton(covariance_rank=10))
-    with pytest.raises(InputError, match="not coupled"):
-        model.decompose_uncertainty(make_inputs(3, 2))
+@pytest.mark.parametrize("kernel", ["multitask", "derivatives"])
+def test_parts_of_uncertainty(kernel):
+    options = {"rows": 60, "approximation": "laplace"}
+    model = _model(kernel, "mixed", solver=SubspaceNewton(covariance_rank=10, tolerance=1e-9), **options)
+    exact, new = _model(kernel, "mixed", solver=DenseNewton(), **options), make_inputs(5, 2, seed=4)
+    with torch.no_grad():
+        expected = exact(new).variance
+        found, bounds = (model.decompose_uncertainty(new, passes=6, dense_limit=n) for n in (4000, 1))
+    assert found.exact
+    assert_close(found.mathematical, expected, "derivative", dtype=torch.float32)
+    assert_close(found.combined, model(new).variance)
+    assert bool((found.computational > 0.0).any())
+    assert not bounds.exact
+    low, high = bounds.mathematical - bounds.slack, bounds.mathematical
+    assert bool(((low <= found.mathematical + 1e-6) & (found.mathematical <= high + 1e-6)).all())
+    assert float(bounds.slack.max()) < 0.5 * float(found.combined.max())
 
 
 class Own(KernelOperator):
