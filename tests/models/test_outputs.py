@@ -205,6 +205,21 @@ def test_outputs_that_were_not_observed_say_nothing(likelihood, solver):
     assert model.solution.log_marginal_likelihood == pytest.approx(float(evidence), rel=1e-5, abs=1e-5)
 
 
+@pytest.mark.parametrize("likelihood", ["softmax", "mixed"])
+def test_equal_rows_are_several_observations(likelihood):
+    model = _model("multitask", likelihood, approximation="laplace", solver=SOLVERS["subspace"])
+    x = model.train_inputs[0].clone()
+    x[5:] = x[:5]
+    model.set_train_data(x, model.train_targets)
+    new = make_inputs(5, 2, seed=4)
+    with torch.no_grad():
+        found = model(new)
+    mean, covariance, evidence = _reference(model, new)
+    assert_close(found.mean, mean, "derivative")
+    assert_close(found.covariance_matrix, covariance, "derivative")
+    assert model.solution.log_marginal_likelihood == pytest.approx(float(evidence), rel=1e-5, abs=1e-5)
+
+
 @pytest.mark.parametrize("solver", ["dense", "subspace", "linear time"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_the_variational_posterior_is_stationary(kernel, solver):
