@@ -139,7 +139,8 @@ class LatentModel(Model, FantasizeMixin):
             A posterior over ``(*b, q, m)``.
 
         Raises:
-            InputError: If the points do not look like the training inputs, or an output does not exist.
+            InputError: If the points do not look like the training inputs, an output does not exist, or observations of several
+                outputs are asked for.
         """
         self.eval()
         if torch.is_tensor(observation_noise):
@@ -160,6 +161,11 @@ class LatentModel(Model, FantasizeMixin):
 
     def _observed(self, distribution: MultivariateNormal) -> Posterior:
         calculus = self.model.calculus
+        if calculus.masks_targets:
+            raise InputError(
+                "`observation_noise` must be False for several outputs in a row. Got True with "
+                f"{type(self.likelihood).__name__}. Take latent functions here, and observations from model.predict."
+            )
         if _is_gaussian(calculus) and calculus.exchangeable:
             return GPyTorchPosterior(calculus.marginal(distribution))
         return ResponsePosterior(distribution, calculus)

@@ -36,6 +36,7 @@ class LatentBlock:
         features: What the kernel is evaluated on, ``(*b, q, D)``, or ``(*b, 1 or C, q, D)`` for a kernel per function.
         kernel: The kernel that the posterior was found with.
         shared: Whether one kernel serves all latent functions.
+        coupled: Whether it couples them: it has C outputs per input.
         prior_variance: ``(*b, q, C)``.
         local: What the neighbours of the flattened points take from their covariances, or None.
     """
@@ -47,6 +48,7 @@ class LatentBlock:
     shared: bool
     prior_variance: Tensor
     local: LocalPart | None = None
+    coupled: bool = False
 
     @classmethod
     def at(cls, model: NonConjugateGP, X: Tensor) -> LatentBlock:
@@ -54,7 +56,8 @@ class LatentBlock:
         shape = X.shape[:-1]
         part = model.latent_posterior(X.reshape(-1, X.shape[-1]))
         operator = model.conditioned.operator
-        features, shared = part.prior.features, operator.num_kernels == 1
+        coupled = operator.couples_latents
+        features, shared = part.prior.features, coupled or operator.num_kernels == 1
         if features.dim() == 2:
             features = features.reshape(*shape, -1)
             features = features if shared else features.unsqueeze(-3)
@@ -70,6 +73,7 @@ class LatentBlock:
             shared=shared,
             prior_variance=part.prior_variance.reshape(*shape, latents),
             local=part.local,
+            coupled=coupled,
         )
 
     @property
@@ -93,7 +97,7 @@ class LatentBlock:
     def cross_covariance(self, other: LatentBlock) -> Tensor:
         """Covariance with the latent functions at other points: ``(*b, q C, p C)``, latent functions innermost."""
         prior = self.kernel(self.features, other.features).to_dense()
-        if self.num_latents > 1:
+        if self.num_latents > 1 and not self.coupled:
             blocks = (prior.unsqueeze(-3) if self.shared else prior).movedim(-3, -1)  # (*b, q, p, 1 or C)
             blocks = torch.diag_embed(blocks.expand(*blocks.shape[:-1], self.num_latents)).transpose(-3, -2)
             prior = blocks.flatten(-2, -1).flatten(-3, -2)

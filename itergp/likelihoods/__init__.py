@@ -11,6 +11,7 @@ from itergp.likelihoods.gpytorch_adapter import AutomaticLikelihood, as_likeliho
 from itergp.likelihoods.heteroscedastic import HeteroscedasticGaussianLikelihood
 from itergp.likelihoods.observations import Observations
 from itergp.likelihoods.ordinal import OrdinalLikelihood
+from itergp.likelihoods.outputs import IndependentOutputsLikelihood
 from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.poisson import PoissonLikelihood
 from itergp.likelihoods.positive import GammaLikelihood, LogNormalLikelihood
@@ -31,6 +32,7 @@ __all__ = [
     "GammaLikelihood",
     "GaussianLikelihood",
     "HeteroscedasticGaussianLikelihood",
+    "IndependentOutputsLikelihood",
     "LaplaceLikelihood",
     "LaplaceSite",
     "Likelihood",

@@ -43,6 +43,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             ``"positive"`` number, or a ``"share"`` of one.
         distinct_latents: Whether the latent functions mean different things, so that each wants a kernel of its own.
         softmax: Whether ``p(y | f)`` is the softmax of the latent functions themselves, whose curvature has a structure.
+        masks_targets: Whether targets stay NaN where they are missing, and the likelihood leaves them out output by output.
         accepts_missing: Whether targets may be missing without ``missing_targets`` saying so.
         predictive_options: Keywords of ``predictive`` that say something about new rows, such as their exposure.
     """
@@ -55,6 +56,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     observes: ClassVar[Observed] = "real"
     distinct_latents: ClassVar[bool] = False
     softmax: ClassVar[bool] = False
+    masks_targets: ClassVar[bool] = False
     accepts_missing: ClassVar[bool] = False
     curvature: str = "hessian"
     predictive_options: ClassVar[tuple[str, ...]] = ()

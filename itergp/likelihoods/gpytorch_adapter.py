@@ -26,9 +26,9 @@ from itergp.likelihoods.mixtures import QuadratureMixture
 from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.poisson import PoissonLikelihood
 from itergp.likelihoods.predictive import CategoricalPredictive, NormalPredictive
-from itergp.likelihoods.quadrature import gauss_hermite
+from itergp.likelihoods.quadrature import gauss_hermite, second_moment_nodes
 from itergp.likelihoods.robust import LaplaceLikelihood, StudentTLikelihood
-from itergp.likelihoods.targets import as_floats, check_targets
+from itergp.likelihoods.targets import as_floats, check_outputs, check_targets
 from itergp.numerics.blocks import psd_root
 from itergp.numerics.spectral import absolute
 
@@ -86,17 +86,23 @@ def _adapter(likelihood: gl.Likelihood) -> Any:
 def _refuse(likelihood: gl.Likelihood) -> None:
     """Likelihoods that are not those of one output per row, given its latent values, are not taken for one that is."""
     name = type(likelihood).__name__
-    if type(likelihood) is gl.MultitaskGaussianLikelihood and likelihood.rank == 0:
-        if any(parameter.dim() != 1 for parameter in likelihood.parameters()):
+    if type(likelihood) is gl.MultitaskGaussianLikelihood:
+        sizes = {"task_noise_covar_factor": 2}
+        if any(parameter.dim() != sizes.get(key, 1) for key, parameter in likelihood.named_parameters()):
             raise InputError(
                 f"Noises of {name} must be one per output. Got a batch of such. Leave out batch_shape, or give the model a "
                 "batch of targets of that shape."
             )
+        if 0 < likelihood.rank < likelihood.num_tasks and not likelihood.has_global_noise:
+            raise InputError(
+                f"The noise of {name} must be positive definite. Got rank {likelihood.rank} for {likelihood.num_tasks} outputs "
+                "without global noise. Leave out has_global_noise=False."
+            )
         return
     if isinstance(likelihood, (gl.LikelihoodList, gl._MultitaskGaussianLikelihoodBase)):
         raise InputError(
-            f"`likelihood` must be one likelihood of one output per row. Got {name}. Fit one model per output. A "
-            "MultitaskGaussianLikelihood of rank 0 is taken, for outputs without common noise."
+            f"`likelihood` must be one likelihood of a row's outputs. Got {name}. Use MultitaskGaussianLikelihood, or "
+            "itergp.likelihoods.IndependentOutputsLikelihood with a likelihood for each output."
         )
     noise = getattr(likelihood, "noise_covar", None)
     if isinstance(noise, gl.HeteroskedasticNoise):
@@ -305,13 +311,14 @@ class _NoiseByRow(_Gaussian):
         return ((targets.to(f.dtype) - latent) * precision).unsqueeze(-1), precision[..., None, None]
 
 
-class _IndependentOutputs(Likelihood):
-    """GPyTorch's Gaussian noise of several outputs, independent between them: one latent function each.
+class _GaussianOutputs(Likelihood):
+    """GPyTorch's Gaussian noise of several outputs, one latent function each, with a covariance between outputs or without.
 
-    Targets ``(N, C)``.
+    Targets ``(N, C)``, NaN for an output of a row that was not observed.
     """
 
     quadratic = True
+    masks_targets: ClassVar[bool] = True
 
     def __init__(self, wrapped: gl.MultitaskGaussianLikelihood) -> None:
         super().__init__()
@@ -319,44 +326,59 @@ class _IndependentOutputs(Likelihood):
         self.num_latents = wrapped.num_tasks
 
     def _noise(self, like: Tensor) -> Tensor:
-        """Variances of the outputs ``(C,)``."""
-        noise = like.new_zeros(self.num_latents)
-        if self.wrapped.has_task_noise:
-            noise = noise + self.wrapped.task_noises.to(like.dtype)
-        return noise + self.wrapped.noise.to(like.dtype) if self.wrapped.has_global_noise else noise
+        """Covariances of the outputs' noise ``(C, C)``."""
+        noise = torch.zeros(self.num_latents, self.num_latents, dtype=like.dtype, device=like.device)
+        if self.wrapped.has_task_noise and self.wrapped.rank == 0:
+            noise = noise + torch.diag(self.wrapped.task_noises.to(like.dtype))
+        elif self.wrapped.has_task_noise:
+            noise = noise + self.wrapped.task_noise_covar.to(like.dtype)
+        if self.wrapped.has_global_noise:
+            noise = noise + self.wrapped.noise.to(like.dtype) * torch.eye(self.num_latents).to(like)
+        return noise
+
+    def _precision(self, covariance: Tensor, seen: Tensor) -> tuple[Tensor, Tensor]:
+        """Of what was observed: ``(N, C, C)``, zero elsewhere, and log-determinants of its covariance ``(N,)``.
+
+        Args:
+            covariance: ``(C, C)`` or ``(N, C, C)``.
+            seen: ``(N, C)``.
+        """
+        if bool(seen.all()):
+            factor = torch.linalg.cholesky(covariance)
+            inverse = torch.cholesky_inverse(factor).expand(*seen.shape, -1)
+        else:
+            both = seen.unsqueeze(-1) & seen.unsqueeze(-2)
+            factor = torch.linalg.cholesky(torch.where(both, covariance, torch.eye(self.num_latents).to(covariance)))
+            inverse = torch.where(both, torch.cholesky_inverse(factor), 0.0)
+        return inverse, 2.0 * factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+
+    def _density(self, mean: Tensor, covariance: Tensor, targets: Tensor) -> Tensor:
+        seen = ~targets.isnan()
+        precision, log_determinant = self._precision(covariance, seen)
+        residual = torch.where(seen, targets.to(mean.dtype) - mean, 0.0)
+        square = (residual * torch.einsum("nij,...nj->...ni", precision, residual)).sum(-1)
+        return -0.5 * (square + log_determinant + math.log(2.0 * math.pi) * seen.sum(-1))
 
     def missing(self, targets: Tensor) -> Tensor:
-        """Rows without any output.
-
-        Raises:
-            InputError: If only some outputs of a row are missing.
-        """
-        gone = targets.isnan() if targets.is_floating_point() else torch.zeros_like(targets, dtype=torch.bool)
-        if targets.dim() == 2 and bool((gone.any(-1) != gone.all(-1)).any()):
-            raise InputError(
-                "A row's outputs must all be missing, or none. Got rows with some of each. Fit one model per output, for "
-                "example in gpytorch.models.IndependentModelList."
-            )
-        return gone.flatten(1).any(1) if targets.dim() > 1 else gone
+        """None: what is missing in a row is left out output by output."""
+        return torch.zeros(targets.shape[0], dtype=torch.bool, device=targets.device)
 
     def validate_targets(self, targets: Tensor) -> Tensor:
-        """One finite number per row and output."""
-        if targets.dim() != 2 or targets.shape[1] != self.num_latents:
-            raise InputError(
-                f"`train_targets` must have shape (N, {self.num_latents}) for MultitaskGaussianLikelihood. Got "
-                f"{tuple(targets.shape)}. Pass one column per output."
-            )
-        check_targets(targets.flatten(), "MultitaskGaussianLikelihood")
-        return as_floats(targets)
+        """One number per row and output; NaN where nothing was observed."""
+        check_outputs(targets, self.num_latents, "MultitaskGaussianLikelihood")
+        valid = as_floats(targets)
+        check_targets(valid[~valid.isnan()], "MultitaskGaussianLikelihood")
+        return valid
 
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
-        noise = self._noise(f)
-        residual = targets.to(f.dtype) - f
-        return -0.5 * (residual.square() / noise + noise.log() + math.log(2.0 * math.pi)).sum(-1)
+        return self._density(f, self._noise(f), targets)
 
     def derivatives(self, f: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
-        precision = self._noise(f).reciprocal()
-        return (targets.to(f.dtype) - f) * precision, torch.diag_embed(precision.expand(f.shape))
+        seen = ~targets.isnan()
+        precision, _ = self._precision(self._noise(f), seen)
+        residual = torch.where(seen, targets.to(f.dtype) - f, 0.0)
+        gradient = torch.einsum("nij,...nj->...ni", precision, residual)
+        return gradient, precision.expand(*f.shape, self.num_latents)
 
     @property
     def num_nodes(self) -> int:
@@ -365,19 +387,22 @@ class _IndependentOutputs(Likelihood):
 
     def standard_nodes(self, like: Tensor, seed: int = 0, skip: int = 0) -> tuple[Tensor, Tensor]:
         """Two nodes per output: exact for a quadratic function."""
-        size = self.num_latents
-        half = math.sqrt(size) * torch.eye(size, dtype=like.dtype, device=like.device)
-        nodes = torch.cat([half, -half]).unsqueeze(1).expand(-1, like.shape[0], -1)
-        return nodes, like.new_full((2 * size,), 0.5 / size)
+        return second_moment_nodes(like)
 
     def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Distribution:
         noise = self._noise(function_samples)
-        return Independent(Normal(function_samples, noise.sqrt(), validate_args=False), 1, validate_args=False)
+        if self.wrapped.rank > 0:
+            return MultivariateNormal(function_samples, noise, validate_args=False)
+        scale = noise.diagonal().sqrt()
+        return Independent(Normal(function_samples, scale, validate_args=False), 1, validate_args=False)
 
     def predictive(self, mean: Tensor, covariance: Tensor) -> Distribution:
         """Joint distribution of a row's outputs: batch shape ``(M,)``, event shape ``(C,)``."""
-        noise = torch.diag_embed(self._noise(mean).expand(mean.shape))
-        return MultivariateNormal(mean, covariance + noise, validate_args=False)
+        return MultivariateNormal(mean, covariance + self._noise(mean), validate_args=False)
+
+    def predictive_log_density(self, mean: Tensor, covariance: Tensor, targets: Tensor) -> Tensor:
+        """Joint log-density of the outputs that were observed ``(N,)``."""
+        return self._density(mean, covariance + self._noise(mean), targets)
 
     def marginal(self, function_dist: Any, *args: Any, **kwargs: Any) -> Any:
         return self.wrapped.marginal(function_dist, *args, **kwargs)
@@ -525,7 +550,7 @@ _ADAPTERS: dict[type, Any] = {
     gl.GaussianLikelihoodWithMissingObs: _GaussianWithMissing,
     gl.FixedNoiseGaussianLikelihood: _FixedNoise,
     gl.DirichletClassificationLikelihood: _Dirichlet,
-    gl.MultitaskGaussianLikelihood: _IndependentOutputs,
+    gl.MultitaskGaussianLikelihood: _GaussianOutputs,
     gl.StudentTLikelihood: _StudentT,
     gl.LaplaceLikelihood: _Laplace,
 }

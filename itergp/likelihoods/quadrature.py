@@ -43,3 +43,15 @@ def trapezoid(spacing: float, *, like: Tensor) -> tuple[Tensor, Tensor]:
     nodes = torch.arange(-half, half + 1, dtype=torch.float64) * spacing
     weights = torch.exp(-0.5 * nodes.square())
     return nodes.to(like), (weights / weights.sum()).to(like)
+
+
+def second_moment_nodes(like: Tensor) -> tuple[Tensor, Tensor]:
+    """Nodes ``(2 C, N, C)`` and weights ``(2 C,)`` with the second moments of a standard normal distribution: few, and exact.
+
+    Args:
+        like: Means ``(N, C)``.
+    """
+    size = like.shape[-1]
+    half = size**0.5 * torch.eye(size, dtype=like.dtype, device=like.device)
+    nodes = torch.cat([half, -half]).unsqueeze(1).expand(-1, like.shape[0], -1)
+    return nodes, like.new_full((2 * size,), 0.5 / size)

@@ -86,6 +86,28 @@ def check_targets(targets: Tensor, name: str) -> None:
     _check_finite(targets)
 
 
+def check_outputs(targets: Tensor, num_outputs: int, name: str) -> None:
+    """Targets must be one number per row and output, some of them observed.
+
+    Args:
+        targets: Targets ``(N, C)``, NaN where nothing was observed.
+        num_outputs: C.
+        name: Of the likelihood, for the message.
+
+    Raises:
+        InputError: If they are not.
+    """
+    if targets.dim() != 2 or targets.shape[1] != num_outputs:
+        raise InputError(
+            f"`train_targets` must have shape (N, {num_outputs}) for {name}. Got {tuple(targets.shape)}. Pass one column per "
+            "output."
+        )
+    if targets.is_floating_point() and targets.numel() and bool(targets.isnan().all()):
+        raise InputError(
+            "At least one target must be observed. Got none: all are missing. Check how targets were read."
+        )
+
+
 def check_columns(targets: Tensor, name: str, second: str) -> None:
     """Targets must be one finite number per row, or two: what was observed, and what belongs to it."""
     if targets.dim() != 1 and (targets.dim() != 2 or targets.shape[1] != 2):

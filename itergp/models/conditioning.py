@@ -22,7 +22,7 @@ from itergp.models.protocol import Model
 from itergp.models.run_options import RunOptions
 from itergp.models.validation import as_test_inputs, check_kernel, check_parameters
 from itergp.numerics.distinct_rows import DistinctRows
-from itergp.operators import BlockedOperator, KernelOperator
+from itergp.operators import KernelOperator, make_operator
 from itergp.persistence.identity import Identity
 from itergp.solvers import Solution, solve
 
@@ -150,5 +150,5 @@ class PriorVariance:
             )
         with torch.no_grad():
             prior = self.model.prior_at(as_test_inputs(x, self.model.held_data.inputs))
-            operator = BlockedOperator(prior.kernel, prior.features, num_kernels=prior.num_kernels)
+            operator = make_operator(prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="blocked")
             return operator.diagonal().mT.expand(prior.mean.shape)

@@ -39,7 +39,7 @@ def distinct_rows(model: HasData, prior: Prior, rows: Tensor | None = None) -> D
         rows: Some of these, to look at them alone; None for all.
     """
     inputs = model.held_data.inputs
-    if not model.share_equal_rows or prior.tabulated or any(x.requires_grad for x in inputs):
+    if not model.share_equal_rows or prior.tabulated or prior.coupled or any(x.requires_grad for x in inputs):
         return None
     if has_own_diagonal(prior.kernel) or own_rows(model.operator_kind, inputs[0].shape[0], inputs[0].device).sharded:
         return None

@@ -60,7 +60,7 @@ def posterior_of_data(
     dtype, own = inputs[0].dtype, covariance[..., rows:, rows:]
     return LatentPosterior(
         prior=Prior(mean[rows:].unsqueeze(-1).to(dtype), gpytorch.kernels.ConstantKernel(), inputs[0][:, :0], 1, own),
-        prior_variance=own.diagonal(dim1=-1, dim2=-2).unsqueeze(-1),
+        prior_marginals=own.diagonal(dim1=-1, dim2=-2).unsqueeze(-1),
         mean=(mean[rows:].unsqueeze(-1) + whitened @ half).to(dtype),
         whitened=whitened.unsqueeze(1).to(dtype),
     )

@@ -35,14 +35,14 @@ class LatentPosterior:
 
     Attributes:
         prior: Prior there.
-        prior_variance: ``(M, C)``.
+        prior_marginals: Variances ``(M, C)``, or covariances ``(M, C, C)`` where latent functions are coupled.
         mean: Posterior mean ``(M, C)``.
         whitened: Q ``(M, C, r)``: without local actions the covariance is the prior's minus ``Q Q^T``.
         local: What the neighbours of each input take from it besides, or None.
     """
 
     prior: Prior
-    prior_variance: Tensor
+    prior_marginals: Tensor
     mean: Tensor
     whitened: Tensor
     local: LocalPart | None = None
@@ -76,14 +76,22 @@ class LatentPosterior:
             # Found in training mode, a posterior may have neighbours that a prior evaluated whole cannot serve: less is known.
             if solution.local is not None and operator.evaluates_groups:
                 local = solution.local.at(solution.local.neighbourhoods(operator), prior.features, whitened)
-        variance = operator.diagonal(prior.features).mT.expand(prior.mean.shape)
+        coupled = operator.couples_latents
+        marginals = operator.row_covariance(prior.features) if coupled else operator.diagonal(prior.features).mT
         covariance_of_prior = operator.covariance(prior.features)  # of the kernel that the posterior was found with
         prior = replace(prior, covariance=covariance_of_prior)
-        return cls(prior, variance, prior.mean + products[..., 0], whitened, local)
+        marginals = marginals if coupled else marginals.expand(prior.mean.shape)
+        return cls(prior, marginals, prior.mean + products[..., 0], whitened, local)
+
+    @property
+    def prior_variance(self) -> Tensor:
+        """``(M, C)``."""
+        prior = self.prior_marginals
+        return prior.diagonal(dim1=-2, dim2=-1) if prior.dim() == 3 else prior
 
     def row_covariance(self) -> Tensor:
         """Covariances between the latent functions of each row, ``(M, C, C)``."""
-        covariance = marginal_covariance(self.prior_variance, self.whitened)
+        covariance = marginal_covariance(self.prior_marginals, self.whitened)
         return covariance if self.local is None else reduced(covariance, self.local.reduction)
 
     def distribution(self) -> MultivariateNormal:
@@ -114,6 +122,8 @@ class LatentPosterior:
 
     def _prior_covariance(self, latents: int) -> LinearOperator:
         covariance = self.prior.covariance
+        if self.prior.coupled:
+            return covariance
         if latents == 1:
             return covariance.squeeze(0) if covariance.dim() == 3 else covariance
         if self.prior.num_kernels == 1:

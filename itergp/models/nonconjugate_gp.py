@@ -29,7 +29,7 @@ from itergp.models.identity import describe_prior, identity_of
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, make_plan, problem_size
 from itergp.models.prior_evaluation import fit_grids, prior_at, prior_at_training_inputs
-from itergp.models.prior_shapes import PriorOfWeightedRows, of_one_output, require_one_output
+from itergp.models.prior_shapes import PriorOfWeightedRows, of_values, require_values
 from itergp.models.run_options import RunOptions
 from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction, checked_stream
@@ -550,16 +550,17 @@ class NonConjugateGP(gpytorch.models.GP):
                 )
             self._require_nan_policy()
             prior = super().__call__(*inputs, **kwargs)
-            require_one_output(prior)
-            weight = self.held_data.sample_weight
-            return prior if weight is None else PriorOfWeightedRows.of(prior, weight)
+            require_values(prior, self._num_latents)
+            weight, targets = self.held_data.sample_weight, self.held_data.targets
+            partly = targets.is_floating_point() and bool(targets.isnan().any())
+            return PriorOfWeightedRows.of(prior, weight) if partly or weight is not None else prior
         if not self.held_data.inputs:
             return super().__call__(*as_inputs(args, "inputs", batch=True), **kwargs)
         inputs = as_test_inputs(args, self.held_data.inputs, batch=True)
         if gpytorch.settings.prior_mode.on():
             return super().__call__(*inputs, **kwargs)
         self._require_nan_policy()
-        warn_of_fill(self.held_data.sample_weight)
+        warn_of_fill(self.held_data.targets, self.held_data.sample_weight)
         if self._batch is not None or any(x.dim() > 2 for x in inputs):
             return posterior_at(self, inputs)
         return self._latent(inputs).distribution()
@@ -749,7 +750,7 @@ class NonConjugateGP(gpytorch.models.GP):
     def call_forward(self, inputs: tuple[Tensor, ...]) -> MultivariateNormal:
         """What ``forward`` returns, with the keywords of the present posterior and kernels evaluated lazily."""
         with gpytorch.settings.lazily_evaluate_kernels(True):
-            return of_one_output(self.forward)(*inputs, **self.forward_keywords)
+            return of_values(self.forward)(*inputs, **self.forward_keywords)
 
     def make_operator(self, prior: Prior) -> KernelOperator:
         """The kernel operator of a prior, of a snapshot of its kernel, so that it stays what a posterior was found with."""
@@ -820,6 +821,11 @@ class NonConjugateGP(gpytorch.models.GP):
         calculus = self.calculus
         calculus.check_rows(targets.shape[0], targets)
         return Observations(calculus, targets, weight)
+
+    @property
+    def _num_latents(self) -> int:
+        """C, that of every element of a batch of models."""
+        return (self if self._batch is None else self.batch_elements[0]).calculus.num_latents
 
     def _looks_at_rows_together(self) -> bool:
         last = self.last_conditioned

@@ -84,6 +84,7 @@ def problem_size(operator: KernelOperator, observations: Observations, approxima
         memory_budget=operator.memory_budget,
         has_neighbours=operator.evaluates_groups,
         neighbours_pay=operator.neighbours_pay,
+        coupled=operator.couples_latents,
     )
 
 
@@ -97,9 +98,10 @@ def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize, *, gi
         given_rows: Training rows, distinct or not.
     """
     demand, rates = solver.demand(_own(operator, size)), Rates.measured(operator)
-    matrix = _matrix(operator, size)
+    matrix = _matrix(operator)
     kept = operator.keeps_entries and demand.passes > 0
-    entries = demand.entries + (min(demand.passes, 1) if kept else demand.passes) * matrix // 2
+    evaluated = _evaluated(operator)
+    entries = demand.entries + (min(demand.passes, 1) if kept else demand.passes) * evaluated
     multiplications = demand.multiplications + demand.columns * matrix
     return Plan(
         solver=type(solver).__name__,
@@ -110,7 +112,7 @@ def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize, *, gi
         seconds=entries * rates.seconds_per_entry
         + multiplications * rates.seconds_per_multiplication
         + demand.columns * size.num_rows * rates.seconds_per_row,
-        memory=_memory(operator, demand, matrix * size.itemsize),
+        memory=_memory(operator, demand, evaluated * size.itemsize),
         free_memory=_free_memory(operator),
         given_rows=given_rows,
     )
@@ -122,7 +124,7 @@ def check_memory(operator: KernelOperator, solver: Solver, size: ProblemSize) ->
     Raises:
         InputError: With the peak by what it holds.
     """
-    memory = _memory(operator, solver.demand(_own(operator, size)), _matrix(operator, size) * size.itemsize)
+    memory = _memory(operator, solver.demand(_own(operator, size)), _evaluated(operator) * size.itemsize)
     free = _free_memory(operator)
     if operator.rows.all_reduce_any(sum(memory.values()) > free):
         parts = ", ".join(f"{name} {_gigabytes(value)}" for name, value in memory.items())
@@ -133,9 +135,14 @@ def check_memory(operator: KernelOperator, solver: Solver, size: ProblemSize) ->
         )
 
 
-def _matrix(operator: KernelOperator, size: ProblemSize) -> int:
+def _matrix(operator: KernelOperator) -> int:
     """Entries that a pass of one process goes through, of both halves of the matrix; none where it needs no entries."""
-    return size.num_kernels * size.num_rows**2 // operator.rows.num_processes if operator.evaluates_matrix else 0
+    return operator.entries_of_pass // operator.rows.num_processes if operator.evaluates_matrix else 0
+
+
+def _evaluated(operator: KernelOperator) -> int:
+    """Those among them that one process evaluates."""
+    return operator.entries_evaluated // operator.rows.num_processes if operator.evaluates_matrix else 0
 
 
 def _own(operator: KernelOperator, size: ProblemSize) -> ProblemSize:
@@ -152,7 +159,7 @@ def _free_memory(operator: KernelOperator) -> int:
 def _memory(operator: KernelOperator, demand: Demand, matrix: int) -> dict[str, int]:
     memory = dict(demand.memory)
     if operator.keeps_entries and demand.passes > 0:
-        memory["kernel matrix"] = matrix // 2
+        memory["kernel matrix"] = matrix
     if operator.held_memory > 0:
         memory["sorted inputs"] = operator.held_memory
     return memory

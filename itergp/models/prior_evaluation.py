@@ -14,7 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from itergp.likelihoods import Likelihood
 from itergp.models.held_tensors import HeldTensors
-from itergp.models.prior_shapes import of_one_output
+from itergp.models.prior_shapes import of_values
 from itergp.numerics.sampling import evenly_spaced
 from itergp.operators import Prior
 from itergp.operators.special import has_moving_grid, patient_grids
@@ -86,7 +86,7 @@ def _evaluate(model: HasPrior, inputs: tuple[Tensor, ...], *, fit: bool = True) 
     latents = model.calculus.num_latents
     with patient_grids(model):
         return Prior.from_forward(
-            of_one_output(forward), inputs, latents, fit=fit, renew_losses=False
+            of_values(forward), inputs, latents, fit=fit, renew_losses=False
         )  # those belong to an objective
 
 

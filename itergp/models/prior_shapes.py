@@ -26,33 +26,42 @@ def as_latent_functions(prior: Any) -> Any:
     return MultivariateNormal(prior.mean.mT, covariance.base_linear_op)
 
 
-def require_one_output(prior: Any) -> None:
-    """What ``forward`` returned must have one value per row.
+def require_values(prior: Any, num_latents: int | None = None) -> None:
+    """What ``forward`` returned must have as many values as its covariance has rows.
+
+    Args:
+        prior: What it returned.
+        num_latents: C, what the likelihood needs, if that is known.
 
     Raises:
-        InputError: If outputs are coupled: multitask kernels, or kernels with derivatives.
+        InputError: If the covariance is that of several outputs, and the distribution or the likelihood that of fewer.
     """
     if not isinstance(prior, MultivariateNormal):
         return  # refused where it is taken apart
+    if isinstance(prior, MultitaskMultivariateNormal) and num_latents not in (None, prior.mean.shape[-1]):
+        raise InputError(
+            f"forward must return as many outputs as the likelihood has latent functions, {num_latents}. Got "
+            f"{prior.mean.shape[-1]}. Use a likelihood of several outputs, such as MultitaskGaussianLikelihood or "
+            "itergp.likelihoods.IndependentOutputsLikelihood."
+        )
     prior = as_latent_functions(prior)
     size, own = prior.loc.shape[-1], prior.lazy_covariance_matrix.shape[-1]
-    if isinstance(prior, MultitaskMultivariateNormal) or size != own:
+    if size != own:
         raise InputError(
-            f"forward must return a gpytorch MultivariateNormal over one value per row. Got {type(prior).__name__} "
-            f"with a mean of shape {tuple(prior.mean.shape)} and {own} rows of covariance: coupled outputs, as "
-            "multitask kernels and kernels with derivatives have them. Fit one model per output, make the output's "
-            "number a column of the inputs and multiply by an IndexKernel of it, or return independent outputs by "
-            "MultitaskMultivariateNormal.from_batch_mvn."
+            f"forward must return a distribution of as many values as its covariance has rows. Got {type(prior).__name__} "
+            f"with a mean of shape {tuple(prior.mean.shape)} and {own} rows of covariance: outputs are coupled, as by "
+            "multitask kernels and kernels with derivatives. Return a gpytorch MultitaskMultivariateNormal(mean, covariance) "
+            "with a mean of shape (N, C), as MultitaskMean gives it."
         )
 
 
-def of_one_output(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A model's ``forward``, its result checked by ``require_one_output``, with independent outputs as latent functions."""
+def of_values(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A model's ``forward``, its result checked by ``require_values``, with independent outputs as latent functions."""
 
     @functools.wraps(forward)
     def checked(*args: Any, **kwargs: Any) -> Any:
         prior = forward(*args, **kwargs)
-        require_one_output(prior)
+        require_values(prior)
         return as_latent_functions(prior)
 
     return checked
@@ -71,10 +80,16 @@ class PriorOfWeightedRows(MultivariateNormal):
     weight: ClassVar[Tensor]
 
     @classmethod
-    def of(cls, prior: MultivariateNormal, weight: Tensor) -> MultivariateNormal:
-        """The same distribution; likelihoods make their marginals from the class of one of a single output."""
+    def of(cls, prior: MultivariateNormal, weight: Tensor | None) -> MultivariateNormal:
+        """The same distribution; likelihoods make their marginals from the class of one of a single output.
+
+        Args:
+            prior: The prior.
+            weight: Weights of the rows, or None if some outputs of rows are missing.
+        """
         if isinstance(prior, MultitaskMultivariateNormal):
-            return PriorOfWeightedOutputs(prior.mean, prior.lazy_covariance_matrix, interleaved=prior._interleaved)
+            kind = type(PriorOfWeightedOutputs.__name__, (PriorOfWeightedOutputs,), {"weight": weight})
+            return kind(prior.mean, prior.lazy_covariance_matrix, interleaved=prior._interleaved)
         if type(prior) is not MultivariateNormal:
             return prior
         return type(cls.__name__, (cls,), {"weight": weight})(prior.loc, prior.lazy_covariance_matrix)
@@ -131,7 +146,20 @@ class _MeanOfObserved(Tensor):
 
 
 class PriorOfWeightedOutputs(MultitaskMultivariateNormal):
-    """The same of independent outputs."""
+    """The same of several outputs; GPyTorch leaves out those that are NaN, where the policy for them says so.
+
+    Attributes:
+        weight: Weights of the rows ``(N,)``, or None if some outputs are missing and all weights are 1.
+    """
+
+    weight: ClassVar[Tensor | None] = None
+
+    @property
+    def mean(self) -> Tensor:
+        """The mean; with targets that may be NaN one of rows without weights."""
+        if gpytorch.settings.observation_nan_policy.value() == "mask" and self.weight is not None:
+            PriorOfWeightedRows.refuse()
+        return super().mean
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Refused: it would count every row once."""

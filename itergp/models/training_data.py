@@ -111,9 +111,10 @@ def require_nan_policy(likelihood: gpytorch.likelihoods.Likelihood) -> None:
         )
 
 
-def warn_of_fill(weight: Tensor | None) -> None:
+def warn_of_fill(targets: Tensor | None, weight: Tensor | None) -> None:
     """Says that a policy to fill NaN in changes nothing."""
-    if gpytorch.settings.observation_nan_policy.value() == "fill" and weight is not None and bool((weight == 0).any()):
+    missing = _has_nan(targets) or (weight is not None and bool((weight == 0).any()))
+    if gpytorch.settings.observation_nan_policy.value() == "fill" and missing:
         warnings.warn(
             "observation_nan_policy('fill') fills nothing in here: missing targets say nothing, as with 'mask', and the "
             "posterior is the same.",

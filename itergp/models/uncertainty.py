@@ -12,7 +12,7 @@ from itergp.numerics.blocks import curvature_root
 from itergp.numerics.rounding import thresholds
 from itergp.numerics.spectral import whitening
 from itergp.operators import KernelOperator
-from itergp.operators.kernel_blocks import kernel_columns, restricted
+from itergp.operators.kernel_blocks import joint_columns, kernel_columns, restricted
 from itergp.posterior.dense import factorise
 from itergp.posterior.local_actions import reduced
 from itergp.posterior.precision import LowRankPrecision, cross_multiply, marginal_covariance, multiply
@@ -87,10 +87,9 @@ def exact_variance(operator: KernelOperator, curvature: Tensor, points: Tensor) 
     root = curvature_root(curvature.double())
     latents = root.shape[1]
     _, factor = factorise(operator.dense().double(), root)
-    cross = kernel_columns(operator, points).double()  # (C', N, m)
-    explained = []
+    cross, explained = _Columns(operator, points), []
     for c in range(latents):
-        half = (root[:, c, :, None] * cross[min(c, cross.shape[0] - 1)][:, None, :]).flatten(0, 1)
+        half = cross.weighed(c, root.mT).flatten(0, 1)
         explained.append(torch.linalg.solve_triangular(factor, half, upper=False).square().sum(0))
     return _prior(operator, points, latents).double() - torch.stack(explained, -1)
 
@@ -109,31 +108,74 @@ def bounded_variance(operator: KernelOperator, curvature: Tensor, points: Tensor
         passes: Kernel passes to spend.
     """
     latents = curvature.shape[-1]
-    cross = kernel_columns(operator, points)  # (C', N, m)
+    cross = _Columns(operator, points)
     directions, actions, products = _krylov(operator, curvature, cross, passes)
     gram = actions.flatten(0, 1).mT.double() @ products.flatten(0, 1).double()
     precision = LowRankPrecision.from_gram(actions, 0.5 * (gram + gram.mT))
     applied = products + directions  # (K + W^+) A
     upper, slack = [], []
     for c in range(latents):
-        column = cross[min(c, cross.shape[0] - 1)]
-        inner = actions[:, c].mT.double() @ column.double()  # A^T b
+        inner = cross.projected(c, actions)  # A^T b
         upper.append(torch.linalg.solve_triangular(precision.factor, inner, upper=False).square().sum(0))
         rest = -(applied @ torch.cholesky_solve(inner, precision.factor).to(applied))
-        rest[:, c] += column
+        rest = cross.added(c, rest)
         slack.append((rest * torch.bmm(curvature.to(rest), rest)).sum((0, 1)).double())
     return _prior(operator, points, latents).double() - torch.stack(upper, -1), torch.stack(slack, -1)
 
 
-def _krylov(operator: KernelOperator, curvature: Tensor, cross: Tensor, passes: int) -> tuple[Tensor, Tensor, Tensor]:
+class _Columns:
+    """``Cov(f(X), f_c(z))`` for points z, where latent functions are coupled or not.
+
+    Args:
+        operator: K.
+        points: Kernel inputs ``(m, D)`` or ``(C', m, D)``.
+    """
+
+    def __init__(self, operator: KernelOperator, points: Tensor) -> None:
+        self.coupled = operator.couples_latents
+        self.values = joint_columns(operator, points) if self.coupled else kernel_columns(operator, points)
+        self.number = points.shape[-2]
+
+    def _of(self, latent: int) -> Tensor:
+        """``(N, C, m)`` where coupled, otherwise ``(N, m)`` of that latent function alone."""
+        return self.values[..., latent] if self.coupled else self.values[min(latent, self.values.shape[0] - 1)]
+
+    def weighed(self, latent: int, blocks: Tensor) -> Tensor:
+        """One small matrix per row ``(N, C, C)`` times these columns ``(N, C, m)``, float64."""
+        column = self._of(latent).double()
+        return torch.bmm(blocks, column) if self.coupled else blocks[:, :, latent, None] * column[:, None, :]
+
+    def projected(self, latent: int, actions: Tensor) -> Tensor:
+        """``A^T b`` ``(r, m)``, float64, for actions ``(N, C, r)``."""
+        column = self._of(latent).double()
+        if self.coupled:
+            return actions.flatten(0, 1).mT.double() @ column.flatten(0, 1)
+        return actions[:, latent].mT.double() @ column
+
+    def added(self, latent: int, block: Tensor) -> Tensor:
+        """These columns added to a block ``(N, C, m)``, which is changed."""
+        if self.coupled:
+            return block.add_(self._of(latent))
+        block[:, latent] += self._of(latent)
+        return block
+
+    def mixed(self, mix: Tensor) -> Tensor:
+        """Their combinations ``(N, C, k)`` by ``(C, m, k)``."""
+        mix = mix.to(self.values)
+        if self.coupled:
+            return torch.einsum("ncmd,dmk->nck", self.values, mix)
+        return torch.einsum("cnm,cmk->nck", self.values.expand(len(mix), -1, -1), mix)
+
+
+def _krylov(operator: KernelOperator, curvature: Tensor, cross: _Columns, passes: int) -> tuple[Tensor, Tensor, Tensor]:
     """U, ``A = W U`` and ``K A`` ``(N, C, r)`` with ``U^T W U = I``."""
     size, latents = curvature.shape[:2]
     generator = torch.Generator().manual_seed(_SEED)
-    width = max(1, min(cross.shape[-1], _COLUMNS // latents))
-    mix = torch.randn(latents, cross.shape[-1], width, generator=generator, dtype=torch.float64).to(cross)
-    block = torch.einsum("cnm,cmk->nck", cross.expand(latents, -1, -1), mix)
+    width = max(1, min(cross.number, _COLUMNS // latents))
+    mix = torch.randn(latents, cross.number, width, generator=generator, dtype=torch.float64)
+    block = cross.mixed(mix)
     block = torch.einsum("nck,cd->nckd", block, torch.eye(latents).to(block)).flatten(2)
-    directions = actions = products = cross.new_zeros(size, latents, 0)
+    directions = actions = products = block.new_zeros(size, latents, 0)
     for _ in range(passes):
         for _ in range(2):
             block = block - directions @ (actions.flatten(0, 1).mT @ block.flatten(0, 1))

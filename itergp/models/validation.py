@@ -14,7 +14,8 @@ from itergp.errors import InputError, ItergpWarning
 from itergp.likelihoods import Likelihood, Observations
 from itergp.models.arrays import as_tensor, is_array
 from itergp.numerics.sampling import sample_of_rows
-from itergp.operators import BlockedOperator, KernelOperator
+from itergp.operators import KernelOperator
+from itergp.operators.kernel_blocks import at_points
 
 _PROBE_ROWS = 64
 _BLOCK_ROWS = 65_536
@@ -112,6 +113,13 @@ def as_observations(
     sample_weight = as_tensor(sample_weight, "sample_weight") if is_array(sample_weight) else sample_weight
     check_target_tensor(targets, rows)
     weight = None if sample_weight is None else _as_weight(sample_weight, rows)
+    if likelihood.masks_targets:
+        if not (missing_targets or nan_targets) and targets.is_floating_point() and bool(targets.isnan().any()):
+            raise InputError(
+                f"`train_targets` must be finite. Got {int(targets.isnan().sum())} NaN value(s). Drop those rows, or pass "
+                "missing_targets=True to the model: what is NaN then says nothing, output by output."
+            )
+        return Observations(likelihood, _valid_targets(targets, rows.dtype, likelihood), weight)
     missing = likelihood.missing(targets) if missing_targets else Likelihood.missing(likelihood, targets)
     if not (missing_targets or nan_targets) or not bool(missing.any()):
         return Observations(likelihood, _valid_targets(targets, rows.dtype, likelihood), weight)
@@ -259,12 +267,7 @@ def check_kernel(operator: KernelOperator) -> None:
     Raises:
         InputError: With the smallest eigenvalue found.
     """
-    probe = BlockedOperator(
-        operator.kernel,
-        sample_of_rows(operator.inputs, _PROBE_ROWS),
-        num_kernels=operator.num_kernels,
-        memory_budget=operator.memory_budget,
-    )
+    probe = at_points(operator, sample_of_rows(operator.inputs, _PROBE_ROWS))
     matrix = probe.dense().double()
     if not bool(torch.isfinite(matrix).all()):
         raise InputError(

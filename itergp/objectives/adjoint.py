@@ -11,7 +11,7 @@ from itergp.likelihoods import Observations
 from itergp.numerics.blocks import Root, apply_blocks
 from itergp.operators import KernelOperator
 from itergp.posterior.precision import multiply
-from itergp.solvers.subspace.newton_matrix import newton_matrix, robust_cholesky, weighted_gram
+from itergp.solvers.subspace.newton_matrix import information_block, newton_matrix, robust_cholesky
 from itergp.solvers.subspace.search_space import SearchSpace
 
 _MAX_STEPS = 200
@@ -135,7 +135,8 @@ def _solve_indefinite(operator: KernelOperator, curvature: Tensor, right: Tensor
 def _preconditioner(space: SearchSpace, curvature: Tensor, root: Root) -> Callable[[Tensor], Tensor]:
     """``(I + H^T T T^T H)^{-1}``, exact when its inner matrix is small, otherwise with the diagonal of W for every function."""
     latents, dtype = curvature.shape[-1], space.products.dtype
-    if latents * space.rank <= _DENSE_LIMIT:
+    sets = space.coordinate_sets(latents)
+    if sets == 1 or sets * space.rank <= _DENSE_LIMIT:
         cholesky = robust_cholesky(newton_matrix(space, curvature), dtype)
         factor, transpose = root
 
@@ -146,7 +147,8 @@ def _preconditioner(space: SearchSpace, curvature: Tensor, root: Root) -> Callab
 
         return exact
     diagonal = curvature.diagonal(dim1=-2, dim2=-1).clamp_min(0.0).sqrt()
-    blocks = torch.stack([weighted_gram(space, diagonal[:, c].square(), c, c) for c in range(latents)]) + space.gram
+    weights = torch.diag_embed(diagonal.square())
+    blocks = torch.stack([information_block(space, weights, c, c) for c in range(latents)]) + space.gram
     factors = robust_cholesky(blocks, dtype)
 
     def by_class(z: Tensor) -> Tensor:

@@ -74,7 +74,7 @@ class Objective(MarginalLogLikelihood):
         model: NonConjugateGP = self.model
         rows = model.batch_elements[0].train_targets.shape[0]
         function_dist = as_latent_functions(function_dist)
-        if not isinstance(function_dist, MultivariateNormal) or function_dist.loc.shape[-1] != rows:
+        if not isinstance(function_dist, MultivariateNormal) or function_dist.event_shape[:1] != (rows,):
             raise InputError(
                 f"The objective needs the prior at all {rows} training inputs. Got another distribution. "
                 "Call it as objective(model(*model.train_inputs), model.train_targets) with model.train()."
@@ -120,7 +120,8 @@ class Objective(MarginalLogLikelihood):
         """Which targets are the model's own, or none that count: what is missing need not be filled."""
         known, weight = self.model.train_targets, self.model.sample_weight
         dims = len(self.model.data_batch_shape) + 1
-        same = target.to(known) == known
+        given = target.to(known)
+        same = (given == known) | (given.isnan() & known.isnan()) if known.is_floating_point() else given == known
         same = same.flatten(dims).all(-1) if known.dim() > dims else same
         return same if weight is None else same | (weight == 0)
 
@@ -208,18 +209,18 @@ class DifferentiableCovariance:
             self.local = LocalActions(local.root, self._whiten(moved), local.num_neighbours)
             self.hoods = Neighbourhoods(operator)
 
-    def marginal(self, variance: Tensor, products: Tensor, inputs: Tensor | None = None) -> Tensor:
+    def marginal(self, prior: Tensor, products: Tensor, inputs: Tensor | None = None) -> Tensor:
         """Per-row covariances ``(M, C, C)``.
 
         Args:
-            variance: Prior variances ``(C', M)``.
+            prior: ``prior_marginals``.
             products: ``k(x, X) A`` ``(M, C, r)``.
             inputs: Kernel inputs of these rows, for their neighbours.
         """
-        rows, latents = products.shape[:2]
         whitened = self._whiten(products)
-        prior = variance.mT.expand(rows, latents)
-        floor = torch.finfo(products.dtype).eps * prior.detach()  # the root of a zero variance has no derivative
+        prior = prior if prior.dim() == 3 else prior.expand(products.shape[:2])
+        variance = prior.diagonal(dim1=-2, dim2=-1) if prior.dim() == 3 else prior
+        floor = torch.finfo(products.dtype).eps * variance.detach()  # the root of a zero variance has no derivative
         covariance = marginal_covariance(prior, whitened)
         if self.local is not None and self.hoods is not None and inputs is not None:
             with torch.no_grad():
@@ -236,6 +237,11 @@ class DifferentiableCovariance:
         """``log|I + B| - tr((I + B)^{-1} B)`` with ``B = A^T K A``: the covariance's share of twice the KL to the prior."""
         trace = torch.cholesky_solve(self.gram, self.factor).diagonal().sum()
         return 2.0 * self.factor.diagonal().log().sum() - trace
+
+
+def prior_marginals(operator: KernelOperator, inputs: Tensor) -> Tensor:
+    """Prior variances ``(M, C')`` at kernel inputs, or covariances ``(M, C, C)`` where latent functions are coupled."""
+    return operator.row_covariance(inputs) if operator.couples_latents else operator.diagonal(inputs).mT
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from itergp.models import NonConjugateGP
 from itergp.models.distinct_rows import share_latents
 from itergp.numerics.blocks import psd_root
 from itergp.numerics.distinct_rows import DistinctRows
-from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable
+from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable, prior_marginals
 from itergp.operators import Prior
 from itergp.posterior.precision import cross_multiply, multiply
 from itergp.solvers import Solution
@@ -128,7 +128,7 @@ class ComputationAwareELBO(Objective):
             products = cross_multiply(operator, prior.features, block)
         mean = prior.mean + products[..., -1]
         nodes, node_weights = observations.standard_nodes(mean.detach(), seed=_SEED)
-        marginal = covariance.marginal(operator.diagonal(prior.features), products[..., :-1])
+        marginal = covariance.marginal(prior_marginals(operator, prior.features), products[..., :-1])
         offsets = node_offsets(psd_root(marginal), nodes)
         fit = scale * observations.expected_log_density(mean, offsets, node_weights).sum(dtype=torch.float64)
         return fit - 0.5 * (quadratic + covariance.kl_terms())

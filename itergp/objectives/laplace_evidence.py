@@ -11,7 +11,7 @@ from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.objectives.base import Objective
 from itergp.operators import Prior, make_operator
 from itergp.operators.radial import evaluate_kernel
-from itergp.posterior.dense import apply_kernels
+from itergp.posterior.dense import apply_kernels, couples
 from itergp.solvers import DenseNewton, Problem, solve_problem
 
 _LIMIT = 8000
@@ -54,7 +54,8 @@ class LaplaceEvidence(Objective):
                 "LaplaceEvidence needs a likelihood whose curvature has a closed form. Got "
                 f"{type(likelihood.wrapped).__name__}. Use ComputationAwareELBO."
             )
-        kernel = evaluate_kernel(prior.kernel, prior.features, prior.features, prior.num_kernels).double()
+        kernels = 1 if prior.coupled else prior.num_kernels  # with all latent values in one matrix, or one each
+        kernel = evaluate_kernel(prior.kernel, prior.features, prior.features, kernels).double()
         mean = prior.mean.double()
         mode, weights = _mode(prior, observations)
         # Psi is stationary in f at the mode, so only its explicit dependence on the hyperparameters counts.
@@ -95,6 +96,9 @@ def _moving_mode(kernel: Tensor, mean: Tensor, mode: Tensor, observations: Obser
 def _joint(kernel: Tensor, curvature: Tensor) -> Tensor:
     """``I + K W`` ``(N C, N C)``, row-major."""
     size, latents = curvature.shape[:2]
-    kernels = kernel.expand(latents, -1, -1)
-    product = torch.einsum("cnm,mcd->ncmd", kernels, curvature).reshape(size * latents, size * latents)
+    if couples(kernel, size):
+        product = torch.einsum("imc,mcd->imd", kernel[0].view(-1, size, latents), curvature)
+    else:
+        product = torch.einsum("cnm,mcd->ncmd", kernel.expand(latents, -1, -1), curvature)
+    product = product.reshape(size * latents, size * latents)
     return product + torch.eye(size * latents, dtype=product.dtype, device=product.device)

@@ -17,7 +17,7 @@ from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.numerics.blocks import psd_root
 from itergp.numerics.distinct_rows import DistinctRows
 from itergp.objectives.adjoint import linearise, solve_adjoint
-from itergp.objectives.base import DifferentiableCovariance, HeldLocal, Objective, differentiable
+from itergp.objectives.base import DifferentiableCovariance, HeldLocal, Objective, differentiable, prior_marginals
 from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
 from itergp.posterior.precision import cross_multiply, multiply
 from itergp.posterior.tempering import tempered
@@ -255,7 +255,7 @@ class PredictiveLogDensity(Objective):
         if covariance is None or self.predictive == "laplace":
             return None, part.mean.new_ones(1)
         nodes, node_weights = seen.standard_nodes(part.mean.detach())
-        marginal = covariance.marginal(smooth.diagonal(), covariance.products, smooth.inputs)
+        marginal = covariance.marginal(prior_marginals(smooth, smooth.inputs), covariance.products, smooth.inputs)
         return node_offsets(psd_root(marginal), nodes), node_weights
 
     def _density(
@@ -276,9 +276,10 @@ class PredictiveLogDensity(Objective):
                 value = unseen.log_density(mean)
             else:
                 products = cross_multiply(smooth, validation.features, covariance.actions)
-                variance = smooth.diagonal(validation.features)
-                marginal = covariance.marginal(variance, products, validation.features)
-                marginal = tempered(marginal, variance.mT.expand(mean.shape), self.tempering)
+                prior = prior_marginals(smooth, validation.features)
+                marginal = covariance.marginal(prior, products, validation.features)
+                variance = prior.diagonal(dim1=-2, dim2=-1) if prior.dim() == 3 else prior.expand(mean.shape)
+                marginal = tempered(marginal, variance, self.tempering)
                 value = unseen.predictive_log_density(mean, marginal)
             value = value.sum(dtype=torch.float64)
             (gradient,) = torch.autograd.grad(value, mean, retain_graph=True)

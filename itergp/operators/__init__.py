@@ -15,6 +15,7 @@ from itergp.operators.choose import (
     own_rows,
     require_operator,
 )
+from itergp.operators.coupled import CoupledOperator, JointOperator, KroneckerOperator
 from itergp.operators.keops import KeOpsOperator
 from itergp.operators.memory import default_memory_budget, free_memory
 from itergp.operators.neighbours import Near, Neighbourhoods, kept_entries
@@ -26,10 +27,13 @@ from itergp.operators.tiles import slices
 __all__ = [
     "AbstractOperator",
     "BlockedOperator",
+    "CoupledOperator",
     "DenseOperator",
+    "JointOperator",
     "KeOpsOperator",
     "KernelCounts",
     "KernelOperator",
+    "KroneckerOperator",
     "Near",
     "Neighbourhoods",
     "OperatorClass",

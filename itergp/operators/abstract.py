@@ -33,7 +33,9 @@ class KernelCounts:
 
 
 class AbstractOperator(ABC):
-    """``K = blockdiag(K_1..K_C)`` at the training inputs, and across to other inputs: products, variances and sizes.
+    """``K`` at the training inputs, and across to other inputs: products, variances and sizes.
+
+    ``K = blockdiag(K_1..K_C)``, unless it ``couples_latents``.
 
     ``KernelOperator`` is the kind that evaluates a kernel. ``SubspaceNewton`` asks for no more than this when its policy is
     ``ClassGradient`` or ``Gradient`` and no neighbours are conditioned on.
@@ -73,6 +75,21 @@ class AbstractOperator(ABC):
         return self.rows.local_size(self.num_rows)
 
     @property
+    def couples_latents(self) -> bool:
+        """Whether ``K`` is not block-diagonal over the latent functions: blocks are then ``(C, N, k)`` and mixed by it."""
+        return False
+
+    @property
+    def entries_of_pass(self) -> int:
+        """Kernel entries that a pass multiplies by, those of all processes."""
+        return self.num_kernels * self.num_rows**2
+
+    @property
+    def entries_evaluated(self) -> int:
+        """Those among them that are evaluated, and kept if any are: half of a symmetric matrix."""
+        return self.entries_of_pass // 2
+
+    @property
     def evaluates_groups(self) -> bool:
         """Whether entries within many small groups of rows can be had at once, as neighbours need them."""
         return False
@@ -109,10 +126,30 @@ class AbstractOperator(ABC):
     def diagonal(self, inputs: Tensor | None = None) -> Tensor:
         """Prior variances ``(C', M)`` at ``inputs`` (default: the training inputs)."""
 
+    def row_covariance(self, inputs: Tensor | None = None) -> Tensor:
+        """Prior covariances ``(M, C', C')`` between the functions of each row; those of kernels by themselves are diagonal.
+
+        Raises:
+            NotImplementedError: If latent functions are coupled: an operator of such says what they are.
+        """
+        if self.couples_latents:
+            raise NotImplementedError(f"{type(self).__name__}.row_covariance")
+        return torch.diag_embed(self.diagonal(inputs).mT)
+
     def dense(self) -> Tensor:
-        """The matrices ``(C', N, N)``, for small N: one pass."""
-        return self.matmul(torch.eye(self.num_rows, dtype=self.dtype, device=self.device))
+        """The matrices ``(C', N, N)``, for small N: one pass. ``(1, N C, N C)`` where latent functions are coupled."""
+        size, latents = self.num_rows, self.num_kernels
+        if not self.couples_latents:
+            return self.matmul(torch.eye(size, dtype=self.dtype, device=self.device))
+        units = torch.eye(size * latents, dtype=self.dtype, device=self.device).view(size, latents, -1)
+        return self.matmul(units.movedim(1, 0)).movedim(0, 1).reshape(1, size * latents, -1)
 
     def entries(self, rows: Tensor, cols: Tensor) -> Tensor:
-        """Entries ``(C', n, m)`` between training rows by their numbers; from the whole matrix if nobody knows better."""
+        """Entries ``(C', n, m)`` between training rows by their numbers; from the whole matrix if nobody knows better.
+
+        ``(1, n C, m C)`` where latent functions are coupled.
+        """
+        if self.couples_latents:
+            latents = torch.arange(self.num_kernels, device=self.device)
+            rows, cols = ((self.num_kernels * x.unsqueeze(-1) + latents).flatten() for x in (rows, cols))
         return self.dense()[:, rows][:, :, cols]

@@ -52,6 +52,7 @@ class KernelOperator(AbstractOperator):
     def __init__(
         self, kernel: Kernel, inputs: Tensor, *, num_kernels: int = 1, memory_budget: int | None = None
     ) -> None:
+        self._require_outputs(kernel, inputs)
         self.kernel = kernel
         self.inputs = inputs
         self.num_kernels = num_kernels
@@ -75,6 +76,18 @@ class KernelOperator(AbstractOperator):
                 "products only. Use SubspaceNewton(policy=ClassGradient()) or Gradient(), with num_neighbours=0."
             )
         return operator
+
+    def _require_outputs(self, kernel: Kernel, inputs: Tensor) -> None:
+        """One output per input, unless latent functions are coupled.
+
+        Raises:
+            InputError: If there are more.
+        """
+        if not self.couples_latents and int(kernel.num_outputs_per_input(inputs, inputs)) != 1:
+            raise InputError(
+                f"{type(self).__name__} must have a kernel with one output per input. Got {type(kernel).__name__}, which has "
+                "several. Use operator='auto', 'dense' or 'blocked', which couple latent functions."
+            )
 
     # ------------------------------------------------------------------ shape
     @property
@@ -170,6 +183,11 @@ class KernelOperator(AbstractOperator):
         points = self.inputs[..., rows, :].detach()
         low_rank = self._block(points, points.clone()).diagonal(dim1=-2, dim2=-1)
         return self.diagonal(points).detach() - low_rank
+
+    def own_product(self, rows: Tensor, values: Tensor) -> Tensor | None:
+        """What training rows ``(m,)`` have with themselves beyond equal rows, times ``(m, C, k)``; None for nothing."""
+        alone = self.own_variance(rows)
+        return None if alone is None else alone.mT.unsqueeze(-1) * values
 
     def entries(self, rows: Tensor, cols: Tensor) -> Tensor:
         """Kernel entries ``(C', b, m)`` between training rows ``(b,)`` and ``(m,)``."""

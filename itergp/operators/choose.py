@@ -11,6 +11,7 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.operators.base import KernelOperator
 from itergp.operators.blocked import BlockedOperator, DenseOperator
+from itergp.operators.coupled import JointOperator, KroneckerOperator, kronecker_terms, num_outputs
 from itergp.operators.keops import KeOpsOperator, keops_pays
 from itergp.operators.memory import default_memory_budget
 from itergp.operators.scan import LEAST_ROWS, LEAST_ROWS_WITHOUT_MATRIX, ScanOperator
@@ -56,7 +57,7 @@ def make_operator(
     Args:
         kernel: Any GPyTorch kernel.
         inputs: ``(N, D)`` or ``(C, N, D)``.
-        num_kernels: 1 for a shared kernel, otherwise C.
+        num_kernels: 1 for a shared kernel, otherwise C; of a kernel with C outputs per input, which couples them, C too.
         kind: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"``, ``"scan"`` or ``"sharded"``, or a subclass of
             ``KernelOperator``.
         memory_budget: Bytes; default a quarter of the free memory.
@@ -65,6 +66,8 @@ def make_operator(
         InputError: If ``kind`` is unknown, or KeOps or processes are asked for where they cannot work.
     """
     require_operator(kind)
+    if num_outputs(kernel, inputs) > 1:
+        return _coupled(kernel, inputs, num_kernels, kind, memory_budget)
     if isinstance(kind, type):
         return kind(kernel, inputs, num_kernels=num_kernels, memory_budget=memory_budget)
     if kind == "sharded":
@@ -92,6 +95,37 @@ def kind_without_matrix(kernel: Kernel, inputs: Tensor, num_kernels: int) -> Ope
     """
     pays = inputs.shape[-2] >= LEAST_ROWS_WITHOUT_MATRIX
     return "scan" if pays and as_scan_form(kernel, num_kernels, inputs.shape[-1]) else "blocked"
+
+
+def _coupled(
+    kernel: Kernel, inputs: Tensor, num_kernels: int, kind: OperatorKind | OperatorClass, memory_budget: int | None
+) -> KernelOperator:
+    """The operator of latent functions that are coupled.
+
+    Raises:
+        InputError: For an operator of the user's, or one that divides the rows among processes.
+    """
+    if isinstance(kind, type):
+        raise InputError(
+            f"A kernel that couples latent functions has operators of its own. Got {kind.__name__} for "
+            f"{type(kernel).__name__}. Use operator='auto'."
+        )
+    if kind == "sharded" and many_processes():
+        raise InputError(
+            "Rows can be divided among processes where latent functions are not coupled. Got "
+            f"{type(kernel).__name__} with operator='sharded'. Use operator='auto' in one process."
+        )
+    budget = default_memory_budget(inputs.device) if memory_budget is None else memory_budget
+    terms = kronecker_terms(kernel)
+    if terms is None:
+        keep = kind in ("auto", "dense", "sharded")
+        return JointOperator(kernel, inputs, num_kernels=num_kernels, memory_budget=budget, keep=keep)
+    share = budget // len(terms)
+
+    def make(part: Kernel, columns: Tensor) -> KernelOperator:
+        return make_operator(part, columns, kind=kind, memory_budget=share)
+
+    return KroneckerOperator(kernel, inputs, num_kernels=num_kernels, make=make, memory_budget=budget)
 
 
 def own_rows(kind: OperatorKind | OperatorClass, total: int, device: torch.device) -> RowPartition:

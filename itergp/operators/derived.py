@@ -66,6 +66,10 @@ class CalledKernel(DerivedKernel):
         """Whether it is the kernel itself, but for columns that were taken."""
         return not self._keywords and self._dtype.is_floating_point
 
+    def num_outputs_per_input(self, x1: Tensor, x2: Tensor) -> int:
+        """The kernel's."""
+        return self.kernel.num_outputs_per_input(self.columns(x1), self.columns(x2))
+
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """The kernel's entries at the selected columns."""
         first, second = self.columns(x1), self.columns(x2)
@@ -134,6 +138,18 @@ class SumOfTerms(DerivedKernel):
         """Every kernel with its own columns of the inputs."""
         yield from zip(self.kernels, x1.split(self._widths, -1), x2.split(self._widths, -1), strict=True)
 
+    def parts(self) -> Iterator[tuple[Kernel, slice, Tensor | None]]:
+        """Every kernel with its columns and its factor."""
+        start = 0
+        for kernel, width, coefficient in zip(self.kernels, self._widths, self._coefficients, strict=True):
+            yield kernel, slice(start, start + width), coefficient
+            start += width
+
+    def num_outputs_per_input(self, x1: Tensor, x2: Tensor) -> int:
+        """That of the first term, which all have."""
+        kernel, first, second = next(self.terms(x1, x2))
+        return kernel.num_outputs_per_input(first, second)
+
     def total(self, values: Sequence[Tensor], diag: bool = False) -> Tensor:
         """The weighted sum of the terms' entries."""
         total: Tensor | None = None
@@ -159,17 +175,23 @@ class TabulatedKernel(DerivedKernel):
     That is how a covariance whose blocks depend on all of the inputs becomes a function of two rows.
 
     Args:
-        matrix: Covariances ``(R, T)``, or ``(C, R, T)``, of the last R of T rows with all of them.
+        matrix: Covariances ``(R, T)``, or ``(C, R, T)``, of the last R of T rows with all of them; ``(R C, T C)``, outputs of
+            a row side by side, where these are coupled.
+        num_outputs: C of coupled outputs, otherwise 1.
     """
 
-    def __init__(self, matrix: Tensor) -> None:
+    def __init__(self, matrix: Tensor, num_outputs: int = 1) -> None:
         super().__init__(batch_shape=matrix.shape[:-2])
-        self._matrix = matrix
+        self._matrix, self._outputs = matrix, num_outputs
 
     @property
     def num_rows(self) -> int:
         """T."""
-        return self._matrix.shape[-1]
+        return self._matrix.shape[-1] // self._outputs
+
+    def num_outputs_per_input(self, x1: Tensor, x2: Tensor) -> int:
+        """C of coupled outputs, otherwise 1."""
+        return self._outputs
 
     @property
     def dtype(self) -> torch.dtype:
@@ -184,7 +206,7 @@ class TabulatedKernel(DerivedKernel):
     def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
         """Covariances ``(..., b, m)`` between rows of these numbers; with ``diag`` ``(..., b)``."""
         first, second = (x.detach().reshape(-1, x.shape[-2])[0].round().long() for x in (x1, x2))
-        low = self.num_rows - self._matrix.shape[-2]
+        low = self.num_rows - self._matrix.shape[-2] // self._outputs
         turned = not diag and int(first.min()) < low
         if turned:
             first, second = second, first
@@ -196,10 +218,16 @@ class TabulatedKernel(DerivedKernel):
                 "or ask "
                 "for all new inputs at once."
             )
+        first, second = self._of_outputs(first - low), self._of_outputs(second)
         if diag:
-            return self._matrix[..., first - low, second]
-        entries = self._matrix[..., _as_slice(first - low), :][..., _as_slice(second)]
+            return self._matrix[..., first, second]
+        entries = self._matrix[..., _as_slice(first), :][..., _as_slice(second)]
         return entries.mT if turned else entries
+
+    def _of_outputs(self, rows: Tensor) -> Tensor:
+        """Row numbers as numbers of the outputs of these rows."""
+        outputs = torch.arange(self._outputs, device=rows.device)
+        return (self._outputs * rows.unsqueeze(-1) + outputs).flatten()
 
     def tensors(self) -> Iterator[Tensor]:
         """The matrix."""
@@ -211,7 +239,7 @@ class TabulatedKernel(DerivedKernel):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> TabulatedKernel:
         """A copy that shares the matrix, which nobody writes to."""
-        made = TabulatedKernel(self._matrix)
+        made = TabulatedKernel(self._matrix, self._outputs)
         memo[id(self)] = made
         made.train(self.training)
         return made

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import gpytorch
 import torch
-from gpytorch.distributions import MultivariateNormal
+from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
 from gpytorch.kernels import Kernel
 from gpytorch.lazy import LazyEvaluatedKernelTensor
 from linear_operator.operators import (
@@ -21,7 +22,8 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.operators.base import KernelOperator
-from itergp.operators.blocked import BlockedOperator
+from itergp.operators.choose import make_operator
+from itergp.operators.coupled import num_outputs
 from itergp.operators.derived import CalledKernel, SumOfTerms, TabulatedKernel, clear_caches
 from itergp.operators.forms import as_form
 from itergp.operators.memory import free_memory
@@ -48,7 +50,9 @@ class Prior:
         features: What the kernel is evaluated on, ``(N, D)`` or ``(C, N, D)``: the inputs, or what ``forward`` made of
             them (deep kernels).
         num_kernels: 1 when the kernel is shared by all latent functions, otherwise C.
-        covariance: The lazy covariance as ``forward`` made it, ``(N, N)`` or ``(C, N, N)``.
+        covariance: The lazy covariance as ``forward`` made it, ``(N, N)`` or ``(C, N, N)``; ``(N C, N C)``, latent functions
+            of a row side by side, where they are coupled.
+        coupled: Whether the kernel couples the latent functions: it has C outputs per input.
     """
 
     mean: Tensor
@@ -56,6 +60,12 @@ class Prior:
     features: Tensor
     num_kernels: int
     covariance: LinearOperator
+    coupled: bool = False
+
+    @property
+    def num_outputs(self) -> int:
+        """Outputs per input of the kernel: C if it couples latent functions, otherwise 1."""
+        return self.mean.shape[1] if self.coupled else 1
 
     @property
     def tabulated(self) -> bool:
@@ -74,8 +84,8 @@ class Prior:
         """
         if not self.tabulated:
             return operator
-        settings = {"num_kernels": operator.num_kernels, "memory_budget": operator.memory_budget}
-        return BlockedOperator(self.kernel, operator.inputs, **settings)
+        settings: dict[str, Any] = {"num_kernels": operator.num_kernels, "memory_budget": operator.memory_budget}
+        return make_operator(self.kernel, operator.inputs, kind="blocked", **settings)
 
     def whole(self, first: int = 0) -> Prior:
         """The same with its covariance evaluated whole.
@@ -88,7 +98,8 @@ class Prior:
         """
         matrix = self.covariance
         size, dtype = self.mean.shape[0], self.mean.dtype
-        needed, free = self.num_kernels * size**2 * self.mean.element_size(), free_memory(self.mean.device)
+        blocks = self.num_outputs**2 if self.coupled else self.num_kernels
+        needed, free = blocks * size**2 * self.mean.element_size(), free_memory(self.mean.device)
         if needed > _MEMORY_SHARE * free:
             raise InputError(
                 f"A covariance that is no sum of kernels of two rows is evaluated whole, and must fit into "
@@ -100,7 +111,7 @@ class Prior:
             )
         with _WHOLE_ROOTS():
             dense = matrix.to_dense().to(dtype)
-        kernel = TabulatedKernel(dense[..., first:, :])
+        kernel = TabulatedKernel(dense[..., first * self.num_outputs :, :], self.num_outputs)
         numbers = torch.arange(first, size, dtype=dtype, device=dense.device).unsqueeze(-1)
         return replace(self, mean=self.mean[first:], kernel=kernel, features=numbers)
 
@@ -125,12 +136,14 @@ class Prior:
 
         Raises:
             InputError: If ``forward`` returns something else than one MultivariateNormal over the N rows (shared
-                kernel), or a batch of C of them, or if a covariance that must be evaluated whole does not fit into
-                memory.
+                kernel), a batch of C of them, or one that couples C of them, or if a covariance that must be evaluated
+                whole does not fit into memory.
         """
         num_rows = inputs[0].shape[-2]
         with gpytorch.settings.lazily_evaluate_kernels(True), _WHOLE_ROOTS():
             prior = forward(*inputs)
+        if isinstance(prior, MultitaskMultivariateNormal):
+            return cls._of_outputs(prior, num_rows, num_latents, fit=fit, renew_losses=renew_losses)
         expected = (
             f"forward must return a gpytorch MultivariateNormal over the {num_rows} input rows, shared by all "
             f"{num_latents} latent function(s) or with batch shape ({num_latents},)"
@@ -156,14 +169,57 @@ class Prior:
             none = torch.zeros_like(mean[:, :0])
             return cls(mean, gpytorch.kernels.ConstantKernel(), none, num_kernels, covariance).whole()
         kernel, features = _combine(terms, mean)
-        prior = cls(mean=mean, kernel=kernel, features=features, num_kernels=num_kernels, covariance=covariance)
-        if fit and as_form(kernel, num_kernels, features.shape[-1]) is None:
+        return cls(mean, kernel, features, num_kernels, covariance)._fitted(fit=fit, renew_losses=renew_losses)
+
+    @classmethod
+    def _of_outputs(
+        cls, prior: MultitaskMultivariateNormal, num_rows: int, num_latents: int, *, fit: bool, renew_losses: bool
+    ) -> Prior:
+        """The prior of coupled latent functions.
+
+        Raises:
+            InputError: If it is not one of C outputs side by side for each of the N rows.
+        """
+        mean, covariance = prior.loc.reshape(prior._output_shape), prior.lazy_covariance_matrix
+        size = num_rows * num_latents
+        expected = (
+            f"forward must return an interleaved MultitaskMultivariateNormal over the {num_rows} input rows and the "
+            f"{num_latents} latent function(s) of the likelihood"
+        )
+        if tuple(mean.shape) != (num_rows, num_latents) or tuple(covariance.shape) != (size, size):
+            raise InputError(
+                f"{expected}. Got a mean of shape {tuple(mean.shape)} and a covariance of shape {tuple(covariance.shape)}. "
+                "Give the likelihood as many latent functions as the kernel has outputs."
+            )
+        if not prior._interleaved and num_latents > 1:
+            raise InputError(
+                f"{expected}. Got one whose outputs are coupled and not interleaved, whose density and samples GPyTorch gets "
+                "wrong. Leave out interleaved=False."
+            )
+        terms = _kernel_terms(covariance, expected)
+        if terms is None or any(num_outputs(term.kernel, term.features) != num_latents for term in terms):
+            none = torch.zeros_like(mean[:, :0])
+            alone = gpytorch.kernels.ConstantKernel()
+            return cls(mean, alone, none, num_latents, covariance, coupled=num_latents > 1).whole()
+        kernel, features = _combine(terms, mean)
+        coupled = cls(mean, kernel, features, num_latents, covariance, coupled=num_latents > 1)
+        return coupled._fitted(fit=fit, renew_losses=renew_losses)
+
+    def _fitted(self, *, fit: bool, renew_losses: bool) -> Prior:
+        """The same once its kernel has been fitted to its rows; evaluated whole if the kernel is no function of two rows."""
+        kernel, features, kernels = self.kernel, self.features, self.num_kernels
+        if fit and as_form(kernel, kernels, features.shape[-1]) is None:
             clear_caches(kernel)
-            evaluate = partial(evaluate_diagonal, kernel, features, num_kernels, fit=True)
-            fit_state(kernel, features, evaluate, renew_losses=renew_losses)
-            if not is_function_of_two_rows(kernel, features, num_kernels):
-                return prior.whole()
-        return prior
+            own = self._variances if self.coupled else partial(evaluate_diagonal, kernel, features, kernels, fit=True)
+            fit_state(kernel, features, own, renew_losses=renew_losses)
+            if not is_function_of_two_rows(kernel, features, kernels, self.num_outputs):
+                return self.whole()
+        return self
+
+    def _variances(self) -> Tensor:
+        """Those of all outputs, by the kernel's own code, which fits its state."""
+        with gpytorch.settings.lazily_evaluate_kernels(False):
+            return self.kernel(self.features, self.features, diag=True)
 
 
 @dataclass(frozen=True)

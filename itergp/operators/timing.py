@@ -19,6 +19,7 @@ _SAMPLE_ROWS = 3072
 def seconds_of_product(operator: KernelOperator, columns: int) -> float:
     """The faster of two products with so many columns; the first also warms up, and compiles."""
     block = torch.ones(operator.num_rows, columns, dtype=operator.dtype, device=operator.device)
+    block = block.expand(operator.num_kernels, -1, -1) if operator.couples_latents else block
     seconds = []
     for _ in range(2):
         begun = time.perf_counter()
@@ -46,13 +47,15 @@ class Rates:
     def measured(cls, operator: KernelOperator) -> Rates:
         """Times products with the kernel matrix of some rows: a fraction of a second."""
         rows, kernels = sample_of_rows(operator.inputs, _SAMPLE_ROWS), operator.num_kernels
-        sample = BlockedOperator(operator.kernel, rows, num_kernels=kernels)
-        few, many = (seconds_of_product(sample, columns) for columns in (FEW_COLUMNS, FEW_COLUMNS + _COLUMNS))
-        per_multiplication = max(many - few, 0.0) / (kernels * sample.num_rows**2 * _COLUMNS)
         own = operator.timing_sample(rows)
-        if own is not None and not own.evaluates_matrix:
+        blocked = own is None or not operator.couples_latents
+        sample = BlockedOperator(operator.kernel, rows, num_kernels=kernels) if blocked else own
+        assert sample is not None
+        few, many = (seconds_of_product(sample, columns) for columns in (FEW_COLUMNS, FEW_COLUMNS + _COLUMNS))
+        per_multiplication = max(many - few, 0.0) / (sample.entries_of_pass * _COLUMNS)
+        if own is not None and not own.evaluates_matrix and not operator.couples_latents:
             seconds = seconds_of_product(own, FEW_COLUMNS) / (FEW_COLUMNS * own.num_rows)
-            return cls(few / (kernels * sample.num_rows**2 / 2), per_multiplication, seconds)
+            return cls(few / sample.entries_evaluated, per_multiplication, seconds)
         if own is not None:  # many columns are multiplied in blocks there too
             few = seconds_of_product(own, FEW_COLUMNS)
-        return cls(few / (kernels * sample.num_rows**2 / 2), per_multiplication)
+        return cls(few / sample.entries_evaluated, per_multiplication)

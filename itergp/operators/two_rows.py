@@ -23,7 +23,7 @@ _SAME = 1e-3  # relative to the largest entry, in float32; its square in float64
 _verdicts: weakref.WeakKeyDictionary[Kernel, dict[Hashable, bool]] = weakref.WeakKeyDictionary()
 
 
-def is_function_of_two_rows(kernel: Kernel, features: Tensor, num_kernels: int) -> bool:
+def is_function_of_two_rows(kernel: Kernel, features: Tensor, num_kernels: int, num_outputs: int = 1) -> bool:
     """Whether blocks of a kernel's matrix, evaluated by themselves, are blocks of the matrix evaluated whole.
 
     GPyTorch's kernels are. For others it is seen on some rows, once for every kernel module.
@@ -32,6 +32,7 @@ def is_function_of_two_rows(kernel: Kernel, features: Tensor, num_kernels: int) 
         kernel: A kernel whose state has been fitted.
         features: Rows ``(..., N, D)``.
         num_kernels: 1 for a shared kernel, otherwise C.
+        num_outputs: C of a kernel that couples latent functions, otherwise 1.
 
     Raises:
         InputError: If two evaluations of the same entries differ.
@@ -42,7 +43,7 @@ def is_function_of_two_rows(kernel: Kernel, features: Tensor, num_kernels: int) 
     kept = _verdicts.setdefault(strangers[0], {})
     key = (len(strangers), strangers[0].training, features.dtype, features.shape[-1], features.shape[-2] <= _WHOLE_ROWS)
     if key not in kept:
-        kept[key] = _agrees(kernel, features.detach(), num_kernels)
+        kept[key] = _agrees(kernel, features.detach(), 1 if num_outputs > 1 else num_kernels, num_outputs)
     return kept[key]
 
 
@@ -92,7 +93,7 @@ def _strangers(kernel: Kernel) -> list[Kernel]:
 
 
 @torch.no_grad()
-def _agrees(kernel: Kernel, features: Tensor, num_kernels: int) -> bool:
+def _agrees(kernel: Kernel, features: Tensor, num_kernels: int, num_outputs: int) -> bool:
     most = _WHOLE_ROWS if features.shape[-2] <= _WHOLE_ROWS else _SAMPLE_ROWS
     rows = sample_of_rows(features, most)
     number = rows.shape[-2]
@@ -117,9 +118,15 @@ def _agrees(kernel: Kernel, features: Tensor, num_kernels: int) -> bool:
     try:
         for i, j in parts:
             block = evaluate_kernel(twin, rows[..., i, :], rows[..., j, :], num_kernels)
-            if not same(block, whole[..., i, j]):
+            if not same(block, whole[..., _outputs(i, num_outputs), _outputs(j, num_outputs)]):
                 return False
+        if num_outputs > 1:  # whose variances are taken from blocks
+            return True
         variances = evaluate_diagonal(twin, rows[..., :middle, :], num_kernels)
     except (RuntimeError, ValueError, IndexError):  # of the kernel's author, who expects all rows
         return False
     return same(variances, whole.diagonal(dim1=-2, dim2=-1)[..., :middle])
+
+
+def _outputs(rows: slice, number: int) -> slice:
+    return slice(number * rows.start, number * rows.stop)

@@ -13,13 +13,13 @@ from itergp.posterior.precision import LowRankPrecision, marginal_covariance
 _LIFTS = (1.0, 1e2)  # of a diagonal, in units of rounding
 
 
-def dense_posterior(kernel: Tensor, root: Tensor, prior_variance: Tensor) -> tuple[LowRankPrecision, Tensor]:
+def dense_posterior(kernel: Tensor, root: Tensor, prior: Tensor) -> tuple[LowRankPrecision, Tensor]:
     """The precision with every pseudo-observation ``H^T f + noise`` as an action, and the marginals at the training inputs.
 
     Args:
-        kernel: K ``(C', N, N)``, float64.
+        kernel: K ``(C', N, N)``, or ``(1, N C, N C)`` where latent functions are coupled; float64.
         root: H ``(N, C, C)``, float64.
-        prior_variance: ``(N, C)``.
+        prior: Variances ``(N, C)``, or covariances ``(N, C, C)``.
 
     Returns:
         The precision, and covariances ``(N, C, C)``, float64.
@@ -38,15 +38,24 @@ def dense_posterior(kernel: Tensor, root: Tensor, prior_variance: Tensor) -> tup
         factor = None if factor is None else factor[known][:, known]
     exact = None if factor is None else LowRankPrecision(actions, gram, factor)
     precision = exact or LowRankPrecision.from_gram(actions, gram)
-    if kernel.shape[0] == 1:
+    if couples(kernel, size):
+        products = (kernel[0] @ actions.flatten(0, 1)).view_as(actions)
+    elif kernel.shape[0] == 1:
         products = torch.einsum("nm,mcr->ncr", kernel[0], actions)
     else:
         products = torch.einsum("cnm,mcr->ncr", kernel, actions)
-    return precision, marginal_covariance(prior_variance.double(), precision.whiten(products))
+    return precision, marginal_covariance(prior.double(), precision.whiten(products))
+
+
+def couples(kernel: Tensor, num_rows: int) -> bool:
+    """Whether a dense matrix is one of all latent values: ``(1, N C, N C)`` with C > 1."""
+    return kernel.shape[-1] != num_rows
 
 
 def apply_kernels(kernel: Tensor, block: Tensor) -> Tensor:
     """``K V`` for V ``(N, C)``."""
+    if couples(kernel, block.shape[0]):
+        return (kernel[0] @ block.reshape(-1)).view_as(block)
     if kernel.shape[0] == 1:
         return kernel[0] @ block
     return torch.bmm(kernel, block.mT.unsqueeze(-1)).squeeze(-1).mT
@@ -79,7 +88,10 @@ def _lifted(kernel: Tensor, root: Tensor) -> Iterator[Tensor]:
 def joint_matrix(kernel: Tensor, root: Tensor) -> Tensor:
     """``I + H^T K H`` ``(N C, N C)``, row-major."""
     size, latents = root.shape[:2]
-    if kernel.shape[0] == 1:
+    if couples(kernel, size):
+        half = torch.bmm(root.mT, kernel[0].view(size, latents, -1)).view(-1, size, latents)
+        inside = torch.einsum("imc,mcb->imb", half, root)
+    elif kernel.shape[0] == 1:
         inside = torch.einsum("nca,mcb->namb", root, root) * kernel[0][:, None, :, None]
     else:
         inside = torch.einsum("cnm,nca,mcb->namb", kernel, root, root)

@@ -16,7 +16,7 @@ from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.persistence import DERIVED
 from itergp.posterior.dense import apply_kernels, dense_posterior
 from itergp.posterior.local_actions import LocalActions, functionals_of, reduced
-from itergp.posterior.precision import Actions, LowRankPrecision, marginal_covariance, multiply
+from itergp.posterior.precision import Actions, LowRankPrecision, as_row_covariance, marginal_covariance, multiply
 from itergp.posterior.problem import Problem
 from itergp.posterior.warm_start import WarmStart
 
@@ -192,9 +192,9 @@ class Posterior:
     def _shared_marginals(self, problem: Problem) -> Tensor:
         """Marginal covariances at the training inputs that the precision's actions alone give ``(N, C, C)``."""
         assert self.products is not None
-        variance, marginals = problem.prior_variance(), torch.empty_like(self.latent_covariance)
-        for i in slices(variance.shape[0], _CHUNK_ROWS):
-            marginals[i] = marginal_covariance(variance[i], self.precision.whiten(self.products[i]))
+        prior, marginals = problem.prior_marginals(), torch.empty_like(self.latent_covariance)
+        for i in slices(prior.shape[0], _CHUNK_ROWS):
+            marginals[i] = marginal_covariance(prior[i], self.precision.whiten(self.products[i]))
         return marginals
 
 
@@ -251,7 +251,7 @@ def exact_covariance(problem: Problem, curvature: Tensor, extra: Tensor | None =
     kernel = (operator.entries(everything, everything) if extra is None else operator.dense()).double()
     values, vectors = curvature_eigen(curvature)
     root = (vectors * values.sqrt().unsqueeze(-2)).double()
-    precision, covariance = dense_posterior(kernel, root, problem.prior_variance())
+    precision, covariance = dense_posterior(kernel, root, problem.prior_marginals())
     precision = replace(precision, actions=precision.actions.to(problem.mean))
     product = None if extra is None else apply_kernels(kernel, extra.double()).to(extra)
     return CovarianceResult(precision, covariance.to(problem.mean), None, extra=product)
@@ -337,8 +337,8 @@ def _condition(
     support: Tensor | None = None,
 ) -> CovarianceResult:
     """Marginals at the training inputs, a block of rows at a time: whitened products of all are as large as the products."""
-    variance = problem.prior_variance()
-    latent_covariance = variance.new_empty(*variance.shape, variance.shape[-1])
+    prior, (own_rows, latents) = problem.prior_marginals(), products.shape[:2]
+    latent_covariance = prior.new_empty(own_rows, latents, latents)
     local, hoods, near = None, None, None
     order = torch.arange(problem.operator.num_own_rows, device=products.device)
     if num_neighbours > 0 and precision.rank > 0:  # without actions there is no whitening to build upon
@@ -357,7 +357,7 @@ def _condition(
     for i in problem.rows.chunks(problem.num_rows, _CHUNK_ROWS if local is None else local.chunk_rows):
         own = order[i]
         whitened = precision.whiten(products[own])
-        covariance = marginal_covariance(variance[own], whitened)
+        covariance = marginal_covariance(prior[own], whitened)
         if local is not None and hoods is not None and near is not None:
             inputs = problem.kernel_operator.inputs[..., own + problem.rows.start(), :]
             covariance = reduced(covariance, local.reduction(hoods, inputs, whitened, near.part(i)))
@@ -369,5 +369,5 @@ def prior_covariance(problem: Problem) -> CovarianceResult:
     """No actions: the prior's covariance."""
     actions = Actions.empty(problem.mean)
     precision = LowRankPrecision.from_products(actions, actions.values, problem.rows)
-    covariance = torch.diag_embed(problem.prior_variance())
+    covariance = as_row_covariance(problem.prior_marginals())
     return CovarianceResult(precision, covariance, actions.values)

@@ -119,8 +119,10 @@ def multiply(operator: AbstractOperator, block: Tensor) -> Tensor:
 
 
 def columns_times(entries: Tensor, block: Tensor) -> Tensor:
-    """Kernel entries ``(C', b, m)`` times a block ``(m, C, k)``: ``(b, C, k)``."""
-    latents, width = block.shape[1:]
+    """Kernel entries ``(C', b, m)``, or ``(1, b C, m C)``, times a block ``(m, C, k)``: ``(b, C, k)``."""
+    size, latents, width = block.shape
+    if entries.shape[-1] != size:  # of coupled latent functions
+        return (entries[0] @ block.flatten(0, 1)).unflatten(0, (-1, latents))
     if entries.shape[0] == 1:
         return (entries[0] @ block.flatten(1)).unflatten(-1, (latents, width))
     return torch.bmm(entries, block.movedim(1, 0)).movedim(0, 1)
@@ -196,9 +198,21 @@ def _ever_more_definite(gram: Tensor) -> Iterator[Tensor]:
     yield lifted(gram, _LIFTED * gram.shape[0] * torch.finfo(gram.dtype).eps)
 
 
-def marginal_covariance(prior_variance: Tensor, whitened: Tensor) -> Tensor:
-    """Per-row covariances ``(M, C, C)`` from prior variances ``(M, C)`` and Q ``(M, C, r)``; the diagonal is not negative."""
+def marginal_covariance(prior: Tensor, whitened: Tensor) -> Tensor:
+    """Per-row covariances ``(M, C, C)``; the diagonal is not negative.
+
+    Args:
+        prior: Variances ``(M, C)`` of latent functions that are independent, or covariances ``(M, C, C)``.
+        whitened: Q ``(M, C, r)``.
+    """
     covariance = -torch.bmm(whitened, whitened.mT)
+    if prior.dim() == 3:
+        covariance, prior = covariance + prior, torch.zeros_like(prior[..., 0])
     diagonal = covariance.diagonal(dim1=-2, dim2=-1)
-    diagonal.copy_((diagonal + prior_variance).clamp_min(0.0))
+    diagonal.copy_((diagonal + prior).clamp_min(0.0))
     return covariance
+
+
+def as_row_covariance(prior: Tensor) -> Tensor:
+    """Prior covariances ``(M, C, C)`` from variances ``(M, C)``, or as they are."""
+    return prior if prior.dim() == 3 else torch.diag_embed(prior)

@@ -93,6 +93,8 @@ class Problem:
         R can be large where K says next to nothing, and a singular K is indefinite by rounding.
         """
         size = self.rows.all_reduce_sum(residual.double().square().sum(0))
+        if self.operator.couples_latents:  # as many entries again for every other latent function
+            size = self.num_latents * size
         return _ENTRIES * torch.finfo(residual.dtype).eps * float((self._largest_variance * size).sum())
 
     @cached_property
@@ -103,6 +105,11 @@ class Problem:
     def prior_variance(self) -> Tensor:
         """``k_c(x_n, x_n)`` at the training inputs, ``(N, C)``."""
         return self.operator.diagonal().detach().mT.expand(self.mean.shape)
+
+    def prior_marginals(self) -> Tensor:
+        """``prior_variance``, or covariances ``(N, C, C)`` where latent functions are coupled."""
+        operator = self.operator
+        return operator.row_covariance().detach() if operator.couples_latents else self.prior_variance()
 
 
 def inner(first: Tensor, second: Tensor) -> float:

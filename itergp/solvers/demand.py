@@ -24,6 +24,7 @@ class ProblemSize:
         processes: That share the rows.
         has_neighbours: Whether kernel entries among the neighbours of an input can be had.
         neighbours_pay: Whether rows near to an input say much about it that few actions do not.
+        coupled: Whether latent functions are coupled; C' is C then.
     """
 
     num_rows: int
@@ -36,6 +37,7 @@ class ProblemSize:
     processes: int = 1
     has_neighbours: bool = True
     neighbours_pay: bool = True
+    coupled: bool = False
 
     def neighbours(self, number: int) -> int:
         """Bytes of the neighbours of N rows: their numbers, and kernel entries among them where these are kept."""

@@ -14,7 +14,7 @@ from itergp.errors import InputError
 from itergp.numerics.blocks import apply_blocks, curvature_root
 from itergp.numerics.line_search import backtrack
 from itergp.persistence import DERIVED
-from itergp.posterior.dense import apply_kernels, dense_posterior, factorise
+from itergp.posterior.dense import apply_kernels, couples, dense_posterior, factorise
 from itergp.posterior.posterior import Posterior, prior_covariance
 from itergp.posterior.precision import LowRankPrecision
 from itergp.posterior.problem import Problem, inner
@@ -86,7 +86,8 @@ class DenseNewton(BaseSolver[DenseState]):
     """Newton's method with dense float64 matrices and a line search: GPML algorithms 3.1 and 3.3.
 
     One latent function costs ``N^3`` per step. Several are solved jointly, ``(N C)^3``, up to N C = 8,000; beyond that
-    the softmax is solved by algorithm 3.3, ``(C + 1) N^3``, for the mode only (``covariance=False``).
+    the softmax is solved by algorithm 3.3, ``(C + 1) N^3``, for the mode only (``covariance=False``), if its latent functions
+    are not coupled.
 
     Args:
         tolerance: Gap to the mode at which to stop, in nats per row; default 1e-16.
@@ -135,7 +136,8 @@ class DenseNewton(BaseSolver[DenseState]):
             InputError: If there are too many latent values.
         """
         joint = problem.num_rows * problem.num_latents
-        if joint > _JOINT_LIMIT and (self.covariance or not _is_softmax(problem)) and problem.num_latents > 1:
+        alone = _is_softmax(problem) and not problem.operator.couples_latents
+        if joint > _JOINT_LIMIT and (self.covariance or not alone) and problem.num_latents > 1:
             raise InputError(
                 f"DenseNewton solves at most N C = {_JOINT_LIMIT:,} latent values jointly. Got {joint:,}. Use SubspaceNewton, "
                 "or DenseNewton(covariance=False) for the Laplace mode of a softmax."
@@ -188,7 +190,7 @@ class DenseNewton(BaseSolver[DenseState]):
         """V after a full Newton step: ``(K + W^+) V = f - m + W^+ g`` without the inverse of W."""
         centred = state.latent_values - problem.mean.double()
         b = apply_blocks(state.curvature, centred) + state.gradient
-        if b.numel() > _JOINT_LIMIT and b.shape[1] > 1:
+        if b.numel() > _JOINT_LIMIT and b.shape[1] > 1 and not couples(state.kernel, b.shape[0]):
             return _softmax_weights(state, b, problem.site.observations.sample_weight)
         root = curvature_root(state.curvature)
         _, factor = factorise(state.kernel, root)
@@ -212,7 +214,7 @@ class DenseNewton(BaseSolver[DenseState]):
         curvature = state.curvature
         if self.covariance:
             curvature = problem.site.covariance_curvature(state.latent_values, state.curvature)
-            precision, covariance = dense_posterior(state.kernel, curvature_root(curvature), problem.prior_variance())
+            precision, covariance = dense_posterior(state.kernel, curvature_root(curvature), problem.prior_marginals())
         else:
             result = prior_covariance(problem)
             precision, covariance = result.precision, result.latent_covariance

@@ -72,4 +72,4 @@ def test_gpytorchs_examples_with_the_base_class_exchanged(tmp_path):
 def test_the_table_says_why():
     assert all(outcome in ("pass", "refused", "irrelevant") for outcome, *_ in TABLE.values())
     assert all(len(entry) == (1 if entry[0] == "pass" else 2) for entry in TABLE.values())
-    assert sum(entry[0] == "pass" for entry in TABLE.values()) >= 57
+    assert sum(entry[0] == "pass" for entry in TABLE.values()) >= 66

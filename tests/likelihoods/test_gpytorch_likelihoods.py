@@ -153,9 +153,10 @@ def _heteroskedastic() -> gl.Likelihood:
 
 
 REFUSED = {
-    "multitask": (
-        lambda: gl.MultitaskGaussianLikelihood(num_tasks=2, rank=1),
-        r"Got MultitaskGaussianLikelihood\. Fit one model per output",
+    "list": (lambda: gl.LikelihoodList(gl.GaussianLikelihood()), r"Got LikelihoodList\. Use Multitask"),
+    "singular": (
+        lambda: gl.MultitaskGaussianLikelihood(num_tasks=2, rank=1, has_global_noise=False),
+        r"must be positive definite\. Got rank 1 for 2 outputs",
     ),
     "heteroskedastic": (_heteroskedastic, r"needs the inputs\. Use itergp\.likelihoods\.HeteroscedasticGaussian"),
     "batch of noises": (lambda: gl.GaussianLikelihood(batch_shape=torch.Size([2])), r"Got shape \(2, 1\)\. Leave out"),
@@ -301,16 +302,28 @@ def test_independent_outputs_learn():
     assert result.records[-1].objective > result.records[0].objective
 
 
-def test_outputs_that_are_not_independent_are_refused():
+def test_missing_outputs():
     y = torch.stack([Y, Y.flip(0)], -1)
     y[3, 0] = torch.nan
-    with pytest.raises(InputError, match=r"must all be missing, or none\. .* Fit one model per output"):
-        _outputs(y=y, missing_targets=True)
-    y[3] = torch.nan
-    model = _outputs(y=y, missing_targets=True).train()
-    assert float(model.sample_weight[3]) == 0.0
-    with pytest.raises(InputError, match="takes all rows alike"):
-        gpytorch.ExactMarginalLogLikelihood(model.likelihood, model)(model(X), model.train_targets)
+    with pytest.raises(InputError, match=r"must be finite\. Got NaN value"):
+        _outputs(y=y).eval()(X)
+    for missing in ((3, 0), (3,)):
+        y[missing] = torch.nan
+        model = _outputs(y=y, missing_targets=True, solver=DenseNewton()).train()
+        mll = gpytorch.ExactMarginalLogLikelihood(model.likelihood, model)
+        with pytest.raises(InputError, match="takes all rows alike"):
+            mll(model(X), model.train_targets)
+        with gpytorch.settings.observation_nan_policy("mask"):
+            expected = mll(model(X), model.train_targets) * y.numel()
+        for objective in (ComputationAwareELBO, LaplaceEvidence):
+            value = objective(model.likelihood, model, initialise_kernel=False)(model(X), model.train_targets)
+            assert_close(value * len(Y), expected, "posterior")
+    weighted = _outputs(y=y, missing_targets=True, sample_weight=torch.full_like(Y, 2.0)).train()
+    with gpytorch.settings.observation_nan_policy("mask"), pytest.raises(InputError, match="takes all rows alike"):
+        gpytorch.ExactMarginalLogLikelihood(weighted.likelihood, weighted)(weighted(X), weighted.train_targets)
+
+
+def test_outputs_of_the_wrong_shape_are_refused():
     with pytest.raises(InputError, match=r"must have shape \(N, 2\) for MultitaskGaussianLikelihood\. Got \(30,\)"):
         _outputs(y=Y)
     with pytest.raises(InputError, match=r"must be one per output\. Got a batch of such"):

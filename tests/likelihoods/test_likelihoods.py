@@ -347,8 +347,10 @@ def test_softmax_with_as_many_rows_as_classes():
     [
         ("bernoulli", r"`likelihood` must be an itergp or GPyTorch likelihood\. Got str\. Use for example"),
         (None, r"must be an itergp or GPyTorch likelihood\. Got NoneType"),
-        (gl.MultitaskGaussianLikelihood(2, rank=1), r"one likelihood of one output per row\. Got MultitaskGaussian"),
-        (gl.LikelihoodList(gl.GaussianLikelihood()), r"one output per row\. Got LikelihoodList\. Fit one model per"),
+        (
+            gl.LikelihoodList(gl.GaussianLikelihood()),
+            r"of a row's outputs\. Got LikelihoodList\. Use MultitaskGaussian",
+        ),
     ],
 )
 def test_what_is_no_likelihood(bad, match):
@@ -1021,7 +1023,7 @@ def test_the_grid_is_complete():
     exported = [
         getattr(likelihoods, name) for name in likelihoods.__all__ if isinstance(getattr(likelihoods, name), type)
     ]
-    abstract = {Likelihood, SingleLatentLikelihood, AutomaticLikelihood}
+    abstract = {Likelihood, SingleLatentLikelihood, AutomaticLikelihood, likelihoods.IndependentOutputsLikelihood}
     members = {kind for kind in exported if issubclass(kind, Likelihood)} - abstract
     assert {type(case.make()) for case in CASES.values()} == members
     assert isinstance(as_likelihood(Censored()), AutomaticLikelihood)

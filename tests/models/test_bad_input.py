@@ -156,7 +156,7 @@ def test_options(options, match):
 
 
 @pytest.mark.parametrize(
-    "likelihood", ["bernoulli", None, BernoulliLikelihood, gl.MultitaskGaussianLikelihood(num_tasks=2, rank=1)]
+    "likelihood", ["bernoulli", None, BernoulliLikelihood, gl.LikelihoodList(gl.GaussianLikelihood())]
 )
 def test_likelihoods(likelihood):
     with pytest.raises(InputError, match=r"`likelihood` must be (an itergp or GPyTorch likelihood|one likelihood of)"):

@@ -14,6 +14,7 @@ from gpytorch.kernels import (
     Kernel,
     LinearKernel,
     MaternKernel,
+    MultitaskKernel,
     PeriodicKernel,
     PolynomialKernel,
     ProductKernel,
@@ -22,7 +23,7 @@ from gpytorch.kernels import (
     ScaleKernel,
 )
 from gpytorch.kernels import keops as keops_kernels
-from gpytorch.means import ConstantMean, LinearMean, ZeroMean
+from gpytorch.means import ConstantMean, LinearMean, MultitaskMean, ZeroMean
 from helpers import DTYPES, assert_close, keops_test, make_batch_kernel, make_inputs, make_kernel, needs_pykeops
 
 from itergp import InputError
@@ -741,14 +742,19 @@ def test_prior_of_the_wrong_shape():
         r"Got a (mean|covariance) of shape \(5, 12",
     )
     _bad(lambda x: MultivariateNormal(ZeroMean()(x), make_batch_kernel(3).double()(x)), r"of shape \(3, 12", latents=1)
-    tasks = ConstantMean(batch_shape=torch.Size([2]))
-    _bad(
-        lambda x: MultitaskMultivariateNormal.from_batch_mvn(
-            MultivariateNormal(tasks(x), make_batch_kernel(2).double()(x))
-        ),
-        r"Got ",
-        latents=2,
-    )
+
+
+def test_prior_of_other_outputs_than_the_likelihoods():
+    x, mean = make_inputs(12, COLUMNS), MultitaskMean(ConstantMean(), num_tasks=2)
+    kernel = MultitaskKernel(make_kernel(), num_tasks=2).double()
+
+    def forward(x, **options):
+        return MultitaskMultivariateNormal(mean(x).double(), kernel(x), **options)
+
+    with pytest.raises(InputError, match=r"and the 3 latent function\(s\).*Got a mean of shape \(12, 2\)"):
+        Prior.from_forward(forward, (x,), 3)
+    with pytest.raises(InputError, match=r"Got one whose outputs are coupled and not interleaved"):
+        Prior.from_forward(lambda x: forward(x, interleaved=False), (x,), 2)
 
 
 # ------------------------------------------------------------------- the grid

@@ -359,7 +359,7 @@ class IterNCGP(BaseSolver[IterNCGPState]):
                 state = self._certified(problem, state)
             iterate, belief = self._covariance_belief(problem, iterate, buffer)
             precision, mix = belief.precision()
-            covariance = belief.marginal_covariance(precision, mix, problem.prior_variance())
+            covariance = belief.marginal_covariance(precision, mix, problem.prior_marginals())
         return Posterior(
             representer_weights=iterate.weights,
             latent_values=iterate.latent_values,

@@ -14,7 +14,7 @@ from itergp.numerics.spectral import leading_eigenvectors, whitening
 from itergp.operators import KernelOperator
 from itergp.operators.kernel_blocks import multiply_rows
 from itergp.persistence import DERIVED
-from itergp.posterior.precision import LowRankPrecision, multiply
+from itergp.posterior.precision import LowRankPrecision, as_row_covariance, multiply
 from itergp.solvers.iterncgp.action_buffer import ActionBuffer, inner_product
 from itergp.solvers.iterncgp.noise import Noise
 from itergp.solvers.proposals import Proposal, values_and_rows
@@ -221,9 +221,15 @@ class LinearBelief:
         actions = self.buffer.combine(mix)
         return LowRankPrecision.from_gram(actions, 0.5 * (gram + gram.mT)), mix
 
-    def marginal_covariance(self, precision: LowRankPrecision, mix: Tensor, prior_variance: Tensor) -> Tensor:
-        """Covariances between the latent functions of each row ``(N, C, C)``, chunk by chunk."""
-        covariance = torch.diag_embed(prior_variance.clone())
+    def marginal_covariance(self, precision: LowRankPrecision, mix: Tensor, prior: Tensor) -> Tensor:
+        """Covariances between the latent functions of each row ``(N, C, C)``, chunk by chunk.
+
+        Args:
+            precision: C.
+            mix: Mixing of S that gives its actions.
+            prior: Variances ``(N, C)``, or covariances ``(N, C, C)``.
+        """
+        covariance = as_row_covariance(prior).clone()
         eye = torch.eye(precision.rank).to(precision.factor)
         root = mix @ torch.linalg.solve_triangular(precision.factor, eye, upper=False).mT
         for rows, part in self.buffer.marginals(root):

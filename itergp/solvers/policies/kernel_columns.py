@@ -9,7 +9,7 @@ from torch import Tensor
 
 from itergp.checks import require_positive
 from itergp.errors import InputError
-from itergp.operators.kernel_blocks import kernel_columns
+from itergp.operators.kernel_blocks import joint_columns, kernel_columns
 from itergp.solvers.policies.base import BasePolicy, View, columns
 
 
@@ -50,7 +50,10 @@ class KernelColumns(BasePolicy):
         start = view.index * self.width
         if start >= points.shape[-2]:
             return None
-        block = kernel_columns(view.kernel_operator, points[..., start : start + self.width, :])  # (C', N, width)
+        points = points[..., start : start + self.width, :]
+        if view.operator.couples_latents:
+            return joint_columns(view.kernel_operator, points).flatten(2)
+        block = kernel_columns(view.kernel_operator, points)  # (C', N, width)
         if view.operator.num_kernels == 1:
             return columns(block[0], view.shape[1])
         return torch.einsum("cnk,cd->nckd", block, torch.eye(view.shape[1]).to(block)).flatten(2)

@@ -34,11 +34,12 @@ def leading_actions(space: SearchSpace, curvature: Tensor, rank: int, seed: int 
     rank = min(rank, size * latents)
     if rank == 0:
         return Actions.empty(curvature[..., 0])
-    available = latents * space.rank
+    available = space.coordinate_sets(latents) * space.rank
     if available == 0:
         directions = curvature.new_zeros(own, latents, 0)
     else:
-        directions = _latent_blocks(space, leading_directions(space, curvature, min(rank, available), seed))
+        leading = leading_directions(space, curvature, min(rank, available), seed)
+        directions = space.blocks_at(leading, slice(None), latents)
     if rank > available:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(size * latents, generator=generator)
@@ -52,8 +53,9 @@ def leading_actions(space: SearchSpace, curvature: Tensor, rank: int, seed: int 
 
 
 def leading_directions(space: SearchSpace, curvature: Tensor, rank: int, seed: int = 0) -> Tensor:
-    """Leading eigenvectors ``(C, B, rank)`` of the information ``T^T W T``."""
-    latents, size = curvature.shape[-1], curvature.shape[-1] * space.rank
+    """Leading eigenvectors ``(C, B, rank)`` of the information ``T^T W T``, C the space's ``coordinate_sets``."""
+    latents = space.coordinate_sets(curvature.shape[-1])
+    size = latents * space.rank
     if size <= _DENSE_LIMIT:
         vectors = space.partition.broadcast(
             leading_eigenvectors(data_information(space, curvature), rank, descending=True)
@@ -72,21 +74,10 @@ def leading_directions(space: SearchSpace, curvature: Tensor, rank: int, seed: i
     return vectors.view(latents, space.rank, -1)
 
 
-def _latent_blocks(space: SearchSpace, coordinates: Tensor, rows: slice = slice(None)) -> Tensor:
-    """``T X`` ``(n, C, k)`` at some of the rows, for coordinates ``(C, B, k)``."""
-    products, last = space.products[:, rows], space.products.shape[0] - 1
-    values = coordinates.to(products)
-    blocks = values.new_empty(products.shape[1], values.shape[0], values.shape[2])
-    for c in range(values.shape[0]):  # a broadcast product would copy T for every latent function
-        blocks[:, c] = products[min(c, last)] @ values[c]
-    return blocks
-
-
 def _apply_information(space: SearchSpace, curvature: Tensor, coordinates: Tensor) -> Tensor:
     """``T^T W T X`` ``(C, B, k)``, float64, for coordinates ``(C, B, k)``."""
-    applied, last = torch.zeros_like(coordinates), space.products.shape[0] - 1
+    applied = torch.zeros_like(coordinates)
     for rows in slices(curvature.shape[0], _CHUNK_ROWS):
-        weighted = torch.bmm(curvature[rows], _latent_blocks(space, coordinates, rows))
-        for c in range(applied.shape[0]):
-            applied[c] += space.products[min(c, last), rows].mT @ weighted[:, c]
+        blocks = space.blocks_at(coordinates, rows, curvature.shape[-1])
+        applied += space.project_blocks(torch.bmm(curvature[rows], blocks), rows)
     return space.partition.all_reduce_sum(applied)

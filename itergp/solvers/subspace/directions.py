@@ -8,18 +8,23 @@ from itergp.numerics.rounding import thresholds
 from itergp.numerics.spectral import whitening
 from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.solvers.proposals import Proposal, dense_block, values_and_rows
+from itergp.solvers.subspace.search_space import SearchSpace
 
 
-def shared_directions(proposal: Proposal, like: Tensor, rows: RowPartition = ALL_ROWS) -> Tensor:
-    """The columns of all latent functions of a proposal: an orthonormal basis ``(N, k)`` of their span.
+def shared_directions(
+    proposal: Proposal, like: Tensor, rows: RowPartition = ALL_ROWS, space: SearchSpace | None = None
+) -> Tensor:
+    """The directions of a proposal: an orthonormal basis ``(N, k)`` of their span.
 
     Args:
         proposal: Actions ``(N, C, k)`` or of a few rows.
         like: Any tensor ``(N, C)``, for shape and dtype.
         rows: Which of the N rows are here.
+        space: The space that they are to join; without it the columns of all latent functions are the directions.
     """
     _, few = values_and_rows(proposal)
-    block = dense_block(proposal, like).flatten(1).to(like)
+    block = dense_block(proposal, like).to(like)
+    block = block.flatten(1) if space is None else space.as_directions(block)
     block = block[:, rows.all_reduce_max(block.abs().amax(0)) > 0.0]
     if few is not None and block.shape[1] > block.shape[0]:
         block = block.unique(dim=1)

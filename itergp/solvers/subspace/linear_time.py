@@ -32,10 +32,9 @@ from itergp.solvers.run.budget import Budget
 from itergp.solvers.subspace.actions import leading_actions
 from itergp.solvers.subspace.newton import Iterate, evaluate, minimise
 from itergp.solvers.subspace.recycled import RecycledSpace, recycled_space
-from itergp.solvers.subspace.search_space import SearchSpace
 from itergp.solvers.subspace.search_state import SearchState
 from itergp.solvers.subspace.subspace_newton import SubspaceNewton
-from itergp.solvers.subspace.support_space import SupportSpace
+from itergp.solvers.subspace.support_space import JointSupportSpace, SupportSpace, start_support
 
 _DEFAULT_SUPPORT = 4096
 _DEFAULT_TOLERANCE = 1e-4
@@ -55,7 +54,7 @@ _PRODUCTS = 100  # products with the space in the Newton steps of a stage
 class LinearTimeState(SearchState):
     """State of ``LinearTimeNewton``: the space, the iterate in it, and where it comes from."""
 
-    space: SupportSpace
+    space: SupportSpace | JointSupportSpace
     iterate: Iterate
     memory: Memory = field(default_factory=Memory)
     proposals: int = 0
@@ -179,7 +178,8 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
 
     def demand(self, size: ProblemSize) -> Demand:
         """What a solve of this size is expected to need: the largest support."""
-        bytes_per_column = size.num_kernels * size.itemsize
+        coupled = size.num_latents if size.coupled else 1  # columns of every row of the support
+        bytes_per_column = size.num_kernels * size.itemsize * coupled
         rows, budget = size.num_rows * size.processes, size.memory_budget * size.processes
         support = self._most(rows, size.num_latents, bytes_per_column, budget)
         latents, rank, neighbours = size.num_latents, 0, 0
@@ -187,14 +187,15 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
             neighbours = self._neighbours(rows, latents, pay=size.neighbours_pay) if size.has_neighbours else 0
             rank = self._covariance_rank(neighbours)
         stages = 2 if size.variational else 1
-        columns, cells = size.num_kernels * support, size.num_rows * size.num_kernels * support
+        columns = size.num_kernels * support * coupled
+        cells = size.num_rows * columns
         work = cells * (support + latents * (rank + stages * _PRODUCTS))
         polish = None if self.polish is None else self.polish.demand(size)
         memory = {
             "products with the support": size.array(columns),
             "covariance": 3 * size.array(latents * rank),  # products with the actions, twice, and what neighbours need
             "neighbours": size.neighbours(neighbours),
-            "directions and small matrices": (4 * size.num_kernels + size.num_latents) * support**2 * 8,
+            "directions and small matrices": (4 * size.num_kernels + size.num_latents) * coupled * support**2 * 8,
             "rows": likelihood_memory(size),
         }
         if polish is None:
@@ -204,8 +205,9 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
     # ------------------------------------------------------------------- start
     def init(self, problem: Problem, warm_start: Solution | None = None) -> LinearTimeState:
         """Starts at the prior mean, or from an earlier solution's support and weights."""
-        space, settled = SupportSpace.start(problem.kernel_operator, self._limit(problem)), False
-        coordinates = torch.zeros(problem.num_latents, 0, dtype=torch.float64, device=problem.mean.device)
+        space, settled = start_support(problem.kernel_operator, self._limit(problem)), False
+        sets = space.coordinate_sets(problem.num_latents)
+        coordinates = torch.zeros(sets, 0, dtype=torch.float64, device=problem.mean.device)
         recycled = recycled_space(warm_start)
         if (
             warm_start is not None
@@ -227,6 +229,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
     def _limit(self, problem: Problem) -> int:
         operator = problem.kernel_operator
         size = problem.mean.element_size() * operator.num_kernels
+        size *= problem.num_latents if operator.couples_latents else 1
         budget = operator.memory_budget * operator.rows.num_processes
         return self._most(operator.num_rows, problem.num_latents, size, budget)
 
@@ -330,8 +333,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
         else:
             rank = rank if final else max(1, rank // _PRELIMINARY_SHARE)
             support, rows = space.rows, problem.rows
-            on_support = SearchSpace(space.directions, rows.select(space.products, support, 1), space.gram)
-            actions = leading_actions(on_support, rows.select(curvature, support), rank)
+            actions = leading_actions(space.on_support(), rows.select(curvature, support), rank)
             actions = replace(actions, values=rows.broadcast(actions.values))
             products = self._products(problem, actions.values, support)
             result = support_covariance(problem, actions, curvature, products, support, num_neighbours=neighbours)

@@ -13,36 +13,35 @@ _CHUNK_ROWS = 65_536
 _CHUNK_COLUMNS = 512
 
 
-def weighted_gram(space: SearchSpace, weights: Tensor, first: int, second: int) -> Tensor:
-    """``T_first^T diag(weights) T_second`` ``(B, B)``, float64."""
-    return space.partition.all_reduce_sum(_own_gram(space, weights, first, second))
+def information_block(space: SearchSpace, curvature: Tensor, first: int, second: int) -> Tensor:
+    """``T_c^T W_cd T_d`` ``(B, B)``, float64, for two of the space's ``coordinate_sets``."""
+    return space.partition.all_reduce_sum(_own_information(space, curvature, first, second))
 
 
 def data_information(space: SearchSpace, curvature: Tensor) -> Tensor:
     """``T^T W T`` ``(C B, C B)``, float64: the information of the data about the coordinates, class-major."""
-    latents, rank = curvature.shape[-1], space.rank
-    matrix = space.gram.new_empty(latents * rank, latents * rank)
-    for c in range(latents):
-        for d in range(c, latents):
-            block = _own_gram(space, curvature[:, c, d], c, d)
+    sets, rank = space.coordinate_sets(curvature.shape[-1]), space.rank
+    matrix = space.gram.new_empty(sets * rank, sets * rank)
+    for c in range(sets):
+        for d in range(c, sets):
+            block = _own_information(space, curvature, c, d)
             rows, cols = slice(c * rank, (c + 1) * rank), slice(d * rank, (d + 1) * rank)
             matrix[rows, cols] = block
             matrix[cols, rows] = block.mT
     return space.partition.all_reduce_sum(matrix)
 
 
-def _own_gram(space: SearchSpace, weights: Tensor, first: int, second: int) -> Tensor:
-    """The own rows' part of ``weighted_gram``, above the diagonal where it is symmetric, some rows at a time."""
-    last = space.products.shape[0] - 1
-    left, right = space.products[min(first, last)], space.products[min(second, last)]
-    symmetric = min(first, last) == min(second, last)
-    matrix = torch.zeros(space.rank, space.rank, dtype=torch.float64, device=left.device)
+def _own_information(space: SearchSpace, curvature: Tensor, first: int, second: int) -> Tensor:
+    """The own rows' part of ``information_block``, above the diagonal where it is symmetric, some rows at a time."""
+    symmetric = space.same_products(first, second)
+    matrix = torch.zeros(space.rank, space.rank, dtype=torch.float64, device=space.products.device)
     columns = slices(space.rank, _CHUNK_COLUMNS)
-    for i in slices(left.shape[0], _CHUNK_ROWS):
-        weighted = (left[i] * weights[i].unsqueeze(-1)).mT
+    for i in slices(curvature.shape[0], _CHUNK_ROWS):
+        weighted = space.weighted_products(curvature, first, second, i).mT
+        right = space.products_of(second, i)
         for j in columns:
             above = slice(0, j.stop) if symmetric else slice(None)
-            matrix[above, j] += weighted[above] @ right[i, j]
+            matrix[above, j] += weighted[above] @ right[:, j]
     for j in columns if symmetric else []:
         matrix[j, : j.start] = matrix[: j.start, j].mT
     return matrix
@@ -51,7 +50,7 @@ def _own_gram(space: SearchSpace, weights: Tensor, first: int, second: int) -> T
 def newton_matrix(space: SearchSpace, curvature: Tensor) -> Tensor:
     """``blockdiag(S^T K S) + T^T W T`` ``(C B, C B)``, float64, class-major."""
     matrix = data_information(space, curvature)
-    for c in range(curvature.shape[-1]):
+    for c in range(space.coordinate_sets(curvature.shape[-1])):
         block = slice(c * space.rank, (c + 1) * space.rank)
         matrix[block, block] += space.gram[min(c, space.gram.shape[0] - 1)]
     return matrix

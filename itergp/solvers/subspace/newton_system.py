@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from itergp.solvers.subspace.newton_matrix import newton_matrix, robust_cholesky, weighted_gram
+from itergp.solvers.subspace.newton_matrix import information_block, newton_matrix, robust_cholesky
 from itergp.solvers.subspace.search_space import SearchSpace
 
 _DENSE_LIMIT = 500
@@ -45,13 +45,14 @@ class NewtonSystem:
             weigh: Its product with a block ``(N, C)``.
         """
         latents, rank = right.shape
-        few = latents == 1 and self.space.partition.global_size(curvature.shape[0]) * rank**2 <= _DENSE_WORK
+        size = self.space.partition.global_size(self.space.products.shape[1])
+        few = latents == 1 and size * rank**2 <= _DENSE_WORK
         if few or latents * rank <= _DENSE_LIMIT:
             factor = robust_cholesky(newton_matrix(self.space, curvature), self.space.products.dtype)
             return torch.cholesky_solve(right.reshape(-1, 1), factor).reshape(latents, rank)
         X, residual = torch.zeros_like(right), right
         if self._preconditioner is not None:
-            step = _work_of_step(self.space.partition.global_size(curvature.shape[0]), rank, latents)
+            step = _work_of_step(size, rank, latents)
             most = _FEW_STEPS + self._preconditioner.work // step
             X, residual, close = self._descend(right, X, residual, weigh, self._preconditioner, most)
             if close:
@@ -101,16 +102,15 @@ class Preconditioner:
     """
 
     def __init__(self, space: SearchSpace, curvature: Tensor) -> None:
-        own, latents = curvature.shape[:2]
+        own, latents = curvature.shape[0], space.coordinate_sets(curvature.shape[1])
         size, rank, last = space.partition.global_size(own), space.rank, space.gram.shape[0] - 1
         affordable = 2 * _WORTH_STEPS * _work_of_step(size, rank, latents) // (latents * rank**2)
         wanted = max(_SAMPLE_ROWS, _FEWEST_SAMPLES * rank, min(_MOST_SAMPLES * rank, affordable))
-        products = space.products
+        sample, dtype = space, space.products.dtype
         if wanted < size // 2:
             rows = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:wanted] - space.partition.start()
             rows = rows[(rows >= 0) & (rows < own)].to(curvature.device)
-            products, curvature, size = products[:, rows], size / wanted * curvature[rows], wanted
-        sample = SearchSpace(products[:, :0], products, space.gram, partition=space.partition)
+            sample, curvature, size = space.at_rows(rows), size / wanted * curvature[rows], wanted
         width = min(rank, _COUPLED // latents) if latents > 1 else 0
         self.work = size * (latents * width) ** 2 // 2 + (latents * width) ** 3 // 3
         self._factors: Tensor | None = None
@@ -120,17 +120,17 @@ class Preconditioner:
         else:
             self.work += latents * (size * rank**2 // 2 + rank**3 // 3)
             # In the data's dtype: half the memory to read in every step.
-            self._factors = products.new_empty(latents, rank, rank)
+            self._factors = space.products.new_empty(latents, rank, rank)
             information = torch.zeros_like(space.gram)
             for c in range(latents):
-                block = weighted_gram(sample, curvature[:, c, c], c, c) + space.gram[min(c, last)]
+                block = information_block(sample, curvature, c, c) + space.gram[min(c, last)]
                 information[min(c, last)] += block
-                self._factors[c] = robust_cholesky(block, products.dtype)
+                self._factors[c] = robust_cholesky(block, dtype)
             if width:
                 self._leading = space.partition.broadcast(_leading_eigenvectors(information, width))
         if self._leading is not None:
             matrix = newton_matrix(sample.compress(self._leading), curvature)
-            self._coupled = robust_cholesky(matrix, products.dtype)
+            self._coupled = robust_cholesky(matrix, dtype)
 
     def __call__(self, X: Tensor) -> Tensor:
         """``P^{-1} X`` ``(C, B)``."""

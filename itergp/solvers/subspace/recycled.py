@@ -9,8 +9,9 @@ from torch import Tensor
 from itergp.persistence import DERIVED
 from itergp.posterior.solution import Solution
 from itergp.posterior.warm_start import WarmStart
+from itergp.solvers.subspace.joint_space import JointSpace
 from itergp.solvers.subspace.search_space import SearchSpace
-from itergp.solvers.subspace.support_space import SupportSpace
+from itergp.solvers.subspace.support_space import JointSupportSpace, SupportSpace
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class RecycledSpace(WarmStart):
         coordinates: Of V in it ``(C, B)``; None once that has other rows.
     """
 
-    space: SearchSpace | SupportSpace
+    space: SearchSpace | JointSpace | SupportSpace | JointSupportSpace
     coordinates: Tensor | None = field(default=None, metadata=DERIVED)
 
     def with_more_rows(self, count: int) -> RecycledSpace:

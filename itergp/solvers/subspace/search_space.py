@@ -52,10 +52,14 @@ class SearchSpace:
     @classmethod
     def empty(cls, operator: AbstractOperator) -> SearchSpace:
         """The space {0}."""
-        shape = (operator.num_kernels, operator.num_own_rows, 0)
-        zeros = torch.zeros(shape, dtype=operator.dtype, device=operator.device)
+        directions, gram = cls._of_nothing((operator.num_kernels, operator.num_own_rows, 0), operator)
+        return cls(directions, directions, gram, partition=operator.rows)
+
+    @staticmethod
+    def _of_nothing(shape: tuple[int, int, int], operator: AbstractOperator) -> tuple[Tensor, Tensor]:
+        """No directions, and their Gram matrices."""
         gram = torch.zeros(shape[0], 0, 0, dtype=torch.float64, device=operator.device)
-        return cls(zeros, zeros, gram, partition=operator.rows)
+        return torch.zeros(shape, dtype=operator.dtype, device=operator.device), gram
 
     @property
     def support(self) -> Tensor | None:
@@ -84,6 +88,61 @@ class SearchSpace:
             return torch.cat([tensor, tensor.new_zeros(tensor.shape[0], count, tensor.shape[2])], 1)
 
         return replace(self, directions=padded(self.directions), products=padded(self.products))
+
+    # ---------------------------------------------------------- latent functions
+    def coordinate_sets(self, latents: int) -> int:
+        """Sets of coordinates of a point of the space: one for each of so many latent functions."""
+        return latents
+
+    def as_directions(self, block: Tensor) -> Tensor:
+        """Blocks ``(N, C, k)`` as directions ``(N, C k)``: those of every latent function serve all of them."""
+        return block.flatten(1)
+
+    def of_each(self, block: Tensor) -> Tensor:
+        """Blocks ``(N, C, k)`` as directions ``(C', N, k)``, for all latent functions or one each."""
+        return block.movedim(1, 0) if self.gram.shape[0] > 1 else block.flatten(1).unsqueeze(0)
+
+    def at_rows(self, rows: Tensor) -> SearchSpace:
+        """The products at some of the own rows, without directions."""
+        products = self.products[:, rows]
+        return replace(self, directions=products[:, :0], products=products)
+
+    def products_of(self, latent: int, rows: slice) -> Tensor:
+        """T of one of the ``coordinate_sets`` at some rows ``(n, B)``."""
+        return self.products[min(latent, self.products.shape[0] - 1), rows]
+
+    def weighted_products(self, curvature: Tensor, first: int, second: int, rows: slice) -> Tensor:
+        """``W_cd T_c`` at some rows ``(n, B)``, for two of the ``coordinate_sets`` and W ``(N, C, C)``."""
+        return self.products_of(first, rows) * curvature[rows, first, second].unsqueeze(-1)
+
+    def same_products(self, first: int, second: int) -> bool:
+        """Whether two of the ``coordinate_sets`` have the same products."""
+        last = self.products.shape[0] - 1
+        return min(first, last) == min(second, last)
+
+    def blocks_at(self, coordinates: Tensor, rows: slice, latents: int) -> Tensor:
+        """``T X`` ``(n, C, k)`` at some of the rows, for coordinates ``(C, B, k)``."""
+        values = coordinates.to(self.products)
+        number = len(range(self.products.shape[1])[rows])
+        blocks = values.new_empty(number, latents, values.shape[2])
+        for c in range(latents):  # a broadcast product would copy T for every latent function
+            blocks[:, c] = self.products_of(c, rows) @ values[c]
+        return blocks
+
+    def project_blocks(self, blocks: Tensor, rows: slice) -> Tensor:
+        """``T^T G`` ``(C, B, k)`` of these rows alone, for blocks ``(n, C, k)``."""
+        return torch.stack([self.products_of(c, rows).mT @ blocks[:, c] for c in range(blocks.shape[1])])
+
+    def combined_curvature(self, curvature: Tensor, kernel: int) -> Tensor:
+        """The curvature of all latent functions that a kernel serves, as that of one ``(N, 1, 1)``."""
+        diagonal = curvature.diagonal(dim1=-2, dim2=-1)
+        own = diagonal if self.gram.shape[0] == 1 else diagonal[:, kernel : kernel + 1]
+        return own.sum(-1)[:, None, None]
+
+    def of_kernel(self, kernel: int) -> SearchSpace:
+        """The space of one kernel alone."""
+        parts = (part[kernel : kernel + 1] for part in (self.directions, self.products, self.gram))
+        return SearchSpace(*parts, partition=self.partition)
 
     # ------------------------------------------------------------- coordinates
     def latent(self, coordinates: Tensor) -> Tensor:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from itergp.posterior.solution import is_finite
 from itergp.solvers.protocol import BaseState
+from itergp.solvers.subspace.joint_space import JointSpace
 from itergp.solvers.subspace.newton import Iterate
 from itergp.solvers.subspace.search_space import SearchSpace
-from itergp.solvers.subspace.support_space import SupportSpace
+from itergp.solvers.subspace.support_space import JointSupportSpace, SupportSpace
 
 
 class SearchState(BaseState):
     """A state with an iterate in a search space; a dataclass gives the fields ``space`` and ``iterate``."""
 
-    space: SearchSpace | SupportSpace
+    space: SearchSpace | JointSpace | SupportSpace | JointSupportSpace
     iterate: Iterate
 
     @property

@@ -33,8 +33,9 @@ from itergp.solvers.protocol import BaseSolver
 from itergp.solvers.run.budget import Budget
 from itergp.solvers.subspace.actions import leading_actions
 from itergp.solvers.subspace.directions import holds, shared_directions
+from itergp.solvers.subspace.joint_space import JointSpace, empty_space
 from itergp.solvers.subspace.newton import Iterate, evaluate, minimise
-from itergp.solvers.subspace.newton_matrix import weighted_gram
+from itergp.solvers.subspace.newton_matrix import information_block
 from itergp.solvers.subspace.recycled import RecycledSpace, recycled_space
 from itergp.solvers.subspace.search_space import SearchSpace
 from itergp.solvers.subspace.search_state import SearchState
@@ -58,7 +59,7 @@ _DEPENDENT = 1e-13  # share of the largest singular value that is rounding in fl
 class SubspaceState(SearchState):
     """State of ``SubspaceNewton``: the space, the iterate in it, and what is known about its distance to the mode."""
 
-    space: SearchSpace
+    space: SearchSpace | JointSpace
     iterate: Iterate
     weights: Tensor
     memory: Memory
@@ -149,7 +150,7 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         """What a solve of this size is expected to need: passes of a typical problem, memory for the ranks they lead to."""
         latents, kernels = size.num_latents, size.num_kernels
         passes = min(self.max_passes or _EXPECTED_PASSES, _EXPECTED_PASSES)
-        width = latents if latents > 1 else self.num_blocks
+        width = latents if latents > 1 and not size.coupled else self.num_blocks
         rank = min(passes * width, self.rank_limit(size.num_rows, kernels, size.itemsize, size.memory_budget))
         actions = self._covariance_rank(latents, size.num_rows * latents * size.processes, final=True)
         early = (
@@ -233,8 +234,9 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         return SubspaceState(space, iterate, space.weights(coordinates), Memory())
 
     def _recycle(self, problem: Problem, earlier: Solution | None) -> tuple[SearchSpace, Tensor]:
-        empty = SearchSpace.empty(problem.operator)
-        nothing = torch.zeros(problem.num_latents, 0, dtype=torch.float64, device=problem.mean.device)
+        empty = empty_space(problem.operator)
+        sets = empty.coordinate_sets(problem.num_latents)
+        nothing = torch.zeros(sets, 0, dtype=torch.float64, device=problem.mean.device)
         if earlier is None or earlier.rows != problem.rows or earlier.representer_weights.shape != problem.mean.shape:
             return empty, nothing
         recycled = recycled_space(earlier)
@@ -244,13 +246,12 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             return empty, nothing
         # Another kernel: the directions are worth keeping, their products are not. One pass renews them.
         weights = earlier.representer_weights.to(problem.mean)
-        kernels = problem.operator.num_kernels
-        block = weights.unsqueeze(0) if kernels == 1 else weights.mT.unsqueeze(-1)
+        block = empty.of_each(weights.unsqueeze(-1))
         kept = None if recycled is None or recycled.space.support is not None else recycled.space.directions
-        if kept is not None and kept.shape[0] == kernels:
+        if kept is not None and kept.shape[:2] == empty.directions.shape[:2]:
             block = torch.cat([block, kept.to(problem.mean)[..., : self.initial_rank(problem)]], -1)
         space, _ = empty.extend(block, problem.operator)
-        gram = space.gram.expand(problem.num_latents, -1, -1)
+        gram = space.gram.expand(sets, -1, -1)
         return space, torch.linalg.solve(gram, space.project(weights).unsqueeze(-1)).squeeze(-1)
 
     # -------------------------------------------------------------------- step
@@ -260,9 +261,10 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         residual = state.iterate.gradient - state.weights
         directions = self._directions(problem, residual, state)
         state = self._make_room(problem, state, directions.shape[-1], self._rank_limit(problem))
-        if holds(directions, residual, problem.rows):
+        own = state.space.as_directions(residual.unsqueeze(-1))
+        if holds(directions, own, problem.rows):
             space, products = state.space.extend(directions, problem.operator)
-            norm_squared = self._norm_squared(problem, residual, directions, products)
+            norm_squared = self._norm_squared(problem, own, directions, products)
         else:
             space, extra = state.space.extend_with(directions, residual, problem.operator)
             norm_squared = abs(problem.inner(residual, extra))
@@ -308,18 +310,20 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         )
         proposal = self._policy(problem).propose(seen)
         if proposal is None:
-            return residual.new_zeros(residual.shape[0], 0)
-        return shared_directions(proposal, residual, problem.rows)[:, :limit]
+            return state.space.as_directions(residual.new_zeros(*residual.shape, 0))
+        return shared_directions(proposal, residual, problem.rows, state.space)[:, :limit]
 
     def _policy(self, problem: Problem) -> Policy:
         if self.policy is not None:
             return self.policy
-        limit = self._rank_limit(problem) // 2
-        return ClassGradient() if problem.num_latents > 1 else BlockGradient(num_blocks=min(self.num_blocks, limit))
+        limit, latents = self._rank_limit(problem) // 2, problem.num_latents
+        if problem.operator.couples_latents:  # every latent function of a block of rows is a direction of its own
+            return BlockGradient(num_blocks=max(1, min(self.num_blocks, limit) // latents))
+        return ClassGradient() if latents > 1 else BlockGradient(num_blocks=min(self.num_blocks, limit))
 
     @staticmethod
     def _norm_squared(problem: Problem, residual: Tensor, directions: Tensor, products: Tensor) -> float:
-        """``q = <R, K R>`` from the products of the directions, whose span holds R."""
+        """``q = <R, K R>`` from the products of the directions, whose span holds R, itself given by ``as_directions``."""
         scale = problem.rows.all_reduce_sum(directions.square().sum(0))
         scale = scale.clamp_min(torch.finfo(scale.dtype).tiny)[:, None]
         mix = problem.rows.all_reduce_sum(directions.mT @ residual) / scale  # orthogonal columns
@@ -330,7 +334,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
     def _make_room(problem: Problem, state: SubspaceState, width: int, limit: int) -> SubspaceState:
         """Drops the least informative directions when the block would exceed the maximum rank; the iterate stays."""
         space, iterate = state.space, state.iterate
-        if space.rank + width <= limit or limit >= problem.num_rows:  # more than N directions are dependent
+        values = problem.num_rows * (problem.num_latents if problem.operator.couples_latents else 1)
+        if space.rank + width <= limit or limit >= values:  # more directions than that are dependent
             return replace(state, event="")
         keep = limit - width
         mix = compression(space, iterate, keep)
@@ -469,9 +474,10 @@ def compression(space: SearchSpace, iterate: Iterate, keep: int) -> Tensor:
     mixes = []
     for c in range(space.gram.shape[0]):
         own = range(latents) if space.gram.shape[0] == 1 else range(c, c + 1)
-        weights = iterate.curvature.diagonal(dim1=-2, dim2=-1)[:, list(own)].sum(-1)
+        weights = space.combined_curvature(iterate.curvature, c)
         largest = space.partition.all_reduce_max(weights.amax()).clamp(1.0, torch.finfo(weights.dtype).max)
-        information = weighted_gram(space, weights.clamp_max(largest) / largest, c, c)  # only their relation counts
+        scaled = weights.clamp(-largest, largest) / largest  # only their relation counts
+        information = information_block(space.of_kernel(c), scaled, 0, 0)
         held, sizes, _ = torch.linalg.svd(iterate.coordinates[list(own)].mT, full_matrices=False)
         held = held[:, sizes > _DEPENDENT * sizes.max()]  # those of softmax add up to zero
         away = torch.eye(space.rank, dtype=held.dtype, device=held.device) - held @ held.mT
