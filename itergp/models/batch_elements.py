@@ -243,7 +243,7 @@ def _close(alone: Tensor, together: Tensor) -> bool:
     return torch.allclose(alone.expand(shape), together.expand(shape), rtol=0.0, atol=tolerance)
 
 
-def require_shared_by_latents(model: torch.nn.Module, num_latents: int) -> None:
+def require_shared_by_latents(model: Any) -> None:
     """The batch shape of a single model that is to be a batch must not be one of latent functions.
 
     Raises:
@@ -254,7 +254,8 @@ def require_shared_by_latents(model: torch.nn.Module, num_latents: int) -> None:
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
     ]
-    if any(lead.numel() > 1 for lead in leads) and num_latents > 1:
+    # Asked last: known noise of the batch that is to be does not fit the rows of a single model.
+    if any(lead.numel() > 1 for lead in leads) and model.calculus.num_latents > 1:
         raise InputError(
             "A model becomes a batch only if mean and kernel have no batch_shape, which would be taken for that of the "
             "data. Got one of latent functions. Make a new model of the batch, or use "

@@ -243,7 +243,7 @@ class NonConjugateGP(gpytorch.models.GP):
     def _require_single_by_data(self) -> None:
         """A single model may become a batch only if its batch shape is not one of latent functions."""
         if "held_data" in vars(self) and self._batch is None and self.held_data.inputs:
-            require_shared_by_latents(self, self.calculus.num_latents)
+            require_shared_by_latents(self)
 
     def _require_nan_policy(self) -> None:
         if self._nan_unasked:

@@ -12,7 +12,7 @@ import pytest
 import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.priors import GammaPrior, LogNormalPrior, NormalPrior
-from helpers import assert_close
+from helpers import SimpleGP, assert_close, make_inputs
 from torch import Tensor
 
 import itergp
@@ -544,3 +544,16 @@ def test_a_model_without_data_is_its_prior_until_it_has_some():
     model.set_train_data(x, y)
     with torch.no_grad():
         assert_close(model.eval()(_new()).mean, reference(_new()).mean)
+
+
+def test_fantasies_bring_known_noise_of_their_own():
+    x, y = make_inputs(12, 1, torch.float64), torch.randn(12, dtype=torch.float64)
+    noise = torch.rand(12, dtype=torch.float64) + 0.1
+    model = SimpleGP(x, y, gpytorch.likelihoods.FixedNoiseGaussianLikelihood(noise)).eval()
+    model(x)
+    new, targets = torch.randn(3, 2, 1, dtype=torch.float64), torch.randn(3, 2, dtype=torch.float64)
+    extra = torch.rand(3, 2, dtype=torch.float64) + 0.1
+    batch = model.get_fantasy_model(new, targets, noise=extra)
+    for index in range(3):
+        one = model.get_fantasy_model(new[index], targets[index], noise=extra[index])
+        assert_close(batch(x).mean[index], one(x).mean)
