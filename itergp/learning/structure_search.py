@@ -26,7 +26,7 @@ from itergp.operators import make_operator
 from itergp.operators.kernel_blocks import restricted
 from itergp.posterior.precision import cross_multiply
 from itergp.records import Listener, Listeners
-from itergp.solvers import solve
+from itergp.solvers import SubspaceNewton, solve
 
 ENOUGH_ROWS = 60  # held-out rows of fewer choose by luck
 _MOST_ROWS = 4000  # rows drawn: three quarters to learn from, a quarter to judge by
@@ -242,7 +242,7 @@ class StructureSearch:
             mean=mean,
             kernel=kernel,
             input_transform=structure.make_transform(x, self.columns),
-            solver=model.solver.without_covariance(),
+            solver=SubspaceNewton(covariance_rank=0),
             memory_budget=model.memory_budget,
             sample_weight=None if model.sample_weight is None else model.sample_weight[rows],
             missing_targets=model.missing_targets,
