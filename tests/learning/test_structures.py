@@ -144,3 +144,25 @@ def test_what_cannot_be_exchanged_is_refused():
         Structure("cubic")
     with pytest.raises(InputError, match=r"`scale` must be"):
         Structure("matern32", "logarithms")
+
+
+class Killed(Exception):
+    """What stands for the end of the process."""
+
+
+def test_learning_goes_on_after_the_same_choice(tmp_path):
+    def learn(**options: object) -> GP:
+        model = model_of(*boxes(200))
+        itergp.fit(model, structures=[SIMPLE, RANKS], max_iterations=10, **options)
+        return model
+
+    def kill(record: itergp.learning.FitRecord) -> None:
+        if getattr(record, "iteration", 0) == 2:
+            raise Killed("at the third step")
+
+    kept = {"checkpoint": tmp_path / "fit.safetensors", "checkpoint_every": 0}
+    with pytest.raises(Killed, match="at the third step"):
+        learn(**kept, callback=kill)
+    resumed, whole = learn(**kept), learn()
+    for one, other in zip(resumed.parameters(), whole.parameters(), strict=True):
+        assert torch.equal(one, other)
