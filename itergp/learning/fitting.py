@@ -154,9 +154,10 @@ def fit(
             ``LinearTimeNewton`` a whole support.
         checkpoint: File in which learning, and then conditioning, is kept while it runs. If it exists, ``fit`` of a model at
             the same starting values goes on from there, after the same choice of a structure: with Adam to the same answer as
-            without the interruption, to the last bit on the same machine with as many threads. L-BFGS begins anew at the best parameters so far. Calibration,
-            a few seconds, is done again. torch's global random state is restored too. With rows divided among processes,
-            which must all see the file, conditioning is kept in files beside it whose names begin with its name and
+            without the interruption, to the last bit on the same machine with as many threads. L-BFGS begins anew at the best
+            parameters so far. Calibration, a few seconds, is done again. torch's global random state is restored too. With rows
+            divided among processes, which must all see the file, conditioning is kept in files beside it whose names begin with
+            its name and
             ``.condition``.
         checkpoint_every: Seconds between writes; longer where writing would take more than a twentieth of the time.
             0 writes after every step.
