@@ -111,6 +111,13 @@ class GPSurvival(GPEstimator):
         self.random_state = random_state
         self.verbose = verbose
 
+    def __sklearn_tags__(self) -> Any:
+        """Targets are two columns."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = tags.target_tags.multi_output = True
+        tags.target_tags.single_output = False
+        return tags
+
     # ------------------------------------------------------------------- data
     def _target_rows(self, y: Any) -> NDArray[Any]:
         return as_event_times(y)
