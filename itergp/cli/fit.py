@@ -123,8 +123,8 @@ def _guess(y: Any, options: argparse.Namespace) -> Any:
         return tables.TaskGuess("survival", None, "there is an --event")
     if (options.event is not None) != (options.task == "survival"):
         raise InputError(
-            f"`--event` must be given for survival, and for nothing else. Got {options.event!r} with --task {options.task}. Name "
-            "the column that says whether the event was observed, or drop it."
+            f"`--event` must be given for survival, and for nothing else. Got {options.event!r} with --task {options.task}. "
+            "Name the column that says whether the event was observed, or drop it."
         )
     if options.task != "auto":
         return tables.TaskGuess(options.task, None, "")

@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def predict(estimator: Any, X: Any, quantiles: tuple[float, ...], **observation: Any) -> Any:
-    """Predictions as a data frame: class and probabilities; mean, standard deviation and quantiles; or median and quantiles of times.
+    """Predictions as a data frame: class and probabilities; mean, deviation and quantiles; or of times median and quantiles.
 
     Args:
         estimator: A fitted one.

@@ -9,6 +9,7 @@ import gpytorch
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from itergp.diagnostics import brier_scores, censoring_survival, concordance_index
@@ -275,7 +276,11 @@ class GPSurvival(GPEstimator):
             raise InputError(f"`times` must be two or more increasing times. Got {wanted.tolist()[:8]}. Sort them.")
         _, known, weights = self._known_rows()
         event, time = targets[:, 1] == 1.0, targets[:, 0]
-        at_times, at_rows = (censoring_survival(known[:, 1] == 1.0, known[:, 0], at, weights) for at in (wanted, time))
+        kind = self.model_.train_targets.dtype  # in which the training times are known
+        at_times, at_rows = (
+            censoring_survival(known[:, 1] == 1.0, known[:, 0], as_numpy(torch.from_numpy(at).to(kind)), weights)
+            for at in (wanted, time)
+        )
         if at_times[-1] <= 0.0 or (at_rows[event & (time <= wanted[-1])] <= 0.0).any():
             raise InputError(
                 f"`times` must end before all training rows are censored. Got {wanted[-1]:g}, when none was under observation. "
@@ -285,6 +290,7 @@ class GPSurvival(GPEstimator):
         return float(np.average(0.5 * (scores[1:] + scores[:-1]), weights=np.diff(wanted)))
 
     def _held_out(self, X: Any, y: Any) -> Array:
+        check_is_fitted(self)
         targets = as_event_times(y)
         check_rows(read_table(X).num_rows, targets)
         return targets

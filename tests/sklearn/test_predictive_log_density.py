@@ -33,7 +33,7 @@ def test_labels(make, num_labels):
     np.testing.assert_allclose(density, of_labels, rtol=1e-7)
     total = sum(np.exp(classifier.predictive_log_density(X[:1], [label])) for label in classifier.classes_)
     np.testing.assert_allclose(total, 1.0)
-    with pytest.raises(InputError, match="Labels must be among the classes"):
+    with pytest.raises(InputError, match=r"Labels must be among the classes"):
         classifier.predictive_log_density(X[:1], ["other"])
 
 
@@ -67,14 +67,14 @@ def test_probabilities_of_counts(distribution, exposure):
     probabilities = np.exp(regressor.predictive_log_density(np.repeat(X[:1], 400, 0), counts, **exposed))
     assert probabilities.sum() == pytest.approx(1.0, abs=1e-6)
     assert probabilities @ counts == pytest.approx(float(regressor.predict(X[:1], **exposed)[0]), rel=1e-4)
-    with pytest.raises(InputError, match="`y` must be whole for its probability. Got 0.5"):
+    with pytest.raises(InputError, match=r"`y` must be whole for its probability\. Got 0\.5"):
         regressor.predictive_log_density(X[:1], [0.5], **exposed)
 
 
 def test_noise_that_is_known_of_training_rows_only():
     X, y, _ = make_data()
     known = GPRegressor(alpha=0.04, **OPTIONS).fit(X, y)
-    with pytest.raises(InputError, match="A density needs the noise of the rows. Got `alpha`"):
+    with pytest.raises(InputError, match=r"A density needs the noise of the rows\. Got `alpha`"):
         known.predictive_log_density(X, y)
     kernel = 1.0 * kernels.RBF() + kernels.WhiteKernel(0.1)
     learned = GPRegressor(kernel, alpha=1e-8, max_iterations=5).fit(X, y)
@@ -87,5 +87,5 @@ def test_rows_must_match(make):
     X, signal, rng = make_data()
     y = signal if make is GPRegressor else rng.integers(0, 3, len(X))
     estimator = make(**OPTIONS).fit(X, y)
-    with pytest.raises(InputError, match="same number of rows. Got 60 and 59"):
+    with pytest.raises(InputError, match=r"same number of rows\. Got 60 and 59"):
         estimator.predictive_log_density(X, y[1:])

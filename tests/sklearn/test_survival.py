@@ -11,6 +11,7 @@ import torch
 from gpytorch.kernels import RBFKernel, ScaleKernel
 from scipy.optimize import minimize
 from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import KFold, cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -227,6 +228,30 @@ def test_integrated_brier_score_knows_its_limits():
         survival.integrated_brier_score(X, y, [1.0, time.max()])
 
 
+def test_what_is_not_fitted_says_so():
+    X, event, time = make_times(9)
+    y, survival = np.column_stack([event, time]), GPSurvival()
+    calls = (
+        survival.predict,
+        lambda X: survival.score(X, y),
+        lambda X: survival.integrated_brier_score(X, y, [0.5, 1.0]),
+    )
+    for call in (*calls, lambda X: survival.predictive_log_density(X, y)):
+        with pytest.raises(NotFittedError, match="not fitted yet"):
+            call(X)
+
+
+def test_times_of_training_rows_are_known_in_single_precision_too():
+    X, event, time = make_times()
+    time = time.round(1) + 0.05
+    y = np.column_stack([event, time])
+    both = [
+        GPSurvival("weibull", kernel="rbf", max_iterations=2, dtype=kind).fit(X, y) for kind in ("float32", "float64")
+    ]
+    single, double = (survival.integrated_brier_score(X, y, np.unique(time)[2:9]) for survival in both)
+    assert single == pytest.approx(double, rel=1e-4)
+
+
 # ------------------------------------------------------------------- as estimators
 def test_copies_and_files(tmp_path):
     survival, X, event, time = fitted("log_logistic")
@@ -291,7 +316,7 @@ def weibull_fit(event, time):
         return event * (log_shape - np.log(time) + z) - np.exp(z)
 
     start = [0.0, np.log(time.mean())]
-    log_shape, log_scale = minimize(lambda p: -log_density(*p, event, time).sum(), start).x
+    log_shape, log_scale = minimize(lambda p: -log_density(*p, event, time).sum(), start, method="Nelder-Mead").x
     return lambda event, time: log_density(log_shape, log_scale, event, time), np.exp(log_shape), log_scale
 
 
