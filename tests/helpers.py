@@ -27,6 +27,7 @@ from itergp.likelihoods import (
     HeteroscedasticGaussianLikelihood,
     LaplaceLikelihood,
     Likelihood,
+    LogLogisticLikelihood,
     LogNormalLikelihood,
     NegativeBinomialLikelihood,
     OrdinalLikelihood,
@@ -195,9 +196,9 @@ def _zero_inflated(f: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where(y == 0, np.logaddexp(np.log(0.3), counted), counted)
 
 
-def _censored(shape: float):
+def _censored(shape: float, distribution=sps.weibull_min):
     def density(f: np.ndarray, y: np.ndarray) -> np.ndarray:
-        times = sps.weibull_min(shape, scale=np.exp(f[:, 0]))
+        times = distribution(shape, scale=np.exp(f[:, 0]))
         return np.where(y[:, 1] == 1.0, times.logpdf(y[:, 0]), times.logsf(y[:, 0]))
 
     return density
@@ -357,6 +358,7 @@ CASES: dict[str, Case] = {
         **FISHER,
     ),
     "weibull": Case(lambda: WeibullLikelihood(shape=2.0), make_survival, _censored(2.0), "positive"),
+    "log-logistic": Case(lambda: LogLogisticLikelihood(shape=2.0), make_survival, _censored(2.0, sps.fisk), "positive"),
     "exponential": Case(ExponentialLikelihood, make_survival, _censored(1.0), "positive"),
 }
 REGULAR = tuple(name for name, case in CASES.items() if case.regular)

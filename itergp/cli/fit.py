@@ -19,6 +19,7 @@ TASKS = {
     "counts": "GPCountRegressor",
     "ordinal": "GPOrdinalClassifier",
     "regression": "GPRegressor",
+    "survival": "GPSurvival",
 }
 
 
@@ -35,9 +36,14 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("--drop", nargs="+", metavar="COLUMN", default=[], help="columns to leave out")
     parser.add_argument("--weights", metavar="COLUMN", help="column of sample weights")
     parser.add_argument("--exposure", metavar="COLUMN", help="column of exposures of --task counts")
+    parser.add_argument(
+        "--event",
+        metavar="COLUMN",
+        help="column of --task survival: 1 if the event was observed at the target's time, 0 if not",
+    )
     parser.add_argument("--save", type=Path, help="where to save the model")
     parser.add_argument("--kernel", default="auto", help="default: by held-out rows; or matern32, laplacian, ...")
-    parser.add_argument("--noise", help="of regression: gaussian, student_t, ...; of counts: poisson, ...")
+    parser.add_argument("--noise", help="of regression: gaussian, ...; of counts: poisson, ...; of times: weibull, ...")
     parser.add_argument("--max-iterations", type=int, default=50, help="steps of learning")
     parser.add_argument("--test-size", type=float, default=0.2, help="share of rows held out to judge by; 0 for none")
     parser.add_argument("--device", help="cpu or cuda")
@@ -88,7 +94,9 @@ def _columns(table: Any, options: argparse.Namespace) -> tuple[Any, Any, dict[st
         if column is not None
     }
     require_columns(table, list(rows.values()), "the weights and exposures")
-    used = [options.target, *options.drop, *rows.values()]
+    events = [] if options.event is None else [options.event]
+    require_columns(table, events, "the event")
+    used = [options.target, *options.drop, *rows.values(), *events]
     features = options.features or [name for name in table.columns if name not in used]
     if not features:
         raise InputError("The data must have columns to predict from. Got the target alone. Check --drop and the file.")
@@ -96,6 +104,7 @@ def _columns(table: Any, options: argparse.Namespace) -> tuple[Any, Any, dict[st
     tables = require_room("itergp.tables")
     tables.refuse_gaps(tables.as_target_column(y))
     y = y.astype(str) if options.levels is not None else y
+    y = table[[options.event, options.target]] if events else y
     return table[features], y, {name: table[column] for name, column in rows.items()}
 
 
@@ -110,6 +119,13 @@ def _understood(X: Any) -> Any:
 def _guess(y: Any, options: argparse.Namespace) -> Any:
     """What the target looks like, unless options say more."""
     tables, noise = require_room("itergp.tables"), require_room("itergp.sklearn.noise")
+    if options.event is not None and options.task == "auto":
+        return tables.TaskGuess("survival", None, "there is an --event")
+    if (options.event is not None) != (options.task == "survival"):
+        raise InputError(
+            f"`--event` must be given for survival, and for nothing else. Got {options.event!r} with --task {options.task}. "
+            "Name the column that says whether the event was observed, or drop it."
+        )
     if options.task != "auto":
         return tables.TaskGuess(options.task, None, "")
     guess = tables.guess_task(y)
@@ -139,7 +155,7 @@ def _estimator(estimators: Any, task: str, noise: str | None, options: argparse.
             f"`--exposure` must be left out for {task}. Got {options.exposure!r}. It belongs to --task counts."
         )
     if noise is not None:
-        names = {"regression": "noise", "counts": "distribution"}
+        names = {"regression": "noise", "counts": "distribution", "survival": "distribution"}
         if task not in names:
             raise InputError(f"`--noise` must be left out for {task}. Got {noise!r}. Classes have no noise.")
         arguments[names[task]] = noise
@@ -172,6 +188,9 @@ def _scores(estimator: Any, task: str, X: Any, y: Any, rows: dict[str, Any]) -> 
         chosen = estimator.predict_proba(X)[np.arange(len(y)), np.searchsorted(estimator.classes_, y)]
         loss = -np.average(np.log(chosen), weights=weights)
         return [("accuracy", estimator.score(X, y, weights)), ("log loss", float(loss))]
+    if task == "survival":
+        density = np.average(estimator.predictive_log_density(X, y), weights=rows.get("sample_weight"))
+        return [("concordance", estimator.score(X, y, **rows)), ("log-density", float(density))]
     exposed = {name: column for name, column in rows.items() if name == "exposure"}
     low, high = estimator.predict_quantiles(X, (0.05, 0.95), **exposed).T
     inside = float(np.mean((y.to_numpy() >= low) & (y.to_numpy() <= high)))

@@ -20,7 +20,7 @@ def add_parser(commands: Any) -> None:
     parser.add_argument("data", type=Path, help="CSV or Parquet file with the columns that the model learned from")
     parser.add_argument("--output", type=Path, help="CSV or Parquet file to write; default CSV on standard output")
     parser.add_argument(
-        "--quantiles", nargs="+", type=float, default=_QUANTILES, metavar="Q", help="of counts and real values"
+        "--quantiles", nargs="+", type=float, default=_QUANTILES, metavar="Q", help="of counts, real values and times"
     )
     parser.add_argument(
         "--exposure", metavar="COLUMN", help="column of exposures, of counts; default 1, which gives rates"
@@ -40,7 +40,7 @@ def run(options: argparse.Namespace) -> int:
         require_columns(table, list(names), "the model")
     X, observation = table if names is None else table[list(names)], {}
     if options.exposure is not None:
-        if not hasattr(estimator, "distribution"):
+        if not isinstance(estimator, estimators.GPCountRegressor):
             raise InputError(
                 f"`--exposure` must be left out for {type(estimator).__name__}. Got {options.exposure!r}. It belongs to counts."
             )
@@ -60,7 +60,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def predict(estimator: Any, X: Any, quantiles: tuple[float, ...], **observation: Any) -> Any:
-    """Predictions as a data frame: class and probabilities, or mean, standard deviation and quantiles.
+    """Predictions as a data frame: class and probabilities; mean, deviation and quantiles; or of times median and quantiles.
 
     Args:
         estimator: A fitted one.
@@ -73,7 +73,9 @@ def predict(estimator: Any, X: Any, quantiles: tuple[float, ...], **observation:
         probs = estimator.predict_proba(X)
         columns = {"prediction": estimator.classes_[probs.argmax(-1)]}
         return pandas.DataFrame(columns | {f"probability_{c}": probs[:, i] for i, c in enumerate(estimator.classes_)})
-    mean, deviation = estimator.predict(X, return_std=True, **observation)
     levels = estimator.predict_quantiles(X, quantiles, **observation)
-    columns = {"prediction": mean, "std": deviation}
+    if hasattr(estimator, "predict_survival_function"):
+        columns = {"prediction": estimator.predict(X)}
+    else:
+        columns = dict(zip(("prediction", "std"), estimator.predict(X, return_std=True, **observation), strict=True))
     return pandas.DataFrame(columns | {f"quantile_{q:g}": levels[:, i] for i, q in enumerate(quantiles)})

@@ -21,6 +21,7 @@ from itergp.diagnostics.plots import (
 )
 from itergp.diagnostics.progress import ProgressBar
 from itergp.diagnostics.spectrum_plot import plot_relevance, plot_spectrum
+from itergp.diagnostics.survival_metrics import brier_scores, censoring_survival, concordance_index
 from itergp.diagnostics.tensorboard import TensorBoard
 from itergp.diagnostics.trace import Trace
 from itergp.diagnostics.uncertainty_plot import plot_uncertainty
@@ -40,7 +41,10 @@ __all__ = [
     "Trace",
     "TraceRecord",
     "accuracy",
+    "brier_scores",
+    "censoring_survival",
     "class_probabilities",
+    "concordance_index",
     "expected_calibration_error",
     "negative_log_likelihood",
     "plot_class_map",

@@ -18,7 +18,7 @@ from itergp.likelihoods.positive import GammaLikelihood, LogNormalLikelihood
 from itergp.likelihoods.robust import LaplaceLikelihood, StudentTLikelihood
 from itergp.likelihoods.single_latent import SingleLatentLikelihood
 from itergp.likelihoods.sites import LaplaceSite, Site, VariationalSite
-from itergp.likelihoods.survival import ExponentialLikelihood, WeibullLikelihood
+from itergp.likelihoods.survival import ExponentialLikelihood, LogLogisticLikelihood, WeibullLikelihood
 from itergp.likelihoods.targets import as_floats, check_targets, require_counts
 
 __all__ = [
@@ -36,6 +36,7 @@ __all__ = [
     "LaplaceLikelihood",
     "LaplaceSite",
     "Likelihood",
+    "LogLogisticLikelihood",
     "LogNormalLikelihood",
     "NegativeBinomialLikelihood",
     "Observations",

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch import distributions as td
 from torch.distributions import constraints
+from torch.nn.functional import logsigmoid
 
 from itergp.likelihoods.special import betainc
 
@@ -165,3 +166,59 @@ class Weibull(td.Distribution):
         shape = self._extended_shape(sample_shape)
         uniform = torch.rand(shape, dtype=self.log_scale.dtype, device=self.log_scale.device)
         return self.icdf(uniform.clamp_max(1.0 - math.ulp(0.5)))
+
+
+class LogLogistic(td.Distribution):
+    """Positive values with ``P(y > t) = 1 / (1 + (t / scale)^shape)``.
+
+    Args:
+        log_scale: Logarithm of the scale, which is the median.
+        shape: Positive, broadcast with ``log_scale``.
+    """
+
+    arg_constraints = {"log_scale": constraints.real, "shape": constraints.positive}  # noqa: RUF012
+    support = constraints.positive
+
+    def __init__(self, log_scale: Tensor, shape: Tensor, validate_args: bool | None = None) -> None:
+        self.log_scale, self.shape = torch.broadcast_tensors(log_scale, shape)
+        super().__init__(self.log_scale.shape, validate_args=validate_args)
+
+    @property
+    def mean(self) -> Tensor:
+        """``scale / sinc(1 / shape)``, infinite for shapes up to 1."""
+        return torch.where(self.shape > 1.0, self.log_scale.exp() / torch.sinc(1.0 / self.shape), torch.inf)
+
+    @property
+    def variance(self) -> Tensor:
+        """``scale^2 / sinc(2 / shape) - mean^2``, infinite for shapes up to 2."""
+        second = torch.exp(2.0 * self.log_scale) / torch.sinc(2.0 / self.shape)
+        return torch.where(self.shape > 2.0, second - self.mean.square(), torch.inf)
+
+    def _log_odds(self, value: Tensor) -> Tensor:
+        """Of being below ``value``."""
+        return self.shape * (value.log() - self.log_scale)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """Log-density."""
+        odds = self._log_odds(value)
+        return self.shape.log() - value.log() + logsigmoid(odds) + logsigmoid(-odds)
+
+    def log_survival(self, value: Tensor) -> Tensor:
+        """``log P(y > value)``."""
+        return logsigmoid(-self._log_odds(value))
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """``P(y <= value)``, 0 below 0."""
+        tiny = torch.finfo(self.log_scale.dtype).tiny
+        return torch.sigmoid(self._log_odds(value.clamp_min(tiny))) * (value > 0)
+
+    def icdf(self, level: Tensor) -> Tensor:
+        """Quantile."""
+        return torch.exp(self.log_scale + torch.logit(level) / self.shape)
+
+    def rsample(self, sample_shape: Any = torch.Size()) -> Tensor:  # noqa: B008
+        """Values of shape ``sample_shape + batch_shape``, differentiable."""
+        shape = self._extended_shape(sample_shape)
+        uniform = torch.rand(shape, dtype=self.log_scale.dtype, device=self.log_scale.device)
+        eps = torch.finfo(uniform.dtype).eps
+        return self.icdf(uniform.clamp(eps, 1.0 - eps))

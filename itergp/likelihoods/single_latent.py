@@ -49,6 +49,10 @@ class SingleLatentLikelihood(Likelihood):
     def _conditional(self, latent: Tensor, *second: Tensor) -> Distribution:
         """``p(y | f)`` with the batch shape of ``latent``."""
 
+    def _typical(self, latent: Tensor, *second: Tensor) -> Tensor:
+        """An observation in the middle of ``p(y | f)``, whose curvature says how narrow the likelihood is."""
+        return self._conditional(latent, *second).mean
+
     # ------------------------------------------------------------ the calculus
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         """``log p(y_n | f_n)``, with all normalising constants."""
@@ -125,7 +129,7 @@ class SingleLatentLikelihood(Likelihood):
         with torch.no_grad():
             centre = mean[..., 0]
             columns = second if second or self.second_column is None else (torch.ones_like(centre),)
-            _, curvature = self._derivatives(centre, self._conditional(centre, *second).mean, *columns)
+            _, curvature = self._derivatives(centre, self._typical(centre, *second), *columns)
             widths = float((scale[..., 0] * curvature.clamp_min(0.0).sqrt()).nan_to_num(posinf=0.0).max())
         most = min(_MAX_NODES, max(1, _MAX_VALUES // mean.shape[0]))
         spacing = max(min(_SPACING, _WIDTHS / max(widths, 1e-6)), 24.0 / most)

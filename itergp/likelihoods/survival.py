@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import ClassVar
 
 import torch
 from gpytorch.constraints import Interval, Positive
 from gpytorch.priors import Prior
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from itergp.errors import InputError
 from itergp.likelihoods.base import Observed
-from itergp.likelihoods.distributions import Weibull
+from itergp.likelihoods.distributions import LogLogistic, Weibull
 from itergp.likelihoods.mixtures import QuadratureMixture
 from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.single_latent import SingleLatentLikelihood
-from itergp.likelihoods.special import continued_exp
+from itergp.likelihoods.special import MAX_EXPONENT, continued_exp
 from itergp.likelihoods.targets import as_floats, check_columns, require_inside
 
 
 class SurvivalMixture(QuadratureMixture):
-    """Mixture of Weibull times, whose ``log_prob`` knows what censoring is."""
+    """Mixture of times, whose ``log_prob`` knows what censoring is."""
 
-    component_distribution: Weibull
+    component_distribution: Weibull | LogLogistic
+
+    def log_survival(self, value: Tensor) -> Tensor:
+        """``log P(T > t)`` of times broadcast against ``(M,)``, accurate where that is small."""
+        times = torch.as_tensor(value).to(self.mixture_distribution.logits).unsqueeze(-1)
+        return torch.logsumexp(self.component_distribution.log_survival(times) + self.mixture_distribution.logits, -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log-density of times ``(M,)``, or of targets ``(M, 2)``, where it is ``log P(T > t)`` of censored ones.
@@ -52,13 +59,10 @@ class SurvivalMixture(QuadratureMixture):
 
 
 class _SurvivalLikelihood(SingleLatentLikelihood):
-    """Weibull times ``P(T > t) = exp(-(t exp(-f))^shape)``; ``z = shape (log t - f)`` is the logarithm of the hazard so far."""
+    """Accelerated failure times ``T = exp(f) V^(1 / shape)``, where V has a distribution of its own; some are censored."""
 
     observes: ClassVar[Observed] = "positive"
     second_column: ClassVar[float | None] = 1.0
-
-    def _shape(self, like: Tensor) -> Tensor:
-        raise NotImplementedError
 
     def validate_targets(self, targets: Tensor) -> Tensor:
         """Times must be positive, event indicators 0 or 1; returned as floats."""
@@ -72,6 +76,22 @@ class _SurvivalLikelihood(SingleLatentLikelihood):
             remedy = "Code observed events as 1 and right-censored rows as 0."
             require_inside(events, (events == 0) | (events == 1), name, "0 or 1 in the second column", remedy)
         return as_floats(targets)
+
+    @abstractmethod
+    def _conditional(self, latent: Tensor, *second: Tensor) -> Weibull | LogLogistic:
+        """``p(T | f)`` with the batch shape of ``latent``."""
+
+    def predictive(self, mean: Tensor, covariance: Tensor) -> SurvivalMixture:
+        """Mixture of times over quadrature nodes; ``log_prob`` takes times, or targets with their event indicators."""
+        latent, weights = self._nodes(mean, covariance)
+        return SurvivalMixture(weights, self._conditional(latent))
+
+
+class _WeibullTimes(_SurvivalLikelihood):
+    """Weibull times ``P(T > t) = exp(-(t exp(-f))^shape)``; ``z = shape (log t - f)`` is the logarithm of the hazard so far."""
+
+    def _shape(self, like: Tensor) -> Tensor:
+        raise NotImplementedError
 
     def _log_density(self, latent: Tensor, y: Tensor, *second: Tensor) -> Tensor:
         shape, log_time = self._shape(latent), y.log()
@@ -90,13 +110,8 @@ class _SurvivalLikelihood(SingleLatentLikelihood):
     def _conditional(self, latent: Tensor, *second: Tensor) -> Weibull:
         return Weibull(latent, self._shape(latent), validate_args=False)
 
-    def predictive(self, mean: Tensor, covariance: Tensor) -> SurvivalMixture:
-        """Mixture of times over quadrature nodes; ``log_prob`` takes times, or targets with their event indicators."""
-        latent, weights = self._nodes(mean, covariance)
-        return SurvivalMixture(weights, self._conditional(latent))
 
-
-class WeibullLikelihood(_SurvivalLikelihood):
+class WeibullLikelihood(_WeibullTimes):
     """Accelerated failure times ``T = exp(f) E^(1 / shape)``, E standard exponential; log-concave, closed-form Hessian.
 
     ``exp(f)`` stretches time; ``exp(f) log(2)^(1 / shape)`` is the median. The hazard grows with time if shape is above 1.
@@ -125,7 +140,7 @@ class WeibullLikelihood(_SurvivalLikelihood):
         return self.shape.to(like.dtype)
 
 
-class ExponentialLikelihood(_SurvivalLikelihood):
+class ExponentialLikelihood(_WeibullTimes):
     """Times with a constant hazard and mean ``exp(f)``; log-concave, closed-form Hessian.
 
     Targets are times ``(N,)`` if every event was observed, or ``(N, 2)`` with the event indicator in the second column: 1
@@ -143,3 +158,52 @@ class ExponentialLikelihood(_SurvivalLikelihood):
 
     def _shape(self, like: Tensor) -> Tensor:
         return like.new_ones(1)
+
+
+class LogLogisticLikelihood(_SurvivalLikelihood):
+    """Times ``P(T > t) = 1 / (1 + (t exp(-f))^shape)`` with median ``exp(f)``; log-concave, closed-form Hessian.
+
+    The logarithm of the time is ``f`` plus logistic noise, close to log-normal times. If shape is above 1, the hazard rises at
+    first and falls later; otherwise it falls. There is a mean only if shape is above 1.
+
+    Targets are times ``(N,)`` if every event was observed, or ``(N, 2)`` with the event indicator in the second column: 1
+    observed, 0 right-censored.
+
+    Args:
+        shape: Initial shape; default softplus(0), about 0.69.
+        shape_prior: Prior over the shape.
+        shape_constraint: Constraint on the shape; default positive.
+
+    Examples:
+        >>> import torch
+        >>> likelihood = LogLogisticLikelihood(shape=2.0)
+        >>> y = likelihood.validate_targets(torch.tensor([[1.0, 1.0], [1.0, 0.0]]))  # an event, and none until 1
+        >>> [round(value, 4) for value in likelihood.log_density(torch.zeros(2, 1), y).exp().tolist()]
+        [0.5, 0.5]
+    """
+
+    shape = ConstrainedParameter()
+    """Shape ``(1,)``: the inverse scale of the logistic noise of ``log T``."""
+
+    def __init__(
+        self, shape: float | None = None, shape_prior: Prior | None = None, shape_constraint: Interval | None = None
+    ) -> None:
+        super().__init__()
+        type(self).shape.register(self, shape_constraint or Positive(), shape_prior, shape)
+
+    def _log_density(self, latent: Tensor, y: Tensor, *second: Tensor) -> Tensor:
+        shape, log_time, events = self.shape.to(latent.dtype), y.log(), second[0]
+        z = shape * (log_time - latent)
+        return events * (shape.log() - log_time + logsigmoid(z)) + logsigmoid(-z)
+
+    def _derivatives(self, latent: Tensor, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor]:
+        shape, events = self.shape.to(latent.dtype), second[0]
+        z = shape * (y.log() - latent)
+        over, left = torch.sigmoid(z), torch.sigmoid(-z)
+        return shape * (over - events * left), shape.square() * (1.0 + events) * over * left
+
+    def _conditional(self, latent: Tensor, *second: Tensor) -> LogLogistic:
+        return LogLogistic(latent, self.shape.to(latent.dtype), validate_args=False)
+
+    def _typical(self, latent: Tensor, *second: Tensor) -> Tensor:
+        return torch.exp(latent.clamp(-MAX_EXPONENT, MAX_EXPONENT))  # the median: a mean need not exist

@@ -1,4 +1,4 @@
-"""scikit-learn estimators: Gaussian processes for classes, grades, counts and real values, on arrays and data frames."""
+"""scikit-learn estimators: Gaussian processes for classes, grades, counts, real values and times, on arrays and data frames."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ except ImportError as error:
         "`itergp.sklearn` needs scikit-learn. It is not installed. Install it with `pip install itergp[sklearn]`."
     ) from error
 
-from itergp.sklearn.base import restored
+from itergp.sklearn.base import GPEstimator, restored
 from itergp.sklearn.classifiers import GPClassifier
 from itergp.sklearn.counts import GPCountRegressor
 from itergp.sklearn.ordinal import GPOrdinalClassifier
 from itergp.sklearn.regressors import GPRegressor
 from itergp.sklearn.saving import read_estimator
+from itergp.sklearn.survival import GPSurvival
 
-__all__ = ["GPClassifier", "GPCountRegressor", "GPOrdinalClassifier", "GPRegressor", "load"]
+__all__ = ["GPClassifier", "GPCountRegressor", "GPOrdinalClassifier", "GPRegressor", "GPSurvival", "load"]
 
-_ESTIMATORS = {cls.__name__: cls for cls in (GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor)}
+_ESTIMATORS: dict[str, type[GPEstimator]] = {
+    cls.__name__: cls for cls in (GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor, GPSurvival)
+}
 
 
 def load(path: str | os.PathLike[str], *, kernel: Any = None, device: Any = None) -> Any:

@@ -92,6 +92,10 @@ class GPEstimator(BaseEstimator):
     _outputscale = 1.0  # where learning starts: standardised targets, logarithms of rates
 
     # ------------------------------------------------- what an estimator says
+    def _target_rows(self, y: Any) -> NDArray[Any]:
+        """Targets of any container, one entry per row."""
+        return as_column(self, y)
+
     @abstractmethod
     def _encode(self, y: NDArray[Any], *, first: bool) -> Array:
         """Checked targets as numbers for the likelihood; ``first`` when the training data define what they may be."""
@@ -202,7 +206,7 @@ class GPEstimator(BaseEstimator):
         complete: bool = True,
     ) -> tuple[Array, Array, Array]:
         """Encoded inputs, encoded targets and weights of the rows whose weight is not zero."""
-        column = as_column(self, y)
+        column = self._target_rows(y)
         table = read_table(X)
         check_rows(table.num_rows, column)
         weights = check_weights(table.num_rows, sample_weight)
@@ -428,6 +432,34 @@ class GPEstimator(BaseEstimator):
         with torch.no_grad():
             batches = self.model_.predict_batches(inputs, **observation)
             return np.concatenate([read(predictive) for _, predictive in batches])
+
+    def predictive_log_density(self, X: Any, y: Any) -> Array:
+        """Log-densities of held-out rows: the score of a probabilistic model, to average or to compare row by row.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            y: Targets ``(M,)``.
+
+        Returns:
+            ``(M,)``, in nats: log-probabilities of classes, levels and counts, log-densities of real values in their own units.
+        """
+        return self._log_densities(X, y)
+
+    def _log_densities(self, X: Any, y: Any, **observation: Any) -> Array:
+        check_is_fitted(self)
+        column = self._target_rows(y)
+        check_rows(read_table(X).num_rows, column)
+        targets = torch.as_tensor(self._model_targets(self._encode(column, first=False)))
+        inputs = self._new_inputs(X)
+        found = []
+        with torch.no_grad():
+            for rows, predictive in self.model_.predict_batches(inputs, **observation):
+                found.append(as_numpy(self._log_prob(predictive, targets[rows].to(inputs))))
+        return np.concatenate(found)
+
+    def _log_prob(self, predictive: Any, targets: Tensor) -> Tensor:
+        """Log-densities of targets in the units of the model ``(M,)``, each under the predictive distribution of its row."""
+        return predictive.log_prob(targets)
 
     def latent_mean_and_variance(self, X: Any) -> tuple[Array, Array]:
         """Posterior mean and variance of the latent functions.

@@ -209,6 +209,25 @@ class GPCountRegressor(BaseRegressor):
         """
         return self._quantiles(X, quantiles, **self._exposed(X, exposure))
 
+    def predictive_log_density(self, X: Any, y: Any, exposure: Any = None) -> Array:
+        """Log-probabilities of held-out counts ``(M,)``.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            y: Counts ``(M,)``.
+            exposure: Exposure of the rows, positive: ``(M,)``, or a number for all; default 1.
+
+        Raises:
+            InputError: If targets are not whole: rates have no probability of their own.
+        """
+        counts = self._encode(self._target_rows(y), first=False)
+        if (counts != np.floor(counts)).any():
+            raise InputError(
+                f"`y` must be whole for its probability. Got {counts[counts != np.floor(counts)][0]:g}. Pass counts, and "
+                "the exposure."
+            )
+        return self._log_densities(X, y, **self._exposed(X, exposure))
+
     def _exposed(self, X: Any, exposure: Any) -> dict[str, Any]:
         if exposure is None:
             return {}

@@ -1,4 +1,4 @@
-"""Names of noises and count distributions, and the likelihoods they stand for: to add one, add a line."""
+"""Names of noises and of distributions of counts and times, and the likelihoods they stand for: to add one, add a line."""
 
 from __future__ import annotations
 
@@ -10,16 +10,19 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.likelihoods import (
+    ExponentialLikelihood,
     GaussianLikelihood,
     HeteroscedasticGaussianLikelihood,
     LaplaceLikelihood,
+    LogLogisticLikelihood,
     NegativeBinomialLikelihood,
     PoissonLikelihood,
     StudentTLikelihood,
+    WeibullLikelihood,
     ZeroInflatedPoissonLikelihood,
 )
 
-_NOT_COMPETING = ("laplace",)  # nearly a Student t distribution
+_NOT_COMPETING = ("laplace", "exponential")  # nearly a Student t distribution; a Weibull distribution
 NOISE = 0.1  # variance of the noise of standardised targets, to begin with
 
 
@@ -56,6 +59,13 @@ COUNTS: dict[str, Callable[[], Any]] = {
     "poisson": RatePoisson,
     "negative_binomial": RateNegativeBinomial,
     "zero_inflated_poisson": partial(RateZeroInflatedPoisson, inflation=0.1),
+}
+
+# name -> likelihood of times, some censored
+TIMES: dict[str, Callable[[], Any]] = {
+    "weibull": partial(WeibullLikelihood, shape=1.0),
+    "log_logistic": partial(LogLogisticLikelihood, shape=1.0),
+    "exponential": ExponentialLikelihood,
 }
 
 

@@ -279,6 +279,23 @@ class GPRegressor(BaseRegressor):
             )
         return super().partial_fit(X, y, sample_weight)
 
+    def predictive_log_density(self, X: Any, y: Any) -> Array:
+        """Log-densities of held-out targets ``(M,)``, in nats per unit of the targets.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            y: Targets ``(M,)``.
+
+        Raises:
+            InputError: If the only noise is ``alpha``, which is not known of new rows.
+        """
+        if self.alpha is not None and self._white_noise()[0] is None:
+            raise InputError(
+                "A density needs the noise of the rows. Got `alpha`, which is that of the training rows only. Leave `alpha` "
+                "out to learn the noise, or add a WhiteKernel."
+            )
+        return super().predictive_log_density(X, y) - math.log(self._unit())
+
     def _fit(self, X: Any, y: Any, sample_weight: Any, **observation: Any) -> Any:
         rows = (
             0 if y is None else len(np.atleast_1d(as_target_column(y)))

@@ -150,6 +150,38 @@ def test_exposures_of_counts(folder, capsys):
     assert "must be left out for GPClassifier" in capsys.readouterr().err
 
 
+def test_times_with_events(folder, capsys):
+    rng = np.random.default_rng(1)
+    age, failure, left = rng.uniform(20, 80, 80), rng.weibull(2.0, 80), rng.uniform(0.5, 2.0, 80)
+    died, days = failure <= left, np.minimum(failure, left)
+    table = pandas.DataFrame({"age": age, "died": died.astype(int), "days": days, "status": 1 + died})
+    table.to_csv("times.csv", index=False)
+    words = ["fit", "times.csv", "--target", "days", *QUICK, "--save", "m", "--features", "age"]
+    assert main([*words, "--event", "died"]) == 0
+    said = capsys.readouterr().out
+    assert "GPSurvival: survival, 80 rows, 1 columns" in said
+    assert "as there is an --event" in said
+    assert "concordance on 16 held-out rows" in said
+    assert "log-density on 16 held-out rows" in said
+    assert main(["predict", "m", "times.csv"]) == 0
+    printed = pandas.read_csv(io.StringIO(capsys.readouterr().out))
+    assert list(printed.columns) == ["prediction", "quantile_0.05", "quantile_0.5", "quantile_0.95"]
+    np.testing.assert_allclose(printed["prediction"], load("m").predict(table[["age"]]), rtol=1e-12)
+    assert main([*words, "--event", "died", "--noise", "log_logistic"]) == 0
+    assert load("m").likelihood_ == "log_logistic"
+    capsys.readouterr()
+    for more, what in (
+        (["--event", "status"], "Code them: status == 2"),
+        (["--task", "survival"], "`--event` must be given for survival"),
+        (["--event", "died", "--task", "counts"], "Got 'died' with --task counts"),
+        (["--event", "die"], "Did you mean 'died'?"),
+    ):
+        assert main([*words, *more]) == 2
+        assert what in capsys.readouterr().err
+    assert main(["predict", "m", "times.csv", "--exposure", "age"]) == 2
+    assert "must be left out for GPSurvival" in capsys.readouterr().err
+
+
 def test_progress_goes_to_standard_error(folder, capsys):
     assert main(["fit", "value.csv", "--target", "value", "--max-iterations", "2"]) == 0
     said, progress = capsys.readouterr()

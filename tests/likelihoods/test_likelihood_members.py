@@ -36,6 +36,7 @@ from itergp.likelihoods import (
     GammaLikelihood,
     HeteroscedasticGaussianLikelihood,
     LaplaceLikelihood,
+    LogLogisticLikelihood,
     NegativeBinomialLikelihood,
     OrdinalLikelihood,
     PoissonLikelihood,
@@ -46,6 +47,7 @@ from itergp.likelihoods.distributions import (
     Beta,
     Binomial,
     Gamma,
+    LogLogistic,
     NegativeBinomial,
     StudentT,
     Weibull,
@@ -70,6 +72,7 @@ PARAMETERS = {
     "log-normal": ("noise",),
     "beta": ("precision",),
     "weibull": ("shape",),
+    "log-logistic": ("shape",),
 }
 
 
@@ -245,6 +248,7 @@ DISTRIBUTIONS = {
     "beta": (Beta(T(0.3), T(4.0)), sps.beta(0.3, 4.0), [-1.0, 0.0, 1e-6, 0.3, 0.99, 1.0, 2.0]),
     "gamma": (Gamma(T(3.0), T(2.0)), sps.gamma(3.0, scale=0.5), [-1.0, 0.0, 0.1, 2.0, 30.0]),
     "weibull": (Weibull(T(0.5), T(2.0)), sps.weibull_min(2.0, scale=math.exp(0.5)), [-1.0, 0.0, 0.1, 2.0, 9.0]),
+    "log-logistic": (LogLogistic(T(0.5), T(3.0)), sps.fisk(3.0, scale=math.exp(0.5)), [-1.0, 0.0, 0.1, 2.0, 90.0]),
     "binomial": (
         Binomial(T(9.0), logits=T(0.4)),
         sps.binom(9, scipy.special.expit(0.4)),
@@ -267,12 +271,28 @@ def test_distribution_functions(name):
     assert float(ours.variance) == pytest.approx(theirs.var(), rel=1e-5)
 
 
-def test_weibull_draws_and_density():
-    ours, theirs = Weibull(T(0.5), T(2.0)), sps.weibull_min(2.0, scale=math.exp(0.5))
+@pytest.mark.parametrize(("kind", "theirs"), [(Weibull, sps.weibull_min), (LogLogistic, sps.fisk)])
+def test_draws_and_densities_of_times(kind, theirs):
+    ours, theirs = kind(T(0.5), T(2.0)), theirs(2.0, scale=math.exp(0.5))
     points = torch.tensor([0.1, 1.0, 3.0])
     assert_close(ours.log_prob(points), torch.from_numpy(theirs.logpdf(points.numpy())), "product")
+    assert_close(ours.log_survival(points), torch.from_numpy(theirs.logsf(points.numpy())), "product")
     assert_close(ours.icdf(torch.tensor([0.1, 0.5, 0.9])), torch.from_numpy(theirs.ppf([0.1, 0.5, 0.9])), "product")
     assert sps.kstest(ours.sample(torch.Size([2_000])).numpy(), theirs.cdf).pvalue > 1e-3
+
+
+def test_log_logistic_times_need_no_mean():
+    heavy = LogLogistic(T(0.5), T([0.9, 1.5, 3.0]))
+    assert heavy.mean.isinf().tolist() == [True, False, False]
+    assert heavy.variance.isinf().tolist() == [True, True, False]
+    likelihood = LogLogisticLikelihood(shape=0.9).double()
+    mixture = likelihood.predictive(torch.tensor([[0.5], [-40.0]]).double(), torch.full((2, 1, 1), 0.25).double())
+    centre = mixture.quantile(0.5)  # symmetric on the logarithmic scale
+    np.testing.assert_allclose(centre.log().detach(), [0.5, -40.0], atol=1e-6)
+    time = torch.tensor([1e30, 1e-30]).double()  # where 1 - cdf has no digits left, or is 1
+    first, second = mixture.log_survival(time).tolist()
+    assert second == pytest.approx(0.0, abs=1e-10)
+    assert first == pytest.approx(0.5 * 0.25 * 0.81 + 0.9 * (0.5 - math.log(1e30)), rel=1e-6)
 
 
 def test_zero_inflated_counts():
@@ -344,13 +364,13 @@ def _brute_force(name: str, mean: float, variance: float, y: Tensor) -> np.ndarr
 @pytest.mark.parametrize("name", [n for n in CASES if CASES[n].num_latents == 1 and n != "bernoulli-cloglog"])
 def test_predictive_density_is_the_integral(name):
     likelihood, y = targets_of(name, 12)
-    if name in ("weibull", "exponential"):
+    if name in ("weibull", "log-logistic", "exponential"):
         y = y[:, 0]  # densities of observed times
     options = dict.fromkeys(likelihood.predictive_options, y[:, 1]) if y.dim() == 2 else {}
     value = y if y.dim() == 1 else y[:, 0]
     reference_y = (
         torch.stack([y, torch.ones_like(y)], -1)
-        if name in ("weibull", "exponential", "poisson-softplus") and y.dim() == 1
+        if name in ("weibull", "log-logistic", "exponential", "poisson-softplus") and y.dim() == 1
         else y
     )
     for mean, variance in ((0.3, 0.3), (-0.5, 1.5)):

@@ -1,0 +1,310 @@
+"""Times until an event, some of them censored."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import gpytorch
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from sklearn.utils.validation import check_is_fitted
+from torch import Tensor
+
+from itergp.diagnostics import brier_scores, censoring_survival, concordance_index
+from itergp.errors import InputError
+from itergp.sklearn.base import Array, GPEstimator
+from itergp.sklearn.checks import check_rows, check_weights
+from itergp.sklearn.event_times import as_event_times
+from itergp.sklearn.model import as_numpy, constant_mean
+from itergp.sklearn.noise import TIMES, competing
+from itergp.sklearn.regressors import QUANTILES
+from itergp.tables import read_table
+
+
+class GPSurvival(GPEstimator):
+    """Gaussian process for times until an event, where some rows are only known to be later than their time.
+
+    The latent function stretches time (accelerated failure times): effects are on how long it takes, and need not be linear.
+    Rows without an event are right-censored, and say that the time is longer than theirs. Times that are only known to be
+    shorter, or to lie in an interval, cannot be said.
+
+    Args:
+        distribution: ``"auto"``: Weibull and log-logistic times compete on held-out rows where the kernel does, and otherwise
+            it is the first; ``"weibull"``, whose hazard rises or falls with time; ``"log_logistic"``, whose hazard falls in the
+            end; ``"exponential"``, whose hazard is constant.
+        kernel: ``"auto"`` (default): several kernels, and scales of the columns, compete on held-out rows, see
+            ``comparison_``; ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"laplacian"``,
+            ``"rational_quadratic"``, ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is
+            translated.
+        ard: One lengthscale per column of the table, for kernels by name. None: for up to 100 columns.
+        standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
+            reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
+        approximation: ``"variational"`` or ``"laplace"``.
+        optimizer: ``"adam"``, ``"lbfgs"``, or None to keep the hyperparameters at what the kernel says.
+        max_iterations: Steps of the optimiser.
+        fit_options: Further keywords of ``itergp.fit``.
+        solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
+            ``LinearTimeNewton()``.
+        device: ``"cpu"`` or ``"cuda"``.
+        dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 distinct rows.
+        random_state: Seed of the optimiser's random splits; equal seeds give equal results.
+        verbose: Show progress.
+
+    Attributes:
+        n_features_in_: Number of columns of the table.
+        feature_names_in_: Their names, if ``X`` was a data frame.
+        columns_: What became of each of them; ``encoder_`` is what encodes tables.
+        model_: The ``NonConjugateGP``, for everything else; its latent function is the logarithm of the time scale.
+        likelihood_: Which distribution was chosen.
+        result_: The ``FitResult``; None with ``optimizer=None``.
+        kernel_: The kernel as learned.
+        comparison_: Which kernels and distributions competed and how they did, or None.
+        kernel_passes_: Products with the kernel matrix that conditioning took, over ``fit`` and every ``partial_fit``.
+        log_marginal_likelihood_value_: The evidence lower bound (ELBO), or with ``approximation="laplace"`` the Laplace
+            estimate of the log marginal likelihood, in nats, for all rows.
+
+    Raises:
+        InputError: If data or arguments cannot be used.
+
+    Examples:
+        >>> import numpy as np
+        >>> rng = np.random.default_rng(0)
+        >>> X = np.linspace(0.0, 6.0, 100)[:, None]
+        >>> failure, end = np.exp(np.sin(X[:, 0])) * rng.weibull(2.0, 100), 2.0
+        >>> y = np.column_stack([failure <= end, np.minimum(failure, end)])  # event, time
+        >>> survival = GPSurvival(kernel="rbf", max_iterations=10).fit(X, y)
+        >>> bool(survival.predict([[1.5]]) > survival.predict([[4.5]]))
+        True
+        >>> survival.predict_survival_function([[1.5], [4.5]], [0.5, 1.0, 2.0]).shape
+        (2, 3)
+    """
+
+    def __init__(
+        self,
+        distribution: str = "auto",
+        *,
+        kernel: Any = "auto",
+        ard: bool | None = None,
+        standardize: bool = True,
+        approximation: str = "variational",
+        optimizer: str | None = "adam",
+        max_iterations: int = 50,
+        fit_options: dict[str, Any] | None = None,
+        solver: Any = None,
+        device: Any = None,
+        dtype: str = "auto",
+        random_state: Any = 0,
+        verbose: bool = False,
+    ) -> None:
+        self.distribution = distribution
+        self.kernel = kernel
+        self.ard = ard
+        self.standardize = standardize
+        self.approximation = approximation
+        self.optimizer = optimizer
+        self.max_iterations = max_iterations
+        self.fit_options = fit_options
+        self.solver = solver
+        self.device = device
+        self.dtype = dtype
+        self.random_state = random_state
+        self.verbose = verbose
+
+    def __sklearn_tags__(self) -> Any:
+        """Targets are two columns."""
+        tags = super().__sklearn_tags__()
+        tags.target_tags.required = tags.target_tags.multi_output = True
+        tags.target_tags.single_output = False
+        return tags
+
+    # ------------------------------------------------------------------- data
+    def _target_rows(self, y: Any) -> NDArray[Any]:
+        return as_event_times(y)
+
+    def _encode(self, y: NDArray[Any], *, first: bool) -> Array:
+        return y
+
+    def _row_weights(self, y: Array, weights: Array, *, first: bool) -> Array:
+        if first and not (y[weights > 0.0, 1] == 1.0).any():
+            raise InputError(
+                f"`y` must have an event for {type(self).__name__} to learn from. Got {int((weights > 0.0).sum())} censored "
+                "row(s) only. Check that the event column says 1 where the event was observed."
+            )
+        return weights
+
+    def _likelihoods(self) -> dict[str, Callable[[], Any]]:
+        return competing(TIMES, self.distribution, "distribution")
+
+    def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
+        if y.ndim == 1:  # a model that is read from a file starts anywhere
+            return constant_mean(0.0)
+        exposed, events = np.average(y, axis=0, weights=weights)
+        return constant_mean(float(np.log(exposed) - np.log(events)))  # of times with a constant hazard
+
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """Learns hyperparameters, then finds the posterior of all rows.
+
+        Args:
+            X: Inputs ``(N, D)``: a data frame, an array, or another table, see ``itergp.tables.TableEncoder``.
+            y: Events and times: a structured array with these two fields as in scikit-survival, or two columns ``(N, 2)`` of
+                an array or data frame. The event is 1 or True where it was observed, 0 or False where the row is
+                right-censored; of the two columns it is the one with truth values, otherwise the first. Times are positive.
+            sample_weight: Weights ``(N,)`` of the rows' log-densities; a weight of 2 is a row twice.
+
+        Returns:
+            The estimator.
+        """
+        return self._fit(X, y, sample_weight)
+
+    def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
+        """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
+
+        The first call is ``fit``. Hyperparameters that were learned from fewer than 20 rows are learned again when
+        these have doubled.
+
+        Args:
+            X: New rows ``(M, D)``.
+            y: Their events and times, see ``fit``.
+            sample_weight: Weights ``(M,)``.
+
+        Returns:
+            The estimator.
+        """
+        if self.__sklearn_is_fitted__():
+            return self._append(X, y, sample_weight)
+        return self._fit(X, y, sample_weight, complete=False)
+
+    # ------------------------------------------------------------ predictions
+    def predict(self, X: Any) -> Array:
+        """Median time until the event of every row ``(M,)``; a mean need not exist.
+
+        Args:
+            X: Inputs ``(M, D)``.
+        """
+        return self.predict_quantiles(X, (0.5,))[:, 0]
+
+    def predict_quantiles(self, X: Any, quantiles: Sequence[float] = QUANTILES) -> Array:
+        """Quantiles of the time until the event.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            quantiles: Q levels between 0 and 1; default 0.05, 0.5 and 0.95, a median and a 90 % interval.
+
+        Returns:
+            ``(M, Q)``.
+        """
+        levels = [float(level) for level in quantiles]
+        return self._predicted(
+            X, lambda predictive: np.stack([as_numpy(predictive.quantile(level)) for level in levels], -1)
+        )
+
+    def predict_survival_function(self, X: Any, times: Any) -> Array:
+        """Probabilities of an event later than some times, latent uncertainty integrated out.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            times: T times, 0 or more.
+
+        Returns:
+            ``(M, T)``.
+
+        Raises:
+            InputError: If times are negative or not numbers.
+        """
+        wanted = torch.from_numpy(_check_times(times))
+        return self._predicted(
+            X, lambda predictive: np.stack([as_numpy(predictive.log_survival(time).exp()) for time in wanted], -1)
+        )
+
+    def predictive_log_density(self, X: Any, y: Any) -> Array:
+        """Log-densities of held-out events; of censored rows the log-probabilities of being later.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            y: Events and times, see ``fit``.
+
+        Returns:
+            ``(M,)``, in nats per unit of time.
+        """
+        return super().predictive_log_density(X, y)
+
+    def _log_prob(self, predictive: Any, targets: Tensor) -> Tensor:
+        times, events = targets.unbind(-1)  # two rows of targets are told from samples of times
+        return torch.where(events == 1.0, predictive.log_prob(times), predictive.log_survival(times))
+
+    # ---------------------------------------------------------------- metrics
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Harrell's concordance index of the median times: 1 at best, 0.5 for chance.
+
+        The share of comparable pairs that are in the right order. A pair is comparable if the earlier time is an event; of
+        equal times, if one is an event and the other censored, which then is the later. Equal predictions count half, as in
+        lifelines and scikit-survival. It judges an order only; ``predictive_log_density`` and ``integrated_brier_score``
+        judge probabilities.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            y: Events and times, see ``fit``.
+            sample_weight: Weights ``(M,)``; a pair counts as much as their product.
+
+        Raises:
+            InputError: If no pair is comparable.
+        """
+        targets, weights = self._held_out(X, y), check_weights(read_table(X).num_rows, sample_weight)
+        return concordance_index(targets[:, 1] == 1.0, targets[:, 0], self.predict(X), weights)
+
+    def integrated_brier_score(self, X: Any, y: Any, times: Any) -> float:
+        """Mean squared error of survival probabilities over an interval of times: 0 at best, 0.25 for probabilities of a half.
+
+        Rows count by the inverse of the probability of not being censored until then (Graf et al. 1999), which is estimated
+        from the training rows (Kaplan-Meier), whatever their inputs. As in scikit-survival.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            y: Events and times, see ``fit``.
+            times: Two or more increasing times, over which the score is averaged by trapezoids.
+
+        Returns:
+            The score.
+
+        Raises:
+            InputError: If times do not increase, or all training rows were censored by the last of them.
+        """
+        wanted, targets = _check_times(times), self._held_out(X, y)
+        if len(wanted) < 2 or (np.diff(wanted) <= 0.0).any():
+            raise InputError(f"`times` must be two or more increasing times. Got {wanted.tolist()[:8]}. Sort them.")
+        _, known, weights = self._known_rows()
+        event, time = targets[:, 1] == 1.0, targets[:, 0]
+        kind = self.model_.train_targets.dtype  # in which the training times are known
+        at_times, at_rows = (
+            censoring_survival(known[:, 1] == 1.0, known[:, 0], as_numpy(torch.from_numpy(at).to(kind)), weights)
+            for at in (wanted, time)
+        )
+        if at_times[-1] <= 0.0 or (at_rows[event & (time <= wanted[-1])] <= 0.0).any():
+            raise InputError(
+                f"`times` must end before all training rows are censored. Got {wanted[-1]:g}, when none was under observation. "
+                f"End before {known[:, 0].max():g}."
+            )
+        scores = brier_scores(event, time, self.predict_survival_function(X, wanted), wanted, at_rows, at_times)
+        return float(np.average(0.5 * (scores[1:] + scores[:-1]), weights=np.diff(wanted)))
+
+    def _held_out(self, X: Any, y: Any) -> Array:
+        check_is_fitted(self)
+        targets = as_event_times(y)
+        check_rows(read_table(X).num_rows, targets)
+        return targets
+
+
+def _check_times(times: Any) -> Array:
+    try:
+        values = np.atleast_1d(np.asarray(times, dtype=np.float64))
+    except (TypeError, ValueError) as error:
+        raise InputError(f"`times` must be numbers. Got {times!r}. Convert them to float.") from error
+    wrong = values[~(np.isfinite(values) & (values >= 0.0))]
+    if values.ndim != 1 or len(values) == 0 or wrong.size:
+        raise InputError(
+            f"`times` must be finite times, 0 or more, in one dimension. Got shape {values.shape}"
+            f"{f' with {wrong.flat[0]:g}' if wrong.size else ''}. Drop what is none."
+        )
+    return values
