@@ -158,6 +158,20 @@ KNOWN = {
         spread=2.0,
         seed=4,
     ),
+    "an odd number of linear factors, evaluated": Spec(
+        ("product", ("product linear", None, False), ("product linear", None, False)),
+        forward="evaluated",
+        rows=5,
+        new=5,
+        columns=3,
+        likelihood="exponential",
+        mean="constant",
+        approximation="variational",
+        solver="subspace kernel columns",
+        level=1.0,
+        spread=1.0,
+        seed=18694,
+    ),
 }
 
 
