@@ -366,13 +366,14 @@ def test_a_grid_grows_where_the_covariance_is_evaluated_whole(monkeypatch):
         assert_close(model(far).mean, _dense_mean(model, kernel(union, union).to_dense().square()), "posterior")
 
 
+@pytest.mark.filterwarnings("ignore:A not p.d.")
 @torch.no_grad()
 def test_an_odd_number_of_roots_with_few_columns_is_refused():
     # GPyTorch pads their product with a root that is only right where roots are square: K / N in place of K.
     x = torch.cat([_inputs(), _inputs(seed=1)[:, :1]], -1)
     kernel, noise = gk.ProductStructureKernel(gk.ScaleKernel(gk.LinearKernel()), num_dims=3).double(), 0.1
     model = GP(x, _targets(x), _gaussian(noise), mean=gpytorch.means.ZeroMean(), kernel=kernel, solver=DenseNewton())
-    with pytest.raises(InputError, match="variances of its rows by themselves.*inside a ScaleKernel"):
+    with pytest.raises(InputError, match=r"variances of its rows by themselves.*inside a ScaleKernel"):
         model.eval()(x[:3])
     scaled = gk.ScaleKernel(kernel).double()
     model = GP(x, _targets(x), _gaussian(noise), mean=gpytorch.means.ZeroMean(), kernel=scaled, solver=DenseNewton())
