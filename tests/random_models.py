@@ -442,7 +442,7 @@ def make_model(spec: Spec) -> tuple[RandomGP, tuple[Tensor, ...]]:
 
 
 class NoModel(Exception):
-    """GPyTorch itself has no such kernel matrix: rows outside of a grid, a batch of a kernel that has none, entries too large."""
+    """GPyTorch itself has no such kernel matrix: rows outside of a grid, a kernel without batches, entries too large."""
 
 
 def _rescale(model: RandomGP, rows: Tensor, level: float) -> None:
