@@ -173,6 +173,15 @@ KNOWN = {
         level=100.0,
         seed=4299,
     ),
+    "groups of rows of a kernel that takes their number for that of the columns": Spec(
+        ("additive piecewise", None, False),
+        rows=35,
+        new=4,
+        likelihood="bernoulli-probit",
+        solver="subspace low rank",
+        level=10.0,
+        seed=11663,
+    ),
     "an odd number of linear factors, evaluated": Spec(
         ("product", ("product linear", None, False), ("product linear", None, False)),
         forward="evaluated",
