@@ -274,6 +274,7 @@ class Check:
         terms = self.reference.joint[:, :size].abs() @ self.weights.abs().reshape(-1)
         # Of m + K V: what the terms of the sum are rounded to, and what the prior itself is.
         self.of_mean = 50.0 * eps * terms.max() + self.rounding * float(self.f.abs().max())
+        self.of_mean += eps * self.largest  # weights are differences of terms of about 1, which may cancel
         self.of_mean += _SPREAD * float((self.reference.at(self.weights) - self.other.at(self.weights)).abs().max())
 
     @property

@@ -442,7 +442,7 @@ def make_model(spec: Spec) -> tuple[RandomGP, tuple[Tensor, ...]]:
 
 
 class NoModel(Exception):
-    """GPyTorch itself has no such kernel matrix: rows outside of a grid, a batch of a kernel that has none."""
+    """GPyTorch itself has no such kernel matrix: rows outside of a grid, a kernel without batches, entries too large."""
 
 
 def _rescale(model: RandomGP, rows: Tensor, level: float) -> None:
@@ -452,6 +452,8 @@ def _rescale(model: RandomGP, rows: Tensor, level: float) -> None:
             largest = model.covariance(kernel, rows.double()).to_dense().diagonal(dim1=-1, dim2=-2).max()
     except RuntimeError as error:
         raise NoModel(str(error)) from error
+    if not bool(torch.isfinite(largest)):
+        raise NoModel("no finite variances")
     if model.covariance is FORWARDS["product of matrices"]:
         largest, level = largest.sqrt(), level**0.5
     kernel._clear_cache()
@@ -497,8 +499,8 @@ def prior_of(model: RandomGP, inputs: tuple[Tensor, ...], dtype: torch.dtype) ->
             module.__class__ = _EXACT_PRODUCTS[type(module)]
     matrix = model.covariance(model.covar_module, x)
     if len(inputs) > 1:
-        matrix = matrix.mul(model.task_module.to(dtype)(inputs[1]))
-    matrix, mean = matrix.to_dense().detach().double(), model.mean_module(x).detach().double()
+        matrix = to_dense(matrix) * to_dense(model.task_module.to(dtype)(inputs[1]))  # not of roots, with their jitter
+    matrix, mean = to_dense(matrix).detach().double(), model.mean_module(x).detach().double()
     size = x.shape[0]
     return mean.reshape(-1, size).mT, matrix.reshape(-1, size, size)
 

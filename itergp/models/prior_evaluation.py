@@ -17,7 +17,8 @@ from itergp.models.held_tensors import HeldTensors
 from itergp.models.prior_shapes import of_values
 from itergp.numerics.sampling import evenly_spaced
 from itergp.operators import Prior
-from itergp.operators.special import has_moving_grid, patient_grids
+from itergp.operators.matrix_products import require_true_products
+from itergp.operators.special import has_moving_grid, patient_grids, standing_grids
 
 _PROBE_ROWS = 7
 _SAME = 1e-3  # relative to the largest value, in float32; its square in float64
@@ -85,9 +86,13 @@ def _evaluate(model: HasPrior, inputs: tuple[Tensor, ...], *, fit: bool = True) 
     forward = partial(model.forward, **model.forward_keywords) if model.forward_keywords else model.forward
     latents = model.calculus.num_latents
     with patient_grids(model):
-        return Prior.from_forward(
+        prior = Prior.from_forward(
             of_values(forward), inputs, latents, fit=fit, renew_losses=False
         )  # those belong to an objective
+    if prior.tabulated:
+        with standing_grids(model):
+            require_true_products(prior.covariance, of_values(forward), inputs)
+    return prior
 
 
 @torch.no_grad()

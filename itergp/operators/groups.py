@@ -54,6 +54,12 @@ def evaluates_groups(kernel: Kernel, inputs: Tensor, num_kernels: int) -> bool:
     size = rows.shape[-2]
     numbers = torch.arange(_GROUPS * (_ROWS + _OTHERS), device=rows.device).remainder(size).view(_GROUPS, -1)
     first, second = (rows[..., part, :] for part in numbers.split([_ROWS, _OTHERS], 1))
+    # Both ways: a kernel may take the rows of a group for columns, of which there may be as many.
+    return _agree(kernel, first, second, num_kernels) and _agree(kernel, second, first, num_kernels)
+
+
+def _agree(kernel: Kernel, first: Tensor, second: Tensor, num_kernels: int) -> bool:
+    """Whether entries between rows of some groups are the same for all groups at once as for each by itself."""
     alone = [evaluate_kernel(kernel, first[..., i, :, :], second[..., i, :, :], num_kernels) for i in range(_GROUPS)]
     expected = torch.stack(alone, 1)
     try:

@@ -26,15 +26,13 @@ from itergp.operators.choose import make_operator
 from itergp.operators.coupled import num_outputs
 from itergp.operators.derived import CalledKernel, SumOfTerms, TabulatedKernel, clear_caches
 from itergp.operators.forms import as_form
+from itergp.operators.matrix_products import WHOLE_ROOTS
 from itergp.operators.memory import free_memory
 from itergp.operators.radial import evaluate_diagonal
 from itergp.operators.special import fit_state
 from itergp.operators.two_rows import is_function_of_two_rows
 
 _MEMORY_SHARE = 0.5  # of what is free, for a covariance that is evaluated whole
-
-# GPyTorch multiplies two structured matrices by their roots, which above 800 rows it cuts off at rank 100.
-_WHOLE_ROOTS = partial(gpytorch.settings.fast_computations.covar_root_decomposition, False)
 
 
 @dataclass(frozen=True)
@@ -109,7 +107,7 @@ class Prior:
                 "active_dims, or use "
                 "fewer rows."
             )
-        with _WHOLE_ROOTS():
+        with WHOLE_ROOTS():
             dense = matrix.to_dense().to(dtype)
         kernel = TabulatedKernel(dense[..., first * self.num_outputs :, :], self.num_outputs)
         numbers = torch.arange(first, size, dtype=dtype, device=dense.device).unsqueeze(-1)
@@ -140,7 +138,7 @@ class Prior:
                 whole does not fit into memory.
         """
         num_rows = inputs[0].shape[-2]
-        with gpytorch.settings.lazily_evaluate_kernels(True), _WHOLE_ROOTS():
+        with gpytorch.settings.lazily_evaluate_kernels(True), WHOLE_ROOTS():
             prior = forward(*inputs)
         if isinstance(prior, MultitaskMultivariateNormal):
             return cls._of_outputs(prior, num_rows, num_latents, fit=fit, renew_losses=renew_losses)

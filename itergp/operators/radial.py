@@ -37,7 +37,7 @@ from torch import Tensor
 from itergp.kernels import TiedMaternKernel, TiedRBFKernel
 from itergp.operators.derived import CalledKernel, DerivedKernel, SumOfTerms
 from itergp.operators.distances import ExactDistances
-from itergp.operators.radial_product import profile, profile_formula, radial_product, squared_distances, with_norms
+from itergp.operators.radial_product import profile, profile_distances, profile_formula, radial_product, with_norms
 from itergp.operators.special import has_own_diagonal, special_diagonal, special_entries, standing_grids
 
 try:  # GPyTorch's KeOps kernels exist with and without pykeops installed
@@ -118,7 +118,7 @@ class RadialKernel:
         """
         if rows.dtype != cols.dtype:
             rows, cols = rows.double(), cols.double()
-        squared = squared_distances(rows, cols).to(self.output_scale.dtype)
+        squared = profile_distances(rows, cols, self.smoothness).to(self.output_scale.dtype)
         return profile(squared, self.smoothness).mul_(self.output_scale[:, None, None])
 
     def formula(self, rows: Tensor, cols: Tensor, lazy: Callable[[Tensor], Any]) -> Any:

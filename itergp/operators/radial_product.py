@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from itergp.kernels.distances import sum_of_squares
 from itergp.operators import tiles
 from itergp.operators.block_product import BlockProduct
 from itergp.operators.radial_derivatives import smooth_product
 
 _LOG2_E = math.log2(math.e)
+# Squared distances below so many times the rounding of a squared norm come from differences where the profile has a kink.
+_NEAR = 16.0
 
 
 def radial_product(
@@ -65,7 +68,7 @@ class _RadialProduct(torch.autograd.Function):
         product = BlockProduct(block, len(rows), rows.shape[1])
 
         def multiply(i: slice, j: slice) -> int:
-            entries = profile(_squared(first, second, i, j, symmetric).to(block.dtype), smoothness)
+            entries = profile(_squared(first, second, i, j, smoothness, symmetric).to(block.dtype), smoothness)
             product.add(i, entries, j)
             if symmetric and i.start != j.start:
                 product.add(j, entries.mT, i)
@@ -90,7 +93,7 @@ class _RadialProduct(torch.autograd.Function):
         sums: dict[tuple[int, int], Tensor] = {}  # of what moves the scale and the stretch, by block
 
         def differentiate(i: slice, j: slice) -> int:
-            squared = _squared(first, second, i, j, symmetric)
+            squared = _squared(first, second, i, j, ctx.smoothness, symmetric)
             apart = squared.to(block.dtype, copy=True) if of_stretch else squared
             entries, slope = profile_and_slope(squared.to(block.dtype), ctx.smoothness)
             twice = symmetric and i.start != j.start
@@ -144,8 +147,8 @@ def _each_block(rows: Tensor, cols: Tensor, symmetric: bool, work: tiles.Work) -
         tiles.rectangular(rows.shape[1], cols.shape[1], side, work, tiles.threads_for(rows.device, entries))
 
 
-def _squared(rows: Tensor, cols: Tensor, i: slice, j: slice, symmetric: bool) -> Tensor:
-    squared = squared_distances(rows[:, i], cols[:, j])
+def _squared(rows: Tensor, cols: Tensor, i: slice, j: slice, smoothness: float, symmetric: bool) -> Tensor:
+    squared = profile_distances(rows[:, i], cols[:, j], smoothness)
     if symmetric and i.start == j.start:
         squared.diagonal(dim1=-2, dim2=-1).zero_()
     return squared
@@ -162,6 +165,39 @@ def squared_distances(rows: Tensor, cols: Tensor) -> Tensor:
     size = rows.shape[-1] - 2
     left = torch.cat([rows[..., :size] * -2.0, rows[..., size + 1 :], rows[..., size : size + 1]], -1)
     return torch.bmm(left, cols.mT).clamp_min_(0.0)
+
+
+def profile_distances(rows: Tensor, cols: Tensor, smoothness: float) -> Tensor:
+    """``squared_distances`` as accurate as the profile needs them, without derivatives.
+
+    A profile with a kink at zero takes the root of them, and so that of their rounding between rows that are equal or nearly
+    so: small ones come from differences there.
+    """
+    if smoothness != 0.5 or cols.shape[-2] == 0:
+        return squared_distances(rows, cols)
+    size = rows.shape[-1] - 2
+    if size == 1:  # as fast, and many rows are near in one dimension
+        return sum_of_squares(rows[..., :1], cols[..., :1])
+    squared = squared_distances(rows, cols)
+    itself = rows.data_ptr() == cols.data_ptr() and rows.shape == cols.shape
+    if itself:
+        squared.diagonal(dim1=-2, dim2=-1).fill_(math.inf)
+    rounding = _NEAR * torch.finfo(squared.dtype).eps
+    if float(squared.amin()) <= rounding * float(rows[..., size].max()):  # what is near has the same norm
+        _mend(squared, rows, cols, rounding * rows[..., size])
+    if itself:
+        squared.diagonal(dim1=-2, dim2=-1).zero_()
+    return squared
+
+
+def _mend(squared: Tensor, rows: Tensor, cols: Tensor, limits: Tensor) -> None:
+    """Replaces squared distances of a block below those of its rows ``(C', b)`` by sums of squared differences."""
+    some = (squared.amin(-1) <= limits).flatten().nonzero().squeeze(-1)  # rows of all kernels
+    row, second = (squared.flatten(0, 1)[some] <= limits.flatten()[some, None]).nonzero(as_tuple=True)
+    first, size = some[row], rows.shape[-1] - 2
+    kernel = first.div(squared.shape[-2], rounding_mode="floor")
+    apart = rows[..., :size].flatten(0, 1)[first] - cols[kernel, second, :size]
+    squared.flatten(0, 1)[first, second] = apart.square().sum(-1)
 
 
 def profile(squared: Tensor, smoothness: float) -> Tensor:

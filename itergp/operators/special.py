@@ -185,7 +185,7 @@ class _NoLoss(AddedLossTerm):
 
 
 @contextmanager
-def standing_grids(kernel: torch.nn.Module) -> Iterator[None]:
+def standing_grids(kernel: HasModules) -> Iterator[None]:
     """Grids stay where they are while some rows are evaluated that need not reach as far as all of them."""
     moving: list[Any] = [module for module in kernel.modules() if _moves(module)]
     for module in moving:

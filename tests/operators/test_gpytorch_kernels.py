@@ -20,7 +20,7 @@ from torch import Tensor
 import itergp
 from itergp import InputError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, as_likelihood
-from itergp.models import NonConjugateGP
+from itergp.models import GP, NonConjugateGP
 from itergp.objectives import ComputationAwareELBO, LaplaceEvidence
 from itergp.operators import BlockedOperator, KernelOperator, Prior, make_operator
 from itergp.operators.derived import TabulatedKernel, requires_grad, snapshot
@@ -364,6 +364,23 @@ def test_a_grid_grows_where_the_covariance_is_evaluated_whole(monkeypatch):
     with torch.no_grad():
         model(_inputs(3, seed=9))
         assert_close(model(far).mean, _dense_mean(model, kernel(union, union).to_dense().square()), "posterior")
+
+
+@pytest.mark.filterwarnings("ignore:A not p.d.")
+@torch.no_grad()
+def test_an_odd_number_of_roots_with_few_columns_is_refused():
+    # GPyTorch pads their product with a root that is only right where roots are square: K / N in place of K.
+    x = torch.cat([_inputs(), _inputs(seed=1)[:, :1]], -1)
+    kernel, noise = gk.ProductStructureKernel(gk.ScaleKernel(gk.LinearKernel()), num_dims=3).double(), 0.1
+    model = GP(x, _targets(x), _gaussian(noise), mean=gpytorch.means.ZeroMean(), kernel=kernel, solver=DenseNewton())
+    with pytest.raises(InputError, match=r"variances of its rows by themselves.*inside a ScaleKernel"):
+        model.eval()(x[:3])
+    scaled = gk.ScaleKernel(kernel).double()
+    model = GP(x, _targets(x), _gaussian(noise), mean=gpytorch.means.ZeroMean(), kernel=scaled, solver=DenseNewton())
+    K = scaled.outputscale * kernel.base_kernel.outputscale**3 * kernel.base_kernel.base_kernel.variance.squeeze() ** 3
+    K = K * (x.unsqueeze(-2) * x.unsqueeze(-3)).prod(-1)
+    expected = K[:3] @ torch.linalg.solve(K + noise * torch.eye(len(x)), _targets(x))
+    assert_close(model.eval()(x[:3]).mean, expected, "posterior")
 
 
 def test_rounding_does_not_lay_a_grid_anew():

@@ -276,6 +276,23 @@ def test_dense_diagonal_is_exact_in_float32():
         assert_close(operator.matmul(rest)[:, 5], torch.ones(1, 1))
 
 
+@pytest.mark.parametrize("columns", [1, 2, 5])
+def test_equal_and_near_rows_of_a_kernel_with_a_kink_in_float32(columns):
+    # The root of the rounding of a squared distance costs Matern-1/2 two thousandths between rows that are equal.
+    x = make_inputs(80, columns, torch.float32)
+    x = torch.cat([x, x, x + 1e-6])
+    kernel = MaternKernel(nu=0.5, batch_shape=torch.Size([2]))
+    kernel.lengthscale = torch.tensor([0.7, 3.0]).view(2, 1, 1)
+    apart = torch.cdist(x.double(), x.double(), compute_mode="donot_use_mm_for_euclid_dist")
+    expected = torch.exp(-apart / kernel.lengthscale.double())
+    for kind in ("dense", "blocked"):
+        operator = make_operator(kernel, x, kind=kind, num_kernels=2)
+        with torch.no_grad():
+            torch.testing.assert_close(operator.dense().double(), expected, atol=1e-4, rtol=0.0)
+        product = operator.cross_matmul(x, torch.eye(len(x)))
+        torch.testing.assert_close(product.double(), expected, atol=1e-4, rtol=0.0)
+
+
 @torch.no_grad()
 def test_far_from_the_origin():
     # Distances come from inner products: without centring, float32 loses them to cancellation.

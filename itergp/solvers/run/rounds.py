@@ -169,6 +169,20 @@ def widened(problem: Problem, first: Tensor, second: Tensor) -> float:
     return float(problem.rows.all_reduce_max(((a - b).abs() / b).amax()))
 
 
+def drift(problem: Problem, mean: Tensor, first: Tensor, second: Tensor) -> float:
+    """How far means ``(N, C)`` would move if marginals ``(N, C, C)`` changed from the first to the second, row by row.
+
+    In deviations of the second. Where log-densities are exponentials, a small relative change of a large variance moves a mean
+    by much more than that.
+    """
+    observations = problem.site.observations
+    before, after = (
+        VariationalSite.from_covariance(observations, marginals).derivatives(mean)[0] for marginals in (first, second)
+    )
+    shift = torch.einsum("ncd,nd->nc", second, after - before)
+    return moved(problem, mean + shift, mean, second)
+
+
 def _deviations(problem: Problem, covariance: Tensor) -> Tensor:
     """Posterior deviations ``(N, C)``, at least the rounding of the prior's."""
     rounding = 4.0 * torch.finfo(covariance.dtype).eps * problem.prior_variance()

@@ -159,7 +159,10 @@ def _next_round(run: Run, problem: Problem, solution: Solution, marginals: Tenso
         marginals: That its site was made from.
     """
     damping = run.position.damping
-    residual = rounds.widened(problem, marginals, solution.latent_covariance)
+    residual = max(
+        rounds.widened(problem, marginals, solution.latent_covariance),
+        rounds.drift(problem, solution.latent_values, marginals, solution.latent_covariance),
+    )
     stationary = residual <= rounds.residual_tolerance(problem, run.solver.tolerance)
     exhausted = run.position.stage == rounds.max_rounds(problem) or run.late() or run.budget.passes_left() <= 0
     # A mean that its own site could not be solved for is not worth another site.
