@@ -56,15 +56,15 @@ MUTANTS = (
         ("test_planning.py", "memory"),
     ),
     Mutant(
-        "plan: both halves of a symmetric matrix are kept",
-        'memory["kernel matrix"] = matrix // 2',
-        'memory["kernel matrix"] = matrix',
+        "plan: both halves of a symmetric matrix are kept and evaluated",
+        "return self.entries_of_pass // 2",
+        "return self.entries_of_pass",
         ("test_planning.py", "matrix"),
     ),
     Mutant(
-        "plan: both halves of a symmetric matrix are evaluated",
-        "(min(demand.passes, 1) if kept else demand.passes) * matrix // 2",
-        "(min(demand.passes, 1) if kept else demand.passes) * matrix",
+        "plan: a matrix that is kept is evaluated in every pass",
+        "(min(demand.passes, 1) if kept else demand.passes) * evaluated",
+        "demand.passes * evaluated",
         ("test_planning.py", "matrix"),
     ),
     Mutant(
