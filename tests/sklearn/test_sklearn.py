@@ -833,3 +833,12 @@ def test_likelihoods_compete_by_default():
 def test_two_levels_can_learn_for_long():
     X, y = make_data(GPOrdinalClassifier, 80)
     assert GPOrdinalClassifier(kernel="matern32", max_iterations=15).fit(X, y > 2).score(X, y > 2) > 0.6
+
+
+def test_inputs_without_effect_and_a_smooth_kernel():
+    rng = np.random.default_rng(1)  # directions that the kernel hardly sees: their products are rounding error
+    X = rng.normal(size=(400, 2))
+    rng.poisson(1.0, 400)
+    regressor = GPCountRegressor("poisson", kernel="rbf", max_iterations=30).fit(X, rng.poisson(5.0, 400))
+    assert regressor.model_.solution.status.converged
+    np.testing.assert_allclose(regressor.predict(X), 5.0, atol=0.5)

@@ -60,7 +60,8 @@ def test_a_support_of_all_rows_gives_the_dense_reference(name, kernel, approxima
 def test_equal_rows_are_no_direction_of_their_difference(kernel, dtype):
     x, y = make_binary(40, dtype=dtype)
     x = 100.0 * x[torch.arange(40) % 16]  # covariances of equal rows are not quite variances
-    model = SimpleGP(x, y, BernoulliLikelihood(), kernel=kernel, solver=LinearTimeNewton()).to(dtype).eval()
+    options = {"solver": LinearTimeNewton(), "share_equal_rows": False}
+    model = SimpleGP(x, y, BernoulliLikelihood(), kernel=kernel, **options).to(dtype).eval()
     solution = model.condition()
     assert float(torch.linalg.eigvalsh(solution.space.gram).min()) > 0.4
     assert float(solution.representer_weights.abs().max()) < 2.0  # gradients are within 1
@@ -123,7 +124,8 @@ def test_copies_of_rows_add_nothing():
     x, y = make_binary(60)
     x, y = x.repeat(8, 1), y.repeat(8)
     solver = LinearTimeNewton(policy=UnitVectors(order="random", rows=50), **ALL)
-    model = SimpleGP(x, y, BernoulliLikelihood(), solver=solver, approximation="laplace").double().eval()
+    options = {"solver": solver, "approximation": "laplace", "share_equal_rows": False}
+    model = SimpleGP(x, y, BernoulliLikelihood(), **options).double().eval()
     solution = model.condition()
     assert solution.space.rank == 60
     assert solution.space.rows.numel() == 480

@@ -218,6 +218,12 @@ class SearchSpace:
         new, new_products = torch.matmul(new, resolved), torch.matmul(new_products, resolved)
         corner = self._gram(new, new_products, torch.float64)
         side = self._gram(self.directions, new_products, torch.float64)
+        sound = self._sound(corner, side)
+        if not bool(sound.all()):
+            some = sound.any(0)
+            new, new_products = ((part * sound.unsqueeze(-2))[..., some] for part in (new, new_products))
+            corner = self._gram(new, new_products, torch.float64)
+            side = self._gram(self.directions, new_products, torch.float64)
         gram = torch.cat([torch.cat([self.gram, side], -1), torch.cat([side.mT, corner], -1)], -2)
         # Kernels that kept fewer directions than others.
         padding = (self.partition.all_reduce_max(new.abs().amax(-2)) == 0.0).to(corner)
@@ -264,6 +270,20 @@ class SearchSpace:
         order = (~keep).to(torch.int8).argsort(dim=-1, stable=True)[..., :width]  # the kept ones first
         mix = (vectors * keep.unsqueeze(-2)).gather(-1, order.unsqueeze(-2).expand(*vectors.shape[:-1], width))
         return self.partition.broadcast(mix).to(block)
+
+    @staticmethod
+    def _sound(corner: Tensor, side: Tensor) -> Tensor:
+        """Which new directions ``(C', b)`` are of unit prior norm and orthogonal to the space, as they were made.
+
+        Others are rounding error of products with directions that the kernel hardly sees, which no bound on these foresaw.
+
+        Args:
+            corner: ``S_new^T K S_new`` ``(C', b, b)``.
+            side: ``S^T K S_new`` ``(C', B, b)``.
+        """
+        none = corner.diagonal(dim1=-2, dim2=-1) == 0.0  # of kernels that kept fewer than others
+        wrong = torch.cat([side, corner - torch.eye(corner.shape[-1]).to(corner)], -2)
+        return none | ((wrong.abs() > HALF_OF_A_UNIT).sum(-2) == 0)
 
     def compress(self, mix: Tensor) -> SearchSpace:
         """The space spanned by ``S mix``, with ``mix`` ``(C', B, R)`` of orthonormal columns, float64."""
