@@ -61,6 +61,13 @@ def _censored(shape: float, f: Tensor, y: Tensor) -> Tensor:
     return -scaled.exp() + torch.where(y[:, 1] == 1.0, math.log(shape) + scaled - y[:, 0].log(), torch.zeros(()))
 
 
+def _log_logistic(f: Tensor, y: Tensor) -> Tensor:
+    scaled = 2.0 * (y[:, 0].log() - f[..., 0])
+    return logsigmoid(-scaled) + torch.where(
+        y[:, 1] == 1.0, math.log(2.0) - y[:, 0].log() + logsigmoid(scaled), torch.zeros(())
+    )
+
+
 def _zero_inflated(f: Tensor, y: Tensor) -> Tensor:
     counted = math.log(0.7) + Poisson(f[..., 0].exp(), validate_args=False).log_prob(y)
     return torch.where(y == 0, torch.logaddexp(counted, counted.new_full((), math.log(0.3))), counted)
@@ -106,6 +113,7 @@ DENSITIES: dict[str, Density] = {
         5.0 * torch.sigmoid(f[..., 0]), 5.0 * torch.sigmoid(-f[..., 0]), validate_args=False
     ).log_prob(y),
     "weibull": lambda f, y: _censored(2.0, f, y),
+    "log-logistic": _log_logistic,
     "exponential": lambda f, y: _censored(1.0, f, y),
 }
 
