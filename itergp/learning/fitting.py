@@ -359,7 +359,7 @@ def _learn(
         )
     stages = _stages(model, settings)
     if search is not None:  # which did what the first stage is for
-        stages = [replace(stages[-1], iterations=max(1, round(_SUBSET_SHARE * settings.max_iterations)))]
+        stages = [replace(stages[-1], iterations=max(1, round((1.0 - _SUBSET_SHARE) * settings.max_iterations)))]
     deadline = None if settings.time_limit is None else called + _LEARNING_SHARE * settings.time_limit
     if search is not None and search.interrupted:
         deadline = called

@@ -29,7 +29,7 @@ from itergp.records import Listener, Listeners
 from itergp.solvers import SubspaceNewton, solve
 
 ENOUGH_ROWS = 60  # held-out rows of fewer choose by luck
-_MOST_ROWS = 4000  # rows drawn: three quarters to learn from, a quarter to judge by
+_LEARNING_ROWS, _JUDGING_ROWS = 3000, 4000  # at most: judging by many costs next to nothing
 _FEW_ROWS = 1000  # up to here a third is held out, for a quarter says little
 _BEST = 2  # structures that a preferred likelihood meets
 _LEAST_ROWS = 500
@@ -218,9 +218,10 @@ class StructureSearch:
         weight, targets = self.model.sample_weight, self.model.train_targets
         generator = torch.Generator().manual_seed(self.seed)
         order = torch.randperm(len(targets), generator=generator).to(targets.device)
-        order = (order if weight is None else order[weight[order] > 0])[:_MOST_ROWS]
+        order = order if weight is None else order[weight[order] > 0]
         count = max(1, len(order) // (3 if len(targets) <= _FEW_ROWS else 4))
-        return order[count:], order[:count]
+        count = min(_JUDGING_ROWS, max(count, len(order) - _LEARNING_ROWS))
+        return order[count : count + _LEARNING_ROWS], order[:count]
 
     def _make(self, contestant: _Contestant, rows: Tensor) -> GP:
         """A model of some rows."""
