@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gpytorch.constraints import Interval
-from gpytorch.kernels import Kernel
-from gpytorch.priors import Prior
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.kernels.columnwise import ColumnwiseKernel
 from itergp.kernels.distances import scaled
 
 
-class AdditiveLaplacianKernel(Kernel):
+class AdditiveLaplacianKernel(ColumnwiseKernel):
     r"""``k(x, x') = sum_d w_d exp(-|x_d - x'_d| / l_d)`` with weights that are positive and sum to one.
 
     A function of each input, added up: the limit of many stumps, and the first order of a Laplacian kernel. Its variance is
@@ -42,26 +40,8 @@ class AdditiveLaplacianKernel(Kernel):
         tensor([0.2500, 0.7500], grad_fn=<SoftmaxBackward0>)
     """
 
-    has_lengthscale = True
-
-    def __init__(
-        self,
-        num_dims: int,
-        *,
-        batch_shape: torch.Size | None = None,
-        active_dims: tuple[int, ...] | None = None,
-        lengthscale_prior: Prior | None = None,
-        lengthscale_constraint: Interval | None = None,
-    ) -> None:
-        if num_dims < 1:
-            raise InputError(f"`num_dims` must be the number of inputs, 1 or more. Got {num_dims}. Count the columns.")
-        super().__init__(
-            ard_num_dims=int(num_dims),
-            batch_shape=batch_shape,
-            active_dims=active_dims,
-            lengthscale_prior=lengthscale_prior,
-            lengthscale_constraint=lengthscale_constraint,
-        )
+    def __init__(self, num_dims: int, **options: Any) -> None:
+        super().__init__(num_dims, **options)
         self.num_dims = int(num_dims)
         self.register_parameter("raw_weights", torch.nn.Parameter(torch.zeros(*self.batch_shape, self.num_dims)))
 

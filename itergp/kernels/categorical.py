@@ -5,16 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from gpytorch.constraints import Interval
-from gpytorch.kernels import Kernel
-from gpytorch.priors import Prior
 from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.kernels.codes import whole_codes
+from itergp.kernels.columnwise import ColumnwiseKernel
 
 
-class CategoricalKernel(Kernel):
+class CategoricalKernel(ColumnwiseKernel):
     r"""``k(c, c') = prod_d exp(-[c_d != c'_d] / l_d)`` on columns of integer codes, whose levels are exchangeable.
 
     Two rows that differ in column d are correlated by ``exp(-1 / l_d)`` there, whichever their levels: one parameter per
@@ -46,27 +44,6 @@ class CategoricalKernel(Kernel):
                 [0.3680, 1.0000, 0.1350],
                 [0.0500, 0.1350, 1.0000]])
     """
-
-    has_lengthscale = True
-
-    def __init__(
-        self,
-        num_dims: int,
-        *,
-        batch_shape: torch.Size | None = None,
-        active_dims: tuple[int, ...] | None = None,
-        lengthscale_prior: Prior | None = None,
-        lengthscale_constraint: Interval | None = None,
-    ) -> None:
-        if num_dims < 1:
-            raise InputError(f"`num_dims` must be the number of columns, 1 or more. Got {num_dims}. Count the columns.")
-        super().__init__(
-            ard_num_dims=int(num_dims),
-            batch_shape=batch_shape,
-            active_dims=active_dims,
-            lengthscale_prior=lengthscale_prior,
-            lengthscale_constraint=lengthscale_constraint,
-        )
 
     def forward(
         self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False, **params: Any

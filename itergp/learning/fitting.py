@@ -29,7 +29,7 @@ from itergp.learning.structures import InputColumns, Structure, candidates
 from itergp.models import GP, NonConjugateGP
 from itergp.models.batches import refuse_without_data
 from itergp.models.run_options import RunOptions
-from itergp.models.starting_values import initialise_model
+from itergp.models.starting_values import INITIAL_OUTPUTSCALE, initialise_model
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
 from itergp.objectives.base import Objective, log_density_of_priors
 from itergp.operators import own_rows
@@ -261,11 +261,11 @@ class _Learned:
 def _fit(model: NonConjugateGP, settings: Settings, options: RunOptions) -> Any:
     """Chooses the structure, learns, chooses the predictive distribution, and conditions."""
     called, seconds = time.perf_counter(), {}
-    search, comparison = None, None
+    comparison = None
     if settings.structures is not None:
-        search, comparison = _choose_structure(model, settings, options, called)
+        comparison = _choose_structure(model, settings, options, called)
         seconds["structures"] = time.perf_counter() - called
-    learned = _learn(model, settings, options, called, search)
+    learned = _learn(model, settings, options, called, comparison)
     _warn_of_extremes(learned.learner.free)
     model.eval()
     seconds["learn"] = time.perf_counter() - learned.started
@@ -290,8 +290,8 @@ def _fit(model: NonConjugateGP, settings: Settings, options: RunOptions) -> Any:
 
 def _choose_structure(
     model: NonConjugateGP, settings: Settings, options: RunOptions, called: float
-) -> tuple[StructureSearch | None, Comparison | None]:
-    """Gives the model the structure that held-out rows prefer, if they can; returns what searched, and what it found.
+) -> Comparison | None:
+    """Gives the model the structure and the likelihood that held-out rows prefer; None if these cannot choose.
 
     Raises:
         InputError: If the model is none whose structure can be exchanged.
@@ -311,27 +311,28 @@ def _choose_structure(
     calculus, first = model.calculus, torch.zeros(1, dtype=torch.long, device=inputs.device)
     of_rows = calculus.take(first) is not calculus  # such as known noise variances
     if len(inputs) < ENOUGH_ROWS or of_rows or not PredictiveLogDensity.supports(calculus):
-        return None, None
+        return None
     deadline = None if settings.time_limit is None else called + _SEARCH_SHARE * settings.time_limit
     scale = getattr(model.covar_module, "outputscale", None)
+    start = INITIAL_OUTPUTSCALE if scale is None else float(scale.detach().mean())
     with ProgressBar(enabled=options.progress) as bar:
         listeners = Listeners(bar, options.callback)
-        search = StructureSearch(model, competing, settings.likelihoods, columns, settings.seed, deadline, listeners)
-        if scale is not None and scale.numel() > 0:
-            search.outputscale = float(scale.detach().mean())
-        found, structure, comparison = search.run()
+        search = StructureSearch(
+            model, competing, settings.likelihoods, columns, settings.seed, deadline, listeners, start
+        )
+        found, comparison = search.run()
     model.covar_module = found.covar_module
-    model.input_transform = structure.make_transform(inputs, columns)
-    if type(found.likelihood) is type(model.likelihood):
+    model.input_transform = comparison.structure.make_transform(inputs, columns)
+    if comparison.likelihood == 0:
         model.mean_module.load_state_dict(found.mean_module.state_dict())
         model.likelihood.load_state_dict(found.likelihood.state_dict())
     else:
         model.mean_module, model.likelihood = found.mean_module, found.likelihood
-    return search, comparison
+    return comparison
 
 
 def _learn(
-    model: NonConjugateGP, settings: Settings, options: RunOptions, called: float, search: StructureSearch | None
+    model: NonConjugateGP, settings: Settings, options: RunOptions, called: float, comparison: Comparison | None
 ) -> _Learned:
     """Learns hyperparameters; the model is in training mode afterwards.
 
@@ -340,7 +341,7 @@ def _learn(
         settings: Of ``fit``.
         options: Of ``fit``.
         called: When ``fit`` began.
-        search: That chose the structure and began to learn, or None.
+        comparison: In which the structure was chosen and began to learn, or None.
     """
     inputs = model.held_data.inputs[0]
     rows = own_rows(model.operator_kind, model.held_data.targets.shape[0], inputs.device)
@@ -351,18 +352,16 @@ def _learn(
     earlier = None if file is None else file.checkpoint_state
     started = time.perf_counter() - (0.0 if earlier is None else earlier.values["seconds"])
     before = [parameter.variable.detach().clone() for parameter in free_parameters(model)]
-    initialised = initialise_model(model) if settings.initialise_kernel and search is None else []
+    initialised = initialise_model(model) if settings.initialise_kernel and comparison is None else []
     free = free_parameters(model)
     if not free:
         raise InputError(
             "`fit` needs parameters to learn. Got none that require gradients. Use model.condition() instead."
         )
     stages = _stages(model, settings)
-    if search is not None:  # which did what the first stage is for
+    if comparison is not None:  # which did what the first stage is for
         stages = [replace(stages[-1], iterations=max(1, round((1.0 - _SUBSET_SHARE) * settings.max_iterations)))]
     deadline = None if settings.time_limit is None else called + _LEARNING_SHARE * settings.time_limit
-    if search is not None and search.interrupted:
-        deadline = called
     model.tempering = 0.0  # what was chosen for other hyperparameters
     model.train()
     on_posterior = options.on_posterior
@@ -370,7 +369,9 @@ def _learn(
         listeners, saved_by = Listeners(bar, options.callback), file if rows.first else None
         learner = Learner(model, free, settings.optimizer, deadline, started, listeners, checkpointer=saved_by)
         look = partial(_look, model, on_posterior) if on_posterior is not None and not rows.sharded else None
-        reason = _run(learner, stages, settings.num_restarts, settings.seed, before, earlier, look)
+        reason = Stop.INTERRUPTED
+        if comparison is None or not comparison.interrupted:
+            reason = _run(learner, stages, settings.num_restarts, settings.seed, before, earlier, look)
     reason = _agree(model, reason, rows)
     part = None
     if file is not None and reason is not Stop.INTERRUPTED:  # an interrupted run is to go on learning

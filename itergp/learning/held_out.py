@@ -8,7 +8,31 @@ from torch import Tensor
 from itergp.likelihoods import Observations
 
 _FOLDS = 4
-_FEW_ROWS = 1000  # up to here every row is held out once
+_FEW_ROWS = 1000  # up to here a quarter says little: every row is held out once, or a third
+
+
+def _shuffled(observations: Observations, seed: int) -> Tensor:
+    """The rows that have a weight, in random order; missing targets have none."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(observations.num_rows, generator=generator).to(observations.targets.device)
+    return order if observations.sample_weight is None else order[observations.sample_weight[order] > 0]
+
+
+def learning_split(
+    observations: Observations, *, most_to_learn: int, most_to_judge: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Random rows to learn from, and all others to judge by: at least a quarter of the rows, of few rows a third.
+
+    Args:
+        observations: Of all rows; those without weight say nothing and are not drawn.
+        most_to_learn: Rows to learn from, at most.
+        most_to_judge: Rows to judge by, at most.
+        seed: Of the draw.
+    """
+    order = _shuffled(observations, seed)
+    share = len(order) // (3 if observations.num_rows <= _FEW_ROWS else 4)
+    count = min(most_to_judge, max(1, share, len(order) - most_to_learn))
+    return order[count : count + most_to_learn], order[:count]
 
 
 def held_out_splits(observations: Observations, *, num_rows: int, seed: int) -> list[tuple[Tensor, Tensor]]:
@@ -22,11 +46,7 @@ def held_out_splits(observations: Observations, *, num_rows: int, seed: int) -> 
     Returns:
         Pairs of row numbers: those to condition on, and those that are held out.
     """
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(observations.num_rows, generator=generator).to(observations.targets.device)
-    if observations.sample_weight is not None:
-        order = order[observations.sample_weight[order] > 0]
-    drawn = order[:num_rows]
+    drawn = _shuffled(observations, seed)[:num_rows]
     folds = drawn.tensor_split(min(_FOLDS, drawn.numel()))
     turns = range(len(folds)) if drawn.numel() <= _FEW_ROWS else range(1)
     return [(torch.cat([*folds[:k], *folds[k + 1 :]]), folds[k]) for k in turns]

@@ -15,13 +15,11 @@ from itergp.errors import SolverError
 from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel
 from itergp.learning.calibration import humblest
 from itergp.learning.held_out import held_out_splits
-from itergp.models import NonConjugateGP
+from itergp.models import LatentPosterior, NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.models.starting_values import rows_seen
 from itergp.objectives import PredictiveLogDensity
 from itergp.operators import make_operator
-from itergp.operators.kernel_blocks import restricted
-from itergp.posterior.precision import cross_multiply
 from itergp.solvers import solve
 
 # In deviations of a column. A function that hardly changes over the data would otherwise hardly change far beyond them either.
@@ -77,10 +75,8 @@ def _held_out_density(model: NonConjugateGP, seed: int) -> Tensor:
         operator = make_operator(
             prior.kernel, part.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
         )
-        solver = model.solver.without_covariance()
-        solution = solve(operator, part.mean, seen, solver, approximation="laplace")
-        across, weights = restricted(operator, solution.support), solution.weights_on_support().unsqueeze(-1)
-        mean = validation.mean + cross_multiply(across, validation.features, weights)[..., 0]
+        solution = solve(operator, part.mean, seen, model.solver.without_covariance(), approximation="laplace")
+        mean = LatentPosterior.at(validation, operator, solution, covariance=False).mean
         found.append(observations.take(held_out).log_density(mean).double())
     return torch.cat(found)
 

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from gpytorch.kernels import Kernel, ScaleKernel
@@ -15,22 +15,20 @@ from gpytorch.likelihoods import Likelihood
 from torch import Tensor
 
 from itergp.errors import ItergpWarning, SolverError
+from itergp.learning.held_out import learning_split
 from itergp.learning.learner import Learner, Stage, Stop
 from itergp.learning.parameters import free_parameters
 from itergp.learning.structures import InputColumns, Structure
 from itergp.likelihoods import Observations, as_likelihood
-from itergp.models import GP
+from itergp.models import GP, LatentPosterior
 from itergp.models.starting_values import initialise_model
 from itergp.objectives import PredictiveLogDensity
 from itergp.operators import make_operator
-from itergp.operators.kernel_blocks import restricted
-from itergp.posterior.precision import cross_multiply
 from itergp.records import Listener, Listeners
-from itergp.solvers import SubspaceNewton, solve
+from itergp.solvers import Reason, SubspaceNewton, solve
 
 ENOUGH_ROWS = 60  # held-out rows of fewer choose by luck
 _LEARNING_ROWS, _JUDGING_ROWS = 3000, 4000  # at most: judging by many costs next to nothing
-_FEW_ROWS = 1000  # up to here a third is held out, for a quarter says little
 _BEST = 2  # structures that a preferred likelihood meets
 _LEAST_ROWS = 500
 _HOPELESS = 2.0  # standard errors behind the best that end a candidate
@@ -59,7 +57,7 @@ class Trial:
     Attributes:
         structure: Its description, with the likelihood where several compete.
         log_density: Mean log-density of held-out rows after its last round, in nats; negative infinity if it took part in none.
-        behind: How far it was behind the best of that round, in nats per row.
+        behind: How far it was then behind the best of those that took part as long or longer, in nats per row.
         standard_error: Of that difference; 0 for the best itself.
         rounds: In how many it took part.
         seconds: That these took.
@@ -81,15 +79,19 @@ class Comparison:
         trials: One per structure, simple ones first.
         chosen: Description of the simplest that is no worse than the best by more than one standard error.
         structure: That one.
+        likelihood: Number of the likelihood chosen: 0 for the model's own, then those that competed with it, in their order.
         num_held_out: Rows by which they were judged.
         seconds: That the comparison took.
+        interrupted: Whether Ctrl-C ended it.
     """
 
     trials: tuple[Trial, ...]
     chosen: str
     structure: Structure
+    likelihood: int
     num_held_out: int
     seconds: float
+    interrupted: bool = False
 
     def __str__(self) -> str:
         """A table with a line per structure."""
@@ -109,7 +111,7 @@ class _Contestant:
     """A structure with a likelihood, its model of some rows, and the log-densities of held-out rows that it gave."""
 
     structure: Structure
-    likelihood: Likelihood
+    likelihood: int  # its number
     shown: str
     model: GP | None = None
     densities: Tensor | None = None
@@ -150,7 +152,6 @@ class StructureSearch:
         deadline: When to end, by ``time.perf_counter``; None for never. The first candidate always has its turn.
         listener: Hears how many turns are over.
         outputscale: Prior variance that candidates start from.
-        interrupted: Whether it ended by Ctrl-C.
     """
 
     model: GP
@@ -160,17 +161,16 @@ class StructureSearch:
     seed: int
     deadline: float | None
     listener: Listener
-    outputscale: float = 10.0
-    interrupted: bool = False
-    _turns: int = 0
+    outputscale: float
+    _interrupted: bool = field(default=False, init=False)
 
-    def run(self) -> tuple[GP, Structure, Comparison]:
-        """A model of some of the rows with the structure chosen and what it learned, that structure, and the comparison."""
-        started, split = time.perf_counter(), self._split()
-        own = [self._contestant(structure, self.model.likelihood) for structure in self.structures]
+    def run(self) -> tuple[GP, Comparison]:
+        """A model of some of the rows, with the structure and the likelihood chosen and what it learned, and the comparison."""
+        started, observations = time.perf_counter(), self.model.observations
+        split = learning_split(observations, most_to_learn=_LEARNING_ROWS, most_to_judge=_JUDGING_ROWS, seed=self.seed)
+        own = [self._contestant(structure, 0) for structure in self.structures]
         reference = next((one for one in own if one.structure == _REFERENCE), own[0])
-        others = [self._contestant(reference.structure, likelihood) for likelihood in self.likelihoods]
-        self.listener.begin(_STAGE, unit="turn", total=len(own) + len(others) + _ROUNDS[1].contestants)
+        others = [self._contestant(reference.structure, 1 + number) for number in range(len(self.likelihoods))]
         self._round([*own, *others], split, _ROUNDS[0])
         tried = [one for one in (*own, *others) if one.rounds]
         preferred = _simplest([reference, *others]) if reference.rounds else own[0]
@@ -181,19 +181,24 @@ class StructureSearch:
         finalists = self._surviving(tried, _ROUNDS[1].contestants)
         if len(finalists) > 1:
             self._round(finalists, split, _ROUNDS[1])
-        self.listener.end(_STAGE)
         last = max(one.rounds for one in finalists)
         chosen = _simplest([one for one in finalists if one.rounds == last])
         tried += [one for one in own if not one.rounds]
         trials = tuple(_trial(one, _best([other for other in tried if other.rounds >= one.rounds])) for one in tried)
-        comparison = Comparison(trials, chosen.shown, chosen.structure, len(split[1]), time.perf_counter() - started)
+        seconds, found = time.perf_counter() - started, (chosen.shown, chosen.structure, chosen.likelihood)
         assert chosen.model is not None
-        return chosen.model, chosen.structure, comparison
+        return chosen.model, Comparison(trials, *found, len(split[1]), seconds, self._interrupted)
 
     # ------------------------------------------------------------------ inside
-    def _contestant(self, structure: Structure, likelihood: Likelihood) -> _Contestant:
-        shown = f"{structure}, {type(likelihood).__name__}" if self.likelihoods else str(structure)
-        return _Contestant(structure, likelihood, shown)
+    def _contestant(self, structure: Structure, likelihood: int) -> _Contestant:
+        names = [type(one).__name__ for one in self._competing]
+        name = names[likelihood] if names.count(names[likelihood]) == 1 else f"{names[likelihood]} {1 + likelihood}"
+        return _Contestant(structure, likelihood, f"{structure}, {name}" if self.likelihoods else str(structure))
+
+    @property
+    def _competing(self) -> tuple[Likelihood, ...]:
+        """Likelihoods by their numbers."""
+        return self.model.likelihood, *self.likelihoods
 
     def _with_likelihood(self, contestant: _Contestant, preferred: _Contestant) -> _Contestant:
         """A structure with the likelihood that was preferred, and the kernel that it learned with another."""
@@ -203,30 +208,28 @@ class StructureSearch:
         return made
 
     def _round(self, contestants: list[_Contestant], split: tuple[Tensor, Tensor], phase: _Round) -> None:
+        """A turn for each contestant; in any case for the first of all, without which there is nothing to choose from."""
+        self.listener.begin(_STAGE, unit="candidate", total=len(contestants))
         for number, contestant in enumerate(contestants):
             if self._over() and not (number == 0 and phase is _ROUNDS[0]):
                 break
-            self._turn(contestant, split, phase)
-            self._turns += 1
-            self.listener.advance(_STAGE, self._turns)
+            try:
+                self._turn(contestant, split, phase)
+            except KeyboardInterrupt:
+                if number == 0 and phase is _ROUNDS[0]:
+                    raise
+                self._interrupted = True
+                break
+            self.listener.advance(_STAGE, number + 1)
+        self.listener.end(_STAGE)
 
     def _over(self) -> bool:
-        return self.interrupted or (self.deadline is not None and time.perf_counter() >= self.deadline)
-
-    def _split(self) -> tuple[Tensor, Tensor]:
-        """Rows to learn from and rows held out."""
-        weight, targets = self.model.sample_weight, self.model.train_targets
-        generator = torch.Generator().manual_seed(self.seed)
-        order = torch.randperm(len(targets), generator=generator).to(targets.device)
-        order = order if weight is None else order[weight[order] > 0]
-        count = max(1, len(order) // (3 if len(targets) <= _FEW_ROWS else 4))
-        count = min(_JUDGING_ROWS, max(count, len(order) - _LEARNING_ROWS))
-        return order[count : count + _LEARNING_ROWS], order[:count]
+        return self._interrupted or (self.deadline is not None and time.perf_counter() >= self.deadline)
 
     def _make(self, contestant: _Contestant, rows: Tensor) -> GP:
         """A model of some rows."""
         model, x, structure = self.model, self.model.train_inputs[0][rows], contestant.structure
-        likelihood = copy.deepcopy(contestant.likelihood)
+        likelihood = copy.deepcopy(self._competing[contestant.likelihood])
         calculus = as_likelihood(likelihood)
         shape, mean = model.covar_module.batch_shape, copy.deepcopy(model.mean_module)
         if calculus.num_latents != model.calculus.num_latents:
@@ -279,7 +282,7 @@ class StructureSearch:
             warnings.simplefilter("ignore", ItergpWarning)  # what becomes of a candidate shows in its density
             learner = Learner(model, free_parameters(model), "adam", self.deadline, time.perf_counter(), Listeners())
             reason = learner.run(Stage(_STAGE, objective, phase.steps, phase.rate))
-        self.interrupted |= reason is Stop.INTERRUPTED
+        self._interrupted |= reason is Stop.INTERRUPTED
         model.eval()
 
     @torch.no_grad()
@@ -291,14 +294,13 @@ class StructureSearch:
         )
         weight, targets = self.model.sample_weight, model.calculus.validate_targets(self.model.train_targets[held_out])
         unseen = Observations(model.calculus, targets, None if weight is None else weight[held_out])
+        solver = model.solver.loosened(10.0)
         try:
-            solution = solve(
-                operator, prior.mean, model.observations, model.solver.loosened(10.0), approximation="laplace"
-            )
+            solution = solve(operator, prior.mean, model.observations, solver, approximation="laplace")
         except SolverError:
             return torch.full((len(held_out),), -torch.inf, dtype=torch.float64)
-        across, weights = restricted(operator, solution.support), solution.weights_on_support().unsqueeze(-1)
-        mean = validation.mean + cross_multiply(across, validation.features, weights)[..., 0]
+        self._interrupted |= solution.status.reason is Reason.INTERRUPTED
+        mean = LatentPosterior.at(validation, operator, solution, covariance=False).mean
         return unseen.log_density(mean).double()
 
     @staticmethod

@@ -16,7 +16,7 @@ from torch import Tensor
 from itergp.kernels import AdditiveLaplacianKernel, CategoricalKernel, LaplacianKernel
 from itergp.models.protocol import Model
 
-_INITIAL_OUTPUTSCALE = 10.0
+INITIAL_OUTPUTSCALE = 10.0
 _SAMPLE = 1000
 # Their lengthscale is not a distance between inputs: it scales a sine, an angle, frequencies, or a change of levels.
 _OTHER_UNITS = (PeriodicKernel, ArcKernel, SpectralDeltaKernel, CategoricalKernel)
@@ -75,7 +75,7 @@ def initialise(kernel: Kernel, inputs: Tensor) -> list[str]:
             and module.raw_outputscale.requires_grad
             and not bool(module.raw_outputscale.any())
         ):
-            module.outputscale = _INITIAL_OUTPUTSCALE
+            module.outputscale = INITIAL_OUTPUTSCALE
             changed.append(f"{name}.outputscale".lstrip("."))
     return changed
 

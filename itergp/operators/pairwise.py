@@ -6,7 +6,7 @@ import functools
 import math
 import operator
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -271,8 +271,8 @@ class Radial(Leaf):
 
 
 @dataclass(frozen=True)
-class Sum(Node):
-    """The sum of nodes."""
+class Combination(Node):
+    """Nodes that one operation combines."""
 
     parts: tuple[Node, ...]
 
@@ -284,10 +284,24 @@ class Sum(Node):
     def entries(self, block: Block) -> Tensor:
         """See ``Node``."""
         values = (part.entries(own) for part, own in _shares(self.parts, block))
-        total = next(values)
-        for value in values:
-            total.add_(value)
-        return total
+        return self._combined(next(values), values)
+
+    def formula(self, block: Sequence[Any]) -> Any:
+        """See ``Node``."""
+        return functools.reduce(self._operation, (part.formula(own) for part, own in _shares(self.parts, block)))
+
+    @abstractmethod
+    def _combined(self, first: Tensor, others: Iterable[Tensor]) -> Tensor:
+        """Values combined in the first one's place."""
+
+    @abstractmethod
+    def _operation(self, first: Any, second: Any) -> Any:
+        """Two values combined."""
+
+
+@dataclass(frozen=True)
+class Sum(Combination):
+    """The sum of nodes."""
 
     def linearise(self, block: Block, wanted: Wanted) -> tuple[Tensor, Pull]:
         """See ``Node``."""
@@ -296,38 +310,24 @@ class Sum(Node):
         def pull(outer: Tensor) -> Gradients:
             return [gradient for own in pulls for gradient in own(outer)]
 
-        total = values[0].clone()
-        for value in values[1:]:
-            total.add_(value)
-        return total, pull
+        return self._combined(values[0].clone(), values[1:]), pull
 
     def smooth(self, block: Block) -> Tensor:
         """See ``Node``."""
         return torch.stack([part.smooth(own) for part, own in _shares(self.parts, block)]).sum(0)
 
-    def formula(self, block: Sequence[Any]) -> Any:
-        """See ``Node``."""
-        return functools.reduce(operator.add, (part.formula(own) for part, own in _shares(self.parts, block)))
+    def _combined(self, first: Tensor, others: Iterable[Tensor]) -> Tensor:
+        for value in others:
+            first.add_(value)
+        return first
+
+    def _operation(self, first: Any, second: Any) -> Any:
+        return first + second
 
 
 @dataclass(frozen=True)
-class Product(Node):
+class Product(Combination):
     """The product of nodes."""
-
-    parts: tuple[Node, ...]
-
-    @property
-    def num_leaves(self) -> int:  # type: ignore[override]
-        """Of all parts."""
-        return sum(part.num_leaves for part in self.parts)
-
-    def entries(self, block: Block) -> Tensor:
-        """See ``Node``."""
-        values = (part.entries(own) for part, own in _shares(self.parts, block))
-        total = next(values)
-        for value in values:
-            total.mul_(value)
-        return total
 
     def linearise(self, block: Block, wanted: Wanted) -> tuple[Tensor, Pull]:
         """See ``Node``."""
@@ -336,25 +336,22 @@ class Product(Node):
         def pull(outer: Tensor) -> Gradients:
             found: Gradients = []
             for number, own in enumerate(pulls):
-                others = outer.clone()
-                for other, value in enumerate(values):
-                    if other != number:
-                        others.mul_(value)
-                found += own(others)
+                found += own(self._combined(outer.clone(), [*values[:number], *values[number + 1 :]]))
             return found
 
-        total = values[0].clone()
-        for value in values[1:]:
-            total.mul_(value)
-        return total, pull
+        return self._combined(values[0].clone(), values[1:]), pull
 
     def smooth(self, block: Block) -> Tensor:
         """See ``Node``."""
         return torch.stack([part.smooth(own) for part, own in _shares(self.parts, block)]).prod(0)
 
-    def formula(self, block: Sequence[Any]) -> Any:
-        """See ``Node``."""
-        return functools.reduce(operator.mul, (part.formula(own) for part, own in _shares(self.parts, block)))
+    def _combined(self, first: Tensor, others: Iterable[Tensor]) -> Tensor:
+        for value in others:
+            first.mul_(value)
+        return first
+
+    def _operation(self, first: Any, second: Any) -> Any:
+        return first * second
 
 
 def _shares(parts: Sequence[Node], values: Sequence) -> Iterator[tuple[Node, Sequence]]:

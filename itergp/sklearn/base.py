@@ -6,7 +6,7 @@ import inspect
 import os
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import gpytorch
@@ -370,9 +370,7 @@ class GPEstimator(BaseEstimator):
             result = learning.fit(self.model_, **options)
             if result.comparison is not None:
                 self.structure_ = result.comparison.structure
-                kind = type(self.model_.likelihood)
-                made = {name: type(make()) for name, make in self._likelihoods().items()}
-                self.likelihood_ = next(name for name, own in made.items() if own is kind)
+                self.likelihood_ = list(self._likelihoods())[result.comparison.likelihood]
             return result
         observations = self.model_.observations
         observations.likelihood.initialise(observations.targets)
@@ -432,6 +430,15 @@ class GPEstimator(BaseEstimator):
         with torch.no_grad():
             batches = self.model_.predict_batches(inputs, **observation)
             return np.concatenate([read(predictive) for _, predictive in batches])
+
+    def _predicted_quantiles(self, X: Any, quantiles: Sequence[float], **observation: Any) -> Array:
+        """Quantiles of the predictive distribution ``(M, Q)``, in the units of the model."""
+        levels = [float(level) for level in quantiles]
+
+        def read(predictive: Any) -> NDArray[Any]:
+            return np.stack([as_numpy(predictive.quantile(level)) for level in levels], -1)
+
+        return self._predicted(X, read, **observation)
 
     def predictive_log_density(self, X: Any, y: Any) -> Array:
         """Log-densities of held-out rows: the score of a probabilistic model, to average or to compare row by row.

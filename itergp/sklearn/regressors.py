@@ -76,12 +76,7 @@ class BaseRegressor(RegressorMixin, GPEstimator):
         return self._quantiles(X, quantiles)
 
     def _quantiles(self, X: Any, quantiles: Sequence[float], **observation: Any) -> Array:
-        levels = [float(level) for level in quantiles]
-
-        def read(predictive: Any) -> Array:
-            return np.stack([as_numpy(predictive.quantile(level)) for level in levels], -1)
-
-        return self._restore(self._predicted(X, read, **observation))
+        return self._restore(self._predicted_quantiles(X, quantiles, **observation))
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Learns hyperparameters, then finds the posterior of all rows.

@@ -195,10 +195,7 @@ class GPSurvival(GPEstimator):
         Returns:
             ``(M, Q)``.
         """
-        levels = [float(level) for level in quantiles]
-        return self._predicted(
-            X, lambda predictive: np.stack([as_numpy(predictive.quantile(level)) for level in levels], -1)
-        )
+        return self._predicted_quantiles(X, quantiles)
 
     def predict_survival_function(self, X: Any, times: Any) -> Array:
         """Probabilities of an event later than some times, latent uncertainty integrated out.

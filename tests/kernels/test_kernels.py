@@ -175,8 +175,8 @@ def test_derivatives_equal_finite_differences(name):
             return entries(*tensors)
 
     tensors = (x, y, *(v.detach().clone().requires_grad_() for v in values))
-    torch.autograd.gradcheck(direct, tensors)
-    torch.autograd.gradgradcheck(direct, tensors)
+    assert torch.autograd.gradcheck(direct, tensors)
+    assert torch.autograd.gradgradcheck(direct, tensors)
 
 
 def test_equal_values_have_no_derivative():

@@ -11,6 +11,7 @@ import itergp
 from itergp.errors import InputError
 from itergp.kernels import TiedMaternKernel
 from itergp.learning import InputColumns, Structure
+from itergp.learning.structure_search import StructureSearch
 from itergp.learning.structures import AUTOMATIC, candidates
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
 from itergp.models import GP, QuantileTransform
@@ -166,3 +167,44 @@ def test_learning_goes_on_after_the_same_choice(tmp_path):
     resumed, whole = learn(**kept), learn()
     for one, other in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_likelihoods_of_one_class_are_told_apart():
+    x = torch.randn(200, 2, dtype=torch.float64)
+    model = model_of(x, (x[:, 0] > 0.0).long())
+    comparison = itergp.fit(
+        model, structures=[SIMPLE], likelihoods=[BernoulliLikelihood(link="probit")], max_iterations=2
+    ).comparison
+    assert len({trial.structure for trial in comparison.trials}) == 2
+    assert comparison.likelihood == 1
+    assert model.likelihood.link == "probit"
+
+
+@pytest.mark.parametrize("index", [1, 2])
+def test_an_interrupted_search_ends_with_what_it_knows(index, monkeypatch):
+    turns, turn = [], StructureSearch._turn
+
+    def interrupted(self: StructureSearch, *arguments: object) -> None:
+        turns.append(arguments)
+        if len(turns) > index:
+            raise KeyboardInterrupt
+        turn(self, *arguments)
+
+    monkeypatch.setattr(StructureSearch, "_turn", interrupted)
+    model = model_of(*boxes(200))
+    result = itergp.fit(model, structures=[SIMPLE, ROUGH, RANKS], max_iterations=4)
+    assert result.comparison.interrupted
+    assert [trial.rounds for trial in result.comparison.trials] == [1] * index + [0] * (3 - index)
+    assert result.reason == "learning was interrupted"
+    assert result.records == []
+    assert result.solution.status.converged
+
+
+def test_missing_targets_say_nothing():
+    x, y = boxes(240)
+    missing = y.clone()
+    missing[:40] = -1
+    model = GP(x, missing, BernoulliLikelihood(), missing_targets=True)
+    few = model_of(x[40:], y[40:])
+    counts = [itergp.fit(m, structures=[SIMPLE, RANKS], max_iterations=2).comparison.num_held_out for m in (model, few)]
+    assert counts[0] == counts[1] == 66
