@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -90,46 +91,60 @@ class Structure:
         return QuantileTransform(x, _SCALES[self.scale], list(columns.numeric))  # type: ignore[arg-type]
 
 
-def _tied(columns: InputColumns) -> bool:
-    return len(set(columns.own_groups)) < len(columns.metric)
+def kernel_of_distance(
+    plain: Callable[..., Kernel],
+    tied: Callable[..., Kernel] | None,
+    columns: InputColumns,
+    *,
+    ard: bool | None = None,
+    batch_shape: torch.Size,
+) -> Kernel:
+    """A kernel of the metric columns: a lengthscale for each of their groups, or one for all.
+
+    Args:
+        plain: The kernel, given keywords ``ard_num_dims``, ``batch_shape`` and ``active_dims``.
+        tied: The same with ``groups`` in place of ``ard_num_dims``; None if it has no lengthscales to share.
+        columns: Of the inputs, some of them metric.
+        ard: Whether groups have lengthscales of their own; None for up to 100, for more are pixels or embeddings.
+        batch_shape: ``[C]`` for a kernel per latent function.
+    """
+    groups = columns.own_groups
+    options: dict[str, Any] = {"batch_shape": batch_shape, "active_dims": _active(columns)}
+    count = len(set(groups))
+    if not (count <= MAX_ARD_COLUMNS if ard is None else ard):
+        return plain(ard_num_dims=None, **options)
+    if tied is None or count == len(groups):
+        return plain(ard_num_dims=len(groups), **options)
+    return tied(groups=groups, **options)
 
 
 def _active(columns: InputColumns) -> tuple[int, ...] | None:
     return columns.metric if columns.codes else None
 
 
-def _lengthscales(columns: InputColumns, shared: bool) -> int | None:
-    """How many: one for all where they would be pixels or embeddings."""
-    return None if shared or len(set(columns.own_groups)) > MAX_ARD_COLUMNS else len(columns.metric)
-
-
-def _matern(nu: float, columns: InputColumns, shape: torch.Size, shared: bool = False) -> Kernel:
-    """A scaled Matern kernel of the metric columns, once for all levels and once for equal ones."""
-    options: dict[str, Any] = {"batch_shape": shape, "active_dims": _active(columns)}
-    count = _lengthscales(columns, shared)
-    if count is not None and _tied(columns):
-        kernel: Kernel = TiedMaternKernel(nu=nu, groups=columns.own_groups, **options)
-    else:
-        kernel = MaternKernel(nu=nu, ard_num_dims=count, **options)
-    return _with_codes(kernel, columns, shape)
+def _matern(nu: float, columns: InputColumns, shape: torch.Size, ard: bool | None = None) -> Kernel:
+    return _scaled(partial(MaternKernel, nu=nu), partial(TiedMaternKernel, nu=nu), columns, shape, ard)
 
 
 def _laplacian(columns: InputColumns, shape: torch.Size) -> Kernel:
-    options: dict[str, Any] = {"batch_shape": shape, "active_dims": _active(columns)}
-    count = _lengthscales(columns, False)
-    if count is not None and _tied(columns):
-        kernel: Kernel = TiedLaplacianKernel(groups=columns.own_groups, **options)
-    else:
-        kernel = LaplacianKernel(ard_num_dims=count, **options)
-    return _with_codes(kernel, columns, shape)
+    return _scaled(LaplacianKernel, TiedLaplacianKernel, columns, shape)
 
 
-def _with_codes(kernel: Kernel, columns: InputColumns, shape: torch.Size) -> Kernel:
+def _scaled(
+    plain: Callable[..., Kernel],
+    tied: Callable[..., Kernel],
+    columns: InputColumns,
+    shape: torch.Size,
+    ard: bool | None = None,
+) -> Kernel:
     """A scaled kernel of the metric columns, times one of levels that are equal or not, and these by themselves."""
-    if not columns.codes:
+    levels = ScaleKernel(_categories(columns, shape), batch_shape=shape) if columns.codes else None
+    if levels is not None and not columns.metric:
+        return levels
+    kernel = kernel_of_distance(plain, tied, columns, ard=ard, batch_shape=shape)
+    if levels is None:
         return ScaleKernel(kernel, batch_shape=shape)
-    product = kernel * _categories(columns, shape) if columns.metric else _categories(columns, shape)
-    return ScaleKernel(product, batch_shape=shape) + ScaleKernel(_categories(columns, shape), batch_shape=shape)
+    return ScaleKernel(kernel * _categories(columns, shape), batch_shape=shape) + levels
 
 
 def _categories(columns: InputColumns, shape: torch.Size) -> Kernel:
@@ -147,7 +162,7 @@ def _linear(columns: InputColumns, shape: torch.Size) -> Kernel:
 
 
 KERNELS: dict[str, Callable[[InputColumns, torch.Size], Kernel]] = {
-    "matern32, one lengthscale": lambda columns, shape: _matern(1.5, columns, shape, shared=True),
+    "matern32, one lengthscale": lambda columns, shape: _matern(1.5, columns, shape, ard=False),
     "matern32": lambda columns, shape: _matern(1.5, columns, shape),
     "linear + matern32": _linear,
     "laplacian": _laplacian,

@@ -46,7 +46,7 @@ from itergp.kernels import (
 )
 from itergp.kernels.tied import TiedLengthscales
 from itergp.learning import InputColumns
-from itergp.models.gp import MAX_ARD_COLUMNS
+from itergp.learning.structures import kernel_of_distance
 from itergp.sklearn.columns import input_columns
 from itergp.tables import TableColumns
 
@@ -165,23 +165,13 @@ def _check_name(name: Any) -> None:
 
 def _by_name(name: str, columns: InputColumns, ard: bool | None, batch_shape: torch.Size) -> Kernel:
     """A kernel of the distance of what has one, times one of what is equal or not."""
-    options: dict[str, Any] = {"batch_shape": batch_shape}
-    if not columns.codes:
-        return _of_distance(name, columns, ard, options)
-    equal = CategoricalKernel(len(columns.codes), active_dims=columns.codes, **options)
-    if not columns.metric:
-        return equal
-    return _of_distance(name, columns, ard, options | {"active_dims": columns.metric}) * equal
-
-
-def _of_distance(name: str, columns: InputColumns, ard: bool | None, options: dict[str, Any]) -> Kernel:
-    groups = columns.own_groups
-    count = max(groups) + 1
-    if not (count <= MAX_ARD_COLUMNS if ard is None else ard):
-        return KERNELS[name](ard_num_dims=None, **options)
-    if count == len(groups) or name not in TIED:
-        return KERNELS[name](ard_num_dims=len(groups), **options)
-    return TIED[name](groups=groups, **options)
+    equal = None
+    if columns.codes:
+        equal = CategoricalKernel(len(columns.codes), active_dims=columns.codes, batch_shape=batch_shape)
+        if not columns.metric:
+            return equal
+    kernel = kernel_of_distance(KERNELS[name], TIED.get(name), columns, ard=ard, batch_shape=batch_shape)
+    return kernel if equal is None else kernel * equal
 
 
 def without_noise(kernel: theirs.Kernel) -> tuple[theirs.Kernel, float | None, bool]:

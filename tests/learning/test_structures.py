@@ -6,6 +6,7 @@ import time
 
 import pytest
 import torch
+from helpers import assert_close
 
 import itergp
 from itergp.errors import InputError
@@ -208,3 +209,14 @@ def test_missing_targets_say_nothing():
     few = model_of(x[40:], y[40:])
     counts = [itergp.fit(m, structures=[SIMPLE, RANKS], max_iterations=2).comparison.num_held_out for m in (model, few)]
     assert counts[0] == counts[1] == 66
+
+
+def test_levels_alone_have_a_kernel():
+    columns = InputColumns(1, numeric=(), groups=(0,), codes=(0,))
+    (structure,) = candidates("auto", columns, 1000)
+    kernel = structure.make_kernel(columns).double()
+    x = torch.arange(12, dtype=torch.float64).remainder(3).unsqueeze(-1)
+    covariance = kernel(x).to_dense().detach()
+    assert_close(covariance[0, 3], covariance[0, 0])
+    assert float(covariance[0, 1]) < float(covariance[0, 0])
+    assert structure.make_transform(x, columns) is None
