@@ -108,13 +108,13 @@ MUTANTS = (
     ),
     Mutant(
         "L-BFGS ends at its last evaluation",
-        "if value > best:",
-        "if value > -math.inf:",
+        "if -value > best:",
+        "if -value > -math.inf:",
         ("test_learning.py", "best_of"),
     ),
     Mutant(
         "the best along the path is forgotten",
-        "path = [learner.best] if learner.best else []",
+        "path = [learner.best] if learner.best and not _are_equal(learner.best, ended) else []",
         "path: list[list[Tensor]] = []",
         ("test_learning.py", "best_of"),
     ),

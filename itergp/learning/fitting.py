@@ -92,7 +92,7 @@ def fit(
     model: NonConjugateGP,
     *,
     objective: str | Objective = "auto",
-    optimizer: str = "adam",
+    optimizer: str = "auto",
     max_iterations: int = 50,
     learning_rate: float = 0.2,
     max_rows: int | Literal["auto"] | None = "auto",
@@ -122,7 +122,8 @@ def fit(
         objective: ``"predictive"``, the density of held-out rows on random subsets; ``"elbo"``, the bound on all rows, its
             likelihood term from random batches of rows when they are many and the solver is ``LinearTimeNewton``;
             ``"auto"``, the former beyond 500 rows where the likelihood allows it; or an objective of the model.
-        optimizer: ``"adam"``, or ``"lbfgs"`` on one fixed split per stage.
+        optimizer: ``"adam"``; ``"lbfgs"``, on one fixed split per stage; ``"auto"``, L-BFGS for the bound of so few rows that
+            their posterior is exact, and else Adam.
         max_iterations: Steps of the optimiser, all stages together.
         learning_rate: Of Adam, at the start: relative change per step of a positive parameter.
         max_rows: Rows in a subset of the last stage; ``"auto"`` for 3,000, fewer beyond 16 latent functions, and with the cube
@@ -153,12 +154,10 @@ def fit(
             does not change what is learned, except through a ``time_limit``; a mode costs some kernel passes, with
             ``LinearTimeNewton`` a whole support.
         checkpoint: File in which learning, and then conditioning, is kept while it runs. If it exists, ``fit`` of a model at
-            the same starting values goes on from there, after the same choice of a structure: with Adam to the same answer as
-            without the interruption, to the last bit on the same machine with as many threads. L-BFGS begins anew at the best
-            parameters so far. Calibration, a few seconds, is done again. torch's global random state is restored too. With rows
-            divided among processes, which must all see the file, conditioning is kept in files beside it whose names begin with
-            its name and
-            ``.condition``.
+            the same starting values goes on from there, after the same choice of a structure: to the same answer as without the
+            interruption, to the last bit on the same machine with as many threads. Calibration, a few seconds, is done again.
+            torch's global random state is restored too. With rows divided among processes, which must all see the file,
+            conditioning is kept in files beside it whose names begin with its name and ``.condition``.
         checkpoint_every: Seconds between writes; longer where writing would take more than a twentieth of the time.
             0 writes after every step.
 
@@ -367,7 +366,7 @@ def _learn(
     on_posterior = options.on_posterior
     with ProgressBar(enabled=options.progress) as bar, rows.abort_together():
         listeners, saved_by = Listeners(bar, options.callback), file if rows.first else None
-        learner = Learner(model, free, settings.optimizer, deadline, started, listeners, checkpointer=saved_by)
+        learner = Learner(model, free, deadline, started, listeners, checkpointer=saved_by)
         look = partial(_look, model, on_posterior) if on_posterior is not None and not rows.sharded else None
         reason = Stop.INTERRUPTED
         if comparison is None or not comparison.interrupted:
@@ -463,16 +462,18 @@ def _stages(model: NonConjugateGP, settings: Settings) -> list[Stage]:
     max_iterations, learning_rate = settings.max_iterations, settings.learning_rate
     max_rows = _largest_subset(model) if settings.max_rows == "auto" else settings.max_rows
     if isinstance(objective, Objective):
-        return [Stage("learn", objective, max_iterations, learning_rate)]
+        return [Stage("learn", objective, max_iterations, learning_rate, "adam" if optimizer == "auto" else optimizer)]
     element = model.batch_elements[0]
     likelihood = element.observations.likelihood
     few = element.train_targets.shape[0] <= _FEW_ROWS or not PredictiveLogDensity.supports(likelihood)
     if objective == "elbo" or (objective == "auto" and few):
         options: dict[str, Any] = {"initialise_kernel": False}  # that is over
-        if optimizer == "adam" and likelihood.exchangeable and _has_large_support(element):
+        if optimizer != "lbfgs" and likelihood.exchangeable and _has_large_support(element):
             options |= {"batch_rows": _BATCH_ROWS, "seed": seed}
         bound = ComputationAwareELBO(model.likelihood, model, **options)
-        return [Stage("learn", bound, max_iterations, learning_rate)]
+        if optimizer == "auto":
+            optimizer = "lbfgs" if bound.by_dense_matrices else "adam"
+        return [Stage("learn", bound, max_iterations, learning_rate, optimizer)]
     if objective not in ("auto", "predictive"):
         raise InputError(f"`objective` must be 'auto', 'predictive', 'elbo' or an objective. Got {objective!r}.")
     # A noise or dispersion to learn would stand in for the latent variance that plugging in leaves out.
@@ -481,18 +482,19 @@ def _stages(model: NonConjugateGP, settings: Settings) -> list[Stage]:
     options |= {"renew_every": 5, "tolerance": 1e-3, "seed": seed}
     if optimizer == "lbfgs":  # a line search compares values: one split, and no trace of earlier evaluations in them
         options |= {"renew_every": None, "tolerance": 1e-6, "warm_start": False}
+    optimizer = "adam" if optimizer == "auto" else optimizer
     total = element.train_targets.shape[0]
     last = total if max_rows is None else min(total, int(max_rows))
     if last <= _SUBSET_ROWS or max_iterations < 2:
         held_out = PredictiveLogDensity(model.likelihood, model, num_rows=last, **options)
-        return [Stage("learn", held_out, max_iterations, learning_rate)]
+        return [Stage("learn", held_out, max_iterations, learning_rate, optimizer)]
     share = max(1, round(_SUBSET_SHARE * max_iterations))
     subset = PredictiveLogDensity(model.likelihood, model, num_rows=_SUBSET_ROWS, **options)
     options["seed"] = seed + 1
     refined = PredictiveLogDensity(model.likelihood, model, num_rows=last, **options)
     return [
-        Stage("subset", subset, share, learning_rate),
-        Stage("refinement", refined, max(1, max_iterations - share), _REFINEMENT_RATE * learning_rate),
+        Stage("subset", subset, share, learning_rate, optimizer),
+        Stage("refinement", refined, max(1, max_iterations - share), _REFINEMENT_RATE * learning_rate, optimizer),
     ]
 
 
@@ -572,8 +574,11 @@ def _keep_best(learner: Learner, objective: Objective, starts: list[list[Tensor]
         seed: Of the split by which they are compared.
     """
     yardstick, ended = _common(objective, seed), learner.variables()
-    path = [learner.best] if learner.best else []
-    different = [s for s in starts if not all(map(torch.equal, s, ended))]
+    path = [learner.best] if learner.best and not _are_equal(learner.best, ended) else []
+    different: list[list[Tensor]] = []
+    for values in starts:
+        if not any(_are_equal(values, other) for other in (ended, *different)):
+            different.append(values)
     candidates = [(ended, 0.0), *((values, _MARGIN) for values in path), *((values, 0.0) for values in different)]
     chosen, reached, first = 0, -math.inf, math.nan
     for index, (candidate, margin) in enumerate(candidates):
@@ -591,6 +596,10 @@ def _keep_best(learner: Learner, objective: Objective, starts: list[list[Tensor]
             ItergpWarning,
             stacklevel=4,
         )
+
+
+def _are_equal(first: list[Tensor], second: list[Tensor]) -> bool:
+    return all(map(torch.equal, first, second))
 
 
 def _search(learner: Learner, stage: Stage, num_restarts: int, seed: int, start: list[Tensor], at: Position) -> Stop:

@@ -7,14 +7,11 @@ import time
 import warnings
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import Any
 
 import numpy as np
 import scipy.optimize
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from itergp.errors import ItergpWarning, SolverError
 from itergp.learning.parameters import FreeParameter
@@ -23,11 +20,13 @@ from itergp.objectives.base import Objective
 from itergp.persistence import Checkpointer, StateDict, from_state, to_state
 from itergp.records import FitRecord, Listener
 
-OPTIMIZERS = ("adam", "lbfgs")
+OPTIMIZERS = ("auto", "adam", "lbfgs")
 _OBJECTIVE, _OPTIMIZER = "objective", "optimizer"  # in a checkpoint
 _AVERAGED_SHARE = 0.25
+_DECAY, _TINY = (0.9, 0.999), 1e-8  # of Adam, as in the paper
 _SETTLED = 0.01  # largest move of a variable, between means over a window, that counts as none
 _WINDOW = 5
+_ENOUGH = 1e-4  # gain of a step of L-BFGS, in nats per row, at which it ends
 _FARTHEST = 7.0  # farthest move of a variable by L-BFGS: a factor of 1,100 for a positive parameter
 
 
@@ -56,12 +55,14 @@ class Stage:
         objective: What it maximises.
         iterations: Steps of Adam, or of L-BFGS, at most.
         learning_rate: Of Adam, at the start of the stage.
+        optimizer: ``"adam"`` or ``"lbfgs"``.
     """
 
     name: str
     objective: Objective
     iterations: int
     learning_rate: float
+    optimizer: str = "adam"
 
 
 @dataclass(frozen=True)
@@ -106,43 +107,81 @@ class LearnerState:
 
 @dataclass(frozen=True)
 class AdamState:
-    """Learning rates, schedule, moments by parameter, and the trajectory, one tensor per variable."""
+    """Moments of the gradient, one tensor per variable, and the trajectory, stacked."""
 
-    rates: list[float]
-    schedule: dict[str, Any]
-    moments: dict[str, dict[str, Tensor]]
+    means: list[Tensor]
+    squares: list[Tensor]
     visited: list[Tensor]
 
-    @classmethod
-    def of(cls, optimizer: Optimizer, schedule: LRScheduler, visited: list[list[Tensor]]) -> AdamState:
-        """The state of an optimiser on its way."""
-        moments = {
-            str(index): {name: torch.as_tensor(value) for name, value in state.items()}
-            for index, state in optimizer.state_dict()["state"].items()
-        }
-        rates = [group["lr"] for group in optimizer.param_groups]
-        stacks = [torch.stack(values) for values in zip(*visited, strict=True)]
-        return cls(rates, schedule.state_dict(), moments, stacks)
-
-    def restore(self, optimizer: Optimizer, schedule: LRScheduler) -> list[list[Tensor]]:
-        """Gives optimiser and schedule what they had; returns the trajectory."""
-        groups = optimizer.state_dict()["param_groups"]
-        for group, rate in zip(groups, self.rates, strict=True):
-            group["lr"] = rate
-        state = {int(index): moments for index, moments in self.moments.items()}
-        optimizer.load_state_dict({"state": state, "param_groups": groups})
-        schedule.load_state_dict(self.schedule)
+    @property
+    def trajectory(self) -> list[list[Tensor]]:
+        """The variables of every step."""
         return [list(row) for row in zip(*(stack.unbind(0) for stack in self.visited), strict=True)]
+
+
+@dataclass
+class Adam:
+    """Adam (Kingma & Ba 2015) with a rate that falls to zero along a cosine; torch's own takes a second to import.
+
+    Attributes:
+        variables: What is moved; their ``grad`` is the gradient of a loss.
+        rate: At the start.
+        steps: After how many the rate is zero.
+        means: Running means of the gradients.
+        squares: Running means of their squares.
+        taken: Steps so far.
+    """
+
+    variables: list[Tensor]
+    rate: float
+    steps: int
+    means: list[Tensor] = field(default_factory=list)
+    squares: list[Tensor] = field(default_factory=list)
+    taken: int = 0
+
+    def __post_init__(self) -> None:
+        """Begins without gradients."""
+        self.means = [torch.zeros_like(variable) for variable in self.variables]
+        self.squares = [torch.zeros_like(variable) for variable in self.variables]
+
+    def state(self, visited: list[list[Tensor]]) -> AdamState:
+        """Its state on its way."""
+        stacks = [torch.stack(values) for values in zip(*visited, strict=True)]
+        return AdamState([mean.clone() for mean in self.means], [square.clone() for square in self.squares], stacks)
+
+    def resume(self, state: AdamState) -> list[list[Tensor]]:
+        """Goes on from a state; returns the trajectory."""
+        self.means, self.squares, trajectory = list(state.means), list(state.squares), state.trajectory
+        self.taken = len(trajectory)
+        return trajectory
+
+    @torch.no_grad()
+    def step(self) -> None:
+        """Moves the variables that have a gradient."""
+        rate = 0.5 * self.rate * (1.0 + math.cos(math.pi * self.taken / self.steps))
+        self.taken += 1
+        first, second = 1.0 - _DECAY[0] ** self.taken, 1.0 - _DECAY[1] ** self.taken
+        for variable, mean, square in zip(self.variables, self.means, self.squares, strict=True):
+            if variable.grad is None:
+                continue
+            mean.lerp_(variable.grad, 1.0 - _DECAY[0])
+            square.lerp_(variable.grad.square(), 1.0 - _DECAY[1])
+            variable.sub_(rate * (mean / first) / ((square / second).sqrt() + _TINY))
 
 
 @dataclass(frozen=True)
 class LBFGSState:
-    """The best variables so far and their value, steps taken, and bounds: SciPy's own state cannot be had."""
+    """Where L-BFGS began, and what every evaluation gave: told the same again, SciPy goes the same way.
 
-    variables: list[Tensor]
-    best: float
-    steps: int
-    bounds: list[tuple[float, float]]
+    Attributes:
+        start: The variables in a row ``(P,)``, float64.
+        losses: Of the evaluations ``(E,)``, float64.
+        slopes: Their gradients ``(E, P)``, float64.
+    """
+
+    start: Tensor
+    losses: Tensor
+    slopes: Tensor
 
 
 @dataclass
@@ -152,7 +191,6 @@ class Learner:
     Attributes:
         model: The model, in training mode.
         free: Its parameters.
-        optimizer: ``"adam"`` or ``"lbfgs"``.
         deadline: When to end, by ``time.perf_counter``; None for never.
         started: When ``fit`` began.
         listener: Hears of stages and records.
@@ -163,7 +201,6 @@ class Learner:
 
     model: NonConjugateGP
     free: list[FreeParameter]
-    optimizer: str
     deadline: float | None
     started: float
     listener: Listener
@@ -188,7 +225,7 @@ class Learner:
             self.best, self.best_value = [], -math.inf
         history: list[list[Tensor]] = []
         try:
-            run = self._adam if self.optimizer == "adam" else self._lbfgs
+            run = self._adam if stage.optimizer == "adam" else self._lbfgs
             reason = run(stage, history)
         except _NotFinite:
             reason = self._give_up()
@@ -205,11 +242,10 @@ class Learner:
 
     # -------------------------------------------------------------- optimisers
     def _adam(self, stage: Stage, history: list[list[Tensor]]) -> Stop:
-        optimizer = torch.optim.Adam([p.variable for p in self.free], lr=stage.learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, stage.iterations)
+        optimizer = Adam([p.variable for p in self.free], stage.learning_rate, stage.iterations)
         visited: list[list[Tensor]] = []
         if (saved := self._resume_stage(stage)) is not None:
-            visited = from_state(AdamState, saved).restore(optimizer, schedule)
+            visited = optimizer.resume(from_state(AdamState, saved))
             history[:] = _tail(visited)
             self.listener.advance(stage.name, len(visited))
         for _ in range(len(visited), stage.iterations):
@@ -221,39 +257,37 @@ class Learner:
             if _settled(visited):
                 return Stop.SETTLED
             optimizer.step()
-            schedule.step()
             self._write()
             if self._due():
-                self._save(stage, AdamState.of(optimizer, schedule, visited))
+                self._save(stage, optimizer.state(visited))
         return Stop.ITERATIONS
 
     def _lbfgs(self, stage: Stage, history: list[list[Tensor]]) -> Stop:
         best, steps = -math.inf, 0
         start = _flatten(self.variables())
-        bounds = [(x - _FARTHEST, x + _FARTHEST) for x in start]  # the first steps of a line search know no scale
-        if (
-            saved := self._resume_stage(stage)
-        ) is not None:  # SciPy cannot be resumed: it begins anew at the best so far
+        losses: list[float] = []
+        slopes: list[np.ndarray] = []
+        known: list[tuple[float, np.ndarray]] = []
+        if (saved := self._resume_stage(stage)) is not None:
             earlier = from_state(LBFGSState, saved)
-            best, steps, bounds = earlier.best, earlier.steps, earlier.bounds
-            history[:] = [earlier.variables]
-            start = _flatten(history[0])
+            start = earlier.start.numpy()
+            known = list(zip(earlier.losses.tolist(), earlier.slopes.numpy(), strict=True))
 
-        def closure(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        def loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
             nonlocal best
+            again = len(losses) < len(known)
             self.restore(self._unflatten(flat))
-            value = self._evaluate(stage)
+            value, slope = known[len(losses)] if again else self._loss(stage)
+            losses.append(value)
+            slopes.append(slope)
+            if -value > best:
+                best, history[:] = -value, [self.variables()]
             self.listener.advance(stage.name, steps)
-            if value > best:
-                best, history[:] = value, [self.good]
-            self._check_time()
-            if self._due():
-                self._save(stage, LBFGSState(history[0], best, steps, bounds))
-            slopes = [
-                p.variable.new_zeros(p.variable.shape) if p.variable.grad is None else p.variable.grad
-                for p in self.free
-            ]
-            return -value, _flatten(slopes)
+            if not again:
+                self._check_time()
+                if self._due():
+                    self._save(stage, LBFGSState(*map(torch.as_tensor, (start, np.array(losses), np.stack(slopes)))))
+            return value, slope
 
         def count(_: np.ndarray) -> None:
             nonlocal steps
@@ -261,15 +295,21 @@ class Learner:
             self.listener.advance(stage.name, steps)
 
         scipy.optimize.minimize(
-            closure,
+            loss,
             start,
             jac=True,
             method="L-BFGS-B",
-            bounds=bounds,
-            options={"maxiter": max(1, stage.iterations - steps)},
+            bounds=[(x - _FARTHEST, x + _FARTHEST) for x in start],  # the first steps of a line search know no scale
+            options={"maxiter": stage.iterations, "ftol": _ENOUGH},
             callback=count,
         )
         return Stop.ITERATIONS if steps >= stage.iterations else Stop.CONVERGED
+
+    def _loss(self, stage: Stage) -> tuple[float, np.ndarray]:
+        """The negative of the objective, and its gradient in a row."""
+        value = self._evaluate(stage)
+        slopes = [torch.zeros_like(p.variable) if p.variable.grad is None else p.variable.grad for p in self.free]
+        return -value, _flatten(slopes)
 
     def _unflatten(self, flat: np.ndarray) -> list[Tensor]:
         sizes = [p.variable.numel() for p in self.free]

@@ -280,7 +280,7 @@ class StructureSearch:
         model.train()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ItergpWarning)  # what becomes of a candidate shows in its density
-            learner = Learner(model, free_parameters(model), "adam", self.deadline, time.perf_counter(), Listeners())
+            learner = Learner(model, free_parameters(model), self.deadline, time.perf_counter(), Listeners())
             reason = learner.run(Stage(_STAGE, objective, phase.steps, phase.rate))
         self._interrupted |= reason is Stop.INTERRUPTED
         model.eval()

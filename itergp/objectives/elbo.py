@@ -13,15 +13,18 @@ from itergp.errors import InputError
 from itergp.likelihoods import Observations
 from itergp.likelihoods.base import node_offsets
 from itergp.models import NonConjugateGP
-from itergp.models.distinct_rows import share_latents
+from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.numerics.blocks import psd_root
 from itergp.numerics.distinct_rows import DistinctRows
 from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable, prior_marginals
-from itergp.operators import Prior
+from itergp.operators import Prior, own_rows
+from itergp.posterior.natural_gradients import DenseProblem, GaussianSites
 from itergp.posterior.precision import cross_multiply, multiply
 from itergp.solvers import Solution
 from itergp.solvers.warm_starts import StoredWarmStart, as_stored
 
+_DENSE_VALUES = 1024  # latent values N C whose posterior dense matrices find in less time
+_SHARE = 0.01  # of the solver's tolerance
 _SEED = 1  # other samples than those the posterior mean was found with
 
 
@@ -33,6 +36,7 @@ class _Held:
     actions: Tensor
     support: Tensor | None
     distinct: DistinctRows | None
+    sites: GaussianSites | None = None  # that dense matrices found them by
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class ComputationAwareELBO(Objective):
 
     def evidence(self, prior: Prior, observations: Observations) -> Tensor:
         """``E_q[log p(y | f)] - KL(q || p)``."""
-        held = self._posterior()
+        held = self._posterior(prior, observations)
         block = torch.cat([held.actions, held.weights.unsqueeze(-1)], -1)
         given = prior, observations
         prior, observations = share_latents(held.distinct, *given)
@@ -146,24 +150,56 @@ class ComputationAwareELBO(Objective):
         if state.solution is not None:
             self.model.start_from(replace(state.solution, warm_start=state.warm_start))
 
-    def _posterior(self) -> _Held:
+    @property
+    def by_dense_matrices(self) -> bool:
+        """Whether the solver's posterior is the exact one, and latent values are so few that dense matrices find it faster."""
+        model, solver = self.model.batch_elements[0], self.model.solver
+        values = model.train_targets.shape[0] * model.calculus.num_latents
+        limits = solver.max_passes, solver.time_limit, self.batch_rows
+        own = own_rows(model.operator_kind, model.train_targets.shape[0], model.train_targets.device)
+        exact = values <= min(_DENSE_VALUES, solver.exact_values) and limits == (None, None, None) and not own.sharded
+        return exact and model.approximation == "variational"
+
+    def _posterior(self, prior: Prior, observations: Observations) -> _Held:
         """Weights and actions, found again at the cadence that was asked for."""
         if self._held is None or self._evaluations % self.condition_every == 0:
-            solution = self.model.conditioned.solution
-            if solution.rows.sharded:
-                raise InputError(
-                    "ComputationAwareELBO learns in one process. Got rows divided among several. Use PredictiveLogDensity, "
-                    "which every process evaluates alike on a subset, or operator='auto'."
-                )
-            actions = solution.precision.actions.contiguous()
-            self._held = _Held(solution.weights_on_support(), actions, solution.support, solution.distinct)
-            if self.batch_rows is not None and solution.support is None:
-                raise InputError(
-                    "`batch_rows` needs a posterior whose weights and actions are on a support of some rows. Got one on all "
-                    "rows: its divergence from the prior takes a pass over them. Use LinearTimeNewton(), or leave it out."
-                )
+            self._held = self._found(prior, observations) or self._by_the_solver()
         self._evaluations += 1
         return self._held
+
+    @torch.no_grad()
+    def _found(self, prior: Prior, observations: Observations) -> _Held | None:
+        """The posterior by dense matrices; None if they do not find it, or did not before."""
+        if not self.by_dense_matrices or (self._held is not None and self._held.sites is None):
+            return None
+        distinct = distinct_rows(self.model, prior)
+        prior, observations = share_latents(distinct, prior, observations)
+        start = None if self._held is None else self._held.sites
+        try:
+            problem = DenseProblem.of(self.model.make_operator(prior), prior.mean, observations)
+            found = problem.variational_posterior(start, tolerance=_SHARE * self.model.solver.tolerance)
+        except torch.linalg.LinAlgError:
+            return None
+        if found is None:
+            return None
+        actions = found.precision.actions.to(prior.mean)
+        return _Held(found.weights.to(prior.mean), actions, None, distinct, found.sites)
+
+    def _by_the_solver(self) -> _Held:
+        solution = self.model.conditioned.solution
+        if solution.rows.sharded:
+            raise InputError(
+                "ComputationAwareELBO learns in one process. Got rows divided among several. Use PredictiveLogDensity, "
+                "which every process evaluates alike on a subset, or operator='auto'."
+            )
+        actions = solution.precision.actions.contiguous()
+        held = _Held(solution.weights_on_support(), actions, solution.support, solution.distinct)
+        if self.batch_rows is not None and solution.support is None:
+            raise InputError(
+                "`batch_rows` needs a posterior whose weights and actions are on a support of some rows. Got one on all "
+                "rows: its divergence from the prior takes a pass over them. Use LinearTimeNewton(), or leave it out."
+            )
+        return held
 
     def _batch(self, num_rows: int) -> Tensor | None:
         if self.batch_rows is None or self.batch_rows >= num_rows:

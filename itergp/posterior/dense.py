@@ -38,13 +38,19 @@ def dense_posterior(kernel: Tensor, root: Tensor, prior: Tensor) -> tuple[LowRan
         factor = None if factor is None else factor[known][:, known]
     exact = None if factor is None else LowRankPrecision(actions, gram, factor)
     precision = exact or LowRankPrecision.from_gram(actions, gram)
-    if couples(kernel, size):
-        products = (kernel[0] @ actions.flatten(0, 1)).view_as(actions)
-    elif kernel.shape[0] == 1:
-        products = torch.einsum("nm,mcr->ncr", kernel[0], actions)
-    else:
-        products = torch.einsum("cnm,mcr->ncr", kernel, actions)
+    products = _columns(kernel, root)
+    products = products if bool(known.all()) else products[..., known]
     return precision, marginal_covariance(prior.double(), precision.whiten(products))
+
+
+def _columns(kernel: Tensor, root: Tensor) -> Tensor:
+    """``K H`` for the block-diagonal matrix of all rows' H: ``(N, C, N C)``."""
+    size, latents = root.shape[:2]
+    if couples(kernel, size):
+        products = torch.einsum("nmd,mdb->nmb", kernel[0].view(size * latents, size, latents), root)
+    else:
+        products = torch.einsum("cnm,mcb->ncmb", kernel.expand(latents, -1, -1), root)
+    return products.reshape(size, latents, size * latents)
 
 
 def couples(kernel: Tensor, num_rows: int) -> bool:

@@ -57,7 +57,8 @@ Array = NDArray[np.float64]
 _ENOUGH_ROWS = 20
 # Held-out rows choose the predictive distribution of classifiers from this number on; of fewer they choose by luck.
 _CALIBRATION_ROWS = 100
-_OPTIMIZERS = {"adam": "adam", "lbfgs": "lbfgs", "fmin_l_bfgs_b": "lbfgs"}  # the last is scikit-learn's name
+# the last is scikit-learn's name
+_OPTIMIZERS = {"auto": "auto", "adam": "adam", "lbfgs": "lbfgs", "fmin_l_bfgs_b": "lbfgs"}
 
 
 class GPEstimator(BaseEstimator):
@@ -246,7 +247,7 @@ class GPEstimator(BaseEstimator):
     def _check_settings(self) -> None:
         if self.optimizer is not None and self.optimizer not in _OPTIMIZERS:
             raise InputError(
-                f"`optimizer` must be 'adam' or 'lbfgs', or None to keep the hyperparameters. Got {self.optimizer!r}. "
+                f"`optimizer` must be 'auto', 'adam' or 'lbfgs', or None to keep the hyperparameters. Got {self.optimizer!r}. "
                 "Choose one of these."
             )
         known = set(inspect.signature(learning.fit).parameters) - {"model"}

@@ -37,7 +37,7 @@ class GPClassifier(LabelEstimator):
         link: ``"logit"`` or ``"probit"``, for two classes.
         approximation: ``"variational"``, ``"laplace"``, or ``"auto"``: variational, or what held-out rows prefer, together with
             the share of the covariance that is integrated, when there are 500 rows or more.
-        optimizer: ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
+        optimizer: ``"auto"``, ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
@@ -89,7 +89,7 @@ class GPClassifier(LabelEstimator):
         standardize: bool = True,
         link: str = "logit",
         approximation: str = "auto",
-        optimizer: str | None = "adam",
+        optimizer: str | None = "auto",
         max_iterations: int = 50,
         fit_options: dict[str, Any] | None = None,
         solver: Any = None,

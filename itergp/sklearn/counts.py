@@ -42,7 +42,7 @@ class GPCountRegressor(BaseRegressor):
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         approximation: ``"variational"`` or ``"laplace"``.
-        optimizer: ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
+        optimizer: ``"auto"``, ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
@@ -86,7 +86,7 @@ class GPCountRegressor(BaseRegressor):
         ard: bool | None = None,
         standardize: bool = True,
         approximation: str = "variational",
-        optimizer: str | None = "adam",
+        optimizer: str | None = "auto",
         max_iterations: int = 50,
         fit_options: dict[str, Any] | None = None,
         solver: Any = None,

@@ -132,7 +132,7 @@ class GPRegressor(BaseRegressor):
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         normalize_y: Bring targets to mean 0 and deviation 1.
         approximation: ``"variational"`` or ``"laplace"``; the same for Gaussian noise.
-        optimizer: ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
+        optimizer: ``"auto"``, ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
@@ -179,7 +179,7 @@ class GPRegressor(BaseRegressor):
         standardize: bool = True,
         normalize_y: bool = True,
         approximation: str = "variational",
-        optimizer: str | None = "adam",
+        optimizer: str | None = "auto",
         max_iterations: int = 50,
         fit_options: dict[str, Any] | None = None,
         solver: Any = None,

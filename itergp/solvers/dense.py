@@ -116,6 +116,11 @@ class DenseNewton(BaseSolver[DenseState]):
         """Whether the covariance is computed."""
         return self.covariance
 
+    @property
+    def exact_values(self) -> int:
+        """Every one."""
+        return _JOINT_LIMIT if self.covariance else 0
+
     def without_covariance(self) -> DenseNewton:
         """The same solver for the mean alone."""
         return replace(self, covariance=False)

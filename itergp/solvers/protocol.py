@@ -123,6 +123,10 @@ class Solver(Protocol[StateT]):
         """Whether ``finish`` conditions a covariance, or leaves the prior's."""
 
     @property
+    def exact_values(self) -> int:
+        """Latent values N C up to which a posterior without other limits is the exact one, to a tolerance."""
+
+    @property
     def shards_rows(self) -> bool:
         """Whether the rows can be divided among processes: every sum over rows goes through ``problem.rows``."""
 
@@ -218,6 +222,11 @@ class BaseSolver(ABC, Generic[StateT]):
     def gives_covariance(self) -> bool:
         """It does."""
         return True
+
+    @property
+    def exact_values(self) -> int:
+        """None is promised to be exact."""
+        return 0
 
     @property
     def shards_rows(self) -> bool:

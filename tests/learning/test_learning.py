@@ -33,7 +33,7 @@ from itergp.kernels import (
 from itergp.learning import calibrate_predictions, fit
 from itergp.learning.calibration import EXPONENTS, Calibration
 from itergp.learning.humility import limit_lengthscales
-from itergp.learning.learner import Learner, Stage, Stop
+from itergp.learning.learner import Adam, Learner, Stage, Stop
 from itergp.learning.parameters import free_parameters
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
 from itergp.models import GP
@@ -403,6 +403,27 @@ def test_lbfgs_reaches_what_adam_reaches(objective):
     assert values["lbfgs"] > values["adam"] - 0.01
 
 
+def test_adam_is_that_of_torch():
+    start = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    ours, theirs = [start.clone(), start.clone()], start.clone().requires_grad_(True)
+    mine, reference = Adam(ours, 0.2, 12), torch.optim.Adam([theirs], lr=0.2)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(reference, 12)
+    for _ in range(12):
+        ours[0].grad, theirs.grad = 4.0 * ours[0] ** 3, 4.0 * theirs.detach() ** 3
+        mine.step()
+        reference.step()
+        schedule.step()
+        assert_close(ours[0], theirs.detach(), atol=1e-12, rtol=1e-12)
+    assert torch.equal(ours[1], start)  # without a gradient it stays
+
+
+def test_few_rows_are_learned_by_lbfgs():
+    assert fit(binary(80)).reason == "the objective stopped improving"
+    limited = binary(80)
+    limited.solver = SubspaceNewton(covariance_rank=8)  # whose posterior is not the exact one
+    assert fit(limited, objective="elbo", max_iterations=3).reason == "all iterations were taken"
+
+
 def test_restarts_leave_a_bad_start_behind():
     models = [binary(150, kernel=make_kernel(40.0, 1e-4)) for _ in range(2)]
     options = {"objective": "predictive", "max_iterations": 12, "calibrate": False, "learning_rate": 0.1}
@@ -415,7 +436,7 @@ def test_restarts_leave_a_bad_start_behind():
 
 def test_settled_parameters_end_a_stage():
     model = binary(80, kernel=make_kernel(1.0, 4.0))
-    result = fit(model, objective="elbo", learning_rate=1e-5, max_iterations=40)
+    result = fit(model, objective="elbo", optimizer="adam", learning_rate=1e-5, max_iterations=40)
     assert result.reason == "the parameters settled"
     assert len(result.records) == 10
 
@@ -423,7 +444,7 @@ def test_settled_parameters_end_a_stage():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"optimizer": "sgd"}, r"`optimizer` must be one of \('adam', 'lbfgs'\)\. Got 'sgd'"),
+        ({"optimizer": "sgd"}, r"`optimizer` must be one of \('auto', 'adam', 'lbfgs'\)\. Got 'sgd'"),
         ({"max_iterations": 0}, r"`max_iterations` must be a positive whole number"),
         ({"learning_rate": -0.1}, r"`learning_rate` must be a positive number"),
         ({"max_rows": 2.5}, r"`max_rows` must be a positive whole number"),
@@ -550,16 +571,16 @@ class Narrow(Objective):
         return -self.model.covar_module.outputscale.log().abs().sqrt() - 1.0
 
 
-def _learner(optimizer: str, callback=None) -> Learner:
+def _learner(callback=None) -> Learner:
     model = binary(20, kernel=make_kernel(1.0, 9.0)).train()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter is model.covar_module.raw_outputscale)
-    return Learner(model, free_parameters(model), optimizer, None, 0.0, Listeners(callback))
+    return Learner(model, free_parameters(model), None, 0.0, Listeners(callback))
 
 
 def test_the_mean_of_the_last_quarter_is_learned():
     path = []
-    learner = _learner("adam", lambda _: path.append(learner.variables()[0]))
+    learner = _learner(lambda _: path.append(learner.variables()[0]))
     objective = Narrow(learner.model.likelihood, learner.model, initialise_kernel=False)
     assert learner.run(Stage("learn", objective, 16, 0.5)) is Stop.ITERATIONS
     assert len(path) == 16
@@ -576,15 +597,15 @@ def test_interrupted_lbfgs_ends_at_the_best_of_its_evaluations():
         if len(values) > 1 and values[-2] < max(values[:-1]):
             raise KeyboardInterrupt  # before it knows the last
 
-    learner = _learner("lbfgs", stop)
+    learner = _learner(stop)
     objective = Narrow(learner.model.likelihood, learner.model, initialise_kernel=False)
-    assert learner.run(Stage("learn", objective, 30, 0.5)) is Stop.INTERRUPTED
+    assert learner.run(Stage("learn", objective, 30, 0.5, "lbfgs")) is Stop.INTERRUPTED
     assert torch.equal(learner.variables()[0], path[values.index(max(values[:-1]))])
 
 
 @pytest.mark.parametrize("rate", [0.05, 0.7, 3.0])
 def test_learning_ends_at_the_best_of_start_path_and_end(rate):
-    model = _learner("adam").model
+    model = _learner().model
     objective = Narrow(model.likelihood, model, initialise_kernel=False)
     result = fit(
         model, objective=objective, max_iterations=7, learning_rate=rate, calibrate=False, initialise_kernel=False

@@ -205,7 +205,7 @@ MISTAKES = {
     "unknown class weights": (lambda: fitted(class_weight="auto"), r"a dictionary .*'balanced' or None\. Got 'auto'"),
     "an unknown optimiser": (
         lambda: fitted(optimizer="sgd"),
-        r"`optimizer` must be 'adam' or 'lbfgs', or None .*Got 'sgd'",
+        r"`optimizer` must be 'auto', 'adam' or 'lbfgs', or None .*Got 'sgd'",
     ),
     "an unknown option": (
         lambda: fitted(fit_options={"lr": 1}),

@@ -186,7 +186,7 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
     def _covariance_rank(self, latents: int, values: int, *, final: bool) -> int:
         """Actions of a stage's covariance."""
         rank = self.covariance_rank
-        if values <= EXACT_VALUES and (rank is None or values <= rank):
+        if values <= self.exact_values:
             return values
         if rank is None:
             rank = min(_DEFAULT_COVARIANCE_RANK[latents == 1], max(32, _DEFAULT_COVARIANCE_COLUMNS // latents))
@@ -201,6 +201,11 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
     def gives_covariance(self) -> bool:
         """Whether a covariance is conditioned."""
         return self.covariance_rank != 0
+
+    @property
+    def exact_values(self) -> int:
+        """As many as there are actions at most."""
+        return EXACT_VALUES if self.covariance_rank is None else min(EXACT_VALUES, self.covariance_rank)
 
     @property
     def shards_rows(self) -> bool:
@@ -410,8 +415,7 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
     def _is_exact(self, problem: Problem) -> bool:
         """Whether there are as many actions as latent values."""
         values = problem.num_rows * problem.num_latents
-        wanted = EXACT_VALUES if self.covariance_rank is None else min(EXACT_VALUES, self.covariance_rank)
-        return values <= wanted and not problem.rows.sharded
+        return values <= self.exact_values and not problem.rows.sharded
 
     # ------------------------------------------------- rounds of a variational site
     def refine(self, problem: Problem, state: SubspaceState) -> SubspaceState:
