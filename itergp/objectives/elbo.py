@@ -36,7 +36,6 @@ class _Held:
     actions: Tensor
     support: Tensor | None
     distinct: DistinctRows | None
-    sites: GaussianSites | None = None  # that dense matrices found them by
 
 
 @dataclass(frozen=True)
@@ -47,6 +46,9 @@ class _ELBOState:
     held: _Held | None
     solution: Solution | None
     warm_start: StoredWarmStart | None
+    sites: GaussianSites | None = None
+    weights: Tensor | None = None
+    left_to_solver: bool = False
 
 
 class ComputationAwareELBO(Objective):
@@ -112,10 +114,18 @@ class ComputationAwareELBO(Objective):
         self.condition_every, self.batch_rows, self.seed = int(condition_every), batch_rows, seed
         self._evaluations = 0
         self._held: _Held | None = None
+        self._sites: GaussianSites | None = None  # with the weights, the family where dense matrices find it
+        self._weights: Tensor | None = None
+        self._left_to_solver = False
 
     def evidence(self, prior: Prior, observations: Observations) -> Tensor:
         """``E_q[log p(y | f)] - KL(q || p)``."""
-        held = self._posterior(prior, observations)
+        value = self._dense_evidence(prior, observations)
+        return self._evidence(prior, observations) if value is None else value
+
+    def _evidence(self, prior: Prior, observations: Observations) -> Tensor:
+        """By products with weights and actions of the solver's posterior."""
+        held = self._posterior()
         block = torch.cat([held.actions, held.weights.unsqueeze(-1)], -1)
         given = prior, observations
         prior, observations = share_latents(held.distinct, *given)
@@ -141,12 +151,19 @@ class ComputationAwareELBO(Objective):
         """The variational family, and the model's posterior with what the next one starts from."""
         solution = self.model.last_solution
         return _ELBOState(
-            self._evaluations, self._held, solution, None if solution is None else as_stored(solution.warm_start)
+            self._evaluations,
+            self._held,
+            solution,
+            None if solution is None else as_stored(solution.warm_start),
+            self._sites,
+            self._weights,
+            self._left_to_solver,
         )
 
     def resume(self, state: _ELBOState) -> None:
         """Goes on from ``checkpoint_state``; the model gets the posterior as a start, not as its present one."""
         self._evaluations, self._held = state.evaluations, state.held
+        self._sites, self._weights, self._left_to_solver = state.sites, state.weights, state.left_to_solver
         if state.solution is not None:
             self.model.start_from(replace(state.solution, warm_start=state.warm_start))
 
@@ -160,32 +177,39 @@ class ComputationAwareELBO(Objective):
         exact = values <= min(_DENSE_VALUES, solver.exact_values) and limits == (None, None, None) and not own.sharded
         return exact and model.approximation == "variational"
 
-    def _posterior(self, prior: Prior, observations: Observations) -> _Held:
+    def _dense_evidence(self, prior: Prior, observations: Observations) -> Tensor | None:
+        """By dense matrices, or None where these do not find the posterior, or did not before."""
+        if not self.by_dense_matrices or self._left_to_solver:
+            return None
+        prior, observations = share_latents(distinct_rows(self.model, prior), prior, observations)
+        problem = DenseProblem.of(differentiable(prior, self.model), prior.mean, observations)
+        if self._is_due():
+            try:
+                found = problem.variational_posterior(self._sites, tolerance=_SHARE * self.model.solver.tolerance)
+            except torch.linalg.LinAlgError:
+                found = None
+            if found is None:
+                self._left_to_solver = True
+                return None
+            self._sites, self._weights = found.sites, found.weights
+        self._evaluations += 1
+        assert self._sites is not None
+        assert self._weights is not None
+        return problem.bound(self._weights, self._sites.curvature, seed=_SEED)
+
+    def _is_due(self) -> bool:
+        """Whether the posterior is to be found again."""
+        return (self._held is None and self._sites is None) or self._evaluations % self.condition_every == 0
+
+    def _posterior(self) -> _Held:
         """Weights and actions, found again at the cadence that was asked for."""
-        if self._held is None or self._evaluations % self.condition_every == 0:
-            self._held = self._found(prior, observations) or self._by_the_solver()
+        if self._held is None or self._is_due():
+            self._held = self._solved()
         self._evaluations += 1
         return self._held
 
-    @torch.no_grad()
-    def _found(self, prior: Prior, observations: Observations) -> _Held | None:
-        """The posterior by dense matrices; None if they do not find it, or did not before."""
-        if not self.by_dense_matrices or (self._held is not None and self._held.sites is None):
-            return None
-        distinct = distinct_rows(self.model, prior)
-        prior, observations = share_latents(distinct, prior, observations)
-        start = None if self._held is None else self._held.sites
-        try:
-            problem = DenseProblem.of(self.model.make_operator(prior), prior.mean, observations)
-            found = problem.variational_posterior(start, tolerance=_SHARE * self.model.solver.tolerance)
-        except torch.linalg.LinAlgError:
-            return None
-        if found is None:
-            return None
-        actions = found.precision.actions.to(prior.mean)
-        return _Held(found.weights.to(prior.mean), actions, None, distinct, found.sites)
-
-    def _by_the_solver(self) -> _Held:
+    def _solved(self) -> _Held:
+        """The family of the solver's posterior at the present hyperparameters."""
         solution = self.model.conditioned.solution
         if solution.rows.sharded:
             raise InputError(

@@ -38,12 +38,12 @@ def dense_posterior(kernel: Tensor, root: Tensor, prior: Tensor) -> tuple[LowRan
         factor = None if factor is None else factor[known][:, known]
     exact = None if factor is None else LowRankPrecision(actions, gram, factor)
     precision = exact or LowRankPrecision.from_gram(actions, gram)
-    products = _columns(kernel, root)
+    products = kernel_columns(kernel, root)
     products = products if bool(known.all()) else products[..., known]
     return precision, marginal_covariance(prior.double(), precision.whiten(products))
 
 
-def _columns(kernel: Tensor, root: Tensor) -> Tensor:
+def kernel_columns(kernel: Tensor, root: Tensor) -> Tensor:
     """``K H`` for the block-diagonal matrix of all rows' H: ``(N, C, N C)``."""
     size, latents = root.shape[:2]
     if couples(kernel, size):

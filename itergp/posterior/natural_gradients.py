@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
-from itergp.numerics.blocks import apply_blocks, curvature_root
+from itergp.likelihoods.base import node_offsets
+from itergp.numerics.blocks import apply_blocks, curvature_root, psd_root
 from itergp.operators import AbstractOperator
-from itergp.posterior.dense import apply_kernels, dense_posterior
-from itergp.posterior.precision import LowRankPrecision
+from itergp.posterior.dense import apply_kernels, dense_posterior, factorise, kernel_columns
+from itergp.posterior.precision import LowRankPrecision, marginal_covariance
 
 _MAX_STEPS = 60
 _MAX_HALVINGS = 12
+_LIFT = 4.0  # units of rounding, times the root of N
 _WIDER, _RESPONSE = 1.01, 0.3  # the mean moves against a wider marginal, which leaves less than a third of its answer
 
 
@@ -76,11 +78,47 @@ class DenseProblem:
 
     @classmethod
     def of(cls, operator: AbstractOperator, mean: Tensor, observations: Observations) -> DenseProblem:
-        """The problem of an operator, in one kernel pass."""
-        coupled = operator.couples_latents
-        variances = operator.row_covariance() if coupled else operator.diagonal().mT.expand(mean.shape)
-        return cls(operator.dense().double(), variances.detach().double(), mean.detach().double(), observations)
+        """The problem of an operator, in one pass of N columns; differentiable where its products are.
 
+        The diagonal is lifted by what rounding of the entries may make indefinite.
+        """
+        size, dtype = mean.shape[0], mean.dtype
+        coupled = operator.couples_latents
+        eye = torch.eye(size * (mean.shape[1] if coupled else 1), dtype=dtype, device=mean.device)
+        block = eye.view(size, mean.shape[1], -1).movedim(1, 0) if coupled else eye
+        kernel = operator.matmul(block).double()
+        if coupled:
+            kernel = kernel.movedim(0, 1).reshape(1, eye.shape[0], eye.shape[0])
+        kernel = 0.5 * (kernel + kernel.mT)
+        diagonal = kernel.detach().diagonal(dim1=-2, dim2=-1)
+        lift = _LIFT * torch.finfo(dtype).eps * size**0.5 * diagonal.clamp_min(0.0)
+        kernel = kernel + torch.diag_embed(lift)
+        own = kernel.diagonal(dim1=-2, dim2=-1)
+        variances = _own_blocks(kernel[0], size) if coupled else own.mT.expand(mean.shape)
+        return cls(kernel, variances, mean.double(), observations)
+
+    def bound(self, weights: Tensor, curvature: Tensor, *, seed: int = 0) -> Tensor:
+        """The evidence lower bound of ``N(m + K V, (K^{-1} + W)^{-1})`` with V and W held fixed; differentiable.
+
+        Args:
+            weights: V ``(N, C)``.
+            curvature: W ``(N, C, C)``.
+            seed: Of the samples that expectations under several latent functions are averages over.
+        """
+        root = curvature_root(curvature)
+        _, factor = factorise(self.kernel, root)
+        products = kernel_columns(self.kernel, root)
+        whitened = torch.linalg.solve_triangular(factor.mT, products.flatten(0, 1), upper=True, left=False)
+        marginals = marginal_covariance(self.variances, whitened.view_as(products))
+        centred = apply_kernels(self.kernel, weights)
+        mean = self.mean + centred
+        nodes, node_weights = self.observations.standard_nodes(mean.detach(), seed)
+        offsets = node_offsets(psd_root(marginals), nodes)
+        fit = self.observations.expected_log_density(mean, offsets, node_weights).sum()
+        trace = (curvature * marginals).sum()  # tr((I + B)^{-1} B) with B = H^T K H
+        return fit - 0.5 * ((weights * centred).sum() - trace + 2.0 * factor.diagonal().log().sum())
+
+    @torch.no_grad()
     def variational_posterior(self, start: GaussianSites | None, *, tolerance: float) -> DensePosterior | None:
         """Ascends the evidence lower bound by natural gradients until a step gains less than a tolerance.
 
@@ -162,3 +200,9 @@ class DenseProblem:
         change = self._expected(f, _WIDER * marginals)[1] - curvature
         response = (change * marginals.mT).sum((-2, -1)) / math.log(_WIDER)
         return 1.0 / (1.0 + _RESPONSE * response.nan_to_num(posinf=0.0).clamp_min(0.0))
+
+
+def _own_blocks(kernel: Tensor, size: int) -> Tensor:
+    """Covariances ``(N, C, C)`` of each row's latent values, from ``(N C, N C)``."""
+    latents = kernel.shape[0] // size
+    return kernel.view(size, latents, size, latents).diagonal(dim1=0, dim2=2).movedim(-1, 0)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gpytorch
 import pytest
 import torch
 from helpers import CASES, make_batch_kernel, make_kernel, make_model
 
+from itergp.likelihoods import GaussianLikelihood
+from itergp.models import GP
 from itergp.objectives import ComputationAwareELBO
 from itergp.posterior.natural_gradients import DenseProblem
 from itergp.solvers import DenseNewton, Reason, SubspaceNewton
@@ -30,7 +33,7 @@ def test_the_posterior_is_that_of_dense_newton(name, scale):
     assert found.bound >= float(expected.elbo) - (0.02 if several else 1e-4) * rows
     deviation = expected.latent_covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     moved = ((found.centred + model.prior_at().mean - expected.latent_values).abs() / deviation).detach()
-    assert float(moved.max()) < (0.3 if several else 0.05)
+    assert float(moved.max()) < (0.3 if several else 0.1)
 
 
 def test_a_bound_only_rises():
@@ -67,3 +70,18 @@ def test_what_cannot_be_found_is_left_to_the_solver():
     problem = _problem(model)
     far = DenseProblem(problem.kernel, problem.variances, problem.mean + 1e4, problem.observations)
     assert far.variational_posterior(None, tolerance=1e-6) is None  # exp(1e4) is infinite
+
+
+def test_a_bound_in_float32_is_one():
+    """Noise far below what float32 resolves of a kernel that is almost singular: the evidence would be any number."""
+    x = torch.linspace(-2.0, 2.0, 100).unsqueeze(-1)
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
+    kernel.base_kernel.lengthscale = 1.2
+    values = []
+    for dtype in (torch.float32, torch.float64):
+        model = GP(x.to(dtype), torch.sin(2.0 * x[:, 0]).to(dtype), GaussianLikelihood(noise=3e-4), kernel=kernel).to(
+            dtype
+        )
+        objective = ComputationAwareELBO(model.likelihood, model.train(), initialise_kernel=False)
+        values.append(objective(model(*model.train_inputs), model.train_targets).item())
+    assert values[0] == pytest.approx(values[1], abs=0.02)
