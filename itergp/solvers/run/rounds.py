@@ -310,7 +310,8 @@ def settle(
         advance: Certifies a state, or takes a step from it; with why nothing else may follow. None leaves the mean uncertified.
     """
     observations = problem.site.observations
-    if site is None:
+    if site is None or damping.curvature is None:  # or that of a coarser covariance, whose oscillations are over
+        damping.share, damping.last = 1.0, float("inf")
         mean, covariance = posterior.latent_values, posterior.latent_covariance
         marginals = damping.first(problem, mean, posterior.curvature, covariance)
     else:
