@@ -12,6 +12,7 @@ from itergp.errors import InputError
 from itergp.likelihoods.base import Likelihood, Observed
 from itergp.likelihoods.integrals import expected_cloglog, expected_sigmoid
 from itergp.likelihoods.predictive import BernoulliPredictive
+from itergp.likelihoods.quadrature import node_covariance
 from itergp.likelihoods.special import MAX_EXPONENT, continued_exp, inverse_mills
 from itergp.likelihoods.targets import require_integers
 
@@ -90,6 +91,24 @@ class BernoulliLikelihood(Likelihood):
             gradient, curvature = sign * ratio, _probit_curvature(margin, ratio)
         return gradient.unsqueeze(-1), curvature[..., None, None]
 
+    def expected_log_density(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+        """``E[log p(y_n | f_n)]`` for each row ``(N,)``: by the nodes, in closed form where it is ``-E[exp(f)]``."""
+        value = super().expected_log_density(mean, offsets, weights, targets)
+        if self.link != "cloglog":
+            return value
+        return torch.where(targets > 0.5, value, self.log_density(_tilted(mean, offsets, weights), targets))
+
+    def expected_derivatives(
+        self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Expected gradient ``(N, 1)`` and curvature ``(N, 1, 1)``."""
+        gradient, curvature = super().expected_derivatives(mean, offsets, weights, targets)
+        if self.link != "cloglog":
+            return gradient, curvature
+        none = self.derivatives(_tilted(mean, offsets, weights), targets)
+        seen = targets > 0.5
+        return torch.where(seen[:, None], gradient, none[0]), torch.where(seen[:, None, None], curvature, none[1])
+
     def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Bernoulli:
         """Conditional distribution at latent values ``(..., N)``."""
         if self.link == "logit":
@@ -109,6 +128,11 @@ class BernoulliLikelihood(Likelihood):
         else:
             probs = torch.special.ndtr(centre / (1.0 + variance).sqrt())
         return BernoulliPredictive(probs=probs, validate_args=False)
+
+
+def _tilted(mean: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
+    """Where ``exp`` is what it is on average: nodes do not reach what a wide marginal's average is made of."""
+    return mean + 0.5 * node_covariance(offsets, weights)[..., 0]
 
 
 def _sign(targets: Tensor, f: Tensor) -> Tensor:

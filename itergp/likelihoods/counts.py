@@ -116,6 +116,9 @@ class ZeroInflatedPoissonLikelihood(CountLikelihood):
         gradient = torch.where(y == 0, -rate * genuine, y - rate)
         return gradient, torch.where(y == 0, rate * genuine, rate)
 
+    def _exponential(self, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor] | None:
+        return y, torch.where(y == 0, torch.nan, 1.0)  # counts above 0 are not structural
+
     def _conditional(self, latent: Tensor, *second: Tensor) -> ZeroInflatedPoisson:
         rate = second[0] * latent.clamp_max(MAX_EXPONENT).exp()
         return ZeroInflatedPoisson(self.inflation.to(latent.dtype), rate, validate_args=False)

@@ -11,7 +11,7 @@ from torch.distributions import Normal
 
 from itergp.likelihoods.base import Likelihood
 from itergp.likelihoods.mixtures import QuadratureMixture
-from itergp.likelihoods.quadrature import gauss_hermite
+from itergp.likelihoods.quadrature import gauss_hermite, node_covariance
 from itergp.likelihoods.special import continued_exp
 from itergp.likelihoods.targets import as_floats, check_targets
 
@@ -51,6 +51,32 @@ class HeteroscedasticGaussianLikelihood(Likelihood):
         residual = targets.to(f.dtype) - f[..., 0]
         gradient = torch.stack([residual * precision, 0.5 * (residual.square() * slope - 1.0)], -1)
         return gradient, torch.diag_embed(torch.stack([slope, torch.full_like(slope, 0.5)], -1))
+
+    def expected_log_density(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+        """``E[log N(y; f_1, exp(f_2))]`` for each row ``(N,)``, in closed form; of the nodes only the covariance counts."""
+        precision, _, _, squared = self._expected(mean, offsets, weights, targets)
+        return -0.5 * (squared * precision + mean[..., 1] + math.log(2.0 * math.pi))
+
+    def expected_derivatives(
+        self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Expected gradient ``(N, 2)`` and Fisher information ``(N, 2, 2)``, in closed form."""
+        precision, slope, residual, squared = self._expected(mean, offsets, weights, targets)
+        gradient = torch.stack([residual * precision, 0.5 * (squared * slope - 1.0)], -1)
+        return gradient, torch.diag_embed(torch.stack([slope, torch.full_like(slope, 0.5)], -1))
+
+    @staticmethod
+    def _expected(
+        mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Expected precision and its derivative, residual and its square under the density tilted by the precision.
+
+        ``E[h(f_1) exp(-f_2)] = E[exp(-f_2)] E[h(f_1 - c)]`` for covariance c of the two.
+        """
+        covariance = node_covariance(offsets, weights)
+        precision, slope = continued_exp(-mean[..., 1] + 0.5 * covariance[:, 1, 1], _MAX_LOG_PRECISION)
+        residual = targets.to(mean.dtype) - mean[..., 0] + covariance[:, 0, 1]
+        return precision, slope, residual, residual.square() + covariance[:, 0, 0]
 
     def standard_nodes(self, like: Tensor, seed: int = 0, skip: int = 0) -> tuple[Tensor, Tensor]:
         """The 49 nodes of a product of two Gauss-Hermite rules, the same for every row; neither seed nor skip is used."""

@@ -45,6 +45,16 @@ def trapezoid(spacing: float, *, like: Tensor) -> tuple[Tensor, Tensor]:
     return nodes.to(like), (weights / weights.sum()).to(like)
 
 
+def node_covariance(offsets: Tensor, weights: Tensor) -> Tensor:
+    """Covariances ``(N, C, C)`` of the marginals that nodes stand for: all that a closed form needs of them.
+
+    Args:
+        offsets: Distances of the nodes from the mean ``(S, N, C)``.
+        weights: Weights of the nodes ``(S,)``.
+    """
+    return torch.einsum("s,sni,snj->nij", weights.to(offsets), offsets, offsets)
+
+
 def second_moment_nodes(like: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes ``(2 C, N, C)`` and weights ``(2 C,)`` with the second moments of a standard normal distribution: few, and exact.
 

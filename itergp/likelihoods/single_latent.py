@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 from itergp.errors import InputError
 from itergp.likelihoods.base import Likelihood, latent_marginals
 from itergp.likelihoods.mixtures import CountMixture, QuadratureMixture
-from itergp.likelihoods.quadrature import trapezoid
+from itergp.likelihoods.quadrature import node_covariance, trapezoid
 from itergp.numerics.blocks import psd_root
 
 _SPACING = 0.25  # of the nodes of a prediction, in standard deviations of the latent value
@@ -73,38 +73,55 @@ class SingleLatentLikelihood(Likelihood):
 
     # ------------------------------------------------------------ expectations
     def _exponential(self, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Slopes ``(a, b)`` if ``log p(y | f) = a f - exp(b f + c) + const``, whose expectations have a closed form."""
+        """Slopes ``(a, b)`` if ``log p(y | f) = a f - exp(b f + c) + const``, whose expectations have a closed form.
+
+        NaN for ``b`` of targets whose density is of another form.
+        """
         return None
 
-    def _tilted(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> tuple[Tensor, Tensor] | None:
-        """Where to evaluate a density with an exponential in place of averaging, and what its linear term then has too much.
+    def _closed_form(
+        self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Where to evaluate a density with an exponential in place of averaging ``(N, 1)``, and what else there is to know.
 
         ``E[exp(b f + c)] = exp(b (m + b v / 2) + c)`` for ``f ~ N(m, v)``: gradient and curvature at ``m + b v / 2`` are the
         expected ones. Quadrature instead needs nodes as far out as ``b v``, and misses all of it where v is large.
+
+        Returns:
+            Points, what the linear term has too much there ``(N,)``, and which targets have such a density ``(N,)``.
         """
         slopes = self._exponential(*self._columns(targets, mean.squeeze(-1)))
         if slopes is None:
             return None
         linear, exponential = slopes
-        variance = (weights[:, None] * offsets.squeeze(-1).square()).sum(0)
-        shift = 0.5 * exponential * variance
-        return mean + shift.unsqueeze(-1), linear * shift
+        known = ~exponential.isnan()
+        shift = torch.where(known, 0.5 * exponential * node_covariance(offsets, weights)[:, 0, 0], 0.0)
+        return mean + shift.unsqueeze(-1), linear * shift, known
 
     def expected_log_density(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
         """``E[log p(y_n | f_n)]`` for each row ``(N,)``: in closed form for exponentials, otherwise by the nodes."""
-        tilted = self._tilted(mean, offsets, weights, targets)
-        if tilted is None:
+        closed = self._closed_form(mean, offsets, weights, targets)
+        if closed is None:
             return super().expected_log_density(mean, offsets, weights, targets)
-        return self.log_density(tilted[0], targets) - tilted[1]
+        points, excess, known = closed
+        value = self.log_density(points, targets) - excess
+        if bool(known.all()):
+            return value
+        return torch.where(known, value, super().expected_log_density(mean, offsets, weights, targets))
 
     def expected_derivatives(
         self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Expected gradient ``(N, 1)`` and curvature ``(N, 1, 1)``: in closed form for exponentials."""
-        tilted = self._tilted(mean, offsets, weights, targets)
-        if tilted is None:
+        closed = self._closed_form(mean, offsets, weights, targets)
+        if closed is None:
             return super().expected_derivatives(mean, offsets, weights, targets)
-        return self.derivatives(tilted[0], targets)
+        points, _, known = closed
+        gradient, curvature = self.derivatives(points, targets)
+        if bool(known.all()):
+            return gradient, curvature
+        others = super().expected_derivatives(mean, offsets, weights, targets)
+        return torch.where(known[:, None], gradient, others[0]), torch.where(known[:, None, None], curvature, others[1])
 
     # -------------------------------------------------------------- predictive
     def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Distribution:

@@ -78,12 +78,15 @@ class VariationalSite:
         offsets: ``root_n @ node_s`` ``(S, N, C)``: latent values are mean plus offset.
         weights: Weights of the nodes ``(S,)``.
         root: Roots of the marginal covariances ``(N, C, C)``, if other nodes may be asked for.
+        steer: Gives the curvature that a covariance is conditioned with, from mean and expected curvature, where it should be
+            another one for now.
     """
 
     observations: Observations
     offsets: Tensor
     weights: Tensor
     root: Tensor | None = None
+    steer: Callable[[Tensor, Tensor], Tensor] | None = None
     name: str = field(default="variational", init=False)
 
     @classmethod
@@ -124,12 +127,12 @@ class VariationalSite:
         its latent values come near a boundary, which few samples find: from few, curvature is anything between nothing and
         much.
         """
-        if f.shape[-1] == 1 or self.root is None:
-            return curvature
-        total, root = curvature.clone(), self.root.to(f)
-        for seed in _CURVATURE_SEEDS:
-            total += self._curvature_from(f, root, seed)
-        return total / (1 + len(_CURVATURE_SEEDS))
+        if f.shape[-1] > 1 and self.root is not None:
+            total, root = curvature.clone(), self.root.to(f)
+            for seed in _CURVATURE_SEEDS:
+                total += self._curvature_from(f, root, seed)
+            curvature = total / (1 + len(_CURVATURE_SEEDS))
+        return curvature if self.steer is None else self.steer(f, curvature)
 
     def _curvature_from(self, f: Tensor, root: Tensor, seed: int) -> Tensor:
         """Average over other samples ``(N, C, C)``; by itself, so that they are gone before the next are drawn."""

@@ -227,7 +227,14 @@ class Stage:
     def _near_marginals(self, state: Any, posterior: Posterior) -> Tensor:
         """Marginals near to the last ones, from a covariance that is cheap: the last stage then needs few rounds."""
         settled = rounds.settle(
-            self._taking_rounds(), self.problem, state, posterior, _PRELIMINARY_RESIDUAL, self._refine, self._early_stop
+            self._taking_rounds(),
+            self.problem,
+            state,
+            posterior,
+            _PRELIMINARY_RESIDUAL,
+            self._refine,
+            self._early_stop,
+            self.shared.position.damping,
         )
         return settled.posterior.latent_covariance
 
@@ -243,6 +250,8 @@ class Stage:
                 wanted,
                 self._refine,
                 self._early_stop,
+                self.shared.position.damping,
+                self.shared.position.marginals,
                 self._advance,
             )
         except KeyboardInterrupt:  # the posterior of the frozen problem is whole

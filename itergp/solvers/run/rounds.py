@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from itergp.likelihoods import Observations, VariationalSite
+from itergp.numerics.blocks import psd_root
 from itergp.posterior.posterior import Posterior
 from itergp.posterior.problem import Problem
 from itergp.posterior.status import Status
@@ -28,8 +30,14 @@ _ROUNDING = 1000.0  # units of the dtype's resolution: smaller changes of margin
 _RESIDUAL, _SAMPLED_RESIDUAL = 0.02, 0.1  # posterior deviations
 _CONTRACTION, _DAMPING = 0.7, 0.5  # a residual that falls less than this from round to round is damped by half
 _LEAST_DAMPING = 1.0 / 32.0
-_LITTLE_INFORMATION, _GROWTH, _MAX_HALVINGS = 0.25, 8.0, 40
-_RESPONSE = 0.3  # the mean moves against it, which leaves less than a third: measured, a fifth oscillates
+_GROWTH, _MAX_HALVINGS = 8.0, 40
+_WIDER = 1.01  # a marginal by how much, to see what that does to its curvature
+_CARE, _MOST_CARE = 0.3, 30.0  # the mean moves against a change, which leaves less than a third of it
+_MORE_CARE, _LESS_CARE = 2.0, 0.9  # after a turn, and without one
+_TURN = 0.3  # share of the last step beyond which a step back is a turn
+_FALL = 6.0  # units by which a mean may have to fall in a round
+_NEARLY_ALL = 0.7  # of a step: then it is all of it
+_SMALL_STEP, _LARGEST_STEP = 1e-3, 40.0  # of a logarithm
 
 
 def residual_tolerance(problem: Problem, tolerance: float) -> float:
@@ -49,18 +57,28 @@ def residual_tolerance(problem: Problem, tolerance: float) -> float:
 
 @dataclass
 class Damping:
-    """How the marginals of the next site follow from those that the last one led to.
+    """How the covariance of a round follows from that of the round before.
 
     Under ``exp(f)`` expected curvature grows like ``exp(v / 2)``, and rows compete for who carries it: undamped, they take
-    turns. Each is then damped by how much its own variance would answer, ``1 / (1 + v dW / d log v)``.
+    turns. So curvature goes, row by row, a part of its way in the logarithm, ``1 / (1 + care dlog W / dlog v)``, and care grows
+    where a row turns back. Marginals are always those of a curvature, never a mixture of two: no row's is wider than all
+    together allow.
 
     Attributes:
-        share: Of the new marginals, for all rows; 1 until they oscillate.
+        share: Of the new marginals, for all rows, where curvature is bounded; 1 until they oscillate.
         last: Residual of the round before.
+        curvature: W ``(N, C, C)`` of the covariance that the site is made from; None where curvature is bounded.
+        care: How much the rows ``(N,)`` are damped; None before the first round.
+        wanted: Logarithms of how much the curvature of the rows wanted to change in the last round ``(N,)``.
+        least: The smallest part of its way that a row's curvature went in the last round.
     """
 
     share: float = 1.0
     last: float = float("inf")
+    curvature: Tensor | None = None
+    care: Tensor | None = None
+    wanted: Tensor | None = None
+    least: float = 1.0
 
     def first(self, problem: Problem, mean: Tensor, curvature: Tensor | None, marginals: Tensor) -> Tensor:
         """Marginals for the first variational site ``(N, C, C)``, from those of another one's posterior.
@@ -74,28 +92,96 @@ class Damping:
         if problem.likelihood.bounded_curvature:
             return marginals
         known = 0.0 if curvature is None else _information(curvature, marginals)
-        return _within_reach(
+        factor = _within_reach(
             problem, mean, marginals, lambda factor: (_GROWTH * factor * known).clamp_min(mean.shape[1])
         )
+        if curvature is not None:
+            self.curvature = curvature + _narrowing(factor, marginals)
+        return factor[:, None, None] * marginals
 
-    def following(self, problem: Problem, mean: Tensor, marginals: Tensor, site: Tensor, residual: float) -> Tensor:
-        """Marginals for the next site, from those of the posterior and of the last site; other arguments as for ``first``."""
-        if problem.likelihood.bounded_curvature:
+    def site(self, observations: Observations, marginals: Tensor) -> VariationalSite:
+        """The site for marginals ``(N, C, C)``, whose covariance is conditioned as this says."""
+        site = VariationalSite.from_covariance(observations, marginals)
+        if self.curvature is None:
+            return site
+        return replace(site, steer=partial(self._steered, observations, marginals))
+
+    def following(
+        self,
+        problem: Problem,
+        mean: Tensor,
+        marginals: Tensor,
+        site: Tensor,
+        residual: float,
+        curvature: Tensor | None = None,
+    ) -> Tensor:
+        """Marginals ``(N, C, C)`` for the next site, after a round.
+
+        Args:
+            problem: With any site of the observations.
+            mean: Latent means ``(N, C)`` that the round came to.
+            marginals: Its marginals ``(N, C, C)``.
+            site: Those that its site was made from.
+            residual: How much it changed.
+            curvature: W ``(N, C, C)`` that its covariance was conditioned with, if that is not bounded.
+        """
+        if self.curvature is None or curvature is None:
             if residual > _CONTRACTION * self.last:
                 self.share = max(_DAMPING * self.share, _LEAST_DAMPING)
             self.last = residual
             return marginals if self.share == 1.0 else (1.0 - self.share) * site + self.share * marginals
-        most = _GROWTH * _information(_expected_curvature(problem.site.observations, mean, site), site)
-        most = most.clamp_min(_LITTLE_INFORMATION)
-        reached = _within_reach(problem, mean, marginals, lambda factor: most)
-        response = _response(problem, mean, torch.where(_wider(reached, site), reached, site))
-        share = 1.0 / (1.0 + _RESPONSE * response)[:, None, None]
-        mixed = site + share * (marginals - site)
-        return torch.where(_wider(mixed, reached) & _wider(mixed, site), reached, mixed)
+        observations = problem.site.observations
+        wanted, ratio = self._step(observations, site, mean, _expected_curvature(observations, mean, site))
+        if self.care is None or self.wanted is None:
+            self.care = torch.full_like(wanted, _CARE)
+        else:
+            turned = (wanted * self.wanted < 0.0) & (wanted.abs() > _TURN * self.wanted.abs())
+            self.care = torch.where(turned, _MORE_CARE * self.care, _LESS_CARE * self.care).clamp(_CARE, _MOST_CARE)
+        self.wanted, self.curvature = wanted, curvature
+        self.least = -float(problem.rows.all_reduce_max(-ratio.amin()))
+        return marginals
+
+    def _steered(self, observations: Observations, marginals: Tensor, mean: Tensor, curvature: Tensor) -> Tensor:
+        """The curvature ``(N, C, C)`` that a covariance is conditioned with, given the expected one under the marginals."""
+        assert self.curvature is not None
+        wanted, ratio = self._step(observations, marginals, mean, curvature)
+        share = torch.expm1(ratio * wanted) / torch.expm1(wanted)
+        share = torch.where(wanted.abs() < _SMALL_STEP, ratio, share)[:, None, None]
+        return torch.where(share < 1.0, self.curvature + share * (curvature - self.curvature), curvature)
+
+    def _step(
+        self, observations: Observations, marginals: Tensor, mean: Tensor, curvature: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """How far the curvature of the rows should go in the logarithm, and which share of it a round does, ``(N,)`` each.
+
+        ``tr(W v)`` is at most C where few actions do not miss it. A round may not widen a marginal so much that what is
+        expected under it grows by more than a few units of the logarithm, by which the mean would have to fall one by one.
+        """
+        assert self.curvature is not None
+        tiny = torch.finfo(marginals.dtype).tiny
+        now = _information(self.curvature, marginals).clamp_min(tiny)
+        new = _information(curvature, marginals).clamp_min(tiny)
+        wider = _information(_expected_curvature(observations, mean, _WIDER * marginals), marginals).clamp_min(tiny)
+        growth = ((wider / new).log() / math.log(_WIDER)).nan_to_num(posinf=0.0).clamp_min(0.0)  # dlog W / dlog v
+        wanted = (new / now).log().nan_to_num().clamp(-_LARGEST_STEP, _LARGEST_STEP)
+        care = _CARE if self.care is None else self.care
+        ratio = 1.0 / (1.0 + care * growth * (now / mean.shape[1]).clamp_max(1.0))
+        most = torch.log1p(_FALL / growth.clamp_min(tiny)) / (-wanted).clamp_min(tiny)
+        ratio = torch.minimum(ratio, most)
+        return wanted, torch.where(ratio > _NEARLY_ALL, 1.0, ratio)
+
+
+def _narrowing(factor: Tensor, marginals: Tensor) -> Tensor:
+    """Curvature ``(N, C, C)`` that would by itself shrink marginals by factors ``(N,)``."""
+    added, shrunk = torch.zeros_like(marginals), factor < 1.0
+    if bool(shrunk.any()):
+        root = psd_root(marginals[shrunk])
+        added[shrunk] = torch.cholesky_inverse(root) * (1.0 / factor[shrunk] - 1.0)[:, None, None]
+    return added
 
 
 def _within_reach(problem: Problem, mean: Tensor, marginals: Tensor, most: Callable[[Tensor], Tensor]) -> Tensor:
-    """Marginals shrunk, row by row, to what one round may go to: ``tr(W v)``, at most C where stationary, is limited.
+    """By how much marginals are shrunk ``(N,)`` to what one round may go to: ``tr(W v)``, at most C where stationary.
 
     From wider ones Newton's method would descend by 1 per step, to a mean far below the stationary one.
 
@@ -119,33 +205,11 @@ def _within_reach(problem: Problem, mean: Tensor, marginals: Tensor, most: Calla
         factor = torch.where(too_far, 0.5 * factor, factor)
     shrunk = factor < 1.0
     if not bool(shrunk.any()):
-        return marginals
+        return factor
     for step in (0.5, 0.25, 0.125):  # between the last halving and the one before
         larger = torch.where(shrunk, factor * (1.0 + step), factor)
         factor = torch.where(beyond(larger), factor, larger)
-    return factor[:, None, None] * marginals
-
-
-def _wider(first: Tensor, second: Tensor) -> Tensor:
-    """Whether a row's marginal is the wider one ``(N, 1, 1)``."""
-    return (_trace(first) > _trace(second))[:, None, None]
-
-
-def _trace(marginals: Tensor) -> Tensor:
-    return marginals.diagonal(dim1=-2, dim2=-1).sum(-1)
-
-
-def _response(problem: Problem, mean: Tensor, marginals: Tensor) -> Tensor:
-    """``tr(v dW / d log v)`` of each row ``(N,)``, where positive: how strongly a wider marginal would narrow itself.
-
-    Where ``tr(W v)`` exceeds C, the covariance does not answer to a row's own curvature by as much: few actions do not see it.
-    """
-    observations, ratio = problem.site.observations, 1.01
-    curvature = _expected_curvature(observations, mean, marginals)
-    change = _expected_curvature(observations, mean, ratio * marginals) - curvature
-    unseen = (_information(curvature, marginals) / mean.shape[1]).clamp_min(1.0)
-    answer = _information(change, marginals) / (math.log(ratio) * unseen)
-    return answer.nan_to_num(posinf=0.0).clamp_min(0.0)
+    return factor
 
 
 def _expected_curvature(observations: Observations, mean: Tensor, marginals: Tensor) -> Tensor:
@@ -224,6 +288,8 @@ def settle(
     tolerance: float,
     refine: Callable[[Problem, Any], Any],
     ended: Callable[[], Status | None],
+    damping: Damping,
+    site: Tensor | None = None,
     advance: Callable[[Problem, Any, bool], tuple[Any, Status | None]] | None = None,
 ) -> Settled:
     """Takes rounds until they change nothing any more, and then certifies the mean.
@@ -239,17 +305,25 @@ def settle(
         tolerance: Residual at which to stop, in posterior deviations.
         refine: The solver's ``refine``, with errors for what is not finite.
         ended: Says whether the clock or the user ends the rounds.
+        damping: Of the rounds; goes on from where it is.
+        site: Marginals ``(N, C, C)`` that the site was made from; None for one that was not made from any.
         advance: Certifies a state, or takes a step from it; with why nothing else may follow. None leaves the mean uncertified.
     """
     observations = problem.site.observations
-    damping = Damping()
-    marginals = damping.first(problem, posterior.latent_values, posterior.curvature, posterior.latent_covariance)
+    if site is None or damping.curvature is None:  # or that of a coarser covariance, whose oscillations are over
+        damping.share, damping.last = 1.0, float("inf")
+        mean, covariance = posterior.latent_values, posterior.latent_covariance
+        marginals = damping.first(problem, mean, posterior.curvature, covariance)
+    else:
+        marginals = _next_marginals(damping, problem, posterior, site, float("inf"))
     residual = widening = float("inf")
     for _ in range(max_rounds(problem)):
-        problem = problem.with_site(VariationalSite.from_covariance(observations, marginals))
+        problem = problem.with_site(damping.site(observations, marginals))
         state, stop = refine(problem, state), ended()
         shifted = solver.with_mean(problem, state, posterior)
         shift = moved(problem, shifted.latent_values, posterior.latent_values, posterior.latent_covariance)
+        if stop is None and max(shift, widening) <= tolerance and damping.least < 1.0:
+            widening = _whole_step(solver, problem, state, shifted, marginals)
         if stop is None and max(shift, widening) <= tolerance and advance is not None:
             for certify in (True, False):
                 if stop is None and not solver.certain(problem, state):
@@ -262,11 +336,17 @@ def settle(
             return Settled(problem, state, shifted, residual, residual <= tolerance, stop)
         posterior = solver.recondition(problem, state, shifted)
         widening = widened(problem, marginals, posterior.latent_covariance)
-        marginals = damping.following(
-            problem,
-            posterior.latent_values,
-            posterior.latent_covariance,
-            marginals,
-            max(shift, widening),
-        )
+        marginals = _next_marginals(damping, problem, posterior, marginals, max(shift, widening))
     return Settled(problem, state, posterior, residual, False)
+
+
+def _next_marginals(damping: Damping, problem: Problem, posterior: Posterior, site: Tensor, residual: float) -> Tensor:
+    mean, marginals = posterior.latent_values, posterior.latent_covariance
+    return damping.following(problem, mean, marginals, site, residual, posterior.curvature)
+
+
+def _whole_step(solver: Rounds[Any], problem: Problem, state: Any, posterior: Posterior, marginals: Tensor) -> float:
+    """What a round would change that is not damped."""
+    whole = VariationalSite.from_covariance(problem.site.observations, marginals)
+    after = solver.recondition(problem.with_site(whole), state, posterior).latent_covariance
+    return max(widened(problem, marginals, after), drift(problem, posterior.latent_values, marginals, after))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
+from itergp.likelihoods import LaplaceSite, Observations
 from itergp.operators import KernelOperator
 from itergp.parallel import Interrupt
 from itergp.persistence import Checkpointer
@@ -134,7 +134,7 @@ def _variational_stages(run: Run, problem: Problem, solution: Solution | None) -
             break
         assert marginals is not None
         position.stage, position.round, position.marginals = index, index - 1, marginals
-        site = VariationalSite.from_covariance(observations, marginals)
+        site = position.damping.site(observations, marginals)
         try:
             solution = Stage(run, problem.with_site(site), solution, final=True).run()
         except KeyboardInterrupt:  # before this stage had a posterior of its own
@@ -158,11 +158,10 @@ def _next_round(run: Run, problem: Problem, solution: Solution, marginals: Tenso
         solution: That the last stage came to.
         marginals: That its site was made from.
     """
-    damping = run.position.damping
-    residual = max(
-        rounds.widened(problem, marginals, solution.latent_covariance),
-        rounds.drift(problem, solution.latent_values, marginals, solution.latent_covariance),
-    )
+    damping, mean, covariance = run.position.damping, solution.latent_values, solution.latent_covariance
+    residual = max(rounds.widened(problem, marginals, covariance), rounds.drift(problem, mean, marginals, covariance))
+    following = damping.following(problem, mean, covariance, marginals, residual, solution.curvature)
+    residual = residual / damping.least  # what a round would change that goes all the way
     stationary = residual <= rounds.residual_tolerance(problem, run.solver.tolerance)
     exhausted = run.position.stage == rounds.max_rounds(problem) or run.late() or run.budget.passes_left() <= 0
     # A mean that its own site could not be solved for is not worth another site.
@@ -170,7 +169,6 @@ def _next_round(run: Run, problem: Problem, solution: Solution, marginals: Tenso
     if exhausted and not stationary:
         solution = _unsettled(run, solution, residual)
     solution = solution.with_report(variational_residual=residual)
-    following = damping.following(problem, solution.latent_values, solution.latent_covariance, marginals, residual)
     return solution, following, stationary or exhausted
 
 
