@@ -21,6 +21,7 @@ from itergp.learning.parameters import free_parameters
 from itergp.learning.structures import InputColumns, Structure
 from itergp.likelihoods import Observations, as_likelihood
 from itergp.models import GP, LatentPosterior
+from itergp.models.offset_mean import OffsetMean
 from itergp.models.starting_values import initialise_model
 from itergp.objectives import PredictiveLogDensity
 from itergp.operators import make_operator
@@ -234,7 +235,10 @@ class StructureSearch:
         shape, mean = model.covar_module.batch_shape, copy.deepcopy(model.mean_module)
         if calculus.num_latents != model.calculus.num_latents:
             shape = torch.Size([calculus.num_latents] if calculus.distinct_latents else [])
-            mean = None if any(True for _ in mean.parameters()) else mean
+            if isinstance(mean, OffsetMean):
+                mean = mean.for_latents(calculus.num_latents)
+            else:
+                mean = None if any(True for _ in mean.parameters()) else mean
         kernel = structure.make_kernel(self.columns, shape)
         scales = [module for module in kernel.modules() if isinstance(module, ScaleKernel)]
         for scale in scales:

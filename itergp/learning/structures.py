@@ -22,6 +22,7 @@ from itergp.kernels import (
 from itergp.models.gp import MAX_ARD_COLUMNS
 from itergp.models.input_transforms import InputTransform, QuantileTransform
 
+_WEIGHT_VARIANCE = 0.01  # of a weight near one, where learning starts
 _SCALES = {"ranks": "uniform", "normal scores": "normal"}
 
 
@@ -34,12 +35,14 @@ class InputColumns:
         numeric: Columns on a scale of their own, whose ranks say as much as their values.
         groups: For each column the number of the original one that it encodes: those of a group share a lengthscale.
         codes: Columns of integer codes of levels without an order.
+        linear: Columns that functions are linear in and nothing else, such as predictions of another model.
     """
 
     num_columns: int
     numeric: tuple[int, ...]
     groups: tuple[int, ...]
     codes: tuple[int, ...] = ()
+    linear: tuple[int, ...] = ()
 
     @classmethod
     def plain(cls, num_columns: int) -> InputColumns:
@@ -49,8 +52,8 @@ class InputColumns:
 
     @property
     def metric(self) -> tuple[int, ...]:
-        """Columns that distances are taken in: all but the codes."""
-        return tuple(column for column in range(self.num_columns) if column not in self.codes)
+        """Columns that distances are taken in: all but the codes, and those that functions are linear in."""
+        return tuple(c for c in range(self.num_columns) if c not in self.codes and c not in self.linear)
 
     @property
     def own_groups(self) -> tuple[int, ...]:
@@ -82,7 +85,8 @@ class Structure:
 
     def make_kernel(self, columns: InputColumns, batch_shape: torch.Size | None = None) -> Kernel:
         """A new kernel for inputs with these columns."""
-        return KERNELS[self.kernel](columns, torch.Size([]) if batch_shape is None else batch_shape)
+        shape = torch.Size([]) if batch_shape is None else batch_shape
+        return with_linear(KERNELS[self.kernel](columns, shape), columns, shape)
 
     def make_transform(self, x: Tensor, columns: InputColumns) -> InputTransform | None:
         """The transform of inputs learned from training inputs ``(N, D)``; None to leave them as they are."""
@@ -118,8 +122,17 @@ def kernel_of_distance(
     return tied(groups=groups, **options)
 
 
+def with_linear(kernel: Kernel, columns: InputColumns, batch_shape: torch.Size) -> Kernel:
+    """A kernel, and what is uncertain about the weights of the columns that functions are linear in."""
+    if not columns.linear:
+        return kernel
+    line = LinearKernel(active_dims=columns.linear, batch_shape=batch_shape)
+    line.variance = _WEIGHT_VARIANCE
+    return kernel + line
+
+
 def _active(columns: InputColumns) -> tuple[int, ...] | None:
-    return columns.metric if columns.codes else None
+    return columns.metric if columns.codes or columns.linear else None
 
 
 def _matern(nu: float, columns: InputColumns, shape: torch.Size, ard: bool | None = None) -> Kernel:
