@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from gpytorch.kernels import Kernel, LinearKernel, MaternKernel, ScaleKernel
+from gpytorch.kernels import ConstantKernel, Kernel, LinearKernel, MaternKernel, ScaleKernel
 from torch import Tensor
 
 from itergp.errors import InputError
@@ -19,6 +19,7 @@ from itergp.kernels import (
     TiedLaplacianKernel,
     TiedMaternKernel,
 )
+from itergp.learning.lengthscale_prior import keep_alike
 from itergp.models.gp import MAX_ARD_COLUMNS
 from itergp.models.input_transforms import InputTransform, QuantileTransform
 
@@ -84,9 +85,9 @@ class Structure:
         return self.kernel if self.scale == "as given" else f"{self.kernel} on {self.scale}"
 
     def make_kernel(self, columns: InputColumns, batch_shape: torch.Size | None = None) -> Kernel:
-        """A new kernel for inputs with these columns."""
+        """A new kernel for inputs with these columns, whose lengthscales are alike until the data say otherwise."""
         shape = torch.Size([]) if batch_shape is None else batch_shape
-        return with_linear(KERNELS[self.kernel](columns, shape), columns, shape)
+        return with_linear(keep_alike(KERNELS[self.kernel](columns, shape)), columns, shape)
 
     def make_transform(self, x: Tensor, columns: InputColumns) -> InputTransform | None:
         """The transform of inputs learned from training inputs ``(N, D)``; None to leave them as they are."""
@@ -174,7 +175,12 @@ def _linear(columns: InputColumns, shape: torch.Size) -> Kernel:
     return line + _matern(1.5, columns, shape)
 
 
+def _constant(columns: InputColumns, shape: torch.Size) -> Kernel:
+    return ScaleKernel(ConstantKernel(batch_shape=shape), batch_shape=shape)
+
+
 KERNELS: dict[str, Callable[[InputColumns, torch.Size], Kernel]] = {
+    "constant": _constant,
     "matern32, one lengthscale": lambda columns, shape: _matern(1.5, columns, shape, ard=False),
     "matern32": lambda columns, shape: _matern(1.5, columns, shape),
     "linear + matern32": _linear,
