@@ -42,6 +42,8 @@ from itergp.solvers import Reason, Solution
 _FEW_ROWS = 500  # up to here the bound on the evidence of all rows beats the density of some of them
 _SUBSET_ROWS = 1000
 _REFINEMENT_ROWS, _REFINEMENT_VALUES = 3000, 48_000  # rows, and rows times latent functions
+# Rows times latent functions squared, as a search space grows with their number: 500 rows of 50 classes.
+_REFINEMENT_COST, _LEAST_ROWS = 1_250_000, 500
 _BATCH_ROWS = 4096  # of the bound when the posterior has a support and rows are many
 _MANY_ROWS = 20_000  # from here more data have more to say about hyperparameters than a subset of that size can hold
 _SUBSET_SHARE = 0.4  # of the iterations
@@ -52,6 +54,7 @@ _SEARCH_SHARE, _LEARNING_SHARE, _LAST_SHARE = (
     0.2,
 )  # of a time limit; the last is what conditioning always has
 _REFINEMENT_RATE = 0.7  # of the learning rate
+_MANY_LATENTS = 20
 _CALIBRATION_VALUES = 20_000  # latent values, rows times functions, to choose by
 _COLLAPSED, _DIVERGED = 1e-3, 1e5
 _NO_NOISE = 1e-6  # a noise variance that nobody misses
@@ -320,6 +323,14 @@ def _choose_structure(
             model, competing, settings.likelihoods, columns, settings.seed, deadline, listeners, start
         )
         found, comparison = search.run()
+    if not comparison.found_something:
+        warnings.warn(
+            f"Inputs should say something about the targets. {comparison.num_held_out} held-out rows were predicted no better "
+            f"than by a constant (gain {comparison.gain:.2g} ± {comparison.gain_error:.2g} nats per row). Leave out columns that "
+            "cannot matter, or find more rows; until then predictions say little more than how frequent targets are.",
+            ItergpWarning,
+            stacklevel=5,
+        )
     model.covar_module = found.covar_module
     model.input_transform = comparison.structure.make_transform(inputs, columns)
     if comparison.likelihood == 0:
@@ -425,7 +436,8 @@ def _largest_subset(model: NonConjugateGP) -> int:
     element = model.batch_elements[0]
     latents = element.observations.likelihood.num_latents
     growth = max(1.0, element.train_targets.shape[0] / _MANY_ROWS) ** (1.0 / 3.0)
-    return max(_SUBSET_ROWS, min(round(growth * _REFINEMENT_ROWS), _REFINEMENT_VALUES // latents))
+    rows = max(_SUBSET_ROWS, min(round(growth * _REFINEMENT_ROWS), _REFINEMENT_VALUES // latents))
+    return max(_LEAST_ROWS, min(rows, _REFINEMENT_COST // latents**2))
 
 
 def _calibrate(model: NonConjugateGP, seed: int, seconds: dict[str, float]) -> Calibration | None:
@@ -434,7 +446,9 @@ def _calibrate(model: NonConjugateGP, seed: int, seconds: dict[str, float]) -> C
         return None
     begun = time.perf_counter()
     limit_lengthscales(model, seed=seed)
-    rows = max(1000, min(4000, _CALIBRATION_VALUES // model.observations.likelihood.num_latents))
+    latents = model.observations.likelihood.num_latents
+    least = 1000 if latents <= _MANY_LATENTS else 1001  # up to 1,000 rows each quarter is held out in turn
+    rows = max(least, min(4000, _CALIBRATION_VALUES // latents))
     calibration = calibrate_predictions(model, num_rows=rows, seed=seed)
     model.approximation, model.tempering = calibration.approximation, calibration.tempering
     seconds["calibrate"] = time.perf_counter() - begun

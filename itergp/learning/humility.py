@@ -15,6 +15,7 @@ from itergp.errors import SolverError
 from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel
 from itergp.learning.calibration import humblest
 from itergp.learning.held_out import held_out_splits
+from itergp.learning.lengthscale_prior import has_own_prior
 from itergp.models import LatentPosterior, NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.models.starting_values import rows_seen
@@ -85,7 +86,7 @@ def _is_free(module: torch.nn.Module) -> TypeGuard[Kernel]:
     """Whether a module is a kernel with learned lengthscales in units of its inputs."""
     if not isinstance(module, (MaternKernel, RBFKernel, RQKernel, LaplacianKernel, AdditiveLaplacianKernel)):
         return False
-    return bool(module.raw_lengthscale.requires_grad) and not hasattr(module, "lengthscale_prior")
+    return bool(module.raw_lengthscale.requires_grad) and not has_own_prior(module)
 
 
 def _usable(kernel: Kernel, features: Tensor) -> list[tuple[Kernel, Tensor]]:

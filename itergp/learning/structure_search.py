@@ -21,6 +21,7 @@ from itergp.learning.parameters import free_parameters
 from itergp.learning.structures import InputColumns, Structure
 from itergp.likelihoods import Observations, as_likelihood
 from itergp.models import GP, LatentPosterior
+from itergp.models.offset_mean import OffsetMean
 from itergp.models.starting_values import initialise_model
 from itergp.objectives import PredictiveLogDensity
 from itergp.operators import make_operator
@@ -30,9 +31,12 @@ from itergp.solvers import Reason, SubspaceNewton, solve
 ENOUGH_ROWS = 60  # held-out rows of fewer choose by luck
 _LEARNING_ROWS, _JUDGING_ROWS = 3000, 4000  # at most: judging by many costs next to nothing
 _BEST = 2  # structures that a preferred likelihood meets
-_LEAST_ROWS = 500
+_LEARNING_VALUES, _STEP_VALUES = 60_000, 16_000  # rows times latent functions
+_LEAST_ROWS, _LEAST_STEPS = 500, 4
 _HOPELESS = 2.0  # standard errors behind the best that end a candidate
+_INVISIBLE = 0.003  # share of the log-density
 _STAGE = "structures"
+_CONSTANT = Structure("constant")  # what is learned without inputs
 _REFERENCE = Structure("matern32")  # that likelihoods are compared with
 
 
@@ -83,6 +87,8 @@ class Comparison:
         num_held_out: Rows by which they were judged.
         seconds: That the comparison took.
         interrupted: Whether Ctrl-C ended it.
+        gain: By how much held-out rows are predicted better than by a constant, in nats per row.
+        gain_error: Standard error of that.
     """
 
     trials: tuple[Trial, ...]
@@ -92,6 +98,14 @@ class Comparison:
     num_held_out: int
     seconds: float
     interrupted: bool = False
+    gain: float = math.nan
+    gain_error: float = math.nan
+
+    @property
+    def found_something(self) -> bool:
+        """Whether held-out rows are visibly better predicted with the inputs than by a constant."""
+        reached = next(trial.log_density for trial in self.trials if trial.structure == self.chosen)
+        return not self.gain <= _INVISIBLE * abs(reached)
 
     def __str__(self) -> str:
         """A table with a line per structure."""
@@ -167,7 +181,8 @@ class StructureSearch:
     def run(self) -> tuple[GP, Comparison]:
         """A model of some of the rows, with the structure and the likelihood chosen and what it learned, and the comparison."""
         started, observations = time.perf_counter(), self.model.observations
-        split = learning_split(observations, most_to_learn=_LEARNING_ROWS, most_to_judge=_JUDGING_ROWS, seed=self.seed)
+        most = max(_LEAST_ROWS, min(_LEARNING_ROWS, _LEARNING_VALUES // self.model.calculus.num_latents))
+        split = learning_split(observations, most_to_learn=most, most_to_judge=_JUDGING_ROWS, seed=self.seed)
         own = [self._contestant(structure, 0) for structure in self.structures]
         reference = next((one for one in own if one.structure == _REFERENCE), own[0])
         others = [self._contestant(reference.structure, 1 + number) for number in range(len(self.likelihoods))]
@@ -187,9 +202,17 @@ class StructureSearch:
         trials = tuple(_trial(one, _best([other for other in tried if other.rounds >= one.rounds])) for one in tried)
         seconds, found = time.perf_counter() - started, (chosen.shown, chosen.structure, chosen.likelihood)
         assert chosen.model is not None
-        return chosen.model, Comparison(trials, *found, len(split[1]), seconds, self._interrupted)
+        gain = self._gain(chosen, split)
+        return chosen.model, Comparison(trials, *found, len(split[1]), seconds, self._interrupted, *gain)
 
     # ------------------------------------------------------------------ inside
+    def _gain(self, chosen: _Contestant, split: tuple[Tensor, Tensor]) -> tuple[float, float]:
+        """By how much held-out rows are predicted better than by a constant, and the standard error of that."""
+        train, held_out = split
+        constant = self._contestant(_CONSTANT, chosen.likelihood)
+        constant.densities = self._densities(self._make(constant, train[:_LEAST_ROWS]), held_out)
+        return constant.behind(chosen)
+
     def _contestant(self, structure: Structure, likelihood: int) -> _Contestant:
         names = [type(one).__name__ for one in self._competing]
         name = names[likelihood] if names.count(names[likelihood]) == 1 else f"{names[likelihood]} {1 + likelihood}"
@@ -234,7 +257,10 @@ class StructureSearch:
         shape, mean = model.covar_module.batch_shape, copy.deepcopy(model.mean_module)
         if calculus.num_latents != model.calculus.num_latents:
             shape = torch.Size([calculus.num_latents] if calculus.distinct_latents else [])
-            mean = None if any(True for _ in mean.parameters()) else mean
+            if isinstance(mean, OffsetMean):
+                mean = mean.for_latents(calculus.num_latents)
+            else:
+                mean = None if any(True for _ in mean.parameters()) else mean
         kernel = structure.make_kernel(self.columns, shape)
         scales = [module for module in kernel.modules() if isinstance(module, ScaleKernel)]
         for scale in scales:
@@ -281,7 +307,7 @@ class StructureSearch:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ItergpWarning)  # what becomes of a candidate shows in its density
             learner = Learner(model, free_parameters(model), self.deadline, time.perf_counter(), Listeners())
-            reason = learner.run(Stage(_STAGE, objective, phase.steps, phase.rate))
+            reason = learner.run(Stage(_STAGE, objective, _steps_of(phase, model), phase.rate))
         self._interrupted |= reason is Stop.INTERRUPTED
         model.eval()
 
@@ -318,6 +344,12 @@ class StructureSearch:
 def _rows_of(phase: _Round, model: GP) -> int:
     """Rows of a subset: fewer of many latent functions."""
     return max(min(_LEAST_ROWS, phase.rows), min(phase.rows, phase.values // model.calculus.num_latents))
+
+
+def _steps_of(phase: _Round, model: GP) -> int:
+    """Steps of the optimiser: fewer of so many latent functions that the least rows are many values."""
+    values = min(_rows_of(phase, model), model.train_targets.shape[0]) * model.calculus.num_latents
+    return max(min(_LEAST_STEPS, phase.steps), min(phase.steps, phase.steps * _STEP_VALUES // values))
 
 
 def _best(contestants: list[_Contestant]) -> _Contestant:

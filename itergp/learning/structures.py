@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from gpytorch.kernels import Kernel, LinearKernel, MaternKernel, ScaleKernel
+from gpytorch.kernels import ConstantKernel, Kernel, LinearKernel, MaternKernel, ScaleKernel
 from torch import Tensor
 
 from itergp.errors import InputError
@@ -19,9 +19,11 @@ from itergp.kernels import (
     TiedLaplacianKernel,
     TiedMaternKernel,
 )
+from itergp.learning.lengthscale_prior import keep_alike
 from itergp.models.gp import MAX_ARD_COLUMNS
 from itergp.models.input_transforms import InputTransform, QuantileTransform
 
+_WEIGHT_VARIANCE = 0.01  # of a weight near one, where learning starts
 _SCALES = {"ranks": "uniform", "normal scores": "normal"}
 
 
@@ -34,12 +36,14 @@ class InputColumns:
         numeric: Columns on a scale of their own, whose ranks say as much as their values.
         groups: For each column the number of the original one that it encodes: those of a group share a lengthscale.
         codes: Columns of integer codes of levels without an order.
+        linear: Columns that functions are linear in and nothing else, such as predictions of another model.
     """
 
     num_columns: int
     numeric: tuple[int, ...]
     groups: tuple[int, ...]
     codes: tuple[int, ...] = ()
+    linear: tuple[int, ...] = ()
 
     @classmethod
     def plain(cls, num_columns: int) -> InputColumns:
@@ -49,8 +53,8 @@ class InputColumns:
 
     @property
     def metric(self) -> tuple[int, ...]:
-        """Columns that distances are taken in: all but the codes."""
-        return tuple(column for column in range(self.num_columns) if column not in self.codes)
+        """Columns that distances are taken in: all but the codes, and those that functions are linear in."""
+        return tuple(c for c in range(self.num_columns) if c not in self.codes and c not in self.linear)
 
     @property
     def own_groups(self) -> tuple[int, ...]:
@@ -81,8 +85,9 @@ class Structure:
         return self.kernel if self.scale == "as given" else f"{self.kernel} on {self.scale}"
 
     def make_kernel(self, columns: InputColumns, batch_shape: torch.Size | None = None) -> Kernel:
-        """A new kernel for inputs with these columns."""
-        return KERNELS[self.kernel](columns, torch.Size([]) if batch_shape is None else batch_shape)
+        """A new kernel for inputs with these columns, whose lengthscales are alike until the data say otherwise."""
+        shape = torch.Size([]) if batch_shape is None else batch_shape
+        return with_linear(keep_alike(KERNELS[self.kernel](columns, shape)), columns, shape)
 
     def make_transform(self, x: Tensor, columns: InputColumns) -> InputTransform | None:
         """The transform of inputs learned from training inputs ``(N, D)``; None to leave them as they are."""
@@ -118,8 +123,17 @@ def kernel_of_distance(
     return tied(groups=groups, **options)
 
 
+def with_linear(kernel: Kernel, columns: InputColumns, batch_shape: torch.Size) -> Kernel:
+    """A kernel, and what is uncertain about the weights of the columns that functions are linear in."""
+    if not columns.linear:
+        return kernel
+    line = LinearKernel(active_dims=columns.linear, batch_shape=batch_shape)
+    line.variance = _WEIGHT_VARIANCE
+    return kernel + line
+
+
 def _active(columns: InputColumns) -> tuple[int, ...] | None:
-    return columns.metric if columns.codes else None
+    return columns.metric if columns.codes or columns.linear else None
 
 
 def _matern(nu: float, columns: InputColumns, shape: torch.Size, ard: bool | None = None) -> Kernel:
@@ -161,7 +175,12 @@ def _linear(columns: InputColumns, shape: torch.Size) -> Kernel:
     return line + _matern(1.5, columns, shape)
 
 
+def _constant(columns: InputColumns, shape: torch.Size) -> Kernel:
+    return ScaleKernel(ConstantKernel(batch_shape=shape), batch_shape=shape)
+
+
 KERNELS: dict[str, Callable[[InputColumns, torch.Size], Kernel]] = {
+    "constant": _constant,
     "matern32, one lengthscale": lambda columns, shape: _matern(1.5, columns, shape, ard=False),
     "matern32": lambda columns, shape: _matern(1.5, columns, shape),
     "linear + matern32": _linear,

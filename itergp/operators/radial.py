@@ -34,7 +34,7 @@ from gpytorch.kernels import (
 from linear_operator import to_dense
 from torch import Tensor
 
-from itergp.kernels import TiedMaternKernel, TiedRBFKernel
+from itergp.kernels import LaplacianKernel, TiedLaplacianKernel, TiedMaternKernel, TiedRBFKernel
 from itergp.operators.derived import CalledKernel, DerivedKernel, SumOfTerms
 from itergp.operators.distances import ExactDistances
 from itergp.operators.radial_product import profile, profile_distances, profile_formula, radial_product, with_norms
@@ -226,6 +226,8 @@ def evaluate_diagonal(kernel: Kernel, inputs: Tensor, num_kernels: int, *, fit: 
         num_kernels: 1 for a shared kernel, otherwise C.
         fit: Whether kernels may fit their state to these rows, such as a grid.
     """
+    if (variance := _variance(kernel)) is not None:
+        return (inputs.new_ones(()) * variance).reshape(-1, 1).expand(num_kernels, inputs.shape[-2])
     # A leading dimension keeps GPyTorch from taking the diagonal of (C', M) diagonals when C' = M, and more rows than
     # columns from that of (M, D) ones, by column, when M is the number of those that some part of the kernel takes.
     batched, rows = inputs if inputs.dim() == 3 else inputs.unsqueeze(0), inputs.shape[-2]
@@ -350,6 +352,24 @@ def _entries_of_base(kernel: Kernel, first: Tensor, second: Tensor) -> Tensor:
     if (known := _known_entries(kernel, first, second)) is not None:
         return known
     return _called(kernel, kernel.forward, first, second)
+
+
+_OF_VARIANCE_ONE = (RBFKernel, MaternKernel, LaplacianKernel, TiedRBFKernel, TiedMaternKernel, TiedLaplacianKernel)
+
+
+def _variance(kernel: Kernel) -> Tensor | None:
+    """The variance of stationary kernels, of every batch; None for others. Of thousands of columns, rows need not be seen."""
+    if type(kernel) in _OF_VARIANCE_ONE:
+        return torch.ones(kernel.batch_shape, dtype=kernel.lengthscale.dtype, device=kernel.lengthscale.device)
+    if type(kernel) is ScaleKernel:
+        base = _variance(kernel.base_kernel)
+        return None if base is None else kernel.outputscale * base
+    if type(kernel) in (AdditiveKernel, ProductKernel):
+        parts = [_variance(part) for part in kernel.kernels]
+        known = [part for part in parts if part is not None]
+        together = operator.add if type(kernel) is AdditiveKernel else operator.mul
+        return functools.reduce(together, known) if len(known) == len(parts) else None
+    return None
 
 
 def _diagonal(kernel: Kernel, inputs: Tensor) -> Tensor:

@@ -23,8 +23,10 @@ from itergp.errors import InputError, ItergpWarning
 from itergp.learning import FitResult, Structure
 from itergp.likelihoods import Likelihood, as_likelihood
 from itergp.models import GP
+from itergp.models.offset_mean import OffsetMean
 from itergp.models.saving import restore_model
 from itergp.numerics.distinct_rows import DistinctRows
+from itergp.sklearn.boosting import PRIOR_MEANS, BoostedTrees, boost
 from itergp.sklearn.checks import (
     as_column,
     check_codes,
@@ -72,6 +74,7 @@ class GPEstimator(BaseEstimator):
     max_iterations: int
     fit_options: dict[str, Any] | None
     solver: Any
+    prior_mean: str | None = None
     device: Any
     dtype: str
     random_state: Any
@@ -85,6 +88,7 @@ class GPEstimator(BaseEstimator):
     feature_names_in_: NDArray[Any]
     likelihood_: str
     structure_: Structure | None
+    boosting_: BoostedTrees | None = None
     classes_: NDArray[Any]
     levels_: NDArray[Any]
     _scaling: Scaling
@@ -117,6 +121,10 @@ class GPEstimator(BaseEstimator):
     def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
         """Prior mean for encoded targets."""
         return gpytorch.means.ZeroMean()
+
+    def _boosted_targets(self, y: Array, weights: Array) -> tuple[Array, Array, dict[str, Any]]:
+        """What trees are grown for: targets and weights as ``boost`` takes them, and its options."""
+        return self._model_targets(y), weights, {"loss": "squared_error", "classes": 1}
 
     def _row_weights(self, y: Array, weights: Array, *, first: bool) -> Array:
         """Weights of rows with those of their classes."""
@@ -158,10 +166,20 @@ class GPEstimator(BaseEstimator):
         self._learn_targets(targets, weights)
         if not (getattr(self, "warm_start", False) and hasattr(self, "model_")):
             self.likelihood_, self.structure_ = next(iter(self._likelihoods())), None
-        self.model_ = self._build(self._scaled(values), targets, weights)
+        scaled, self.boosting_ = self._scaled(values), None
+        if self.prior_mean is not None:
+            self.boosting_, unseen = self._boost(values, targets, weights)
+            scaled = np.concatenate([scaled, unseen], 1)
+        self.model_ = self._build(scaled, targets, weights)
         self.result_ = self._learn(len(values))
         self._learned_rows = len(values)
         self._conclude(first=True)
+
+    def _boost(self, values: Array, targets: Array, weights: Array) -> tuple[BoostedTrees, Array]:
+        """Trees, and what those predict of each row that have not seen it."""
+        wanted, counted, options = self._boosted_targets(targets, weights)
+        seed = int(check_random_state(self.random_state).randint(2**31 - 10))
+        return boost(values, wanted, counted, seed=seed, **options)
 
     def _learn_scaling(self, values: Array, weights: Array) -> Scaling:
         if not self.standardize:
@@ -183,7 +201,7 @@ class GPEstimator(BaseEstimator):
             self._fit_rows(*(np.concatenate(pair) for pair in together))
             self.kernel_passes_ += passes
             return self
-        x, y, w = self._tensors(self._scaled(values), targets, weights)
+        x, y, w = self._tensors(self._inputs(values), targets, weights)
         self.model_.append_train_data(x, y, sample_weight=w)
         self.model_.condition(progress=bool(self.verbose))
         self._conclude(first=False)
@@ -193,7 +211,7 @@ class GPEstimator(BaseEstimator):
         """Inputs, encoded targets and weights of the rows that the model has, in the units of the data."""
         model = self.model_
         weights = np.ones(len(model.train_targets)) if model.sample_weight is None else as_numpy(model.sample_weight)
-        values = self._scaling.restore(as_numpy(model.train_inputs[0]))
+        values = self._scaling.restore(as_numpy(model.train_inputs[0])[:, : self.encoder_.num_encoded])
         return values, self._data_targets(as_numpy(model.train_targets)), weights
 
     def _rows(
@@ -251,11 +269,26 @@ class GPEstimator(BaseEstimator):
                 "Choose one of these."
             )
         known = set(inspect.signature(learning.fit).parameters) - {"model"}
+        if self.prior_mean not in PRIOR_MEANS or (self.prior_mean is not None and is_own(self._kernel())):
+            raise InputError(
+                f"`prior_mean` must be 'boosting' or None, and None with a kernel that is an object. Got {self.prior_mean!r}. "
+                "Leave it out, or name the kernel."
+            )
         unknown = sorted(set(self.fit_options or {}) - known)
         if unknown:
             raise InputError(
                 f"`fit_options` must be keywords of itergp.fit: {sorted(known)}. Got {unknown}. Correct or drop them."
             )
+
+    @property
+    def _num_linear(self) -> int:
+        """Columns after the encoded ones that functions are linear in."""
+        return 0 if self.boosting_ is None else self.boosting_.num_outputs
+
+    def _inputs(self, values: Array) -> Array:
+        """The model's inputs for encoded rows that it was not fitted to."""
+        scaled = self._scaled(values)
+        return scaled if self.boosting_ is None else np.concatenate([scaled, self.boosting_.predict(values)], 1)
 
     def _scaled(self, values: Array) -> Array:
         scaled = self._scaling.transform(values)
@@ -292,6 +325,7 @@ class GPEstimator(BaseEstimator):
         inputs, targets, weight = self._tensors(x, y, weights, dtype, device)
         variance = np.average((x - np.average(x, axis=0, weights=weights)) ** 2, axis=0, weights=weights)
         variance[code_columns(self.encoder_.columns_)] = 1.0  # of a column whose numbers only name levels
+        variance = variance[: self.encoder_.num_encoded]
         spread = float(np.sqrt(2.0 * variance.sum()))
         model = self._skeleton(inputs, targets, weight, mean=self._make_mean(y, weights), spread=spread)
         if getattr(self, "warm_start", False) and hasattr(self, "model_"):
@@ -306,7 +340,9 @@ class GPEstimator(BaseEstimator):
             return as_dtype(self.dtype, size)
         targets, mean = torch.as_tensor(self._model_targets(y)), self._make_mean(y, weights)
         return as_dtype(
-            "auto", size, signal_to_noise(as_likelihood(self._make_likelihood()), mean, targets, self._outputscale)
+            "auto",
+            size,
+            signal_to_noise(as_likelihood(self._make_likelihood()), mean, targets, self._first_outputscale),
         )
 
     def _skeleton(
@@ -319,25 +355,26 @@ class GPEstimator(BaseEstimator):
         spread: float = 1.0,
     ) -> GP:
         """The model for the estimator's arguments; hyperparameters are the starting values."""
-        count = self._num_kernels()
+        count, encoded = self._num_kernels(), inputs.shape[1] - self._num_linear
         kernel = make_kernel(
             self._kernel(),
-            inputs.shape[1],
+            encoded,
             ard=self.ard,
             spread=spread,
-            outputscale=self._outputscale,
+            outputscale=self._first_outputscale,
             batch_shape=torch.Size([count] if count > 1 else []),
             columns=self.encoder_.columns_,
+            num_linear=self._num_linear,
         )
         transform, structure = None, getattr(self, "structure_", None)
         if structure is not None:
-            columns, shape = input_columns(self.encoder_.columns_, inputs.shape[1]), kernel.batch_shape
+            columns, shape = input_columns(self.encoder_.columns_, encoded, self._num_linear), kernel.batch_shape
             kernel, transform = structure.make_kernel(columns, shape), structure.make_transform(inputs, columns)
         model = GP(
             inputs,
             targets,
             self._make_likelihood().to(inputs.dtype),
-            mean=self._make_mean(np.zeros(1), np.ones(1)) if mean is None else mean,
+            mean=self._with_offsets(self._make_mean(np.zeros(1), np.ones(1)) if mean is None else mean),
             kernel=kernel,
             input_transform=transform,
             solver=self.solver,
@@ -348,6 +385,21 @@ class GPEstimator(BaseEstimator):
         if self.solver is None:
             model.solver = default_solver(model)
         return model
+
+    def _with_offsets(self, mean: gpytorch.means.Mean) -> gpytorch.means.Mean:
+        """A prior mean, or that of the trees in its place, for as many latent functions as they have outputs."""
+        if self.boosting_ is None:
+            return mean
+        encoded, latents = self.encoder_.num_encoded, as_likelihood(self._make_likelihood()).num_latents
+        constant = [0.0] * latents
+        if isinstance(mean, gpytorch.means.ConstantMean) and mean.constant.numel() == latents > self._num_linear:
+            constant[self._num_linear :] = mean.constant.detach().flatten().tolist()[self._num_linear :]
+        return OffsetMean(range(encoded, encoded + self._num_linear), constant=constant)
+
+    @property
+    def _first_outputscale(self) -> float:
+        """Prior variance that learning starts from: of what trees have left over, less."""
+        return self._outputscale if self.prior_mean is None else min(1.0, self._outputscale)
 
     def _tensors(
         self,
@@ -384,7 +436,7 @@ class GPEstimator(BaseEstimator):
         if not is_automatic(self._kernel()) or getattr(self, "structure_", None) is not None:
             return {}
         others = [make() for make in list(self._likelihoods().values())[1:]]
-        columns = input_columns(self.encoder_.columns_, self.encoder_.num_encoded)
+        columns = input_columns(self.encoder_.columns_, self.encoder_.num_encoded, self._num_linear)
         return {"structures": "auto", "likelihoods": others, "columns": columns}
 
     @property
@@ -422,8 +474,8 @@ class GPEstimator(BaseEstimator):
     def _new_inputs(self, X: Any) -> Tensor:
         check_is_fitted(self)
         like = self.model_.held_data.like
-        scaled = self._scaled(self._encoded(read_table(X)))
-        return torch.as_tensor(scaled, dtype=like.dtype, device=like.device)
+        inputs = self._inputs(self._encoded(read_table(X)))
+        return torch.as_tensor(inputs, dtype=like.dtype, device=like.device)
 
     def _predicted(self, X: Any, read: Callable[[Any], NDArray[Any]], **observation: Any) -> Array:
         """What ``read`` takes from the predictive distribution, batch by batch; rows come first."""
@@ -529,7 +581,9 @@ class GPEstimator(BaseEstimator):
             "structure": None if self.structure_ is None else [self.structure_.kernel, self.structure_.scale],
         }
         arguments = self.get_params(deep=False)
-        write_estimator(path, type(self).__name__, arguments, learned, self.encoder_, self._scalings(), self.model_)
+        write_estimator(
+            path, type(self).__name__, arguments, learned, self.encoder_, self._scalings(), self.model_, self.boosting_
+        )
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, kernel: Any = None, device: Any = None) -> Any:
@@ -587,6 +641,7 @@ def restored(kind: type[GPEstimator], saved: SavedEstimator) -> Any:
     estimator.structure_ = None if structure is None else Structure(*structure)
     names = learned["feature_names_in"]
     estimator.encoder_ = saved.encoder or TableEncoder.of_numbers(estimator.n_features_in_, names)
+    estimator.boosting_ = saved.boosting
     estimator._codes = category_columns(estimator.kernel, estimator.encoder_.num_encoded)
     estimator.model_ = estimator._skeleton(saved.model.arrays["data.input.0"], saved.model.arrays["data.targets"])
     restore_model(estimator.model_, saved.model)

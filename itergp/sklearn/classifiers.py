@@ -42,6 +42,9 @@ class GPClassifier(LabelEstimator):
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
             ``LinearTimeNewton()``.
+        prior_mean: ``"boosting"``: what boosted trees predict (LightGBM where installed, otherwise scikit-learn's) is the prior
+            mean, each row's from trees that have not seen it, with a weight that is learned and uncertain; None (default):
+            a constant.
         class_weight: Weights by class, ``"balanced"``, or None.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 distinct rows.
@@ -93,6 +96,7 @@ class GPClassifier(LabelEstimator):
         max_iterations: int = 50,
         fit_options: dict[str, Any] | None = None,
         solver: Any = None,
+        prior_mean: str | None = None,
         class_weight: Any = None,
         device: Any = None,
         dtype: str = "auto",
@@ -114,6 +118,7 @@ class GPClassifier(LabelEstimator):
         self.max_iterations = max_iterations
         self.fit_options = fit_options
         self.solver = solver
+        self.prior_mean = prior_mean
         self.class_weight = class_weight
         self.device = device
         self.dtype = dtype
@@ -149,6 +154,9 @@ class GPClassifier(LabelEstimator):
         if len(self.classes_) > 2:
             return {"categorical": partial(CategoricalLikelihood, len(self.classes_))}
         return {"bernoulli": partial(BernoulliLikelihood, link=self.link)}  # type: ignore[arg-type] # which checks it
+
+    def _boosted_targets(self, y: Array, weights: Array) -> tuple[Array, Array, dict[str, Any]]:
+        return y, weights, {"loss": "log_loss", "classes": len(self.classes_)}
 
     def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
         if len(self.classes_) > 2:

@@ -38,16 +38,24 @@ def unit_columns(encoder: TableEncoder) -> tuple[NDArray[np.bool_], NDArray[np.f
     return which, unit
 
 
-def input_columns(columns: TableColumns | None, num_columns: int) -> InputColumns:
-    """What kernels may know of E encoded columns; None for numbers."""
+def input_columns(columns: TableColumns | None, num_columns: int, num_linear: int = 0) -> InputColumns:
+    """What kernels may know of E encoded columns, and of those after them that functions are linear in.
+
+    Args:
+        columns: What the encoded columns mean; None for numbers.
+        num_columns: E.
+        num_linear: How many others follow.
+    """
+    linear = tuple(range(num_columns, num_columns + num_linear))
     if columns is None:
-        return InputColumns.plain(num_columns)
-    groups = [-1] * num_columns
+        every = tuple(range(num_columns))
+        return InputColumns(num_columns + num_linear, every, (*every, *linear), linear=linear)
+    groups = [-1] * num_columns + [len(columns) + place for place in range(num_linear)]
     for group, column in enumerate(columns):
         for index in column.indices:
             groups[index] = group
     numbers = tuple(i for column in columns if isinstance(column, NumericColumn) for i in column.indices)
-    return InputColumns(num_columns, numbers, tuple(groups), tuple(code_columns(columns)))
+    return InputColumns(num_columns + num_linear, numbers, tuple(groups), tuple(code_columns(columns)), linear)
 
 
 def _is_coded(column: EncodedColumn) -> bool:

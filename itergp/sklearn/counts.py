@@ -47,6 +47,9 @@ class GPCountRegressor(BaseRegressor):
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
             ``LinearTimeNewton()``.
+        prior_mean: ``"boosting"``: what boosted trees predict (LightGBM where installed, otherwise scikit-learn's) is the prior
+            mean, each row's from trees that have not seen it, with a weight that is learned and uncertain; None (default):
+            a constant.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 distinct rows.
         random_state: Seed of the optimiser's random splits; equal seeds give equal results.
@@ -90,6 +93,7 @@ class GPCountRegressor(BaseRegressor):
         max_iterations: int = 50,
         fit_options: dict[str, Any] | None = None,
         solver: Any = None,
+        prior_mean: str | None = None,
         device: Any = None,
         dtype: str = "auto",
         random_state: Any = 0,
@@ -104,6 +108,7 @@ class GPCountRegressor(BaseRegressor):
         self.max_iterations = max_iterations
         self.fit_options = fit_options
         self.solver = solver
+        self.prior_mean = prior_mean
         self.device = device
         self.dtype = dtype
         self.random_state = random_state
@@ -144,6 +149,10 @@ class GPCountRegressor(BaseRegressor):
 
     def _likelihoods(self) -> dict[str, Callable[[], Any]]:
         return competing(COUNTS, self.distribution, "distribution")
+
+    def _boosted_targets(self, y: Array, weights: Array) -> tuple[Array, Array, dict[str, Any]]:
+        counts, exposure = (y[:, 0], y[:, 1]) if y.ndim == 2 else (y, np.ones_like(y))
+        return counts / exposure, weights * exposure, {"loss": "poisson", "classes": 1}
 
     def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
         counts, exposure = (y[:, 0], y[:, 1]) if y.ndim == 2 else (y, np.ones_like(y))

@@ -46,7 +46,7 @@ from itergp.kernels import (
 )
 from itergp.kernels.tied import TiedLengthscales
 from itergp.learning import InputColumns
-from itergp.learning.structures import kernel_of_distance
+from itergp.learning.structures import kernel_of_distance, with_linear
 from itergp.sklearn.columns import input_columns
 from itergp.tables import TableColumns
 
@@ -104,6 +104,7 @@ def make_kernel(
     outputscale: float,
     batch_shape: torch.Size | None = None,
     columns: TableColumns | None = None,
+    num_linear: int = 0,
 ) -> Kernel:
     """A new kernel module.
 
@@ -117,6 +118,7 @@ def make_kernel(
         outputscale: Where the output scale of kernels by name starts.
         batch_shape: ``[C]`` for a kernel by name per latent function.
         columns: What the encoded columns mean, for kernels by name; default numbers.
+        num_linear: Columns after these that functions are linear in, for kernels by name.
 
     Raises:
         InputError: If the name is unknown, or the kernel does not fit the columns.
@@ -131,15 +133,16 @@ def make_kernel(
         _check_columns(translated, num_columns)
         return translated
     _check_name(kernel)
-    base = _by_name(kernel.lower(), input_columns(columns, num_columns), ard, batch_shape or torch.Size([]))
-    made = ScaleKernel(base, batch_shape=batch_shape or torch.Size([]))
+    shape, known = batch_shape or torch.Size([]), input_columns(columns, num_columns, num_linear)
+    base = _by_name(kernel.lower(), known, ard, shape)
+    made = ScaleKernel(base, batch_shape=shape)
     made.outputscale = outputscale
     start = 0.5 * spread if spread > 0.0 else 1.0  # rows that are all equal have no scale
     for part in base.kernels if isinstance(base, ProductKernel) else [base]:
         if part.has_lengthscale:
             # Sums of absolute differences grow with the number of columns, roots of sums of squares with its root.
             part.lengthscale = start * num_columns**0.5 if isinstance(part, LaplacianKernel) else start
-    return made
+    return with_linear(made, known, shape)
 
 
 def is_automatic(kernel: Any) -> bool:

@@ -137,6 +137,9 @@ class GPRegressor(BaseRegressor):
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
             ``LinearTimeNewton()``.
+        prior_mean: ``"boosting"``: what boosted trees predict (LightGBM where installed, otherwise scikit-learn's) is the prior
+            mean, each row's from trees that have not seen it, with a weight that is learned and uncertain; None (default):
+            a constant.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 distinct rows.
         random_state: Seed of the optimiser's random splits; equal seeds give equal results.
@@ -183,6 +186,7 @@ class GPRegressor(BaseRegressor):
         max_iterations: int = 50,
         fit_options: dict[str, Any] | None = None,
         solver: Any = None,
+        prior_mean: str | None = None,
         device: Any = None,
         dtype: str = "auto",
         random_state: Any = 0,
@@ -202,6 +206,7 @@ class GPRegressor(BaseRegressor):
         self.max_iterations = max_iterations
         self.fit_options = fit_options
         self.solver = solver
+        self.prior_mean = prior_mean
         self.device = device
         self.dtype = dtype
         self.random_state = random_state

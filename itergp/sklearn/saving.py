@@ -20,10 +20,11 @@ from itergp.models import NonConjugateGP
 from itergp.models.saving import model_state
 from itergp.persistence import StateDict, from_state, to_state
 from itergp.persistence.files import read_file, write_file
+from itergp.sklearn.boosting import BoostedTrees
 from itergp.sklearn.scaling import Scaling
 from itergp.tables import TableEncoder
 
-_MODEL, _SCALING = "model.", "scaling."
+_MODEL, _SCALING, _BOOSTING = "model.", "scaling.", "boosting."
 _CUSTOM = {"module": True}  # stands for a kernel that JSON cannot express
 
 
@@ -38,6 +39,7 @@ class SavedEstimator:
         encoder: Of tables; None in files of earlier versions, which took numbers only.
         scalings: Of inputs and targets, by ``"inputs"`` and ``"targets"``.
         model: State of the model.
+        boosting: Trees that the prior mean is, or None.
     """
 
     name: str
@@ -46,6 +48,7 @@ class SavedEstimator:
     encoder: TableEncoder | None
     scalings: dict[str, Scaling]
     model: StateDict
+    boosting: BoostedTrees | None = None
 
 
 def write_estimator(
@@ -56,6 +59,7 @@ def write_estimator(
     encoder: TableEncoder,
     scalings: dict[str, Scaling],
     model: NonConjugateGP,
+    boosting: BoostedTrees | None = None,
 ) -> None:
     """Writes a fitted estimator to one file; see ``GPClassifier.save``, and ``SavedEstimator`` for the arguments."""
     saved = model_state(model)
@@ -63,12 +67,17 @@ def write_estimator(
     for kind, scaling in scalings.items():
         for field in dataclasses.fields(Scaling):
             tensors[f"{_SCALING}{kind}.{field.name}"] = torch.from_numpy(np.array(getattr(scaling, field.name)))
+    trees = None if boosting is None else to_state(boosting)
+    if trees is not None:
+        tensors |= {_BOOSTING + key: value for key, value in trees.arrays.items()}
     described = {
         "class": name,
         "arguments": {key: _as_json(key, value) for key, value in arguments.items()},
         **{key: _labels_as_json(value) if isinstance(value, np.ndarray) else value for key, value in learned.items()},
     }
     about = {"kind": "estimator", "estimator": described, "encoder": to_state(encoder).values, "model": saved.values}
+    if trees is not None:
+        about["boosting"] = trees.values
     write_file(path, tensors, about)
 
 
@@ -113,7 +122,11 @@ def read_estimator(
     stored = {name.removeprefix(_MODEL): value for name, value in tensors.items() if name.startswith(_MODEL)}
     model = StateDict(stored, about["model"] | {"format": about["format"]})
     encoder = from_state(TableEncoder, StateDict({}, about["encoder"])) if "encoder" in about else None
-    return SavedEstimator(described["class"], arguments, learned, encoder, _scalings(tensors), model)
+    trees = None
+    if "boosting" in about:
+        arrays = {name.removeprefix(_BOOSTING): value for name, value in tensors.items() if name.startswith(_BOOSTING)}
+        trees = from_state(BoostedTrees, StateDict(arrays, about["boosting"]))
+    return SavedEstimator(described["class"], arguments, learned, encoder, _scalings(tensors), model, trees)
 
 
 def _scalings(tensors: dict[str, Tensor]) -> dict[str, Scaling]:
