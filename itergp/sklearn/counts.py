@@ -183,17 +183,26 @@ class GPCountRegressor(BaseRegressor):
             return self._append(X, y, sample_weight, exposure=exposure)
         return self._fit(X, y, sample_weight, complete=False, exposure=exposure)
 
-    def predict(self, X: Any, return_std: bool = False, exposure: Any = None) -> Array | tuple[Array, Array]:
+    def predict(
+        self, X: Any, return_std: bool = False, exposure: Any = None, quantiles: Sequence[float] | None = None
+    ) -> Array | tuple[Array, Array]:
         """Expected count of every row ``(M,)``.
 
         Args:
             X: Inputs ``(M, D)``.
             return_std: Also return the standard deviation of the count.
             exposure: Exposure of the rows, positive: ``(M,)``, or a number for all; default 1, which gives rates.
+            quantiles: Instead of both, Q levels between 0 and 1 of the quantiles to return.
 
         Returns:
-            Means ``(M,)``, or means and standard deviations.
+            Means ``(M,)``, or means and standard deviations, or quantiles ``(M, Q)``.
+
+        Raises:
+            InputError: If both are asked for.
         """
+        self._one_of(return_std=return_std, quantiles=quantiles is not None)
+        if quantiles is not None:
+            return self.predict_quantiles(X, quantiles, exposure)
         return self._mean(X, return_std, **self._exposed(X, exposure))
 
     def predict_quantiles(self, X: Any, quantiles: Sequence[float] = QUANTILES, exposure: Any = None) -> Array:

@@ -155,7 +155,7 @@ def is_own(kernel: Any) -> bool:
 def _check_name(name: Any) -> None:
     if not isinstance(name, str) or name.lower() not in KERNELS:
         if name in _NOISES:
-            raise InputError(f"`kernel` must be a kernel. Got the noise {name!r}. Pass it as noise={name!r}.")
+            raise InputError(f"`kernel` must be a kernel. Got the noise {name!r}. Pass it as likelihood={name!r}.")
         close = difflib.get_close_matches(str(name).lower(), KERNELS, n=1, cutoff=0.4)
         hint = f"Did you mean {close[0]!r}?" if close else "Choose one of these."
         raise InputError(

@@ -174,7 +174,7 @@ def test_every_noise_recovers_a_function(name):
     y = truth + rng.normal(size=120)
     if name in ("student_t", "laplace"):
         y[::15] += 200.0
-    regressor = GPRegressor(noise=name, max_iterations=15).fit(X, y)
+    regressor = GPRegressor(likelihood=name, max_iterations=15).fit(X, y)
     mean, _ = regressor.latent_mean_and_variance(X)
     mean = mean[:, 0] if name == "heteroscedastic" else mean
     assert np.sqrt(np.mean((mean - truth) ** 2)) < 4.0
@@ -185,7 +185,9 @@ def test_noise_that_varies_is_seen():
     rng = np.random.default_rng(0)
     X = rng.uniform(0.0, 1.0, size=(200, 1))
     y = 1000.0 + (1.0 + 9.0 * (X[:, 0] > 0.5)) * rng.normal(size=200)
-    _, std = GPRegressor(noise="heteroscedastic", max_iterations=20).fit(X, y).predict([[0.2], [0.8]], return_std=True)
+    _, std = (
+        GPRegressor(likelihood="heteroscedastic", max_iterations=20).fit(X, y).predict([[0.2], [0.8]], return_std=True)
+    )
     assert std[1] > 3.0 * std[0]
 
 
@@ -753,8 +755,8 @@ def test_white_noise_of_a_kernel_is_where_the_noise_starts():
     with pytest.raises(InputError, match=r"must have a part that is no WhiteKernel"):
         GPRegressor(kernels.WhiteKernel()).fit(X, y)
     with pytest.raises(InputError, match=r"`noise` must be 'gaussian' with `alpha` or a WhiteKernel"):
-        GPRegressor(fixed, noise="student_t").fit(X, y)
-    with pytest.raises(InputError, match=r"Got the noise 'student_t'\. Pass it as noise='student_t'"):
+        GPRegressor(fixed, likelihood="student_t").fit(X, y)
+    with pytest.raises(InputError, match=r"Got the noise 'student_t'\. Pass it as likelihood='student_t'"):
         GPRegressor("student_t").fit(X, y)
 
 

@@ -213,8 +213,8 @@ MISTAKES = {
     ),
     "an unknown dtype": (lambda: fitted(dtype="half"), r"`dtype` must be 'auto', 'float32' or 'float64'\. Got 'half'"),
     "an unknown noise": (
-        lambda: fitted(GPRegressor, noise="white"),
-        r"`noise` must be one of 'auto', 'gaussian', .*Got 'white'",
+        lambda: fitted(GPRegressor, likelihood="white"),
+        r"`likelihood` must be one of 'auto', 'gaussian', .*Got 'white'",
     ),
     "an unknown link": (lambda: fitted(link="cauchit"), r"`link` must be .*Got 'cauchit'"),
 }
