@@ -86,6 +86,7 @@ class GPEstimator(BaseEstimator):
     structure_: Structure | None
     classes_: NDArray[Any]
     levels_: NDArray[Any]
+    n_outputs_: int
     _scaling: Scaling
     _codes: dict[int, int]  # columns of category numbers, and how many categories the kernel knows
     _learned_rows: int  # rows that hyperparameters were learned from
@@ -522,6 +523,7 @@ class GPEstimator(BaseEstimator):
             "feature_names_in": None if names is None else [str(name) for name in names],
             "classes": getattr(self, "classes_", None),
             "levels": getattr(self, "levels_", None),
+            "outputs": getattr(self, "n_outputs_", 1),
             "kernel_passes": self.kernel_passes_,
             "evidence": self.log_marginal_likelihood_value_,
             "likelihood": self.likelihood_,
@@ -579,6 +581,7 @@ def restored(kind: type[GPEstimator], saved: SavedEstimator) -> Any:
     for name in ("classes", "levels"):
         if learned[name] is not None:
             setattr(estimator, f"{name}_", learned[name])
+    estimator.n_outputs_ = learned.get("outputs", 1)
     estimator._set_scalings(saved.scalings)
     if learned.get("likelihood") is not None:  # files of earlier versions do not know it
         estimator.likelihood_ = learned["likelihood"]

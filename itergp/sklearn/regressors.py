@@ -547,7 +547,6 @@ class GPRegressor(BaseRegressor):
     def _set_scalings(self, scalings: dict[str, Scaling]) -> None:
         super()._set_scalings(scalings)
         self._target_scaling = scalings["targets"]
-        self.n_outputs_ = len(self._target_scaling.magnitude)
 
     # ------------------------------------------------------------------- model
     def _check_alpha(self, num_rows: int, sample_weight: Any) -> Array | None:

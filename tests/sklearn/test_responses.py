@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse
 import scipy.stats as sps
 import torch
 from scipy.special import expit
@@ -11,7 +12,7 @@ from sklearn.gaussian_process import GaussianProcessRegressor
 from sklearn.gaussian_process.kernels import RBF, WhiteKernel
 from sklearn.multioutput import MultiOutputRegressor
 
-from itergp import InputError
+from itergp import InputError, ItergpWarning
 from itergp.sklearn import GPClassifier, GPRegressor, load
 from itergp.sklearn.noise import POSITIVES, SHARES
 from itergp.sklearn.responses import are_skewed, response_covariance
@@ -328,6 +329,48 @@ def test_several_positive_outputs():
         for one, column in zip(MultiOutputRegressor(single).fit(X, Y).estimators_, Y.T, strict=True)
     )
     assert regressor.predictive_log_density(X, Y).mean() > apart.mean() - 0.1
+
+
+def make_labels(num_rows: int = 120, seed: int = 0):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(num_rows, 2))
+    signal = np.column_stack([2.0 * np.sin(2.0 * X[:, 0]), X[:, 1] - 1.0, X[:, 0] * X[:, 1]])
+    return X, rng.binomial(1, expit(2.0 * signal))
+
+
+def test_several_labels_are_each_by_itself():
+    X, Y = make_labels()
+    new = make_labels(20, 1)[0]
+    options = {"kernel": 4.0 * RBF(1.0), "approximation": "laplace", **EXACT}
+    together = GPClassifier(**options).fit(X, Y)
+    apart = [GPClassifier(**options).fit(X, column) for column in Y.T]
+    expected = np.column_stack([one.predict_proba(new)[:, 1] for one in apart])
+    np.testing.assert_allclose(together.predict_proba(new), expected, atol=1e-6)
+    np.testing.assert_array_equal(together.predict(new), (expected > 0.5).astype(int))
+    density = sum(one.predictive_log_density(X, column) for one, column in zip(apart, Y.T, strict=True))
+    np.testing.assert_allclose(together.predictive_log_density(X, Y), density, rtol=1e-5)
+    assert together.n_outputs_ == 3
+    assert together.classes_.tolist() == [0, 1, 2]
+
+
+def test_several_labels_learn_and_are_kept(tmp_path):
+    X, Y = make_labels(150)
+    classifier = GPClassifier("matern32", max_iterations=10).fit(X[:100], scipy.sparse.csr_matrix(Y[:100]))
+    assert np.mean(classifier.predict(X[100:]) == Y[100:]) > 0.75
+    assert classifier.score(X[100:], Y[100:]) > 0.4  # all labels of a row right
+    classifier.save(tmp_path / "file")
+    again = load(tmp_path / "file")
+    np.testing.assert_array_equal(classifier.predict_proba(X), again.predict_proba(X))
+    again.partial_fit(X[100:], Y[100:])
+    assert again.model_.train_targets.shape == (150, 3)
+    with pytest.raises(InputError, match=r"`y` must have 3 column\(s\).*Got 1"):
+        again.partial_fit(X, Y[:, 0])
+    with pytest.raises(InputError, match=r"must be 0 and 1, which labels a row has\. Got 2 in row 1"):
+        GPClassifier("rbf").fit(X[:2], [[0, 1], [2, 1]])
+    with pytest.warns(ItergpWarning, match=r"Got one in every row of 150.*Pass y\.argmax\(1\)"):
+        GPClassifier("rbf", optimizer=None).fit(X, np.eye(2)[Y[:, 0]])
+    with pytest.raises(InputError, match="`class_weight` must be left out for several labels"):
+        GPClassifier("rbf", class_weight="balanced").fit(X, Y)
 
 
 @pytest.mark.parametrize("options", [{"likelihood": "heteroscedastic"}, {"likelihood": "binomial"}, {"alpha": 0.1}])

@@ -100,7 +100,7 @@ MISTAKES = {
         r"must have the same number of rows\. Got 12 and 5\. Select the same rows",
     ),
     "8 one-hot targets": (
-        lambda: fitted(y=np.eye(ROWS)),
+        lambda: fitted(GPOrdinalClassifier, y=np.eye(ROWS)),
         r"`y` must have shape \(N,\)\. Got \(12, 12\)\. Pass one target per row, .*not a one-hot row",
     ),
     "8 one-dimensional X": (
