@@ -22,6 +22,7 @@ from itergp.kernels import (
 from itergp.models.gp import MAX_ARD_COLUMNS
 from itergp.models.input_transforms import InputTransform, QuantileTransform
 
+_EQUAL = 0.01  # lengthscale of levels at which different ones have a covariance of exp(-100)
 _SCALES = {"ranks": "uniform", "normal scores": "normal"}
 
 
@@ -34,12 +35,15 @@ class InputColumns:
         numeric: Columns on a scale of their own, whose ranks say as much as their values.
         groups: For each column the number of the original one that it encodes: those of a group share a lengthscale.
         codes: Columns of integer codes of levels without an order.
+        random_effects: Columns of integer codes of groups, each with None for what is added to its rows, or with the column
+            whose slope differs by group. Neither metric nor among ``codes``: they have terms of their own.
     """
 
     num_columns: int
     numeric: tuple[int, ...]
     groups: tuple[int, ...]
     codes: tuple[int, ...] = ()
+    random_effects: tuple[tuple[int, int | None], ...] = ()
 
     @classmethod
     def plain(cls, num_columns: int) -> InputColumns:
@@ -49,8 +53,9 @@ class InputColumns:
 
     @property
     def metric(self) -> tuple[int, ...]:
-        """Columns that distances are taken in: all but the codes."""
-        return tuple(column for column in range(self.num_columns) if column not in self.codes)
+        """Columns that distances are taken in: all but the codes and the groups."""
+        others = {*self.codes, *(group for group, _ in self.random_effects)}
+        return tuple(column for column in range(self.num_columns) if column not in others)
 
     @property
     def own_groups(self) -> tuple[int, ...]:
@@ -81,8 +86,10 @@ class Structure:
         return self.kernel if self.scale == "as given" else f"{self.kernel} on {self.scale}"
 
     def make_kernel(self, columns: InputColumns, batch_shape: torch.Size | None = None) -> Kernel:
-        """A new kernel for inputs with these columns."""
-        return KERNELS[self.kernel](columns, torch.Size([]) if batch_shape is None else batch_shape)
+        """A new kernel for inputs with these columns, with a term for each random effect."""
+        shape = torch.Size([]) if batch_shape is None else batch_shape
+        known = columns.metric or columns.codes
+        return with_random_effects(KERNELS[self.kernel](columns, shape) if known else None, columns, shape)
 
     def make_transform(self, x: Tensor, columns: InputColumns) -> InputTransform | None:
         """The transform of inputs learned from training inputs ``(N, D)``; None to leave them as they are."""
@@ -118,8 +125,34 @@ def kernel_of_distance(
     return tied(groups=groups, **options)
 
 
+def with_random_effects(kernel: Kernel | None, columns: InputColumns, batch_shape: torch.Size) -> Kernel:
+    """A kernel plus the terms of groups, as in mixed models: of equal levels, with a variance of their own.
+
+    ``k(g, g') = s [g = g']`` for what is added to the rows of a group, and ``s [g = g'] x x'`` for slopes of a column x. Levels
+    that there were none of in training have the prior.
+
+    Args:
+        kernel: Of the other columns; None if there are none.
+        columns: Of the inputs.
+        batch_shape: ``[C]`` for a kernel per latent function.
+    """
+    terms = [] if kernel is None else [kernel]
+    for group, slope in columns.random_effects:
+        equal = CategoricalKernel(1, active_dims=(group,), batch_shape=batch_shape)
+        equal.lengthscale = _EQUAL
+        equal.raw_lengthscale.requires_grad_(False)
+        if slope is None:
+            terms.append(ScaleKernel(equal, batch_shape=batch_shape))
+        else:
+            terms.append(equal * LinearKernel(active_dims=(slope,), batch_shape=batch_shape))
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
 def _active(columns: InputColumns) -> tuple[int, ...] | None:
-    return columns.metric if columns.codes else None
+    return columns.metric if len(columns.metric) < columns.num_columns else None
 
 
 def _matern(nu: float, columns: InputColumns, shape: torch.Size, ard: bool | None = None) -> Kernel:

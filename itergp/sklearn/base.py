@@ -71,6 +71,7 @@ class GPEstimator(BaseEstimator):
     max_iterations: int
     fit_options: dict[str, Any] | None
     solver: Any
+    groups: Any
     device: Any
     dtype: str
     random_state: Any
@@ -221,7 +222,13 @@ class GPEstimator(BaseEstimator):
 
     def _learn_columns(self, table: Table, complete: bool) -> None:
         own = is_own(self._kernel())
-        options = {"one_hot_max_levels": 1} if own else {}
+        groups = getattr(self, "groups", None)
+        if own and groups is not None:
+            raise InputError(
+                "`groups` need a kernel by name, to which their terms are added. Got a kernel of your own. Add an "
+                "itergp.kernels.CategoricalKernel with active_dims to it, or name a kernel."
+            )
+        options: dict[str, Any] = {"one_hot_max_levels": 1} if own else {"groups": groups}
         self.encoder_ = TableEncoder(**options, drop=complete and not own).fit(table)
         self.n_features_in_ = self.encoder_.n_features_in_
         if hasattr(self, "feature_names_in_"):
@@ -292,6 +299,7 @@ class GPEstimator(BaseEstimator):
         inputs, targets, weight = self._tensors(x, y, weights, dtype, device)
         variance = np.average((x - np.average(x, axis=0, weights=weights)) ** 2, axis=0, weights=weights)
         variance[code_columns(self.encoder_.columns_)] = 1.0  # of a column whose numbers only name levels
+        variance[[c for c, _ in input_columns(self.encoder_.columns_, x.shape[1]).random_effects]] = 0.0
         spread = float(np.sqrt(2.0 * variance.sum()))
         model = self._skeleton(inputs, targets, weight, mean=self._make_mean(y, weights), spread=spread)
         if getattr(self, "warm_start", False) and hasattr(self, "model_"):

@@ -40,6 +40,9 @@ class GPClassifier(LabelEstimator):
             ``"rational_quadratic"``, ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is
             translated.
         ard: One lengthscale per column of the table, for kernels by name. None: for up to 100 columns.
+        groups: Columns of groups, as in mixed models, by name or number: ``"school"`` adds an effect of each school, with one
+            variance for all; ``{"school": ["income"]}`` also lets the slope of a numeric column differ by school. A school that
+            there was none of in training has the prior.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         link: ``"logit"`` or ``"probit"``, for two classes, or each of several labels.
@@ -95,6 +98,7 @@ class GPClassifier(LabelEstimator):
         kernel: Any = "auto",
         *,
         ard: bool | None = None,
+        groups: Any = None,
         standardize: bool = True,
         link: str = "logit",
         approximation: str = "auto",
@@ -116,6 +120,7 @@ class GPClassifier(LabelEstimator):
     ) -> None:
         self.kernel = kernel
         self.ard = ard
+        self.groups = groups
         self.standardize = standardize
         self.link = link
         self.approximation = approximation

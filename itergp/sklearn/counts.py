@@ -39,6 +39,9 @@ class GPCountRegressor(BaseRegressor):
             ``"rational_quadratic"``, ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is
             translated.
         ard: One lengthscale per column of the table, for kernels by name. None: for up to 100 columns.
+        groups: Columns of groups, as in mixed models, by name or number: ``"school"`` adds an effect of each school, with one
+            variance for all; ``{"school": ["income"]}`` also lets the slope of a numeric column differ by school. A school that
+            there was none of in training has the prior.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         approximation: ``"variational"`` or ``"laplace"``.
@@ -84,6 +87,7 @@ class GPCountRegressor(BaseRegressor):
         *,
         kernel: Any = "auto",
         ard: bool | None = None,
+        groups: Any = None,
         standardize: bool = True,
         approximation: str = "variational",
         optimizer: str | None = "adam",
@@ -98,6 +102,7 @@ class GPCountRegressor(BaseRegressor):
         self.distribution = distribution
         self.kernel = kernel
         self.ard = ard
+        self.groups = groups
         self.standardize = standardize
         self.approximation = approximation
         self.optimizer = optimizer

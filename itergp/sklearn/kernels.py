@@ -46,7 +46,7 @@ from itergp.kernels import (
 )
 from itergp.kernels.tied import TiedLengthscales
 from itergp.learning import InputColumns
-from itergp.learning.structures import kernel_of_distance
+from itergp.learning.structures import kernel_of_distance, with_random_effects
 from itergp.sklearn.columns import input_columns
 from itergp.tables import TableColumns
 
@@ -131,14 +131,24 @@ def make_kernel(
         _check_columns(translated, num_columns)
         return translated
     _check_name(kernel)
-    base = _by_name(kernel.lower(), input_columns(columns, num_columns), ard, batch_shape or torch.Size([]))
-    made = ScaleKernel(base, batch_shape=batch_shape or torch.Size([]))
-    made.outputscale = outputscale
+    known, shape = input_columns(columns, num_columns), batch_shape or torch.Size([])
+    of_others = _scaled(kernel.lower(), known, ard, shape, spread) if known.metric or known.codes else None
+    made = with_random_effects(of_others, known, shape)
+    for module in made.modules():
+        if isinstance(module, ScaleKernel):
+            module.outputscale = outputscale
+    return made
+
+
+def _scaled(name: str, columns: InputColumns, ard: bool | None, batch_shape: torch.Size, spread: float) -> Kernel:
+    """A scaled kernel of the columns that are no groups; its lengthscales start at half of ``spread``."""
+    base = _by_name(name, columns, ard, batch_shape)
+    made = ScaleKernel(base, batch_shape=batch_shape)
     start = 0.5 * spread if spread > 0.0 else 1.0  # rows that are all equal have no scale
     for part in base.kernels if isinstance(base, ProductKernel) else [base]:
         if part.has_lengthscale:
             # Sums of absolute differences grow with the number of columns, roots of sums of squares with its root.
-            part.lengthscale = start * num_columns**0.5 if isinstance(part, LaplacianKernel) else start
+            part.lengthscale = start * columns.num_columns**0.5 if isinstance(part, LaplacianKernel) else start
     return made
 
 

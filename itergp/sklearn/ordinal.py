@@ -31,6 +31,9 @@ class GPOrdinalClassifier(LabelEstimator):
             ``"rational_quadratic"``, ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is
             translated.
         ard: One lengthscale per column of the table, for kernels by name. None: for up to 100 columns.
+        groups: Columns of groups, as in mixed models, by name or number: ``"school"`` adds an effect of each school, with one
+            variance for all; ``{"school": ["income"]}`` also lets the slope of a numeric column differ by school. A school that
+            there was none of in training has the prior.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         likelihood: ``"ordinal"``, one latent function with cutpoints; ``"categorical"``, one per level; ``"auto"``:
@@ -83,6 +86,7 @@ class GPOrdinalClassifier(LabelEstimator):
         *,
         kernel: Any = "auto",
         ard: bool | None = None,
+        groups: Any = None,
         standardize: bool = True,
         likelihood: str = "auto",
         link: str = "logit",
@@ -100,6 +104,7 @@ class GPOrdinalClassifier(LabelEstimator):
         self.levels = levels
         self.kernel = kernel
         self.ard = ard
+        self.groups = groups
         self.standardize = standardize
         self.likelihood = likelihood
         self.link = link

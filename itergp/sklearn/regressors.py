@@ -148,6 +148,9 @@ class GPRegressor(BaseRegressor):
         alpha: Known variance of the noise in units of the targets squared, a number or one per row; as in scikit-learn
             it is no part of predictions. With it, other noise is learned only if the kernel has a ``WhiteKernel``.
         ard: One lengthscale per column of the table, for kernels by name. None: for up to 100 columns.
+        groups: Columns of groups, as in mixed models, by name or number: ``"school"`` adds an effect of each school, with one
+            variance for all; ``{"school": ["income"]}`` also lets the slope of a numeric column differ by school. A school that
+            there was none of in training has the prior.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         normalize_y: Bring targets to mean 0 and deviation 1.
@@ -199,6 +202,7 @@ class GPRegressor(BaseRegressor):
         noise: str | None = None,
         alpha: Any = None,
         ard: bool | None = None,
+        groups: Any = None,
         standardize: bool = True,
         normalize_y: bool = True,
         approximation: str = "variational",
@@ -219,6 +223,7 @@ class GPRegressor(BaseRegressor):
         self.noise = noise
         self.alpha = alpha
         self.ard = ard
+        self.groups = groups
         self.standardize = standardize
         self.normalize_y = normalize_y
         self.approximation = approximation
