@@ -218,6 +218,9 @@ class GPEstimator(BaseEstimator):
         used = weights > 0.0  # a row of weight zero is no row
         if first:
             self._learn_columns(table.rows(used), complete)
+        else:
+            check_is_fitted(self)
+            self.encoder_.add_groups(self.encoder_.matched(table, owner=type(self).__name__).rows(used))
         return self._encoded(table.rows(used)), targets[used], weights[used]
 
     def _learn_columns(self, table: Table, complete: bool) -> None:

@@ -116,6 +116,8 @@ class CategoricalColumn(EncodedColumn):
 class GroupColumn(CategoricalColumn):
     """Levels whose effects are exchangeable and partially pooled: schools, patients, sites; always codes.
 
+    A gap is -1, and levels that were not there in training follow those that were, each by itself.
+
     Attributes:
         slopes: Names of numeric columns whose slopes differ by level.
     """

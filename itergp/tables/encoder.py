@@ -23,6 +23,7 @@ from itergp.tables.columns import (
     DroppedColumn,
     EncodedColumn,
     GapColumn,
+    GroupColumn,
     NumericColumn,
     OrderedColumn,
     TableColumns,
@@ -196,6 +197,21 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         self._warn_of_gaps(filled, table)
         return encoded
 
+    def add_groups(self, table: Table) -> None:
+        """Makes groups known that are new in further training rows; those that were known keep their numbers.
+
+        Args:
+            table: As ``matched`` gave it.
+        """
+        for index, column in enumerate(self.columns_):
+            if isinstance(column, GroupColumn) and column.indices:
+                values = _read(column, table.columns[column.position], table.title(column.position))
+                if isinstance(values, Levels):
+                    there = values.codes >= 0
+                    new = np.unique(values.codes[there & (_codes(column.levels, values, unseen=-1) < 0)])
+                    levels = (*column.levels, *(values.levels[code] for code in new))
+                    self.columns_[index] = dataclasses.replace(column, levels=levels)
+
     def matched(self, X: Any, *, owner: str = "TableEncoder") -> Table:
         """The columns of a table in the order of the training data, with their names.
 
@@ -287,7 +303,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         """
         found = []
         for column in self.columns_:
-            if isinstance(column, CategoricalColumn):
+            if isinstance(column, CategoricalColumn) and not isinstance(column, GroupColumn):
                 values = encoded[:, list(column.indices)]
                 none = values == {"binary": 0.5, "codes": column.num_levels, "one-hot": 0.0}[column.coding]
                 found += [column.name] if bool(none.all(1).any()) else []
@@ -378,6 +394,8 @@ def _encode(column: EncodedColumn, values: Values, gaps: NDArray[np.bool_]) -> t
             column.levels, values, unseen=-1
         )  # a level without a place in the order is no better known than a gap
         return np.where(codes < 0, column.fill, codes)[:, None].astype(np.float64), codes < 0
+    if isinstance(column, GroupColumn) and isinstance(values, Levels):
+        return _encode_groups(column, values), gaps
     if isinstance(column, CategoricalColumn) and isinstance(values, Levels):
         return _encode_levels(column, values), gaps
     return gaps[:, None].astype(np.float64), gaps
@@ -392,6 +410,13 @@ def _encode_levels(column: CategoricalColumn, values: Levels) -> Array:
     if column.coding == "binary":
         return np.where(codes < 2, codes, 0.5)[:, None]
     return (codes[:, None] == np.arange(unseen)).astype(np.float64)
+
+
+def _encode_groups(column: GroupColumn, values: Levels) -> Array:
+    """Numbers of levels; those that are not known follow, each by itself, and a gap is -1."""
+    known = _codes(column.levels, values, unseen=-1)
+    codes = np.where(known >= 0, known, len(column.levels) + values.codes)
+    return np.where(values.codes < 0, -1, codes)[:, None].astype(np.float64)
 
 
 def _codes(levels: Iterable[str], values: Levels, *, unseen: int) -> NDArray[np.intp]:
