@@ -203,6 +203,7 @@ KERNELS: dict[str, Callable[[InputColumns, torch.Size], Kernel]] = {
     "additive laplacian + laplacian": _additive,
 }
 
+_MIXED = Structure("linear + matern32")  # what mixed models have beside their groups
 _SUMS = ("matern12 + matern52", "additive laplacian + laplacian")
 _FEW_ROWS = 400
 # Stationary all: a linear term is sure of itself far from the data. Lengthscales that are long do what it does among them.
@@ -231,10 +232,10 @@ def candidates(structures: str | Sequence[Structure], columns: InputColumns, num
         if isinstance(structures, str) or not all(isinstance(one, Structure) for one in structures) or not structures:
             raise InputError(f"`structures` must be 'auto' or a list of itergp.learning.Structure. Got {structures!r}.")
         return tuple(structures)
-    if len(columns.metric) == 1 and not columns.codes:  # of one column, several are the same
-        return tuple(
-            s for s in AUTOMATIC if s.kernel not in ("matern32, one lengthscale", "additive laplacian + laplacian")
-        )
     if not columns.metric:
         return (Structure("matern32"),)
-    return AUTOMATIC if num_rows > _FEW_ROWS else tuple(s for s in AUTOMATIC if s.kernel not in _SUMS)
+    known = (_MIXED, *AUTOMATIC) if columns.random_effects else AUTOMATIC
+    if len(columns.metric) == 1 and not columns.codes:  # of one column, several are the same
+        same = ("matern32, one lengthscale", "additive laplacian + laplacian")
+        return tuple(one for one in known if one.kernel not in same)
+    return known if num_rows > _FEW_ROWS else tuple(one for one in known if one.kernel not in _SUMS)

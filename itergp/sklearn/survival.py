@@ -18,6 +18,7 @@ from itergp.likelihoods.survival import INTERVAL, LEFT, RIGHT
 from itergp.sklearn.base import Array, GPEstimator
 from itergp.sklearn.checks import check_rows, check_weights
 from itergp.sklearn.event_times import as_event_times
+from itergp.sklearn.former import formerly_first
 from itergp.sklearn.model import as_numpy, constant_mean
 from itergp.sklearn.noise import TIMES, competing
 from itergp.sklearn.regressors import QUANTILES
@@ -32,13 +33,13 @@ class GPSurvival(GPEstimator):
     shorter (left-censored), or to lie in an interval, are said by their bounds: ``censored_times(lower, upper)``.
 
     Args:
-        distribution: ``"auto"``: Weibull and log-logistic times compete on held-out rows where the kernel does, and otherwise
-            it is the first; ``"weibull"``, whose hazard rises or falls with time; ``"log_logistic"``, whose hazard falls in the
-            end; ``"exponential"``, whose hazard is constant.
         kernel: ``"auto"`` (default): several kernels, and scales of the columns, compete on held-out rows, see
             ``comparison_``; ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"laplacian"``,
             ``"rational_quadratic"``, ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is
             translated.
+        distribution: ``"auto"``: Weibull and log-logistic times compete on held-out rows where the kernel does, and otherwise
+            it is the first; ``"weibull"``, whose hazard rises or falls with time; ``"log_logistic"``, whose hazard falls in the
+            end; ``"exponential"``, whose hazard is constant.
         ard: One lengthscale per column of the table, for kernels by name. None: for up to 100 columns.
         groups: Columns of groups, as in mixed models, by name or number: ``"school"`` adds an effect of each school, with one
             variance for all; ``{"school": ["income"]}`` also lets the slope of a numeric column differ by school. A school that
@@ -85,11 +86,12 @@ class GPSurvival(GPEstimator):
         (2, 3)
     """
 
+    @formerly_first("distribution", TIMES)
     def __init__(
         self,
-        distribution: str = "auto",
-        *,
         kernel: Any = "auto",
+        *,
+        distribution: str = "auto",
         ard: bool | None = None,
         groups: Any = None,
         standardize: bool = True,

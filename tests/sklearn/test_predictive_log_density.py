@@ -62,7 +62,7 @@ def test_probabilities_of_counts(distribution, exposure):
     X, signal, rng = make_data()
     exposed = {} if exposure is None else {"exposure": exposure}
     y = rng.poisson((exposure or 1.0) * np.exp(signal))
-    regressor = GPCountRegressor(distribution, **OPTIONS).fit(X, y, **exposed)
+    regressor = GPCountRegressor(distribution=distribution, **OPTIONS).fit(X, y, **exposed)
     counts = np.arange(400)
     probabilities = np.exp(regressor.predictive_log_density(np.repeat(X[:1], 400, 0), counts, **exposed))
     assert probabilities.sum() == pytest.approx(1.0, abs=1e-6)

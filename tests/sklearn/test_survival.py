@@ -47,7 +47,7 @@ def make_times(num_rows: int = 60, seed: int = 0, draw=lambda rng, size: rng.wei
 
 def fitted(distribution: str = "weibull", **options):
     X, event, time = make_times()
-    survival = GPSurvival(distribution, kernel="rbf", max_iterations=10, **options)
+    survival = GPSurvival(distribution=distribution, kernel="rbf", max_iterations=10, **options)
     return survival.fit(X, np.column_stack([event, time])), X, event, time
 
 
@@ -155,7 +155,9 @@ def test_what_bounds_must_be(lower, upper, match):
 @pytest.mark.parametrize("distribution", TIMES)
 def test_densities_of_intervals_are_differences_of_the_survival_function(distribution):
     X, lower, upper, _ = make_bounds()
-    survival = GPSurvival(distribution, kernel="rbf", max_iterations=10).fit(X, censored_times(lower, upper))
+    survival = GPSurvival(distribution=distribution, kernel="rbf", max_iterations=10).fit(
+        X, censored_times(lower, upper)
+    )
     for new in (X[:1], X[:3], X[:40]):  # two and three rows are told from samples
         curve = survival.predict_survival_function(new, [0.7, 1.4])
         bounds = [(0.0, 0.7), (0.7, 1.4), (1.4, np.inf)]
@@ -175,7 +177,9 @@ def test_intervals_without_effects_have_their_maximum_likelihood(distribution):
     rng = np.random.default_rng(1)
     _, lower, upper, _ = make_bounds(600, scale=10.0)
     X = rng.normal(size=(600, 2))
-    survival = GPSurvival(distribution, kernel="rbf", max_iterations=40).fit(X, censored_times(lower, upper))
+    survival = GPSurvival(distribution=distribution, kernel="rbf", max_iterations=40).fit(
+        X, censored_times(lower, upper)
+    )
     family = sps.weibull_min if distribution == "weibull" else sps.fisk
 
     def loss(p):
@@ -193,12 +197,12 @@ def test_intervals_without_effects_have_their_maximum_likelihood(distribution):
 def test_intervals_learn_what_times_do(distribution):
     X, lower, upper, failure = make_bounds(300)
     options = {"kernel": "rbf", "max_iterations": 30}
-    times = GPSurvival(distribution, **options).fit(X, np.column_stack([np.ones(300), failure]))
-    bounds = GPSurvival(distribution, **options).fit(X, censored_times(lower, upper))
+    times = GPSurvival(distribution=distribution, **options).fit(X, np.column_stack([np.ones(300), failure]))
+    bounds = GPSurvival(distribution=distribution, **options).fit(X, censored_times(lower, upper))
     new = np.linspace(0.5, 5.5, 40)[:, None]
     assert np.abs(np.log(bounds.predict(new)) - np.log(times.predict(new))).mean() < 0.15
     # The middle of an interval is not its time, and left-censored rows are no events.
-    naive = GPSurvival(distribution, **options).fit(
+    naive = GPSurvival(distribution=distribution, **options).fit(
         X, np.column_stack([np.isfinite(upper), np.where(np.isfinite(upper), upper, lower)])
     )
     X, lower, upper, failure = make_bounds(300, seed=1)
@@ -211,17 +215,20 @@ def test_single_precision_keeps_intervals():
     X, lower, upper, _ = make_bounds()
     y = censored_times(lower, upper)
     wide, narrow = (
-        GPSurvival("weibull", kernel="rbf", max_iterations=10, dtype=kind).fit(X, y) for kind in ("float64", "float32")
+        GPSurvival(distribution="weibull", kernel="rbf", max_iterations=10, dtype=kind).fit(X, y)
+        for kind in ("float64", "float32")
     )
     np.testing.assert_allclose(narrow.predictive_log_density(X, y), wide.predictive_log_density(X, y), atol=1e-2)
     with pytest.raises(InputError, match=r"an end later than the time.*keep short ones in float64"):
-        GPSurvival("weibull", kernel="rbf", dtype="float32").fit(X, censored_times(lower + 1.0, lower + 1.0 + 1e-9))
+        GPSurvival(distribution="weibull", kernel="rbf", dtype="float32").fit(
+            X, censored_times(lower + 1.0, lower + 1.0 + 1e-9)
+        )
 
 
 def test_scores_of_intervals_are_refused_and_rows_join(tmp_path):
     X, lower, upper, failure = make_bounds()
     y, observed = censored_times(lower, upper), np.column_stack([np.ones(120), failure])
-    survival = GPSurvival("weibull", kernel="rbf", max_iterations=10).fit(X[:60], y[:60])
+    survival = GPSurvival(distribution="weibull", kernel="rbf", max_iterations=10).fit(X[:60], y[:60])
     for act in (survival.score, lambda X, y: survival.integrated_brier_score(X, y, [0.5, 1.0])):
         with pytest.raises(InputError, match="defined for observed and right-censored times"):
             act(X, y)
@@ -233,7 +240,7 @@ def test_scores_of_intervals_are_refused_and_rows_join(tmp_path):
     np.testing.assert_array_equal(again.predictive_log_density(X, y), survival.predictive_log_density(X, y))
     again.partial_fit(X[60:90], y[60:90]).partial_fit(X[90:], observed[90:])
     assert again.model_.train_targets.shape == (120, 3)
-    times = GPSurvival("weibull", kernel="rbf", max_iterations=10).fit(X[:60], observed[:60])
+    times = GPSurvival(distribution="weibull", kernel="rbf", max_iterations=10).fit(X[:60], observed[:60])
     with pytest.raises(InputError, match="where all of the first fit were"):
         times.partial_fit(X[60:], y[60:])
 
@@ -277,7 +284,7 @@ def test_without_effects_it_is_the_weibull_fit():
     failure, left = 30.0 * rng.weibull(1.7, 400), rng.uniform(10.0, 60.0, 400)
     event, time = failure <= left, np.minimum(failure, left)
     _, shape, log_scale = weibull_fit(event, time)
-    survival = GPSurvival("weibull", kernel="matern32", max_iterations=30).fit(
+    survival = GPSurvival(distribution="weibull", kernel="matern32", max_iterations=30).fit(
         rng.normal(size=(400, 2)), np.column_stack([event, time])
     )
     assert float(survival.model_.likelihood.shape.detach()) == pytest.approx(shape, rel=0.05)
@@ -288,7 +295,9 @@ def test_without_effects_it_is_the_weibull_fit():
 def test_units_of_time_do_not_matter():
     X, event, time = make_times()
     first, second = (
-        GPSurvival("weibull", kernel="rbf", max_iterations=10).fit(X, np.column_stack([event, unit * time]))
+        GPSurvival(distribution="weibull", kernel="rbf", max_iterations=10).fit(
+            X, np.column_stack([event, unit * time])
+        )
         for unit in (1.0, 1e6)
     )
     np.testing.assert_allclose(second.predict(X), 1e6 * first.predict(X), rtol=1e-5)
@@ -350,7 +359,7 @@ def test_brier_scores_by_hand():
 def test_integrated_brier_score_without_censoring_is_the_mean_squared_error():
     X, event, time = make_times(end=1e3)
     assert event.all()
-    survival = GPSurvival("weibull", kernel="rbf", max_iterations=5).fit(X, np.column_stack([event, time]))
+    survival = GPSurvival(distribution="weibull", kernel="rbf", max_iterations=5).fit(X, np.column_stack([event, time]))
     times = np.array([0.5, 1.0, 2.0])
     errors = ((survival.predict_survival_function(X, times) - (time[:, None] > times)) ** 2).mean(0)
     expected = 0.5 * (0.5 * (errors[0] + errors[1])) / 1.5 + (0.5 * (errors[1] + errors[2])) / 1.5
@@ -360,7 +369,7 @@ def test_integrated_brier_score_without_censoring_is_the_mean_squared_error():
 def test_integrated_brier_score_knows_its_limits():
     X, event, time = make_times()
     event[time.argmax()] = False
-    survival = GPSurvival("weibull", kernel="rbf", max_iterations=2).fit(X, np.column_stack([event, time]))
+    survival = GPSurvival(distribution="weibull", kernel="rbf", max_iterations=2).fit(X, np.column_stack([event, time]))
     y = np.column_stack([event, time])
     assert 0.0 < survival.integrated_brier_score(X, y, [0.5, 1.0, 2.0]) < 0.25
     with pytest.raises(InputError, match="`times` must be two or more increasing times"):
@@ -387,7 +396,8 @@ def test_times_of_training_rows_are_known_in_single_precision_too():
     time = time.round(1) + 0.05
     y = np.column_stack([event, time])
     both = [
-        GPSurvival("weibull", kernel="rbf", max_iterations=2, dtype=kind).fit(X, y) for kind in ("float32", "float64")
+        GPSurvival(distribution="weibull", kernel="rbf", max_iterations=2, dtype=kind).fit(X, y)
+        for kind in ("float32", "float64")
     ]
     single, double = (survival.integrated_brier_score(X, y, [1.0, 1.35, 1.4]) for survival in both)
     assert single == pytest.approx(double, rel=1e-4)
@@ -410,21 +420,23 @@ def test_new_rows_join():
     X, event, time = make_times()
     y = np.column_stack([event, time])
     options = {"kernel": ScaleKernel(RBFKernel()), "optimizer": None, "standardize": False}
-    whole = GPSurvival("weibull", **options).fit(X, y)
+    whole = GPSurvival(distribution="weibull", **options).fit(X, y)
     whole.model_.mean_module.constant.data.fill_(0.0)
-    parts = GPSurvival("weibull", **options).partial_fit(X[:40], y[:40])
+    parts = GPSurvival(distribution="weibull", **options).partial_fit(X[:40], y[:40])
     parts.partial_fit(X[40:], y[40:])
     parts.model_.mean_module.constant.data.fill_(0.0)
     np.testing.assert_allclose(parts.predict(X), whole.predict(X), rtol=1e-4)
-    twice = GPSurvival("weibull", **options).fit(np.concatenate([X, X[:9]]), np.concatenate([y, y[:9]]))
-    weighted = GPSurvival("weibull", **options).fit(X, y, sample_weight=np.where(np.arange(60) < 9, 2.0, 1.0))
+    twice = GPSurvival(distribution="weibull", **options).fit(np.concatenate([X, X[:9]]), np.concatenate([y, y[:9]]))
+    weighted = GPSurvival(distribution="weibull", **options).fit(
+        X, y, sample_weight=np.where(np.arange(60) < 9, 2.0, 1.0)
+    )
     np.testing.assert_allclose(weighted.predict(X), twice.predict(X), rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["array", "structured", "frame"])
 def test_pipelines_and_cross_validation(form):
     X, event, time = make_times()
-    pipeline = make_pipeline(StandardScaler(), GPSurvival("weibull", kernel="rbf", max_iterations=5))
+    pipeline = make_pipeline(StandardScaler(), GPSurvival(distribution="weibull", kernel="rbf", max_iterations=5))
     scores = cross_val_score(pipeline, X, FORMS[form](event, time), cv=KFold(2))
     assert (scores > 0.55).all()
 
@@ -434,7 +446,7 @@ def test_unknown_distributions_are_refused():
     with pytest.raises(
         InputError, match="`distribution` must be one of 'auto', 'weibull', 'log_logistic', 'exponential'"
     ):
-        GPSurvival("gompertz").fit(X, np.column_stack([event, time]))
+        GPSurvival(distribution="gompertz").fit(X, np.column_stack([event, time]))
 
 
 @pytest.mark.parametrize(
