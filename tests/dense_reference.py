@@ -68,6 +68,17 @@ def _log_logistic(f: Tensor, y: Tensor) -> Tensor:
     )
 
 
+def _intervals(log_survival: Callable[[Tensor], Tensor], observed: Density, f: Tensor, y: Tensor) -> Tensor:
+    """Of all kinds of censoring, given ``log P(T > exp(f) u)`` as a function of ``log u``."""
+    time, event, end = y.unbind(-1)
+    between = event == 3.0
+    after, later = (log_survival(t.log() - f[..., 0]) for t in (time, torch.where(between, end, 2.0 * time)))
+    mass = after + torch.log(-torch.expm1((later - after).clamp_max(-1e-300)))
+    before = torch.log(-torch.expm1(after.clamp_max(-1e-300)))
+    found = torch.where(event == 1.0, observed(f, torch.stack([time, torch.ones_like(time)], -1)), after)
+    return torch.where(between, mass, torch.where(event == 2.0, before, found))
+
+
 def _zero_inflated(f: Tensor, y: Tensor) -> Tensor:
     counted = math.log(0.7) + Poisson(f[..., 0].exp(), validate_args=False).log_prob(y)
     return torch.where(y == 0, torch.logaddexp(counted, counted.new_full((), math.log(0.3))), counted)
@@ -114,6 +125,8 @@ DENSITIES: dict[str, Density] = {
     ).log_prob(y),
     "weibull": lambda f, y: _censored(2.0, f, y),
     "log-logistic": _log_logistic,
+    "weibull-intervals": lambda f, y: _intervals(lambda u: -(2.0 * u).exp(), DENSITIES["weibull"], f, y),
+    "log-logistic-intervals": lambda f, y: _intervals(lambda u: logsigmoid(-2.0 * u), _log_logistic, f, y),
     "exponential": lambda f, y: _censored(1.0, f, y),
 }
 

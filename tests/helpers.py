@@ -170,6 +170,18 @@ def make_survival(num_rows: int, num_columns: int = 2, dtype: torch.dtype = torc
     return x, torch.stack([torch.minimum(time, end), (time <= end).double()], -1).to(dtype)
 
 
+def make_intervals(num_rows: int, num_columns: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0):
+    """Inputs, and times with event indicators and ends of intervals ``(N, 3)``, all kinds of censoring in turn."""
+    x = make_inputs(num_rows, num_columns, dtype, seed)
+    generator = torch.Generator().manual_seed(seed + 1)
+    uniform = torch.rand(2, num_rows, generator=generator, dtype=torch.float64)
+    time = (0.5 * _signal(x)).exp() * (-uniform[0].log()).sqrt() + 1e-3
+    kind = (torch.arange(num_rows) % 4).double()
+    start = torch.where(kind == 3, time * uniform[1], torch.where(kind == 2, 1.5 * time, time))
+    end = torch.where(kind == 3, time + 0.1 + uniform[1], start)
+    return x, torch.stack([start, kind, end], -1).to(dtype)
+
+
 def _cdf_density(cdf: Callable, cutpoints: list[float]):
     """Log-probabilities of levels, each from the side on which its two terms are small."""
 
@@ -200,6 +212,19 @@ def _censored(shape: float, distribution=sps.weibull_min):
     def density(f: np.ndarray, y: np.ndarray) -> np.ndarray:
         times = distribution(shape, scale=np.exp(f[:, 0]))
         return np.where(y[:, 1] == 1.0, times.logpdf(y[:, 0]), times.logsf(y[:, 0]))
+
+    return density
+
+
+def _intervals(shape: float, distribution=sps.weibull_min):
+    def density(f: np.ndarray, y: np.ndarray) -> np.ndarray:
+        times, between = distribution(shape, scale=np.exp(f[:, 0])), y[:, 1] == 3.0
+        upper = np.where(between, y[:, 2], 2.0 * y[:, 0])
+        ends = times.logsf(y[:, 0]), times.logsf(upper), times.logcdf(upper), times.logcdf(y[:, 0])
+        left = times.cdf(y[:, 0]) < 0.5  # the difference from the side on which both are small
+        high, low = np.where(left, ends[2], ends[0]), np.where(left, ends[3], ends[1])
+        mass = high + np.log(-np.expm1(low - high))
+        return np.select([between, y[:, 1] == 2.0, y[:, 1] == 1.0], [mass, ends[3], times.logpdf(y[:, 0])], ends[0])
 
     return density
 
@@ -358,6 +383,10 @@ CASES: dict[str, Case] = {
         **FISHER,
     ),
     "weibull": Case(lambda: WeibullLikelihood(shape=2.0), make_survival, _censored(2.0), "positive"),
+    "weibull-intervals": Case(lambda: WeibullLikelihood(shape=2.0), make_intervals, _intervals(2.0), "positive"),
+    "log-logistic-intervals": Case(
+        lambda: LogLogisticLikelihood(shape=2.0), make_intervals, _intervals(2.0, sps.fisk), "positive"
+    ),
     "log-logistic": Case(lambda: LogLogisticLikelihood(shape=2.0), make_survival, _censored(2.0, sps.fisk), "positive"),
     "exponential": Case(ExponentialLikelihood, make_survival, _censored(1.0), "positive"),
 }

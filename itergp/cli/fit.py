@@ -155,7 +155,7 @@ def _estimator(estimators: Any, task: str, noise: str | None, options: argparse.
             f"`--exposure` must be left out for {task}. Got {options.exposure!r}. It belongs to --task counts."
         )
     if noise is not None:
-        names = {"regression": "noise", "counts": "distribution", "survival": "distribution"}
+        names = {"regression": "likelihood", "counts": "distribution", "survival": "distribution"}
         if task not in names:
             raise InputError(f"`--noise` must be left out for {task}. Got {noise!r}. Classes have no noise.")
         arguments[names[task]] = noise

@@ -326,8 +326,8 @@ def _choose_structure(
     if not comparison.found_something:
         warnings.warn(
             f"Inputs should say something about the targets. {comparison.num_held_out} held-out rows were predicted no better "
-            f"than by a constant (gain {comparison.gain:.2g} ± {comparison.gain_error:.2g} nats per row). Leave out columns that "
-            "cannot matter, or find more rows; until then predictions say little more than how frequent targets are.",
+            f"than by a constant (gain {comparison.gain:.2g} ± {comparison.gain_error:.2g} nats per row). Leave out columns "
+            "that cannot matter, or find more rows; until then predictions say little more than how frequent targets are.",
             ItergpWarning,
             stacklevel=5,
         )

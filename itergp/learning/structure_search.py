@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from gpytorch.kernels import Kernel, ScaleKernel
 from gpytorch.likelihoods import Likelihood
+from gpytorch.means import ConstantMean, Mean
 from torch import Tensor
 
 from itergp.errors import ItergpWarning, SolverError
@@ -19,6 +20,7 @@ from itergp.learning.held_out import learning_split
 from itergp.learning.learner import Learner, Stage, Stop
 from itergp.learning.parameters import free_parameters
 from itergp.learning.structures import InputColumns, Structure
+from itergp.likelihoods import Likelihood as LocalLikelihood
 from itergp.likelihoods import Observations, as_likelihood
 from itergp.models import GP, LatentPosterior
 from itergp.models.offset_mean import OffsetMean
@@ -254,13 +256,9 @@ class StructureSearch:
         model, x, structure = self.model, self.model.train_inputs[0][rows], contestant.structure
         likelihood = copy.deepcopy(self._competing[contestant.likelihood])
         calculus = as_likelihood(likelihood)
-        shape, mean = model.covar_module.batch_shape, copy.deepcopy(model.mean_module)
+        shape, mean = model.covar_module.batch_shape, self._make_mean(contestant, calculus, rows)
         if calculus.num_latents != model.calculus.num_latents:
             shape = torch.Size([calculus.num_latents] if calculus.distinct_latents else [])
-            if isinstance(mean, OffsetMean):
-                mean = mean.for_latents(calculus.num_latents)
-            else:
-                mean = None if any(True for _ in mean.parameters()) else mean
         kernel = structure.make_kernel(self.columns, shape)
         scales = [module for module in kernel.modules() if isinstance(module, ScaleKernel)]
         for scale in scales:
@@ -280,6 +278,20 @@ class StructureSearch:
         initialise_model(made)
         if contestant.kernel is not None and contestant.kernel.batch_shape == shape:
             kernel.load_state_dict(contestant.kernel.state_dict())
+        return made
+
+    def _make_mean(self, contestant: _Contestant, calculus: LocalLikelihood, rows: Tensor) -> Mean | None:
+        """The model's, or where another likelihood has another idea of it, a constant that starts there; None for zeros."""
+        mean = copy.deepcopy(self.model.mean_module)
+        if isinstance(mean, OffsetMean) and calculus.num_latents != self.model.calculus.num_latents:
+            return mean.for_latents(calculus.num_latents)
+        if isinstance(mean, OffsetMean) or contestant.likelihood == 0 or not any(True for _ in mean.parameters()):
+            return mean
+        start = calculus.typical_latents(calculus.validate_targets(self.model.train_targets[rows]))
+        if start is None:
+            return mean if calculus.num_latents == self.model.calculus.num_latents else None
+        made = ConstantMean(batch_shape=torch.Size([len(start)] if len(start) > 1 else []))
+        made.constant = start if len(start) > 1 else start[0]
         return made
 
     def _turn(self, contestant: _Contestant, split: tuple[Tensor, Tensor], phase: _Round) -> None:

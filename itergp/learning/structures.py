@@ -24,6 +24,7 @@ from itergp.models.gp import MAX_ARD_COLUMNS
 from itergp.models.input_transforms import InputTransform, QuantileTransform
 
 _WEIGHT_VARIANCE = 0.01  # of a weight near one, where learning starts
+_EQUAL = 0.01  # lengthscale of levels at which different ones have a covariance of exp(-100)
 _SCALES = {"ranks": "uniform", "normal scores": "normal"}
 
 
@@ -37,6 +38,8 @@ class InputColumns:
         groups: For each column the number of the original one that it encodes: those of a group share a lengthscale.
         codes: Columns of integer codes of levels without an order.
         linear: Columns that functions are linear in and nothing else, such as predictions of another model.
+        random_effects: Columns of integer codes of groups, each with None for what is added to its rows, or with the column
+            whose slope differs by group. Neither metric nor among ``codes``: they have terms of their own.
     """
 
     num_columns: int
@@ -44,6 +47,7 @@ class InputColumns:
     groups: tuple[int, ...]
     codes: tuple[int, ...] = ()
     linear: tuple[int, ...] = ()
+    random_effects: tuple[tuple[int, int | None], ...] = ()
 
     @classmethod
     def plain(cls, num_columns: int) -> InputColumns:
@@ -53,8 +57,9 @@ class InputColumns:
 
     @property
     def metric(self) -> tuple[int, ...]:
-        """Columns that distances are taken in: all but the codes, and those that functions are linear in."""
-        return tuple(c for c in range(self.num_columns) if c not in self.codes and c not in self.linear)
+        """Columns that distances are taken in: all but the codes, the groups, and those that functions are linear in."""
+        others = {*self.codes, *self.linear, *(group for group, _ in self.random_effects)}
+        return tuple(column for column in range(self.num_columns) if column not in others)
 
     @property
     def own_groups(self) -> tuple[int, ...]:
@@ -85,9 +90,14 @@ class Structure:
         return self.kernel if self.scale == "as given" else f"{self.kernel} on {self.scale}"
 
     def make_kernel(self, columns: InputColumns, batch_shape: torch.Size | None = None) -> Kernel:
-        """A new kernel for inputs with these columns, whose lengthscales are alike until the data say otherwise."""
+        """A new kernel for inputs with these columns, whose lengthscales are alike until the data say otherwise.
+
+        It has a term for each random effect, and one for the columns that functions are linear in.
+        """
         shape = torch.Size([]) if batch_shape is None else batch_shape
-        return with_linear(keep_alike(KERNELS[self.kernel](columns, shape)), columns, shape)
+        known = columns.metric or columns.codes
+        made = keep_alike(KERNELS[self.kernel](columns, shape)) if known else None
+        return with_linear(with_random_effects(made, columns, shape), columns, shape)
 
     def make_transform(self, x: Tensor, columns: InputColumns) -> InputTransform | None:
         """The transform of inputs learned from training inputs ``(N, D)``; None to leave them as they are."""
@@ -132,8 +142,34 @@ def with_linear(kernel: Kernel, columns: InputColumns, batch_shape: torch.Size) 
     return kernel + line
 
 
+def with_random_effects(kernel: Kernel | None, columns: InputColumns, batch_shape: torch.Size) -> Kernel:
+    """A kernel plus the terms of groups, as in mixed models: of equal levels, with a variance of their own.
+
+    ``k(g, g') = s [g = g']`` for what is added to the rows of a group, and ``s [g = g'] x x'`` for slopes of a column x. Levels
+    that there were none of in training have the prior.
+
+    Args:
+        kernel: Of the other columns; None if there are none.
+        columns: Of the inputs.
+        batch_shape: ``[C]`` for a kernel per latent function.
+    """
+    terms = [] if kernel is None else [kernel]
+    for group, slope in columns.random_effects:
+        equal = CategoricalKernel(1, active_dims=(group,), batch_shape=batch_shape)
+        equal.lengthscale = _EQUAL
+        equal.raw_lengthscale.requires_grad_(False)
+        if slope is None:
+            terms.append(ScaleKernel(equal, batch_shape=batch_shape))
+        else:
+            terms.append(equal * LinearKernel(active_dims=(slope,), batch_shape=batch_shape))
+    total = terms[0]
+    for term in terms[1:]:
+        total = total + term
+    return total
+
+
 def _active(columns: InputColumns) -> tuple[int, ...] | None:
-    return columns.metric if columns.codes or columns.linear else None
+    return columns.metric if len(columns.metric) < columns.num_columns else None
 
 
 def _matern(nu: float, columns: InputColumns, shape: torch.Size, ard: bool | None = None) -> Kernel:
@@ -189,6 +225,7 @@ KERNELS: dict[str, Callable[[InputColumns, torch.Size], Kernel]] = {
     "additive laplacian + laplacian": _additive,
 }
 
+_MIXED = Structure("linear + matern32")  # what mixed models have beside their groups
 _SUMS = ("matern12 + matern52", "additive laplacian + laplacian")
 _FEW_ROWS = 400
 # Stationary all: a linear term is sure of itself far from the data. Lengthscales that are long do what it does among them.
@@ -217,10 +254,10 @@ def candidates(structures: str | Sequence[Structure], columns: InputColumns, num
         if isinstance(structures, str) or not all(isinstance(one, Structure) for one in structures) or not structures:
             raise InputError(f"`structures` must be 'auto' or a list of itergp.learning.Structure. Got {structures!r}.")
         return tuple(structures)
-    if len(columns.metric) == 1 and not columns.codes:  # of one column, several are the same
-        return tuple(
-            s for s in AUTOMATIC if s.kernel not in ("matern32, one lengthscale", "additive laplacian + laplacian")
-        )
     if not columns.metric:
         return (Structure("matern32"),)
-    return AUTOMATIC if num_rows > _FEW_ROWS else tuple(s for s in AUTOMATIC if s.kernel not in _SUMS)
+    known = (_MIXED, *AUTOMATIC) if columns.random_effects else AUTOMATIC
+    if len(columns.metric) == 1 and not columns.codes:  # of one column, several are the same
+        same = ("matern32, one lengthscale", "additive laplacian + laplacian")
+        return tuple(one for one in known if one.kernel not in same)
+    return known if num_rows > _FEW_ROWS else tuple(one for one in known if one.kernel not in _SUMS)

@@ -143,6 +143,16 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         """Sets parameters that are still at their default from validated targets; returns the names of what was set."""
         return []
 
+    def typical_latents(self, targets: Tensor) -> Tensor | None:
+        """Constant latent values ``(C,)`` that fit targets on average, for a prior mean to start at.
+
+        None, the default, where that is wherever the prior mean is.
+
+        Args:
+            targets: Validated targets.
+        """
+        return None
+
     @abstractmethod
     def predictive(self, mean: Tensor, covariance: Tensor) -> Distribution:
         """Distribution of observations, the latent marginals integrated out.

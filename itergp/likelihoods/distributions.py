@@ -11,7 +11,7 @@ from torch import distributions as td
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from itergp.likelihoods.special import betainc
+from itergp.likelihoods.special import betainc, log_mass
 
 
 class Poisson(td.Poisson):
@@ -152,6 +152,13 @@ class Weibull(td.Distribution):
         """``log P(y > value)``."""
         return -torch.exp(self.shape * (value.log() - self.log_scale))
 
+    def log_interval(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """``log P(lower < y <= upper)``, accurate for short intervals; lower bounds may be 0."""
+        low, open_end = lower.clamp_min(torch.finfo(lower.dtype).tiny), lower > 0
+        share = log_mass((self.shape * torch.log1p((upper - low) / low)).log())
+        before = self.shape * (upper.log() - self.log_scale) + torch.where(open_end, share, 0.0)
+        return torch.where(open_end, self.log_survival(low), 0.0) + log_mass(before)
+
     def cdf(self, value: Tensor) -> Tensor:
         """``P(y <= value)``, 0 below 0."""
         tiny = torch.finfo(self.log_scale.dtype).tiny
@@ -206,6 +213,12 @@ class LogLogistic(td.Distribution):
     def log_survival(self, value: Tensor) -> Tensor:
         """``log P(y > value)``."""
         return logsigmoid(-self._log_odds(value))
+
+    def log_interval(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """``log P(lower < y <= upper)``, accurate for short intervals; lower bounds may be 0."""
+        low = lower.clamp_min(torch.finfo(lower.dtype).tiny)
+        share = log_mass((self.shape * torch.log1p((upper - low) / low)).log())
+        return logsigmoid(self._log_odds(upper)) + torch.where(lower > 0, logsigmoid(-self._log_odds(low)) + share, 0.0)
 
     def cdf(self, value: Tensor) -> Tensor:
         """``P(y <= value)``, 0 below 0."""

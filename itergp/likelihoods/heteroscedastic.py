@@ -39,6 +39,11 @@ class HeteroscedasticGaussianLikelihood(Likelihood):
         check_targets(targets, "HeteroscedasticGaussianLikelihood")
         return as_floats(targets)
 
+    def typical_latents(self, targets: Tensor) -> Tensor:
+        """Mean and logarithm of the variance ``(2,)``."""
+        variance = targets.var(correction=0).clamp_min(torch.finfo(targets.dtype).tiny)
+        return torch.stack([targets.mean(), variance.log()])
+
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         """``log N(y; f_1, exp(f_2))``."""
         precision, _ = continued_exp(-f[..., 1], _MAX_LOG_PRECISION)

@@ -112,6 +112,13 @@ class IndependentOutputsLikelihood(Likelihood):
             for name in member.initialise(column[seen])
         ]
 
+    def typical_latents(self, targets: Tensor) -> Tensor | None:
+        """Those of the outputs ``(C,)``; None where one has none."""
+        found = {c: member.typical_latents(column[seen]) for c, (member, seen, column) in self._columns(targets)}
+        if len(found) < self.num_latents or any(value is None for value in found.values()):
+            return None
+        return torch.cat([value for value in found.values() if value is not None])
+
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         """Sum over the outputs that were observed ``(..., N)``."""
         total = torch.zeros_like(f[..., 0])

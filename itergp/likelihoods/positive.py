@@ -50,6 +50,10 @@ class GammaLikelihood(SingleLatentLikelihood):
         require_inside(targets, targets > 0, "GammaLikelihood", "positive", _REMEDY)
         return as_floats(targets)
 
+    def typical_latents(self, targets: Tensor) -> Tensor:
+        """Logarithm of the mean ``(1,)``."""
+        return targets.mean().log().unsqueeze(0)
+
     def _log_density(self, latent: Tensor, y: Tensor, *second: Tensor) -> Tensor:
         shape, wide, log_y = self.shape.to(latent.dtype), self.shape.double(), y.log()
         constant = (wide * wide.log() - torch.lgamma(wide)).to(latent.dtype)  # large terms cancel
@@ -86,6 +90,10 @@ class LogNormalLikelihood(GaussianLikelihood):
         check_targets(targets, "LogNormalLikelihood")
         require_inside(targets, targets > 0, "LogNormalLikelihood", "positive", _REMEDY)
         return as_floats(targets)
+
+    def typical_latents(self, targets: Tensor) -> Tensor:
+        """Mean of the logarithm ``(1,)``."""
+        return targets.log().mean().unsqueeze(0)
 
     def log_density(self, f: Tensor, targets: Tensor) -> Tensor:
         """``log N(log y; f, noise) - log y``."""

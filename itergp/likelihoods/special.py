@@ -11,6 +11,9 @@ from torch import Tensor
 # concave and differentiable once; no posterior lives there.
 MAX_EXPONENT = 80.0
 
+_SMALL = 0.25  # up to here series for masses of short intervals; their next terms are below 1e-12
+_NEGLIGIBLE = 5.0  # exp(-exp(5)) is no number beside 1
+
 _CHUNK = 2**18  # elements of a continued fraction that are iterated together: few enough to stay in cache
 _MAX_ITERATIONS = 20_000
 _LARGE = 2_000.0  # both parameters above this: a normal approximation is more accurate than 2e-5
@@ -27,6 +30,28 @@ def log1mexp(x: Tensor) -> Tensor:
     """``log(1 - exp(-x))`` for ``x > 0``, accurate for small and large ``x``."""
     small = x.clamp(torch.finfo(x.dtype).tiny, 1.0)
     return torch.where(x < 0.7, torch.log(-torch.expm1(-small)), torch.log1p(-torch.exp(-x.clamp_min(0.5))))
+
+
+def log_mass(log_x: Tensor) -> Tensor:
+    """``log(1 - exp(-x))`` given ``log(x)``, accurate and twice differentiable wherever ``x`` itself under- or overflows."""
+    small = log_x.clamp_max(math.log(_SMALL)).exp()
+    series = small * (-0.5 + small / 24.0 * (1.0 - small.square() / 120.0 * (1.0 - small.square() / 63.0)))
+    large = log_x.clamp(math.log(_SMALL), _NEGLIGIBLE).exp()
+    return torch.where(log_x < math.log(_SMALL), log_x + series, torch.log(-torch.expm1(-large)))
+
+
+def mass_slopes(log_x: Tensor) -> tuple[Tensor, Tensor]:
+    """``r = x / (exp(x) - 1)``, the slope of ``log_mass`` in ``log(x)``, and ``-x r'(x)``, without cancellation.
+
+    Args:
+        log_x: ``log(x)``.
+    """
+    x = log_x.clamp_max(_NEGLIGIBLE).exp()
+    small, large = x.clamp_max(_SMALL), x.clamp_min(_SMALL)
+    square = small.square()
+    above = 0.5 * small + square / 12.0 * (1.0 - square / 60.0 * (1.0 - square / 42.0 * (1.0 - square / 40.0)))
+    ratio = torch.where(x < _SMALL, 1.0 - small + above, large / torch.expm1(large))
+    return ratio, ratio * torch.where(x < _SMALL, above, large + ratio - 1.0)
 
 
 def inverse_mills(margin: Tensor) -> Tensor:

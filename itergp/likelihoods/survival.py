@@ -17,8 +17,10 @@ from itergp.likelihoods.distributions import LogLogistic, Weibull
 from itergp.likelihoods.mixtures import QuadratureMixture
 from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.single_latent import SingleLatentLikelihood
-from itergp.likelihoods.special import MAX_EXPONENT, continued_exp
+from itergp.likelihoods.special import MAX_EXPONENT, continued_exp, log_mass, mass_slopes
 from itergp.likelihoods.targets import as_floats, check_columns, require_inside
+
+RIGHT, OBSERVED, LEFT, INTERVAL = 0.0, 1.0, 2.0, 3.0  # event indicators, as those of R's Surv
 
 
 class SurvivalMixture(QuadratureMixture):
@@ -32,49 +34,76 @@ class SurvivalMixture(QuadratureMixture):
         return torch.logsumexp(self.component_distribution.log_survival(times) + self.mixture_distribution.logits, -1)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log-density of times ``(M,)``, or of targets ``(M, 2)``, where it is ``log P(T > t)`` of censored ones.
+        """Log-density of times ``(M,)``, or of targets ``(M, 2)`` or ``(M, 3)``, of censored ones ``log P`` of what is known.
 
         Raises:
-            InputError: For ``(2, 2)`` and two rows, which may be two samples of times, or two targets with their
-                indicators.
+            InputError: For ``(2, 2)`` and two rows, or ``(3, 3)`` and three, which may be samples of times, or targets with
+                their indicators.
         """
         value, rows = torch.as_tensor(value), self.batch_shape[-1]
-        if value.dim() < 2 or value.shape[-2:] != (rows, 2):
+        if value.dim() < 2 or value.shape[-2] != rows or value.shape[-1] not in (2, 3):
             return super().log_prob(value)
-        if rows == 2:
+        if rows == value.shape[-1]:
             raise InputError(
-                "`value` of two rows must be times (2,). Got shape (..., 2, 2): samples of times, or times with event "
-                "indicators. Use likelihood.log_marginal(targets, model(x)) for the latter, one sample after the "
+                f"`value` of {rows} rows must be times ({rows},). Got shape (..., {rows}, {rows}): samples of times, or times "
+                "with event indicators. Use likelihood.log_marginal(targets, model(x)) for the latter, one sample after the "
                 "other for the former."
             )
-        times, events = value.to(self.mixture_distribution.logits).unsqueeze(-2).unbind(-1)  # (..., M, 1)
-        if not bool(((events == 0) | (events == 1)).all()):
+        known, remedy = _coded(value[..., 1], value.shape[-1])
+        if not bool(known.all()):
+            expected = "0 or 1" if value.shape[-1] == 2 else "0, 1, 2 or 3"
             raise InputError(
-                "Event indicators must be 0 or 1, in the second column of `value`. Got others. Code observed events "
-                "as 1 and right-censored rows as 0."
+                f"Event indicators must be {expected}, in the second column of `value`. Got others. {remedy}"
             )
+        return self.log_observed(value)
+
+    def log_observed(self, targets: Tensor) -> Tensor:
+        """``log_prob`` of valid targets ``(..., M, 2)`` or ``(..., M, 3)`` with event indicators, for any number of rows."""
+        return torch.logsumexp(self._log_densities(targets.unsqueeze(-2)) + self.mixture_distribution.logits, -1)
+
+    def _log_densities(self, targets: Tensor) -> Tensor:
+        """Those of the components ``(..., M, S)`` for targets ``(..., M, 1, 2 or 3)``."""
+        times, events, *upper = targets.to(self.mixture_distribution.logits).unbind(-1)
         components = self.component_distribution
-        density = torch.where(events.bool(), components.log_prob(times), components.log_survival(times))
-        return torch.logsumexp(density + self.mixture_distribution.logits, -1)
+        found = torch.where(events == OBSERVED, components.log_prob(times), components.log_survival(times))
+        if not upper:
+            return found
+        between = events == INTERVAL
+        lower, end = torch.where(between, times, 0.0), torch.where(between, upper[0], times)
+        return torch.where(between | (events == LEFT), components.log_interval(lower, end), found)
+
+
+def _coded(events: Tensor, num_columns: int) -> tuple[Tensor, str]:
+    """Which event indicators are those of targets with 2 or 3 columns, and what the others should be coded as."""
+    known = torch.tensor((RIGHT, OBSERVED, LEFT, INTERVAL)[: 2 if num_columns == 2 else 4]).to(events)
+    more = "" if num_columns == 2 else ", left-censored ones as 2, intervals as 3 with their end in the third column"
+    return torch.isin(events, known), f"Code observed events as 1 and right-censored rows as 0{more}."
 
 
 class _SurvivalLikelihood(SingleLatentLikelihood):
     """Accelerated failure times ``T = exp(f) V^(1 / shape)``, where V has a distribution of its own; some are censored."""
 
     observes: ClassVar[Observed] = "positive"
-    second_column: ClassVar[float | None] = 1.0
+    second_column: ClassVar[float | None] = OBSERVED
 
     def validate_targets(self, targets: Tensor) -> Tensor:
-        """Times must be positive, event indicators 0 or 1; returned as floats."""
+        """Times must be positive, event indicators known, and intervals end after they begin; returned as floats."""
         name = type(self).__name__
-        check_columns(targets, name, "event indicator")
+        if targets.dim() != 2 or targets.shape[1] != 3:
+            check_columns(targets, name, "event indicator")
+        require_inside(targets, torch.isfinite(targets), name, "finite", "Drop those rows, or censor them.")
         times = targets if targets.dim() == 1 else targets[:, 0]
         remedy = "Shift times that were rounded to 0 by half the unit of measurement."
         require_inside(times, times > 0, name, "positive times", remedy)
         if targets.dim() == 2:
-            events = targets[:, 1]
-            remedy = "Code observed events as 1 and right-censored rows as 0."
-            require_inside(events, (events == 0) | (events == 1), name, "0 or 1 in the second column", remedy)
+            known, remedy = _coded(targets[:, 1], targets.shape[1])
+            expected = "0 or 1" if targets.shape[1] == 2 else "0, 1, 2 or 3"
+            require_inside(targets[:, 1], known, name, f"{expected} in the second column", remedy)
+        if targets.dim() == 2 and targets.shape[1] == 3:
+            ends, between = targets[:, 2], targets[:, 1] == INTERVAL
+            remedy = "Code intervals without a length as observed, and keep short ones in float64."
+            expected = "an end later than the time, in the third column of an interval,"
+            require_inside(ends, ~between | (ends > times), name, expected, remedy)
         return as_floats(targets)
 
     @abstractmethod
@@ -87,25 +116,96 @@ class _SurvivalLikelihood(SingleLatentLikelihood):
         return SurvivalMixture(weights, self._conditional(latent))
 
 
+def _log_ratio(start: Tensor, end: Tensor, between: Tensor) -> Tensor:
+    """``log(end / start)`` of intervals, which short ones keep the digits of; 1 for other rows."""
+    return torch.where(between, torch.log1p((torch.where(between, end, 2.0 * start) - start) / start), 1.0)
+
+
 class _WeibullTimes(_SurvivalLikelihood):
-    """Weibull times ``P(T > t) = exp(-(t exp(-f))^shape)``; ``z = shape (log t - f)`` is the logarithm of the hazard so far."""
+    """Weibull times ``P(T > t) = exp(-H(t))`` with ``H(t) = (t exp(-f))^shape``, the hazard so far.
+
+    Of an interval, ``log [S(a) - S(b)] = -H(a) + log(1 - exp(-d))`` with ``d = H(b) - H(a)``, whose logarithm is linear in f.
+    The second term, which left-censored rows have alone, has a slope between 0 and ``-shape``, and its curvature is bounded.
+    """
 
     def _shape(self, like: Tensor) -> Tensor:
         raise NotImplementedError
 
+    # ------------------------------------------------- hazards until the time
     def _log_density(self, latent: Tensor, y: Tensor, *second: Tensor) -> Tensor:
-        shape, log_time = self._shape(latent), y.log()
-        z = shape * (log_time - latent)
-        return second[0] * (shape.log() - log_time + z) - continued_exp(z)[0]
+        return self._until(latent, y, *second) + self._within(latent, y, *second)
 
     def _derivatives(self, latent: Tensor, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor]:
-        shape = self._shape(latent)
-        _, hazard = continued_exp(shape * (y.log() - latent))
-        return shape * (hazard - second[0]), shape.square() * hazard
+        first, other = self._until_derivatives(latent, y, *second), self._within_derivatives(latent, y, *second)
+        return first[0] + other[0], first[1] + other[1]
 
+    def _until(self, latent: Tensor, y: Tensor, *second: Tensor) -> Tensor:
+        """What the hazard until the time says: of all but left-censored rows."""
+        shape, log_time, events = self._shape(latent), y.log(), second[0]
+        z = shape * (log_time - latent)
+        hazard = torch.where(events == LEFT, 0.0, continued_exp(z)[0])
+        return torch.where(events == OBSERVED, shape.log() - log_time + z, 0.0) - hazard
+
+    def _until_derivatives(self, latent: Tensor, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor]:
+        shape, events = self._shape(latent), second[0]
+        _, hazard = continued_exp(shape * (y.log() - latent))
+        hazard = torch.where(events == LEFT, 0.0, hazard)
+        return shape * (hazard - (events == OBSERVED).to(hazard)), shape.square() * hazard
+
+    # ------------------------------------------------------ hazard afterwards
+    def _log_hazard_within(self, latent: Tensor, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor]:
+        """``log d``, and of which rows."""
+        (events, upper), shape = second, self._shape(latent)
+        between = events == INTERVAL
+        share = log_mass((shape * _log_ratio(y, upper, between)).log())
+        end = torch.where(between, upper, y)
+        return shape * (end.log() - latent) + torch.where(between, share, 0.0), between | (events == LEFT)
+
+    def _within(self, latent: Tensor, y: Tensor, *second: Tensor) -> Tensor:
+        """``log(1 - exp(-d))`` of intervals and left-censored rows, 0 for others."""
+        if len(second) == 1:
+            return torch.zeros_like(latent)
+        log_hazard, known = self._log_hazard_within(latent, y, *second)
+        return torch.where(known, log_mass(log_hazard), 0.0)
+
+    def _within_derivatives(self, latent: Tensor, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor]:
+        if len(second) == 1:
+            return torch.zeros_like(latent), torch.zeros_like(latent)
+        shape, (log_hazard, known) = self._shape(latent), self._log_hazard_within(latent, y, *second)
+        ratio, bend = mass_slopes(log_hazard)
+        return torch.where(known, -shape * ratio, 0.0), torch.where(known, shape.square() * bend, 0.0)
+
+    # ----------------------------------------------------------- expectations
     def _exponential(self, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor] | None:
         shape = self._shape(y)
-        return -shape * second[0], -shape
+        return -shape * (second[0] == OBSERVED).to(y), -shape
+
+    def expected_log_density(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+        """``E[log p(y_n | f_n)]`` for each row ``(N,)``: in closed form, but for what is bounded by the nodes."""
+        if targets.dim() == 1 or targets.shape[1] == 2:
+            return super().expected_log_density(mean, offsets, weights, targets)
+        tilted = self._tilted(mean, offsets, weights, targets)
+        assert tilted is not None
+        columns = self._columns(targets, mean)
+        total = self._until(tilted[0].squeeze(-1), *columns) - tilted[1]
+        for offset, weight in zip(offsets, weights, strict=True):
+            total = total + weight * self._within((mean + offset).squeeze(-1), *columns)
+        return total
+
+    def expected_derivatives(
+        self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Expected gradient ``(N, 1)`` and curvature ``(N, 1, 1)``: in closed form, but for what is bounded by the nodes."""
+        if targets.dim() == 1 or targets.shape[1] == 2:
+            return super().expected_derivatives(mean, offsets, weights, targets)
+        tilted = self._tilted(mean, offsets, weights, targets)
+        assert tilted is not None
+        columns = self._columns(targets, mean)
+        gradient, curvature = self._until_derivatives(tilted[0].squeeze(-1), *columns)
+        for offset, weight in zip(offsets, weights, strict=True):
+            g, w = self._within_derivatives((mean + offset).squeeze(-1), *columns)
+            gradient, curvature = gradient + weight * g, curvature + weight * w
+        return gradient.unsqueeze(-1), curvature[..., None, None]
 
     def _conditional(self, latent: Tensor, *second: Tensor) -> Weibull:
         return Weibull(latent, self._shape(latent), validate_args=False)
@@ -116,7 +216,8 @@ class WeibullLikelihood(_WeibullTimes):
 
     ``exp(f)`` stretches time; ``exp(f) log(2)^(1 / shape)`` is the median. The hazard grows with time if shape is above 1.
     Targets are times ``(N,)`` if every event was observed, or ``(N, 2)`` with the event indicator in the second column: 1
-    observed, 0 right-censored, that is, known to be later than the time.
+    observed, 0 right-censored, that is, known to be later than the time. With a third column ``(N, 3)``, 2 is left-censored,
+    known to be earlier than the time, and 3 an interval, from the time to that in the third column, which other rows ignore.
 
     ``log_prob`` of a predictive distribution is the density of observed times, or of targets ``(N, 2)`` with their
     indicators; ``1 - cdf`` is the probability of surviving a time.
@@ -143,8 +244,7 @@ class WeibullLikelihood(_WeibullTimes):
 class ExponentialLikelihood(_WeibullTimes):
     """Times with a constant hazard and mean ``exp(f)``; log-concave, closed-form Hessian.
 
-    Targets are times ``(N,)`` if every event was observed, or ``(N, 2)`` with the event indicator in the second column: 1
-    observed, 0 right-censored.
+    Targets are times ``(N,)``, or ``(N, 2)`` or ``(N, 3)`` with event indicators, see ``WeibullLikelihood``.
 
     Examples:
         >>> import torch
@@ -166,8 +266,7 @@ class LogLogisticLikelihood(_SurvivalLikelihood):
     The logarithm of the time is ``f`` plus logistic noise, close to log-normal times. If shape is above 1, the hazard rises at
     first and falls later; otherwise it falls. There is a mean only if shape is above 1.
 
-    Targets are times ``(N,)`` if every event was observed, or ``(N, 2)`` with the event indicator in the second column: 1
-    observed, 0 right-censored.
+    Targets are times ``(N,)``, or ``(N, 2)`` or ``(N, 3)`` with event indicators, see ``WeibullLikelihood``.
 
     Args:
         shape: Initial shape; default softplus(0), about 0.69.
@@ -192,15 +291,31 @@ class LogLogisticLikelihood(_SurvivalLikelihood):
         type(self).shape.register(self, shape_constraint or Positive(), shape_prior, shape)
 
     def _log_density(self, latent: Tensor, y: Tensor, *second: Tensor) -> Tensor:
+        # Of an interval, S(a) - S(b) is (1 - S(b)) S(a) times what does not depend on f: 1 - (a / b)^shape.
         shape, log_time, events = self.shape.to(latent.dtype), y.log(), second[0]
-        z = shape * (log_time - latent)
-        return events * (shape.log() - log_time + logsigmoid(z)) + logsigmoid(-z)
+        begin, end = self._ends(latent, y, *second)
+        density = torch.where(events == OBSERVED, shape.log() - log_time, 0.0)
+        if len(second) == 2:
+            between = events == INTERVAL
+            share = log_mass((shape * _log_ratio(y, second[1], between)).log())
+            density = density + torch.where(between, share, 0.0)
+        before = torch.where(events == RIGHT, 0.0, logsigmoid(end))
+        return density + before + torch.where(events == LEFT, 0.0, logsigmoid(-begin))
 
     def _derivatives(self, latent: Tensor, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor]:
-        shape, events = self.shape.to(latent.dtype), second[0]
-        z = shape * (y.log() - latent)
-        over, left = torch.sigmoid(z), torch.sigmoid(-z)
-        return shape * (over - events * left), shape.square() * (1.0 + events) * over * left
+        shape, (begin, end) = self.shape.to(latent.dtype), self._ends(latent, y, *second)
+        later, earlier = (second[0] != LEFT).to(latent), (second[0] != RIGHT).to(latent)
+        over, left = torch.sigmoid(begin), torch.sigmoid(-end)
+        gradient = shape * (later * over - earlier * left)
+        return gradient, shape.square() * (later * over * torch.sigmoid(-begin) + earlier * torch.sigmoid(end) * left)
+
+    def _ends(self, latent: Tensor, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-odds of being over at the time, and at the end of an interval."""
+        shape = self.shape.to(latent.dtype)
+        begin = shape * (y.log() - latent)
+        if len(second) == 1:
+            return begin, begin
+        return begin, shape * (torch.where(second[0] == INTERVAL, second[1], y).log() - latent)
 
     def _conditional(self, latent: Tensor, *second: Tensor) -> LogLogistic:
         return LogLogistic(latent, self.shape.to(latent.dtype), validate_args=False)

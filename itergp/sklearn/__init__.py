@@ -15,12 +15,21 @@ except ImportError as error:
 from itergp.sklearn.base import GPEstimator, restored
 from itergp.sklearn.classifiers import GPClassifier
 from itergp.sklearn.counts import GPCountRegressor
+from itergp.sklearn.event_times import censored_times
 from itergp.sklearn.ordinal import GPOrdinalClassifier
 from itergp.sklearn.regressors import GPRegressor
 from itergp.sklearn.saving import read_estimator
 from itergp.sklearn.survival import GPSurvival
 
-__all__ = ["GPClassifier", "GPCountRegressor", "GPOrdinalClassifier", "GPRegressor", "GPSurvival", "load"]
+__all__ = [
+    "GPClassifier",
+    "GPCountRegressor",
+    "GPOrdinalClassifier",
+    "GPRegressor",
+    "GPSurvival",
+    "censored_times",
+    "load",
+]
 
 _ESTIMATORS: dict[str, type[GPEstimator]] = {
     cls.__name__: cls for cls in (GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor, GPSurvival)

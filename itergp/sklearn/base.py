@@ -75,6 +75,7 @@ class GPEstimator(BaseEstimator):
     fit_options: dict[str, Any] | None
     solver: Any
     prior_mean: str | None = None
+    groups: Any
     device: Any
     dtype: str
     random_state: Any
@@ -91,6 +92,7 @@ class GPEstimator(BaseEstimator):
     boosting_: BoostedTrees | None = None
     classes_: NDArray[Any]
     levels_: NDArray[Any]
+    n_outputs_: int
     _scaling: Scaling
     _codes: dict[int, int]  # columns of category numbers, and how many categories the kernel knows
     _learned_rows: int  # rows that hyperparameters were learned from
@@ -235,11 +237,20 @@ class GPEstimator(BaseEstimator):
         used = weights > 0.0  # a row of weight zero is no row
         if first:
             self._learn_columns(table.rows(used), complete)
+        else:
+            check_is_fitted(self)
+            self.encoder_.add_groups(self.encoder_.matched(table, owner=type(self).__name__).rows(used))
         return self._encoded(table.rows(used)), targets[used], weights[used]
 
     def _learn_columns(self, table: Table, complete: bool) -> None:
         own = is_own(self._kernel())
-        options = {"one_hot_max_levels": 1} if own else {}
+        groups = getattr(self, "groups", None)
+        if own and groups is not None:
+            raise InputError(
+                "`groups` need a kernel by name, to which their terms are added. Got a kernel of your own. Add an "
+                "itergp.kernels.CategoricalKernel with active_dims to it, or name a kernel."
+            )
+        options: dict[str, Any] = {"one_hot_max_levels": 1} if own else {"groups": groups}
         self.encoder_ = TableEncoder(**options, drop=complete and not own).fit(table)
         self.n_features_in_ = self.encoder_.n_features_in_
         if hasattr(self, "feature_names_in_"):
@@ -326,6 +337,8 @@ class GPEstimator(BaseEstimator):
         variance = np.average((x - np.average(x, axis=0, weights=weights)) ** 2, axis=0, weights=weights)
         variance[code_columns(self.encoder_.columns_)] = 1.0  # of a column whose numbers only name levels
         variance = variance[: self.encoder_.num_encoded]
+        groups = input_columns(self.encoder_.columns_, self.encoder_.num_encoded).random_effects
+        variance[[column for column, _ in groups]] = 0.0
         spread = float(np.sqrt(2.0 * variance.sum()))
         model = self._skeleton(inputs, targets, weight, mean=self._make_mean(y, weights), spread=spread)
         if getattr(self, "warm_start", False) and hasattr(self, "model_"):
@@ -575,6 +588,7 @@ class GPEstimator(BaseEstimator):
             "feature_names_in": None if names is None else [str(name) for name in names],
             "classes": getattr(self, "classes_", None),
             "levels": getattr(self, "levels_", None),
+            "outputs": getattr(self, "n_outputs_", 1),
             "kernel_passes": self.kernel_passes_,
             "evidence": self.log_marginal_likelihood_value_,
             "likelihood": self.likelihood_,
@@ -634,6 +648,7 @@ def restored(kind: type[GPEstimator], saved: SavedEstimator) -> Any:
     for name in ("classes", "levels"):
         if learned[name] is not None:
             setattr(estimator, f"{name}_", learned[name])
+    estimator.n_outputs_ = learned.get("outputs", 1)
     estimator._set_scalings(saved.scalings)
     if learned.get("likelihood") is not None:  # files of earlier versions do not know it
         estimator.likelihood_ = learned["likelihood"]

@@ -88,11 +88,13 @@ def as_column(estimator: Any, y: Any) -> NDArray[Any]:
 
 
 def as_real(y: NDArray[Any]) -> NDArray[np.float64]:
-    """Targets as finite float64 numbers.
+    """Targets ``(N,)``, or ``(N, C)`` for several outputs, as finite float64 numbers.
 
     Raises:
         InputError: If they are text, or not finite.
     """
+    if y.ndim == 2:
+        return np.column_stack([as_real(column) for column in y.T])
     refuse_gaps(y)
     try:
         values = y.astype(np.float64)

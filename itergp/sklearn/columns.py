@@ -8,7 +8,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itergp.learning import InputColumns
-from itergp.tables import CategoricalColumn, EncodedColumn, GapColumn, NumericColumn, TableColumns, TableEncoder
+from itergp.tables import (
+    CategoricalColumn,
+    EncodedColumn,
+    GapColumn,
+    GroupColumn,
+    NumericColumn,
+    TableColumns,
+    TableEncoder,
+)
 
 
 def code_columns(columns: TableColumns) -> list[int]:
@@ -51,11 +59,21 @@ def input_columns(columns: TableColumns | None, num_columns: int, num_linear: in
         every = tuple(range(num_columns))
         return InputColumns(num_columns + num_linear, every, (*every, *linear), linear=linear)
     groups = [-1] * num_columns + [len(columns) + place for place in range(num_linear)]
+    places = {
+        column.name: column.indices[0] for column in columns if isinstance(column, NumericColumn) and column.indices
+    }
+    effects = [
+        (column.indices[0], place)
+        for column in columns
+        if isinstance(column, GroupColumn) and column.indices
+        for place in (None, *(places[name] for name in column.slopes if name in places))
+    ]
     for group, column in enumerate(columns):
         for index in column.indices:
             groups[index] = group
     numbers = tuple(i for column in columns if isinstance(column, NumericColumn) for i in column.indices)
-    return InputColumns(num_columns + num_linear, numbers, tuple(groups), tuple(code_columns(columns)), linear)
+    codes = tuple(c for c in code_columns(columns) if c not in {group for group, _ in effects})
+    return InputColumns(num_columns + num_linear, numbers, tuple(groups), codes, linear, tuple(effects))
 
 
 def _is_coded(column: EncodedColumn) -> bool:

@@ -14,6 +14,7 @@ from sklearn.metrics import d2_tweedie_score
 from itergp.errors import InputError
 from itergp.sklearn.base import Array
 from itergp.sklearn.checks import as_real, check_exposure
+from itergp.sklearn.former import formerly_first
 from itergp.sklearn.model import constant_mean
 from itergp.sklearn.noise import COUNTS, competing
 from itergp.sklearn.regressors import QUANTILES, BaseRegressor
@@ -27,18 +28,22 @@ class GPCountRegressor(BaseRegressor):
 
     Where rows were watched for different times, areas or populations, ``exposure`` says how much: counts have the mean
     ``exposure * rate``, and the rate is what depends on the inputs. It is metadata as ``sample_weight`` is, and can be routed:
-    ``set_fit_request(exposure=True)``. Targets need not be whole: with Poisson counts, rates ``events / exposure`` with
-    ``sample_weight=exposure``, the convention of scikit-learn's ``PoissonRegressor``, give the same posterior.
+    ``set_fit_request(exposure=True)``. Targets are whole, but with ``sample_weight``: with Poisson counts, rates
+    ``events / exposure`` with ``sample_weight=exposure``, the convention of scikit-learn's ``PoissonRegressor``, give the same
+    posterior.
 
     Args:
-        distribution: ``"auto"``: those that follow compete on held-out rows where the kernel does, and otherwise it is the
-            first; ``"poisson"``; ``"negative_binomial"`` where counts vary more than that; ``"zero_inflated_poisson"``
-            where there are too many zeros.
         kernel: ``"auto"`` (default): several kernels, and scales of the columns, compete on held-out rows, see
             ``comparison_``; ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"laplacian"``,
             ``"rational_quadratic"``, ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is
             translated.
+        distribution: ``"auto"``: those that follow compete on held-out rows where the kernel does, and otherwise it is the
+            first; ``"poisson"``; ``"negative_binomial"`` where counts vary more than that; ``"zero_inflated_poisson"``
+            where there are too many zeros.
         ard: One lengthscale per column of the table, for kernels by name. None: for up to 100 columns.
+        groups: Columns of groups, as in mixed models, by name or number: ``"school"`` adds an effect of each school, with one
+            variance for all; ``{"school": ["income"]}`` also lets the slope of a numeric column differ by school. A school that
+            there was none of in training has the prior.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         approximation: ``"variational"`` or ``"laplace"``.
@@ -81,12 +86,14 @@ class GPCountRegressor(BaseRegressor):
         True
     """
 
+    @formerly_first("distribution", COUNTS)
     def __init__(
         self,
-        distribution: str = "auto",
-        *,
         kernel: Any = "auto",
+        *,
+        distribution: str = "auto",
         ard: bool | None = None,
+        groups: Any = None,
         standardize: bool = True,
         approximation: str = "variational",
         optimizer: str | None = "auto",
@@ -102,6 +109,7 @@ class GPCountRegressor(BaseRegressor):
         self.distribution = distribution
         self.kernel = kernel
         self.ard = ard
+        self.groups = groups
         self.standardize = standardize
         self.approximation = approximation
         self.optimizer = optimizer
@@ -137,6 +145,19 @@ class GPCountRegressor(BaseRegressor):
             )
         return counts
 
+    def _refuse_rates(self, y: Any, sample_weight: Any) -> None:
+        """Numbers that are not whole are rates, whose weights are exposures, or no counts at all."""
+        if sample_weight is not None:
+            return
+        counts = self._encode(self._target_rows(y), first=True)
+        wrong = np.flatnonzero(counts != np.floor(counts))
+        if len(wrong):
+            raise InputError(
+                f"`y` must be counts, whole numbers. Got {counts[wrong[0]]:g} in row {wrong[0]}, and such in {len(wrong)} of "
+                f"{len(counts)} row(s). Use GPRegressor for real values; of rates pass the counts with exposure=..., or the "
+                "rates with their exposures as sample_weight."
+            )
+
     def _second_column(self, y: Array, observation: dict[str, Any], *, first: bool) -> Array:
         exposure = observation.get("exposure")
         exposed = exposure is not None if first else self.model_.train_targets.dim() == 2
@@ -171,6 +192,7 @@ class GPCountRegressor(BaseRegressor):
         Returns:
             The estimator.
         """
+        self._refuse_rates(y, sample_weight)
         return self._fit(X, y, sample_weight, exposure=exposure)
 
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, exposure: Any = None) -> Any:
@@ -188,21 +210,31 @@ class GPCountRegressor(BaseRegressor):
         Returns:
             The estimator.
         """
+        self._refuse_rates(y, sample_weight)
         if self.__sklearn_is_fitted__():
             return self._append(X, y, sample_weight, exposure=exposure)
         return self._fit(X, y, sample_weight, complete=False, exposure=exposure)
 
-    def predict(self, X: Any, return_std: bool = False, exposure: Any = None) -> Array | tuple[Array, Array]:
+    def predict(
+        self, X: Any, return_std: bool = False, exposure: Any = None, quantiles: Sequence[float] | None = None
+    ) -> Array | tuple[Array, Array]:
         """Expected count of every row ``(M,)``.
 
         Args:
             X: Inputs ``(M, D)``.
             return_std: Also return the standard deviation of the count.
             exposure: Exposure of the rows, positive: ``(M,)``, or a number for all; default 1, which gives rates.
+            quantiles: Instead of both, Q levels between 0 and 1 of the quantiles to return.
 
         Returns:
-            Means ``(M,)``, or means and standard deviations.
+            Means ``(M,)``, or means and standard deviations, or quantiles ``(M, Q)``.
+
+        Raises:
+            InputError: If both are asked for.
         """
+        self._one_of(return_std=return_std, quantiles=quantiles is not None)
+        if quantiles is not None:
+            return self.predict_quantiles(X, quantiles, exposure)
         return self._mean(X, return_std, **self._exposed(X, exposure))
 
     def predict_quantiles(self, X: Any, quantiles: Sequence[float] = QUANTILES, exposure: Any = None) -> Array:

@@ -46,7 +46,7 @@ from itergp.kernels import (
 )
 from itergp.kernels.tied import TiedLengthscales
 from itergp.learning import InputColumns
-from itergp.learning.structures import kernel_of_distance, with_linear
+from itergp.learning.structures import kernel_of_distance, with_linear, with_random_effects
 from itergp.sklearn.columns import input_columns
 from itergp.tables import TableColumns
 
@@ -133,16 +133,25 @@ def make_kernel(
         _check_columns(translated, num_columns)
         return translated
     _check_name(kernel)
-    shape, known = batch_shape or torch.Size([]), input_columns(columns, num_columns, num_linear)
-    base = _by_name(kernel.lower(), known, ard, shape)
-    made = ScaleKernel(base, batch_shape=shape)
-    made.outputscale = outputscale
+    known, shape = input_columns(columns, num_columns, num_linear), batch_shape or torch.Size([])
+    of_others = _scaled(kernel.lower(), known, ard, shape, spread) if known.metric or known.codes else None
+    made = with_random_effects(of_others, known, shape)
+    for module in made.modules():
+        if isinstance(module, ScaleKernel):
+            module.outputscale = outputscale
+    return with_linear(made, known, shape)
+
+
+def _scaled(name: str, columns: InputColumns, ard: bool | None, batch_shape: torch.Size, spread: float) -> Kernel:
+    """A scaled kernel of the columns that are no groups; its lengthscales start at half of ``spread``."""
+    base = _by_name(name, columns, ard, batch_shape)
+    made = ScaleKernel(base, batch_shape=batch_shape)
     start = 0.5 * spread if spread > 0.0 else 1.0  # rows that are all equal have no scale
     for part in base.kernels if isinstance(base, ProductKernel) else [base]:
         if part.has_lengthscale:
             # Sums of absolute differences grow with the number of columns, roots of sums of squares with its root.
-            part.lengthscale = start * num_columns**0.5 if isinstance(part, LaplacianKernel) else start
-    return with_linear(made, known, shape)
+            part.lengthscale = start * columns.num_columns**0.5 if isinstance(part, LaplacianKernel) else start
+    return made
 
 
 def is_automatic(kernel: Any) -> bool:
@@ -158,7 +167,7 @@ def is_own(kernel: Any) -> bool:
 def _check_name(name: Any) -> None:
     if not isinstance(name, str) or name.lower() not in KERNELS:
         if name in _NOISES:
-            raise InputError(f"`kernel` must be a kernel. Got the noise {name!r}. Pass it as noise={name!r}.")
+            raise InputError(f"`kernel` must be a kernel. Got the noise {name!r}. Pass it as likelihood={name!r}.")
         close = difflib.get_close_matches(str(name).lower(), KERNELS, n=1, cutoff=0.4)
         hint = f"Did you mean {close[0]!r}?" if close else "Choose one of these."
         raise InputError(

@@ -1,4 +1,4 @@
-"""Names of noises and of distributions of counts and times, and the likelihoods they stand for: to add one, add a line."""
+"""Names of likelihoods of real values, counts and times, and the likelihoods they stand for: to add one, add a line."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.likelihoods import (
+    BetaLikelihood,
+    BinomialLikelihood,
     ExponentialLikelihood,
+    GammaLikelihood,
     GaussianLikelihood,
     HeteroscedasticGaussianLikelihood,
     LaplaceLikelihood,
     LogLogisticLikelihood,
+    LogNormalLikelihood,
     NegativeBinomialLikelihood,
     PoissonLikelihood,
     StudentTLikelihood,
@@ -52,6 +56,18 @@ NOISES: dict[str, Callable[[], Any]] = {
     "student_t": partial(StudentTLikelihood, noise=NOISE),
     "laplace": partial(LaplaceLikelihood, noise=NOISE),
     "heteroscedastic": HeteroscedasticGaussianLikelihood,
+}
+
+# name -> likelihood of positive targets of deviation 1
+POSITIVES: dict[str, Callable[[], Any]] = {
+    "log_normal": partial(LogNormalLikelihood, noise=NOISE),
+    "gamma": partial(GammaLikelihood, shape=1.0),
+}
+
+# name -> likelihood of shares, and of successes among trials
+SHARES: dict[str, Callable[[], Any]] = {
+    "beta": partial(BetaLikelihood, precision=10.0),
+    "binomial": BinomialLikelihood,
 }
 
 # name -> likelihood of counts

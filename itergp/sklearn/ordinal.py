@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from itergp.errors import InputError, ItergpWarning
 from itergp.likelihoods import CategoricalLikelihood, Likelihood, OrdinalLikelihood
 from itergp.sklearn.base import Array
+from itergp.sklearn.former import formerly_first
 from itergp.sklearn.labels import LabelEstimator, check_labels, show_labels
 from itergp.sklearn.model import as_numpy
 
@@ -25,12 +26,15 @@ class GPOrdinalClassifier(LabelEstimator):
     One function cannot say "fair or ideal, not good": where held-out rows prefer it, each level has a latent function.
 
     Args:
-        levels: The labels in increasing order. None: numbers by size, an ordered pandas Categorical by its order.
         kernel: ``"auto"`` (default): several kernels, and scales of the columns, compete on held-out rows, see
             ``comparison_``; ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"laplacian"``,
             ``"rational_quadratic"``, ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is
             translated.
+        levels: The labels in increasing order. None: numbers by size, an ordered pandas Categorical by its order.
         ard: One lengthscale per column of the table, for kernels by name. None: for up to 100 columns.
+        groups: Columns of groups, as in mixed models, by name or number: ``"school"`` adds an effect of each school, with one
+            variance for all; ``{"school": ["income"]}`` also lets the slope of a numeric column differ by school. A school that
+            there was none of in training has the prior.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         likelihood: ``"ordinal"``, one latent function with cutpoints; ``"categorical"``, one per level; ``"auto"``:
@@ -77,12 +81,14 @@ class GPOrdinalClassifier(LabelEstimator):
 
     levels_: NDArray[Any]
 
+    @formerly_first("levels")
     def __init__(
         self,
-        levels: Sequence[Any] | None = None,
-        *,
         kernel: Any = "auto",
+        *,
+        levels: Sequence[Any] | None = None,
         ard: bool | None = None,
+        groups: Any = None,
         standardize: bool = True,
         likelihood: str = "auto",
         link: str = "logit",
@@ -100,6 +106,7 @@ class GPOrdinalClassifier(LabelEstimator):
         self.levels = levels
         self.kernel = kernel
         self.ard = ard
+        self.groups = groups
         self.standardize = standardize
         self.likelihood = likelihood
         self.link = link

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from itergp.diagnostics import brier_scores, censoring_survival, concordance_index
 from itergp.errors import InputError
+from itergp.likelihoods.survival import INTERVAL, LEFT, RIGHT
 from itergp.sklearn.base import Array, GPEstimator
 from itergp.sklearn.checks import check_rows, check_weights
 from itergp.sklearn.event_times import as_event_times
+from itergp.sklearn.former import formerly_first
 from itergp.sklearn.model import as_numpy, constant_mean
 from itergp.sklearn.noise import TIMES, competing
 from itergp.sklearn.regressors import QUANTILES
@@ -28,17 +30,20 @@ class GPSurvival(GPEstimator):
 
     The latent function stretches time (accelerated failure times): effects are on how long it takes, and need not be linear.
     Rows without an event are right-censored, and say that the time is longer than theirs. Times that are only known to be
-    shorter, or to lie in an interval, cannot be said.
+    shorter (left-censored), or to lie in an interval, are said by their bounds: ``censored_times(lower, upper)``.
 
     Args:
-        distribution: ``"auto"``: Weibull and log-logistic times compete on held-out rows where the kernel does, and otherwise
-            it is the first; ``"weibull"``, whose hazard rises or falls with time; ``"log_logistic"``, whose hazard falls in the
-            end; ``"exponential"``, whose hazard is constant.
         kernel: ``"auto"`` (default): several kernels, and scales of the columns, compete on held-out rows, see
             ``comparison_``; ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"laplacian"``,
             ``"rational_quadratic"``, ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is
             translated.
+        distribution: ``"auto"``: Weibull and log-logistic times compete on held-out rows where the kernel does, and otherwise
+            it is the first; ``"weibull"``, whose hazard rises or falls with time; ``"log_logistic"``, whose hazard falls in the
+            end; ``"exponential"``, whose hazard is constant.
         ard: One lengthscale per column of the table, for kernels by name. None: for up to 100 columns.
+        groups: Columns of groups, as in mixed models, by name or number: ``"school"`` adds an effect of each school, with one
+            variance for all; ``{"school": ["income"]}`` also lets the slope of a numeric column differ by school. A school that
+            there was none of in training has the prior.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         approximation: ``"variational"`` or ``"laplace"``.
@@ -81,12 +86,14 @@ class GPSurvival(GPEstimator):
         (2, 3)
     """
 
+    @formerly_first("distribution", TIMES)
     def __init__(
         self,
-        distribution: str = "auto",
-        *,
         kernel: Any = "auto",
+        *,
+        distribution: str = "auto",
         ard: bool | None = None,
+        groups: Any = None,
         standardize: bool = True,
         approximation: str = "variational",
         optimizer: str | None = "auto",
@@ -101,6 +108,7 @@ class GPSurvival(GPEstimator):
         self.distribution = distribution
         self.kernel = kernel
         self.ard = ard
+        self.groups = groups
         self.standardize = standardize
         self.approximation = approximation
         self.optimizer = optimizer
@@ -127,12 +135,24 @@ class GPSurvival(GPEstimator):
         return y
 
     def _row_weights(self, y: Array, weights: Array, *, first: bool) -> Array:
-        if first and not (y[weights > 0.0, 1] == 1.0).any():
+        events = y[weights > 0.0, 1]
+        if first and (not (events != RIGHT).any() or not (events != LEFT).any()):
+            kind = "right-censored" if not (events != RIGHT).any() else "left-censored"
             raise InputError(
-                f"`y` must have an event for {type(self).__name__} to learn from. Got {int((weights > 0.0).sum())} censored "
+                f"`y` must have an event, or an interval, for {type(self).__name__} to learn from. Got {len(events)} {kind} "
                 "row(s) only. Check that the event column says 1 where the event was observed."
             )
         return weights
+
+    def _rows(self, X: Any, y: Any, *args: Any, first: bool, **options: Any) -> tuple[Array, Array, Array]:
+        values, targets, weights = super()._rows(X, y, *args, first=first, **options)
+        known = targets.shape[1] if first else self.model_.train_targets.shape[1]
+        if known < targets.shape[1]:
+            raise InputError(
+                "New rows must be observed or right-censored where all of the first fit were. Got left-censored rows or "
+                "intervals. Fit again to all rows."
+            )
+        return values, targets if known == targets.shape[1] else np.column_stack([targets, targets[:, 0]]), weights
 
     def _likelihoods(self) -> dict[str, Callable[[], Any]]:
         return competing(TIMES, self.distribution, "distribution")
@@ -140,7 +160,10 @@ class GPSurvival(GPEstimator):
     def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
         if y.ndim == 1:  # a model that is read from a file starts anywhere
             return constant_mean(0.0)
-        exposed, events = np.average(y, axis=0, weights=weights)
+        times, happened = y[:, 0], y[:, 1] != RIGHT
+        if y.shape[1] == 3:  # about the middle of what is known
+            times = np.select([y[:, 1] == LEFT, y[:, 1] == INTERVAL], [0.5 * times, 0.5 * (times + y[:, 2])], times)
+        exposed, events = (np.average(part, weights=weights) for part in (times, happened))
         return constant_mean(float(np.log(exposed) - np.log(events)))  # of times with a constant hazard
 
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
@@ -151,6 +174,9 @@ class GPSurvival(GPEstimator):
             y: Events and times: a structured array with these two fields as in scikit-survival, or two columns ``(N, 2)`` of
                 an array or data frame. The event is 1 or True where it was observed, 0 or False where the row is
                 right-censored; of the two columns it is the one with truth values, otherwise the first. Times are positive.
+                Or bounds of the times: ``censored_times(lower, upper)``, two columns with the names ``lower`` and ``upper``
+                (or ``lower_bound`` and ``upper_bound`` as in lifelines, or ``left`` and ``right``), or intervals of pandas.
+                Equal bounds are an event, an infinite upper one is right censoring, a lower one of 0 is left censoring.
             sample_weight: Weights ``(N,)`` of the rows' log-densities; a weight of 2 is a row twice.
 
         Returns:
@@ -216,7 +242,7 @@ class GPSurvival(GPEstimator):
         )
 
     def predictive_log_density(self, X: Any, y: Any) -> Array:
-        """Log-densities of held-out events; of censored rows the log-probabilities of being later.
+        """Log-densities of held-out events; of censored rows the log-probabilities of what is known of their times.
 
         Args:
             X: Inputs ``(M, D)``.
@@ -228,8 +254,7 @@ class GPSurvival(GPEstimator):
         return super().predictive_log_density(X, y)
 
     def _log_prob(self, predictive: Any, targets: Tensor) -> Tensor:
-        times, events = targets.unbind(-1)  # two rows of targets are told from samples of times
-        return torch.where(events == 1.0, predictive.log_prob(times), predictive.log_survival(times))
+        return predictive.log_observed(targets)
 
     # ---------------------------------------------------------------- metrics
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
@@ -246,7 +271,7 @@ class GPSurvival(GPEstimator):
             sample_weight: Weights ``(M,)``; a pair counts as much as their product.
 
         Raises:
-            InputError: If no pair is comparable.
+            InputError: If no pair is comparable, or rows are left-censored or have intervals, which it is not defined for.
         """
         targets, weights = self._held_out(X, y), check_weights(read_table(X).num_rows, sample_weight)
         return concordance_index(targets[:, 1] == 1.0, targets[:, 0], self.predict(X), weights)
@@ -272,6 +297,11 @@ class GPSurvival(GPEstimator):
         if len(wanted) < 2 or (np.diff(wanted) <= 0.0).any():
             raise InputError(f"`times` must be two or more increasing times. Got {wanted.tolist()[:8]}. Sort them.")
         _, known, weights = self._known_rows()
+        if known.shape[1] == 3:
+            raise InputError(
+                "A Brier score needs the probability of not being censored, by times of training rows. Got left-censored rows "
+                "or intervals among these. Use predictive_log_density."
+            )
         event, time = targets[:, 1] == 1.0, targets[:, 0]
         kind = self.model_.train_targets.dtype  # in which the training times are known
         at_times, at_rows = (
@@ -290,6 +320,11 @@ class GPSurvival(GPEstimator):
         check_is_fitted(self)
         targets = as_event_times(y)
         check_rows(read_table(X).num_rows, targets)
+        if targets.shape[1] == 3:
+            raise InputError(
+                "Concordance and Brier scores are defined for observed and right-censored times. Got left-censored rows or "
+                "intervals. Use predictive_log_density, which takes them, or score the other rows."
+            )
         return targets
 
 

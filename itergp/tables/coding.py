@@ -16,6 +16,7 @@ from itergp.tables.columns import (
     DroppedColumn,
     EncodedColumn,
     GapColumn,
+    GroupColumn,
     NumericColumn,
     OrderedColumn,
 )
@@ -139,6 +140,33 @@ def _learn_levels(values: Levels, common: dict[str, Any], title: str, most_one_h
         coding = "binary"
     levels = sorted(levels, key=_order)
     return CategoricalColumn(**common, levels=tuple(levels), gap_level=gap_level, coding=coding, boolean=values.boolean)
+
+
+def learn_group(values: Levels, name: str, position: int, slopes: tuple[str, ...], *, drop: bool) -> EncodedColumn:
+    """How a column of groups is encoded, without ``indices``.
+
+    Args:
+        values: Its levels.
+        name: Its name.
+        position: Its number.
+        slopes: Names of columns whose slopes differ by level.
+        drop: Whether it may be left out if it is constant.
+    """
+    common: dict[str, Any] = {"name": name, "position": position, "num_gaps": int(gaps_of(values).sum())}
+    if is_constant(values):
+        common["noticed"] = ("constant",)
+        if drop:
+            return DroppedColumn(**common)
+    known = [values.levels[code] for code in np.unique(values.codes[values.codes >= 0])]
+    levels = known if values.text else [*values.levels]
+    return GroupColumn(
+        **common,
+        levels=tuple(sorted(levels, key=_order)),
+        gap_level=common["num_gaps"] > 0,
+        coding="codes",
+        boolean=values.boolean,
+        slopes=slopes,
+    )
 
 
 def _order(level: str) -> tuple[bool, float, str]:

@@ -113,6 +113,27 @@ class CategoricalColumn(EncodedColumn):
 
 
 @dataclass(frozen=True)
+class GroupColumn(CategoricalColumn):
+    """Levels whose effects are exchangeable and partially pooled: schools, patients, sites; always codes.
+
+    A gap is -1, and levels that were not there in training follow those that were, each by itself.
+
+    Attributes:
+        slopes: Names of numeric columns whose slopes differ by level.
+    """
+
+    slopes: tuple[str, ...] = ()
+
+    role: ClassVar[str] = "group"
+
+    @property
+    def encoding(self) -> str:
+        """How the values became numbers, in words."""
+        slopes = f", slopes of {', '.join(self.slopes)}" if self.slopes else ""
+        return f"{super().encoding}{slopes}"
+
+
+@dataclass(frozen=True)
 class OrderedColumn(EncodedColumn):
     """Ordered levels, one column with their numbers from 0.
 
@@ -186,7 +207,7 @@ class GapColumn(EncodedColumn):
 
 KINDS: dict[str, type[EncodedColumn]] = {
     kind.__name__: kind
-    for kind in (DroppedColumn, NumericColumn, CategoricalColumn, OrderedColumn, DateColumn, GapColumn)
+    for kind in (DroppedColumn, NumericColumn, CategoricalColumn, GroupColumn, OrderedColumn, DateColumn, GapColumn)
 }
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from itergp.errors import InputError, ItergpWarning
 from itergp.tables.calendar import encode_part
-from itergp.tables.coding import is_constant, learn_column, signature
+from itergp.tables.coding import is_constant, learn_column, learn_group, signature
 from itergp.tables.columns import (
     KINDS,
     CategoricalColumn,
@@ -23,10 +23,12 @@ from itergp.tables.columns import (
     DroppedColumn,
     EncodedColumn,
     GapColumn,
+    GroupColumn,
     NumericColumn,
     OrderedColumn,
     TableColumns,
 )
+from itergp.tables.groups import read_groups, require_numbers
 from itergp.tables.reading import Table, read_table
 from itergp.tables.values import Dates, Levels, Numbers, Values, as_dates, as_levels, as_number, as_numbers, understand
 
@@ -44,6 +46,8 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         one_hot_max_levels: Unordered levels up to this number, a gap included, get a column of 0 and 1 each, two levels one for
             both; more become codes. 1: always codes.
         drop: Whether constant columns, exact duplicates and identifiers are left out, with a warning.
+        groups: Columns whose levels are groups, whatever they hold: a name, or a number where columns have no names, a list of
+            such, or a dictionary of them and the numeric columns whose slopes differ by group.
 
     Attributes:
         columns_: One ``EncodedColumn`` for each group of encoded columns that mean one thing, in the order of the table, marks
@@ -72,9 +76,10 @@ class TableEncoder(TransformerMixin, BaseEstimator):
     feature_names_in_: NDArray[Any]
     _names: list[str] | None
 
-    def __init__(self, *, one_hot_max_levels: int = 10, drop: bool = True) -> None:
+    def __init__(self, *, one_hot_max_levels: int = 10, drop: bool = True, groups: Any = None) -> None:
         self.one_hot_max_levels = one_hot_max_levels
         self.drop = drop
+        self.groups = groups
 
     # ------------------------------------------------------------------- fit
     def fit(self, X: Any, y: Any = None) -> TableEncoder:
@@ -89,9 +94,14 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         """
         table = read_table(X)
         self._remember(table)
-        meanings = [understand(column, table.title(i)) for i, column in enumerate(table.columns)]
-        groups = self._learn(meanings, table)
+        slopes = read_groups(self.groups, table)
+        meanings: list[Values] = [
+            as_levels(column, table.title(i), boolean=False) if i in slopes else understand(column, table.title(i))
+            for i, column in enumerate(table.columns)
+        ]
+        groups = self._learn(meanings, table, slopes)
         self.columns_ = TableColumns(_placed(groups))
+        require_numbers(self.columns_)
         if self.drop and table.num_rows > 1:
             self._warn_of_dropped(table)
         return self
@@ -103,13 +113,18 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         if table.labels is not None and all(isinstance(label, str) for label in table.labels):
             self.feature_names_in_ = np.array(table.labels, dtype=object)
 
-    def _learn(self, meanings: Sequence[Values], table: Table) -> list[EncodedColumn]:
+    def _learn(
+        self, meanings: Sequence[Values], table: Table, slopes: dict[int, tuple[str, ...]]
+    ) -> list[EncodedColumn]:
         names = table.names or [f"x{index}" for index in range(len(meanings))]
         drop = self.drop and table.num_rows > 1
         drop_constant = drop and not all(map(is_constant, meanings))  # otherwise nothing would be left
         groups: list[EncodedColumn] = []
         seen: dict[Any, int] = {}
         for position, (values, name) in enumerate(zip(meanings, names, strict=True)):
+            if position in slopes and isinstance(values, Levels):
+                groups.append(learn_group(values, name, position, slopes[position], drop=drop_constant))
+                continue
             original = seen.setdefault(signature(values), position)
             found = learn_column(
                 values,
@@ -181,6 +196,21 @@ class TableEncoder(TransformerMixin, BaseEstimator):
                 filled.append((group[0], gaps))
         self._warn_of_gaps(filled, table)
         return encoded
+
+    def add_groups(self, table: Table) -> None:
+        """Makes groups known that are new in further training rows; those that were known keep their numbers.
+
+        Args:
+            table: As ``matched`` gave it.
+        """
+        for index, column in enumerate(self.columns_):
+            if isinstance(column, GroupColumn) and column.indices:
+                values = _read(column, table.columns[column.position], table.title(column.position))
+                if isinstance(values, Levels):
+                    there = values.codes >= 0
+                    new = np.unique(values.codes[there & (_codes(column.levels, values, unseen=-1) < 0)])
+                    levels = (*column.levels, *(values.levels[code] for code in new))
+                    self.columns_[index] = dataclasses.replace(column, levels=levels)
 
     def matched(self, X: Any, *, owner: str = "TableEncoder") -> Table:
         """The columns of a table in the order of the training data, with their names.
@@ -273,7 +303,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         """
         found = []
         for column in self.columns_:
-            if isinstance(column, CategoricalColumn):
+            if isinstance(column, CategoricalColumn) and not isinstance(column, GroupColumn):
                 values = encoded[:, list(column.indices)]
                 none = values == {"binary": 0.5, "codes": column.num_levels, "one-hot": 0.0}[column.coding]
                 found += [column.name] if bool(none.all(1).any()) else []
@@ -311,6 +341,7 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         return {
             "one_hot_max_levels": self.one_hot_max_levels,
             "drop": self.drop,
+            "groups": _plain_groups(self.groups),
             "names": self._names,
             "num_columns": self.n_features_in_,
             "text_names": hasattr(self, "feature_names_in_"),
@@ -325,7 +356,8 @@ class TableEncoder(TransformerMixin, BaseEstimator):
             context: Not used.
             **fields: What ``to_fields`` gave.
         """
-        encoder = cls(one_hot_max_levels=fields["one_hot_max_levels"], drop=fields["drop"])
+        groups = fields.get("groups")  # files of earlier versions do not know it
+        encoder = cls(one_hot_max_levels=fields["one_hot_max_levels"], drop=fields["drop"], groups=groups)
         encoder.n_features_in_, encoder._names = fields["num_columns"], fields.get("names")
         if fields["text_names"]:
             encoder.feature_names_in_ = np.array(fields["names"], dtype=object)
@@ -362,6 +394,8 @@ def _encode(column: EncodedColumn, values: Values, gaps: NDArray[np.bool_]) -> t
             column.levels, values, unseen=-1
         )  # a level without a place in the order is no better known than a gap
         return np.where(codes < 0, column.fill, codes)[:, None].astype(np.float64), codes < 0
+    if isinstance(column, GroupColumn) and isinstance(values, Levels):
+        return _encode_groups(column, values), gaps
     if isinstance(column, CategoricalColumn) and isinstance(values, Levels):
         return _encode_levels(column, values), gaps
     return gaps[:, None].astype(np.float64), gaps
@@ -376,6 +410,13 @@ def _encode_levels(column: CategoricalColumn, values: Levels) -> Array:
     if column.coding == "binary":
         return np.where(codes < 2, codes, 0.5)[:, None]
     return (codes[:, None] == np.arange(unseen)).astype(np.float64)
+
+
+def _encode_groups(column: GroupColumn, values: Levels) -> Array:
+    """Numbers of levels; those that are not known follow, each by itself, and a gap is -1."""
+    known = _codes(column.levels, values, unseen=-1)
+    codes = np.where(known >= 0, known, len(column.levels) + values.codes)
+    return np.where(values.codes < 0, -1, codes)[:, None].astype(np.float64)
 
 
 def _codes(levels: Iterable[str], values: Levels, *, unseen: int) -> NDArray[np.intp]:
@@ -415,6 +456,12 @@ def _by_position(columns: Iterable[EncodedColumn]) -> dict[int, list[EncodedColu
 # ------------------------------------------------------------------------- state
 def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
+
+
+def _plain_groups(groups: Any) -> Any:
+    if isinstance(groups, Mapping):
+        return {name: list(slopes) if not isinstance(slopes, str) else slopes for name, slopes in groups.items()}
+    return _plain(groups)
 
 
 def _column(fields: dict[str, Any]) -> EncodedColumn:

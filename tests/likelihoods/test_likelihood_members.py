@@ -73,6 +73,8 @@ PARAMETERS = {
     "beta": ("precision",),
     "weibull": ("shape",),
     "log-logistic": ("shape",),
+    "weibull-intervals": ("shape",),
+    "log-logistic-intervals": ("shape",),
 }
 
 
@@ -367,7 +369,7 @@ def test_predictive_density_is_the_integral(name):
     if name in ("weibull", "log-logistic", "exponential"):
         y = y[:, 0]  # densities of observed times
     options = dict.fromkeys(likelihood.predictive_options, y[:, 1]) if y.dim() == 2 else {}
-    value = y if y.dim() == 1 else y[:, 0]
+    value = y if y.dim() == 1 or y.shape[1] == 3 else y[:, 0]
     reference_y = (
         torch.stack([y, torch.ones_like(y)], -1)
         if name in ("weibull", "log-logistic", "exponential", "poisson-softplus") and y.dim() == 1

@@ -927,8 +927,8 @@ def test_likelihood_of_a_posterior(name):
     else:
         assert_close(observed.mean, predictive.mean, "posterior")
     marginal = model.likelihood.log_marginal(y, latent)
-    density = predictive.log_prob(y if y.dim() == 1 else y[:, 0])
-    if CASES[name].observed == "positive" and y.dim() == 2:  # censored
+    density = predictive.log_prob(y if y.dim() == 1 or y.shape[1] == 3 else y[:, 0])
+    if CASES[name].observed == "positive" and y.dim() == 2 and y.shape[1] == 2:  # censored
         density = torch.where(y[:, 1] == 1, density, torch.log1p(-predictive.cdf(y[:, 0])))
     assert_close(marginal, density, "posterior")
     expected = model.likelihood.expected_log_prob(y, latent)

@@ -40,7 +40,7 @@ def test_labels(make, num_labels):
 def test_gaussian_values_in_their_units():
     X, signal, _ = make_data()
     y = 5000.0 + 300.0 * signal
-    regressor = GPRegressor(noise="gaussian", **OPTIONS).fit(X, y)
+    regressor = GPRegressor(likelihood="gaussian", **OPTIONS).fit(X, y)
     mean, std = regressor.predict(X, return_std=True)
     np.testing.assert_allclose(regressor.predictive_log_density(X, y), stats.norm(mean, std).logpdf(y), rtol=1e-7)
 
@@ -48,7 +48,7 @@ def test_gaussian_values_in_their_units():
 @pytest.mark.parametrize("noise", NOISES)
 def test_densities_of_values_sum_to_one(noise):
     X, signal, _ = make_data()
-    regressor = GPRegressor(noise=noise, **OPTIONS).fit(X, 5000.0 + 300.0 * signal)
+    regressor = GPRegressor(likelihood=noise, **OPTIONS).fit(X, 5000.0 + 300.0 * signal)
     mean, std = (float(moment[0]) for moment in regressor.predict(X[:1], return_std=True))
     values = mean + std * np.linspace(-30.0, 30.0, 2001)
     density = np.exp(regressor.predictive_log_density(np.repeat(X[:1], len(values), 0), values))
@@ -62,7 +62,7 @@ def test_probabilities_of_counts(distribution, exposure):
     X, signal, rng = make_data()
     exposed = {} if exposure is None else {"exposure": exposure}
     y = rng.poisson((exposure or 1.0) * np.exp(signal))
-    regressor = GPCountRegressor(distribution, **OPTIONS).fit(X, y, **exposed)
+    regressor = GPCountRegressor(distribution=distribution, **OPTIONS).fit(X, y, **exposed)
     counts = np.arange(400)
     probabilities = np.exp(regressor.predictive_log_density(np.repeat(X[:1], 400, 0), counts, **exposed))
     assert probabilities.sum() == pytest.approx(1.0, abs=1e-6)

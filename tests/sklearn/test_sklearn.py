@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 import subprocess
 import sys
@@ -29,7 +30,7 @@ from sklearn.utils.estimator_checks import check_sample_weight_equivalence_on_de
 from itergp import InputError, ItergpWarning
 from itergp.kernels import CategoricalKernel, LaplacianKernel, OrderedCategoricalKernel
 from itergp.models import held_tensors
-from itergp.sklearn import GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor, load
+from itergp.sklearn import GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor, GPSurvival, load
 from itergp.sklearn.kernels import KERNELS, raw_columns, translate
 from itergp.sklearn.noise import COUNTS, NOISES
 from itergp.solvers import DenseNewton, IterNCGP, SubspaceNewton
@@ -174,7 +175,7 @@ def test_every_noise_recovers_a_function(name):
     y = truth + rng.normal(size=120)
     if name in ("student_t", "laplace"):
         y[::15] += 200.0
-    regressor = GPRegressor(noise=name, max_iterations=15).fit(X, y)
+    regressor = GPRegressor(likelihood=name, max_iterations=15).fit(X, y)
     mean, _ = regressor.latent_mean_and_variance(X)
     mean = mean[:, 0] if name == "heteroscedastic" else mean
     assert np.sqrt(np.mean((mean - truth) ** 2)) < 4.0
@@ -185,7 +186,9 @@ def test_noise_that_varies_is_seen():
     rng = np.random.default_rng(0)
     X = rng.uniform(0.0, 1.0, size=(200, 1))
     y = 1000.0 + (1.0 + 9.0 * (X[:, 0] > 0.5)) * rng.normal(size=200)
-    _, std = GPRegressor(noise="heteroscedastic", max_iterations=20).fit(X, y).predict([[0.2], [0.8]], return_std=True)
+    _, std = (
+        GPRegressor(likelihood="heteroscedastic", max_iterations=20).fit(X, y).predict([[0.2], [0.8]], return_std=True)
+    )
     assert std[1] > 3.0 * std[0]
 
 
@@ -194,7 +197,7 @@ def test_every_count_distribution_recovers_a_rate(name):
     rng = np.random.default_rng(0)
     X = np.linspace(0.0, 6.0, 200)[:, None]
     rate = 10.0 + 8.0 * np.sin(X[:, 0])
-    regressor = GPCountRegressor(name, max_iterations=15).fit(X, rng.poisson(rate))
+    regressor = GPCountRegressor(distribution=name, max_iterations=15).fit(X, rng.poisson(rate))
     assert np.mean(np.abs(regressor.predict(X) - rate) / rate) < 0.25
     assert regressor.score(X, rng.poisson(rate)) > 0.4
 
@@ -206,8 +209,42 @@ def test_exposures_as_weights():
     split = np.repeat(np.arange(60), exposure)  # each row as `exposure` rows with a share of the events
     options = {"optimizer": None, "solver": DenseNewton()}
     rates = GPCountRegressor(**options).fit(X, events / exposure, sample_weight=exposure)
-    whole = GPCountRegressor(**options).fit(X[split], (events / exposure)[split])
+    whole = GPCountRegressor(**options).fit(X[split], (events / exposure)[split], sample_weight=np.ones(len(split)))
     np.testing.assert_allclose(rates.predict(X), whole.predict(X), rtol=1e-6)
+
+
+def test_counts_are_whole():
+    X, y = make_data(GPCountRegressor, 30)
+    y = y.astype(float)
+    regressor = GPCountRegressor("rbf", max_iterations=2).fit(X, y)
+    y[[4, 9]] = 2.5
+    for act in (regressor.fit, regressor.partial_fit):
+        with pytest.raises(
+            InputError, match=r"whole numbers\. Got 2\.5 in row 4, and such in 2 of 30 row\(s\)\. Use GPRegr"
+        ):
+            act(X, y)
+    regressor.fit(X, y, sample_weight=np.full(30, 2.0))  # rates
+
+
+@pytest.mark.parametrize(
+    ("make", "name", "value"),
+    [
+        (GPCountRegressor, "distribution", "negative_binomial"),
+        (GPSurvival, "distribution", "log_logistic"),
+        (GPOrdinalClassifier, "levels", ["low", "high"]),
+        (GPOrdinalClassifier, "levels", np.array([3, 1])),
+    ],
+)
+def test_the_kernel_is_the_first_argument(make, name, value):
+    assert make("rbf").kernel == "rbf"
+    assert next(iter(inspect.signature(make).parameters)) == "kernel"
+    with pytest.warns(
+        DeprecationWarning, match=f"The first argument of {make.__name__} is the kernel now.*Pass {name}="
+    ):
+        old = make(value, kernel="rbf", max_iterations=3)
+    assert (old.get_params()[name] is value, old.kernel, old.max_iterations) == (True, "rbf", 3)
+    assert clone(old).get_params().keys() == old.get_params().keys()
+    assert make(kernels.RBF(2.0)).kernel == kernels.RBF(2.0)
 
 
 def _exposed(num_rows: int = 80):
@@ -232,7 +269,7 @@ def test_exposures_of_poisson_counts_are_weights_of_rates():
 @pytest.mark.parametrize("name", COUNTS)
 def test_exposures_scale_counts(name):
     X, y, exposure, rate = _exposed()
-    regressor = GPCountRegressor(name, max_iterations=10).fit(X, y, exposure=exposure)
+    regressor = GPCountRegressor(distribution=name, max_iterations=10).fit(X, y, exposure=exposure)
     assert np.mean(np.abs(regressor.predict(X) - rate) / rate) < 0.2
     mean, std = regressor.predict(X, return_std=True, exposure=exposure)
     np.testing.assert_allclose(mean, regressor.predict(X) * exposure, rtol=1e-4)
@@ -753,8 +790,8 @@ def test_white_noise_of_a_kernel_is_where_the_noise_starts():
     with pytest.raises(InputError, match=r"must have a part that is no WhiteKernel"):
         GPRegressor(kernels.WhiteKernel()).fit(X, y)
     with pytest.raises(InputError, match=r"`noise` must be 'gaussian' with `alpha` or a WhiteKernel"):
-        GPRegressor(fixed, noise="student_t").fit(X, y)
-    with pytest.raises(InputError, match=r"Got the noise 'student_t'\. Pass it as noise='student_t'"):
+        GPRegressor(fixed, likelihood="student_t").fit(X, y)
+    with pytest.raises(InputError, match=r"Got the noise 'student_t'\. Pass it as likelihood='student_t'"):
         GPRegressor("student_t").fit(X, y)
 
 
@@ -839,6 +876,6 @@ def test_inputs_without_effect_and_a_smooth_kernel():
     rng = np.random.default_rng(1)  # directions that the kernel hardly sees: their products are rounding error
     X = rng.normal(size=(400, 2))
     rng.poisson(1.0, 400)
-    regressor = GPCountRegressor("poisson", kernel="rbf", max_iterations=30).fit(X, rng.poisson(5.0, 400))
+    regressor = GPCountRegressor(distribution="poisson", kernel="rbf", max_iterations=30).fit(X, rng.poisson(5.0, 400))
     assert regressor.model_.solution.status.converged
     np.testing.assert_allclose(regressor.predict(X), 5.0, atol=0.5)

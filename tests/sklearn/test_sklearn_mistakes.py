@@ -100,7 +100,7 @@ MISTAKES = {
         r"must have the same number of rows\. Got 12 and 5\. Select the same rows",
     ),
     "8 one-hot targets": (
-        lambda: fitted(y=np.eye(ROWS)),
+        lambda: fitted(GPOrdinalClassifier, y=np.eye(ROWS)),
         r"`y` must have shape \(N,\)\. Got \(12, 12\)\. Pass one target per row, .*not a one-hot row",
     ),
     "8 one-dimensional X": (
@@ -213,8 +213,8 @@ MISTAKES = {
     ),
     "an unknown dtype": (lambda: fitted(dtype="half"), r"`dtype` must be 'auto', 'float32' or 'float64'\. Got 'half'"),
     "an unknown noise": (
-        lambda: fitted(GPRegressor, noise="white"),
-        r"`noise` must be one of 'auto', 'gaussian', .*Got 'white'",
+        lambda: fitted(GPRegressor, likelihood="white"),
+        r"`likelihood` must be one of 'auto', 'gaussian', .*Got 'white'",
     ),
     "an unknown link": (lambda: fitted(link="cauchit"), r"`link` must be .*Got 'cauchit'"),
 }

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pandas
 import pytest
+import scipy.stats as sps
 import torch
 from gpytorch.kernels import RBFKernel, ScaleKernel
 from scipy.optimize import minimize
@@ -18,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from itergp import InputError
 from itergp.diagnostics import brier_scores, censoring_survival, concordance_index
-from itergp.sklearn import GPSurvival, load
+from itergp.sklearn import GPSurvival, censored_times, load
 from itergp.sklearn.event_times import as_event_times
 from itergp.sklearn.noise import TIMES
 
@@ -46,7 +47,7 @@ def make_times(num_rows: int = 60, seed: int = 0, draw=lambda rng, size: rng.wei
 
 def fitted(distribution: str = "weibull", **options):
     X, event, time = make_times()
-    survival = GPSurvival(distribution, kernel="rbf", max_iterations=10, **options)
+    survival = GPSurvival(distribution=distribution, kernel="rbf", max_iterations=10, **options)
     return survival.fit(X, np.column_stack([event, time])), X, event, time
 
 
@@ -71,7 +72,7 @@ def _with(value: float, column: int) -> np.ndarray:
     [
         (None, "The target y is None"),
         (_GOOD[:, 1], r"two columns, event and time. Got shape \(3,\)"),
-        (np.column_stack([_GOOD, _GOOD[:, 1]]), "interval and left censoring cannot be said"),
+        (np.column_stack([_GOOD, _GOOD[:, 1]]), "intervals have a lower and an upper bound"),
         (_with(-2.0, 1), r"positive and finite. Got -2 in 1 of 3 row\(s\), first in row 1"),
         (_with(0.0, 1), "half the unit"),
         (_with(np.inf, 1), "Got inf"),
@@ -79,7 +80,7 @@ def _with(value: float, column: int) -> np.ndarray:
         (_with(np.nan, 0), "Got none in 1 of 3"),
         (_with(2.0, 0), r"must be 0 or 1, or truth values. Got \[2.0\]"),
         (_GOOD[:, ::-1], "put the event before the time"),
-        (_GOOD * [0.0, 1.0], r"must have an event for GPSurvival to learn from. Got 3 censored"),
+        (_GOOD * [0.0, 1.0], r"must have an event, or an interval, for GPSurvival to learn from. Got 3 right-censored"),
         (pandas.DataFrame({"event": ["dead", "alive", "dead"], "time": _GOOD[:, 1]}), "Events in `y` must be numbers"),
         (pandas.DataFrame({"event": [1, 0, 1], "time": ["a", "b", "c"]}), "Times in `y` must be numbers"),
         (pandas.DataFrame({"a": [True, True, False], "b": [True, False, True]}), "truth values in both columns"),
@@ -93,8 +94,155 @@ def test_what_targets_must_be(y, match):
 
 
 def test_weights_must_leave_an_event():
-    with pytest.raises(InputError, match=r"Got 1 censored row\(s\) only"):
+    with pytest.raises(InputError, match=r"Got 1 right-censored row\(s\) only"):
         GPSurvival(kernel="rbf").fit(np.arange(6.0).reshape(3, 2), _GOOD, sample_weight=[0.0, 1.0, 0.0])
+
+
+# ---------------------------------------------------- left censoring and intervals
+_LOWER, _UPPER = np.array([2.0, 3.0, 0.0, 1.0]), np.array([2.0, np.inf, 4.0, 5.0])  # observed, right, left, between
+_CODED = [[2.0, 1.0, 2.0], [3.0, 0.0, 3.0], [4.0, 2.0, 4.0], [1.0, 3.0, 5.0]]
+BOUNDS = {
+    "censored_times": lambda: censored_times(_LOWER, _UPPER),
+    "frame": lambda: pandas.DataFrame({"lower": _LOWER, "upper": _UPPER}),
+    "frame as in lifelines": lambda: pandas.DataFrame({"lower_bound": _LOWER, "upper_bound": _UPPER}),
+    "structured": lambda: np.rec.fromarrays([_LOWER, _UPPER], names=["left", "right"]),
+    "interval array": lambda: pandas.arrays.IntervalArray.from_arrays(_LOWER, _UPPER, closed="both"),
+    "interval index": lambda: pandas.IntervalIndex.from_arrays(_LOWER, _UPPER, closed="right"),
+    "series": lambda: pandas.Series(pandas.arrays.IntervalArray.from_arrays(_LOWER, _UPPER, closed="both")),
+}
+
+
+def make_bounds(num_rows: int = 120, seed: int = 0, scale: float = 1.0):
+    """Inputs and times that are known between two visits, before the first, or after the last."""
+    rng = np.random.default_rng(seed)
+    X = rng.uniform(0.0, 6.0, (num_rows, 1))
+    failure = scale * np.exp(np.sin(X[:, 0])) * rng.weibull(2.0, num_rows)
+    visits = np.concatenate([[0.0], scale * np.array([0.3, 0.6, 1.0, 1.5, 2.5]), [np.inf]])
+    place = np.searchsorted(visits, failure)
+    return X, visits[place - 1], visits[place], failure
+
+
+@pytest.mark.parametrize("form", BOUNDS)
+def test_bounds_of_any_container(form):
+    np.testing.assert_array_equal(as_event_times(BOUNDS[form]()), _CODED)
+
+
+def test_bounds_that_are_events_or_right_censored_are_what_they_were():
+    found = as_event_times(censored_times(_LOWER[:2], _UPPER[:2]))
+    np.testing.assert_array_equal(found, [[2.0, 1.0], [3.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("lower", "upper", "match"),
+    [
+        ([1.0, 3.0], [2.0, 2.0], r"Got 3 and 2 in row 1, which leave no times"),
+        ([1.0, -3.0], [2.0, 2.0], r"Got -3 and 2 in row 1"),
+        ([1.0, 0.0], [2.0, 0.0], r"Got 0 and 0 in row 1"),
+        ([1.0, 0.0], [2.0, np.inf], r"Got 0 and inf in row 1, which leave any time at all"),
+        ([1.0, np.inf], [2.0, np.inf], r"Got inf and inf in row 1"),
+        ([1.0, np.nan], [2.0, 2.0], r"Got none in 1 of 2 row\(s\), first in row 1"),
+        ([1.0], [2.0, 3.0], r"one bound per row each. Got shapes \(1,\) and \(2,\)"),
+        (["a", "b"], [2.0, 3.0], "Bounds in `y` must be numbers"),
+        ([0.0, 0.0], [2.0, 3.0], r"Got 2 left-censored row\(s\) only"),
+        ([1.0, 2.0], [np.inf, np.inf], r"Got 2 right-censored row\(s\) only"),
+    ],
+)
+def test_what_bounds_must_be(lower, upper, match):
+    with pytest.raises(InputError, match=match):
+        GPSurvival(kernel="rbf").fit(np.arange(4.0).reshape(2, 2), censored_times(lower, upper))
+
+
+@pytest.mark.parametrize("distribution", TIMES)
+def test_densities_of_intervals_are_differences_of_the_survival_function(distribution):
+    X, lower, upper, _ = make_bounds()
+    survival = GPSurvival(distribution=distribution, kernel="rbf", max_iterations=10).fit(
+        X, censored_times(lower, upper)
+    )
+    for new in (X[:1], X[:3], X[:40]):  # two and three rows are told from samples
+        curve = survival.predict_survival_function(new, [0.7, 1.4])
+        bounds = [(0.0, 0.7), (0.7, 1.4), (1.4, np.inf)]
+        found = [
+            survival.predictive_log_density(new, censored_times([low] * len(new), [high] * len(new)))
+            for low, high in bounds
+        ]
+        expected = [1.0 - curve[:, 0], curve[:, 0] - curve[:, 1], curve[:, 1]]
+        np.testing.assert_allclose(np.exp(found), expected, rtol=1e-6)
+    short = survival.predictive_log_density(X[:5], censored_times([1.0] * 5, [1.0 + 1e-7] * 5))
+    events = survival.predictive_log_density(X[:5], censored_times([1.0] * 5, [1.0] * 5))
+    np.testing.assert_allclose(short, events + np.log(1e-7), atol=1e-6)
+
+
+@pytest.mark.parametrize("distribution", ["weibull", "log_logistic"])
+def test_intervals_without_effects_have_their_maximum_likelihood(distribution):
+    rng = np.random.default_rng(1)
+    _, lower, upper, _ = make_bounds(600, scale=10.0)
+    X = rng.normal(size=(600, 2))
+    survival = GPSurvival(distribution=distribution, kernel="rbf", max_iterations=40).fit(
+        X, censored_times(lower, upper)
+    )
+    family = sps.weibull_min if distribution == "weibull" else sps.fisk
+
+    def loss(p):
+        times = family(np.exp(p[0]), scale=np.exp(p[1]))
+        return -np.log(times.sf(lower) - times.sf(upper)).sum()
+
+    log_shape, log_scale = minimize(loss, [0.0, np.log(10.0)], method="Nelder-Mead").x
+    found = float(survival.model_.likelihood.shape.detach())
+    assert found == pytest.approx(np.exp(log_shape), rel=0.1)
+    median = family(np.exp(log_shape), scale=np.exp(log_scale)).median()
+    assert np.median(survival.predict(rng.normal(size=(50, 2)))) == pytest.approx(median, rel=0.1)
+
+
+@pytest.mark.parametrize("distribution", ["weibull", "log_logistic"])
+def test_intervals_learn_what_times_do(distribution):
+    X, lower, upper, failure = make_bounds(300)
+    options = {"kernel": "rbf", "max_iterations": 30}
+    times = GPSurvival(distribution=distribution, **options).fit(X, np.column_stack([np.ones(300), failure]))
+    bounds = GPSurvival(distribution=distribution, **options).fit(X, censored_times(lower, upper))
+    new = np.linspace(0.5, 5.5, 40)[:, None]
+    assert np.abs(np.log(bounds.predict(new)) - np.log(times.predict(new))).mean() < 0.15
+    # The middle of an interval is not its time, and left-censored rows are no events.
+    naive = GPSurvival(distribution=distribution, **options).fit(
+        X, np.column_stack([np.isfinite(upper), np.where(np.isfinite(upper), upper, lower)])
+    )
+    X, lower, upper, failure = make_bounds(300, seed=1)
+    held_out = np.column_stack([np.ones(300), failure])
+    gain = bounds.predictive_log_density(X, held_out) - naive.predictive_log_density(X, held_out)
+    assert gain.mean() > 0.02
+
+
+def test_single_precision_keeps_intervals():
+    X, lower, upper, _ = make_bounds()
+    y = censored_times(lower, upper)
+    wide, narrow = (
+        GPSurvival(distribution="weibull", kernel="rbf", max_iterations=10, dtype=kind).fit(X, y)
+        for kind in ("float64", "float32")
+    )
+    np.testing.assert_allclose(narrow.predictive_log_density(X, y), wide.predictive_log_density(X, y), atol=1e-2)
+    with pytest.raises(InputError, match=r"an end later than the time.*keep short ones in float64"):
+        GPSurvival(distribution="weibull", kernel="rbf", dtype="float32").fit(
+            X, censored_times(lower + 1.0, lower + 1.0 + 1e-9)
+        )
+
+
+def test_scores_of_intervals_are_refused_and_rows_join(tmp_path):
+    X, lower, upper, failure = make_bounds()
+    y, observed = censored_times(lower, upper), np.column_stack([np.ones(120), failure])
+    survival = GPSurvival(distribution="weibull", kernel="rbf", max_iterations=10).fit(X[:60], y[:60])
+    for act in (survival.score, lambda X, y: survival.integrated_brier_score(X, y, [0.5, 1.0])):
+        with pytest.raises(InputError, match="defined for observed and right-censored times"):
+            act(X, y)
+    with pytest.raises(InputError, match="by times of training rows"):
+        survival.integrated_brier_score(X, observed, [0.5, 1.0])
+    assert 0.5 < survival.score(X, observed) < 1.0
+    survival.save(tmp_path / "file")
+    again = load(tmp_path / "file")
+    np.testing.assert_array_equal(again.predictive_log_density(X, y), survival.predictive_log_density(X, y))
+    again.partial_fit(X[60:90], y[60:90]).partial_fit(X[90:], observed[90:])
+    assert again.model_.train_targets.shape == (120, 3)
+    times = GPSurvival(distribution="weibull", kernel="rbf", max_iterations=10).fit(X[:60], observed[:60])
+    with pytest.raises(InputError, match="where all of the first fit were"):
+        times.partial_fit(X[60:], y[60:])
 
 
 # -------------------------------------------------------------------- predictions
@@ -136,7 +284,7 @@ def test_without_effects_it_is_the_weibull_fit():
     failure, left = 30.0 * rng.weibull(1.7, 400), rng.uniform(10.0, 60.0, 400)
     event, time = failure <= left, np.minimum(failure, left)
     _, shape, log_scale = weibull_fit(event, time)
-    survival = GPSurvival("weibull", kernel="matern32", max_iterations=30).fit(
+    survival = GPSurvival(distribution="weibull", kernel="matern32", max_iterations=30).fit(
         rng.normal(size=(400, 2)), np.column_stack([event, time])
     )
     assert float(survival.model_.likelihood.shape.detach()) == pytest.approx(shape, rel=0.05)
@@ -147,7 +295,9 @@ def test_without_effects_it_is_the_weibull_fit():
 def test_units_of_time_do_not_matter():
     X, event, time = make_times()
     first, second = (
-        GPSurvival("weibull", kernel="rbf", max_iterations=10).fit(X, np.column_stack([event, unit * time]))
+        GPSurvival(distribution="weibull", kernel="rbf", max_iterations=10).fit(
+            X, np.column_stack([event, unit * time])
+        )
         for unit in (1.0, 1e6)
     )
     np.testing.assert_allclose(second.predict(X), 1e6 * first.predict(X), rtol=1e-5)
@@ -209,7 +359,7 @@ def test_brier_scores_by_hand():
 def test_integrated_brier_score_without_censoring_is_the_mean_squared_error():
     X, event, time = make_times(end=1e3)
     assert event.all()
-    survival = GPSurvival("weibull", kernel="rbf", max_iterations=5).fit(X, np.column_stack([event, time]))
+    survival = GPSurvival(distribution="weibull", kernel="rbf", max_iterations=5).fit(X, np.column_stack([event, time]))
     times = np.array([0.5, 1.0, 2.0])
     errors = ((survival.predict_survival_function(X, times) - (time[:, None] > times)) ** 2).mean(0)
     expected = 0.5 * (0.5 * (errors[0] + errors[1])) / 1.5 + (0.5 * (errors[1] + errors[2])) / 1.5
@@ -219,7 +369,7 @@ def test_integrated_brier_score_without_censoring_is_the_mean_squared_error():
 def test_integrated_brier_score_knows_its_limits():
     X, event, time = make_times()
     event[time.argmax()] = False
-    survival = GPSurvival("weibull", kernel="rbf", max_iterations=2).fit(X, np.column_stack([event, time]))
+    survival = GPSurvival(distribution="weibull", kernel="rbf", max_iterations=2).fit(X, np.column_stack([event, time]))
     y = np.column_stack([event, time])
     assert 0.0 < survival.integrated_brier_score(X, y, [0.5, 1.0, 2.0]) < 0.25
     with pytest.raises(InputError, match="`times` must be two or more increasing times"):
@@ -246,7 +396,8 @@ def test_times_of_training_rows_are_known_in_single_precision_too():
     time = time.round(1) + 0.05
     y = np.column_stack([event, time])
     both = [
-        GPSurvival("weibull", kernel="rbf", max_iterations=2, dtype=kind).fit(X, y) for kind in ("float32", "float64")
+        GPSurvival(distribution="weibull", kernel="rbf", max_iterations=2, dtype=kind).fit(X, y)
+        for kind in ("float32", "float64")
     ]
     single, double = (survival.integrated_brier_score(X, y, [1.0, 1.35, 1.4]) for survival in both)
     assert single == pytest.approx(double, rel=1e-4)
@@ -269,21 +420,23 @@ def test_new_rows_join():
     X, event, time = make_times()
     y = np.column_stack([event, time])
     options = {"kernel": ScaleKernel(RBFKernel()), "optimizer": None, "standardize": False}
-    whole = GPSurvival("weibull", **options).fit(X, y)
+    whole = GPSurvival(distribution="weibull", **options).fit(X, y)
     whole.model_.mean_module.constant.data.fill_(0.0)
-    parts = GPSurvival("weibull", **options).partial_fit(X[:40], y[:40])
+    parts = GPSurvival(distribution="weibull", **options).partial_fit(X[:40], y[:40])
     parts.partial_fit(X[40:], y[40:])
     parts.model_.mean_module.constant.data.fill_(0.0)
     np.testing.assert_allclose(parts.predict(X), whole.predict(X), rtol=1e-4)
-    twice = GPSurvival("weibull", **options).fit(np.concatenate([X, X[:9]]), np.concatenate([y, y[:9]]))
-    weighted = GPSurvival("weibull", **options).fit(X, y, sample_weight=np.where(np.arange(60) < 9, 2.0, 1.0))
+    twice = GPSurvival(distribution="weibull", **options).fit(np.concatenate([X, X[:9]]), np.concatenate([y, y[:9]]))
+    weighted = GPSurvival(distribution="weibull", **options).fit(
+        X, y, sample_weight=np.where(np.arange(60) < 9, 2.0, 1.0)
+    )
     np.testing.assert_allclose(weighted.predict(X), twice.predict(X), rtol=1e-4)
 
 
 @pytest.mark.parametrize("form", ["array", "structured", "frame"])
 def test_pipelines_and_cross_validation(form):
     X, event, time = make_times()
-    pipeline = make_pipeline(StandardScaler(), GPSurvival("weibull", kernel="rbf", max_iterations=5))
+    pipeline = make_pipeline(StandardScaler(), GPSurvival(distribution="weibull", kernel="rbf", max_iterations=5))
     scores = cross_val_score(pipeline, X, FORMS[form](event, time), cv=KFold(2))
     assert (scores > 0.55).all()
 
@@ -293,7 +446,7 @@ def test_unknown_distributions_are_refused():
     with pytest.raises(
         InputError, match="`distribution` must be one of 'auto', 'weibull', 'log_logistic', 'exponential'"
     ):
-        GPSurvival("gompertz").fit(X, np.column_stack([event, time]))
+        GPSurvival(distribution="gompertz").fit(X, np.column_stack([event, time]))
 
 
 @pytest.mark.parametrize(
