@@ -3,6 +3,7 @@
 from itergp.models.gp import GP
 from itergp.models.input_transforms import InputTransform, QuantileTransform, Standardize
 from itergp.models.latent import LatentPosterior
+from itergp.models.network_gp import NetworkGP
 from itergp.models.nonconjugate_gp import NonConjugateGP
 from itergp.models.planning import Plan
 from itergp.models.uncertainty import UncertaintyDecomposition
@@ -11,6 +12,7 @@ __all__ = [
     "GP",
     "InputTransform",
     "LatentPosterior",
+    "NetworkGP",
     "NonConjugateGP",
     "Plan",
     "QuantileTransform",
