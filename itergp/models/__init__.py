@@ -7,6 +7,7 @@ from itergp.models.network_gp import NetworkGP
 from itergp.models.nonconjugate_gp import NonConjugateGP
 from itergp.models.planning import Plan
 from itergp.models.uncertainty import UncertaintyDecomposition
+from itergp.posterior.weights import WeightPosterior
 
 __all__ = [
     "GP",
@@ -18,4 +19,5 @@ __all__ = [
     "QuantileTransform",
     "Standardize",
     "UncertaintyDecomposition",
+    "WeightPosterior",
 ]

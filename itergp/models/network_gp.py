@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import gpytorch
 import torch
@@ -39,7 +39,9 @@ from itergp.posterior.weights import (
     gram_matrix,
 )
 
-_RANK, _COVERAGE, _PASSES = 100, 0.99, 1
+_COVERAGE, _PASSES = 0.99, 1
+_RANK, _LEAST_RANK, _SHARE = 300, 20, 32  # of the memory budget, for directions, by "auto"
+_SAME = 1e-4  # relative difference of two passes over the same rows that is rounding
 _MOST_JOINT = 4096  # latent values of a joint distribution
 _MOST_ROWS, _MOST_BYTES = 1024, 2**27  # of predictions at a time
 _STEPS = 50  # of the optimiser of prior precisions, within a round
@@ -101,7 +103,7 @@ class NetworkGP(nn.Module):
         prior_precision: Of the weights: a number, a tensor with one for each chosen parameter tensor, or a dictionary from
             names of parameters or modules to numbers. Weight decay ``wd`` of a loss that averages over N rows is ``N wd``.
         prior_mean: Prior means by parameter name, such as those before fine-tuning; default 0. They change the evidence alone.
-        rank: Directions of the weights that are computed; None for all.
+        rank: Directions of the weights that are computed: ``"auto"`` for 300, or as many as there is memory for; None for all.
         coverage: Share of the curvature of the training rows that is looked at. Rows that the network is certain of have next
             to none, and cost nothing; leaving them out can only widen the covariance. 1 where the likelihood is to be learned.
         passes: Products with the Gauss-Newton matrix in the search for directions; more make a low rank tighter.
@@ -144,7 +146,7 @@ class NetworkGP(nn.Module):
         parameters: Chosen = None,
         prior_precision: Prior = 1.0,
         prior_mean: Mapping[str, Tensor] | None = None,
-        rank: int | None = _RANK,
+        rank: int | Literal["auto"] | None = "auto",
         coverage: float = _COVERAGE,
         passes: int = _PASSES,
         memory_budget: int | None = None,
@@ -156,7 +158,11 @@ class NetworkGP(nn.Module):
             raise InputError(
                 f"`network` must be a torch module. Got {type(network).__name__}. Wrap the function in one."
             )
-        for name, value in (("rank", rank), ("passes", passes), ("memory_budget", memory_budget)):
+        for name, value in (
+            ("rank", None if rank == "auto" else rank),
+            ("passes", passes),
+            ("memory_budget", memory_budget),
+        ):
             require_positive(name, value, integer=True)
         if not 0.0 < coverage <= 1.0:
             raise InputError(f"`coverage` must be a share, above 0 and at most 1. Got {coverage!r}.")
@@ -235,18 +241,45 @@ class NetworkGP(nn.Module):
             )
         coverage = 1.0 if self.rank is None or self._learns_likelihood() else self.coverage
         overview = look_over(self.linearisation, self._parts, coverage)
+        self._require_same_rows(overview)
         problem = GaussNewton(self.linearisation, self._parts, self._scale(), overview)
         size = len(weights)
-        if self.rank is None or self.rank >= min(size, overview.num_directions):
+        rank = self._rank(size)
+        if rank is None or rank >= min(size, overview.num_directions):
             problem.overview = overview = replace(overview, least=0.0, num_kept=overview.num_directions)
             found = ConditionedNetwork(weights, self._none(), problem.scale, state, overview)
             if size <= overview.num_directions:
                 matrix = problem.matrix()
                 return replace(found, information=DenseInformation.from_matrix(matrix), matrix=matrix)
             return replace(found, information=LowRankInformation.from_products(problem.root()))
-        actions = leading_actions(problem, self.rank, self.passes)
+        actions = leading_actions(problem, rank, self.passes)
         information = LowRankInformation.from_products(actions[1])
         return ConditionedNetwork(weights, information, problem.scale, state, overview, actions)
+
+    def _rank(self, size: int) -> int | None:
+        """Directions of so many weights; None for all."""
+        if self.rank != "auto":
+            return self.rank
+        budget = self.memory_budget or default_memory_budget(self._group.device)
+        itemsize = self.linearisation.parameters()[0].element_size()
+        return max(_LEAST_RANK, min(_RANK, budget // (_SHARE * size * itemsize)))
+
+    def _require_same_rows(self, overview: Overview) -> None:
+        """A loader must give the same rows again.
+
+        Raises:
+            InputError: If it does not.
+        """
+        if self.data.loader is None:
+            return
+        again = look_over(self.linearisation, self._parts, 1.0)
+        difference = abs(again.log_density - overview.log_density)
+        if again.num_rows != overview.num_rows or difference > _SAME * (1.0 + abs(overview.log_density)):
+            raise InputError(
+                "`x` must be a loader that gives the same rows whenever it is gone through. Got others: "
+                f"{overview.num_rows} of log-density {overview.log_density:.6g}, then {again.num_rows} of "
+                f"{again.log_density:.6g}. Leave out random augmentation, `drop_last`, and samplers that choose."
+            )
 
     def _none(self) -> Information:
         scale = self._scale()

@@ -99,7 +99,11 @@ class JacobianOperator(AbstractOperator):
 
     @torch.no_grad()
     def cross_matmul(self, inputs: Rows, block: Tensor) -> Tensor:
-        """``k(inputs, X)`` times a block ``(C, N, k)``: ``(C, M, k)``."""
+        """``k(inputs, X)`` times a block ``(C, N, k)``: ``(C, M, k)``.
+
+        Raises:
+            InputError: If the block has another shape.
+        """
         if block.dim() != 3 or block.shape[0] != self.num_kernels:
             raise InputError(
                 f"A block must have shape ({self.num_kernels}, N, k) where latent functions are coupled. Got "

@@ -199,6 +199,9 @@ class FinalLayer(Linearisation):
         chosen: As in ``Linearisation``; those of the layer alone.
         probe: Inputs of a few rows.
         num_latents: C.
+
+    Raises:
+        InputError: If other parameters are chosen, or the network is none of rows.
     """
 
     def __init__(self, network: nn.Module, chosen: Chosen, probe: Rows, num_latents: int) -> None:
@@ -267,7 +270,14 @@ class FinalLayer(Linearisation):
 
 
 def linearise(network: nn.Module, chosen: Chosen, probe: Rows, num_latents: int) -> Linearisation:
-    """The linearisation that knows most of the network's structure; arguments as in ``Linearisation``."""
+    """The linearisation that knows most of the network's structure.
+
+    Args:
+        network: Any module whose rows do not depend on each other in evaluation mode.
+        chosen: Names of parameters or of modules; a predicate of name and parameter; None for those that require a gradient.
+        probe: Inputs of a few rows.
+        num_latents: C.
+    """
     final = final_linear(network, chosen_names(network, chosen), probe) is not None
     return (FinalLayer if final else Linearisation)(network, chosen, probe, num_latents)
 

@@ -281,6 +281,31 @@ def test_a_loader_streams_the_same_rows():
             torch.testing.assert_close(ours.predict(new).probs, same.predict(new).probs)
 
 
+class Augmented:
+    """Other rows in every epoch."""
+
+    def __init__(self, x, y):
+        self.x, self.y = x, y
+
+    def __iter__(self):
+        yield self.x + 0.1 * torch.randn_like(self.x), self.y
+
+
+def test_a_loader_of_other_rows_is_refused():
+    network, x, y, new = problem()
+    model = NetworkGP(network, Augmented(x, y), None, CategoricalLikelihood(CLASSES))
+    with pytest.raises(InputError, match="same rows whenever"):
+        model.predict(new)
+
+
+def test_the_rank_is_what_memory_allows():
+    network, x, y, _ = problem(rows=300)
+    likelihood = CategoricalLikelihood(CLASSES)
+    assert NetworkGP(network, x, y, likelihood).conditioned.exact  # of 51 weights
+    few = NetworkGP(network, x, y, likelihood, memory_budget=32 * 51 * 8 * 25)
+    assert few.weight_posterior().rank == 25
+
+
 def test_adapters_are_found_by_themselves():
     network, x, y, new = problem()
     for parameter in network[0].parameters():
