@@ -3,17 +3,21 @@
 from itergp.models.gp import GP
 from itergp.models.input_transforms import InputTransform, QuantileTransform, Standardize
 from itergp.models.latent import LatentPosterior
+from itergp.models.network_gp import NetworkGP
 from itergp.models.nonconjugate_gp import NonConjugateGP
 from itergp.models.planning import Plan
 from itergp.models.uncertainty import UncertaintyDecomposition
+from itergp.posterior.weights import WeightPosterior
 
 __all__ = [
     "GP",
     "InputTransform",
     "LatentPosterior",
+    "NetworkGP",
     "NonConjugateGP",
     "Plan",
     "QuantileTransform",
     "Standardize",
     "UncertaintyDecomposition",
+    "WeightPosterior",
 ]

@@ -16,7 +16,9 @@ from itergp.operators.choose import (
     require_operator,
 )
 from itergp.operators.coupled import CoupledOperator, JointOperator, KroneckerOperator
+from itergp.operators.jacobian import JacobianOperator
 from itergp.operators.keops import KeOpsOperator
+from itergp.operators.linearisation import FinalLayer, Linearisation, linearise
 from itergp.operators.memory import default_memory_budget, free_memory
 from itergp.operators.neighbours import Near, Neighbourhoods, kept_entries
 from itergp.operators.prior import Prior
@@ -29,11 +31,14 @@ __all__ = [
     "BlockedOperator",
     "CoupledOperator",
     "DenseOperator",
+    "FinalLayer",
+    "JacobianOperator",
     "JointOperator",
     "KeOpsOperator",
     "KernelCounts",
     "KernelOperator",
     "KroneckerOperator",
+    "Linearisation",
     "Near",
     "Neighbourhoods",
     "OperatorClass",
@@ -45,6 +50,7 @@ __all__ = [
     "free_memory",
     "kept_entries",
     "kind_without_matrix",
+    "linearise",
     "make_operator",
     "own_rows",
     "require_operator",

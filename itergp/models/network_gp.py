@@ -1,0 +1,719 @@
+"""``NetworkGP``: a trained network, linearised in its weights, with the uncertainty that belongs to it."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import gpytorch
+import torch
+from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from linear_operator import to_linear_operator
+from torch import Tensor, nn
+from torch.distributions import Distribution
+from torch.utils._pytree import tree_leaves
+
+from itergp.checks import require_positive
+from itergp.errors import InputError
+from itergp.likelihoods import Likelihood, Observations, as_likelihood
+from itergp.likelihoods.base import node_offsets
+from itergp.likelihoods.predictive import joinable, joined
+from itergp.models.network_data import NetworkData, as_rows
+from itergp.models.network_evidence import Bound, EvidenceTerms
+from itergp.models.network_saving import load_network, save_network
+from itergp.models.streaming import check_prediction
+from itergp.numerics.blocks import psd_root
+from itergp.operators import default_memory_budget, slices
+from itergp.operators.linearisation import Chosen, Linearisation, Rows, linearise, num_rows, take
+from itergp.posterior.gauss_newton import GaussNewton, Overview, leading_actions, look_over
+from itergp.posterior.precision import marginal_covariance
+from itergp.posterior.tempering import tempered
+from itergp.posterior.weights import (
+    DenseInformation,
+    Information,
+    LowRankInformation,
+    WeightPosterior,
+    gram_matrix,
+)
+
+_COVERAGE, _PASSES = 0.99, 1
+_RANK, _LEAST_RANK, _SHARE = 300, 20, 32  # of the memory budget, for directions, by "auto"
+_SAME = 1e-4  # relative difference of two passes over the same rows that is rounding
+_MOST_JOINT = 4096  # latent values of a joint distribution
+_MOST_ROWS, _MOST_BYTES = 1024, 2**27  # of predictions at a time
+_STEPS = 50  # of the optimiser of prior precisions, within a round
+
+Prior = float | Tensor | Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ConditionedNetwork:
+    """A posterior of the weights, and what it was found from.
+
+    Attributes:
+        weights: w* ``(P,)``.
+        information: What the data say about whitened weights.
+        scale: Prior standard deviations ``(P,)``.
+        state: Fingerprint of all that the posterior depends on beside w*.
+        overview: Of the data; None of a posterior that was read from a file.
+        actions: D and U of ``leading_actions``; None of an exact posterior, and of one from a file.
+        matrix: H ``(P, P)`` of an exact posterior of few weights.
+        terms: Of the evidence, once they were asked for.
+    """
+
+    weights: Tensor
+    information: Information
+    scale: Tensor
+    state: tuple[Any, ...]
+    overview: Overview | None = None
+    actions: tuple[Tensor, Tensor] | None = None
+    matrix: Tensor | None = None
+    terms: EvidenceTerms | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether all that the data say was computed."""
+        return self.actions is None
+
+
+class NetworkGP(nn.Module):
+    """The linearised Laplace posterior of a trained network: ``f(x) = f(x; w*) + J(x) (w - w*)``, ``w ~ N(0, 1 / precision)``.
+
+    A Gaussian process with covariance ``J P^{-1} J^T`` whose mean is the network's output. The covariance is conditioned on the
+    directions of weights that the data say most about; in all others it is the prior's, so that it is never below the exact one
+    (of the generalised Gauss-Newton matrix) and shrinks towards it with the rank. The posterior is found on demand, and again
+    when weights, precision, likelihood or data have changed. The network is called in evaluation mode and never changed.
+
+    The Jacobian is never there as a whole. Where ``rank`` is None, or reaches the number of weights P or that of informative
+    directions of latent values, the exact posterior is found, by the Gauss-Newton matrix ``(P, P)`` in float64 or by the
+    gradients of these directions, whichever are fewer: that is for thousands of either, not more.
+
+    Args:
+        network: Any module with outputs ``(n, C)``, or ``(n,)`` for C = 1: the likelihood's latent values, such as logits.
+        x: Training inputs: a tensor, or a tuple or dictionary of tensors, which the network takes as arguments. Or, with
+            ``y`` None, a ``DataLoader`` of pairs of inputs and targets, the same ones in every epoch in whatever order. None
+            of a model that is to be loaded.
+        y: Training targets ``(N,)``, as the likelihood wants them.
+        likelihood: One of ``itergp.likelihoods``, or any of GPyTorch's as it is.
+        parameters: Which parameters are uncertain: names of parameters or modules, or a predicate of name and parameter;
+            default those that require a gradient, such as the adapters of a network that is frozen otherwise.
+        prior_precision: Of the weights: a number, a tensor with one for each chosen parameter tensor, or a dictionary from
+            names of parameters or modules to numbers. Weight decay ``wd`` of a loss that averages over N rows is ``N wd``.
+        prior_mean: Prior means by parameter name, such as those before fine-tuning; default 0. They change the evidence alone.
+        rank: Directions of the weights that are computed: ``"auto"`` for 300, or as many as there is memory for; None for all.
+        coverage: Share of the curvature of the training rows that is looked at. Rows that the network is certain of have next
+            to none, and cost nothing; leaving them out can only widen the covariance. 1 where the likelihood is to be learned.
+        passes: Products with the Gauss-Newton matrix in the search for directions; more make a low rank tighter.
+        memory_budget: Bytes for gradients of rows; default a quarter of the free memory.
+        sample_weight: Weights ``(N,)`` that multiply the rows' log-densities; default 1.
+        missing_targets: Whether targets may be missing.
+
+    Attributes:
+        log_prior_precision: Logarithm of the precision of each group of weights ``(G,)``, a parameter.
+        tempering: Exponent of ``predict`` by default, as in ``NonConjugateGP``.
+
+    Raises:
+        InputError: If network, data, likelihood and prior do not fit each other.
+
+    Examples:
+        >>> import torch, itergp
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.linspace(-2, 2, 40).unsqueeze(-1)
+        >>> y = (x[:, 0] > 0).long()
+        >>> network = torch.nn.Sequential(torch.nn.Linear(1, 16), torch.nn.Tanh(), torch.nn.Linear(16, 2))
+        >>> optimiser = torch.optim.Adam(network.parameters(), lr=0.05)
+        >>> for _ in range(100):
+        ...     optimiser.zero_grad()
+        ...     torch.nn.functional.cross_entropy(network(x), y).backward()
+        ...     _ = optimiser.step()
+        >>> model = itergp.models.NetworkGP(network, x, y, itergp.likelihoods.CategoricalLikelihood(num_classes=2))
+        >>> bool(model.predict(torch.tensor([[1.5]])).probs[0, 1] > 0.9)
+        True
+    """
+
+    _group: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        x: Any,
+        y: Any,
+        likelihood: gpytorch.likelihoods.Likelihood,
+        *,
+        parameters: Chosen = None,
+        prior_precision: Prior = 1.0,
+        prior_mean: Mapping[str, Tensor] | None = None,
+        rank: int | Literal["auto"] | None = "auto",
+        coverage: float = _COVERAGE,
+        passes: int = _PASSES,
+        memory_budget: int | None = None,
+        sample_weight: Any = None,
+        missing_targets: bool = False,
+    ) -> None:
+        super().__init__()
+        if not isinstance(network, nn.Module):
+            raise InputError(
+                f"`network` must be a torch module. Got {type(network).__name__}. Wrap the function in one."
+            )
+        for name, value in (
+            ("rank", None if rank == "auto" else rank),
+            ("passes", passes),
+            ("memory_budget", memory_budget),
+        ):
+            require_positive(name, value, integer=True)
+        if not 0.0 < coverage <= 1.0:
+            raise InputError(f"`coverage` must be a share, above 0 and at most 1. Got {coverage!r}.")
+        self.network, self.likelihood, self.chosen = network, likelihood, parameters
+        self.rank, self.coverage, self.passes, self.memory_budget = rank, coverage, passes, memory_budget
+        self.tempering = 0.0
+        self.calculus  # noqa: B018 - a likelihood that cannot be used is refused now
+        self._prior, self._prior_mean = prior_precision, prior_mean
+        self._known: ConditionedNetwork | None = None
+        self._linearisation: Linearisation | None = None
+        data = NetworkData.of(x, y, sample_weight, missing_targets=missing_targets)
+        self.data = data
+        if not data.empty:
+            self._look_at(data.probe())
+
+    def _look_at(self, probe: Rows) -> None:
+        """Takes the network as a function of its weights, as rows show it."""
+        like = next(value for value in self.network.parameters() if value.is_floating_point())
+        self._probe = probe = as_rows(probe, "x", like.detach())
+        self._linearisation = linearise(self.network, self.chosen, probe, self.calculus.num_latents)
+        values, group = prior_groups(self._linearisation.names, self._prior)
+        self.register_buffer("_group", group.to(like.device), persistent=False)
+        self.log_prior_precision = nn.Parameter(values.log().to(like.device))
+        if self._prior_mean is not None:
+            self._mean_of_prior()
+
+    # ------------------------------------------------------------------ the posterior
+    @property
+    def calculus(self) -> Likelihood:
+        """The likelihood as log-densities and their derivatives."""
+        return as_likelihood(self.likelihood, ())
+
+    @property
+    def linearisation(self) -> Linearisation:
+        """The network as a function of the chosen weights.
+
+        Raises:
+            InputError: If the model has seen neither data nor a file.
+        """
+        if self._linearisation is None:
+            raise InputError(
+                "The model must have data or a saved posterior. Got neither. Pass x and y, or call load(path)."
+            )
+        return self._linearisation
+
+    @property
+    def prior_precision(self) -> Tensor:
+        """Prior precision of each group of weights ``(G,)``."""
+        return self.log_prior_precision.exp()
+
+    @property
+    def conditioned(self) -> ConditionedNetwork:
+        """The posterior at the present state; found now if something changed since it was last found."""
+        weights, state = self.linearisation.weights(), self._state()
+        known = self._known
+        if known is None or known.state != state or not torch.equal(known.weights, weights):
+            self._known = known = self._find(weights, state)
+        return known
+
+    def condition(self) -> WeightPosterior:
+        """Finds the posterior now, and returns that of the weights."""
+        self._known = None
+        return self.weight_posterior()
+
+    def weight_posterior(self) -> WeightPosterior:
+        """The posterior of the chosen weights: samples, log-densities, marginal variances, and the next task's penalty."""
+        fit = self.conditioned
+        return WeightPosterior(self.linearisation, fit.weights, fit.scale, fit.information)
+
+    @torch.no_grad()
+    def _find(self, weights: Tensor, state: tuple[Any, ...]) -> ConditionedNetwork:
+        if self.data.empty:
+            raise InputError(
+                "The state must be the saved one where there are no data. Got a network, likelihood or prior precision that "
+                "has changed. Pass x and y, or load again."
+            )
+        coverage = 1.0 if self.rank is None or self._learns_likelihood() else self.coverage
+        overview = look_over(self.linearisation, self._parts, coverage)
+        self._require_same_rows(overview)
+        problem = GaussNewton(self.linearisation, self._parts, self._scale(), overview)
+        size = len(weights)
+        rank = self._rank(size)
+        if rank is None or rank >= min(size, overview.num_directions):
+            problem.overview = overview = replace(overview, least=0.0, num_kept=overview.num_directions)
+            found = ConditionedNetwork(weights, self._none(), problem.scale, state, overview)
+            if size <= overview.num_directions:
+                matrix = problem.matrix()
+                return replace(found, information=DenseInformation.from_matrix(matrix), matrix=matrix)
+            return replace(found, information=LowRankInformation.from_products(problem.root()))
+        actions = leading_actions(problem, rank, self.passes)
+        information = LowRankInformation.from_products(actions[1])
+        return ConditionedNetwork(weights, information, problem.scale, state, overview, actions)
+
+    def _rank(self, size: int) -> int | None:
+        """Directions of so many weights; None for all."""
+        if self.rank != "auto":
+            return self.rank
+        budget = self.memory_budget or default_memory_budget(self._group.device)
+        itemsize = self.linearisation.parameters()[0].element_size()
+        return max(_LEAST_RANK, min(_RANK, budget // (_SHARE * size * itemsize)))
+
+    def _require_same_rows(self, overview: Overview) -> None:
+        """A loader must give the same rows again.
+
+        Raises:
+            InputError: If it does not.
+        """
+        if self.data.loader is None:
+            return
+        again = look_over(self.linearisation, self._parts, 1.0)
+        difference = abs(again.log_density - overview.log_density)
+        if again.num_rows != overview.num_rows or difference > _SAME * (1.0 + abs(overview.log_density)):
+            raise InputError(
+                "`x` must be a loader that gives the same rows whenever it is gone through. Got others: "
+                f"{overview.num_rows} of log-density {overview.log_density:.6g}, then {again.num_rows} of "
+                f"{again.log_density:.6g}. Leave out random augmentation, `drop_last`, and samplers that choose."
+            )
+
+    def _none(self) -> Information:
+        scale = self._scale()
+        return LowRankInformation(scale.new_zeros(len(scale), 0), scale.new_zeros(0).double())
+
+    # ---------------------------------------------------------------------- predictions
+    def predict(self, x: Any, *, tempering: float | None = None, **observation: Any) -> Distribution:
+        """Predictive distribution of observations at new inputs, row by row, within the memory budget.
+
+        Args:
+            x: Inputs, as the network takes them.
+            tempering: As in ``NonConjugateGP.predict``: 0 integrates the posterior, infinity plugs in the network's output.
+            **observation: What the likelihood wants to know about new rows, a number or ``(M,)``.
+
+        Returns:
+            A distribution with batch shape ``(M,)``, as that of ``NonConjugateGP.predict``.
+
+        Raises:
+            InputError: If the inputs are not those of the network, or the likelihood does not know a keyword.
+        """
+        calculus = self.calculus
+        exponent = check_prediction(calculus, self.tempering if tempering is None else tempering, observation)
+        parts, kept = [], []
+        for which, mean, covariance, variance in self._marginals(x, integrated=exponent < math.inf):
+            if exponent < math.inf:
+                covariance = tempered(covariance, variance, exponent)
+            if mean.shape[1] > 1:
+                part = calculus.predictive(mean, covariance, **_of_rows(observation, which))
+                if joinable(part):
+                    parts.append(part)
+                    continue
+            kept.append((mean, covariance))
+        if parts:
+            return joined(parts)
+        return calculus.predictive(*(torch.cat(column) for column in zip(*kept, strict=True)), **observation)
+
+    def latent_marginals(self, x: Any) -> tuple[Tensor, Tensor]:
+        """Latent means ``(M, C)`` and covariances ``(M, C, C)`` at inputs.
+
+        Args:
+            x: Inputs, as the network takes them.
+        """
+        found = [(mean, covariance) for _, mean, covariance, _ in self._marginals(x)]
+        means, covariances = zip(*found, strict=True)
+        return torch.cat(means), torch.cat(covariances)
+
+    @torch.no_grad()
+    def forward(self, x: Any) -> MultivariateNormal:
+        """The joint latent posterior at few inputs, as GPyTorch knows it.
+
+        Args:
+            x: Inputs of at most 4,096 latent values.
+
+        Raises:
+            InputError: If there are more.
+        """
+        rows = self._rows(x)
+        size, latents = num_rows(rows), self.linearisation.num_latents
+        if size * latents > _MOST_JOINT:
+            raise InputError(
+                f"A joint distribution must be one of at most {_MOST_JOINT} latent values. Got {size * latents}. Call predict "
+                "or latent_marginals, which go row by row, or sample, which is joint over all rows."
+            )
+        fit = self.conditioned
+        covariance = fit.information.covariance(self._gradients(rows, fit).flatten(0, 1))
+        mean = self.linearisation.outputs(rows)
+        if latents == 1:
+            return MultivariateNormal(mean.squeeze(-1), to_linear_operator(covariance))
+        return MultitaskMultivariateNormal(mean, to_linear_operator(covariance), interleaved=True)
+
+    @torch.no_grad()
+    def sample(self, x: Any, num_samples: int = 1, *, seed: int | None = None) -> Tensor:
+        """Latent functions ``(num_samples, M, C)`` of weights that are drawn once for all rows.
+
+        Args:
+            x: Inputs, as the network takes them.
+            num_samples: How many.
+            seed: For the same functions every time, whatever the rows; default PyTorch's generator.
+        """
+        rows, deviations = self._rows(x), self.weight_posterior().deviations(num_samples, seed=seed)
+        parts = []
+        for i in slices(num_rows(rows), self._rows_at_once()):
+            part = take(rows, i)
+            values = self.linearisation.outputs(part).unsqueeze(-1) + self.linearisation.push(part, deviations)
+            parts.append(values.movedim(-1, 0))
+        return torch.cat(parts, 1)
+
+    @torch.no_grad()
+    def _marginals(self, x: Any, *, integrated: bool = True) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+        """Slices of rows, means ``(m, C)``, covariances ``(m, C, C)`` and prior variances ``(m, C)``."""
+        rows = self._rows(x)
+        for i in slices(num_rows(rows), self._rows_at_once()):
+            part = take(rows, i)
+            mean = self.linearisation.outputs(part)
+            covariance, variance = mean.new_zeros(*mean.shape, mean.shape[-1]), torch.zeros_like(mean)
+            if integrated:
+                covariance, variance = self._covariance(part, self.conditioned)
+            yield i, mean, covariance, variance
+
+    def _covariance(self, rows: Rows, fit: ConditionedNetwork) -> tuple[Tensor, Tensor]:
+        """Posterior covariances ``(m, C, C)`` and prior variances ``(m, C)``."""
+        information = fit.information
+        if self.linearisation.structured and isinstance(information, LowRankInformation):
+            prior = self.linearisation.prior_blocks(rows, fit.scale)
+            shrunk = (information.values / (1.0 + information.values)).sqrt().to(fit.scale)
+            known = self.linearisation.push(rows, information.basis * (fit.scale.unsqueeze(-1) * shrunk))
+            return marginal_covariance(prior, known), prior.diagonal(dim1=-2, dim2=-1)
+        gradients = self._gradients(rows, fit)
+        return information.covariance(gradients), gradients.square().sum(-1)
+
+    def _gradients(self, rows: Rows, fit: ConditionedNetwork) -> Tensor:
+        """Whitened gradients ``(m, C, P)``."""
+        units = torch.eye(self.linearisation.num_latents).to(fit.scale).expand(num_rows(rows), -1, -1)
+        return self.linearisation.row_gradients(rows, units).mul_(fit.scale)
+
+    # -------------------------------------------------------------------------- evidence
+    def evidence(self, bound: Bound = "lower") -> Tensor:
+        """Laplace's log marginal likelihood, nats; differentiable in the prior precision and the likelihood's parameters.
+
+        The log-determinant is known within the rank; for the rest of it there are bounds, between which the exact value lies.
+        The first call at a state costs a pass over the gradients of all rows.
+
+        Args:
+            bound: ``"lower"``, which pays for what was not computed, or ``"upper"``. They agree at full rank.
+
+        Raises:
+            InputError: If ``bound`` is neither.
+        """
+        if bound not in ("lower", "upper"):
+            raise InputError(f"`bound` must be 'lower' or 'upper'. Got {bound!r}.")
+        terms = self._terms()
+        value = terms.evidence(self.log_prior_precision, bound)
+        if torch.is_grad_enabled() and self._learns_likelihood():
+            return value + self._of_likelihood(terms, bound)
+        overview = self.conditioned.overview
+        assert overview is not None
+        return value + overview.log_density
+
+    def learn_prior(
+        self, *, rounds: int = 5, bound: Bound = "lower", likelihood: bool = True, tolerance: float = 1e-3
+    ) -> list[float]:
+        """Learns the prior precision, and the likelihood's parameters, by Laplace's evidence.
+
+        Each round finds directions anew, maximises the evidence within them over the precision, and the expected log-density
+        over the likelihood's parameters. The best state is kept.
+
+        Args:
+            rounds: At most.
+            bound: Which bound on the evidence.
+            likelihood: Whether its parameters are learned.
+            tolerance: Gain of the evidence, nats per row, at which it ends.
+
+        Returns:
+            The evidence at the start and after every round.
+        """
+        require_positive("rounds", rounds, integer=True)
+        history, best = [], (-math.inf, self._learned())
+        for step in range(rounds + 1):
+            with torch.no_grad():
+                history.append(float(self.evidence(bound)))
+            if history[-1] > best[0]:
+                best = (history[-1], self._learned())
+            overview = self.conditioned.overview
+            assert overview is not None
+            if step == rounds or (step and history[-1] - history[-2] < tolerance * overview.num_rows):
+                break
+            self._learn_precision(bound)
+            if likelihood and self._learns_likelihood():
+                self._learn_likelihood()
+        with torch.no_grad():
+            for parameter, value in zip(self._learnable(), best[1], strict=True):
+                parameter.copy_(value)
+        return history
+
+    def _learn_precision(self, bound: Bound) -> None:
+        terms = self._terms()
+        optimiser = torch.optim.LBFGS([self.log_prior_precision], max_iter=_STEPS, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimiser.zero_grad()
+            loss = -terms.evidence(self.log_prior_precision, bound)
+            loss.backward()
+            return loss
+
+        optimiser.step(closure)
+        self.log_prior_precision.grad = None
+
+    def _learn_likelihood(self) -> None:
+        """Maximises the expected log-density under the posterior: what EM does."""
+        fit, parts = self.conditioned, []
+        with torch.no_grad():
+            for rows, observed in self._parts():
+                for i in slices(num_rows(rows), self._rows_at_once()):
+                    part, own = take(rows, i), observed.part(i.start, i.stop - i.start)
+                    mean = self.linearisation.outputs(part)
+                    nodes, weights = own.standard_nodes(mean)
+                    parts.append((own, mean, node_offsets(psd_root(self._covariance(part, fit)[0]), nodes), weights))
+        own_parameters = [p for p in self.likelihood.parameters() if p.requires_grad]
+        optimiser = torch.optim.LBFGS(own_parameters, max_iter=_STEPS, line_search_fn="strong_wolfe")
+
+        def closure() -> Tensor:
+            optimiser.zero_grad()
+            terms = [own.expected_log_density(*moments).sum() for own, *moments in parts]
+            loss = -torch.stack(terms).sum()
+            loss.backward()
+            return loss
+
+        optimiser.step(closure)
+        optimiser.zero_grad()
+
+    @torch.no_grad()
+    def _terms(self) -> EvidenceTerms:
+        fit = self.conditioned
+        if fit.terms is None:
+            fit = self._known = replace(fit, terms=self._find_terms(fit))
+        assert fit.terms is not None
+        return fit.terms
+
+    def _find_terms(self, fit: ConditionedNetwork) -> EvidenceTerms:
+        group, count = self._groups(), len(self.log_prior_precision)
+        overview = fit.overview
+        if overview is None:
+            raise InputError(
+                "The evidence needs the training data. Got a model without. Pass x and y to the one that loads."
+            )
+        masks = [group == g for g in range(count)]
+        squares = (fit.weights - self._mean_of_prior()).double().square()
+        distances = torch.stack([squares[mask].sum() for mask in masks])
+        log_precision = self.log_prior_precision.detach().double().clone()
+        zeros = torch.zeros_like(log_precision)
+        if fit.matrix is not None:
+            return EvidenceTerms(log_precision, distances, None, zeros, 0, fit.matrix, group)
+        if fit.actions is None:
+            assert isinstance(fit.information, LowRankInformation)
+            products = fit.information.basis * fit.information.values.sqrt().to(fit.scale)
+            grams = torch.stack([gram_matrix(own, own) for own in (products[mask] for mask in masks)])
+            return EvidenceTerms(log_precision, distances, grams, zeros, 0, None, group)
+        grams = torch.stack([gram_matrix(own, own) for own in (fit.actions[1][mask] for mask in masks)])
+        problem = GaussNewton(self.linearisation, self._parts, fit.scale, overview)
+        left_out = min(len(fit.weights), overview.num_directions) - grams.shape[-1]
+        return EvidenceTerms(log_precision, distances, grams, problem.traces(masks), left_out, None, group)
+
+    def _of_likelihood(self, terms: EvidenceTerms, bound: Bound) -> Tensor:
+        """``log p(y | f*)``, with the derivative of the log-determinant in the curvature, which the likelihood changes."""
+        fit, total = self.conditioned, torch.zeros((), dtype=torch.float64, device=self._group.device)
+        for rows, observed in self._parts():
+            for i in slices(num_rows(rows), self._rows_at_once()):
+                part, own = take(rows, i), observed.part(i.start, i.stop - i.start)
+                latents = self.linearisation.outputs(part)
+                curvature = own.derivatives(latents)[1]
+                slope = self._curvature_slope(part, fit, terms, bound)
+                change = (slope * (curvature - curvature.detach())).sum(dtype=torch.float64)
+                total = total + own.log_density(latents).sum(dtype=torch.float64) - 0.5 * change
+        return total
+
+    @torch.no_grad()
+    def _curvature_slope(self, rows: Rows, fit: ConditionedNetwork, terms: EvidenceTerms, bound: Bound) -> Tensor:
+        """Derivative of the log-determinant in the curvature of each row ``(m, C, C)``, the actions' directions D held."""
+        if fit.exact:
+            return self._covariance(rows, fit)[0]
+        assert fit.actions is not None
+        gradients = self._gradients(rows, fit)
+        along, products = (gradients @ columns for columns in fit.actions)  # D^T and U^T of each row
+        gram = gram_matrix(fit.actions[1], fit.actions[1])
+        inverse = torch.linalg.inv(gram + torch.eye(len(gram)).to(gram)).to(along)
+        cross = products @ inverse @ along.mT
+        slope = cross + cross.mT + along @ (inverse @ along.mT) - along @ along.mT
+        if bound == "lower" and terms.left_out:
+            cross = products @ along.mT
+            rest = gradients @ gradients.mT - cross - cross.mT + along @ (gram.to(along) @ along.mT)
+            slope = slope + rest / (1.0 + terms.rest() / terms.left_out)
+        return slope
+
+    # ---------------------------------------------------------------------------- saving
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes weights, likelihood, prior and posterior to one safetensors file, which holds no code and no training data.
+
+        Args:
+            path: Where to.
+
+        Raises:
+            InputError: If the file cannot be written.
+        """
+        fit = self.conditioned
+        save_network(path, self.network, self.likelihood, self.log_prior_precision, fit.information, self._probe)
+
+    def load(self, path: str | os.PathLike[str]) -> NetworkGP:
+        """Restores what ``save`` wrote into a model of the same network and likelihood, perhaps built without data.
+
+        The network takes the saved weights. Predictions are the saved model's; the evidence needs data.
+
+        Args:
+            path: The file.
+
+        Returns:
+            The model itself.
+
+        Raises:
+            InputError: If the file is missing or damaged, or network, parameters or likelihood are others.
+        """
+        saved = load_network(path, self.network, self.likelihood)
+        self._look_at(saved.probe)
+        if self.log_prior_precision.shape != saved.log_prior_precision.shape:
+            raise InputError(
+                f"The prior must have the saved one's {len(saved.log_prior_precision)} precisions. Got "
+                f"{len(self.log_prior_precision)}. Pass `parameters` and `prior_precision` of the same form."
+            )
+        with torch.no_grad():
+            self.log_prior_precision.copy_(saved.log_prior_precision)
+        weights = self.linearisation.weights()
+        self._known = ConditionedNetwork(weights, saved.information.to(weights), self._scale(), self._state())
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NetworkGP:
+        """Moves data and posterior along; another dtype asks for another posterior."""
+        known = self._known
+        super()._apply(fn, recurse=recurse)
+        self.data = self.data.to(fn)
+        self._known = None
+        if known is not None:
+            weights = self.linearisation.weights()
+            if weights.dtype == known.weights.dtype:
+                information = known.information.to(weights)
+                self._known = ConditionedNetwork(
+                    weights, information, known.scale.to(weights), self._state(), known.overview
+                )
+        return self
+
+    # ---------------------------------------------------------------------------- inside
+    def _parts(self) -> Iterator[tuple[Rows, Observations]]:
+        """Batches of the training data, in the dtype and on the device of the weights."""
+        yield from self.data.parts(self.calculus, self.linearisation.parameters()[0])
+
+    def _rows(self, x: Any) -> Rows:
+        return as_rows(x, "x", self.linearisation.parameters()[0])
+
+    def _rows_at_once(self) -> int:
+        lin = self.linearisation
+        budget = self.memory_budget or default_memory_budget(self._group.device)
+        count = 0 if lin.structured else lin.num_latents
+        squares = max(1, budget // (64 * lin.num_latents**2))
+        return min(_MOST_ROWS, squares, lin.rows_at_once(count, min(_MOST_BYTES, budget // 4)))
+
+    def _groups(self) -> Tensor:
+        """Group of each weight ``(P,)``."""
+        sizes = torch.tensor(self.linearisation.sizes)
+        return self._group.cpu().repeat_interleave(sizes).to(self._group.device)
+
+    @torch.no_grad()
+    def _scale(self) -> Tensor:
+        """Prior standard deviations ``(P,)``."""
+        like = self.linearisation.parameters()[0]
+        return (-0.5 * self.log_prior_precision.double()).exp().to(like)[self._groups()]
+
+    def _mean_of_prior(self) -> Tensor:
+        """Prior mean ``(P,)``."""
+        lin, given = self.linearisation, self._prior_mean or {}
+        found = dict(zip(lin.names, lin.parameters(), strict=True))
+        for name, value in given.items():
+            if name not in found or value.shape != found[name].shape:
+                raise InputError(
+                    f"`prior_mean` must be tensors like the chosen parameters, by their names. Got {name!r} of shape "
+                    f"{tuple(value.shape)}. The parameters are {lin.names}."
+                )
+        means = [given[name].to(own) if name in given else torch.zeros_like(own) for name, own in found.items()]
+        return torch.cat([mean.detach().reshape(-1) for mean in means])
+
+    def _learns_likelihood(self) -> bool:
+        return any(parameter.requires_grad for parameter in self.likelihood.parameters())
+
+    def _learnable(self) -> list[Tensor]:
+        return [self.log_prior_precision, *self.likelihood.parameters()]
+
+    def _learned(self) -> list[Tensor]:
+        return [parameter.detach().clone() for parameter in self._learnable()]
+
+    @torch.no_grad()
+    def _state(self) -> tuple[Any, ...]:
+        """A fingerprint of everything but the chosen weights that the posterior depends on."""
+        tensors = [
+            *self.network.state_dict().values(),
+            *self.likelihood.state_dict().values(),
+            self.log_prior_precision,
+        ]
+        data = [
+            x for x in tree_leaves((self.data.inputs, self.data.targets, self.data.sample_weight)) if torch.is_tensor(x)
+        ]
+        sums = tuple((float(x.double().sum()), float(x.double().norm())) for x in tensors)
+        versions = tuple((x.data_ptr(), x._version) for x in data)
+        return (sums, versions, id(self.data.loader), self.rank, self.coverage, self.passes)
+
+
+def prior_groups(names: list[str], prior: Prior) -> tuple[Tensor, Tensor]:
+    """Precisions of groups of weights ``(G,)``, and the group of each parameter tensor ``(len(names),)``.
+
+    Args:
+        names: Of the parameter tensors.
+        prior: As the user gives it.
+
+    Raises:
+        InputError: If a precision is not positive, or one is missing or too many.
+    """
+    if isinstance(prior, Mapping):
+        keys = [_longest(name, prior) for name in names]
+        unused = [key for key in prior if key not in keys]
+        if unused or None in keys:
+            missing = [name for name, key in zip(names, keys, strict=True) if key is None]
+            raise InputError(
+                "`prior_precision` must name parameters or modules that cover all chosen parameters. Got none for "
+                f"{missing}, and names of nothing {unused}. The parameters are {names}."
+            )
+        order = list(prior)
+        values = torch.as_tensor([float(prior[key]) for key in order], dtype=torch.float64)
+        group = torch.tensor([order.index(key) for key in keys if key is not None])
+    else:
+        values = torch.as_tensor(prior, dtype=torch.float64).detach().clone()
+        if values.dim() == 1 and len(values) not in (1, len(names)):
+            raise InputError(
+                f"`prior_precision` must be a number, or one for each of the {len(names)} chosen tensors. Got {len(values)}. "
+                f"They are {names}."
+            )
+        values = values.reshape(-1)
+        group = torch.arange(len(names)) if len(values) > 1 else torch.zeros(len(names), dtype=torch.long)
+    if not bool((values > 0.0).all()) or not bool(torch.isfinite(values).all()):
+        raise InputError(f"`prior_precision` must be positive. Got {values.tolist()}. Freeze what is known instead.")
+    return values, group
+
+
+def _longest(name: str, keys: Mapping[str, float]) -> str | None:
+    """The key that names the smallest part that a parameter belongs to."""
+    fitting = [key for key in keys if name == key or name.startswith(f"{key}.")]
+    return max(fitting, key=len, default=None)
+
+
+def _of_rows(observation: dict[str, Any], which: slice) -> dict[str, Any]:
+    """What is known of some rows: a number holds for all."""
+    return {name: v[which] if torch.is_tensor(v) and v.dim() > 0 else v for name, v in observation.items()}

@@ -1,0 +1,241 @@
+"""``GaussNewton``: what the data say about the whitened weights of a network, ``H = P^{-1/2} J^T W J P^{-1/2}``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from itergp.likelihoods import Observations
+from itergp.numerics.blocks import curvature_eigen
+from itergp.numerics.rounding import thresholds
+from itergp.numerics.spectral import eigh
+from itergp.operators.linearisation import Linearisation, Rows, num_rows, take
+from itergp.operators.tiles import slices
+from itergp.posterior.weights import gram_matrix, orthonormal
+
+Part = tuple[Rows, Observations]
+Data = Callable[[], Iterable[Part]]
+MANY_LATENTS = 64  # of which curvatures are multiplied by, not taken apart
+_OVERSAMPLED = 16  # columns beyond the rank that a search has
+_GRADIENT_BYTES, _KEPT_BYTES = 2**26, 2**28  # of rows' gradients at a time, and kept between passes
+_MOST_CURVATURES = 2**25  # numbers
+
+
+@dataclass(frozen=True)
+class Overview:
+    """What one pass forward through the network says about the data.
+
+    Attributes:
+        log_density: ``log p(y | f*)``, nats.
+        num_rows: N.
+        num_directions: Directions of latent values that the data say something about, at most N C.
+        num_kept: Those of them that are looked at.
+        least: Curvature at or below which a direction is not looked at.
+    """
+
+    log_density: float
+    num_rows: int
+    num_directions: int
+    num_kept: int
+    least: float
+
+
+@dataclass
+class GaussNewton:
+    """Products with H, batch of rows by batch of rows; the Jacobian is never there as a whole.
+
+    With few latent functions, rows' gradients are taken in the eigenvectors of their curvature alone: a row that is certain
+    costs nothing, and leaving out what is nearly so is conditioning on fewer data, which can only widen. They are kept between
+    passes where they are few. Otherwise products go forward and back through the network.
+
+    Attributes:
+        linearisation: The network.
+        data: Gives the batches of a pass over the training data.
+        scale: Prior standard deviations ``(P,)``.
+        overview: Of the data.
+    """
+
+    linearisation: Linearisation
+    data: Data
+    scale: Tensor
+    overview: Overview
+    _kept: list[Tensor] | None = field(default=None, repr=False)
+
+    # --------------------------------------------------------------------- products
+    def product(self, block: Tensor) -> Tensor:
+        """H times a block ``(P, k)``: ``(P, k)``."""
+        total = torch.zeros_like(block)
+        if not self.by_rows:
+            scaled = block * self.scale.unsqueeze(-1)
+            for rows, observed in self._parts():
+                curved = torch.bmm(self._curvature(rows, observed), self.linearisation.push(rows, scaled))
+                total += self.linearisation.pull(rows, curved)
+            return total.mul_(self.scale.unsqueeze(-1))
+        for gradients in self.weighted_gradients():
+            total.addmm_(gradients.mT, gradients @ block)
+        return total
+
+    def sketch(self, width: int, generator: torch.Generator) -> Tensor:
+        """Random mixtures of the data's directions ``(P, width)``."""
+        total = self.scale.new_zeros(len(self.scale), width)
+        if not self.by_rows:
+            for rows, observed in self._parts():
+                curvature = self._curvature(rows, observed)
+                noise = torch.randn(*curvature.shape[:2], width, generator=generator, dtype=total.dtype).to(
+                    total.device
+                )
+                total += self.linearisation.pull(rows, torch.bmm(curvature, noise))
+            return total.mul_(self.scale.unsqueeze(-1))
+        for gradients in self.weighted_gradients():
+            noise = torch.randn(len(gradients), width, generator=generator, dtype=total.dtype).to(total.device)
+            total.addmm_(gradients.mT, noise)
+        return total
+
+    def matrix(self) -> Tensor:
+        """H ``(P, P)``, float64."""
+        size = len(self.scale)
+        if not self.by_rows:
+            return self.product(torch.eye(size).to(self.scale)).double()
+        total = torch.zeros(size, size, dtype=torch.float64, device=self.scale.device)
+        for gradients in self.weighted_gradients():
+            wide = gradients.double()
+            total.addmm_(wide.mT, wide)
+        return total
+
+    def root(self) -> Tensor:
+        """U ``(P, m)`` with ``H = U U^T``, for few directions of the data."""
+        if self.by_rows:
+            found = [*self.weighted_gradients()]
+            return torch.cat(found).mT if found else self.scale.new_zeros(len(self.scale), 0)
+        columns = []
+        for rows, observed in self._parts():
+            values, vectors = curvature_eigen(self._curvature(rows, observed))
+            roots = (vectors * values.sqrt().unsqueeze(-2)).mT
+            columns.append(self.linearisation.row_gradients(rows, roots).flatten(0, 1))
+        return (torch.cat(columns) * self.scale).mT
+
+    def traces(self, groups: list[Tensor]) -> Tensor:
+        """``tr(H)`` within each group of weights ``(G,)``, all directions counted.
+
+        Args:
+            groups: For each a mask of the weights ``(P,)``.
+        """
+        total = torch.zeros(len(groups), dtype=torch.float64, device=self.scale.device)
+        if self.by_rows:
+            masks = torch.stack(groups).to(self.scale)
+            for gradients in self.weighted_gradients(0.0):
+                total += (masks @ gradients.square().sum(0)).double()
+            return total
+        for rows, observed in self._parts():
+            curvature = self._curvature(rows, observed)
+            for i, group in enumerate(groups):
+                total[i] += (curvature * self.linearisation.prior_blocks(rows, self.scale * group)).sum().double()
+        return total
+
+    def weighted_gradients(self, least: float | None = None) -> Iterator[Tensor]:
+        """Whitened gradients of what is looked at, times the root of its curvature: blocks ``(m, P)`` whose squares sum to H.
+
+        Args:
+            least: Curvature at or below which a direction is left out; default the overview's.
+        """
+        if least is not None and least != self.overview.least:
+            yield from self._gradients(least)
+            return
+        size = self.overview.num_kept * self.scale.numel() * self.scale.element_size()
+        if size > _KEPT_BYTES:
+            yield from self._gradients(self.overview.least)
+            return
+        if self._kept is None:
+            self._kept = [*self._gradients(self.overview.least)]
+        yield from self._kept
+
+    def release(self) -> None:
+        """Frees what is kept between passes."""
+        self._kept = None
+
+    # ----------------------------------------------------------------------- inside
+    @property
+    def by_rows(self) -> bool:
+        """Whether gradients are taken row by row."""
+        return self.linearisation.num_latents <= MANY_LATENTS and not self.linearisation.structured
+
+    def _gradients(self, least: float) -> Iterator[Tensor]:
+        for rows, observed in self.data():
+            values, vectors = curvature_eigen(_curvature_at(self.linearisation.outputs(rows), observed))
+            counts = (values > least).sum(-1)
+            for count in counts.unique().tolist():
+                if count == 0:
+                    continue
+                own = (counts == count).nonzero().squeeze(-1)
+                for which in own.split(self.linearisation.rows_at_once(count, _GRADIENT_BYTES)):
+                    weighted = vectors[which, :, -count:] * values[which, None, -count:].sqrt()
+                    found = self.linearisation.row_gradients(take(rows, which), weighted.mT)
+                    yield found.flatten(0, 1).mul_(self.scale)
+
+    def _parts(self) -> Iterator[Part]:
+        most = max(1, _MOST_CURVATURES // self.linearisation.num_latents**2)
+        for rows, observed in self.data():
+            for i in slices(num_rows(rows), most):
+                yield take(rows, i), observed.part(i.start, i.stop - i.start)
+
+    def _curvature(self, rows: Rows, observed: Observations) -> Tensor:
+        return _curvature_at(self.linearisation.outputs(rows), observed)
+
+
+@torch.no_grad()
+def look_over(linearisation: Linearisation, data: Data, coverage: float) -> Overview:
+    """One pass forward through the network.
+
+    Args:
+        linearisation: The network.
+        data: The training data.
+        coverage: Share of the curvature that is to be looked at.
+    """
+    log_density, size, found = 0.0, 0, []
+    for rows, observed in data():
+        latents = linearisation.outputs(rows)
+        log_density += float(observed.log_density(latents).sum(dtype=torch.float64))
+        size += len(latents)
+        if linearisation.num_latents <= MANY_LATENTS:
+            found.append(curvature_eigen(_curvature_at(latents, observed))[0].flatten())
+    if not found:
+        every = size * linearisation.num_latents
+        return Overview(log_density, size, every, every, 0.0)
+    values = torch.cat(found).double().sort().values
+    informative = int((values > 0.0).sum())
+    dropped = int((values.cumsum(0) <= (1.0 - coverage) * values.sum()).sum())
+    least = float(values[dropped - 1]) if dropped else 0.0
+    return Overview(log_density, size, informative, int((values > least).sum()), max(0.0, least))
+
+
+def leading_actions(problem: GaussNewton, rank: int, passes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    """Actions ``A = W J P^{-1/2} D`` along the leading directions D of H, by subspace iteration.
+
+    Args:
+        problem: H.
+        rank: Most actions.
+        passes: Products with H, at least 1.
+        seed: Of the start.
+
+    Returns:
+        D ``(P, r)`` scaled so that ``A^T W^+ A = D^T H D = I``, and ``U = P^{-1/2} J^T A = H D`` ``(P, r)``.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    floor = thresholds(problem.scale.dtype).dependent_action
+    width = min(rank + _OVERSAMPLED, problem.overview.num_kept, len(problem.scale))
+    basis = orthonormal(problem.sketch(width, generator), floor)
+    for _ in range(passes - 1):
+        basis = orthonormal(problem.product(basis), floor)
+    products = problem.product(basis)
+    cross = gram_matrix(basis, products)
+    values, vectors = eigh(0.5 * (cross + cross.mT))
+    keep = (values > floor * values.amax().clamp_min(0.0)) if values.numel() else values > 0.0
+    mix = (vectors[:, keep] * values[keep].rsqrt())[:, -rank:].to(basis)
+    return basis @ mix, products @ mix
+
+
+def _curvature_at(latents: Tensor, observed: Observations) -> Tensor:
+    return observed.derivatives(latents)[1].detach()
