@@ -39,6 +39,7 @@ from itergp.persistence.checkpoint import CheckpointSection
 from itergp.records import FitRecord, LearningTrace, Listeners
 from itergp.solvers import Reason, Solution
 
+_APPROACH = 10  # steps of Adam before L-BFGS
 _FEW_ROWS = 500  # up to here the bound on the evidence of all rows beats the density of some of them
 _SUBSET_ROWS = 1000
 _REFINEMENT_ROWS, _REFINEMENT_VALUES = 3000, 48_000  # rows, and rows times latent functions
@@ -370,7 +371,8 @@ def _learn(
         )
     stages = _stages(model, settings)
     if comparison is not None:  # which did what the first stage is for
-        stages = [replace(stages[-1], iterations=max(1, round((1.0 - _SUBSET_SHARE) * settings.max_iterations)))]
+        iterations = max(1, round((1.0 - _SUBSET_SHARE) * settings.max_iterations))
+        stages = [replace(stages[-1], iterations=iterations)]
     deadline = None if settings.time_limit is None else called + _LEARNING_SHARE * settings.time_limit
     model.tempering = 0.0  # what was chosen for other hyperparameters
     model.train()
@@ -485,9 +487,14 @@ def _stages(model: NonConjugateGP, settings: Settings) -> list[Stage]:
         if optimizer != "lbfgs" and likelihood.exchangeable and _has_large_support(element):
             options |= {"batch_rows": _BATCH_ROWS, "seed": seed}
         bound = ComputationAwareELBO(model.likelihood, model, **options)
-        if optimizer == "auto":
-            optimizer = "lbfgs" if bound.by_dense_matrices else "adam"
-        return [Stage("learn", bound, max_iterations, learning_rate, optimizer)]
+        if optimizer != "auto" or not bound.by_dense_matrices:
+            by = "adam" if optimizer == "auto" else optimizer
+            return [Stage("learn", bound, max_iterations, learning_rate, by)]
+        approach = min(
+            _APPROACH, max_iterations // 2
+        )  # where an objective is flat, a line search sees no reason to move
+        stages = [Stage("approach", bound, approach, learning_rate)] if approach > 0 else []
+        return [*stages, Stage("learn", bound, max_iterations - approach, learning_rate, "lbfgs")]
     if objective not in ("auto", "predictive"):
         raise InputError(f"`objective` must be 'auto', 'predictive', 'elbo' or an objective. Got {objective!r}.")
     # A noise or dispersion to learn would stand in for the latent variance that plugging in leaves out.
