@@ -487,14 +487,11 @@ def _stages(model: NonConjugateGP, settings: Settings) -> list[Stage]:
         if optimizer != "lbfgs" and likelihood.exchangeable and _has_large_support(element):
             options |= {"batch_rows": _BATCH_ROWS, "seed": seed}
         bound = ComputationAwareELBO(model.likelihood, model, **options)
-        if optimizer != "auto" or not bound.by_dense_matrices:
-            by = "adam" if optimizer == "auto" else optimizer
-            return [Stage("learn", bound, max_iterations, learning_rate, by)]
-        approach = min(
-            _APPROACH, max_iterations // 2
-        )  # where an objective is flat, a line search sees no reason to move
-        stages = [Stage("approach", bound, approach, learning_rate)] if approach > 0 else []
-        return [*stages, Stage("learn", bound, max_iterations - approach, learning_rate, "lbfgs")]
+        if optimizer == "auto" and max_iterations >= 2 * _APPROACH and bound.by_dense_matrices:
+            # Where an objective is flat, a line search sees no reason to move.
+            approach = Stage("approach", bound, _APPROACH, learning_rate)
+            return [approach, Stage("learn", bound, max_iterations - _APPROACH, learning_rate, "lbfgs")]
+        return [Stage("learn", bound, max_iterations, learning_rate, "adam" if optimizer == "auto" else optimizer)]
     if objective not in ("auto", "predictive"):
         raise InputError(f"`objective` must be 'auto', 'predictive', 'elbo' or an objective. Got {objective!r}.")
     # A noise or dispersion to learn would stand in for the latent variance that plugging in leaves out.
