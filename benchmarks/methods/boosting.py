@@ -1,4 +1,4 @@
-"""Gradient boosting, what a practitioner would use instead: scikit-learn's and LightGBM."""
+"""Gradient boosting, what a practitioner would use instead: scikit-learn's, LightGBM and CatBoost."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from benchmarks.methods.base import Budget, Callback, Method, Predict, Range, fr
 from benchmarks.workloads import COUNTS, ORDERED, TrainingData
 
 _COUNTS = "counts: the regressor with `{}` for the mean, a negative binomial whose size is fitted to the training rows"
+_PATIENCE = 50
 _EVERY = 10  # rounds of LightGBM between checkpoints
 
 
@@ -59,9 +60,15 @@ class LightGBM(Method):
     num_leaves: int = 31
     min_child_samples: int = 20
     reg_lambda: float = 0.0
+    validation: float | None = None
 
     @property
     def setup(self) -> str:
+        if self.validation is not None:
+            return (
+                f"`LGBMClassifier(learning_rate={self.learning_rate})`, up to {self.rounds:,} rounds, stopped early on "
+                f"{self.validation:.0%} of the training rows; " + _COUNTS.format("objective='poisson'")
+            )
         return "`LGBMClassifier()`, 100 rounds; " + _COUNTS.format("objective='poisson'")
 
     @property
@@ -76,7 +83,7 @@ class LightGBM(Method):
     def fit(self, data: TrainingData, budget: Budget, callback: Callback) -> None:
         import lightgbm
 
-        settings = {key: value for key, value in self.configuration.items() if key != "rounds"}
+        settings = {key: value for key, value in self.configuration.items() if key not in ("rounds", "validation")}
         settings |= {"n_estimators": self.rounds, "random_state": budget.seed, "n_jobs": budget.threads, "verbose": -1}
 
         def predictor(booster: Any) -> Predict:
@@ -90,8 +97,54 @@ class LightGBM(Method):
 
         counts = data.kind == COUNTS
         model = lightgbm.LGBMRegressor(objective="poisson") if counts else lightgbm.LGBMClassifier()
-        model.set_params(**settings).fit(data.x.numpy(), data.y.numpy(), callbacks=[checkpoint])
-        callback(predictor(model.booster_), rounds=self.rounds)
+        model.set_params(**settings)
+        x, y = data.x.numpy(), data.y.numpy()
+        if self.validation is None:
+            model.fit(x, y, callbacks=[checkpoint])
+        else:
+            stop = lightgbm.early_stopping(_PATIENCE, verbose=False)
+            train, held_out = _held_out(y, self.validation, budget.seed, stratify=not counts)
+            model.fit(x[train], y[train], eval_set=[(x[held_out], y[held_out])], callbacks=[stop])
+        callback(predictor(model.booster_), rounds=int(model.best_iteration_ or self.rounds))
+
+
+@dataclass(frozen=True)
+class CatBoost(Method):
+    """CatBoost, whose defaults are its authors' recommendation."""
+
+    kinds: tuple[str, ...] = ("classes", ORDERED, COUNTS)
+    packages: tuple[str, ...] = ("catboost",)
+
+    @property
+    def setup(self) -> str:
+        return "`CatBoostClassifier()`, 1,000 rounds; " + _COUNTS.format("loss_function='Poisson'")
+
+    def fit(self, data: TrainingData, budget: Budget, callback: Callback) -> None:
+        import catboost
+
+        options = {
+            "random_seed": budget.seed,
+            "thread_count": budget.threads,
+            "verbose": False,
+            "allow_writing_files": False,
+        }
+        x, y = data.x.numpy(), data.y.numpy()
+        if data.kind == COUNTS:
+            regressor = catboost.CatBoostRegressor(loss_function="Poisson", **options).fit(x, y)
+            callback(from_rates(lambda new: regressor.predict(new, prediction_type="Exponent"), data))
+        else:
+            model = catboost.CatBoostClassifier(**options).fit(x, y)
+            callback(from_numpy(model.predict_proba))
+
+
+def _held_out(y: Any, share: float, seed: int, *, stratify: bool) -> Any:
+    """Rows to learn from and rows to stop by, with one of each label among the former."""
+    import numpy as np
+    from sklearn.model_selection import train_test_split
+
+    rows = np.arange(len(y))
+    frequent = stratify and np.unique(y, return_counts=True)[1].min() > 1
+    return train_test_split(rows, test_size=share, random_state=seed, stratify=y if frequent else None)
 
 
 METHODS: list[Method] = [
@@ -100,4 +153,13 @@ METHODS: list[Method] = [
         "boosting (scikit-learn), early stopping", "gradient boosting", importance=2, early_stopping=True
     ),
     LightGBM("boosting (LightGBM)", "gradient boosting"),
+    LightGBM(
+        "boosting (LightGBM), early stopping",
+        "gradient boosting",
+        importance=2,
+        rounds=2000,
+        learning_rate=0.05,
+        validation=0.2,
+    ),
+    CatBoost("boosting (CatBoost)", "gradient boosting", importance=2),
 ]

@@ -17,6 +17,8 @@ from itergp.likelihoods import (
     Likelihood,
     NegativeBinomialLikelihood,
     OrdinalLikelihood,
+    PoissonLikelihood,
+    ZeroInflatedPoissonLikelihood,
 )
 from itergp.models import GP
 from itergp.models.gp import MAX_ARD_COLUMNS
@@ -31,6 +33,13 @@ def make_likelihood(data: TrainingData) -> Likelihood:
         likelihood.initialise(data.y)  # cutpoints at the frequencies of the levels
         return likelihood
     return BernoulliLikelihood() if data.num_outcomes == 2 else CategoricalLikelihood(data.num_outcomes)
+
+
+def other_likelihoods(data: TrainingData) -> list[Likelihood]:
+    """What competes with ``make_likelihood``, as in the estimators."""
+    if data.kind == COUNTS:
+        return [PoissonLikelihood(), ZeroInflatedPoissonLikelihood()]
+    return [CategoricalLikelihood(data.num_outcomes)] if data.kind == ORDERED else []
 
 
 def make_mean(data: TrainingData, *, learned: bool) -> gpytorch.means.Mean:

@@ -11,7 +11,7 @@ import torch
 
 import itergp
 from benchmarks.methods.base import Budget, Callback, Method, Range
-from benchmarks.methods.model import predictions, suite_model
+from benchmarks.methods.model import other_likelihoods, predictions, suite_model
 from benchmarks.workloads import COUNTS, END_TO_END, INFERENCE, ORDERED, TrainingData
 from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Solution, SubspaceNewton, policies
 
@@ -95,7 +95,10 @@ class Learning(Method):
     @property
     def setup(self) -> str:
         limit = "" if self.learning_seconds is None else f" with `time_limit={self.learning_seconds:g}`"
-        return f"`itergp.fit(model)`{limit}; constant mean, Matern-3/2 kernel, one lengthscale per column up to 100"
+        return (
+            f'`itergp.fit(model, structures="auto", likelihoods=...)`{limit}: kernel and scale of the inputs chosen on held-out rows, '
+            "as in the estimators; levels between cutpoints or softmax, counts Poisson, negative binomial or zero-inflated"
+        )
 
     @property
     def search(self) -> dict[str, Range]:
@@ -106,7 +109,12 @@ class Learning(Method):
         options = {"learning_rate": self.learning_rate, "max_iterations": self.max_iterations, "seed": budget.seed}
         plug_in, _ = predictions(model, data, math.inf)
         result = itergp.fit(
-            model, time_limit=self.learning_seconds, on_posterior=lambda _: callback(plug_in), **options
+            model,
+            structures="auto",
+            likelihoods=other_likelihoods(data),
+            time_limit=self.learning_seconds,
+            on_posterior=lambda _: callback(plug_in),
+            **options,
         )
         probs, variance = predictions(model, data)
         chosen = result.calibration
@@ -117,6 +125,7 @@ class Learning(Method):
             rank=result.solution.rank,
             phases=result.seconds,
             chosen=None if chosen is None else [chosen.approximation, chosen.tempering],
+            structure=None if result.comparison is None else result.comparison.chosen,
             ended=result.reason,
         )
 
