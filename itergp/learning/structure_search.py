@@ -188,7 +188,8 @@ class StructureSearch:
         own = [self._contestant(structure, 0) for structure in self.structures]
         reference = next((one for one in own if one.structure == _REFERENCE), own[0])
         others = [self._contestant(reference.structure, 1 + number) for number in range(len(self.likelihoods))]
-        self._round([*own, *others], split, _ROUNDS[0])
+        # Likelihoods first: a wrong one costs more than any kernel, and time may end the round.
+        self._round([reference, *others, *(one for one in own if one is not reference)], split, _ROUNDS[0])
         tried = [one for one in (*own, *others) if one.rounds]
         preferred = _simplest([reference, *others]) if reference.rounds else own[0]
         if preferred in others:  # meets the structures that did best with the model's own likelihood

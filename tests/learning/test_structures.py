@@ -14,7 +14,13 @@ from itergp.kernels import TiedMaternKernel
 from itergp.learning import InputColumns, Structure
 from itergp.learning.structure_search import StructureSearch
 from itergp.learning.structures import AUTOMATIC, candidates
-from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
+from itergp.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    GaussianLikelihood,
+    NegativeBinomialLikelihood,
+    PoissonLikelihood,
+)
 from itergp.models import GP, QuantileTransform
 
 SIMPLE, ROUGH, RANKS = Structure("matern32"), Structure("laplacian"), Structure("laplacian", "ranks")
@@ -220,3 +226,26 @@ def test_levels_alone_have_a_kernel():
     assert_close(covariance[0, 3], covariance[0, 0])
     assert float(covariance[0, 1]) < float(covariance[0, 0])
     assert structure.make_transform(x, columns) is None
+
+
+def test_likelihoods_have_their_turn_before_kernels(monkeypatch):
+    """Where time ends the search: counts that vary more than Poisson's must not end with Poisson's."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(300, 3, generator=generator, dtype=torch.float64)
+    rate = torch.distributions.Gamma(0.5, 0.1 * torch.exp(-x[:, 0]))
+    torch.manual_seed(0)
+    y = torch.poisson(rate.sample())
+    turns = 0
+
+    def over(self) -> bool:
+        nonlocal turns
+        turns += 1
+        return turns > 2
+
+    monkeypatch.setattr(StructureSearch, "_over", over)
+    model = GP(x, y, PoissonLikelihood())
+    comparison = itergp.fit(
+        model, structures="auto", likelihoods=[NegativeBinomialLikelihood()], max_iterations=2
+    ).comparison
+    assert comparison.likelihood == 1
+    assert "NegativeBinomialLikelihood" in comparison.chosen
