@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -138,8 +139,12 @@ class LabelEstimator(ClassifierMixin, GPEstimator):
         return self.classes_[best]
 
 
-def check_labels(y: NDArray[Any]) -> None:
+def check_labels(y: NDArray[Any], *, least_repeats: float = math.inf) -> None:
     """Labels must be discrete and present.
+
+    Args:
+        y: Labels ``(N,)``.
+        least_repeats: Rows per different number, from which on numbers that are not whole may be labels, as half stars.
 
     Raises:
         InputError: If they are real numbers, or some are missing.
@@ -161,7 +166,8 @@ def check_labels(y: NDArray[Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about many classes
         kind = type_of_target(y)
-    if kind not in ("binary", "multiclass"):
+    repeated = kind == "continuous" and len(y) >= least_repeats * len(np.unique(y))
+    if kind not in ("binary", "multiclass") and not repeated:
         shown = y[y != np.floor(y)][0] if y.dtype.kind == "f" else y[0]
         raise InputError(
             f"`y` must be class labels. Unknown label type: {kind}, for example {shown}. Use GPRegressor for real values, "

@@ -13,11 +13,13 @@ from numpy.typing import NDArray
 from itergp.errors import InputError, ItergpWarning
 from itergp.likelihoods import CategoricalLikelihood, Likelihood, OrdinalLikelihood
 from itergp.sklearn.base import Array
+from itergp.sklearn.checks import as_column, check_rows, check_weights
 from itergp.sklearn.former import formerly_first
 from itergp.sklearn.labels import LabelEstimator, check_labels, show_labels
 from itergp.sklearn.model import as_numpy
 
 _ROUNDING = 1e-6  # of probabilities that are summed
+_LEVEL_REPEATS = 2.0  # rows per different number, from which on those that are not whole are levels
 
 
 class GPOrdinalClassifier(LabelEstimator):
@@ -153,12 +155,26 @@ class GPOrdinalClassifier(LabelEstimator):
         """
         return super().predict_proba(X)[:, np.argsort(self.levels_, kind="stable")]
 
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Share of rows whose most probable level is the true one.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            y: Levels ``(M,)``.
+            sample_weight: Weights ``(M,)``.
+        """
+        predicted, levels = self.predict(X), as_column(self, y)
+        check_rows(len(predicted), levels)
+        right = predicted == levels
+        return float(np.average(right, weights=check_weights(len(right), sample_weight)))
+
     @property
     def _coded(self) -> NDArray[Any]:
         return self.levels_
 
     def _encode(self, y: NDArray[Any], *, first: bool) -> Array:
-        check_labels(y)
+        known = not first or self._declared is not None
+        check_labels(y, least_repeats=0.0 if known else _LEVEL_REPEATS)
         if first:
             self.levels_ = np.unique(y) if self._declared is None else self._declared
             self.classes_ = np.unique(self.levels_)
