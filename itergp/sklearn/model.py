@@ -114,10 +114,17 @@ def lacks_digits(solution: Solution) -> bool:
 
 
 def warn_of_ending(solution: Solution, stacklevel: int) -> None:
-    """Says when a posterior lacks digits."""
+    """Says when a posterior lacks digits, or time."""
     if lacks_digits(solution):
         warnings.warn(
             f"The posterior must be found to the solver's tolerance. {solution.status} In an estimator: dtype='float64'.",
+            ItergpWarning,
+            stacklevel=stacklevel,
+        )
+    elif solution.status.reason is Reason.TIME:
+        warnings.warn(
+            f"The posterior must be found before time is up. {solution.status} Until then intervals are wider, and "
+            "probabilities less sure, than the rows allow.",
             ItergpWarning,
             stacklevel=stacklevel,
         )

@@ -879,3 +879,11 @@ def test_inputs_without_effect_and_a_smooth_kernel():
     regressor = GPCountRegressor(distribution="poisson", kernel="rbf", max_iterations=30).fit(X, rng.poisson(5.0, 400))
     assert regressor.model_.solution.status.converged
     np.testing.assert_allclose(regressor.predict(X), 5.0, atol=0.5)
+
+
+def test_a_posterior_without_time_is_said_to_be_unsure():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(3000, 3))
+    model = GPRegressor("matern32", noise="gaussian", fit_options={"time_limit": 1e-3})
+    with pytest.warns(ItergpWarning, match="The posterior must be found before time is up"):
+        model.fit(X, X[:, 0] + rng.normal(size=3000))
