@@ -14,6 +14,7 @@ except ImportError as error:
 
 from itergp.sklearn.base import GPEstimator, restored
 from itergp.sklearn.classifiers import GPClassifier
+from itergp.sklearn.comparison import ModelComparison, compare
 from itergp.sklearn.counts import GPCountRegressor
 from itergp.sklearn.event_times import censored_times
 from itergp.sklearn.ordinal import GPOrdinalClassifier
@@ -27,7 +28,9 @@ __all__ = [
     "GPOrdinalClassifier",
     "GPRegressor",
     "GPSurvival",
+    "ModelComparison",
     "censored_times",
+    "compare",
     "load",
 ]
 

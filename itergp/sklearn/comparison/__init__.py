@@ -1,0 +1,34 @@
+"""How this package compares with what else could be used for a table."""
+
+from itergp.sklearn.comparison.boosting import Boosting, LightGBM
+from itergp.sklearn.comparison.checking import as_rows
+from itergp.sklearn.comparison.compare import compare, cross_validate, judge, standard_methods
+from itergp.sklearn.comparison.folds import hold_out
+from itergp.sklearn.comparison.linear import Linear
+from itergp.sklearn.comparison.methods import Baseline, Fitted, Method, Own, add_rows, fit_estimator
+from itergp.sklearn.comparison.results import MethodResult, ModelComparison
+from itergp.sklearn.comparison.rows import Forecast, Rows
+from itergp.sklearn.comparison.scores import Estimate
+
+__all__ = [
+    "Baseline",
+    "Boosting",
+    "Estimate",
+    "Fitted",
+    "Forecast",
+    "LightGBM",
+    "Linear",
+    "Method",
+    "MethodResult",
+    "ModelComparison",
+    "Own",
+    "Rows",
+    "add_rows",
+    "as_rows",
+    "compare",
+    "cross_validate",
+    "fit_estimator",
+    "hold_out",
+    "judge",
+    "standard_methods",
+]

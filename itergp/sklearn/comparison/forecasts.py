@@ -1,0 +1,155 @@
+"""Forecasts from predictive distributions: probabilities of labels, normal and count distributions, hazards."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+from scipy.optimize import minimize_scalar
+
+from itergp.sklearn.comparison.rows import Array, Forecast, Rows
+
+LOW, HIGH = 0.05, 0.95  # the central 90 % interval
+_LEAST_PROBABILITY = 1e-12  # what a probability of zero counts as
+_LEAST_RATE = 1e-9
+_INTERVALS = 10  # of constant hazard
+
+
+def of_labels(probs: Array, labels: NDArray[Any], rows: Rows) -> Forecast:
+    """The forecast of probabilities.
+
+    Args:
+        probs: ``(M, C)``; probabilities of zero count as 1e-12.
+        labels: What the columns are, sorted ``(C,)``; those of the rows are among them.
+        rows: M rows.
+    """
+    probs = np.maximum(probs, _LEAST_PROBABILITY)
+    probs = probs / probs.sum(-1, keepdims=True)
+    index = np.searchsorted(labels, rows.y)
+    at = probs[np.arange(len(rows)), index]
+    before = np.where(probs > at[:, None], probs, 0.0).sum(-1)
+    cut = np.random.default_rng(0).random(len(rows))
+    return Forecast(np.log(at), labels[probs.argmax(-1)], (before + cut * at < HIGH - LOW).astype(np.float64))
+
+
+def of_normal(mean: Array, deviation: float, rows: Rows) -> Forecast:
+    """The forecast of means ``(M,)`` and one standard deviation."""
+    found = stats.norm(mean, deviation)
+    inside = (rows.y >= found.ppf(LOW)) & (rows.y <= found.ppf(HIGH))
+    return Forecast(found.logpdf(rows.y), mean, inside.astype(np.float64))
+
+
+def residual_deviation(y: Array, mean: Array | float, weights: Array) -> float:
+    """Root mean square of residuals of predictions for rows that these were not learned from; positive."""
+    found = float(np.sqrt(np.average((y - mean) ** 2, weights=weights)))
+    return max(found, 1e-6 * float(np.abs(y).max()), 1e-12)
+
+
+@dataclass(frozen=True)
+class CountNoise:
+    """How counts vary around their mean: ``size`` of a negative binomial distribution, or None for Poisson's."""
+
+    size: float | None
+
+    @classmethod
+    def learn(cls, y: Array, mean: Array, weights: Array) -> CountNoise:
+        """The more probable one for means ``(N,)`` of rows that these were not learned from."""
+        mean = np.maximum(mean, _LEAST_RATE)
+
+        def loss(log_size: float) -> float:
+            return -float(weights @ cls(float(np.exp(log_size))).distribution(mean).logpmf(y))
+
+        best = minimize_scalar(loss, bounds=(-5.0, 12.0), method="bounded")
+        poisson = -float(weights @ stats.poisson(mean).logpmf(y))
+        return cls(float(np.exp(best.x)) if best.fun < poisson else None)
+
+    def distribution(self, mean: Array) -> Any:
+        """Frozen distributions of counts with means ``(M,)``."""
+        return stats.poisson(mean) if self.size is None else stats.nbinom(self.size, self.size / (self.size + mean))
+
+    def forecast(self, mean: Array, rows: Rows) -> Forecast:
+        """The forecast of means ``(M,)``, exposure included."""
+        mean = np.maximum(mean, _LEAST_RATE)
+        found = self.distribution(mean)
+        inside = (rows.y >= found.ppf(LOW)) & (rows.y <= found.ppf(HIGH))
+        return Forecast(found.logpmf(rows.y), mean, inside.astype(np.float64))
+
+
+def covered_times(later: Array, rows: Rows) -> Array:
+    """Coverage of times ``(M,)`` from the probabilities ``(M,)`` of being later than the rows' times.
+
+    Where the distribution is right, the probability at an event is uniform, and what is left of it at a censored row is, too.
+    """
+    event = rows.y[:, 1] == 1.0
+    inside = (later >= 1.0 - HIGH) & (later <= 1.0 - LOW)
+    left = np.clip(np.minimum(later, 1.0 - LOW) - (1.0 - HIGH), 0.0, None) / np.maximum(later, _LEAST_PROBABILITY)
+    return np.where(event, inside, left)
+
+
+@dataclass(frozen=True)
+class Hazards:
+    """Times whose hazard is constant between some times: a survival curve that has a density.
+
+    Attributes:
+        starts: Where intervals begin ``(J,)``, the first at 0; the last has no end.
+        hazards: Of each interval ``(J,)``, or of each row and interval ``(M, J)``.
+    """
+
+    starts: Array
+    hazards: Array
+
+    @classmethod
+    def intervals(cls, time: Array, event: NDArray[np.bool_]) -> Array:
+        """Where intervals begin so that each has about as many events."""
+        inner = np.quantile(time[event], np.linspace(0.0, 1.0, _INTERVALS + 1)[1:-1])
+        return np.unique(np.concatenate([[0.0], inner]))
+
+    @classmethod
+    def learn(cls, time: Array, event: NDArray[np.bool_], weights: Array) -> Hazards:
+        """The Kaplan-Meier curve between quantiles of the events' times, one event more spread over all intervals."""
+        starts = cls.intervals(time, event)
+        index = np.searchsorted(starts, time, side="left").clip(min=1) - 1
+        events = np.bincount(index, weights * event, len(starts)) + 1.0 / len(starts)
+        return cls(starts, events / np.maximum(weights @ cls._spent(starts, time), np.finfo(float).tiny))
+
+    @classmethod
+    def of_survival(cls, starts: Array, survival: Array) -> Hazards:
+        """From probabilities ``(M, J)`` of being later than the ends of all intervals but the last, and than some time in it.
+
+        Args:
+            starts: Where intervals begin, and the time in the last one ``(J + 1,)``.
+            survival: ``(M, J)``.
+        """
+        whole = np.concatenate([np.ones((len(survival), 1)), survival], 1)
+        logs = np.log(np.clip(whole, 1e-4, 1.0))
+        least = 1e-3 / (starts[-1] * len(starts))
+        return cls(starts[:-1], np.maximum(-np.diff(logs, axis=1) / np.diff(starts), least))
+
+    @staticmethod
+    def _spent(starts: Array, time: Array) -> Array:
+        """Time spent in every interval ``(N, J)``."""
+        ends = np.append(starts[1:], np.inf)
+        return np.clip(np.minimum(time[:, None], ends) - starts, 0.0, None)
+
+    def log_survival(self, time: Array) -> Array:
+        """Log-probabilities of being later than times ``(M,)``."""
+        return -(self._spent(self.starts, time) * self.hazards).sum(-1)
+
+    def forecast(self, rows: Rows) -> Forecast:
+        """The forecast for M rows."""
+        time, event = rows.y[:, 0], rows.y[:, 1] == 1.0
+        later = self.log_survival(time)
+        index = np.searchsorted(self.starts, time, side="left").clip(min=1) - 1
+        hazards = np.broadcast_to(self.hazards, (len(time), len(self.starts)))
+        density = later + np.where(event, np.log(hazards[np.arange(len(time)), index]), 0.0)
+        return Forecast(density, self._medians(hazards), covered_times(np.exp(later), rows))
+
+    def _medians(self, hazards: Array) -> Array:
+        widths = np.diff(self.starts)
+        before = np.concatenate([np.zeros((len(hazards), 1)), np.cumsum(hazards[:, :-1] * widths, 1)], 1)
+        index = (before < np.log(2.0)).sum(1).clip(min=1) - 1
+        rows = np.arange(len(hazards))
+        return self.starts[index] + (np.log(2.0) - before[rows, index]) / hazards[rows, index]

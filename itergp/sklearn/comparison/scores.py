@@ -1,0 +1,62 @@
+"""Scores of forecasts with their standard errors."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from itergp.diagnostics import concordance_index
+from itergp.errors import InputError
+from itergp.sklearn.comparison.rows import COUNTS, LABELLED, REGRESSION, SURVIVAL, Array, Forecast, Rows
+
+# task -> what is reported beside the log-density, and whether more of it is better
+SECOND = {
+    **dict.fromkeys(LABELLED, ("accuracy", True)),
+    COUNTS: ("Poisson deviance", False),
+    REGRESSION: ("mean absolute error", False),
+    SURVIVAL: ("concordance", True),
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over rows and its standard error, NaN where it has none."""
+
+    mean: float
+    error: float
+
+    @classmethod
+    def of(cls, values: Array, weights: Array) -> Estimate:
+        """Of values ``(M,)`` that are independent, as rows are given what was learned."""
+        share = weights / weights.sum()
+        mean = float(share @ values)
+        used = int((share > 0.0).sum())
+        if used < 2:
+            return cls(mean, float("nan"))
+        return cls(mean, float(np.sqrt(used / (used - 1) * (share**2 @ (values - mean) ** 2))))
+
+
+def second_scores(forecast: Forecast, rows: Rows) -> Array:
+    """The other usual score, row by row ``(M,)``; not of times, whose concordance is one of pairs.
+
+    Raises:
+        InputError: If the rows are times.
+    """
+    if rows.task in LABELLED:
+        return (forecast.point == rows.y).astype(np.float64)
+    if rows.task == REGRESSION:
+        return np.abs(rows.y - forecast.point)
+    if rows.task == COUNTS:
+        part = np.where(rows.y > 0.0, rows.y * np.log(np.where(rows.y > 0.0, rows.y, 1.0) / forecast.point), 0.0)
+        return 2.0 * (part - rows.y + forecast.point)
+    raise InputError(f"Scores must be those of rows. Got the task {rows.task}. Use `concordance`.")
+
+
+def concordance(forecast: Forecast, rows: Rows) -> float:
+    """Harrell's C, NaN where no pair is comparable."""
+    event = rows.y[:, 1] == 1.0
+    try:
+        return concordance_index(event, rows.y[:, 0], forecast.point, rows.weights)
+    except InputError:
+        return float("nan")
