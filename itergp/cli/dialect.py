@@ -29,8 +29,12 @@ class Dialect:
     decimal: str = "."
 
     @classmethod
-    def of(cls, path: Path) -> Dialect:
+    def of(cls, path: Path, separator: str | None = None) -> Dialect:
         """Looks at the beginning of a file, compressed by gzip, bzip2 or xz or not.
+
+        Args:
+            path: The file.
+            separator: What separates columns, if that is known; a backslash and t are a tab.
 
         Raises:
             OSError: If it cannot be read.
@@ -42,7 +46,7 @@ class Dialect:
         encoding = _encoding(sample)
         lines = sample.decode(encoding, "replace").splitlines()
         lines = [line for line in (lines[:-1] if len(sample) == _SAMPLE else lines)[:_LINES] if line.strip()]
-        separator = _separator(lines)
+        separator = _separator(lines) if separator is None else separator.replace("\\t", "\t")
         return cls(encoding, separator, _decimal(lines, separator))
 
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from itergp._version import __version__
-from itergp.cli import demo, fit, info, predict
+from itergp.cli import compare, demo, fit, info, predict
 from itergp.cli.tables import MissingExtraError
 from itergp.errors import InputError, ItergpWarning, SolverError
 
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--version", action="version", version=f"itergp {__version__}")
     parser.add_argument("--traceback", action="store_true", help="show where an error came from")
     commands = parser.add_subparsers(dest="command", required=True)
-    for command in (fit, predict, info, demo):
+    for command in (fit, predict, compare, info, demo):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     if options.traceback:

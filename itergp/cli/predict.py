@@ -11,6 +11,7 @@ from itergp.cli.tables import read_table, require, require_columns, require_room
 from itergp.errors import InputError
 
 _QUANTILES = (0.05, 0.5, 0.95)
+_DIGITS = 6  # significant ones of probabilities, also of small ones
 
 
 def add_parser(commands: Any) -> None:
@@ -26,6 +27,7 @@ def add_parser(commands: Any) -> None:
         "--exposure", metavar="COLUMN", help="column of exposures, of counts; default 1, which gives rates"
     )
     parser.add_argument("--with-inputs", action="store_true", help="also write the columns of the data")
+    parser.add_argument("--sep", metavar="CHARACTER", help="what separates columns of the data; default: found out")
     parser.add_argument("--device", help="cpu or cuda")
     parser.set_defaults(run=run)
 
@@ -34,7 +36,7 @@ def run(options: argparse.Namespace) -> int:
     """Loads, predicts, writes."""
     estimators = require_room("itergp.sklearn")
     estimator = estimators.load(options.model, device=options.device)
-    table = read_table(options.data)
+    table = read_table(options.data, options.sep)
     names = getattr(estimator, "feature_names_in_", None)
     if names is not None:
         require_columns(table, list(names), "the model")
@@ -72,10 +74,15 @@ def predict(estimator: Any, X: Any, quantiles: tuple[float, ...], **observation:
     if hasattr(estimator, "classes_"):
         probs = estimator.predict_proba(X)
         columns = {"prediction": estimator.classes_[probs.argmax(-1)]}
-        return pandas.DataFrame(columns | {f"probability_{c}": probs[:, i] for i, c in enumerate(estimator.classes_)})
+        shown = {f"probability_{c}": _rounded(probs[:, i]) for i, c in enumerate(estimator.classes_)}
+        return pandas.DataFrame(columns | shown)
     levels = estimator.predict_quantiles(X, quantiles, **observation)
     if hasattr(estimator, "predict_survival_function"):
         columns = {"prediction": estimator.predict(X)}
     else:
         columns = dict(zip(("prediction", "std"), estimator.predict(X, return_std=True, **observation), strict=True))
     return pandas.DataFrame(columns | {f"quantile_{q:g}": levels[:, i] for i, q in enumerate(quantiles)})
+
+
+def _rounded(values: Any) -> list[float]:
+    return [float(f"{value:.{_DIGITS}g}") for value in values]

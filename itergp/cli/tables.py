@@ -42,8 +42,12 @@ def require_room(name: str) -> Any:
     return importlib.import_module(name)
 
 
-def read_table(path: Path) -> Any:
+def read_table(path: Path, separator: str | None = None) -> Any:
     """A data frame from a CSV file, compressed or not, or from a Parquet file; see ``Dialect`` for what is found out.
+
+    Args:
+        path: The file.
+        separator: What separates columns of text, if that is known.
 
     Raises:
         InputError: If the file is missing, empty, or not a table.
@@ -56,7 +60,7 @@ def read_table(path: Path) -> Any:
     if parquet:
         require("pyarrow", "Reading Parquet", "tables")
     try:
-        table = pandas.read_parquet(path) if parquet else _read_text(pandas, path)
+        table = pandas.read_parquet(path) if parquet else _read_text(pandas, path, separator)
     except (ValueError, OSError) as error:  # pandas' errors of parsing and Arrow's are ValueErrors
         reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
         kind = "Parquet" if parquet else "CSV"
@@ -69,8 +73,8 @@ def read_table(path: Path) -> Any:
     return table
 
 
-def _read_text(pandas: Any, path: Path) -> Any:
-    dialect = Dialect.of(path)
+def _read_text(pandas: Any, path: Path, separator: str | None) -> Any:
+    dialect = Dialect.of(path, separator)
     return pandas.read_csv(
         path,
         sep=dialect.separator,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import subprocess
@@ -17,7 +18,7 @@ from helpers import make_model
 
 from itergp import SolverError
 from itergp.cli import main
-from itergp.cli.fit import TASKS
+from itergp.cli.learning import TASKS
 from itergp.sklearn import load
 from itergp.tables import guess_task
 
@@ -73,7 +74,10 @@ def test_fit_predict_and_info(target, folder, capsys):
     said, progress = capsys.readouterr()
     assert progress == ""
     assert f"{estimator}: " in said
-    assert "on 12 held-out rows: " in said
+    assert "On 12 held-out rows:\n" in said
+    assert re.search(r"itergp +-?\d+\.\d+ ± \d+\.\d+ ", said)
+    assert re.search(r"baseline +-?\d+\.\d+ ± ", said)
+    assert not any(word in said for word in ("kernel pass", "tolerance", "latent", "certif", "solve"))
     assert "Now conditioned on all 60 rows" in said
     assert ("The task was guessed" in said) == ("--task" not in words)
 
@@ -91,6 +95,9 @@ def test_fit_predict_and_info(target, folder, capsys):
         np.testing.assert_allclose(written["prediction"], expected, rtol=1e-12)
     else:
         np.testing.assert_array_equal(written["prediction"].astype(expected.dtype), expected)
+        probs = model.predict_proba(make_table(target)[["age", "height"]])
+        np.testing.assert_allclose(written[columns[1:]], probs, rtol=1e-5)
+        assert all(len(text) < 14 for text in pandas.read_csv("out.csv", dtype=str)[columns[1]])  # no 17 digits
 
     assert main(["info", "m.safetensors"]) == 0
     facts = dict(line.split(":", 1) for line in capsys.readouterr().out.splitlines())
@@ -161,8 +168,8 @@ def test_times_with_events(folder, capsys):
     said = capsys.readouterr().out
     assert "GPSurvival: survival, 80 rows, 1 columns" in said
     assert "as there is an --event" in said
-    assert "concordance on 16 held-out rows" in said
-    assert "log-density on 16 held-out rows" in said
+    assert "On 16 held-out rows:" in said
+    assert re.search("log-density +behind the best +concordance", said)
     assert main(["predict", "m", "times.csv"]) == 0
     printed = pandas.read_csv(io.StringIO(capsys.readouterr().out))
     assert list(printed.columns) == ["prediction", "quantile_0.05", "quantile_0.5", "quantile_0.95"]
@@ -180,6 +187,72 @@ def test_times_with_events(folder, capsys):
         assert what in capsys.readouterr().err
     assert main(["predict", "m", "times.csv", "--exposure", "age"]) == 2
     assert "must be left out for GPSurvival" in capsys.readouterr().err
+
+
+def test_what_was_chosen_is_named(folder, capsys):
+    counts = np.random.default_rng(0).negative_binomial(1, 0.2, 120)
+    make_table("value", 120).assign(count=counts).drop(columns="value").to_csv("count.csv", index=False)
+    assert main(["fit", "count.csv", "--target", "count", *QUICK, "--time-limit", "60"]) == 0
+    said = capsys.readouterr().out
+    assert re.search(
+        r"A part of them chose .* with (poisson|negative binomial|zero inflated poisson) likelihood\.", said
+    )
+    assert "counts, as it has " in said
+    assert main(["fit", "count.csv", "--target", "count", "--kernel", "rbf", *QUICK, "--verbose", "--save", "m"]) == 0
+    said = capsys.readouterr().out
+    assert "A part of them" not in said
+    assert "kernel passes" in said
+    assert load("m").distribution == "negative_binomial"  # nothing competes: what the target looks like
+
+
+def test_numbers_that_rarely_repeat_are_real_values(folder, capsys):
+    make_table("value").assign(value=lambda t: (1000 * t["value"]).round().astype(int)).to_csv("whole.csv", index=False)
+    assert main(["fit", "whole.csv", "--target", "value", *QUICK]) == 0
+    assert (
+        "regression, as it has 60 different whole numbers that rarely repeat; choose by --task."
+        in capsys.readouterr().out
+    )
+
+
+def test_groups_are_held_out_together(folder, capsys):
+    table = make_table("value").assign(person=[f"p{i % 15}" for i in range(60)])
+    table.to_csv("people.csv", index=False)
+    assert main(["fit", "people.csv", "--target", "value", "--group", "person", *QUICK, "--save", "m"]) == 0
+    assert "On 12 held-out rows" in capsys.readouterr().out  # three people of four rows
+    assert load("m").feature_names_in_.tolist() == ["age", "height"]
+
+
+def test_the_separator_can_be_said(folder, capsys):
+    make_table("value").to_csv("odd.txt", index=False, sep="&")
+    assert main(["fit", "odd.txt", "--target", "value", *QUICK]) == 2
+    capsys.readouterr()
+    assert main(["fit", "odd.txt", "--target", "value", "--sep", "&", *QUICK, "--save", "m"]) == 0
+    assert "60 rows, 2 columns" in capsys.readouterr().out
+    assert main(["predict", "m", "odd.txt", "--sep", "&"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 61
+
+
+def test_compare(folder, capsys):
+    words = ["compare", "class.csv", "--target", "class", "--folds", "2", "--max-iterations", "2"]
+    assert main(words) == 0
+    said, progress = capsys.readouterr()
+    assert "classification, 60 rows, 2 columns, 2 classes" in said
+    assert "The task was guessed from the target 'class': classification, as it has 2 different labels" in said
+    lines = {line.split("  ")[0]: line for line in said.splitlines()}
+    assert {"itergp", "boosting (scikit-learn)", "linear model", "baseline"} <= lines.keys()
+    assert sum(" best " in line for name, line in lines.items() if name) == 1
+    assert "itergp, part 2 of 2 ..." in progress
+
+    assert main([*words, "--json", "--quiet"]) == 0
+    said, progress = capsys.readouterr()
+    assert progress == ""
+    found = json.loads(said)
+    assert (found["task"], found["score"], found["rows"], found["folds"]) == ("classification", "accuracy", 60, 2)
+    results = {result["method"]: result for result in found["results"]}
+    assert results[found["best"]]["behind"] == {"mean": 0.0, "standard_error": 0.0}
+    assert all(result["behind"]["mean"] >= 0.0 for result in results.values())
+    assert main([*words, "--folds", "1"]) == 2
+    assert "`num_folds` must be 2 to 60, the number of rows or groups. Got 1." in capsys.readouterr().err
 
 
 def test_progress_goes_to_standard_error(folder, capsys):
@@ -272,7 +345,7 @@ def test_any_table_in_any_dialect(dialect, folder, capsys):
         said = capsys.readouterr().out
         assert main(["predict", "m", path, "--output", "out.csv"]) == 0
     assert "GPRegressor: regression, 60 rows, 5 columns" in said
-    assert "regression with gaussian likelihood (--noise), as it has numbers that are not whole; choose by" in said
+    assert "regression, as it has numbers that are not whole; choose by" in said
     estimator = load("m")
     roles = {column.name: column.role for column in reversed(estimator.columns_)}
     assert roles == {
@@ -302,7 +375,7 @@ ERRORS = {
     "no weights": (
         [*FIT, "--weights", "w"],
         2,
-        "the column(s) 'w' for the weights and exposures. Got none of that name. It has 'age', ",
+        "the column(s) 'w' for the weights, exposures and groups. Got none of that name. It has 'age', ",
     ),
     "no features left": (
         [*FIT, "--drop", "age", "height"],
