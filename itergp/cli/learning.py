@@ -36,7 +36,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
         metavar="COLUMN",
         help="column of --task survival: 1 if the event was observed at the target's time, 0 if not",
     )
-    parser.add_argument("--group", metavar="COLUMN", help="column whose equal values are held out together; no feature")
+    parser.add_argument(
+        "--group", nargs="+", metavar="COLUMN", help="columns of groups, as in mixed models: an effect of each group"
+    )
+    parser.add_argument(
+        "--together", metavar="COLUMN", help="column whose equal values are held out together; no feature"
+    )
     parser.add_argument("--sep", metavar="CHARACTER", help="what separates columns; default: found out")
     parser.add_argument("--kernel", default="auto", help="default: by held-out rows; or matern32, laplacian, ...")
     parser.add_argument("--noise", help="of regression: gaussian, ...; of counts: poisson, ...; of times: weibull, ...")
@@ -97,13 +102,15 @@ def _columns(table: Any, options: argparse.Namespace) -> tuple[Any, Any, dict[st
     """Features, targets, and what else is known of the rows: keywords with columns."""
     require_columns(table, [options.target], "the target")
     require_columns(table, [*(options.features or []), *options.drop], "the features")
-    named = {"sample_weight": options.weights, "exposure": options.exposure, "groups": options.group}
+    require_columns(table, options.group or [], "the groups")
+    named = {"sample_weight": options.weights, "exposure": options.exposure, "groups": options.together}
     known = {name: column for name, column in named.items() if column is not None}
-    require_columns(table, list(known.values()), "the weights, exposures and groups")
+    require_columns(table, list(known.values()), "the weights, exposures and what is held out together")
     events = [] if options.event is None else [options.event]
     require_columns(table, events, "the event")
     used = [options.target, *options.drop, *known.values(), *events]
     features = options.features or [name for name in table.columns if name not in used]
+    features = [*features, *(name for name in options.group or [] if name not in features)]
     if not features:
         raise InputError("The data must have columns to predict from. Got the target alone. Check --drop and the file.")
     y = table[options.target]
@@ -137,7 +144,7 @@ def _guess(y: Any, options: argparse.Namespace) -> Any:
     guess = tables.guess_task(y)
     if y.dtype.kind in "iuf" and (options.exposure is not None or options.noise in noise.COUNTS):
         return tables.TaskGuess("counts", None, "its options are those of counts")
-    if y.dtype.kind in "iuf" and options.noise in noise.NOISES:
+    if y.dtype.kind in "iuf" and options.noise in (*noise.NOISES, *noise.POSITIVES, "beta"):
         return tables.TaskGuess("regression", None, "its options are those of regression")
     return guess
 
@@ -152,6 +159,8 @@ def _arguments(guess: Any, options: argparse.Namespace) -> dict[str, Any]:
     }
     if options.time_limit is not None:
         arguments["fit_options"] = {"time_limit": options.time_limit}
+    if options.group is not None:
+        arguments["groups"] = list(options.group)
     if options.levels is not None and guess.task != "ordinal":
         raise InputError(
             f"`--levels` must be left out for {guess.task}. Got {options.levels}. It belongs to --task ordinal."

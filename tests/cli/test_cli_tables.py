@@ -217,9 +217,12 @@ def test_numbers_that_rarely_repeat_are_real_values(folder, capsys):
 def test_groups_are_held_out_together(folder, capsys):
     table = make_table("value").assign(person=[f"p{i % 15}" for i in range(60)])
     table.to_csv("people.csv", index=False)
-    assert main(["fit", "people.csv", "--target", "value", "--group", "person", *QUICK, "--save", "m"]) == 0
+    assert main(["fit", "people.csv", "--target", "value", "--together", "person", *QUICK, "--save", "m"]) == 0
     assert "On 12 held-out rows" in capsys.readouterr().out  # three people of four rows
     assert load("m").feature_names_in_.tolist() == ["age", "height"]
+    assert main(["fit", "people.csv", "--target", "value", "--group", "person", *QUICK, "--save", "m"]) == 0
+    assert load("m").feature_names_in_.tolist() == ["age", "height", "person"]
+    assert load("m").groups == ["person"]
 
 
 def test_the_separator_can_be_said(folder, capsys):
@@ -375,7 +378,7 @@ ERRORS = {
     "no weights": (
         [*FIT, "--weights", "w"],
         2,
-        "the column(s) 'w' for the weights, exposures and groups. Got none of that name. It has 'age', ",
+        "the column(s) 'w' for the weights, exposures and what is held out together. Got none of that name. It has 'age', ",
     ),
     "no features left": (
         [*FIT, "--drop", "age", "height"],

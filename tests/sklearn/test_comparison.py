@@ -11,7 +11,7 @@ from scipy import integrate, stats
 
 from itergp import InputError
 from itergp.diagnostics import censoring_survival
-from itergp.sklearn import GPOrdinalClassifier, compare
+from itergp.sklearn import GPOrdinalClassifier, censored_times, compare
 from itergp.sklearn.comparison import Baseline, Boosting, Estimate, LightGBM, Linear, Method, Own, as_rows, hold_out
 from itergp.sklearn.comparison.folds import split
 from itergp.sklearn.comparison.forecasts import CountNoise, Hazards, of_labels, of_normal
@@ -256,6 +256,8 @@ def test_what_cannot_be_compared():
         compare(X, y, task="regression", exposure=y + 1.0)
     with pytest.raises(InputError, match="`num_folds` must be 2 to 20"):
         compare(X, y, num_folds=21)
+    with pytest.raises(InputError, match="left or interval censoring"):
+        compare(X, censored_times(np.ones(20), np.full(20, 2.0)))
     with pytest.raises(InputError, match="same number of rows"):
         compare(X[:5], y)
 

@@ -39,6 +39,11 @@ def as_rows(
         )
     targets = as_event_times(y) if task == SURVIVAL else as_target_column(y)
     check_rows(table.num_rows, targets)
+    if task == SURVIVAL and (targets.shape[1] > 2 or (targets[:, 1] > 1.0).any()):
+        raise InputError(
+            "Times must be observed or right-censored to be compared. Got left or interval censoring, which the other methods "
+            "do not know. Use GPSurvival.predictive_log_density."
+        )
     if task in LABELLED:
         check_labels(targets, least_repeats=0.0 if task == ORDINAL else math.inf)  # the estimator looks closer
         text = targets.dtype.kind == "O" and isinstance(targets[0], str)

@@ -34,7 +34,7 @@ class Linear(Method):
         if train.task == SURVIVAL:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # those of the table are this package's own, too
-                weibull = GPSurvival("weibull", kernel="linear", random_state=seed)
+                weibull = GPSurvival(kernel="linear", distribution="weibull", random_state=seed)
                 fit_estimator(weibull, train)
                 return forecast_of(weibull, test)
         coded = CodedTable.learn(train.table)
