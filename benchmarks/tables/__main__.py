@@ -31,7 +31,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         if not options.report_only:
             runner.run_all(jobs(options), options.results, options.most_seconds)
-        text = page(store.load([options.results]))
+        text = page(store.load([options.results]), options.note)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--results", type=Path, default=_RESULTS, help=f"file of results; default {_RESULTS}")
     parser.add_argument("--output", type=Path, help="where to write the page; default standard output")
+    parser.add_argument("--note", default="", help="a sentence for the head of the page")
     parser.add_argument("--report-only", action="store_true", help="run nothing")
     return parser
 
