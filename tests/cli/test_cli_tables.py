@@ -190,8 +190,10 @@ def test_times_with_events(folder, capsys):
 
 
 def test_what_was_chosen_is_named(folder, capsys):
-    counts = np.random.default_rng(0).negative_binomial(1, 0.2, 120)
-    make_table("value", 120).assign(count=counts).drop(columns="value").to_csv("count.csv", index=False)
+    table = make_table("value", 160).drop(columns="value")
+    mean = 4.0 * np.exp(1.5 * np.sin(table["age"] / 10.0))
+    counts = np.random.default_rng(0).negative_binomial(2.0, 2.0 / (2.0 + mean))
+    table.assign(count=counts).to_csv("count.csv", index=False)
     assert main(["fit", "count.csv", "--target", "count", *QUICK, "--time-limit", "60"]) == 0
     said = capsys.readouterr().out
     assert re.search(

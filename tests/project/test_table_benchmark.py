@@ -93,6 +93,7 @@ def test_differences_are_taken_row_by_row():
             "table": "titanic",
             "seed": 0,
             "most_rows": 10,
+            "time_limit": None,
             "data": "x",
             "weights": None,
             "test": 3,
