@@ -138,6 +138,7 @@ class AutomaticLikelihood(Likelihood):
 
     log_concave = False
     curvature = "absolute hessian"
+    latent_width = 0.5  # how narrow it is, is not known
 
     def __init__(self, wrapped: gl.Likelihood) -> None:
         super().__init__()

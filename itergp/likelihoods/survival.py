@@ -290,6 +290,11 @@ class LogLogisticLikelihood(_SurvivalLikelihood):
         super().__init__()
         type(self).shape.register(self, shape_constraint or Positive(), shape_prior, shape)
 
+    @property
+    def latent_width(self) -> float:  # type: ignore[override]
+        """Of the logistic noise."""
+        return 1.0 / float(self.shape.detach())
+
     def _log_density(self, latent: Tensor, y: Tensor, *second: Tensor) -> Tensor:
         # Of an interval, S(a) - S(b) is (1 - S(b)) S(a) times what does not depend on f: 1 - (a / b)^shape.
         shape, log_time, events = self.shape.to(latent.dtype), y.log(), second[0]
