@@ -450,7 +450,7 @@ def _rescale(model: RandomGP, rows: Tensor, level: float) -> None:
     try:
         with torch.no_grad():
             largest = model.covariance(kernel, rows.double()).to_dense().diagonal(dim1=-1, dim2=-2).max()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise NoModel(str(error)) from error
     if not bool(torch.isfinite(largest)):
         raise NoModel("no finite variances")
