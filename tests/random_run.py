@@ -57,7 +57,10 @@ def draw(number: int, count: int) -> tuple[Counter[str], list[dict[str, str]]]:
             return
         seen.add(spec)
         try:
-            outcomes[check(spec)] += 1
+            outcome = check(spec)
+            outcomes[outcome] += 1
+            if outcome.startswith("no reference"):  # which the generator should not make
+                faults.append({"fault": outcome, "spec": repr(spec)})
         except Exception as error:  # all kinds of faults are wanted, not the smallest of the first
             outcomes["wrong"] += 1
             faults.append({"fault": f"{type(error).__name__}: {error}", "spec": repr(spec)})
