@@ -205,12 +205,6 @@ MUTANTS = (
         ("test_posterior.py", "while_deviations_change"),
     ),
     Mutant(
-        "a damped round counts as a whole one",
-        "residual = max(residual, unsettled(problem, shifted))",
-        "pass",
-        ("test_posterior.py", "undamped"),
-    ),
-    Mutant(
         "twenty nodes for any marginal",
         "if widths > _FEW_NODES_REACH:",
         "if False:",
