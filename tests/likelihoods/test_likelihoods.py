@@ -570,6 +570,20 @@ def test_heteroscedastic_expectations_are_those_of_a_fine_rule(deviation):
         assert float((ours - theirs).abs().max()) <= 1e-6 * float(theirs.abs().max())
 
 
+@pytest.mark.parametrize("deviation", [0.5, 3.0, 13.0])
+@torch.no_grad()
+def test_predictions_of_ones_own_likelihood_are_those_of_a_fine_rule(deviation):
+    """Beta densities are a fraction of such a deviation wide, which few nodes step over."""
+    likelihood = as_likelihood(_with(gl.BetaLikelihood(), scale=2.0).double())
+    mean, y = torch.tensor([[0.9], [-2.0]]).double(), torch.tensor([0.7, 0.2]).double()
+    nodes, weights = trapezoid(0.1 / max(deviation, 1.0), like=mean)
+    nodes, weights = nodes[nodes.abs() < 8.0], weights[nodes.abs() < 8.0]
+    densities = likelihood.log_density(mean + deviation * nodes[:, None, None], y).exp()
+    expected = torch.einsum("s,sn->n", weights, densities.nan_to_num())
+    found = likelihood.predictive(mean, torch.full((2, 1, 1), deviation**2).double()).log_prob(y).exp()
+    assert float(((found - expected).abs() / expected).max()) < 1e-3
+
+
 @grid
 def test_expected_gradient_is_the_gradient_of_the_expectation(name):
     likelihood, targets = _calculus(name)
