@@ -490,7 +490,7 @@ def test_a_likelihood_says_how_many_nodes_it_averages_over(name):
 
 EXPONENTIAL = ("poisson", "poisson-exposure", "gamma", "weibull", "exponential")  # in closed form
 BETTER = (*EXPONENTIAL, "laplace", "gpytorch-laplace", "heteroscedastic")
-FINER = ("zero-inflated-poisson", "student-t", "gpytorch-student-t")  # narrow: few nodes are not enough
+FINER = ("zero-inflated-poisson", "student-t", "gpytorch-student-t", "weibull-intervals")  # than these few nodes
 
 
 @pytest.mark.parametrize("name", [name for name in GRID if name not in (*BETTER, *FINER)])
@@ -532,7 +532,7 @@ def test_expectations_of_wide_marginals_are_those_of_a_fine_rule(name, deviation
     likelihood, targets = _calculus(name)
     if isinstance(likelihood, AutomaticLikelihood):
         pytest.skip("not finite twelve deviations from the mean")
-    if deviation > 3.0 and name in ("bernoulli-cloglog", "zero-inflated-poisson"):
+    if deviation > 3.0 and name in ("bernoulli-cloglog", "zero-inflated-poisson", "weibull-intervals"):
         pytest.skip("exponentials that overflow are continued linearly, with a kink")
     mean = _latents(name, deviation)
     nodes, weights = likelihood.standard_nodes(mean)
