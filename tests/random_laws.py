@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from linear_operator import to_dense
-from random_models import EXACT, FORWARDS, SOLVERS, RandomGP, Spec, inputs_of, make_model, missing_rows
+from random_models import EXACT, FORWARDS, SOLVERS, RandomGP, Spec, inputs_of, make_model, missing_rows, num_latents
 from torch import Tensor
 
 from itergp.models import GP, NonConjugateGP, QuantileTransform, Standardize
@@ -50,9 +50,11 @@ def _require_same(spec: Spec, first: Belief, second: Belief, largest: float) -> 
     pair = (first.solution, second.solution)
     if not all(s.status.converged and s.certificate is not None for s in pair):
         raise Skip("not converged, or without a certificate")
+    if spec.approximation == "variational" and num_latents(spec) > 1:
+        raise Skip("samples are those of numbered rows")
     q = sum(s.certificate.norm_squared**0.5 for s in pair if s.certificate is not None)
     residual = sum(s.variational_residual or 0.0 for s in pair)
-    rounding = {"float64": 1e-5, "float32": 3e-3}[spec.dtype]
+    rounding = {"float64": 1e-5, "float32": 3e-3}[spec.dtype] * (10.0 if "inducing" in str(spec.kernel) else 1.0)
     widest = torch.maximum(first.variance, second.variance).clamp_min(0.0)
     allowed = 1.01 * largest**0.5 * q + 3.0 * residual * widest.sqrt()
     allowed = allowed + rounding * (first.mean.abs().max() + largest**0.5)
