@@ -205,6 +205,12 @@ MUTANTS = (
         ("test_posterior.py", "while_deviations_change"),
     ),
     Mutant(
+        "twenty nodes for any marginal",
+        "if widths > _FEW_NODES_REACH:",
+        "if False:",
+        ("test_likelihoods.py", "fine_rule"),
+    ),
+    Mutant(
         "rounds end without a certificate",
         "finished = advance is None or solver.certain(problem, state)",
         "finished = True",

@@ -450,7 +450,7 @@ def _rescale(model: RandomGP, rows: Tensor, level: float) -> None:
     try:
         with torch.no_grad():
             largest = model.covariance(kernel, rows.double()).to_dense().diagonal(dim1=-1, dim2=-2).max()
-    except RuntimeError as error:
+    except (RuntimeError, ValueError) as error:
         raise NoModel(str(error)) from error
     if not bool(torch.isfinite(largest)):
         raise NoModel("no finite variances")
@@ -480,7 +480,24 @@ class _ExactProductStructure(gk.ProductStructureKernel):
         return factors.prod(-2 if diag else -3)
 
 
-_EXACT_PRODUCTS = {gk.ProductKernel: _ExactProduct, gk.ProductStructureKernel: _ExactProductStructure}
+class _ExactScale(gk.ScaleKernel):
+    """Numbers times entries: GPyTorch cannot multiply some structured matrices by a batch of numbers."""
+
+    def forward(
+        self, x1: Tensor, x2: Tensor, last_dim_is_batch: bool = False, diag: bool = False, **params: Any
+    ) -> Tensor:
+        entries = to_dense(
+            self.base_kernel.forward(x1, x2, diag=diag, last_dim_is_batch=last_dim_is_batch, **params)
+        )  # of which it has the active_dims
+        scale = self.outputscale.unsqueeze(-1) if last_dim_is_batch else self.outputscale
+        return entries * (scale.unsqueeze(-1) if diag else scale[..., None, None])
+
+
+_EXACT_PRODUCTS = {
+    gk.ProductKernel: _ExactProduct,
+    gk.ProductStructureKernel: _ExactProductStructure,
+    gk.ScaleKernel: _ExactScale,
+}
 
 
 def prior_of(model: RandomGP, inputs: tuple[Tensor, ...], dtype: torch.dtype) -> tuple[Tensor, Tensor]:

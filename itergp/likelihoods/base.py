@@ -7,6 +7,7 @@ Throughout, ``f`` has shape ``(..., N, C)``: rows, then latent functions; leadin
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
 import gpytorch
@@ -16,12 +17,15 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from itergp.errors import InputError
-from itergp.likelihoods.quadrature import gauss_hermite
+from itergp.likelihoods.quadrature import gauss_hermite, node_covariance, trapezoid
 from itergp.numerics.blocks import Root, psd_root
 
 _NUM_NODES = 20
 _NUM_PAIRS = 16
 _CHUNK_ROWS = 8192
+_CHUNK_VALUES = 2**16  # curvatures at once
+_FEW_NODES_REACH = 1.5  # deviations in widths of a likelihood up to which few nodes are right to 1e-5
+_MOST_NODES = 2**14
 
 
 Observed = Literal["label", "level", "count", "real", "positive", "share"]
@@ -36,6 +40,8 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         quadratic: Whether ``log p(y | f)`` is quadratic in ``f``; Laplace and variational posteriors then agree.
         curvature: ``"hessian"`` when W is the negative Hessian, else the positive semi-definite stand-in
             (``"fisher"``, ``"gauss-newton"``, ``"complete-data"`` or ``"absolute hessian"``).
+        latent_width: Distance in f over which the derivatives change, a third of that of their nearest singularity in the
+            complex plane: expectations over one function have nodes as near to one another.
         bounded_curvature: Whether W stays below a bound that is small in the units of f, wherever f is; variational
             posteriors then need no care for curvature that is far away.
         exchangeable: Whether rows share one density, so that any subset of them can be looked at alone.
@@ -51,6 +57,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     num_latents: int = 1
     log_concave: bool = True
     quadratic: ClassVar[bool] = False
+    latent_width: float = 1.0
     bounded_curvature: bool = False
     exchangeable: ClassVar[bool] = True
     observes: ClassVar[Observed] = "real"
@@ -213,8 +220,9 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             targets: Validated targets ``(N,)``.
         """
         total = torch.zeros_like(mean[:, 0])
-        for offset, weight in zip(offsets, weights, strict=True):
-            total = total + weight * self.log_density(mean + offset, targets)
+        for offset, weight in self._pieces(offsets, weights):
+            values = self.log_density(mean + offset, targets)
+            total = total + torch.einsum("s,sn->n", weight.to(values), values)
         return total
 
     def expected_derivatives(
@@ -222,10 +230,33 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     ) -> tuple[Tensor, Tensor]:
         """Expected gradient ``(N, C)`` and curvature ``(N, C, C)``; arguments as in ``expected_log_density``."""
         gradient, curvature = torch.zeros_like(mean), mean.new_zeros(*mean.shape, mean.shape[-1])
-        for offset, weight in zip(offsets, weights, strict=True):
+        for offset, weight in self._pieces(offsets, weights):
             g, W = self.derivatives(mean + offset, targets)
-            gradient, curvature = gradient + weight * g, curvature + weight * W
+            gradient = gradient + torch.einsum("s,snc->nc", weight.to(g), g)
+            curvature = curvature + torch.einsum("s,sncd->ncd", weight.to(W), W)
         return gradient, curvature
+
+    def _pieces(self, offsets: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Some nodes at a time, their offsets ``(S, N, C)`` and weights ``(S,)``.
+
+        Few nodes are blind between them where marginals are wide. They are then others of the same variance, as near to one
+        another as the likelihood asks for.
+        """
+        count, size, latents = offsets.shape
+        scale = None
+        if latents == 1 and not self.quadratic:
+            variance = node_covariance(offsets, weights)[:, 0]
+            scale = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+            widths = float(scale.detach().amax()) / self.latent_width if size else 0.0
+            if widths > _FEW_NODES_REACH:
+                offsets, weights = trapezoid(max(1.0 / widths, 24.0 / _MOST_NODES), like=weights)
+                count = len(weights)
+            else:
+                scale = None
+        step = max(1, _CHUNK_VALUES // max(1, size * latents**2))
+        for start in range(0, count, step):
+            piece = offsets[start : start + step]
+            yield piece if scale is None else piece[:, None, None] * scale, weights[start : start + step]
 
     @property
     def num_nodes(self) -> int:
@@ -235,8 +266,8 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     def standard_nodes(self, like: Tensor, seed: int = 0, skip: int = 0) -> tuple[Tensor, Tensor]:
         """Standard normal nodes for expectations over a row's latent values.
 
-        20 Gauss-Hermite nodes, the same for every row, when C = 1; otherwise 16 antithetic pairs of fixed
-        pseudo-random samples, different for every row so that their errors average out.
+        20 Gauss-Hermite nodes, the same for every row, when C = 1, which expectations under wide marginals replace by more;
+        otherwise 16 antithetic pairs of fixed pseudo-random samples, different for every row so that their errors average out.
 
         Args:
             like: Means ``(N, C)``, for shape, dtype and device.

@@ -50,6 +50,11 @@ class BernoulliLikelihood(Likelihood):
         """Not of the complementary log-log: where nothing happened it is ``exp(f)``."""
         return self.link != "cloglog"
 
+    @property
+    def latent_width(self) -> float:  # type: ignore[override]
+        """Half as wide where it is an exponential of an exponential."""
+        return 0.5 if self.link == "cloglog" else 1.0
+
     def validate_targets(self, targets: Tensor) -> Tensor:
         """Labels must be 0 or 1, as integers, floats or booleans; returned as floats.
 

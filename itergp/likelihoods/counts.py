@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from gpytorch.constraints import GreaterThan, Interval
 from gpytorch.priors import Prior
@@ -90,6 +92,11 @@ class ZeroInflatedPoissonLikelihood(CountLikelihood):
     ) -> None:
         super().__init__()
         type(self).inflation.register(self, inflation_constraint or Interval(1e-6, 0.9999), inflation_prior, inflation)
+
+    @property
+    def latent_width(self) -> float:  # type: ignore[override]
+        """A third of how far from real rates ``p + (1 - p) exp(-exp(f))`` vanishes."""
+        return math.atan2(math.pi, float(torch.logit(1.0 - self.inflation.detach().double()))) / 3.0
 
     def initialise(self, targets: Tensor) -> list[str]:
         """Inflation from the share of zeros beyond that of a Poisson distribution, if still at its default."""

@@ -26,13 +26,14 @@ from itergp.likelihoods.mixtures import QuadratureMixture
 from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.poisson import PoissonLikelihood
 from itergp.likelihoods.predictive import CategoricalPredictive, NormalPredictive
-from itergp.likelihoods.quadrature import gauss_hermite, second_moment_nodes
+from itergp.likelihoods.quadrature import second_moment_nodes, trapezoid
 from itergp.likelihoods.robust import LaplaceLikelihood, StudentTLikelihood
 from itergp.likelihoods.targets import as_floats, check_outputs, check_targets
 from itergp.numerics.blocks import psd_root
 from itergp.numerics.spectral import absolute
 
-_PREDICTIVE_NODES = 64
+_SPACING, _REACH = 0.25, 8.0  # of the nodes of a prediction, in standard deviations of the latent value
+_MOST_NODES, _MOST_VALUES = 2_048, 2**25
 
 
 def as_likelihood(likelihood: gl.Likelihood, inputs: tuple[Tensor, ...] | None = None) -> Likelihood:
@@ -138,6 +139,7 @@ class AutomaticLikelihood(Likelihood):
 
     log_concave = False
     curvature = "absolute hessian"
+    latent_width = 0.5  # how narrow it is, is not known
 
     def __init__(self, wrapped: gl.Likelihood) -> None:
         super().__init__()
@@ -214,15 +216,23 @@ class AutomaticLikelihood(Likelihood):
         return torch.zeros_like(point) if row is None else row
 
     def predictive(self, mean: Tensor, covariance: Tensor) -> Distribution:
-        """Mixture of the conditional distribution over 64 Gauss-Hermite nodes (C = 1) or 256 fixed samples."""
+        """Mixture of the conditional distribution over equidistant nodes (C = 1), 65 or more, or 256 fixed samples."""
         if self.num_latents == 1:
-            nodes, weights = gauss_hermite(_PREDICTIVE_NODES, like=mean)
-            return QuadratureMixture(
-                weights, self.wrapped.forward(mean + covariance[..., 0].clamp_min(0).sqrt() * nodes)
-            )
+            scale = covariance[..., 0].clamp_min(0).sqrt()
+            nodes, weights = self._nodes(scale)
+            return QuadratureMixture(weights, self.wrapped.forward(mean + scale * nodes))
         half = torch.randn(128, mean.shape[-1], generator=torch.Generator().manual_seed(0)).to(mean)
         samples = mean.unsqueeze(1) + torch.matmul(torch.cat([half, -half]), psd_root(covariance).mT)
         return QuadratureMixture(mean.new_full((256,), 1 / 256), self.wrapped.forward(samples))
+
+    def _nodes(self, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """Nodes and weights ``(S,)`` for latent deviations ``(M, 1)``: to where densities need not be finite any more."""
+        most = min(_MOST_NODES, max(1, _MOST_VALUES // max(1, scale.shape[0])))
+        widths = float(scale.detach().nan_to_num().max()) / self.latent_width if scale.numel() else 0.0
+        spacing = max(min(_SPACING, 1.0 / max(widths, 1e-6)), 2.0 * _REACH / most)
+        nodes, weights = trapezoid(min(spacing, _SPACING), like=scale)
+        near = nodes.abs() <= _REACH
+        return nodes[near], weights[near] / weights[near].sum()
 
 
 def _absolute(hessian: Tensor, gradient: Tensor) -> Tensor:

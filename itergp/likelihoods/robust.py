@@ -76,6 +76,11 @@ class StudentTLikelihood(_RealLikelihood):
         type(self).noise.register(self, noise_constraint or Positive(), noise_prior, noise)
         type(self).deg_free.register(self, deg_free_constraint or GreaterThan(2.0), deg_free_prior, deg_free)
 
+    @property
+    def latent_width(self) -> float:  # type: ignore[override]
+        """A third of the distance of the density's poles."""
+        return float((self.deg_free.detach() * self.noise.detach()).sqrt()) / 3.0
+
     def _log_density(self, latent: Tensor, y: Tensor, *second: Tensor) -> Tensor:
         dof, noise = self.deg_free.to(latent.dtype), self.noise.to(latent.dtype)
         constant = torch.lgamma(0.5 * (dof + 1.0)) - torch.lgamma(0.5 * dof) - 0.5 * (math.pi * dof * noise).log()

@@ -131,6 +131,11 @@ class _WeibullTimes(_SurvivalLikelihood):
     def _shape(self, like: Tensor) -> Tensor:
         raise NotImplementedError
 
+    @property
+    def latent_width(self) -> float:  # type: ignore[override]
+        """Of intervals and left-censored rows, an exponential of an exponential."""
+        return 0.5 / float(self._shape(torch.ones(())).detach())
+
     # ------------------------------------------------- hazards until the time
     def _log_density(self, latent: Tensor, y: Tensor, *second: Tensor) -> Tensor:
         return self._until(latent, y, *second) + self._within(latent, y, *second)
@@ -184,12 +189,13 @@ class _WeibullTimes(_SurvivalLikelihood):
         """``E[log p(y_n | f_n)]`` for each row ``(N,)``: in closed form, but for what is bounded by the nodes."""
         if targets.dim() == 1 or targets.shape[1] == 2:
             return super().expected_log_density(mean, offsets, weights, targets)
-        tilted = self._tilted(mean, offsets, weights, targets)
-        assert tilted is not None
+        closed = self._closed_form(mean, offsets, weights, targets)
+        assert closed is not None
         columns = self._columns(targets, mean)
-        total = self._until(tilted[0].squeeze(-1), *columns) - tilted[1]
-        for offset, weight in zip(offsets, weights, strict=True):
-            total = total + weight * self._within((mean + offset).squeeze(-1), *columns)
+        total = self._until(closed[0].squeeze(-1), *columns) - closed[1]
+        for offset, weight in self._pieces(offsets, weights):
+            values = self._within((mean + offset).squeeze(-1), *columns)
+            total = total + torch.einsum("s,sn->n", weight.to(values), values)
         return total
 
     def expected_derivatives(
@@ -198,13 +204,14 @@ class _WeibullTimes(_SurvivalLikelihood):
         """Expected gradient ``(N, 1)`` and curvature ``(N, 1, 1)``: in closed form, but for what is bounded by the nodes."""
         if targets.dim() == 1 or targets.shape[1] == 2:
             return super().expected_derivatives(mean, offsets, weights, targets)
-        tilted = self._tilted(mean, offsets, weights, targets)
-        assert tilted is not None
+        closed = self._closed_form(mean, offsets, weights, targets)
+        assert closed is not None
         columns = self._columns(targets, mean)
-        gradient, curvature = self._until_derivatives(tilted[0].squeeze(-1), *columns)
-        for offset, weight in zip(offsets, weights, strict=True):
+        gradient, curvature = self._until_derivatives(closed[0].squeeze(-1), *columns)
+        for offset, weight in self._pieces(offsets, weights):
             g, w = self._within_derivatives((mean + offset).squeeze(-1), *columns)
-            gradient, curvature = gradient + weight * g, curvature + weight * w
+            gradient = gradient + torch.einsum("s,sn->n", weight.to(g), g)
+            curvature = curvature + torch.einsum("s,sn->n", weight.to(w), w)
         return gradient.unsqueeze(-1), curvature[..., None, None]
 
     def _conditional(self, latent: Tensor, *second: Tensor) -> Weibull:
@@ -289,6 +296,11 @@ class LogLogisticLikelihood(_SurvivalLikelihood):
     ) -> None:
         super().__init__()
         type(self).shape.register(self, shape_constraint or Positive(), shape_prior, shape)
+
+    @property
+    def latent_width(self) -> float:  # type: ignore[override]
+        """Of the logistic noise."""
+        return 1.0 / float(self.shape.detach())
 
     def _log_density(self, latent: Tensor, y: Tensor, *second: Tensor) -> Tensor:
         # Of an interval, S(a) - S(b) is (1 - S(b)) S(a) times what does not depend on f: 1 - (a / b)^shape.

@@ -91,7 +91,7 @@ def _evaluate(model: HasPrior, inputs: tuple[Tensor, ...], *, fit: bool = True) 
         )  # those belong to an objective
     if prior.tabulated:
         with standing_grids(model):
-            require_true_products(prior.covariance, of_values(forward), inputs)
+            require_true_products(prior.covariance, of_values(forward), inputs, model.modules())
     return prior
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
 import gpytorch
 import torch
 from gpytorch.distributions import MultivariateNormal
+from gpytorch.kernels import ProductKernel, ProductStructureKernel
 from linear_operator.operators import LinearOperator, MulLinearOperator
 from torch import Tensor
 
@@ -16,13 +17,17 @@ from itergp.errors import InputError
 # GPyTorch multiplies two structured matrices by their roots, which above 800 rows it cuts off at rank 100.
 WHOLE_ROOTS = partial(gpytorch.settings.fast_computations.covar_root_decomposition, False)
 
+_MULTIPLYING = (ProductKernel, ProductStructureKernel)
 _FEW_ROWS = 4  # whose variances are looked at by themselves
 _SAME_VARIANCE = {True: 1e-5, False: 1e-3}  # of the largest one, whether in float64: more than the jitter of roots
 
 
 @torch.no_grad()
 def require_true_products(
-    covariance: LinearOperator, forward: Callable[..., MultivariateNormal], inputs: tuple[Tensor, ...]
+    covariance: LinearOperator,
+    forward: Callable[..., MultivariateNormal],
+    inputs: tuple[Tensor, ...],
+    modules: Iterable[torch.nn.Module] = (),
 ) -> None:
     """Variances of rows by themselves, whose roots are exact, must be those of the rows among all of them.
 
@@ -33,6 +38,7 @@ def require_true_products(
         covariance: What a model's ``forward`` made of some rows.
         forward: It.
         inputs: Its arguments.
+        modules: The model's: kernels that multiply may have left nothing but a dense matrix to be seen.
 
     Raises:
         InputError: If they are not.
@@ -40,7 +46,7 @@ def require_true_products(
     if covariance.shape[-1] != inputs[0].shape[-2]:  # of coupled latent functions
         return
     with WHOLE_ROOTS():
-        if not _has_products(covariance):
+        if not any(isinstance(module, _MULTIPLYING) for module in modules) and not _has_products(covariance):
             return
         variances = covariance.to_dense().diagonal(dim1=-1, dim2=-2)
     size, share = variances.shape[-1], _SAME_VARIANCE[variances.dtype == torch.float64]

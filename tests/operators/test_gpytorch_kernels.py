@@ -383,6 +383,33 @@ def test_an_odd_number_of_roots_with_few_columns_is_refused():
     assert_close(model.eval()(x[:3]).mean, expected, "posterior")
 
 
+class _Evaluated(NonConjugateGP):
+    def __init__(self, x, y, likelihood, kernel, **options):
+        super().__init__(x, y, likelihood, **options)
+        self.mean_module, self.covar_module = gpytorch.means.ZeroMean(), kernel
+
+    def forward(self, x):
+        return gpytorch.distributions.MultivariateNormal(self.mean_module(x), self.covar_module(x).evaluate_kernel())
+
+
+@pytest.mark.filterwarnings("ignore:A not p.d.")  # GPyTorch's, of the roots
+@torch.no_grad()
+def test_a_product_that_left_a_dense_matrix_is_looked_at_too():
+    # The factor of the number of rows is within the dense product with another kernel.
+    x = torch.cat([_inputs(), _inputs(seed=1)[:, :1]], -1)
+    roots = gk.ProductStructureKernel(gk.LinearKernel(), num_dims=3)
+    model = _Evaluated(
+        x, _targets(x), _gaussian(0.1), gk.ScaleKernel(roots * gk.RBFKernel()), solver=DenseNewton()
+    ).double()
+    with pytest.raises(InputError, match="variances of its rows by themselves"):
+        model.eval()(x[:3])
+    fine = gk.ScaleKernel(gk.ProductStructureKernel(gk.RBFKernel(), num_dims=3) * gk.RBFKernel()).double()
+    model = _Evaluated(x, _targets(x), _gaussian(0.1), fine, solver=DenseNewton()).double().eval()
+    K = fine(x, x).to_dense()
+    expected = K[:3] @ torch.linalg.solve(K + 0.1 * torch.eye(len(x)), _targets(x))
+    assert_close(model(x[:3]).mean, expected, "posterior")
+
+
 def test_rounding_does_not_lay_a_grid_anew():
     _, model = _pair("moving grid")
     with torch.no_grad():

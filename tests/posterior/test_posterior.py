@@ -346,6 +346,23 @@ def test_rounds_go_on_while_deviations_change():
     assert float((ratio - 1.0).abs().max()) <= solution.variational_residual <= 0.02
 
 
+@pytest.mark.parametrize("name", ["exponential", "poisson"])
+@pytest.mark.parametrize("scale", [30.0, 100.0, 300.0])
+def test_a_residual_is_what_an_undamped_round_would_move(name, scale):
+    """Which is much more than a damped one does, where a small change of a large variance changes its curvature by half."""
+    x, y = CASES[name].data(12)
+    solver = SubspaceNewton(num_neighbours=0, tolerance=1e-3)
+    model = SimpleGP(x, y, CASES[name].make(), kernel=make_kernel(0.3, scale), solver=solver).double().eval()
+    solution = model.condition()
+    site = VariationalSite.from_covariance(model.observations, solution.latent_covariance)
+    prior = model.prior_at(model.train_inputs)
+    again = solve_problem(Problem(prior.mean.detach(), model.make_operator(prior), site), DenseNewton())
+    deviation = solution.latent_covariance[..., 0].sqrt()
+    shift = float(((again.latent_values - solution.latent_values).abs() / deviation).max())
+    widening = float(((again.latent_covariance[..., 0].sqrt() - deviation).abs() / deviation).max())
+    assert max(shift, widening) <= 2.0 * solution.variational_residual + 1e-6
+
+
 def test_marginals_that_oscillate_are_damped_until_they_settle():
     """Rounds that overshoot by half never settle by themselves."""
     model = _model(rows=20)

@@ -115,14 +115,14 @@ class LinearBelief:
         values, rows = values_and_rows(proposal)
         if rows is not None:
             values = _unit(self.noise.project(values.to(self.right), rows))
-            values = _orthonormal(values) if self.reorthogonalise else values
+            values = self.noise.project(_orthonormal(values), rows) if self.reorthogonalise else values
             block = self.right.new_zeros(*self.right.shape, values.shape[-1])
             block[rows] = values
             products = multiply_rows(operator, rows, values)
             return self.observe_known(block, products, room, rows)
         block = _unit(self.noise.project(values.to(self.right)))
         if self.reorthogonalise:
-            block, _ = self._orthonormal(block, None)
+            block = self.noise.project(self._orthonormal(block, None)[0])
         block = block if room is None else block[..., :room]
         return self._append(block, multiply(operator, block)) if block.shape[-1] else 0
 
@@ -162,7 +162,15 @@ class LinearBelief:
             block = block @ mix
             products = None if products is None else products @ mix
             floor = HALF_OF_A_UNIT
-        return block, products
+        return self._within_range(block, products)
+
+    def _within_range(self, block: Tensor, products: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Columns that are not rounding outside of the range of W, where noise is infinite and would count as none."""
+        outside = (block - self.noise.project(block)).flatten(0, 1).double().norm(dim=0)
+        keep = outside <= thresholds(block.dtype).dependent_unit ** 0.25
+        if bool(keep.all()):
+            return block, products
+        return block[..., keep], None if products is None else products[..., keep]
 
     def _append(self, block: Tensor, products: Tensor, rows: Tensor | None = None) -> int:
         self._residual = None

@@ -1,0 +1,20 @@
+"""Two ways to the posterior of a random model give the same; ``tests/random_run.py --laws`` draws as many as are wanted."""
+
+from __future__ import annotations
+
+import warnings
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from random_laws import LAWS
+from random_models import specs
+from random_run import outcome_of_law
+
+
+@pytest.mark.parametrize("law", LAWS)
+@settings(max_examples=12, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
+@given(specs())
+def test_a_law_holds_for_a_random_model(law, spec):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        outcome_of_law(law, spec)
