@@ -252,6 +252,17 @@ def test_the_former_name_of_the_argument():
     np.testing.assert_array_equal(old.predict(X), new.predict(X))
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore::itergp.ItergpWarning")
+def test_rows_one_by_one(name):
+    X, y, known = make_data(name, 12)
+    regressor = GPRegressor("rbf", likelihood=name, max_iterations=2)
+    for i in range(12):
+        regressor.partial_fit(X[i : i + 1], y[i : i + 1], **{key: value[i : i + 1] for key, value in known.items()})
+        assert np.isfinite(regressor.predict(X[:2], return_std=True)).all()
+    assert len(regressor.model_.train_targets) == 12
+
+
 # --------------------------------------------------------------- several outputs
 def make_outputs(num_rows: int = 100, seed: int = 0):
     rng = np.random.default_rng(seed)
