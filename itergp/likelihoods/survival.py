@@ -184,10 +184,11 @@ class _WeibullTimes(_SurvivalLikelihood):
         """``E[log p(y_n | f_n)]`` for each row ``(N,)``: in closed form, but for what is bounded by the nodes."""
         if targets.dim() == 1 or targets.shape[1] == 2:
             return super().expected_log_density(mean, offsets, weights, targets)
-        tilted = self._tilted(mean, offsets, weights, targets)
-        assert tilted is not None
+        closed = self._closed_form(mean, offsets, weights, targets)
+        assert closed is not None
+        points, excess, _ = closed
         columns = self._columns(targets, mean)
-        total = self._until(tilted[0].squeeze(-1), *columns) - tilted[1]
+        total = self._until(points.squeeze(-1), *columns) - excess
         for offset, weight in zip(offsets, weights, strict=True):
             total = total + weight * self._within((mean + offset).squeeze(-1), *columns)
         return total
@@ -198,10 +199,10 @@ class _WeibullTimes(_SurvivalLikelihood):
         """Expected gradient ``(N, 1)`` and curvature ``(N, 1, 1)``: in closed form, but for what is bounded by the nodes."""
         if targets.dim() == 1 or targets.shape[1] == 2:
             return super().expected_derivatives(mean, offsets, weights, targets)
-        tilted = self._tilted(mean, offsets, weights, targets)
-        assert tilted is not None
+        closed = self._closed_form(mean, offsets, weights, targets)
+        assert closed is not None
         columns = self._columns(targets, mean)
-        gradient, curvature = self._until_derivatives(tilted[0].squeeze(-1), *columns)
+        gradient, curvature = self._until_derivatives(closed[0].squeeze(-1), *columns)
         for offset, weight in zip(offsets, weights, strict=True):
             g, w = self._within_derivatives((mean + offset).squeeze(-1), *columns)
             gradient, curvature = gradient + weight * g, curvature + weight * w
