@@ -207,10 +207,10 @@ class GPClassifier(LabelEstimator):
                 "MultiLabelBinarizer."
             )
         if first:
-            if self.class_weight is not None:
+            if self.class_weight is not None or self.prior_mean is not None:
                 raise InputError(
-                    "`class_weight` must be left out for several labels at once, which have no classes. Got "
-                    f"{self.class_weight!r}. Weigh rows by sample_weight."
+                    "`class_weight` and `prior_mean` must be left out for several labels at once, which have no classes. Got "
+                    f"{self.class_weight!r} and {self.prior_mean!r}. Weigh rows by sample_weight, or fit a classifier for each."
                 )
             if len(values) > 1 and (values.sum(1) == 1.0).all():
                 warnings.warn(

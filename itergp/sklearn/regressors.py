@@ -34,6 +34,7 @@ from itergp.sklearn.responses import (
     check_trials,
     competing_responses,
     draw_responses,
+    latent_targets,
     learn_target_scaling,
     link_of,
     response_covariance,
@@ -509,11 +510,12 @@ class GPRegressor(BaseRegressor):
             InputError: If it is asked for with several.
         """
         known_noise = self.alpha is not None or self._white_noise()[0] is not None
-        if self.n_outputs_ > 1 and (self._chosen in ("heteroscedastic", "binomial") or known_noise):
+        single = self._chosen in ("heteroscedastic", "binomial") or self.prior_mean is not None
+        if self.n_outputs_ > 1 and (single or known_noise):
             raise InputError(
-                f'`likelihood="heteroscedastic"`, `likelihood="binomial"`, `alpha` and a WhiteKernel are for one output. Got '
-                f"{self.n_outputs_} columns in `y`. Fit one regressor per column, for example with MultiOutputRegressor; for "
-                "successes and trials pass trials=..."
+                '`likelihood="heteroscedastic"`, `likelihood="binomial"`, `alpha`, a WhiteKernel and `prior_mean` are for one '
+                f"output. Got {self.n_outputs_} columns in `y`. Fit one regressor per column, for example with "
+                "MultiOutputRegressor; for successes and trials pass trials=..."
             )
 
     def _second_column(self, y: Array, observation: dict[str, Any], *, first: bool) -> Array:
@@ -523,7 +525,8 @@ class GPRegressor(BaseRegressor):
 
     def _learn_targets(self, y: Array, weights: Array) -> None:
         columns, name = y.reshape(len(y), -1), self._chosen
-        compete = name == "auto" and is_automatic(self._kernel())
+        # Trees predict what one likelihood has for its function.
+        compete = name == "auto" and is_automatic(self._kernel()) and self.prior_mean is None
         self._skewed = compete and are_skewed(columns, weights)
         if name in SHARES or not self.normalize_y:
             self._target_scaling = Scaling.nothing(columns[:, :1] if name == "binomial" else columns)
@@ -624,6 +627,9 @@ class GPRegressor(BaseRegressor):
 
     def _kernel(self) -> Any:
         return without_noise(self.kernel)[0] if isinstance(self.kernel, kernels.Kernel) else self.kernel
+
+    def _boosted_targets(self, y: Array, weights: Array) -> tuple[Array, Array, dict[str, Any]]:
+        return latent_targets(self.likelihood_, self._model_targets(y), weights)
 
     def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
         name = getattr(self, "likelihood_", self._chosen)

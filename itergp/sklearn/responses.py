@@ -138,6 +138,26 @@ def typical_latent(name: str, targets: Array, weights: Array) -> float:
     return float(value) if np.isfinite(value) else 0.0
 
 
+def latent_targets(name: str, targets: Array, weights: Array) -> tuple[Array, Array, dict[str, Any]]:
+    """Targets whose mean is about the latent function, for another model to predict; with weights, and its options.
+
+    Args:
+        name: Of the likelihood.
+        targets: In the units of the model ``(N,)``, or successes and trials ``(N, 2)``.
+        weights: Of the rows ``(N,)``.
+    """
+    if name == "gamma":
+        return targets, weights, {"loss": "poisson", "classes": 1}
+    if name == "log_normal":
+        targets = np.log(targets)
+    elif name == "beta":
+        targets = np.log(targets) - np.log1p(-targets)
+    elif name == "binomial":
+        successes, trials = targets.T
+        targets, weights = np.log(successes + 0.5) - np.log(trials - successes + 0.5), weights * trials
+    return targets, weights, {"loss": "squared_error", "classes": 1}
+
+
 def response_covariance(link: str, means: Array, latent_mean: Array, latent_covariance: Array) -> Array:
     """Covariances of the conditional means of observations at M rows ``(M, M)``, the latent function jointly Gaussian.
 

@@ -144,9 +144,11 @@ class GPSurvival(GPEstimator):
             )
         return weights
 
-    def _rows(self, X: Any, y: Any, *args: Any, first: bool, **options: Any) -> tuple[Array, Array, Array]:
-        values, targets, weights = super()._rows(X, y, *args, first=first, **options)
-        known = targets.shape[1] if first else self.model_.train_targets.shape[1]
+    def _rows(
+        self, X: Any, y: Any, *args: Any, first: bool, complete: bool = True, **options: Any
+    ) -> tuple[Array, Array, Array]:
+        values, targets, weights = super()._rows(X, y, *args, first=first, complete=complete, **options)
+        known = self.model_.train_targets.shape[1] if not first else targets.shape[1] if complete else 3
         if known < targets.shape[1]:
             raise InputError(
                 "New rows must be observed or right-censored where all of the first fit were. Got left-censored rows or "
@@ -297,7 +299,7 @@ class GPSurvival(GPEstimator):
         if len(wanted) < 2 or (np.diff(wanted) <= 0.0).any():
             raise InputError(f"`times` must be two or more increasing times. Got {wanted.tolist()[:8]}. Sort them.")
         _, known, weights = self._known_rows()
-        if known.shape[1] == 3:
+        if (known[:, 1] >= LEFT).any():
             raise InputError(
                 "A Brier score needs the probability of not being censored, by times of training rows. Got left-censored rows "
                 "or intervals among these. Use predictive_log_density."
@@ -318,7 +320,7 @@ class GPSurvival(GPEstimator):
 
     def _held_out(self, X: Any, y: Any) -> Array:
         check_is_fitted(self)
-        targets = as_event_times(y)
+        targets = self._target_rows(y)
         check_rows(read_table(X).num_rows, targets)
         if targets.shape[1] == 3:
             raise InputError(

@@ -17,6 +17,7 @@ from itergp.sklearn import GPClassifier, GPRegressor, load
 from itergp.sklearn.noise import POSITIVES, SHARES
 from itergp.sklearn.responses import are_skewed, response_covariance
 from itergp.solvers import DenseNewton
+from itergp.tables import read_table
 
 EXACT = {"optimizer": None, "solver": DenseNewton(), "dtype": "float64"}
 FIXED = {"kernel": 1.0 * RBF(1.0), "standardize": False, "normalize_y": False, **EXACT}
@@ -252,6 +253,27 @@ def test_the_former_name_of_the_argument():
     np.testing.assert_array_equal(old.predict(X), new.predict(X))
 
 
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.filterwarnings("ignore::itergp.ItergpWarning")
+def test_rows_one_by_one(name):
+    X, y, known = make_data(name, 12)
+    regressor = GPRegressor("rbf", likelihood=name, max_iterations=2)
+    for i in range(12):
+        regressor.partial_fit(X[i : i + 1], y[i : i + 1], **{key: value[i : i + 1] for key, value in known.items()})
+        assert np.isfinite(regressor.predict(X[:2], return_std=True)).all()
+    assert len(regressor.model_.train_targets) == 12
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_trees_predict_the_function_of_every_likelihood(name):
+    X, y, known = make_data(name, 200)
+    regressor = GPRegressor("matern32", likelihood=name, prior_mean="boosting", max_iterations=5).fit(X, y, **known)
+    trees = regressor.boosting_.predict(regressor._encoded(read_table(X)))[:, 0]
+    latent = regressor.latent_mean_and_variance(X)[0]
+    assert np.corrcoef(trees, latent)[0, 1] > 0.7
+    assert regressor.score(X, y, **known) > 0.4
+
+
 # --------------------------------------------------------------- several outputs
 def make_outputs(num_rows: int = 100, seed: int = 0):
     rng = np.random.default_rng(seed)
@@ -369,11 +391,14 @@ def test_several_labels_learn_and_are_kept(tmp_path):
         GPClassifier("rbf").fit(X[:2], [[0, 1], [2, 1]])
     with pytest.warns(ItergpWarning, match=r"Got one in every row of 150.*Pass y\.argmax\(1\)"):
         GPClassifier("rbf", optimizer=None).fit(X, np.eye(2)[Y[:, 0]])
-    with pytest.raises(InputError, match="`class_weight` must be left out for several labels"):
+    with pytest.raises(InputError, match="`class_weight` and `prior_mean` must be left out for several labels"):
         GPClassifier("rbf", class_weight="balanced").fit(X, Y)
 
 
-@pytest.mark.parametrize("options", [{"likelihood": "heteroscedastic"}, {"likelihood": "binomial"}, {"alpha": 0.1}])
+@pytest.mark.parametrize(
+    "options",
+    [{"likelihood": "heteroscedastic"}, {"likelihood": "binomial"}, {"alpha": 0.1}, {"prior_mean": "boosting"}],
+)
 def test_what_is_for_one_output(options):
     X, Y = make_outputs()
     with pytest.raises(InputError, match=r"are for one output\. Got 3 columns"):

@@ -240,9 +240,14 @@ def test_scores_of_intervals_are_refused_and_rows_join(tmp_path):
     np.testing.assert_array_equal(again.predictive_log_density(X, y), survival.predictive_log_density(X, y))
     again.partial_fit(X[60:90], y[60:90]).partial_fit(X[90:], observed[90:])
     assert again.model_.train_targets.shape == (120, 3)
-    times = GPSurvival(distribution="weibull", kernel="rbf", max_iterations=10).fit(X[:60], observed[:60])
+    options = {"distribution": "weibull", "kernel": "rbf", "max_iterations": 10}
+    times = GPSurvival(**options).fit(X[:60], observed[:60])
     with pytest.raises(InputError, match="where all of the first fit were"):
         times.partial_fit(X[60:], y[60:])
+    begun = GPSurvival(**options).partial_fit(X[:60], observed[:60])  # more may come, of any kind
+    assert begun.integrated_brier_score(X, observed, [0.5, 1.0]) > 0.0
+    np.testing.assert_allclose(begun.predict(X), times.predict(X), rtol=1e-4)
+    assert begun.partial_fit(X[60:], y[60:]).model_.train_targets.shape == (120, 3)
 
 
 # -------------------------------------------------------------------- predictions
