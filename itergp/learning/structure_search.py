@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from gpytorch.kernels import Kernel, ScaleKernel
 from gpytorch.likelihoods import Likelihood
-from gpytorch.means import ConstantMean, Mean
+from gpytorch.means import ConstantMean, Mean, ZeroMean
 from torch import Tensor
 
 from itergp.errors import ItergpWarning, SolverError
@@ -89,7 +89,7 @@ class Comparison:
         num_held_out: Rows by which they were judged.
         seconds: That the comparison took.
         interrupted: Whether Ctrl-C ended it.
-        gain: By how much held-out rows are predicted better than by a constant, in nats per row.
+        gain: By how much held-out rows are predicted better than by a constant, in nats per row; NaN where the prior mean is none.
         gain_error: Standard error of that.
     """
 
@@ -209,8 +209,10 @@ class StructureSearch:
 
     # ------------------------------------------------------------------ inside
     def _gain(self, chosen: _Contestant, split: tuple[Tensor, Tensor]) -> tuple[float, float]:
-        """By how much held-out rows are predicted better than by a constant, and the standard error of that."""
+        """By how much held-out rows are predicted better than by a constant, and its standard error; NaN where means know more."""
         train, held_out = split
+        if not isinstance(self.model.mean_module, (ConstantMean, ZeroMean)):
+            return math.nan, math.nan
         constant = self._contestant(_CONSTANT, chosen.likelihood)
         constant.densities = self._densities(self._make(constant, train[:_LEAST_ROWS]), held_out)
         return constant.behind(chosen)
