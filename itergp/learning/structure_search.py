@@ -89,7 +89,7 @@ class Comparison:
         num_held_out: Rows by which they were judged.
         seconds: That the comparison took.
         interrupted: Whether Ctrl-C ended it.
-        gain: By how much held-out rows are predicted better than by a constant, in nats per row; NaN where the prior mean is none.
+        gain: By how much held-out rows are predicted better than by a constant, in nats per row; NaN if the mean is none.
         gain_error: Standard error of that.
     """
 
@@ -105,9 +105,9 @@ class Comparison:
 
     @property
     def found_something(self) -> bool:
-        """Whether held-out rows are visibly better predicted with the inputs than by a constant."""
+        """Whether held-out rows are better predicted with the inputs than by a constant: visibly, and by a standard error."""
         reached = next(trial.log_density for trial in self.trials if trial.structure == self.chosen)
-        return not self.gain <= _INVISIBLE * abs(reached)
+        return not self.gain <= max(_INVISIBLE * abs(reached), self.gain_error)
 
     def __str__(self) -> str:
         """A table with a line per structure."""
@@ -209,7 +209,7 @@ class StructureSearch:
 
     # ------------------------------------------------------------------ inside
     def _gain(self, chosen: _Contestant, split: tuple[Tensor, Tensor]) -> tuple[float, float]:
-        """By how much held-out rows are predicted better than by a constant, and its standard error; NaN where means know more."""
+        """By how much held-out rows are predicted better than by a constant, and its error; NaN if the mean is none."""
         train, held_out = split
         if not isinstance(self.model.mean_module, (ConstantMean, ZeroMean)):
             return math.nan, math.nan
