@@ -36,7 +36,8 @@ _BEST = 2  # structures that a preferred likelihood meets
 _LEARNING_VALUES, _STEP_VALUES = 60_000, 16_000  # rows times latent functions
 _LEAST_ROWS, _LEAST_STEPS = 500, 4
 _HOPELESS = 2.0  # standard errors behind the best that end a candidate
-_INVISIBLE = 0.003  # share of the log-density
+# Share of the log-density, and of a standard error: a weak signal of few rows is one, and what learned from none has no gain.
+_INVISIBLE, _LUCK = 0.003, 0.5
 _STAGE = "structures"
 _CONSTANT = Structure("constant")  # what is learned without inputs
 _REFERENCE = Structure("matern32")  # that likelihoods are compared with
@@ -105,9 +106,9 @@ class Comparison:
 
     @property
     def found_something(self) -> bool:
-        """Whether held-out rows are better predicted with the inputs than by a constant: visibly, and by a standard error."""
+        """Whether held-out rows are better predicted with the inputs than by a constant, visibly and not by mere luck."""
         reached = next(trial.log_density for trial in self.trials if trial.structure == self.chosen)
-        return not self.gain <= max(_INVISIBLE * abs(reached), self.gain_error)
+        return not self.gain <= max(_INVISIBLE * abs(reached), _LUCK * self.gain_error)
 
     def __str__(self) -> str:
         """A table with a line per structure."""
