@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import gpytorch
 import torch
+from gpytorch.kernels import ScaleKernel
 from torch import Tensor
 
 from itergp.checks import require_positive
@@ -316,8 +317,8 @@ def _choose_structure(
     if len(inputs) < ENOUGH_ROWS or of_rows or not PredictiveLogDensity.supports(calculus):
         return None
     deadline = None if settings.time_limit is None else called + _SEARCH_SHARE * settings.time_limit
-    scale = getattr(model.covar_module, "outputscale", None)
-    start = INITIAL_OUTPUTSCALE if scale is None else float(scale.detach().mean())
+    scales = [m.outputscale.detach().mean() for m in model.covar_module.modules() if isinstance(m, ScaleKernel)]
+    start = float(scales[0]) if scales else INITIAL_OUTPUTSCALE
     with ProgressBar(enabled=options.progress) as bar:
         listeners = Listeners(bar, options.callback)
         search = StructureSearch(

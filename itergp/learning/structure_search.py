@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import torch
 from gpytorch.kernels import Kernel, ScaleKernel
 from gpytorch.likelihoods import Likelihood
-from gpytorch.means import ConstantMean, Mean
+from gpytorch.means import ConstantMean, Mean, ZeroMean
 from torch import Tensor
 
 from itergp.errors import ItergpWarning, SolverError
@@ -36,7 +36,8 @@ _BEST = 2  # structures that a preferred likelihood meets
 _LEARNING_VALUES, _STEP_VALUES = 60_000, 16_000  # rows times latent functions
 _LEAST_ROWS, _LEAST_STEPS = 500, 4
 _HOPELESS = 2.0  # standard errors behind the best that end a candidate
-_INVISIBLE = 0.003  # share of the log-density
+# Share of the log-density, and of a standard error: a weak signal of few rows is one, and what learned from none has no gain.
+_INVISIBLE, _LUCK = 0.003, 0.5
 _STAGE = "structures"
 _CONSTANT = Structure("constant")  # what is learned without inputs
 _REFERENCE = Structure("matern32")  # that likelihoods are compared with
@@ -89,7 +90,7 @@ class Comparison:
         num_held_out: Rows by which they were judged.
         seconds: That the comparison took.
         interrupted: Whether Ctrl-C ended it.
-        gain: By how much held-out rows are predicted better than by a constant, in nats per row.
+        gain: By how much held-out rows are predicted better than by a constant, in nats per row; NaN if the mean is none.
         gain_error: Standard error of that.
     """
 
@@ -105,9 +106,9 @@ class Comparison:
 
     @property
     def found_something(self) -> bool:
-        """Whether held-out rows are visibly better predicted with the inputs than by a constant."""
+        """Whether held-out rows are better predicted with the inputs than by a constant, visibly and not by mere luck."""
         reached = next(trial.log_density for trial in self.trials if trial.structure == self.chosen)
-        return not self.gain <= _INVISIBLE * abs(reached)
+        return not self.gain <= max(_INVISIBLE * abs(reached), _LUCK * self.gain_error)
 
     def __str__(self) -> str:
         """A table with a line per structure."""
@@ -210,8 +211,10 @@ class StructureSearch:
 
     # ------------------------------------------------------------------ inside
     def _gain(self, chosen: _Contestant, split: tuple[Tensor, Tensor]) -> tuple[float, float]:
-        """By how much held-out rows are predicted better than by a constant, and the standard error of that."""
+        """By how much held-out rows are predicted better than by a constant, and its error; NaN if the mean is none."""
         train, held_out = split
+        if not isinstance(self.model.mean_module, (ConstantMean, ZeroMean)):
+            return math.nan, math.nan
         constant = self._contestant(_CONSTANT, chosen.likelihood)
         constant.densities = self._densities(self._make(constant, train[:_LEAST_ROWS]), held_out)
         return constant.behind(chosen)
