@@ -199,12 +199,6 @@ MUTANTS = (
         ("test_posterior.py", "compete_for_curvature"),
     ),
     Mutant(
-        "rows that turn back are not damped more",
-        "torch.where(turned, _MORE_CARE * self.care, _LESS_CARE * self.care)",
-        "torch.where(turned, self.care, self.care)",
-        ("test_variational_bound.py", "all_zero"),
-    ),
-    Mutant(
         "rounds ignore changes of deviations",
         "residual = max(shift, widening)",
         "residual = shift",
