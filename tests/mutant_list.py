@@ -194,8 +194,8 @@ MUTANTS = (
     ),
     Mutant(
         "rows that compete for curvature are not damped",
-        "share = 1.0 / (1.0 + _RESPONSE * response)[:, None, None]",
-        "share = torch.ones_like(response)[:, None, None]",
+        "ratio = 1.0 / (1.0 + care * growth * (now / mean.shape[1]).clamp_max(1.0))",
+        "ratio = torch.ones_like(growth)",
         ("test_posterior.py", "compete_for_curvature"),
     ),
     Mutant(

@@ -14,7 +14,7 @@ _SHOWN = (1.0, 2.0, 4.0, 6.0, 10.0)  # distances from two moons
 
 def write(results: Results, path: Path) -> None:
     """All tables that there are results for."""
-    parts = [_variance(results), _laplace(results), _calibration(results), _moons(results)]
+    parts = [_variance(results), _laplace(results), _calibration(results), _moons(results), _coverage(results)]
     path.write_text("\n".join(["# How good the posterior is", "", *(part for part in parts if part)]))
 
 
@@ -81,3 +81,16 @@ def _moons(results: Results) -> str:
         rows.append([f"{a['rows']:,}", a["method"], f"{a['nll']:.4f}", *far])
     title = "Two moons: test NLL, and the probability of the first class at a distance from (0, 0.3)."
     return _table(title, ("rows", "method", "NLL", *(f"{distance:g}" for distance in _SHOWN)), rows)
+
+
+def _coverage(results: Results) -> str:
+    rows = []
+    for a in results.select("coverage"):
+        shares = [f"{a[part]:.3f} ({a[part + '_error']:.3f})" for part in ("latent", "response")]
+        rows.append([a["observed"], f"{a['value']:g}", a["dtype"], str(a["rows"]), *shares, f"{a['converged']:.2f}"])
+    title = (
+        "Share of what is drawn from the model that lies within its 90 % intervals at known hyperparameters, with standard errors; "
+        "by the mean of the log-rate of counts, and the deviation of the noise of reals. Converged: share of the solves."
+    )
+    head = ("drawn", "log-rate or noise", "dtype", "rows", "latent", "response", "converged")
+    return _table(title, head, rows)
