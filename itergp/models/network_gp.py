@@ -668,7 +668,7 @@ class NetworkGP(nn.Module):
             x for x in tree_leaves((self.data.inputs, self.data.targets, self.data.sample_weight)) if torch.is_tensor(x)
         ]
         sums = tuple((float(x.double().sum()), float(x.double().norm())) for x in tensors)
-        versions = tuple((x.data_ptr(), x._version) for x in data)
+        versions = tuple((x.data_ptr(), 0 if x.is_inference() else x._version) for x in data)
         return (sums, versions, id(self.data.loader), self.rank, self.coverage, self.passes)
 
 

@@ -71,7 +71,7 @@ class GaussNewton:
         if not self.by_rows:
             scaled = block * self.scale.unsqueeze(-1)
             for rows, observed in self._parts():
-                curved = torch.bmm(self._curvature(rows, observed), self.linearisation.push(rows, scaled))
+                curved = self._curved(rows, observed, self.linearisation.push(rows, scaled))
                 total += self.linearisation.pull(rows, curved)
             return total.mul_(self.scale.unsqueeze(-1))
         for gradients in self.weighted_gradients():
@@ -83,11 +83,9 @@ class GaussNewton:
         total = self.scale.new_zeros(len(self.scale), width)
         if not self.by_rows:
             for rows, observed in self._parts():
-                curvature = self._curvature(rows, observed)
-                noise = torch.randn(*curvature.shape[:2], width, generator=generator, dtype=total.dtype).to(
-                    total.device
-                )
-                total += self.linearisation.pull(rows, torch.bmm(curvature, noise))
+                shape = (num_rows(rows), self.linearisation.num_latents, width)
+                noise = torch.randn(shape, generator=generator, dtype=total.dtype).to(total.device)
+                total += self.linearisation.pull(rows, self._curved(rows, observed, noise))
             return total.mul_(self.scale.unsqueeze(-1))
         for gradients in self.weighted_gradients():
             noise = torch.randn(len(gradients), width, generator=generator, dtype=total.dtype).to(total.device)
@@ -180,6 +178,14 @@ class GaussNewton:
         for rows, observed in self.data():
             for i in slices(num_rows(rows), most):
                 yield take(rows, i), observed.part(i.start, i.stop - i.start)
+
+    def _curved(self, rows: Rows, observed: Observations, block: Tensor) -> Tensor:
+        """W times a block ``(n, C, k)``, without its C squared numbers a row where it has a structure."""
+        latents = self.linearisation.outputs(rows)
+        if observed.likelihood.structured_root(latents) is None:
+            return torch.bmm(_curvature_at(latents, observed), block)
+        product = observed.curvature_product(latents, latents.new_zeros(0))  # which does not look at the matrices
+        return torch.stack([product(column) for column in block.unbind(-1)], -1)
 
     def _curvature(self, rows: Rows, observed: Observations) -> Tensor:
         return _curvature_at(self.linearisation.outputs(rows), observed)
