@@ -38,7 +38,8 @@ def _computation(subject: Subject) -> list[Finding]:
         found.append(Finding("computation", observed, first.change or "See the solver's part of the report."))
     if "covariance_rank" in explained:
         observed = "Part of the uncertainty is that of the computation: intervals are wider than the data ask for."
-        found.append(Finding("covariance_rank", observed, explained["covariance_rank"].change))
+        change = f"Where that matters, pass a solver that spends more: {explained['covariance_rank'].change}"
+        found.append(Finding("covariance_rank", observed, change))
     return found
 
 

@@ -243,7 +243,7 @@ def _reliability_figure(judged: Judged) -> Any:
         for name, part in list(judged.predictions.items())[:3]
         if part.probs is not None
     }
-    figure, axes = _subplots((5.2, 4.2))
+    figure, axes = _subplots((7.2, 4.4))
     plot_reliability(axes, curves)
     axes.set_title("")
     return figure

@@ -27,6 +27,7 @@ Array = NDArray[np.float64]
 _MOST_SHAPES, _MOST_SHOWN = 30, 20  # columns that are looked at, and printed
 _HARDLY = 0.005  # share below which a column does nothing worth a word
 _SURE = 0.8  # probability above which a direction is stated
+_TOGETHER = 0.2  # share of a column's relevance that is its own, below which its direction says little
 
 
 @dataclass(frozen=True)
@@ -174,6 +175,8 @@ def _direction(row: dict[str, Any]) -> str:
         return "left out"
     if row["relevance"] < _HARDLY or not row["direction"]:
         return "hardly any"
+    if row["alone"] < _TOGETHER:
+        return "depends on other columns"
     about = f" for class {_cut(row['output'])}" if row["output"] else ""
     if row["direction"] == "levels":
         words = f"{_cut(row['highest'])} highest, {_cut(row['lowest'])} lowest{about}"
