@@ -112,7 +112,8 @@ class ExpectedResponse:
         drawn = mean.double() + draw(covariance, _DRAWS).view(_DRAWS, size, latents)
         averages = np.einsum("snk,n->sk", self._conditional(drawn).cpu().numpy(), weights.cpu().numpy())
         low, high = np.quantile(averages, [0.5 - 0.5 * LEVEL, 0.5 + 0.5 * LEVEL], axis=0)
-        return Average(estimate.double().cpu().numpy(), low, high)
+        centre = estimate.double().cpu().numpy()
+        return Average(centre, np.minimum(low, centre), np.maximum(high, centre))  # tiny ones are beyond most draws
 
     def _conditional(self, f: Tensor) -> Tensor:
         """What is expected at latent values ``(..., n, C)``: ``(..., n, K)``."""
