@@ -155,9 +155,7 @@ def test_encoding_a_column_is_encoding_the_table():
 
 def test_directions_and_distances():
     rng = np.random.default_rng(0)
-    X = pandas.DataFrame(
-        {"down": rng.uniform(0, 5, 250), "wave": rng.uniform(0, 8, 250), "none": rng.normal(size=250)}
-    )
+    X = pandas.DataFrame({"down": rng.uniform(0, 5, 250), "wave": rng.uniform(0, 8, 250), "none": rng.normal(size=250)})
     y = -X.down + 2.0 * np.sin(X.wave) + 0.1 * rng.normal(size=250)
     model = GPRegressor(kernel="rbf", likelihood="gaussian", max_iterations=25).fit(X, y)
     rows = model.summary().columns.set_index("column")
