@@ -300,7 +300,7 @@ def test_mistakes_have_clear_errors(regressor):
             getattr(GPClassifier(), method)()
     assert not hasattr(GPClassifier(), "feature_importances_")
     X = np.random.default_rng(0).normal(size=(30, 2))
-    several = GPRegressor(kernel="rbf", likelihood="gaussian", max_iterations=2).fit(X, X)
+    several = GPRegressor(kernel="rbf", likelihood="gaussian", optimizer=None).fit(X, X)
     with pytest.raises(InputError, match=r"Explanations are those of one target\. Got a model of 2"):
         several.summary()
     assert several._repr_html_()
