@@ -97,7 +97,10 @@ class Explained:
         of a date and marks of gaps count for their column; columns that were left out have 0. Columns that say the same
         share what they say. The exchanges are the same at every call, and take some 30,000 latent means.
         """
-        return explanation.importances(self._subject())
+        try:
+            return explanation.importances(self._subject())
+        except InputError as error:  # of several targets there are none, as scikit-learn's diagrams ask
+            raise AttributeError(str(error)) from error
 
     def summary(self) -> Summary:
         """What was learned, in the units of the columns: what each of them does, the noise, the score, what limits the model.
