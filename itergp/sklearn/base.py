@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import warnings
 from abc import abstractmethod
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from itergp import learning
 from itergp.errors import InputError, ItergpWarning
+from itergp.explanation.kernel_text import KernelColumns, describe_kernel, printing
 from itergp.learning import FitResult, Structure
 from itergp.likelihoods import Likelihood, as_likelihood
 from itergp.models import GP
@@ -36,6 +38,7 @@ from itergp.sklearn.checks import (
     list_columns,
 )
 from itergp.sklearn.columns import code_columns, input_columns, unit_columns
+from itergp.sklearn.explained import Explained
 from itergp.sklearn.kernels import category_columns, is_automatic, is_own, make_kernel, raw_columns
 from itergp.sklearn.model import (
     DOUBLE_ROWS,
@@ -51,7 +54,16 @@ from itergp.sklearn.model import (
 from itergp.sklearn.saving import SavedEstimator, read_estimator, write_estimator
 from itergp.sklearn.scaling import Scaling
 from itergp.solvers import Solution
-from itergp.tables import Table, TableColumns, TableEncoder, read_table
+from itergp.tables import (
+    CategoricalColumn,
+    DateColumn,
+    GapColumn,
+    NumericColumn,
+    Table,
+    TableColumns,
+    TableEncoder,
+    read_table,
+)
 
 Array = NDArray[np.float64]
 
@@ -59,11 +71,12 @@ Array = NDArray[np.float64]
 _ENOUGH_ROWS = 20
 # Held-out rows choose the predictive distribution of classifiers from this number on; of fewer they choose by luck.
 _CALIBRATION_ROWS = 100
+_RANK = math.sqrt(1.0 / 12.0)  # standard deviation of ranks from 0 to 1
 # the last is scikit-learn's name
 _OPTIMIZERS = {"auto": "auto", "adam": "adam", "lbfgs": "lbfgs", "fmin_l_bfgs_b": "lbfgs"}
 
 
-class GPEstimator(BaseEstimator):
+class GPEstimator(Explained, BaseEstimator):
     """Base class of the estimators; see those for arguments and attributes."""
 
     kernel: Any
@@ -486,9 +499,7 @@ class GPEstimator(BaseEstimator):
     # ------------------------------------------------------------ predictions
     def _new_inputs(self, X: Any) -> Tensor:
         check_is_fitted(self)
-        like = self.model_.held_data.like
-        inputs = self._inputs(self._encoded(read_table(X)))
-        return torch.as_tensor(inputs, dtype=like.dtype, device=like.device)
+        return self._as_inputs(self._encoded(read_table(X)))
 
     def _predicted(self, X: Any, read: Callable[[Any], NDArray[Any]], **observation: Any) -> Array:
         """What ``read`` takes from the predictive distribution, batch by batch; rows come first."""
@@ -624,9 +635,32 @@ class GPEstimator(BaseEstimator):
 
     @property
     def kernel_(self) -> gpytorch.kernels.Kernel:
-        """The kernel with its learned hyperparameters; lengthscales are those of standardised columns."""
+        """The kernel with its learned hyperparameters, which shares them with that of ``model_``.
+
+        Its lengthscales are those of standardised columns. Printed, they are in the units of the columns, by name: of
+        numbers by rank the share of the rows, of normal scores these. Levels are two apart.
+        """
         check_is_fitted(self)
-        return self.model_.covar_module
+        kernel = self.model_.covar_module
+        return printing(kernel, describe_kernel(kernel, self._kernel_columns()))
+
+    def _kernel_columns(self) -> KernelColumns:
+        """Names and units of the encoded columns, as the kernel has them."""
+        names, units = [""] * self.encoder_.num_encoded, self._scaling.scale.copy()
+        scale = "as given" if self.structure_ is None else self.structure_.scale
+        for column in self.encoder_.columns_:
+            for index, name in zip(column.indices, column.encoded_names, strict=True):
+                names[index] = name if len(column.indices) == 1 else column.name
+                if isinstance(column, NumericColumn) and scale != "as given":
+                    names[index], units[index] = (
+                        f"{scale.removesuffix('s')} of {name}",
+                        _RANK if scale == "ranks" else 1.0,
+                    )
+                elif isinstance(column, DateColumn) and column.part != "trend":
+                    names[index], units[index] = f"{column.name} ({column.part})", 1.0
+                elif isinstance(column, (CategoricalColumn, GapColumn)):
+                    units[index] = 1.0
+        return KernelColumns(names, units)
 
     def __sklearn_tags__(self) -> Any:
         """Gaps and sparse matrices are welcome; so are text and levels, which need no tag."""

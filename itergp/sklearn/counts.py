@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from sklearn.metrics import d2_tweedie_score
 
 from itergp.errors import InputError
+from itergp.explanation import ExpectedResponse, Response, expected_value
 from itergp.sklearn.base import Array
 from itergp.sklearn.checks import as_real, check_exposure
 from itergp.sklearn.former import formerly_first
@@ -174,6 +175,9 @@ class GPCountRegressor(BaseRegressor):
     def _boosted_targets(self, y: Array, weights: Array) -> tuple[Array, Array, dict[str, Any]]:
         counts, exposure = (y[:, 0], y[:, 1]) if y.ndim == 2 else (y, np.ones_like(y))
         return counts / exposure, weights * exposure, {"loss": "poisson", "classes": 1}
+
+    def _response(self) -> Response:
+        return ExpectedResponse("expected count", ("",), self.model_.calculus, expected_value)
 
     def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
         counts, exposure = (y[:, 0], y[:, 1]) if y.ndim == 2 else (y, np.ones_like(y))

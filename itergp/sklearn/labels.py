@@ -14,6 +14,7 @@ from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.multiclass import type_of_target
 
 from itergp.errors import InputError, ItergpWarning
+from itergp.explanation import ExpectedResponse, Response, label_probabilities, second_probability
 from itergp.sklearn.base import Array, GPEstimator
 from itergp.sklearn.model import as_numpy
 from itergp.tables import refuse_gaps
@@ -109,6 +110,15 @@ class LabelEstimator(ClassifierMixin, GPEstimator):
                 f"{show_labels(np.unique(y[unknown]))}. Correct them, or fit again with all classes."
             )
         return order[where].astype(np.float64)
+
+    def _label_names(self) -> tuple[str, ...]:
+        return tuple(map(str, self._coded.tolist()))
+
+    def _response(self) -> Response:
+        calculus, names = self.model_.calculus, self._label_names()
+        if calculus.num_latents == 1 and calculus.observes == "label":
+            return ExpectedResponse(f"probability of {names[1]}", ("",), calculus, second_probability)
+        return ExpectedResponse("probability", names, calculus, label_probabilities)
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities of the classes, latent uncertainty integrated out.

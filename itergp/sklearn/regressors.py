@@ -20,6 +20,7 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.explanation import ExpectedResponse, MonotoneResponse, Response, expected_value
 from itergp.likelihoods import IndependentOutputsLikelihood, Likelihood
 from itergp.likelihoods.parameters import SMALLEST_NOISE
 from itergp.models import GP
@@ -58,6 +59,17 @@ class BaseRegressor(RegressorMixin, GPEstimator):
     def _unit(self) -> float | Array:
         """One unit of the model in units of the data, or of each output ``(C,)``."""
         return 1.0
+
+    def _response(self) -> Response:
+        if self.likelihood_ in SHARES:
+            return ExpectedResponse("expected share", ("",), self.model_.calculus, expected_value)
+        if link_of(self.likelihood_) == "log":
+            return ExpectedResponse("average of the target", ("",), self.model_.calculus, self._expected)
+        return MonotoneResponse("average of the target", self._restore)
+
+    def _expected(self, distribution: Any) -> Tensor:
+        """Means of observations in their own units ``(..., 1)``."""
+        return expected_value(distribution) * float(self._unit())
 
     def _mean(self, X: Any, return_std: bool, **observation: Any) -> Array | tuple[Array, Array]:
         def moments(predictive: Any) -> Array:
@@ -582,6 +594,15 @@ class GPRegressor(BaseRegressor):
         if not hasattr(self, "_known_noise"):  # read from a file
             self._known_noise = self._check_alpha(len(targets), None)
         return super()._skeleton(inputs, targets, *args, **options)
+
+    def _observes(self) -> str:
+        return "share" if self.likelihood_ == "binomial" else "real"
+
+    def _knows_noise_of_rows(self) -> bool:
+        return self._known_noise is not None
+
+    def _keep_rows(self, rows: NDArray[np.intp]) -> None:
+        self._known_noise = None if self._known_noise is None else self._known_noise[rows]
 
     def _likelihoods(self) -> dict[str, Callable[[], Any]]:
         if self.alpha is not None or self._white_noise()[0] is not None:

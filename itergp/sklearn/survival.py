@@ -14,6 +14,7 @@ from torch import Tensor
 
 from itergp.diagnostics import brier_scores, censoring_survival, concordance_index
 from itergp.errors import InputError
+from itergp.explanation import MonotoneResponse, Response
 from itergp.likelihoods.survival import INTERVAL, LEFT, RIGHT
 from itergp.sklearn.base import Array, GPEstimator
 from itergp.sklearn.checks import check_rows, check_weights
@@ -158,6 +159,17 @@ class GPSurvival(GPEstimator):
 
     def _likelihoods(self) -> dict[str, Callable[[], Any]]:
         return competing(TIMES, self.distribution, "distribution")
+
+    def _response(self) -> Response:
+        return MonotoneResponse("median time until the event", self._median_times)
+
+    def _median_times(self, latent: Array) -> Array:
+        """Medians of the times at latent values."""
+        likelihood = self.model_.calculus
+        with torch.no_grad():
+            latents = torch.as_tensor(latent, dtype=torch.float64, device=self.model_.held_data.like.device)
+            conditional = likelihood(latents)
+            return as_numpy(conditional.icdf(torch.tensor(0.5, dtype=torch.float64, device=latents.device)))
 
     def _make_mean(self, y: Array, weights: Array) -> gpytorch.means.Mean:
         if y.ndim == 1:  # a model that is read from a file starts anywhere

@@ -212,6 +212,36 @@ class TableEncoder(TransformerMixin, BaseEstimator):
                     levels = (*column.levels, *(values.levels[code] for code in new))
                     self.columns_[index] = dataclasses.replace(column, levels=levels)
 
+    def encode_column(self, position: int, values: Any) -> tuple[list[int], Array]:
+        """The encoded columns of one column of the table, for values by themselves.
+
+        Args:
+            position: Number of the column in the table.
+            values: M values of the kind that it had in the training data; None, NaN or NaT for a gap.
+
+        Returns:
+            The numbers of its E_j encoded columns, and their values ``(M, E_j)``.
+
+        Raises:
+            InputError: If values are of another kind.
+        """
+        check_is_fitted(self)
+        group = _by_position(self.columns_)[position]
+        if not group[0].indices:
+            return [], np.empty((len(values), 0))
+        table = self._column_table(values, group[0])
+        blocks, gaps = [], np.zeros(table.num_rows, bool)
+        meant = _read(group[0], table.columns[0], repr(group[0].name))
+        for column in group:
+            block, gaps = _encode(column, meant, gaps)
+            blocks.append(block)
+        return [index for column in group for index in column.indices], np.concatenate(blocks, 1)
+
+    @staticmethod
+    def _column_table(values: Any, column: EncodedColumn) -> Table:
+        array = np.asarray(values)
+        return read_table(array[:, None] if array.dtype.kind in "biuf" else {column.name: values})
+
     def matched(self, X: Any, *, owner: str = "TableEncoder") -> Table:
         """The columns of a table in the order of the training data, with their names.
 

@@ -28,10 +28,16 @@ from itergp.solvers.protocol import Rounds, Solver, State
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
-NEEDS = {"adding.md": "pandas", "bayesian-optimisation.md": "botorch", "instruments.md": "matplotlib"}
+NEEDS = {
+    "adding.md": "pandas",
+    "bayesian-optimisation.md": "botorch",
+    "explaining.md": "matplotlib",
+    "instruments.md": "matplotlib",
+}
 FACES = [
     *("itergp", "itergp.botorch", "itergp.diagnostics", "itergp.learning", "itergp.likelihoods", "itergp.models"),
     *(
+        "itergp.explanation",
         "itergp.kernels",
         "itergp.numerics",
         "itergp.objectives",
