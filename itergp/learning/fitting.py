@@ -495,9 +495,10 @@ def _stages(model: NonConjugateGP, settings: Settings) -> list[Stage]:
         return [Stage("learn", bound, max_iterations, learning_rate, "adam" if optimizer == "auto" else optimizer)]
     if objective not in ("auto", "predictive"):
         raise InputError(f"`objective` must be 'auto', 'predictive', 'elbo' or an objective. Got {objective!r}.")
-    # A noise or dispersion to learn would stand in for the latent variance that plugging in leaves out.
-    integrate = any(parameter.requires_grad for parameter in likelihood.parameters())
-    options = {"predictive": "variational" if integrate else "plug-in", "initialise_kernel": False}
+    # A noise or dispersion to learn would stand in for the latent variance that plugging in leaves out; and without a choice
+    # of how much of it predictions integrate, they integrate all.
+    integrate = any(parameter.requires_grad for parameter in likelihood.parameters()) or not settings.calibrate
+    options = {"predictive": model.approximation if integrate else "plug-in", "initialise_kernel": False}
     options |= {"renew_every": 5, "tolerance": 1e-3, "seed": seed}
     if optimizer == "lbfgs":  # a line search compares values: one split, and no trace of earlier evaluations in them
         options |= {"renew_every": None, "tolerance": 1e-6, "warm_start": False}

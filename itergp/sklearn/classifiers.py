@@ -47,7 +47,7 @@ class GPClassifier(LabelEstimator):
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
         link: ``"logit"`` or ``"probit"``, for two classes, or each of several labels.
         approximation: ``"variational"``, ``"laplace"``, or ``"auto"``: variational, or what held-out rows prefer, together with
-            the share of the covariance that is integrated, when there are 500 rows or more.
+            the share of the covariance that is integrated, when there are 100 rows or more.
         optimizer: ``"auto"``, ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.

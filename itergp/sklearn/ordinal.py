@@ -43,7 +43,7 @@ class GPOrdinalClassifier(LabelEstimator):
             they compete on held-out rows where the kernel does, and otherwise it is the former.
         link: ``"logit"`` or ``"probit"``, of the former.
         approximation: ``"variational"``, ``"laplace"``, or ``"auto"``: variational, or what held-out rows prefer, together with
-            the share of the covariance that is integrated, when there are 500 rows or more.
+            the share of the covariance that is integrated, when there are 100 rows or more.
         optimizer: ``"auto"``, ``"adam"``, ``"lbfgs"``, or None to keep hyperparameters at what the kernel says.
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.

@@ -35,7 +35,7 @@ from itergp.learning.calibration import EXPONENTS, Calibration
 from itergp.learning.humility import limit_lengthscales
 from itergp.learning.learner import Adam, Learner, Stage, Stop
 from itergp.learning.parameters import free_parameters
-from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
+from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, PoissonLikelihood
 from itergp.models import GP
 from itergp.models.starting_values import initialise
 from itergp.objectives import ComputationAwareELBO, LaplaceEvidence, PredictiveLogDensity
@@ -718,6 +718,21 @@ def test_another_fit_forgets_the_tempering_of_the_last():
     model.tempering = 2.0
     fit(model, max_iterations=2, calibrate=False)
     assert model.tempering == 0.0
+
+
+@pytest.mark.parametrize("approximation", ["variational", "laplace"])
+@pytest.mark.parametrize("calibrate", [True, False])
+def test_what_is_learned_suits_the_prediction_that_will_be_made(calibrate, approximation, monkeypatch):
+    """Without a choice on held-out rows predictions integrate the whole posterior."""
+    seen = []
+    run = Learner.run
+    monkeypatch.setattr(
+        Learner, "run", lambda self, stage: (seen.append(stage.objective.predictive), run(self, stage))[1]
+    )
+    model = SimpleGP(*CASES["poisson"].data(600, dtype=torch.float32), PoissonLikelihood())
+    model.approximation = approximation
+    fit(model, max_iterations=2, calibrate=calibrate)
+    assert set(seen) == {"plug-in" if calibrate else approximation}
 
 
 def test_starts_are_compared_by_what_is_learned():

@@ -261,6 +261,17 @@ def test_exposures_as_weights():
     np.testing.assert_allclose(rates.predict(X), whole.predict(X), rtol=1e-6)
 
 
+def test_counts_integrate_what_held_out_rows_prefer():
+    X = np.random.default_rng(0).normal(size=(240, 2))
+    y = np.random.default_rng(1).poisson(np.exp(np.sin(2.0 * X[:, 0]) + 0.5 * X[:, 1]))
+    estimator = GPCountRegressor(kernel="matern32", max_iterations=5).fit(X, y)
+    calibration = estimator.result_.calibration
+    assert calibration is not None
+    assert estimator.model_.tempering == calibration.tempering
+    best = max(calibration.log_densities.values())
+    assert calibration.log_densities[calibration.approximation, calibration.tempering] > best - 0.1
+
+
 def test_counts_are_whole():
     X, y = make_data(GPCountRegressor, 30)
     y = y.astype(float)
