@@ -95,7 +95,8 @@ class SingleLatentLikelihood(Likelihood):
             return None
         linear, exponential = slopes
         known = ~exponential.isnan()
-        shift = torch.where(known, 0.5 * exponential * node_covariance(offsets, weights)[:, 0, 0], 0.0)
+        slope = torch.where(known, exponential, 0.0)  # before a product with it, whose derivative would be NaN
+        shift = 0.5 * slope * node_covariance(offsets, weights)[:, 0, 0]
         return mean + shift.unsqueeze(-1), linear * shift, known
 
     def expected_log_density(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:

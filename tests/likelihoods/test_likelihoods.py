@@ -617,6 +617,21 @@ def test_expected_gradient_is_the_gradient_of_the_expectation(name):
     assert_close(g, expected, "local")
 
 
+@grid
+def test_expectations_have_slopes_in_the_covariance(name):
+    """That learning needs: an expectation moves with the marginals as it does when these are a little wider."""
+    likelihood, targets = _calculus(name)
+    mean = _latents(name)
+    nodes, weights = _nodes(likelihood, mean)
+    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    (slope,) = torch.autograd.grad(likelihood.expected_log_density(mean, scale * nodes, weights, targets).sum(), scale)
+    with torch.no_grad():
+        ends = [
+            likelihood.expected_log_density(mean, s * nodes, weights, targets).sum() for s in (1.0 - 1e-5, 1.0 + 1e-5)
+        ]
+    assert float(slope) == pytest.approx(float(ends[1] - ends[0]) / 2e-5, rel=1e-4, abs=1e-4)
+
+
 def test_categorical_expectation_equals_the_general_one(dtype):
     likelihood, targets = CategoricalLikelihood(3), _labels(3)()
     mean = 3.0 * torch.randn(ROWS, 3, dtype=dtype)
