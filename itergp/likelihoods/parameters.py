@@ -11,6 +11,8 @@ from gpytorch.constraints import Interval
 from gpytorch.priors import Prior
 from torch import Tensor
 
+from itergp.errors import InputError
+
 SMALLEST_NOISE = 1e-8  # of noise variances that are learned: targets may have next to none
 
 
@@ -38,7 +40,14 @@ class ConstrainedParameter:
         raw = getattr(module, f"raw_{self.name}")
         value = torch.as_tensor(value, dtype=raw.dtype, device=raw.device)
         constraint = getattr(module, f"raw_{self.name}_constraint")
-        module.initialize(**{f"raw_{self.name}": constraint.inverse_transform(value)})
+        unbounded = constraint.inverse_transform(value)
+        if not bool(torch.isfinite(unbounded).all()):
+            lower, upper = float(constraint.lower_bound), float(constraint.upper_bound)
+            raise InputError(
+                f"`{self.name}` must be between {lower:g} and {upper:g}, and at neither. Got {value.tolist()}. Choose another "
+                f"value, or pass `{self.name}_constraint` with wider bounds."
+            )
+        module.initialize(**{f"raw_{self.name}": unbounded})
 
     def register(
         self,

@@ -1218,3 +1218,13 @@ def test_observations_of_equal_rows_add_up(name):
     part = together.part(2, 3)
     torch.testing.assert_close(part.log_density(f[2:5]), together.log_density(f)[2:5])
     assert part.first_row == 2
+
+
+@pytest.mark.parametrize("value", [1e-8, 1e-9, -1.0, math.nan, math.inf])
+def test_parameters_are_within_their_bounds(value):
+    with pytest.raises(InputError, match=r"`noise` must be between 1e-08 and inf, and at neither\. Got "):
+        GaussianLikelihood(noise=value)
+    likelihood = GaussianLikelihood(noise=2e-8)
+    assert float(likelihood.noise.detach()) == pytest.approx(2e-8, rel=1e-3)
+    with pytest.raises(InputError, match="`noise` must be between"):
+        likelihood.noise = value
