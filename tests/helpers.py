@@ -208,6 +208,21 @@ def _zero_inflated(f: np.ndarray, y: np.ndarray) -> np.ndarray:
     return np.where(y == 0, np.logaddexp(np.log(0.3), counted), counted)
 
 
+class _LogLogistic:
+    """SciPy's, with the logarithms of its tails to all digits."""
+
+    def __init__(self, shape: float, scale: np.ndarray) -> None:
+        self._odds = lambda y: shape * (np.log(y) - np.log(scale))
+        times = sps.fisk(shape, scale=scale)
+        self.cdf, self.logpdf = times.cdf, times.logpdf
+
+    def logcdf(self, y: np.ndarray) -> np.ndarray:
+        return scipy.special.log_expit(self._odds(y))
+
+    def logsf(self, y: np.ndarray) -> np.ndarray:
+        return scipy.special.log_expit(-self._odds(y))
+
+
 def _censored(shape: float, distribution=sps.weibull_min):
     def density(f: np.ndarray, y: np.ndarray) -> np.ndarray:
         times = distribution(shape, scale=np.exp(f[:, 0]))
@@ -385,9 +400,11 @@ CASES: dict[str, Case] = {
     "weibull": Case(lambda: WeibullLikelihood(shape=2.0), make_survival, _censored(2.0), "positive"),
     "weibull-intervals": Case(lambda: WeibullLikelihood(shape=2.0), make_intervals, _intervals(2.0), "positive"),
     "log-logistic-intervals": Case(
-        lambda: LogLogisticLikelihood(shape=2.0), make_intervals, _intervals(2.0, sps.fisk), "positive"
+        lambda: LogLogisticLikelihood(shape=2.0), make_intervals, _intervals(2.0, _LogLogistic), "positive"
     ),
-    "log-logistic": Case(lambda: LogLogisticLikelihood(shape=2.0), make_survival, _censored(2.0, sps.fisk), "positive"),
+    "log-logistic": Case(
+        lambda: LogLogisticLikelihood(shape=2.0), make_survival, _censored(2.0, _LogLogistic), "positive"
+    ),
     "exponential": Case(ExponentialLikelihood, make_survival, _censored(1.0), "positive"),
 }
 REGULAR = tuple(name for name, case in CASES.items() if case.regular)

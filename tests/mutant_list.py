@@ -206,8 +206,8 @@ MUTANTS = (
     ),
     Mutant(
         "twenty nodes for any marginal",
-        "if widths > _FEW_NODES_REACH:",
-        "if False:",
+        "scale = self._wide(offsets, weights)",
+        "scale = None",
         ("test_likelihoods.py", "fine_rule"),
     ),
     Mutant(

@@ -7,7 +7,7 @@ Throughout, ``f`` has shape ``(..., N, C)``: rows, then latent functions; leadin
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 import gpytorch
@@ -25,7 +25,7 @@ _NUM_PAIRS = 16
 _CHUNK_ROWS = 8192
 _CHUNK_VALUES = 2**16  # curvatures at once
 _FEW_NODES_REACH = 1.5  # deviations in widths of a likelihood up to which few nodes are right to 1e-5
-_MOST_NODES = 2**14
+_MOST_LEVELS = 9  # of twice as many nodes each, up to some 18,000
 
 
 Observed = Literal["label", "level", "count", "real", "positive", "share"]
@@ -219,44 +219,56 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             weights: Weights of the nodes ``(S,)``.
             targets: Validated targets ``(N,)``.
         """
-        total = torch.zeros_like(mean[:, 0])
-        for offset, weight in self._pieces(offsets, weights):
-            values = self.log_density(mean + offset, targets)
-            total = total + torch.einsum("s,sn->n", weight.to(values), values)
-        return total
+        return self._averages(lambda f, y: (self.log_density(f, y),), mean, offsets, weights, targets)[0]
 
     def expected_derivatives(
         self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Expected gradient ``(N, C)`` and curvature ``(N, C, C)``; arguments as in ``expected_log_density``."""
-        gradient, curvature = torch.zeros_like(mean), mean.new_zeros(*mean.shape, mean.shape[-1])
-        for offset, weight in self._pieces(offsets, weights):
-            g, W = self.derivatives(mean + offset, targets)
-            gradient = gradient + torch.einsum("s,snc->nc", weight.to(g), g)
-            curvature = curvature + torch.einsum("s,sncd->ncd", weight.to(W), W)
+        gradient, curvature = self._averages(self.derivatives, mean, offsets, weights, targets)
         return gradient, curvature
 
-    def _pieces(self, offsets: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """Some nodes at a time, their offsets ``(S, N, C)`` and weights ``(S,)``.
+    def _averages(
+        self,
+        values: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+        mean: Tensor,
+        offsets: Tensor,
+        weights: Tensor,
+        targets: Tensor,
+    ) -> list[Tensor]:
+        """Expectations ``(N, ...)`` of functions of latent values ``(S, N, C)`` and targets, by the nodes.
 
         Few nodes are blind between them where marginals are wide. They are then others of the same variance, as near to one
-        another as the likelihood asks for.
+        another as the likelihood asks for. Which they are, a row's own marginal says: the rows beside it change nothing.
         """
-        count, size, latents = offsets.shape
-        scale = None
-        if latents == 1 and not self.quadratic:
-            variance = node_covariance(offsets, weights)[:, 0]
-            scale = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
-            widths = float(scale.detach().amax()) / self.latent_width if size else 0.0
-            if widths > _FEW_NODES_REACH:
-                offsets, weights = trapezoid(max(1.0 / widths, 24.0 / _MOST_NODES), like=weights)
-                count = len(weights)
+        scale = self._wide(offsets, weights)
+        if scale is None:
+            return _averaged(values, mean, targets, offsets, weights)
+        widths = scale.detach()[:, 0] / self.latent_width
+        levels = (widths / _FEW_NODES_REACH).log2().ceil().clamp(0, _MOST_LEVELS)
+        if not self.exchangeable:  # rows cannot be looked at alone
+            levels = levels.amax().expand(levels.shape)
+        parts, places = [], []
+        for level in levels.unique().tolist():
+            rows = (levels == level).nonzero().squeeze(-1)
+            whole = rows.numel() == len(levels)
+            m, y, s = (mean, targets, scale) if whole else (mean[rows], targets[rows], scale[rows])
+            if level == 0.0:
+                part = _averaged(values, m, y, offsets[:, rows], weights)
             else:
-                scale = None
-        step = max(1, _CHUNK_VALUES // max(1, size * latents**2))
-        for start in range(0, count, step):
-            piece = offsets[start : start + step]
-            yield piece if scale is None else piece[:, None, None] * scale, weights[start : start + step]
+                part = _averaged(values, m, y, *trapezoid(0.5**level / _FEW_NODES_REACH, like=weights), s)
+            parts.append(part)
+            places.append(rows)
+        order = torch.cat(places).argsort()
+        return [torch.cat(found)[order] for found in zip(*parts, strict=True)]
+
+    def _wide(self, offsets: Tensor, weights: Tensor) -> Tensor | None:
+        """Deviations ``(N, 1)`` of marginals of one function, or None if its nodes are near enough for all of them."""
+        if offsets.shape[-1] != 1 or offsets.shape[1] == 0 or self.quadratic:
+            return None
+        variance = node_covariance(offsets, weights)[:, 0]
+        scale = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+        return scale if float(scale.detach().amax()) > _FEW_NODES_REACH * self.latent_width else None
 
     @property
     def num_nodes(self) -> int:
@@ -287,6 +299,25 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             torch.randn(min(_CHUNK_ROWS, skip - start), _NUM_PAIRS, latents, generator=generator, dtype=torch.float32)
         half = torch.randn(size, _NUM_PAIRS, latents, generator=generator, dtype=torch.float32).movedim(1, 0).to(like)
         return torch.cat([half, -half]), like.new_full((2 * _NUM_PAIRS,), 0.5 / _NUM_PAIRS)
+
+
+def _averaged(
+    values: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
+    mean: Tensor,
+    targets: Tensor,
+    nodes: Tensor,
+    weights: Tensor,
+    scale: Tensor | None = None,
+) -> list[Tensor]:
+    """Averages of values, some nodes at a time: offsets ``(S, N, C)``, or nodes ``(S,)`` of deviations ``(N, 1)``."""
+    step = max(1, _CHUNK_VALUES // max(1, mean.numel() * mean.shape[-1]))
+    totals: list[Tensor] = []
+    for start in range(0, len(weights), step):
+        piece, weight = nodes[start : start + step], weights[start : start + step]
+        found = values(mean + (piece if scale is None else piece[:, None, None] * scale), targets)
+        terms = [torch.einsum("s,s...->...", weight.to(value), value) for value in found]
+        totals = [a + b for a, b in zip(totals, terms, strict=True)] if totals else terms
+    return totals
 
 
 def node_offsets(root: Tensor, nodes: Tensor) -> Tensor:

@@ -193,10 +193,11 @@ class _WeibullTimes(_SurvivalLikelihood):
         assert closed is not None
         columns = self._columns(targets, mean)
         total = self._until(closed[0].squeeze(-1), *columns) - closed[1]
-        for offset, weight in self._pieces(offsets, weights):
-            values = self._within((mean + offset).squeeze(-1), *columns)
-            total = total + torch.einsum("s,sn->n", weight.to(values), values)
-        return total
+
+        def within(f: Tensor, y: Tensor) -> tuple[Tensor]:
+            return (self._within(f.squeeze(-1), *self._columns(y, f)),)
+
+        return total + self._averages(within, mean, offsets, weights, targets)[0]
 
     def expected_derivatives(
         self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
@@ -208,11 +209,12 @@ class _WeibullTimes(_SurvivalLikelihood):
         assert closed is not None
         columns = self._columns(targets, mean)
         gradient, curvature = self._until_derivatives(closed[0].squeeze(-1), *columns)
-        for offset, weight in self._pieces(offsets, weights):
-            g, w = self._within_derivatives((mean + offset).squeeze(-1), *columns)
-            gradient = gradient + torch.einsum("s,sn->n", weight.to(g), g)
-            curvature = curvature + torch.einsum("s,sn->n", weight.to(w), w)
-        return gradient.unsqueeze(-1), curvature[..., None, None]
+
+        def within(f: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            return self._within_derivatives(f.squeeze(-1), *self._columns(y, f))
+
+        g, w = self._averages(within, mean, offsets, weights, targets)
+        return (gradient + g).unsqueeze(-1), (curvature + w)[..., None, None]
 
     def _conditional(self, latent: Tensor, *second: Tensor) -> Weibull:
         return Weibull(latent, self._shape(latent), validate_args=False)

@@ -255,7 +255,9 @@ def test_separable_data_with_a_huge_output_scale():
     advised = said(trace, r"Lower the output scale towards ([\d,.]+)")
     calmer = separable(advised).condition()
     assert "output_scale" not in calmer.trace.explain()
-    assert calmer.kernel_passes <= trace.stages[-1].kernel_passes + 1  # which certifies a mean that is stationary
+    # Fewer passes are no gain where rounds end unsettled: those of the advised scale settle, and their mean is certified.
+    assert calmer.trace.stages[-1].reason == "CONVERGED"
+    assert calmer.kernel_passes <= trace.stages[-1].kernel_passes + 2
 
 
 def test_noisy_labels_are_not_called_separable():

@@ -161,7 +161,7 @@ class LiveMemory(TorchDispatchMode):
 
 
 PIECES: dict[ModuleType, dict[str, int]] = {  # temporary arrays of thousands of rows: here, of few
-    base: {"_CHUNK_ROWS": 128},
+    base: {"_CHUNK_ROWS": 128, "_CHUNK_VALUES": 2**10},
     actions_module: {"_CHUNK_ROWS": 64},
     posterior_module: {"_CHUNK_ROWS": 64},
     precision: {"_CHUNK_ROWS": 64},

@@ -191,19 +191,23 @@ def test_no_third_large_array_while_it_runs():
     model.operator_kind = "blocked"
     seen = []
 
+    def large() -> set[int]:  # by memory, because views share it
+        gc.collect()
+        storages = [t.untyped_storage() for t in gc.get_objects() if type(t) is torch.Tensor and t.numel() >= 3000 * 12]
+        return {storage.data_ptr() for storage in storages if storage.nbytes() >= 3000 * 24 * 4}
+
     def watch(record):
         if record.rank == 24:
-            gc.collect()
-            storages = {  # keyed by memory, because views share it
-                t.untyped_storage().data_ptr(): t.untyped_storage().nbytes()
-                for t in gc.get_objects()
-                if type(t) is torch.Tensor and t.numel() >= 3000 * 12
-            }
-            seen.append(sum(size >= 3000 * 24 * 4 for size in storages.values()))
+            seen.append(len(large() - before))
 
+    held = [
+        t for t in gc.get_objects() if type(t) is torch.Tensor
+    ]  # of other tests, whose memory is not to be had again
+    before = large()
     model.condition(callback=watch)
     assert seen
     assert max(seen) == 2
+    del held
 
 
 # --------------------------------------------------------------- how a solve ends

@@ -150,7 +150,7 @@ def stage_record(
         objective_gap=0.5 * posterior.norm_squared if known else None,
         resolution=problem.resolution(posterior.latent_values, posterior.representer_weights, posterior.objective),
         covariance_rank=posterior.precision.rank,
-        variance_explained=1.0 - left / prior if prior > 0.0 else math.nan,
+        variance_explained=max(1.0 - left / prior, 0.0) if prior > 0.0 else math.nan,  # NaN stays
         log_density=log_density / weight if weight > 0.0 else math.nan,
         prior_deviation=math.sqrt(max(prior, 0.0) / values),
         latent_deviation=math.sqrt(squares / values),
