@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import gpytorch
@@ -45,10 +46,19 @@ def keep_alike(kernel: Kernel) -> Kernel:
         several = isinstance(module, Kernel) and module.has_lengthscale and module.raw_lengthscale.shape[-1] > 1
         if several and not hasattr(module, "lengthscale_prior"):
             name = "group_lengthscale" if isinstance(module, TiedLengthscales) else "lengthscale"
-            module.register_prior("lengthscale_prior", AlikeLengthscales(), name)
+            # With the name alone GPyTorch makes local functions, which do not pickle.
+            module.register_prior("lengthscale_prior", AlikeLengthscales(), partial(_get, name), partial(_set, name))
     return kernel
 
 
 def has_own_prior(kernel: Kernel) -> bool:
     """Whether lengthscales have a prior of the user's."""
     return not isinstance(getattr(kernel, "lengthscale_prior", None), (AlikeLengthscales, type(None)))
+
+
+def _get(name: str, kernel: Kernel) -> Tensor:
+    return getattr(kernel, name)
+
+
+def _set(name: str, kernel: Kernel, value: float | Tensor) -> None:
+    setattr(kernel, name, value)

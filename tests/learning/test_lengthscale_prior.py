@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import pytest
 import torch
 from gpytorch.kernels import Kernel, MaternKernel
@@ -40,6 +42,15 @@ def test_a_group_counts_once():
     ((_, module, prior, closure, _),) = kernel.named_priors()
     assert closure(module).shape[-1] == 2
     assert float(prior.log_prob(closure(module)).detach().sum()) < 0.0
+
+
+@pytest.mark.parametrize("groups", [(0, 1, 2), (0, 1, 1)])
+def test_a_kernel_with_it_pickles(groups):
+    kernel = Structure("laplacian").make_kernel(InputColumns(3, (), groups))
+    ((_, module, prior, closure, set_closure),) = pickle.loads(pickle.dumps(kernel)).named_priors()
+    set_closure(module, torch.full((1, max(groups) + 1), 2.0))
+    assert closure(module).unique().tolist() == [pytest.approx(2.0)]
+    assert float(prior.log_prob(closure(module)).detach().sum()) == pytest.approx(0.0)
 
 
 def test_a_users_prior_stays():

@@ -378,6 +378,19 @@ def test_marginals_that_oscillate_are_damped_until_they_settle():
     assert contracting is marginals  # all of the new ones
 
 
+def test_what_is_damped_is_not_damped_for_falling_as_its_share_allows():
+    """A share of a quarter falls by a quarter in a round at the most; halved for that, it would end at a thirty-second."""
+    model = _model(rows=20)
+    prior = model.prior_at(model.train_inputs)
+    problem = Problem(prior.mean.detach(), model.make_operator(prior), LaplaceSite(model.observations))
+    settled = torch.ones(20, 1, 1, dtype=torch.float64)
+    site, damping = 1.5 * settled, rounds.Damping(share=0.25)
+    for _ in range(rounds.MAX_ROUNDS):
+        site = damping.following(problem, problem.mean, settled, site, float((settled - site).abs().max()))
+    assert damping.share == 0.25
+    torch.testing.assert_close(site, settled, rtol=1e-4, atol=0.0)  # 0.1 otherwise
+
+
 @pytest.mark.parametrize(
     ("name", "tolerance", "scale"),
     [

@@ -142,7 +142,7 @@ def test_in_a_pipeline():
 def test_rows_can_be_added():
     table, f = steps()
     y = targets_for(GPRegressor, f)
-    fitted = GPRegressor(noise="gaussian", prior_mean="boosting", **QUICK).fit(table[:150], y[:150])
+    fitted = GPRegressor(likelihood="gaussian", prior_mean="boosting", **QUICK).fit(table[:150], y[:150])
     fitted.partial_fit(table[150:], y[150:])
     assert len(fitted.model_.train_targets) == 200
 

@@ -848,7 +848,7 @@ def test_white_noise_of_a_kernel_is_where_the_noise_starts():
     assert GPRegressor(fixed, max_iterations=2).fit(X, y).model_.likelihood.noise.item() == pytest.approx(0.6)
     with pytest.raises(InputError, match=r"must have a part that is no WhiteKernel"):
         GPRegressor(kernels.WhiteKernel()).fit(X, y)
-    with pytest.raises(InputError, match=r"`noise` must be 'gaussian' with `alpha` or a WhiteKernel"):
+    with pytest.raises(InputError, match=r"`likelihood` must be 'gaussian' with `alpha` or a WhiteKernel"):
         GPRegressor(fixed, likelihood="student_t").fit(X, y)
     with pytest.raises(InputError, match=r"Got the noise 'student_t'\. Pass it as likelihood='student_t'"):
         GPRegressor("student_t").fit(X, y)
@@ -865,7 +865,7 @@ def test_what_alpha_must_be():
     assert len(regressor.model_.likelihood.noise) == len(y) // 2
     with pytest.raises(InputError, match=r"Rows cannot be added to a regressor with `alpha`"):
         regressor.partial_fit(X, y)
-    with pytest.raises(InputError, match=r"Only one of `return_std` and `return_cov`"):
+    with pytest.raises(InputError, match=r"Only one of `return_std`, `return_cov` and `quantiles` can be asked for"):
         regressor.predict(X, return_std=True, return_cov=True)
     with pytest.raises(InputError, match=r"`theta` must be None"):
         regressor.log_marginal_likelihood(np.zeros(2))
@@ -943,6 +943,6 @@ def test_inputs_without_effect_and_a_smooth_kernel():
 def test_a_posterior_without_time_is_said_to_be_unsure():
     rng = np.random.default_rng(0)
     X = rng.normal(size=(3000, 3))
-    model = GPRegressor("matern32", noise="gaussian", fit_options={"time_limit": 1e-3})
+    model = GPRegressor("matern32", likelihood="gaussian", fit_options={"time_limit": 1e-3})
     with pytest.warns(ItergpWarning, match="The posterior must be found before time is up"):
         model.fit(X, X[:, 0] + rng.normal(size=3000))

@@ -16,6 +16,7 @@ from itergp import InputError, ItergpWarning
 from itergp.kernels import CategoricalKernel, TiedMaternKernel
 from itergp.sklearn import GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor, load, saving
 from itergp.sklearn.kernels import KERNELS
+from itergp.solvers import SubspaceNewton
 
 ROWS = 60
 each = pytest.mark.parametrize("make", [GPClassifier, GPOrdinalClassifier, GPRegressor, GPCountRegressor])
@@ -74,9 +75,9 @@ def test_names_and_order_of_levels_mean_nothing(make):
         city=X.city.map({"Oslo": "c", "Rome": "a", "Bern": "b"}),
         street=X.street.map({f"s{i:02}": f"t{(5 * i) % 14:02}" for i in range(14)}),
     )
-    np.testing.assert_allclose(
-        outputs(fitted(make, renamed, y), renamed), outputs(fitted(make, X, y), X), rtol=1e-4, atol=1e-4
-    )
+    close = {"solver": SubspaceNewton(tolerance=1e-6)}  # codes choose where it searches, and so what is left at the end
+    one, other = fitted(make, renamed, y, **close), fitted(make, X, y, **close)
+    np.testing.assert_allclose(outputs(one, renamed), outputs(other, X), rtol=1e-4, atol=1e-4)
 
 
 def test_levels_are_two_apart_however_rare():

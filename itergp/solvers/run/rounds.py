@@ -28,7 +28,7 @@ _MAX_SLOW_ROUNDS = 120  # where rows are damped one by one
 _SHARE = 0.1
 _ROUNDING = 1000.0  # units of the dtype's resolution: smaller changes of marginals are rounding
 _RESIDUAL, _SAMPLED_RESIDUAL = 0.02, 0.1  # posterior deviations
-_CONTRACTION, _DAMPING = 0.7, 0.5  # a residual that falls less than this from round to round is damped by half
+_LEAST_FALL, _DAMPING = 0.3, 0.5  # a residual that falls less than this, times the share, in a round is damped by half
 _LEAST_DAMPING = 1.0 / 32.0
 _GROWTH, _MAX_HALVINGS = 8.0, 40
 _WIDER = 1.01  # a marginal by how much, to see what that does to its curvature
@@ -126,7 +126,7 @@ class Damping:
             curvature: W ``(N, C, C)`` that its covariance was conditioned with, if that is not bounded.
         """
         if self.curvature is None or curvature is None:
-            if residual > _CONTRACTION * self.last:
+            if residual > (1.0 - _LEAST_FALL * self.share) * self.last:  # a small share falls slowly even without turns
                 self.share = max(_DAMPING * self.share, _LEAST_DAMPING)
             self.last = residual
             return marginals if self.share == 1.0 else (1.0 - self.share) * site + self.share * marginals
