@@ -60,6 +60,7 @@ _MANY_LATENTS = 20
 _CALIBRATION_VALUES = 20_000  # latent values, rows times functions, to choose by
 _COLLAPSED, _DIVERGED = 1e-3, 1e5
 _NO_NOISE = 1e-6  # a noise variance that nobody misses
+_NEAR = 0.05  # share of a bound above it: nearer, an objective gains too little for L-BFGS to go on
 _VISIBLE = 0.05  # share of the objective whose loss is worth a warning
 _MARGIN = 1e-3  # share of the objective by which a point of the path must beat the mean of its tail
 _LOOK_FACTOR = 100.0  # times the tolerance, for a look at the posterior on the way
@@ -679,4 +680,4 @@ def _at_bound(parameter: FreeParameter) -> bool:
     """Whether a noise is at a bound that shows in predictions of standardised targets."""
     if parameter.constraint is None or not float(parameter.constraint.lower_bound) > _NO_NOISE:
         return False
-    return bool((parameter.value.exp() < 0.01 * parameter.constraint.lower_bound).any())
+    return bool((parameter.value.exp() < _NEAR * parameter.constraint.lower_bound).any())

@@ -7,7 +7,7 @@ import math
 import time
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from gpytorch.kernels import Kernel, ScaleKernel
@@ -216,7 +216,14 @@ class StructureSearch:
         if not isinstance(self.model.mean_module, (ConstantMean, ZeroMean)):
             return math.nan, math.nan
         constant = self._contestant(_CONSTANT, chosen.likelihood)
-        constant.densities = self._densities(self._make(constant, train[:_LEAST_ROWS]), held_out)
+        plain = replace(self, columns=InputColumns.plain(self.columns.num_columns))  # groups are inputs too
+        model = plain._make(constant, train[:_LEAST_ROWS])
+        for part in (model.mean_module, model.covar_module):  # conditioning finds the constant
+            part.requires_grad_(False)
+        if free_parameters(model):  # a noise as it starts would make any model look good
+            for phase in _ROUNDS:
+                plain._learn(model, phase, self.seed)
+        constant.densities = plain._densities(model, held_out)
         return constant.behind(chosen)
 
     def _contestant(self, structure: Structure, likelihood: int) -> _Contestant:

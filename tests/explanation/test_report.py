@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pickle
+import re
 from html.parser import HTMLParser
 
 import gpytorch
@@ -226,7 +227,7 @@ def test_a_report_is_one_page_by_itself(kind, tmp_path):
     assert page.open == []
     assert page.loaded
     assert all(value.startswith("data:image/png;base64,") for value in page.loaded)
-    assert "http" not in text.replace("base64,", "")
+    assert "http" not in re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)  # four letters turn up in pictures by chance
     assert not {"script", "link", "iframe"} & page.tags
     assert "<b>&'" not in text
     said = " ".join(page.text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 
 import pytest
 import torch
@@ -250,3 +251,23 @@ def test_likelihoods_have_their_turn_before_kernels(monkeypatch):
     ).comparison
     assert comparison.likelihood == 1
     assert "NegativeBinomialLikelihood" in comparison.chosen
+
+
+def test_a_constant_knows_no_groups_and_learns_its_noise():
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(200, 2, generator=generator, dtype=torch.float64)
+    codes = torch.arange(200) % 10
+    effect = torch.linspace(-1.0, 1.0, 10, dtype=x.dtype)[codes]
+    noise = torch.randn(200, generator=generator, dtype=x.dtype)
+    effect = effect + 0.1 * torch.randn(200, generator=generator, dtype=x.dtype)
+    of_groups = InputColumns(3, (0, 1), (0, 1, 2), random_effects=((2, None),))
+    for targets, columns, inputs, found in (
+        (noise, InputColumns.plain(2), x, False),
+        (effect, of_groups, torch.cat([x, codes[:, None].to(x)], 1), True),
+    ):
+        model = GP(inputs, targets / targets.std(), GaussianLikelihood())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ItergpWarning)
+            comparison = itergp.fit(model, max_iterations=2, structures="auto", columns=columns).comparison
+        assert comparison.found_something == found
+        assert comparison.gain > 0.5 if found else comparison.gain < 0.1
