@@ -221,7 +221,7 @@ class GPRegressor(BaseRegressor):
         groups: Any = None,
         standardize: bool = True,
         normalize_y: bool = True,
-        approximation: str = "variational",
+        approximation: str = "auto",
         optimizer: str | None = "auto",
         max_iterations: int = 50,
         fit_options: dict[str, Any] | None = None,

@@ -47,7 +47,8 @@ class GPSurvival(GPEstimator):
             there was none of in training has the prior.
         standardize: Bring columns to mean 0 and deviation 1; constant ones become zero. Those that a GPyTorch kernel
             reads in their own units stay: category numbers, a period that was set, a grid, inducing points.
-        approximation: ``"variational"`` or ``"laplace"``.
+        approximation: ``"variational"``, ``"laplace"``, or ``"auto"``: variational, or what held-out rows prefer, together with
+            the share of the covariance that is integrated, when there are 100 rows or more.
         optimizer: ``"auto"``, ``"adam"``, ``"lbfgs"``, or None to keep the hyperparameters at what the kernel says.
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
@@ -96,7 +97,7 @@ class GPSurvival(GPEstimator):
         ard: bool | None = None,
         groups: Any = None,
         standardize: bool = True,
-        approximation: str = "variational",
+        approximation: str = "auto",
         optimizer: str | None = "auto",
         max_iterations: int = 50,
         fit_options: dict[str, Any] | None = None,

@@ -157,6 +157,7 @@ def test_exposures_of_counts(folder, capsys):
     assert "must be left out for GPClassifier" in capsys.readouterr().err
 
 
+@pytest.mark.filterwarnings("ignore:Inputs should say something")  # ages that do not
 def test_times_with_events(folder, capsys):
     rng = np.random.default_rng(1)
     age, failure, left = rng.uniform(20, 80, 80), rng.weibull(2.0, 80), rng.uniform(0.5, 2.0, 80)
