@@ -15,7 +15,7 @@ from itergp.models import LatentPosterior, NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.operators import Prior, make_operator
 from itergp.posterior.tempering import tempered
-from itergp.solvers import APPROXIMATIONS, Solution, solve
+from itergp.solvers import APPROXIMATIONS, Reason, Solution, solve
 
 Choice = tuple[str, float]  # approximation and exponent of tempering
 
@@ -79,8 +79,12 @@ def calibrate_predictions(model: NonConjugateGP, *, num_rows: int, seed: int = 0
         prior = model.prior_at()
         several, compared = observations.likelihood.num_latents > 1, splits[0][0].numel()
         few = several and compared < _TRANSFERS * observations.num_rows
-        approximations = ("laplace",) if few and not observations.likelihood.quadratic else APPROXIMATIONS
+        approximations: tuple[str, ...] = APPROXIMATIONS
+        if few and not observations.likelihood.quadratic:
+            approximations = ("laplace",)
         parts = [_marginals(model, prior, *split, approximations) for split in splits]
+        # The mode of a density with kinks may not be found: it is no candidate beside a posterior that is.
+        approximations = tuple(one for one in approximations if all(one in part for part in parts))
         held_out = observations.take(torch.cat([rows for _, rows in splits]))
         densities: dict[Choice, Tensor] = {}
         humility: dict[Choice, float] = {}
@@ -131,7 +135,10 @@ def humblest(
 def _marginals(
     model: NonConjugateGP, prior: Prior, train: Tensor, held_out: Tensor, approximations: tuple[str, ...]
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Latent means, covariances and prior variances of held-out rows by approximation."""
+    """Latent means, covariances and prior variances of held-out rows by approximation, of those that were found.
+
+    The first is always among them.
+    """
     part, seen = share_latents(distinct_rows(model, prior, train), prior.take(train), model.observations.take(train))
     validation = prior.take(held_out)
     operator = make_operator(
@@ -145,6 +152,8 @@ def _marginals(
     solution: Solution | None = None
     for approximation in sorted(approximations):  # the Laplace mode is where the variational solve starts
         solution = solve(operator, part.mean, seen, model.solver, approximation=approximation, warm_start=solution)
+        if approximation != approximations[0] and solution.status.reason is Reason.PRECISION:
+            continue
         latent = LatentPosterior.at(validation, operator, solution)
         results[approximation] = latent.mean, latent.row_covariance(), latent.prior_variance
     return results
