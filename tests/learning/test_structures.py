@@ -230,6 +230,7 @@ def test_levels_alone_have_a_kernel():
     assert structure.make_transform(x, columns) is None
 
 
+@pytest.mark.filterwarnings("ignore:Inputs should say something")  # of counts that vary so much that it hardly shows
 def test_likelihoods_have_their_turn_before_kernels(monkeypatch):
     """Where time ends the search: counts that vary more than Poisson's must not end with Poisson's."""
     generator = torch.Generator().manual_seed(0)
