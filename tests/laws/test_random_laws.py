@@ -12,9 +12,15 @@ from random_run import outcome_of_law
 
 
 @pytest.mark.parametrize("law", LAWS)
-@settings(max_examples=12, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
-@given(specs())
-def test_a_law_holds_for_a_random_model(law, spec):
+def test_a_law_holds_for_random_models(law):
+    outcomes = []
+
+    @settings(max_examples=12, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
+    @given(specs())
+    def hold(spec):
+        outcomes.append(outcome_of_law(law, spec))
+
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        outcome_of_law(law, spec)
+        hold()
+    assert outcomes.count("right") > 0, outcomes  # and not all skipped or refused

@@ -63,13 +63,13 @@ def test_learning_improves_held_out_density(name, objective):
     targets = y[160:] if name == "categorical" else y[160:].float()
     with torch.no_grad():
         before = model.predict(x[160:]).log_prob(targets).mean()
-    result = itergp.fit(model, objective=objective, max_iterations=25)
+    result = itergp.fit(model, objective=objective, optimizer="adam", max_iterations=25)
     with torch.no_grad():
         after = model.predict(x[160:]).log_prob(targets).mean()
-    assert float(after) > float(before) + 0.005
+    assert float(after) > float(before) + 0.02
     assert result.solution is model.solution
-    assert len(result.records) == 25 or objective == "elbo"  # by L-BFGS
-    assert result.reason in ("all iterations were taken", "the parameters settled", "the objective stopped improving")
+    assert len(result.records) == 25
+    assert result.reason == "all iterations were taken"
     assert set(result.seconds) == {"learn", "calibrate", "condition"}
     assert not model.training
 
@@ -385,12 +385,13 @@ def test_stages_and_their_rows():
 @pytest.mark.parametrize("objective", ["predictive", "elbo", LaplaceEvidence])
 def test_lbfgs_reaches_what_adam_reaches(objective):
     values = {}
-    for optimizer, iterations in (("adam", 60), ("lbfgs", 30)):
+    iterations = {"adam": 60, "lbfgs": 30} | ({"auto": 30} if objective == "elbo" else {})
+    for optimizer, steps in iterations.items():
         model = binary(100, kernel=make_kernel(4.0, 1.0)).double()
         model.set_train_data(make_binary(100)[0], model.train_targets.double(), strict=False)
         goal = objective if isinstance(objective, str) else objective(model.likelihood, model)
         result = fit(
-            model, objective=goal, optimizer=optimizer, max_iterations=iterations, calibrate=False, learning_rate=0.3
+            model, objective=goal, optimizer=optimizer, max_iterations=steps, calibrate=False, learning_rate=0.3
         )
         if objective == "predictive":  # the split that L-BFGS sees
             mll = PredictiveLogDensity(model.likelihood, model, renew_every=None, tolerance=1e-6, warm_start=False)
@@ -400,7 +401,7 @@ def test_lbfgs_reaches_what_adam_reaches(objective):
         values[optimizer] = mll(model(*model.train_inputs), model.train_targets).item()
         model.eval()
         assert result.records[-1].objective > result.records[0].objective
-    assert values["lbfgs"] > values["adam"] - 0.01
+    assert all(value > values["adam"] - 0.01 for value in values.values())
 
 
 def test_adam_is_that_of_torch():
@@ -531,12 +532,9 @@ def _learnable(kind: str) -> SimpleGP:
 def test_every_parameter_moves(kind, objective):
     model = _learnable(kind)
     start = {name: p.detach().clone() for name, p in model.named_parameters()}
-    result = fit(
-        model, objective=objective, max_iterations=16, learning_rate=0.1, initialise_kernel=False, calibrate=False
-    )
+    options = {"optimizer": "adam", "max_iterations": 16, "learning_rate": 0.1, "initialise_kernel": False}
+    result = fit(model, objective=objective, calibrate=False, **options)
     still = [name for name, p in model.named_parameters() if torch.equal(p, start[name])]
-    if kind != "noise":  # softmax does not see a mean that all classes share
-        still = [name for name in still if not name.startswith("mean_module")]
     assert not still
     assert result.records[-1].objective > result.records[0].objective - (0.2 if objective == "predictive" else 0.0)
 

@@ -424,6 +424,22 @@ def test_gradients_of_objectives_are_those_of_finite_differences(kernel, likelih
     _differences(model, lambda: bound(model(*model.train_inputs), model.train_targets))
 
 
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_dense_matrices_give_the_bound_of_the_solver(kernel):
+    values = []
+    for max_passes in (None, 500):  # a limit, with which the solver's own posterior is taken
+        model = _model(
+            kernel, "gaussian", missing=True, solver=SubspaceNewton(tolerance=1e-12, max_passes=max_passes)
+        ).train()
+        bound = ComputationAwareELBO(model.likelihood, model, initialise_kernel=False)
+        assert bound.by_dense_matrices == (max_passes is None)
+        value = bound(model(*model.train_inputs), model.train_targets)
+        value.backward()
+        slopes = [parameter.grad.flatten() for parameter in model.parameters() if parameter.grad is not None]
+        values.append(torch.cat([value.detach().reshape(1), *slopes]))
+    assert_close(values[0], values[1], "posterior")
+
+
 @pytest.mark.parametrize("predictive", ["plug-in", "variational"])
 @pytest.mark.parametrize("likelihood", LIKELIHOODS)
 def test_gradients_of_held_out_densities(likelihood, predictive):
