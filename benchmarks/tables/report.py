@@ -10,7 +10,7 @@ import numpy as np
 
 from benchmarks.tables.catalogue import sources
 from benchmarks.tables.methods import BASELINE, LINEAR, OURS
-from itergp.sklearn.comparison.scores import Estimate
+from itergp.diagnostics.estimates import Estimate
 
 _LOW, _HIGH = 0.85, 0.95  # coverage that 90 % intervals should have
 _CLEAR = 2.0  # standard errors

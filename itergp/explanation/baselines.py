@@ -15,11 +15,11 @@ from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from itergp.diagnostics.residual_noise import CountNoise, residual_deviation
 from itergp.explanation.held_out import (
     constant,
     counts_predicted,
     labels_predicted,
-    overdispersion,
     times_predicted,
     values_predicted,
 )
@@ -115,15 +115,14 @@ def _predicted(
         return labels_predicted(shares, targets)
     if subject.observes == "real":
         model, unseen = _fitted(make(), X, y, weights), _crossed(make(), X, y, weights)
-        deviation = float(np.sqrt(np.average((y - unseen) ** 2, weights=weights)))
-        return values_predicted(model.predict(values), deviation, targets)
+        return values_predicted(model.predict(values), residual_deviation(y, unseen, weights), targets)
     first, second = (y[:, 0], y[:, 1]) if y.ndim == 2 else (y, np.ones(len(y)))
     if subject.observes == "positive":  # events per time: the likelihood of exponential times
         first, second = second, first
         return times_predicted(_fitted(make(), X, first / second, weights * second).predict(values), targets)
     rates = X, first / second, weights * second
     model, unseen = _fitted(make(), *rates), _crossed(make(), *rates)
-    return counts_predicted(model.predict(values), targets, overdispersion(first, unseen * second, weights))
+    return counts_predicted(model.predict(values), targets, CountNoise.learn(first, unseen * second, weights))
 
 
 def _fitted(model: Any, X: Array, y: Array, weights: Array) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy import stats
 
+from itergp.diagnostics.residual_noise import LEAST_RATE, CountNoise, residual_deviation
 from itergp.errors import SolverError
 from itergp.explanation.responses import MonotoneResponse, label_probabilities
 from itergp.explanation.scores import Predictions
@@ -194,13 +194,14 @@ def constant(subject: Subject, targets: Array, weights: Array, judged: Array) ->
         return labels_predicted(shares, judged)
     if observes == "real":
         mean = np.average(targets, weights=weights)
-        deviation = np.sqrt(np.average((targets - mean) ** 2, weights=weights))
-        return values_predicted(np.full(len(judged), mean), float(deviation), judged)
+        deviation = residual_deviation(targets, mean, weights)
+        return values_predicted(np.full(len(judged), mean), deviation, judged)
     first, second = (targets[:, 0], targets[:, 1]) if targets.ndim == 2 else (targets, np.ones(len(targets)))
     totals = np.average(first, weights=weights), np.average(second, weights=weights)
     if observes == "count":
         rate = totals[0] / totals[1]
-        return counts_predicted(np.full(len(judged), rate), judged, overdispersion(first, rate * second, weights))
+        noise = CountNoise.learn(first, rate * second, weights)
+        return counts_predicted(np.full(len(judged), rate), judged, noise)
     return times_predicted(np.full(len(judged), totals[1] / totals[0]), judged)
 
 
@@ -215,26 +216,15 @@ def labels_predicted(shares: Array, targets: Array) -> Predictions:
 
 def values_predicted(mean: Array, deviation: float, targets: Array) -> Predictions:
     """Of normal distributions of one standard deviation."""
-    deviation = max(deviation, 1e-12 * max(1.0, float(np.abs(targets).max())))
     found = -0.5 * ((targets - mean) / deviation) ** 2 - np.log(deviation) - 0.5 * np.log(2.0 * np.pi)
     return Predictions(found, mean)
 
 
-def overdispersion(counts: Array, expected: Array, weights: Array) -> float:
-    """By how much the variance of counts exceeds their mean, as a share of its square; by moments, 0 at least."""
-    excess = float(weights @ ((counts - expected) ** 2 - expected))
-    return max(0.0, excess / max(float(weights @ expected**2), 1e-300))
-
-
-def counts_predicted(rate: Array, targets: Array, excess: float) -> Predictions:
-    """Of negative binomial distributions with rates ``(M,)`` per exposure; without excess they are Poisson's."""
+def counts_predicted(rate: Array, targets: Array, noise: CountNoise) -> Predictions:
+    """Of counts with rates ``(M,)`` per exposure that vary by this noise."""
     counts, exposure = (targets[:, 0], targets[:, 1]) if targets.ndim == 2 else (targets, 1.0)
-    expected = np.maximum(rate, 1e-12) * exposure
-    if not _whole(targets):
-        return Predictions(None, expected)
-    if excess < 1e-6:
-        return Predictions(stats.poisson.logpmf(counts, expected), expected)
-    return Predictions(stats.nbinom.logpmf(counts, 1.0 / excess, 1.0 / (1.0 + excess * expected)), expected)
+    expected = np.maximum(rate * exposure, LEAST_RATE)
+    return Predictions(noise.distribution(expected).logpmf(counts) if _whole(targets) else None, expected)
 
 
 def times_predicted(hazard: Array, targets: Array) -> Predictions:

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from itergp.diagnostics import Finding, Trace
+from itergp.diagnostics.estimates import Estimate
 from itergp.explanation.held_out import HeldOut, held_out
-from itergp.explanation.scores import Score, mean_score
 from itergp.explanation.subject import Subject
 
 _WORTH_A_WORD = 1e-3  # nats per row by which a solve may be short
@@ -59,27 +59,27 @@ def _of_data(judged: HeldOut) -> list[Finding]:
     if model is None or plain is None or half is None:
         return []
     found = []
-    over, wins = (mean_score(part, judged.weights) for part in (model - plain, np.sign(model - plain)))
-    if over.value <= _CLEAR * over.error and wins.value <= _CLEAR * wins.error:
+    over, wins = (Estimate.of(part, judged.weights) for part in (model - plain, np.sign(model - plain)))
+    if over.mean <= _CLEAR * over.error and wins.mean <= _CLEAR * wins.error:
         observed = (
             f"The columns say little about the target: {over} nats per row more than a constant prediction, held out."
         )
         found.append(
             Finding("columns", observed, "Look for other columns; check that rows and targets belong together.")
         )
-    gain = mean_score(model - half, judged.weights)
+    gain = Estimate.of(model - half, judged.weights)
     return [*found, _rows(gain, judged.num_learned)]
 
 
-def _rows(gain: Score, num_rows: int) -> Finding:
+def _rows(gain: Estimate, num_rows: int) -> Finding:
     compared = f"from {num_rows // 2:,} to {num_rows:,} rows, held-out rows are predicted {gain} nats per row better"
-    if gain.value > max(_CLEAR * gain.error, _LITTLE):
+    if gain.mean > max(_CLEAR * gain.error, _LITTLE):
         return Finding(
             "rows",
             f"Rows are what is missing: {compared}.",
             "Collect more; twice as many gain about as much again, or somewhat less.",
         )
-    if gain.value + _CLEAR * gain.error > _SOME:
+    if gain.mean + _CLEAR * gain.error > _SOME:
         return Finding("unclear", f"Whether more rows would help is not clear: {compared}.", "")
     return Finding(
         "noise",

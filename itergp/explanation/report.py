@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from itergp.diagnostics import Trace, censoring_survival, concordance_index, plot_reliability, reliability
+from itergp.diagnostics.estimates import Estimate
 from itergp.diagnostics.findings import number, several, share
 from itergp.diagnostics.plots import BLUE, GREY
 from itergp.errors import InputError
@@ -27,7 +28,7 @@ from itergp.explanation.extras import matplotlib_for, pandas_for
 from itergp.explanation.held_out import can_hold_out, covered, predict_rows, split
 from itergp.explanation.importances import importances
 from itergp.explanation.plots import plot_effects, plot_importances
-from itergp.explanation.scores import ERRORS, Predictions, error_difference, error_score, errors_of, mean_score
+from itergp.explanation.scores import ERRORS, Predictions, error_difference, error_score, errors_of
 from itergp.explanation.subject import Subject
 from itergp.explanation.summary import Summary, summarise, title_of
 
@@ -170,7 +171,7 @@ def _scores(subject: Subject, judged: Judged | None) -> str:
         row = [name]
         if own.log_density is not None and part.log_density is not None:
             row += [
-                str(mean_score(-part.log_density, weights)),
+                str(Estimate.of(-part.log_density, weights)),
                 _paired(own.log_density - part.log_density, weights, name),
             ]
         elif has_density:
@@ -191,7 +192,7 @@ def _scores(subject: Subject, judged: Judged | None) -> str:
 
 
 def _paired(differences: Array, weights: Array, name: str) -> str:
-    return "" if name == _MINE else f"{mean_score(differences, weights).signed()}"
+    return "" if name == _MINE else f"{Estimate.of(differences, weights).signed()}"
 
 
 def _known_scores(
@@ -224,10 +225,10 @@ def _calibration(judged: Judged) -> str:
     values, targets, weights = judged.rows
     rows = []
     for level, (stated, inside) in covered(judged.subject, values, targets).items():
-        found = mean_score(inside, weights)
+        found = Estimate.of(inside, weights)
         said = np.average(stated, weights=weights)
         rows.append(
-            [f"{100 * level:.0f} %", f"{100 * said:.1f} %", f"{100 * found.value:.1f} % ± {100 * found.error:.1f} %"]
+            [f"{100 * level:.0f} %", f"{100 * said:.1f} %", f"{100 * found.mean:.1f} % ± {100 * found.error:.1f} %"]
         )
     note = " Intervals of counts are of whole numbers, and hold more than asked for." if observes == "count" else ""
     header = ["interval", "the model says", "observed"]

@@ -1,4 +1,4 @@
-"""Losses of predictions of held-out rows, and what they come to: means with standard errors, alone and in pairs."""
+"""Losses of predictions of held-out rows, and what they come to, alone and in pairs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.special import xlogy
+
+from itergp.diagnostics.estimates import Estimate
 
 Array = NDArray[np.float64]
 
@@ -35,40 +37,6 @@ class Predictions:
     probs: Array | None = None
 
 
-@dataclass(frozen=True)
-class Score:
-    """A mean over rows.
-
-    Attributes:
-        value: The mean, or its root.
-        error: Its standard error.
-    """
-
-    value: float
-    error: float
-
-    def __str__(self) -> str:
-        return f"{self.value:,.{self._digits}f} ± {self.error:,.{self._digits}f}"
-
-    def signed(self) -> str:
-        """With its sign, as a difference is written."""
-        return f"{self.value:+,.{self._digits}f} ± {self.error:,.{self._digits}f}"
-
-    @property
-    def _digits(self) -> int:
-        """Decimals: two digits of the standard error."""
-        if not np.isfinite(self.error) or self.error <= 0.0:
-            return 3
-        return min(6, max(0, 1 - int(np.floor(np.log10(self.error)))))
-
-
-def mean_score(values: Array, weights: Array) -> Score:
-    """A weighted mean of rows ``(M,)`` with its standard error."""
-    mean = float(np.average(values, weights=weights))
-    spread = float(np.sqrt((weights**2 * (values - mean) ** 2).sum()) / weights.sum())
-    return Score(mean, spread if len(values) > 1 else float("nan"))
-
-
 def errors_of(predictions: Predictions, targets: Array, observes: str) -> Array | None:
     """Losses other than the log loss ``(M,)``: see ``ERRORS``; None of times.
 
@@ -89,19 +57,19 @@ def errors_of(predictions: Predictions, targets: Array, observes: str) -> Array 
     return None if observes == "positive" else (predictions.point - y) ** 2
 
 
-def error_difference(losses: Array, best: Array, weights: Array, observes: str) -> Score:
+def error_difference(losses: Array, best: Array, weights: Array, observes: str) -> Estimate:
     """How far a method's error is above another's on the same rows, as people write it: of squared errors between the roots."""
     if observes != "real":
-        return mean_score(losses - best, weights)
+        return Estimate.of(losses - best, weights)
     roots = [max(float(np.sqrt(np.average(one, weights=weights))), 1e-300) for one in (losses, best)]
-    linear = mean_score(losses / (2.0 * roots[0]) - best / (2.0 * roots[1]), weights)
-    return Score(roots[0] - roots[1], linear.error)
+    linear = Estimate.of(losses / (2.0 * roots[0]) - best / (2.0 * roots[1]), weights)
+    return Estimate(roots[0] - roots[1], linear.error)
 
 
-def error_score(losses: Array, weights: Array, observes: str) -> Score:
+def error_score(losses: Array, weights: Array, observes: str) -> Estimate:
     """The mean of ``errors_of`` as people write it: of squared errors the root."""
-    found = mean_score(losses, weights)
-    if observes != "real" or found.value <= 0.0:
+    found = Estimate.of(losses, weights)
+    if observes != "real" or found.mean <= 0.0:
         return found
-    root = float(np.sqrt(found.value))
-    return Score(root, found.error / (2.0 * root))
+    root = float(np.sqrt(found.mean))
+    return Estimate(root, found.error / (2.0 * root))

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itergp.diagnostics import Finding
+from itergp.diagnostics.estimates import Estimate
 from itergp.diagnostics.findings import number, several, share
 from itergp.explanation.baselines import CONSTANT
 from itergp.explanation.columns import ColumnView
@@ -18,7 +19,7 @@ from itergp.explanation.held_out import FEW_ROWS, HeldOut, held_out
 from itergp.explanation.importances import importances, total_effects
 from itergp.explanation.limits import limits
 from itergp.explanation.noise import noise
-from itergp.explanation.scores import ERRORS, Score, error_score, errors_of, mean_score
+from itergp.explanation.scores import ERRORS, error_score, errors_of
 from itergp.explanation.shapes import Shape, shape
 from itergp.explanation.subject import Subject
 
@@ -56,10 +57,10 @@ class Summary:
     num_rows: int
     title: str
     noise: str
-    score: Score | None
-    baseline: Score | None
-    error: Score | None
-    baseline_error: Score | None
+    score: Estimate | None
+    baseline: Estimate | None
+    error: Estimate | None
+    baseline_error: Estimate | None
     limits: tuple[Finding, ...]
     notes: str
     names: tuple[str, str, str] = field(default=("", "", ""), repr=False)
@@ -198,11 +199,11 @@ def _cut(text: str, width: int = 24) -> str:
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
-def _log_score(judged: HeldOut, part: Any) -> Score | None:
-    return None if part.log_density is None else mean_score(part.log_density, judged.weights)
+def _log_score(judged: HeldOut, part: Any) -> Estimate | None:
+    return None if part.log_density is None else Estimate.of(part.log_density, judged.weights)
 
 
-def _error(judged: HeldOut, part: Any, observes: str) -> Score | None:
+def _error(judged: HeldOut, part: Any, observes: str) -> Estimate | None:
     losses = errors_of(part, judged.targets, observes)
     return None if losses is None else error_score(losses, judged.weights, observes)
 

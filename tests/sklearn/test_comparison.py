@@ -11,10 +11,11 @@ from scipy import integrate, stats
 
 from itergp import InputError
 from itergp.diagnostics import censoring_survival
+from itergp.diagnostics.residual_noise import CountNoise
 from itergp.sklearn import GPOrdinalClassifier, censored_times, compare
 from itergp.sklearn.comparison import Baseline, Boosting, Estimate, LightGBM, Linear, Method, Own, as_rows, hold_out
 from itergp.sklearn.comparison.folds import split
-from itergp.sklearn.comparison.forecasts import CountNoise, Hazards, of_labels, of_normal
+from itergp.sklearn.comparison.forecasts import Hazards, of_counts, of_labels, of_normal
 from itergp.sklearn.comparison.scores import second_scores
 
 RIVALS = [Boosting(), Linear(), Baseline()]
@@ -146,10 +147,10 @@ def test_counts_vary_as_much_as_they_do():
     assert few.size is None or few.size > 50.0
     rows = rows_of(np.array([2.0, 0.0]), "counts")
     np.testing.assert_allclose(
-        CountNoise(None).forecast(np.array([3.0, 1.0]), rows).log_density, stats.poisson([3.0, 1.0]).logpmf([2, 0])
+        of_counts(CountNoise(None), np.array([3.0, 1.0]), rows).log_density, stats.poisson([3.0, 1.0]).logpmf([2, 0])
     )
     np.testing.assert_allclose(
-        second_scores(CountNoise(None).forecast(np.array([3.0, 1.0]), rows), rows), [2 * (2 * np.log(2 / 3) + 1), 2.0]
+        second_scores(of_counts(CountNoise(None), np.array([3.0, 1.0]), rows), rows), [2 * (2 * np.log(2 / 3) + 1), 2.0]
     )
 
 

@@ -488,5 +488,6 @@ def test_inputs_say_something_about_patients(table, time, died):
     survival = GPSurvival(kernel="matern32", max_iterations=20).fit(X[:cut], y[:cut])
     alone, *_ = weibull_fit(*y[:cut].to_numpy(dtype=float).T)
     gain = survival.predictive_log_density(X[cut:], y[cut:]) - alone(*y[cut:].to_numpy(dtype=float).T)
-    assert gain.mean() > -gain.std() / len(gain) ** 0.5  # of the 57 patients of one table nobody can tell
+    # The 57 patients of one table cannot tell.
+    assert gain.mean() > (-gain.std() / len(gain) ** 0.5 if table == "cancer" else 0.0)
     assert survival.score(X[cut:], y[cut:]) > 0.55

@@ -1,5 +1,6 @@
 """How this package compares with what else could be used for a table."""
 
+from itergp.diagnostics.estimates import Estimate
 from itergp.sklearn.comparison.boosting import Boosting, LightGBM
 from itergp.sklearn.comparison.checking import as_rows
 from itergp.sklearn.comparison.compare import compare, cross_validate, judge, standard_methods
@@ -8,7 +9,6 @@ from itergp.sklearn.comparison.linear import Linear
 from itergp.sklearn.comparison.methods import Baseline, Fitted, Method, Own, add_rows, fit_estimator
 from itergp.sklearn.comparison.results import MethodResult, ModelComparison
 from itergp.sklearn.comparison.rows import Forecast, Rows
-from itergp.sklearn.comparison.scores import Estimate
 
 __all__ = [
     "Baseline",

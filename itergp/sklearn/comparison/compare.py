@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from itergp.diagnostics.estimates import Estimate
 from itergp.errors import InputError, ItergpWarning
 from itergp.sklearn.comparison.boosting import Boosting, LightGBM
 from itergp.sklearn.comparison.checking import as_rows
@@ -18,7 +19,7 @@ from itergp.sklearn.comparison.linear import Linear
 from itergp.sklearn.comparison.methods import Baseline, Method, Own
 from itergp.sklearn.comparison.results import MethodResult, ModelComparison
 from itergp.sklearn.comparison.rows import SURVIVAL, Array, Forecast, Rows
-from itergp.sklearn.comparison.scores import SECOND, Estimate, concordance, second_scores
+from itergp.sklearn.comparison.scores import SECOND, concordance, second_scores
 
 
 def compare(

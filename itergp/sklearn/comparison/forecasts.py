@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
-from scipy.optimize import minimize_scalar
 
+from itergp.diagnostics.residual_noise import LEAST_RATE, CountNoise
 from itergp.sklearn.comparison.rows import Array, Forecast, Rows
 
 LOW, HIGH = 0.05, 0.95  # the central 90 % interval
 _LEAST_PROBABILITY = 1e-12  # what a probability of zero counts as
-_LEAST_RATE = 1e-9
 _INTERVALS = 10  # of constant hazard
 
 
@@ -42,40 +41,12 @@ def of_normal(mean: Array, deviation: float, rows: Rows) -> Forecast:
     return Forecast(found.logpdf(rows.y), mean, inside.astype(np.float64))
 
 
-def residual_deviation(y: Array, mean: Array | float, weights: Array) -> float:
-    """Root mean square of residuals of predictions for rows that these were not learned from; positive."""
-    found = float(np.sqrt(np.average((y - mean) ** 2, weights=weights)))
-    return max(found, 1e-6 * float(np.abs(y).max()), 1e-12)
-
-
-@dataclass(frozen=True)
-class CountNoise:
-    """How counts vary around their mean: ``size`` of a negative binomial distribution, or None for Poisson's."""
-
-    size: float | None
-
-    @classmethod
-    def learn(cls, y: Array, mean: Array, weights: Array) -> CountNoise:
-        """The more probable one for means ``(N,)`` of rows that these were not learned from."""
-        mean = np.maximum(mean, _LEAST_RATE)
-
-        def loss(log_size: float) -> float:
-            return -float(weights @ cls(float(np.exp(log_size))).distribution(mean).logpmf(y))
-
-        best = minimize_scalar(loss, bounds=(-5.0, 12.0), method="bounded")
-        poisson = -float(weights @ stats.poisson(mean).logpmf(y))
-        return cls(float(np.exp(best.x)) if best.fun < poisson else None)
-
-    def distribution(self, mean: Array) -> Any:
-        """Frozen distributions of counts with means ``(M,)``."""
-        return stats.poisson(mean) if self.size is None else stats.nbinom(self.size, self.size / (self.size + mean))
-
-    def forecast(self, mean: Array, rows: Rows) -> Forecast:
-        """The forecast of means ``(M,)``, exposure included."""
-        mean = np.maximum(mean, _LEAST_RATE)
-        found = self.distribution(mean)
-        inside = (rows.y >= found.ppf(LOW)) & (rows.y <= found.ppf(HIGH))
-        return Forecast(found.logpmf(rows.y), mean, inside.astype(np.float64))
+def of_counts(noise: CountNoise, mean: Array, rows: Rows) -> Forecast:
+    """The forecast of means ``(M,)``, exposure included."""
+    mean = np.maximum(mean, LEAST_RATE)
+    found = noise.distribution(mean)
+    inside = (rows.y >= found.ppf(LOW)) & (rows.y <= found.ppf(HIGH))
+    return Forecast(found.logpmf(rows.y), mean, inside.astype(np.float64))
 
 
 def covered_times(later: Array, rows: Rows) -> Array:

@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import KFold
 
-from itergp.sklearn.comparison.forecasts import CountNoise, of_normal, residual_deviation
+from itergp.diagnostics.residual_noise import CountNoise, residual_deviation
+from itergp.sklearn.comparison.forecasts import of_counts, of_normal
 from itergp.sklearn.comparison.rows import COUNTS, Array, Forecast, Rows
 
 _FOLDS = 5
@@ -49,5 +50,5 @@ def distribute(mean: Array, left_out: Array, train: Rows, test: Rows) -> Forecas
     """The forecast for means ``(M,)``, given those ``(N,)`` of the training rows out of fold."""
     if train.task == COUNTS:
         noise = CountNoise.learn(train.y, left_out * train.exposures, train.weights)
-        return noise.forecast(mean * test.exposures, test)
+        return of_counts(noise, mean * test.exposures, test)
     return of_normal(mean, residual_deviation(train.y, left_out, train.weights), test)

@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from itergp.diagnostics.residual_noise import CountNoise, residual_deviation
 from itergp.sklearn.classifiers import GPClassifier
 from itergp.sklearn.comparison.forecasts import (
     HIGH,
     LOW,
-    CountNoise,
     Hazards,
     covered_times,
+    of_counts,
     of_labels,
     of_normal,
-    residual_deviation,
 )
 from itergp.sklearn.comparison.rows import (
     CLASSES,
@@ -152,6 +152,6 @@ class Baseline(Method):
         if train.task == COUNTS:
             rate = train.weights @ train.y / (train.weights @ train.exposures)
             noise = CountNoise.learn(train.y, rate * train.exposures, train.weights)
-            return noise.forecast(rate * test.exposures, test)
+            return of_counts(noise, rate * test.exposures, test)
         mean = float(np.average(train.y, weights=train.weights))
         return of_normal(np.full(len(test), mean), residual_deviation(train.y, mean, train.weights), test)

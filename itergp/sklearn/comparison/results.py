@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from itergp.diagnostics.estimates import Estimate
 from itergp.sklearn.comparison.rows import Array
-from itergp.sklearn.comparison.scores import Estimate
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,6 @@ class ModelComparison:
     def _line(self, result: MethodResult) -> tuple[str, ...]:
         if result.failed:
             return (result.name, "-", "-", "-", "-", "-")
-        behind = "best" if result is self.best else _shown(result.behind)
-        cells = (_shown(result.log_density), behind, _shown(result.score))
+        behind = "best" if result is self.best else str(result.behind)
+        cells = (str(result.log_density), behind, str(result.score))
         return (result.name, *cells, f"{100.0 * result.coverage.mean:.0f} %", f"{result.seconds:.1f}")
-
-
-def _shown(estimate: Estimate) -> str:
-    """A mean with its standard error, to the second digit of the latter."""
-    if not np.isfinite(estimate.error) or estimate.error == 0.0:
-        return f"{estimate.mean:.4g}"
-    digits = int(np.clip(1 - np.floor(np.log10(estimate.error)), 0, 6))
-    return f"{estimate.mean:.{digits}f} ± {estimate.error:.{digits}f}"

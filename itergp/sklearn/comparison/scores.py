@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 
 from itergp.diagnostics import concordance_index
@@ -17,24 +15,6 @@ SECOND = {
     REGRESSION: ("mean absolute error", False),
     SURVIVAL: ("concordance", True),
 }
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over rows and its standard error, NaN where it has none."""
-
-    mean: float
-    error: float
-
-    @classmethod
-    def of(cls, values: Array, weights: Array) -> Estimate:
-        """Of values ``(M,)`` that are independent, as rows are given what was learned."""
-        share = weights / weights.sum()
-        mean = float(share @ values)
-        used = int((share > 0.0).sum())
-        if used < 2:
-            return cls(mean, float("nan"))
-        return cls(mean, float(np.sqrt(used / (used - 1) * (share**2 @ (values - mean) ** 2))))
 
 
 def second_scores(forecast: Forecast, rows: Rows) -> Array:
