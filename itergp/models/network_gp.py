@@ -20,11 +20,10 @@ from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.likelihoods.base import node_offsets
-from itergp.likelihoods.predictive import joinable, joined
 from itergp.models.network_data import NetworkData, as_rows
 from itergp.models.network_evidence import Bound, EvidenceTerms
 from itergp.models.network_saving import load_network, save_network
-from itergp.models.streaming import check_prediction
+from itergp.models.streaming import check_prediction, predictive_of
 from itergp.numerics.blocks import psd_root
 from itergp.operators import default_memory_budget, slices
 from itergp.operators.linearisation import Chosen, Linearisation, Rows, linearise, num_rows, take
@@ -302,19 +301,12 @@ class NetworkGP(nn.Module):
         """
         calculus = self.calculus
         exponent = check_prediction(calculus, self.tempering if tempering is None else tempering, observation)
-        parts, kept = [], []
-        for which, mean, covariance, variance in self._marginals(x, integrated=exponent < math.inf):
-            if exponent < math.inf:
-                covariance = tempered(covariance, variance, exponent)
-            if mean.shape[1] > 1:
-                part = calculus.predictive(mean, covariance, **_of_rows(observation, which))
-                if joinable(part):
-                    parts.append(part)
-                    continue
-            kept.append((mean, covariance))
-        if parts:
-            return joined(parts)
-        return calculus.predictive(*(torch.cat(column) for column in zip(*kept, strict=True)), **observation)
+        integrated = exponent < math.inf
+        batches = (
+            (which, mean, tempered(covariance, variance, exponent) if integrated else covariance)
+            for which, mean, covariance, variance in self._marginals(x, integrated=integrated)
+        )
+        return predictive_of(calculus, batches, observation)
 
     def latent_marginals(self, x: Any) -> tuple[Tensor, Tensor]:
         """Latent means ``(M, C)`` and covariances ``(M, C, C)`` at inputs.
@@ -712,8 +704,3 @@ def _longest(name: str, keys: Mapping[str, float]) -> str | None:
     """The key that names the smallest part that a parameter belongs to."""
     fitting = [key for key in keys if name == key or name.startswith(f"{key}.")]
     return max(fitting, key=len, default=None)
-
-
-def _of_rows(observation: dict[str, Any], which: slice) -> dict[str, Any]:
-    """What is known of some rows: a number holds for all."""
-    return {name: v[which] if torch.is_tensor(v) and v.dim() > 0 else v for name, v in observation.items()}

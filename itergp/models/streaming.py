@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -127,8 +127,7 @@ class Stream:
     def predictives(self, tempering: float, observation: dict[str, Any]) -> Iterator[tuple[slice, Distribution]]:
         """Slices of rows and the predictive distribution there."""
         for rows, mean, covariance in self.marginals(tempering):
-            part = {name: self._take(value, rows) for name, value in observation.items()}
-            yield rows, self._likelihood.predictive(mean, covariance, **part)
+            yield rows, self._likelihood.predictive(mean, covariance, **of_rows(observation, rows))
 
     def mean(self) -> Tensor:
         """Latent means ``(M, C)``."""
@@ -140,19 +139,7 @@ class Stream:
         With one latent function, moments of all rows are small; with several, their covariances need not be: what is kept
         of a batch are then the parameters of its predictive distribution, where those say it all.
         """
-        likelihood = self._likelihood
-        parts, kept = [], []
-        for rows, mean, covariance in self.marginals(tempering):
-            if mean.shape[1] > 1:
-                options = {name: self._take(value, rows) for name, value in observation.items()}
-                part = likelihood.predictive(mean, covariance, **options)
-                if joinable(part):
-                    parts.append(part)
-                    continue
-            kept.append((mean, covariance))
-        if parts:
-            return joined(parts)
-        return likelihood.predictive(*(torch.cat(column) for column in zip(*kept, strict=True)), **observation)
+        return predictive_of(self._likelihood, self.marginals(tempering), observation)
 
     # ------------------------------------------------------------------ inside
     @property
@@ -174,10 +161,33 @@ class Stream:
         most = max(_MOST_ROWS, operator.cross_overhead)
         return batches(self.num_rows, per_row, min(budget // 4, 8 * per_row * most))
 
-    def _take(self, value: Any, rows: slice) -> Any:
-        """What is known of some rows: a number holds for all."""
-        several = torch.is_tensor(value) and value.dim() > 0 and value.shape[0] == self.num_rows
-        return value[rows] if several else value
+
+def predictive_of(
+    likelihood: Likelihood, marginals: Iterable[tuple[slice, Tensor, Tensor]], observation: dict[str, Any]
+) -> Distribution:
+    """One predictive distribution from batches of latent means ``(m, C)`` and covariances ``(m, C, C)``.
+
+    Args:
+        likelihood: Whose predictions.
+        marginals: The batches in order, each with its rows.
+        observation: What the likelihood wants to know about rows, a number or ``(M,)``.
+    """
+    parts, kept = [], []
+    for rows, mean, covariance in marginals:
+        if mean.shape[1] > 1:
+            part = likelihood.predictive(mean, covariance, **of_rows(observation, rows))
+            if joinable(part):
+                parts.append(part)
+                continue
+        kept.append((mean, covariance))
+    if parts:
+        return joined(parts)
+    return likelihood.predictive(*(torch.cat(column) for column in zip(*kept, strict=True)), **observation)
+
+
+def of_rows(observation: dict[str, Any], rows: slice) -> dict[str, Any]:
+    """What is known of some rows: a number holds for all."""
+    return {n: v[rows] if torch.is_tensor(v) and v.dim() > 0 and v.numel() > 1 else v for n, v in observation.items()}
 
 
 def gathered(parts: Iterator[tuple[slice, Tensor]], num_rows: int) -> Tensor:
