@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import gpytorch
@@ -18,10 +19,10 @@ from torch.distributions import Distribution
 
 from itergp.errors import InputError
 from itergp.likelihoods.quadrature import gauss_hermite, node_covariance, trapezoid
+from itergp.likelihoods.sampled import Averages, antithetic_nodes, by_width, num_pairs
 from itergp.numerics.blocks import Root, psd_root
 
 _NUM_NODES = 20
-_NUM_PAIRS = 16
 _CHUNK_ROWS = 8192
 _CHUNK_VALUES = 2**16  # curvatures at once
 _FEW_NODES_REACH = 1.5  # deviations in widths of a likelihood up to which few nodes are right to 1e-5
@@ -228,6 +229,20 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         gradient, curvature = self._averages(self.derivatives, mean, offsets, weights, targets)
         return gradient, curvature
 
+    def expected_curvature(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+        """Expected curvature ``(N, C, C)`` that a covariance is conditioned with; arguments as in ``expected_log_density``.
+
+        Where nodes are samples, from more of them. A row that is almost certain has curvature where its latent values come near
+        a boundary, which few samples find: from few, curvature is anything between nothing and much.
+        """
+        if not self.samples:
+            return self.expected_derivatives(mean, offsets, weights, targets)[1]
+
+        def average(*moments: Tensor) -> list[Tensor]:
+            return list(self.expected_derivatives(*moments))
+
+        return self._by_width(average, mean, offsets, weights, targets, least=1)[1]
+
     def _averages(
         self,
         values: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
@@ -241,9 +256,12 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         Few nodes are blind between them where marginals are wide. They are then others of the same variance, as near to one
         another as the likelihood asks for. Which they are, a row's own marginal says: the rows beside it change nothing.
         """
+        if self.samples:
+            averaged = partial(_averaged, values)
+            return self._by_width(averaged, mean, offsets, weights, targets)
         scale = self._wide(offsets, weights)
         if scale is None:
-            return _averaged(values, mean, targets, offsets, weights)
+            return _averaged(values, mean, offsets, weights, targets)
         widths = scale.detach()[:, 0] / self.latent_width
         levels = (widths / _FEW_NODES_REACH).log2().ceil().clamp(0, _MOST_LEVELS)
         if not self.exchangeable:  # rows cannot be looked at alone
@@ -254,13 +272,27 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             whole = rows.numel() == len(levels)
             m, y, s = (mean, targets, scale) if whole else (mean[rows], targets[rows], scale[rows])
             if level == 0.0:
-                part = _averaged(values, m, y, offsets[:, rows], weights)
+                part = _averaged(values, m, offsets[:, rows], weights, y)
             else:
-                part = _averaged(values, m, y, *trapezoid(0.5**level / _FEW_NODES_REACH, like=weights), s)
+                part = _averaged(values, m, *trapezoid(0.5**level / _FEW_NODES_REACH, like=weights), y, s)
             parts.append(part)
             places.append(rows)
         order = torch.cat(places).argsort()
         return [torch.cat(found)[order] for found in zip(*parts, strict=True)]
+
+    @property
+    def samples(self) -> bool:
+        """Whether nodes are random samples, and not those of a rule."""
+        return self.num_latents > 1 and type(self).standard_nodes is Likelihood.standard_nodes
+
+    def _by_width(
+        self, average: Averages, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor, least: int = 0
+    ) -> list[Tensor]:
+        """``by_width`` with what the likelihood says of its rows."""
+        if not self.samples:
+            return average(mean, offsets, weights, targets)
+        rows = partial(by_width, width=self.latent_width, separable=self.exchangeable, least=least)
+        return rows(average, mean, offsets, weights, targets)
 
     def _wide(self, offsets: Tensor, weights: Tensor) -> Tensor | None:
         """Deviations ``(N, 1)`` of marginals of one function, or None if its nodes are near enough for all of them."""
@@ -273,13 +305,14 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     @property
     def num_nodes(self) -> int:
         """Nodes of a row that ``standard_nodes`` gives."""
-        return _NUM_NODES if self.num_latents == 1 else 2 * _NUM_PAIRS
+        return _NUM_NODES if self.num_latents == 1 else 2 * num_pairs(self.num_latents)
 
     def standard_nodes(self, like: Tensor, seed: int = 0, skip: int = 0) -> tuple[Tensor, Tensor]:
         """Standard normal nodes for expectations over a row's latent values.
 
         20 Gauss-Hermite nodes, the same for every row, when C = 1, which expectations under wide marginals replace by more;
-        otherwise 16 antithetic pairs of fixed pseudo-random samples, different for every row so that their errors average out.
+        otherwise antithetic pairs of fixed pseudo-random samples, others for every row, whose second moments are exact
+        (``likelihoods.sampled``); where marginals are wide, expectations replace them by more.
 
         Args:
             like: Means ``(N, C)``, for shape, dtype and device.
@@ -292,21 +325,15 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         if like.shape[-1] == 1:
             nodes, weights = gauss_hermite(_NUM_NODES, like=like)
             return nodes[:, None, None], weights
-        generator = torch.Generator().manual_seed(seed)
-        # Row by row, in multiples of the 16 numbers that are drawn at once: neither rows nor pieces change what others get.
-        size, latents = like.shape
-        for start in range(0, skip, _CHUNK_ROWS):
-            torch.randn(min(_CHUNK_ROWS, skip - start), _NUM_PAIRS, latents, generator=generator, dtype=torch.float32)
-        half = torch.randn(size, _NUM_PAIRS, latents, generator=generator, dtype=torch.float32).movedim(1, 0).to(like)
-        return torch.cat([half, -half]), like.new_full((2 * _NUM_PAIRS,), 0.5 / _NUM_PAIRS)
+        return antithetic_nodes(like, seed, skip)
 
 
 def _averaged(
     values: Callable[[Tensor, Tensor], tuple[Tensor, ...]],
     mean: Tensor,
-    targets: Tensor,
     nodes: Tensor,
     weights: Tensor,
+    targets: Tensor,
     scale: Tensor | None = None,
 ) -> list[Tensor]:
     """Averages of values, some nodes at a time: offsets ``(S, N, C)``, or nodes ``(S,)`` of deviations ``(N, 1)``."""

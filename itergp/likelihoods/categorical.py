@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import torch
@@ -96,21 +97,15 @@ class CategoricalLikelihood(Likelihood):
 
         return apply, transpose
 
+    def expected_log_density(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+        """``E[f_y] - E[logsumexp(f)]``, of which the first is the mean's: pairs of nodes lie on both sides of it."""
+        return self._by_width(_expected_log_density, mean, offsets, weights, targets)[0]
+
     def expected_derivatives(
         self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Expected gradient and curvature: all nodes at once, on the CPU for as many rows as its cache has room for."""
-        size, latents = mean.shape
-        step = _CACHED_NUMBERS // (len(weights) * latents) if mean.device.type == "cpu" else size
-        averages, moments = [], []
-        for part, around in zip(mean.split(max(1, step)), offsets.split(max(1, step), 1), strict=True):
-            probs = softmax(part + around).mT  # (S, C, n): rows lie along memory
-            averages.append((weights @ probs.flatten(1)).reshape(probs.shape[1:]).mT)
-            moments.append(_second_moment(probs, weights))
-        average, moment = torch.cat(averages), torch.cat(moments)
-        gradient = _minus(average, targets)
-        curvature = moment.neg_()
-        curvature.diagonal(dim1=-2, dim2=-1).add_(average)
+        """Expected gradient and curvature."""
+        gradient, curvature = self._by_width(_expected_derivatives, mean, offsets, weights, targets)
         return gradient, curvature
 
     def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Categorical:
@@ -128,6 +123,35 @@ class CategoricalLikelihood(Likelihood):
         if targets.dim() == 2:
             return (probs.clamp_min(tiny).log() * targets.to(probs)).sum(-1)
         return probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).clamp_min(tiny).log()
+
+
+def _pieces(mean: Tensor, offsets: Tensor) -> Iterator[Tensor]:
+    """Latent values ``(S, n, C)`` at all nodes, on the CPU of as many rows at a time as its cache has room for."""
+    step = mean.shape[0]
+    if mean.device.type == "cpu":
+        step = _CACHED_NUMBERS // offsets[:, 0].numel()
+    for part, around in zip(mean.split(max(1, step)), offsets.split(max(1, step), 1), strict=True):
+        yield part + around
+
+
+def _expected_log_density(mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> list[Tensor]:
+    total = torch.cat([torch.logsumexp(f.mT.contiguous(), -2).mT @ weights.to(f) for f in _pieces(mean, offsets)])
+    if targets.dim() == 2:
+        return [(mean * targets.to(mean)).sum(-1) - total]
+    return [mean.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - total]
+
+
+def _expected_derivatives(mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> list[Tensor]:
+    averages, moments = [], []
+    for f in _pieces(mean, offsets):
+        probs = softmax(f).mT  # (S, C, n): rows lie along memory
+        averages.append((weights.to(f) @ probs.flatten(1)).reshape(probs.shape[1:]).mT)
+        moments.append(_second_moment(probs, weights.to(f)))
+    average, moment = torch.cat(averages), torch.cat(moments)
+    gradient = _minus(average, targets)
+    curvature = moment.neg_()
+    curvature.diagonal(dim1=-2, dim2=-1).add_(average)
+    return [gradient, curvature]
 
 
 def _minus(probs: Tensor, targets: Tensor) -> Tensor:

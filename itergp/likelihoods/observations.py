@@ -161,6 +161,15 @@ class Observations:
         gradient, curvature = self._summed(terms, 1, 2)
         return gradient, curvature
 
+    def expected_curvature(self, mean: Tensor, offsets: Tensor, node_weights: Tensor) -> Tensor:
+        """``Likelihood.expected_curvature`` ``(N, C, C)``, weighted."""
+
+        def terms(part: Observations, at: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, ...]:
+            moments = at(mean, -2), at(offsets, -2), node_weights
+            return (part.likelihood.expected_curvature(*moments, part.targets),)
+
+        return self._summed(terms, 2)[0]
+
     def predictive_log_density(self, mean: Tensor, covariance: Tensor) -> Tensor:
         """``w_n log E[p(y_n | f_n)]`` ``(N,)`` for latent marginals ``(N, C)`` and ``(N, C, C)``."""
 

@@ -14,9 +14,8 @@ from torch import Tensor
 
 from itergp.likelihoods.base import Likelihood, node_offsets
 from itergp.likelihoods.observations import Observations
+from itergp.likelihoods.sampled import few_samples
 from itergp.numerics.blocks import Root, apply_blocks, block_root, psd_root
-
-_CURVATURE_SEEDS = range(100, 104)
 
 
 @dataclass(frozen=True)
@@ -77,7 +76,7 @@ class VariationalSite:
         observations: What was observed.
         offsets: ``root_n @ node_s`` ``(S, N, C)``: latent values are mean plus offset.
         weights: Weights of the nodes ``(S,)``.
-        root: Roots of the marginal covariances ``(N, C, C)``, if other nodes may be asked for.
+        few: Whether wide marginals keep their few samples, for what is found again from more.
         steer: Gives the curvature that a covariance is conditioned with, from mean and expected curvature, where it should be
             another one for now.
     """
@@ -85,7 +84,7 @@ class VariationalSite:
     observations: Observations
     offsets: Tensor
     weights: Tensor
-    root: Tensor | None = None
+    few: bool = False
     steer: Callable[[Tensor, Tensor], Tensor] | None = None
     name: str = field(default="variational", init=False)
 
@@ -93,8 +92,7 @@ class VariationalSite:
     def from_covariance(cls, observations: Observations, covariance: Tensor, seed: int = 0) -> VariationalSite:
         """The site for marginal covariances ``(N, C, C)``; the seed is that of the samples for C > 1."""
         nodes, weights = observations.standard_nodes(covariance[..., 0], seed)
-        root = psd_root(covariance)
-        return cls(observations, node_offsets(root, nodes), weights, root)
+        return cls(observations, node_offsets(psd_root(covariance), nodes), weights)
 
     @property
     def averages(self) -> bool:
@@ -114,32 +112,22 @@ class VariationalSite:
     def log_density(self, f: Tensor) -> float:
         """``sum_n E[log p(y_n | f_n)]``, summed in float64. ``f`` is the mean ``(N, C)``."""
         weights = self.weights.double()
-        return float(self.observations.expected_log_density(f.double(), self.offsets, weights).sum())
+        with few_samples(self.few):
+            return float(self.observations.expected_log_density(f.double(), self.offsets, weights).sum())
 
     def derivatives(self, f: Tensor) -> tuple[Tensor, Tensor]:
         """Expected gradient ``(N, C)`` and curvature ``(N, C, C)``."""
-        return self.observations.expected_derivatives(f, self.offsets, self.weights.to(f))
+        with few_samples(self.few):
+            return self.observations.expected_derivatives(f, self.offsets, self.weights.to(f))
 
     def covariance_curvature(self, f: Tensor, curvature: Tensor) -> Tensor:
         """The expected curvature ``(N, C, C)`` that a covariance is conditioned with, given that of ``derivatives`` at ``f``.
 
-        Where expectations are averages over samples, over many more of them. A row that is almost certain has curvature where
-        its latent values come near a boundary, which few samples find: from few, curvature is anything between nothing and
-        much.
+        Where expectations are averages over samples, over more of them: see ``Likelihood.expected_curvature``.
         """
-        if f.shape[-1] > 1 and self.root is not None:
-            total, root = curvature.clone(), self.root.to(f)
-            for seed in _CURVATURE_SEEDS:
-                total += self._curvature_from(f, root, seed)
-            curvature = total / (1 + len(_CURVATURE_SEEDS))
+        if f.shape[-1] > 1:
+            curvature = self.observations.expected_curvature(f, self.offsets, self.weights.to(f))
         return curvature if self.steer is None else self.steer(f, curvature)
-
-    def _curvature_from(self, f: Tensor, root: Tensor, seed: int) -> Tensor:
-        """Average over other samples ``(N, C, C)``; by itself, so that they are gone before the next are drawn."""
-        nodes, weights = self.observations.standard_nodes(f, seed)
-        offsets = node_offsets(root, nodes)
-        del nodes  # as large as the offsets
-        return self.observations.expected_derivatives(f, offsets, weights.to(f))[1]
 
     def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
         """Multiplication of vectors ``(N, C)`` by the expected curvature at ``f``."""

@@ -112,6 +112,7 @@ def test_a_failing_task_ends_the_others_and_is_told(three_threads):
 @pytest.mark.skipif(not hasattr(signal, "pthread_kill"), reason="no such signals on this system")
 def test_ctrl_c_ends_a_pass_at_once(three_threads):
     done = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
 
     def task(number: int) -> int:
         if number == 4:
@@ -121,8 +122,11 @@ def test_ctrl_c_ends_a_pass_at_once(three_threads):
         return 1
 
     tasks = [((n,), lambda n=n: task(n)) for n in range(4000)]
-    with pytest.raises(KeyboardInterrupt):  # noqa: PT011 - it has no message
-        tiles.run(tasks, three_threads)
+    try:
+        with pytest.raises(KeyboardInterrupt):  # noqa: PT011 - it has no message
+            tiles.run(tasks, three_threads)
+    finally:
+        signal.signal(signal.SIGINT, before)
     assert len(done) < 2000
     assert tiles.run(tasks[:4], three_threads) == 4
 

@@ -25,6 +25,7 @@ from itergp.solvers.protocol import Rounds
 
 MAX_ROUNDS = 40
 _MAX_SLOW_ROUNDS = 120  # where rows are damped one by one
+_FEW_SAMPLES_ROUNDS = 10  # of few samples: with wide marginals they may oscillate
 _SHARE = 0.1
 _ROUNDING = 1000.0  # units of the dtype's resolution: smaller changes of marginals are rounding
 _RESIDUAL, _SAMPLED_RESIDUAL = 0.02, 0.1  # posterior deviations
@@ -80,6 +81,10 @@ class Damping:
     wanted: Tensor | None = None
     least: float = 1.0
 
+    def begin(self) -> None:
+        """Undamped where curvature is bounded, as nothing has oscillated yet; where it is not, care of the rows goes on."""
+        self.share, self.last = 1.0, float("inf")
+
     def first(self, problem: Problem, mean: Tensor, curvature: Tensor | None, marginals: Tensor) -> Tensor:
         """Marginals for the first variational site ``(N, C, C)``, from those of another one's posterior.
 
@@ -99,9 +104,15 @@ class Damping:
             self.curvature = curvature + _narrowing(factor, marginals)
         return factor[:, None, None] * marginals
 
-    def site(self, observations: Observations, marginals: Tensor) -> VariationalSite:
-        """The site for marginals ``(N, C, C)``, whose covariance is conditioned as this says."""
-        site = VariationalSite.from_covariance(observations, marginals)
+    def site(self, observations: Observations, marginals: Tensor, *, few: bool = False) -> VariationalSite:
+        """The site for marginals ``(N, C, C)``, whose covariance is conditioned as this says.
+
+        Args:
+            observations: What was observed.
+            marginals: Of the rows.
+            few: See ``VariationalSite``.
+        """
+        site = replace(VariationalSite.from_covariance(observations, marginals), few=few)
         if self.curvature is None:
             return site
         return replace(site, steer=partial(self._steered, observations, marginals))
@@ -295,7 +306,7 @@ def settle(
     """Takes rounds until they change nothing any more, and then certifies the mean.
 
     Rounds take no kernel pass, the certificate takes one. A mean that is not near enough is improved by steps of the solver,
-    each followed by rounds.
+    each followed by rounds. Where expectations are averages over samples, the first rounds take few of them.
 
     Args:
         solver: What takes rounds of the solver's states.
@@ -311,23 +322,35 @@ def settle(
     """
     observations = problem.site.observations
     if site is None or damping.curvature is None:  # or that of a coarser covariance, whose oscillations are over
-        damping.share, damping.last = 1.0, float("inf")
+        damping.begin()
         mean, covariance = posterior.latent_values, posterior.latent_covariance
         marginals = damping.first(problem, mean, posterior.curvature, covariance)
     else:
         marginals = _next_marginals(damping, problem, posterior, site, float("inf"))
     residual = widening = float("inf")
-    for _ in range(max_rounds(problem)):
-        problem = problem.with_site(damping.site(observations, marginals))
+    few = observations.likelihood.samples
+    for number in range(max_rounds(problem)):
+        if few and number == _FEW_SAMPLES_ROUNDS:
+            few = False
+            damping.begin()
+        problem = problem.with_site(damping.site(observations, marginals, few=few))
         state, stop = refine(problem, state), ended()
         shifted = solver.with_mean(problem, state, posterior)
         shift = moved(problem, shifted.latent_values, posterior.latent_values, posterior.latent_covariance)
+        if few and advance is not None and max(shift, widening) <= tolerance:
+            few = False
+            damping.begin()
+            problem = problem.with_site(damping.site(observations, marginals))
+            state = refine(problem, state)
+            shifted = solver.with_mean(problem, state, posterior)
+            shift = moved(problem, shifted.latent_values, posterior.latent_values, posterior.latent_covariance)
         if stop is None and max(shift, widening) <= tolerance and damping.least < 1.0:
             widening = _whole_step(solver, problem, state, shifted, marginals)
         if stop is None and max(shift, widening) <= tolerance and advance is not None:
             for certify in (True, False):
                 if stop is None and not solver.certain(problem, state):
                     state, stop = advance(problem, state, certify)
+                    damping.last = float("inf")  # what a larger space changes is no oscillation
             shifted = solver.with_mean(problem, state, posterior)
             shift = moved(problem, shifted.latent_values, posterior.latent_values, posterior.latent_covariance)
         residual = max(shift, widening)

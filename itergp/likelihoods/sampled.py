@@ -1,0 +1,171 @@
+"""Random nodes for expectations over several latent functions.
+
+Nodes are antithetic pairs, others for every row so that their errors average out over rows, and linearly transformed to have
+the second moments of a standard normal distribution (quadratic resampling, Barraquand 1995). What is quadratic in f is then
+integrated exactly, and where marginals are as wide as a likelihood's own scale, errors are a fifth of those of independent
+samples. Where marginals are wider, more nodes take the place of a row's few; which rows these are, their own marginals say.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from itergp.likelihoods.quadrature import node_covariance
+from itergp.numerics.blocks import psd_root
+
+_LEAST_PAIRS = 16
+_SPARE_PAIRS = 4  # more than functions, for their second moments to be far from singular
+_MOST_MATCHED = 64  # functions; of more, samples are independent
+_CHUNK_ROWS = 8192
+_FEW_PAIRS_REACH = 2.0  # widest deviation of a difference, in widths of the likelihood, for which few pairs do
+_FINER = 3  # times as many pairs for twice the deviation
+_MOST_LEVELS = 2
+_CHUNK_NUMBERS = 2**21  # latent values of finer nodes at once
+
+_few = ContextVar("few", default=False)
+Averages = Callable[[Tensor, Tensor, Tensor, Tensor], list[Tensor]]
+
+
+@contextmanager
+def few_samples(few: bool = True) -> Iterator[None]:
+    """Inside, rows keep their few nodes however wide their marginals are: for what is found again from more of them.
+
+    Args:
+        few: False to change nothing.
+    """
+    token = _few.set(few or _few.get())
+    try:
+        yield
+    finally:
+        _few.reset(token)
+
+
+def num_pairs(num_latents: int) -> int:
+    """Antithetic pairs of a row of C functions, a multiple of the 16 numbers that are drawn at once."""
+    wanted = num_latents + _SPARE_PAIRS if num_latents <= _MOST_MATCHED else _LEAST_PAIRS
+    return -(-wanted // _LEAST_PAIRS) * _LEAST_PAIRS
+
+
+def antithetic_nodes(like: Tensor, seed: int = 0, skip: int = 0) -> tuple[Tensor, Tensor]:
+    """Nodes ``(S, N, C)`` and weights ``(S,)`` for standard normal latent values.
+
+    Args:
+        like: Means ``(N, C)``, for shape, dtype and device.
+        seed: Of the samples; equal seeds give equal ones.
+        skip: Rows before these, whose samples are drawn and left out.
+    """
+    size, latents = like.shape
+    pairs = num_pairs(latents)
+    generator = torch.Generator().manual_seed(seed)
+    # Row by row, in multiples of the 16 numbers that are drawn at once: neither rows nor pieces change what others get.
+    for start in range(0, skip, _CHUNK_ROWS):
+        torch.randn(min(_CHUNK_ROWS, skip - start), pairs, latents, generator=generator, dtype=torch.float32)
+    half = torch.randn(size, pairs, latents, generator=generator, dtype=torch.float32)
+    if latents <= _MOST_MATCHED:
+        half = torch.cat([_matched(part.double()).to(like) for part in half.split(_CHUNK_ROWS)])
+    half = half.movedim(1, 0).to(like)
+    return torch.cat([half, -half]), like.new_full((2 * pairs,), 0.5 / pairs)
+
+
+def _matched(samples: Tensor) -> Tensor:
+    """Samples ``(..., m, C)`` with identity second moments."""
+    root = torch.linalg.cholesky(samples.mT @ samples / samples.shape[-2])
+    return torch.linalg.solve_triangular(root, samples.mT, upper=False).mT
+
+
+@lru_cache(maxsize=32)
+def _even_samples(pairs: int, latents: int) -> Tensor:
+    """Evenly spread standard normal samples ``(pairs, C)`` with identity second moments: Sobol points, scrambled."""
+    points = torch.quasirandom.SobolEngine(latents, scramble=True, seed=0).draw(pairs, dtype=torch.float64)
+    return _matched(torch.special.ndtri(points.clamp(1e-12, 1.0 - 1e-12)))
+
+
+def by_width(
+    average: Averages,
+    mean: Tensor,
+    offsets: Tensor,
+    weights: Tensor,
+    targets: Tensor,
+    *,
+    width: float,
+    separable: bool,
+    least: int = 0,
+) -> list[Tensor]:
+    """Averages over nodes, and over more of them for rows whose marginals are wide.
+
+    Args:
+        average: Gives averages ``(n, ...)`` of some rows from their means, offsets, weights and targets.
+        mean: Latent means ``(N, C)``.
+        offsets: Distances of the nodes of ``antithetic_nodes`` from the means ``(S, N, C)``.
+        weights: Weights of the nodes ``(S,)``.
+        targets: Of the rows.
+        width: The distance in f over which the likelihood's derivatives change.
+        separable: Whether rows can be looked at alone.
+        least: How often the few pairs of every row are multiplied, however narrow its marginal is.
+    """
+    latents = mean.shape[-1]
+    if latents > _MOST_MATCHED or mean.shape[0] == 0 or _few.get():
+        return average(mean, offsets, weights, targets)
+    covariance = node_covariance(offsets, weights)
+    levels = _levels(covariance.detach(), width).clamp_min(least)
+    levels = torch.where(levels > _level_of(len(weights), latents), levels, 0)
+    if not separable:
+        levels = levels.amax().expand(levels.shape)
+    if not bool(levels.any()):
+        return average(mean, offsets, weights, targets)
+    parts, places = [], []
+    for level, rows in _groups(levels, latents if separable else 0):
+        if level == 0:
+            part = average(mean[rows], offsets[:, rows], weights, targets[rows])
+        else:
+            nodes, even = _finer(offsets[:, rows].detach(), covariance[rows], level)
+            part = average(mean[rows] if separable else mean, nodes, even, targets[rows] if separable else targets)
+        parts.append(part)
+        places.append(rows)
+    order = torch.cat(places).argsort()
+    return [torch.cat(found)[order] for found in zip(*parts, strict=True)]
+
+
+def _level_of(num_nodes: int, latents: int) -> int:
+    """How often the few pairs were multiplied already."""
+    return int(math.log(num_nodes / (2 * num_pairs(latents)), _FINER) + 1e-9)
+
+
+def _levels(covariance: Tensor, width: float) -> Tensor:
+    """How often the few pairs of a row are multiplied ``(N,)``, from its marginal ``(N, C, C)``."""
+    about = covariance - covariance.mean(-1, keepdim=True)
+    about = about - about.mean(-2, keepdim=True)
+    deviation = about.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-30).sqrt() / width
+    return (deviation / _FEW_PAIRS_REACH).log2().ceil().clamp(0, _MOST_LEVELS).long()
+
+
+def _groups(levels: Tensor, latents: int) -> Iterator[tuple[int, Tensor]]:
+    """Rows of one level, at most so many at once as their nodes allow; all that there are where ``latents`` is 0."""
+    for level in levels.unique().tolist():
+        rows = (levels == level).nonzero().squeeze(-1)
+        most = len(rows)
+        if level > 0 and latents > 0:
+            most = max(1, _CHUNK_NUMBERS // (2 * num_pairs(latents) * _FINER**level * latents))
+        for some in rows.split(most):
+            yield level, some
+
+
+def _finer(few: Tensor, covariance: Tensor, level: int) -> tuple[Tensor, Tensor]:
+    """More nodes ``(S, n, C)`` for marginals ``(n, C, C)``, with their weights: even samples, turned at random in each row.
+
+    How they are turned comes from a row's few nodes ``(S', n, C)``: it is then the same whatever other rows there are.
+    """
+    latents = few.shape[-1]
+    samples = _even_samples(num_pairs(latents) * _FINER**level, latents).to(covariance)
+    scale = covariance.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-30).sqrt()
+    turned, triangle = torch.linalg.qr((few[:latents] / scale).movedim(0, 2))
+    turned = turned * triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # without jumps
+    half = torch.einsum("nij,sj->sni", psd_root(covariance) @ turned, samples)
+    return torch.cat([half, -half]), covariance.new_full((2 * len(samples),), 0.5 / len(samples))
