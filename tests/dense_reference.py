@@ -33,6 +33,8 @@ from torch.distributions import Beta, Gamma, Laplace, LogNormal, NegativeBinomia
 from torch.nn.functional import logsigmoid, softplus
 
 from itergp import InputError, SolverError
+from itergp.likelihoods import Likelihood
+from itergp.likelihoods.sampled import by_width
 from itergp.numerics.blocks import psd_root
 from itergp.solvers import Reason, Solution
 
@@ -207,11 +209,26 @@ class Reference:
         rows = [torch.zeros_like(f) if row is None else row for row in rows]
         return gradient.detach(), -torch.stack(rows, -1).detach()
 
-    def expected_derivatives(self, f: Tensor, covariance: Tensor, nodes: Tensor, weights: Tensor) -> tuple:
-        """Expectations under marginals with these covariances."""
+    def expected_derivatives(
+        self, f: Tensor, covariance: Tensor, nodes: Tensor, weights: Tensor, sampled: Likelihood | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Expectations under marginals with these covariances; by more samples where they are wide, for a likelihood's samples."""
         offsets = torch.einsum("ncd,snd->snc", psd_root(covariance.double()), nodes.expand(-1, self.size, -1))
-        g, W = self.derivatives(f + offsets)
-        return torch.einsum("s,snc->nc", weights, g), torch.einsum("s,sncd->ncd", weights, W)
+
+        def average(mean: Tensor, around: Tensor, weights: Tensor, rows: Tensor) -> list[Tensor]:
+            values = f.expand(len(weights), -1, -1).clone()
+            values[:, rows] = mean + around
+            g, W = self.derivatives(values)
+            weights = weights.double()
+            return [torch.einsum("s,snc->nc", weights, g)[rows], torch.einsum("s,sncd->ncd", weights, W)[rows]]
+
+        rows = torch.arange(self.size)
+        if sampled is None:
+            gradient, curvature = average(f, offsets, weights, rows)
+        else:
+            width, separable = sampled.latent_width, sampled.exchangeable
+            gradient, curvature = by_width(average, f, offsets, weights, rows, width=width, separable=separable)
+        return gradient, curvature
 
     def at(self, weights: Tensor) -> Tensor:
         """``m + K V`` at all inputs ``(N + M, C)``."""
@@ -266,7 +283,8 @@ def _fine_nodes(covariance: Tensor) -> tuple[Tensor, Tensor]:
         return nodes.unsqueeze(1), weights / weights.sum()
     widest = float(covariance.max().sqrt()) if covariance.numel() else 1.0
     step = max(min(0.25, 0.15 / max(widest, 1e-3)), 0.005)
-    nodes = torch.arange(-math.ceil(12.0 / step), math.ceil(12.0 / step) + 1).double() * step
+    reach = math.ceil(min(12.0 + widest, 37.0) / step)  # exp(f) is largest, times the density, a variance from the mean
+    nodes = torch.arange(-reach, reach + 1).double() * step
     weights = torch.exp(-0.5 * nodes.square())
     return nodes[:, None, None], weights / weights.sum()
 
@@ -354,7 +372,8 @@ class Check:
             nodes, weights = (t.double() for t in observations.standard_nodes(means))
             if distinct is not None and nodes.shape[1] > 1:  # equal rows have the same samples
                 nodes = nodes[:, distinct.index]
-        return lambda f: self.reference.expected_derivatives(f, covariance, nodes, weights)
+        sampled = self.model.calculus if self.model.calculus.samples else None
+        return lambda f: self.reference.expected_derivatives(f, covariance, nodes, weights, sampled)
 
     def certificate(self) -> None:
         """The mean is as near to the mode as the certificate and the residual say."""
