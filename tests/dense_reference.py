@@ -212,7 +212,7 @@ class Reference:
     def expected_derivatives(
         self, f: Tensor, covariance: Tensor, nodes: Tensor, weights: Tensor, sampled: Likelihood | None = None
     ) -> tuple[Tensor, Tensor]:
-        """Expectations under marginals with these covariances; by more samples where they are wide, for a likelihood's samples."""
+        """Expectations under marginals with these covariances; for a likelihood of samples, by more where they are wide."""
         offsets = torch.einsum("ncd,snd->snc", psd_root(covariance.double()), nodes.expand(-1, self.size, -1))
 
         def average(mean: Tensor, around: Tensor, weights: Tensor, rows: Tensor) -> list[Tensor]:
