@@ -17,6 +17,8 @@ class Thresholds:
         new_direction: Of a search space: squared prior norm of what is new in a unit direction, times the block's width.
         dependent_action: Of an action of the covariance: its information, as a share of the largest.
         dependent_unit: Of an action of a belief: squared length of what is new in an action of unit length.
+        asymmetric_product: Of an action of a belief: how far ``s^T K t`` and ``t^T K s`` are apart, as a share of the largest
+            prior variance of an action.
         dependent_noise: Of an action of a belief: its noise, as a share of the largest. Small matrices are in float64 always.
         dependent_column: Of a proposal's columns: squared length, as a share of the largest. In float64 always.
         dependent_krylov: Of a block of a Krylov space: its information, as a share of the largest. In float64 always.
@@ -27,6 +29,7 @@ class Thresholds:
     new_direction: float
     dependent_action: float
     dependent_unit: float
+    asymmetric_product: float
     dependent_noise: float
     dependent_column: float
     dependent_krylov: float
@@ -39,6 +42,7 @@ _TABLE = {
         new_direction=1e-6,
         dependent_action=1e-6,
         dependent_unit=1e-8,
+        asymmetric_product=1e-4,
         dependent_noise=1e-13,
         dependent_column=1e-10,
         dependent_krylov=1e-10,
@@ -49,6 +53,7 @@ _TABLE = {
         new_direction=1e-10,
         dependent_action=1e-12,
         dependent_unit=1e-18,
+        asymmetric_product=1e-9,
         dependent_noise=1e-13,
         dependent_column=1e-10,
         dependent_krylov=1e-10,

@@ -10,6 +10,7 @@ from torch import Tensor
 from itergp.likelihoods import Observations
 from itergp.numerics.blocks import Root, apply_blocks
 from itergp.operators import KernelOperator
+from itergp.posterior.dense import kernel_columns
 from itergp.posterior.precision import multiply
 from itergp.solvers.subspace.newton_matrix import information_block, newton_matrix, robust_cholesky
 from itergp.solvers.subspace.search_space import SearchSpace
@@ -108,6 +109,23 @@ def solve_adjoint(
         previous, rho = rho, (residual * preconditioned).sum()
         direction = preconditioned + (rho / previous) * direction
     return factor(z)
+
+
+def solve_adjoint_exactly(operator: KernelOperator, curvature: Tensor, right: Tensor) -> Tensor:
+    """``W lambda`` for ``(I + K W) lambda = q``, by a dense matrix of all latent values.
+
+    Args:
+        operator: K.
+        curvature: W ``(N, C, C)``.
+        right: q ``(N, C)``.
+
+    Returns:
+        ``(N, C)``.
+    """
+    inside = kernel_columns(operator.dense().double(), curvature.double()).flatten(0, 1)
+    inside.diagonal().add_(1.0)
+    solved = torch.linalg.solve(inside, right.double().reshape(-1)).view_as(right)
+    return apply_blocks(curvature, solved.to(right))
 
 
 def _solve_indefinite(operator: KernelOperator, curvature: Tensor, right: Tensor, tolerance: float) -> Tensor:

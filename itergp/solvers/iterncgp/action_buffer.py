@@ -125,6 +125,13 @@ class ActionBuffer:
             total += self._actions[: self.rank, rows].flatten(1).double() @ block[rows].flatten(0, 1).double()
         return total
 
+    def overlap_of_products(self, block: Tensor) -> Tensor:
+        """``T^T B`` ``(R, k)``, float64, for a block ``(N, C, k)``: by symmetry ``S^T`` times its products."""
+        total = self.gram.new_zeros(self.rank, block.shape[-1])
+        for rows in self._chunks():
+            total += self._products[: self.rank, rows].flatten(1).double() @ block[rows].flatten(0, 1).double()
+        return total
+
     def combine(self, coefficients: Tensor) -> Tensor:
         """``S X`` ``(N, C, k)`` for ``(R, k)``, in the data's dtype."""
         return self._combine(self._actions, coefficients, self._action_chunks())

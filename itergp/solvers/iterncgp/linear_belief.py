@@ -142,7 +142,7 @@ class LinearBelief:
                 rows = self.buffer.with_rows(rows)
             block, mixed = self._orthonormal(block, products, rows is not None and block.shape[-1] > 1)
             assert mixed is not None
-            products = mixed
+            block, products = self._consistent(block, mixed)
         block, products = (block, products) if room is None else (block[..., :room], products[..., :room])
         return self._append(block, products, rows) if block.shape[-1] else 0
 
@@ -163,6 +163,22 @@ class LinearBelief:
             products = None if products is None else products @ mix
             floor = HALF_OF_A_UNIT
         return self._within_range(block, products)
+
+    def _consistent(self, block: Tensor, products: Tensor) -> tuple[Tensor, Tensor]:
+        """Columns whose products are those of a symmetric matrix.
+
+        What is left of a nearly dependent action has the rounding of its whole product, many times as large as its own, and
+        hands it on to the next. With such products a posterior would be too narrow.
+        """
+        if self.rank == 0 or block.shape[-1] == 0:
+            return block, products
+        apart = (self.buffer.overlap(products) - self.buffer.overlap_of_products(block)).abs().amax(0)
+        own = inner_product(block, products).diagonal().abs()
+        largest = torch.maximum(self.buffer.gram.diagonal().amax(), own)
+        keep = apart <= thresholds(block.dtype).asymmetric_product * largest
+        if bool(keep.all()):
+            return block, products
+        return block[..., keep], products[..., keep]
 
     def _within_range(self, block: Tensor, products: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """Columns that are not rounding outside of the range of W, where noise is infinite and would count as none."""

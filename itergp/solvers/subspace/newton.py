@@ -73,7 +73,7 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
     system = NewtonSystem(space)
     for _ in range(_MAX_STEPS):
         slope = space.partition.broadcast(space.metric(U) - space.project(g))
-        if float(slope.square().sum()) <= tolerance:
+        if space.rank == 0 or float(slope.square().sum()) <= tolerance:
             break
         direction = -space.partition.broadcast(system.solve(slope, W, problem.site.curvature_product(f, W)))
         change = space.latent(direction)
