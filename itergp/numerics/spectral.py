@@ -59,9 +59,13 @@ def whitening(gram: Tensor, floor: float | Tensor, *, relative: bool = False, sc
 
 
 def leading_eigenvectors(matrix: Tensor, count: int, *, descending: bool = False) -> Tensor:
-    """Eigenvectors ``(..., b, count)`` of a symmetric ``(..., b, b)`` with the largest eigenvalues, which ascend by default."""
+    """Eigenvectors ``(..., b, count)`` of a symmetric ``(..., b, b)`` with the largest eigenvalues, which ascend by default.
+
+    All ``b`` of them where that is fewer than ``count``.
+    """
     _, vectors = eigh(matrix)
     size = vectors.shape[-1]
+    count = min(count, size)
     if descending:
         return vectors[..., torch.arange(size - 1, size - 1 - count, -1, device=matrix.device)]
     return vectors[..., size - count :]

@@ -318,6 +318,25 @@ KNOWN = {
         spread=0.0,
         seed=1,
     ),
+    "a space without directions that is handed over": Spec(
+        kernel=("sum", ("scale", ("linear ard", (0,), False)), ("scale", ("linear ard", (0,), False))),
+        forward="kernel",
+        rows=1,
+        new=1,
+        columns=2,
+        inputs="grid",
+        dtype="float32",
+        likelihood="binomial",
+        mean="zero",
+        batch=False,
+        weights="none",
+        missing=False,
+        approximation="laplace",
+        solver="linear time polished",
+        level=0.1,
+        spread=0.0,
+        seed=5,
+    ),
 }
 
 

@@ -245,6 +245,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         if earlier is None or earlier.rows != problem.rows or earlier.representer_weights.shape != problem.mean.shape:
             return empty, nothing
         recycled = recycled_space(earlier)
+        if recycled is not None and recycled.space.rank == 0:
+            return empty, nothing
         if earlier.operator is problem.operator and recycled is not None and recycled.coordinates is not None:
             return recycled.space.at_all_rows(recycled.coordinates, earlier.curvature, self.initial_rank(problem))
         if self.max_passes is not None and self.max_passes < _RECYCLING_PASSES:
