@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from itergp.cli.learning import TASKS, Problem, add_options
-from itergp.cli.tables import require_room
+from itergp.cli.tables import require, require_room
 from itergp.errors import InputError
 
 
@@ -21,6 +21,7 @@ def add_parser(commands: Any) -> None:
     )
     add_options(parser)
     parser.add_argument("--save", type=Path, help="where to save the model")
+    parser.add_argument("--report", type=Path, help="where to write what was found, as one HTML file")
     parser.add_argument("--test-size", type=float, default=0.2, help="share of rows held out to judge by; 0 for none")
     parser.add_argument(
         "--verbose", action="store_true", help="also say what was tried, and how the posterior was found"
@@ -29,12 +30,14 @@ def add_parser(commands: Any) -> None:
 
 
 def run(options: argparse.Namespace) -> int:
-    """Learns, judges on held-out rows, adds those rows to the posterior, saves."""
+    """Learns, judges on held-out rows, reports, adds those rows to the posterior, saves."""
     console = Console(soft_wrap=True, highlight=False, markup=False)
     if not 0.0 <= options.test_size < 1.0:
         raise InputError(
             f"`--test-size` must be at least 0 and below 1. Got {options.test_size}. 0.2 holds out a fifth."
         )
+    if options.report is not None:
+        _require_reports(options.report)
     problem = Problem.read(options)
     comparison = require_room("itergp.sklearn.comparison")
     train, test = comparison.hold_out(problem.rows, options.test_size, options.seed)
@@ -49,6 +52,10 @@ def run(options: argparse.Namespace) -> int:
         methods = [comparison.Fitted(estimator), comparison.Baseline()]
         judged = comparison.judge(train, test, methods, seed=options.seed)
         console.print(f"On {len(test):,} held-out rows:\n{judged.table(with_cost=False)}")
+    if options.report is not None:  # before the rows that judge are no longer unseen
+        comparison.write_report(estimator, options.report, test)
+        console.print(f"Report written to {options.report}.")
+    if len(test):
         comparison.add_rows(estimator, test)
     console.print(f"Now conditioned on all {len(problem.rows):,} rows.")
     if options.verbose:
@@ -57,6 +64,20 @@ def run(options: argparse.Namespace) -> int:
         estimator.save(options.save)
         console.print(f"Saved to {options.save}. Predict with: itergp predict {options.save} NEW.csv")
     return 0
+
+
+def _require_reports(path: Path) -> None:
+    """Refuses a report that could not be written, before anything is learned.
+
+    Raises:
+        InputError: If there is no such folder.
+        MissingExtraError: If a package is not installed.
+    """
+    require("matplotlib", "A report", "plot")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InputError(
+            f"`--report` must be a file in a folder that exists. Got {str(path)!r}. Choose another name, or make the folder."
+        )
 
 
 def _chosen(estimator: Any) -> str:

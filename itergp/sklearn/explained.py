@@ -172,7 +172,15 @@ class Explained:
         """
         return explanation.plot_effects(self._subject(), columns, interactions, ax)
 
-    def report(self, path: str | os.PathLike[str], X: Any = None, y: Any = None, **observation: Any) -> None:
+    def report(
+        self,
+        path: str | os.PathLike[str],
+        X: Any = None,
+        y: Any = None,
+        *,
+        sample_weight: Any = None,
+        **observation: Any,
+    ) -> None:
         """Writes one HTML file about the model, with figures in it and nothing that is loaded from elsewhere.
 
         It says what the data were, how well the model predicts held-out rows beside baselines, whether its probabilities or
@@ -183,6 +191,7 @@ class Explained:
             X: Rows that the model has not seen. Default: a quarter of its own, which a copy of the estimator learns without;
                 that takes as long as ``fit``.
             y: Their targets.
+            sample_weight: Their weights in scores; default 1.
             **observation: What ``fit`` was told about rows, of these: ``exposure``.
 
         Raises:
@@ -190,11 +199,13 @@ class Explained:
             ImportError: If pandas or matplotlib are not installed.
         """
         check_is_fitted(self)
-        explanation.write_report(path, self._subject(), self._unseen(X, y, observation))
+        explanation.write_report(path, self._subject(), self._unseen(X, y, sample_weight, observation))
 
     # -------------------------------------------------------------------- inside
-    def _unseen(self, X: Any, y: Any, observation: dict[str, Any]) -> tuple[Array, Array, Array] | None:
-        return None if X is None and y is None else self._rows(X, y, None, observation, first=False)
+    def _unseen(
+        self, X: Any, y: Any, sample_weight: Any, observation: dict[str, Any]
+    ) -> tuple[Array, Array, Array] | None:
+        return None if X is None and y is None else self._rows(X, y, sample_weight, observation, first=False)
 
     def _subject(self) -> Subject:
         """What is explained; made again when the model has changed."""

@@ -121,6 +121,30 @@ def test_options(folder, capsys):
     assert capsys.readouterr().out.startswith("prediction,std,quantile_0.25,quantile_0.75\n")
 
 
+def test_a_report_is_judged_by_the_rows_that_are_held_out(folder, capsys):
+    """Those of the printed scores; without such rows a copy learns from a part of the others."""
+    pytest.importorskip("matplotlib")
+    make_table("value").assign(w=np.where(np.arange(60) % 3, 1.0, 4.0)).to_csv("weighted.csv", index=False)
+    words = ["fit", "weighted.csv", "--target", "value", "--weights", "w", "--kernel", "rbf", *QUICK]
+    assert main([*words, "--report", "out.html", "--save", "m"]) == 0
+    said, page = capsys.readouterr().out, Path("out.html").read_text(encoding="utf-8")
+    assert said.index("Report written to out.html.") < said.index("Now conditioned on all 60 rows.")
+    assert "12 rows that the model has not seen judge." in page
+    printed = re.search(r"itergp +-(\d+\.\d+ ± \d+\.\d+)", said)[1]
+    assert printed in page  # the same rows, weights and model
+    assert load("m").model_.train_targets.shape == (60,)
+    assert main([*words, "--report", "own.html", "--test-size", "0"]) == 0
+    assert "A copy of the estimator learned" in Path("own.html").read_text(encoding="utf-8")
+
+
+def test_a_report_that_cannot_be_written_is_refused_before_learning(folder, capsys):
+    pytest.importorskip("matplotlib")
+    assert main(["fit", "value.csv", "--target", "value", *QUICK, "--report", "nowhere/out.html"]) == 2
+    said, error = capsys.readouterr()
+    assert "`--report` must be a file in a folder that exists. Got 'nowhere/out.html'" in error
+    assert said == ""
+
+
 def test_exposures_of_counts(folder, capsys):
     rng = np.random.default_rng(1)
     age, years = rng.uniform(20, 80, 80), rng.uniform(0.5, 5.0, 80)

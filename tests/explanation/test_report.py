@@ -245,7 +245,7 @@ def test_a_report_judges_by_rows_that_are_given():
     rng = np.random.default_rng(5)
     y = rng.poisson(np.exp(0.5 * signal(X)))
     subject = model._subject()
-    found = judge(subject, model._unseen(X.iloc[:50], y[:50], {"exposure": 1.0}))
+    found = judge(subject, model._unseen(X.iloc[:50], y[:50], None, {"exposure": 1.0}))
     assert not found.anew
     np.testing.assert_allclose(
         found.predictions["this model"].point, model.predict(X.iloc[:50], exposure=1.0), rtol=1e-6

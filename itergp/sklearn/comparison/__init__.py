@@ -6,7 +6,7 @@ from itergp.sklearn.comparison.checking import as_rows
 from itergp.sklearn.comparison.compare import compare, cross_validate, judge, standard_methods
 from itergp.sklearn.comparison.folds import hold_out
 from itergp.sklearn.comparison.linear import Linear
-from itergp.sklearn.comparison.methods import Baseline, Fitted, Method, Own, add_rows, fit_estimator
+from itergp.sklearn.comparison.methods import Baseline, Fitted, Method, Own, add_rows, fit_estimator, write_report
 from itergp.sklearn.comparison.results import MethodResult, ModelComparison
 from itergp.sklearn.comparison.rows import Forecast, Rows
 
@@ -31,4 +31,5 @@ __all__ = [
     "hold_out",
     "judge",
     "standard_methods",
+    "write_report",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -115,6 +116,15 @@ def add_rows(estimator: Any, rows: Rows) -> None:
     """Adds rows to a fitted estimator of this package; hyperparameters stay."""
     exposed = {} if rows.exposure is None else {"exposure": rows.exposure}
     estimator.partial_fit(rows.table, _targets(rows), sample_weight=rows.weighted, **exposed)
+
+
+def write_report(estimator: Any, path: Path, rows: Rows) -> None:
+    """Writes the report of a fitted estimator of this package, judged by rows that it has not seen; if none, by its own."""
+    if not len(rows):
+        estimator.report(path)
+        return
+    exposed = {} if rows.exposure is None else {"exposure": rows.exposure}
+    estimator.report(path, rows.table, _targets(rows), sample_weight=rows.weighted, **exposed)
 
 
 def _targets(rows: Rows) -> NDArray[Any]:
