@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from itergp.baselines.rows import CLASSES, COUNTS, LABELLED, ORDINAL, REGRESSION, SURVIVAL, Rows
 from itergp.errors import InputError
-from itergp.sklearn.comparison.rows import CLASSES, COUNTS, LABELLED, ORDINAL, REGRESSION, SURVIVAL, Rows
 from itergp.tables import read_table
 
 

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from itergp.sklearn.comparison.boosting import Boosting, LightGBM
-from itergp.sklearn.comparison.encoding import CodedTable
-from itergp.sklearn.comparison.forecasts import Hazards, covered_times, of_labels
-from itergp.sklearn.comparison.linear import Linear
-from itergp.sklearn.comparison.means import Predictor, forecast_means
-from itergp.sklearn.comparison.methods import Baseline, Method, Own
-from itergp.sklearn.comparison.rows import COUNTS, LABELLED, REGRESSION, SURVIVAL, Array, Forecast, Rows
+from itergp.baselines.boosting import Boosting, LightGBM
+from itergp.baselines.encoding import CodedTable
+from itergp.baselines.forecasts import Hazards, covered_times, of_labels
+from itergp.baselines.linear import Linear
+from itergp.baselines.means import Predictor, forecast_means
+from itergp.baselines.methods import Baseline, Method
+from itergp.baselines.rows import COUNTS, LABELLED, REGRESSION, SURVIVAL, Array, Forecast, Rows
+from itergp.sklearn.comparison.methods import Own
 
 OURS, BASELINE, LINEAR = "itergp", "baseline", "linear model"
 

@@ -17,9 +17,9 @@ from benchmarks.suite import store
 from benchmarks.suite.executor import context
 from benchmarks.tables.catalogue import Source, checksum, sources
 from benchmarks.tables.methods import OURS, methods
+from itergp.baselines.rows import LABELLED, SURVIVAL, Forecast, Rows
 from itergp.diagnostics.estimates import Estimate
 from itergp.sklearn.comparison.methods import Own
-from itergp.sklearn.comparison.rows import LABELLED, SURVIVAL, Forecast, Rows
 from itergp.sklearn.comparison.scores import SECOND, concordance, second_scores
 from itergp.tables import guess_task
 

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from itergp.diagnostics.residual_noise import LEAST_RATE, CountNoise, residual_deviation
 from itergp.errors import SolverError
+from itergp.explanation.baselines import constant
 from itergp.explanation.responses import MonotoneResponse, label_probabilities
 from itergp.explanation.scores import Predictions
 from itergp.explanation.subject import Subject
@@ -169,69 +169,15 @@ def held_out(subject: Subject) -> HeldOut | None:
             inputs = subject.known_inputs(judged)
             whole, half = (conditioned_on(subject, rows) for rows in (learned, learned[: max(2, len(learned) // 2)]))
             predicted = [predict_rows(subject, inputs, targets, model) for model in (whole, half)]
-            plain = constant(subject, subject.targets[learned], subject.weights[learned], targets)
+            every = (subject.values, subject.targets, subject.weights)
+            known, unseen = ((every[0][at], every[1][at], every[2][at]) for at in (learned, judged))
+            plain = constant(subject, known, unseen)
             parts.append((targets, weights, predicted[0], predicted[1], plain))
     except SolverError:
         return None
     targets, weights = (np.concatenate([part[place] for part in parts]) for place in (0, 1))
     joined = [_joined([part[place] for part in parts]) for place in (2, 3, 4)]  # type: ignore[misc]
     return HeldOut(targets, weights, joined[0], joined[1], joined[2], len(pairs[0][0]))
-
-
-def constant(subject: Subject, targets: Array, weights: Array, judged: Array) -> Predictions:
-    """The prediction that knows no columns: frequencies of labels, a normal distribution, a Poisson rate, a hazard.
-
-    Args:
-        subject: What is observed.
-        targets: Of the rows to learn from.
-        weights: Of these.
-        judged: Targets of the rows to predict.
-    """
-    observes = subject.observes
-    if observes in ("label", "level"):
-        counts = np.bincount(targets.astype(int), weights, len(subject.labels)) + 1e-9
-        shares = np.tile(counts / counts.sum(), (len(judged), 1))
-        return labels_predicted(shares, judged)
-    if observes == "real":
-        mean = np.average(targets, weights=weights)
-        deviation = residual_deviation(targets, mean, weights)
-        return values_predicted(np.full(len(judged), mean), deviation, judged)
-    first, second = (targets[:, 0], targets[:, 1]) if targets.ndim == 2 else (targets, np.ones(len(targets)))
-    totals = np.average(first, weights=weights), np.average(second, weights=weights)
-    if observes == "count":
-        rate = totals[0] / totals[1]
-        noise = CountNoise.learn(first, rate * second, weights)
-        return counts_predicted(np.full(len(judged), rate), judged, noise)
-    return times_predicted(np.full(len(judged), totals[1] / totals[0]), judged)
-
-
-# ------------------------------------------------- from the parameters of simple distributions
-def labels_predicted(shares: Array, targets: Array) -> Predictions:
-    """Of probabilities ``(M, K)``."""
-    shares = np.clip(shares, 1e-12, None)
-    shares = shares / shares.sum(1, keepdims=True)
-    found = np.log(shares[np.arange(len(targets)), targets.astype(int)])
-    return Predictions(found, shares.argmax(1).astype(np.float64), shares)
-
-
-def values_predicted(mean: Array, deviation: float, targets: Array) -> Predictions:
-    """Of normal distributions of one standard deviation."""
-    found = -0.5 * ((targets - mean) / deviation) ** 2 - np.log(deviation) - 0.5 * np.log(2.0 * np.pi)
-    return Predictions(found, mean)
-
-
-def counts_predicted(rate: Array, targets: Array, noise: CountNoise) -> Predictions:
-    """Of counts with rates ``(M,)`` per exposure that vary by this noise."""
-    counts, exposure = (targets[:, 0], targets[:, 1]) if targets.ndim == 2 else (targets, 1.0)
-    expected = np.maximum(rate * exposure, LEAST_RATE)
-    return Predictions(noise.distribution(expected).logpmf(counts) if _whole(targets) else None, expected)
-
-
-def times_predicted(hazard: Array, targets: Array) -> Predictions:
-    """Of exponential distributions with hazards ``(M,)``."""
-    hazard = np.maximum(hazard, 1e-12)
-    time, event = targets[:, 0], targets[:, 1]
-    return Predictions(event * np.log(hazard) - hazard * time, np.log(2.0) / hazard)
 
 
 # ----------------------------------------------------------------------------------- inside

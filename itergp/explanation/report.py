@@ -153,7 +153,7 @@ def judge(subject: Subject, unseen: Rows | None) -> Judged | None:
             (part[0][which], part[1][which], part[2][which]) for part, which in ((every, keep), (every, out))
         )
     found = {_MINE: predict_rows(model, model.inputs(rows[0]), rows[1])}
-    found |= dict(reversed(baselines(subject, learned, rows[0], rows[1]).items()))
+    found |= dict(reversed(baselines(subject, learned, rows).items()))
     return Judged(model, rows, found, len(learned[1]), unseen is None)
 
 

@@ -20,6 +20,7 @@ from itergp.tables.columns import (
     OrderedColumn,
     TableColumns,
 )
+from itergp.tables.decoding import decode
 from itergp.tables.encoder import TableEncoder
 from itergp.tables.reading import Table, read_table
 from itergp.tables.targets import as_target_column, refuse_gaps
@@ -39,6 +40,7 @@ __all__ = [
     "TableEncoder",
     "TaskGuess",
     "as_target_column",
+    "decode",
     "guess_task",
     "read_table",
     "refuse_gaps",

@@ -21,6 +21,7 @@ from itergp.diagnostics.residual_noise import CountNoise
 from itergp.explanation import baselines, held_out, scores
 from itergp.explanation.report import judge, make_report
 from itergp.sklearn import GPClassifier, GPCountRegressor, GPRegressor
+from itergp.sklearn.comparison import as_rows, standard_methods
 
 pyplot = pytest.importorskip("matplotlib.pyplot")
 each = pytest.mark.parametrize("kind", KINDS)
@@ -141,25 +142,31 @@ def test_scores_of_simple_predictions():
     assert str(Estimate(-1.23456, 0.0123)) == "-1.235 ± 0.012"
     root = scores.error_score(np.array([4.0, 4.0]), np.ones(2), "real")
     assert (root.mean, root.error) == (2.0, 0.0)
-    normal = held_out.values_predicted(np.zeros(1), 2.0, np.array([2.0]))
-    assert normal.log_density[0] == pytest.approx(-0.5 - np.log(2.0) - 0.5 * np.log(2.0 * np.pi))
-    times = held_out.times_predicted(np.array([0.5, 0.5]), np.array([[2.0, 1.0], [2.0, 0.0]]))
-    np.testing.assert_allclose(times.log_density, [np.log(0.5) - 1.0, -1.0])
-    poisson = held_out.counts_predicted(np.array([2.0]), np.array([[3.0, 1.5]]), CountNoise(None))
-    assert poisson.log_density[0] == pytest.approx(3.0 * np.log(3.0) - 3.0 - np.log(6.0))
     counts = np.random.default_rng(0).negative_binomial(2.0, 0.25, 4000).astype(float)  # mean 6, variance 24
     assert CountNoise.learn(counts, np.full(4000, 6.0), np.ones(4000)).size == pytest.approx(2.0, rel=0.2)
 
 
 @each
-def test_baselines_learn(kind):
+def test_baselines_are_the_methods_of_comparisons(kind):
+    """The same methods, and what these say of the same rows as a table."""
     subject = fitted(kind)._subject()
-    keep, out = held_out.split(subject)[0]
-    rows = subject.values[keep], subject.targets[keep], subject.weights[keep]
-    found = baselines.baselines(subject, rows, subject.values[out], subject.targets[out])
-    assert [*found] == [baselines.CONSTANT[subject.observes], baselines.LINEAR[subject.observes], baselines.BOOSTING]
-    plain, linear, trees = (part.log_density.mean() for part in found.values())
-    assert max(linear, trees) > plain
+    keep, out = map(np.sort, held_out.split(subject)[0])
+    every = subject.values, subject.targets, subject.weights
+    learned, judged = (tuple(part[which] for part in every) for which in (keep, out))
+    found = baselines.baselines(subject, learned, judged)
+    task = baselines.TASKS[subject.observes]
+    methods = standard_methods(task)[:0:-1]
+    assert list(found)[:2] == [baselines.CONSTANT[subject.observes], baselines.LINEAR[subject.observes]]
+    assert list(found)[2:] == [method.name for method in methods[2:]]
+    plain, *others = (part.log_density.mean() for part in found.values())
+    assert max(others) > plain + 0.05
+    y = subject.targets
+    known = {"exposure": y[:, 1]} if kind == "counts" else {}
+    y = y[:, 0] if kind == "counts" else y[:, ::-1] if kind == "times" else y
+    rows, _ = as_rows(table(), y, task=task, **known)
+    parts = [rows.take(np.isin(np.arange(len(rows)), which)) for which in (keep, out)]
+    for method, own in zip(methods, found.values(), strict=True):
+        np.testing.assert_allclose(own.log_density, method.forecast(*parts, 0).log_density, rtol=1e-5, atol=1e-6)
 
 
 # ------------------------------------------------------------------------- plots
@@ -233,7 +240,7 @@ def test_a_report_is_one_page_by_itself(kind, tmp_path):
     assert not {"script", "link", "iframe"} & page.tags
     assert "<b>&'" not in text
     said = " ".join(page.text)
-    for word in ("this model", "boosted trees", "How it was computed", "What they do", "Which columns matter"):
+    for word in ("this model", "regression", "How it was computed", "What they do", "Which columns matter"):
         assert word in said
     assert NASTY in said  # escaped, not lost
     assert [file.name for file in tmp_path.iterdir()] == ["report.html"]

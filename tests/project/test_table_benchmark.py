@@ -17,7 +17,7 @@ from benchmarks.tables.__main__ import main
 from benchmarks.tables.catalogue import SOURCES, checksum, sources
 from benchmarks.tables.methods import methods, missing
 from benchmarks.tables.report import difference, page
-from itergp.sklearn.comparison.rows import COUNTS, LABELLED, ORDINAL, SURVIVAL
+from itergp.baselines.rows import COUNTS, LABELLED, ORDINAL, SURVIVAL
 
 LARGE = {"military grades"}  # a second and a gigabyte
 

@@ -10,12 +10,12 @@ import pytest
 from scipy import integrate, stats
 
 from itergp import InputError
+from itergp.baselines.forecasts import Hazards, of_counts, of_labels, of_normal
 from itergp.diagnostics import censoring_survival
 from itergp.diagnostics.residual_noise import CountNoise
 from itergp.sklearn import GPOrdinalClassifier, censored_times, compare
 from itergp.sklearn.comparison import Baseline, Boosting, Estimate, LightGBM, Linear, Method, Own, as_rows, hold_out
 from itergp.sklearn.comparison.folds import split
-from itergp.sklearn.comparison.forecasts import Hazards, of_counts, of_labels, of_normal
 from itergp.sklearn.comparison.scores import second_scores
 
 RIVALS = [Boosting(), Linear(), Baseline()]

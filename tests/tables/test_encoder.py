@@ -17,7 +17,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from itergp import InputError, ItergpWarning
 from itergp.persistence import from_state, to_state
-from itergp.tables import CategoricalColumn, TableEncoder
+from itergp.tables import CategoricalColumn, TableEncoder, decode
 
 ROWS = 60
 RNG = np.random.default_rng(0)
@@ -316,3 +316,32 @@ def test_names_need_not_be_text():
     frame = BASE.rename(columns={"a": 1})
     np.testing.assert_array_equal(fit(frame).transform(frame[["b", 1]]), BASE)
     assert not hasattr(fit(frame), "feature_names_in_")
+
+
+# ------------------------------------------------------------------------ and back
+@pytest.mark.parametrize("most_one_hot", [1, 10])
+def test_decoded_rows_say_what_encoded_ones_say(most_one_hot):
+    """Encoded anew, decoded rows are the same; levels that training did not have are gaps."""
+    rng = np.random.default_rng(0)
+    table = pandas.DataFrame(
+        {
+            "number": np.where(rng.random(60) < 0.2, np.nan, rng.normal(size=60)),
+            "two": rng.choice(["yes", "no"], 60),
+            "city": rng.choice(["Oslo", "Rome", "Bonn", None], 60),
+            "grade": pandas.Categorical(rng.choice(["low", "mid", "top"], 60), ["low", "mid", "top"], ordered=True),
+            "when": pandas.date_range("2021-03-01", periods=60, freq="5D"),
+            "same": 1.0,
+        }
+    )
+    encoder = TableEncoder(one_hot_max_levels=most_one_hot, groups=["two"])
+    with pytest.warns(ItergpWarning, match="one value only"):
+        encoded = encoder.fit_transform(table)
+    back = decode(encoder.columns_, encoded)
+    assert [np.isnan(column).sum() for column in back.columns[:1]] == [table["number"].isna().sum()]
+    assert [*back.columns[1]] == [*table["two"]]
+    assert [level for level in back.columns[2] if level == level] == [*table["city"].dropna()]
+    again = TableEncoder(one_hot_max_levels=most_one_hot).fit_transform(back)
+    np.testing.assert_array_equal(np.sort(again, 1), np.sort(encoded, 1))
+    unseen = decode(encoder.columns_, encoder.transform(table.assign(two="perhaps", city="Paris")))
+    assert unseen.columns[1].isna().all()
+    assert unseen.columns[2].isna().all()

@@ -6,9 +6,9 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from itergp.baselines.rows import COUNTS, LABELLED, ORDINAL, REGRESSION, SURVIVAL, TASKS, Rows
 from itergp.errors import InputError
 from itergp.sklearn.checks import as_real, check_exposure, check_rows, check_weights
-from itergp.sklearn.comparison.rows import COUNTS, LABELLED, ORDINAL, REGRESSION, SURVIVAL, TASKS, Rows
 from itergp.sklearn.event_times import as_event_times
 from itergp.sklearn.labels import check_labels
 from itergp.tables import as_target_column, guess_task, read_table, refuse_gaps

@@ -10,15 +10,14 @@ from typing import Any
 
 import numpy as np
 
+from itergp.baselines import Method, simple_methods
+from itergp.baselines.rows import SURVIVAL, Array, Forecast, Rows
 from itergp.diagnostics.estimates import Estimate
 from itergp.errors import InputError, ItergpWarning
-from itergp.sklearn.comparison.boosting import Boosting, LightGBM
 from itergp.sklearn.comparison.checking import as_rows
 from itergp.sklearn.comparison.folds import split
-from itergp.sklearn.comparison.linear import Linear
-from itergp.sklearn.comparison.methods import Baseline, Method, Own
+from itergp.sklearn.comparison.methods import Own
 from itergp.sklearn.comparison.results import MethodResult, ModelComparison
-from itergp.sklearn.comparison.rows import SURVIVAL, Array, Forecast, Rows
 from itergp.sklearn.comparison.scores import SECOND, concordance, second_scores
 
 
@@ -70,6 +69,7 @@ def compare(
 
     Examples:
         >>> from sklearn.datasets import load_iris
+        >>> from itergp.baselines import Baseline, Linear
         >>> X, y = load_iris(return_X_y=True)
         >>> comparison = compare(X, y, methods=[Linear(), Baseline()], num_folds=3)
         >>> comparison.best.name
@@ -138,9 +138,7 @@ def standard_methods(task: str, options: dict[str, Any] | None = None) -> list[M
         task: One of ``TASKS``.
         options: Arguments of the estimator of this package.
     """
-    boosted = [Boosting(), LightGBM()] if LightGBM.installed() else [Boosting()]
-    methods: list[Method] = [Own(options or {}), *boosted, Linear(), Baseline()]
-    return [method for method in methods if task in method.tasks]
+    return [Own(options or {}), *simple_methods(task)]
 
 
 # ------------------------------------------------------------------------------- runs

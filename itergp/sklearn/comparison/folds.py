@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import GroupKFold, KFold, StratifiedKFold
 
+from itergp.baselines.rows import COUNTS, LABELLED, REGRESSION, SURVIVAL, Rows
 from itergp.errors import InputError
-from itergp.sklearn.comparison.rows import COUNTS, LABELLED, REGRESSION, SURVIVAL, Rows
 
 Mask = NDArray[np.bool_]
 

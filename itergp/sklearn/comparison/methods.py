@@ -1,9 +1,7 @@
-"""What is compared: how a method goes from rows to forecasts; this package, and what needs no inputs."""
+"""This package as one of the methods that are compared."""
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,28 +9,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from itergp.diagnostics.residual_noise import CountNoise, residual_deviation
-from itergp.sklearn.classifiers import GPClassifier
-from itergp.sklearn.comparison.forecasts import (
-    HIGH,
-    LOW,
-    Hazards,
-    covered_times,
-    of_counts,
-    of_labels,
-    of_normal,
-)
-from itergp.sklearn.comparison.rows import (
+from itergp.baselines.forecasts import HIGH, LOW, covered_times, of_labels
+from itergp.baselines.methods import Method
+from itergp.baselines.rows import (
     CLASSES,
     COUNTS,
     LABELLED,
     ORDINAL,
     REGRESSION,
     SURVIVAL,
-    TASKS,
     Forecast,
     Rows,
 )
+from itergp.sklearn.classifiers import GPClassifier
 from itergp.sklearn.counts import GPCountRegressor
 from itergp.sklearn.ordinal import GPOrdinalClassifier
 from itergp.sklearn.regressors import GPRegressor
@@ -46,23 +35,6 @@ ESTIMATORS: dict[str, type] = {
     REGRESSION: GPRegressor,
     SURVIVAL: GPSurvival,
 }
-
-
-class Method(ABC):
-    """A way to go from training rows to forecasts for others."""
-
-    name: str
-    tasks: Sequence[str] = TASKS
-
-    @abstractmethod
-    def forecast(self, train: Rows, test: Rows, seed: int) -> Forecast:
-        """Learns from some rows and predicts others.
-
-        Args:
-            train: N rows.
-            test: M rows; all labels are among those of ``train``.
-            seed: Of everything random.
-        """
 
 
 @dataclass
@@ -145,23 +117,3 @@ def forecast_of(estimator: Any, rows: Rows) -> Forecast:
     density = estimator.predictive_log_density(rows.table, rows.y, **exposed)
     point = estimator.predict(rows.table, **exposed) if rows.task == COUNTS else median
     return Forecast(density, point, ((rows.y >= low) & (rows.y <= high)).astype(np.float64))
-
-
-class Baseline(Method):
-    """What is known without inputs: shares of labels, one normal or count distribution, the Kaplan-Meier curve."""
-
-    name = "baseline"
-
-    def forecast(self, train: Rows, test: Rows, seed: int) -> Forecast:
-        """See the base class."""
-        if train.task in LABELLED:
-            shares = np.bincount(train.codes, train.weights) + 1.0
-            return of_labels(np.tile(shares / shares.sum(), (len(test), 1)), train.labels, test)
-        if train.task == SURVIVAL:
-            return Hazards.learn(train.y[:, 0], train.y[:, 1] == 1.0, train.weights).forecast(test)
-        if train.task == COUNTS:
-            rate = train.weights @ train.y / (train.weights @ train.exposures)
-            noise = CountNoise.learn(train.y, rate * train.exposures, train.weights)
-            return of_counts(noise, rate * test.exposures, test)
-        mean = float(np.average(train.y, weights=train.weights))
-        return of_normal(np.full(len(test), mean), residual_deviation(train.y, mean, train.weights), test)

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from itergp.baselines.rows import Array
 from itergp.diagnostics.estimates import Estimate
-from itergp.sklearn.comparison.rows import Array
 
 
 @dataclass(frozen=True)

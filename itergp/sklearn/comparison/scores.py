@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
+from itergp.baselines.rows import COUNTS, LABELLED, REGRESSION, SURVIVAL, Array, Forecast, Rows
 from itergp.diagnostics import concordance_index
 from itergp.errors import InputError
-from itergp.sklearn.comparison.rows import COUNTS, LABELLED, REGRESSION, SURVIVAL, Array, Forecast, Rows
 
 # task -> what is reported beside the log-density, and whether more of it is better
 SECOND = {

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
+from itergp.baselines.rows import Array, Forecast, Rows
 from itergp.diagnostics.residual_noise import LEAST_RATE, CountNoise
-from itergp.sklearn.comparison.rows import Array, Forecast, Rows
 
 LOW, HIGH = 0.05, 0.95  # the central 90 % interval
 _LEAST_PROBABILITY = 1e-12  # what a probability of zero counts as
@@ -22,16 +22,17 @@ def of_labels(probs: Array, labels: NDArray[Any], rows: Rows) -> Forecast:
 
     Args:
         probs: ``(M, C)``; probabilities of zero count as 1e-12.
-        labels: What the columns are, sorted ``(C,)``; those of the rows are among them.
-        rows: M rows.
+        labels: What the columns are, sorted ``(C,)``.
+        rows: M rows; a label that is not among these has a probability of zero.
     """
     probs = np.maximum(probs, _LEAST_PROBABILITY)
     probs = probs / probs.sum(-1, keepdims=True)
-    index = np.searchsorted(labels, rows.y)
-    at = probs[np.arange(len(rows)), index]
+    index = np.searchsorted(labels, rows.y).clip(max=len(labels) - 1)
+    at = np.where(labels[index] == rows.y, probs[np.arange(len(rows)), index], _LEAST_PROBABILITY)
     before = np.where(probs > at[:, None], probs, 0.0).sum(-1)
     cut = np.random.default_rng(0).random(len(rows))
-    return Forecast(np.log(at), labels[probs.argmax(-1)], (before + cut * at < HIGH - LOW).astype(np.float64))
+    inside = (before + cut * at < HIGH - LOW).astype(np.float64)
+    return Forecast(np.log(at), labels[probs.argmax(-1)], inside, probs)
 
 
 def of_normal(mean: Array, deviation: float, rows: Rows) -> Forecast:

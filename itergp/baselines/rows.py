@@ -80,8 +80,10 @@ class Forecast:
         point: What it expects: the most probable label, the median of real values and times, the mean of counts ``(M,)``.
         coverage: Share of each row's distribution of 0 or 1 inside the central 90 % interval ``(M,)``, for a censored row the
             probability; of labels, whether the row's is in the smallest set of probability 0.9, cut at random.
+        probs: Probabilities of the labels of the training rows, sorted ``(M, C)``; None where targets are none.
     """
 
     log_density: Array
     point: NDArray[Any]
     coverage: Array
+    probs: Array | None = None

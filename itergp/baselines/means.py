@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.model_selection import KFold
 
+from itergp.baselines.forecasts import of_counts, of_normal
+from itergp.baselines.rows import COUNTS, Array, Forecast, Rows
 from itergp.diagnostics.residual_noise import CountNoise, residual_deviation
-from itergp.sklearn.comparison.forecasts import of_counts, of_normal
-from itergp.sklearn.comparison.rows import COUNTS, Array, Forecast, Rows
 
 _FOLDS = 5
 

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from sklearn.ensemble import HistGradientBoostingClassifier, HistGradientBoostingRegressor
 from sklearn.preprocessing import TargetEncoder
 
-from itergp.sklearn.comparison.encoding import CodedTable
-from itergp.sklearn.comparison.forecasts import of_labels
-from itergp.sklearn.comparison.means import Predictor, forecast_means, rates
-from itergp.sklearn.comparison.methods import Method
-from itergp.sklearn.comparison.rows import COUNTS, LABELLED, REGRESSION, Array, Forecast, Rows
+from itergp.baselines.encoding import CodedTable
+from itergp.baselines.forecasts import of_labels
+from itergp.baselines.means import Predictor, forecast_means, rates
+from itergp.baselines.methods import Method
+from itergp.baselines.rows import COUNTS, LABELLED, REGRESSION, Array, Forecast, Rows
 
 _MOST_TREES, _PATIENCE, _VALIDATION = 1000, 20, 0.1  # early stopping chooses how many
 _MOST_TREE_LEVELS = 255  # that scikit-learn's trees take as levels

@@ -8,38 +8,43 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from gpytorch.kernels import LinearKernel, ScaleKernel
+from gpytorch.means import ConstantMean
+from scipy import sparse
 from sklearn.base import clone
 from sklearn.linear_model import LogisticRegression, PoissonRegressor, Ridge
 from sklearn.model_selection import KFold
 from sklearn.pipeline import make_pipeline
 
-from itergp.sklearn.comparison.encoding import CodedTable
-from itergp.sklearn.comparison.forecasts import of_labels
-from itergp.sklearn.comparison.means import Fit, Predictor, distribute, out_of_fold, rates
-from itergp.sklearn.comparison.methods import Method, fit_estimator, forecast_of
-from itergp.sklearn.comparison.rows import COUNTS, LABELLED, SURVIVAL, Array, Forecast, Rows
-from itergp.sklearn.survival import GPSurvival
+from itergp.baselines.encoding import CodedTable
+from itergp.baselines.forecasts import covered_times, of_labels
+from itergp.baselines.means import Fit, Predictor, distribute, out_of_fold, rates
+from itergp.baselines.methods import Method
+from itergp.baselines.rows import COUNTS, LABELLED, SURVIVAL, Array, Forecast, Rows
+from itergp.learning import fit
+from itergp.likelihoods import WeibullLikelihood
+from itergp.models import GP
 
 _PENALTIES = (0.1, 1.0, 10.0, 100.0, 1000.0)  # the best for rows out of fold is taken
 
 
 @dataclass
 class Linear(Method):
-    """Logistic, ridge, Poisson or Weibull regression; the penalty is the best of five for rows out of fold."""
+    """Logistic, ridge, Poisson or Weibull regression; the penalty is the best of five for rows out of fold.
+
+    That of times is the prior of a Gaussian process that is linear, which learns it.
+    """
 
     name: str = "linear model"
 
     def forecast(self, train: Rows, test: Rows, seed: int) -> Forecast:
         """See the base class."""
-        if train.task == SURVIVAL:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # those of the table are this package's own, too
-                weibull = GPSurvival(kernel="linear", distribution="weibull", random_state=seed)
-                fit_estimator(weibull, train)
-                return forecast_of(weibull, test)
         coded = CodedTable.learn(train.table)
         encode = coded.for_lines()
         x, test_x = coded.transform(train.table), coded.transform(test.table)
+        if train.task == SURVIVAL:
+            return self._times(encode, x, train, test_x, test, seed)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of iterations: the penalty that is chosen predicts best
             if train.task in LABELLED:
@@ -102,3 +107,48 @@ class Linear(Method):
                 losses[i] -= train.weights[left_out] @ np.log(np.maximum(at, 1e-6))
         best = _PENALTIES[int(losses.argmin())]
         return of_labels(fit(np.arange(len(x)), best)(test_x), labels, test)
+
+    @staticmethod
+    def _times(encode: Any, x: Array, train: Rows, test_x: Array, test: Rows, seed: int) -> Forecast:
+        scaled = encode.fit(x)
+        inputs, new = (torch.as_tensor(_dense(scaled.transform(part))) for part in (x, test_x))
+        targets = torch.as_tensor(train.y)
+        mean = ConstantMean()
+        mean.constant = float(np.log(train.weights @ train.y[:, 0]) - np.log(train.weights @ train.y[:, 1]))
+        weights = None if train.weighted is None else torch.as_tensor(train.weighted)
+        model = GP(
+            inputs, targets, WeibullLikelihood(), mean=mean, kernel=ScaleKernel(LinearKernel()), sample_weight=weights
+        ).double()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of a model that is there to be compared with
+            fit(model, seed=seed, progress=False)
+        return of_times(model, new, test)
+
+
+def _dense(matrix: Any) -> Array:
+    found: Array = matrix.toarray() if sparse.issparse(matrix) else matrix
+    return found
+
+
+def of_times(model: GP, inputs: torch.Tensor, rows: Rows) -> Forecast:
+    """What a model of times says about M rows.
+
+    Args:
+        model: The model.
+        inputs: Its inputs ``(M, D)``.
+        rows: The rows.
+    """
+    found: list[list[Array]] = [[], [], []]
+    targets = torch.as_tensor(rows.y).to(inputs)
+    with torch.no_grad():
+        predictive: Any
+        for part, predictive in model.predict_batches(inputs):
+            values = (
+                predictive.log_observed(targets[part]),
+                predictive.quantile(0.5),
+                predictive.log_survival(targets[part, 0]),
+            )
+            for kept, value in zip(found, values, strict=True):
+                kept.append(value.double().cpu().numpy())
+    density, median, later = map(np.concatenate, found)
+    return Forecast(density, median, covered_times(np.exp(later), rows))
