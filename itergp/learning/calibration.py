@@ -13,6 +13,7 @@ from itergp.learning.held_out import held_out_splits
 from itergp.likelihoods import Observations
 from itergp.models import LatentPosterior, NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
+from itergp.objectives import Deadline
 from itergp.operators import Prior, make_operator
 from itergp.posterior.tempering import tempered
 from itergp.solvers import APPROXIMATIONS, Reason, Solution, solve
@@ -29,6 +30,7 @@ _INVISIBLE, _TOLERANCE = 0.003, 0.01
 # covariance of the same rank says less of more rows, and the mean follows it. (penbased, 1,500 of 8,794 rows: test NLL 0.065,
 # and 0.028 of the mode plugged in.)
 _TRANSFERS = 0.6
+NEVER = Deadline()
 _SAME = 0.001  # share of the log-density by which a sharp candidate may differ from the plugged-in mean
 
 
@@ -60,7 +62,9 @@ class Calibration:
         return None if self.reliability is None else self.reliability.expected_calibration_error
 
 
-def calibrate_predictions(model: NonConjugateGP, *, num_rows: int, seed: int = 0) -> Calibration:
+def calibrate_predictions(
+    model: NonConjugateGP, *, num_rows: int, seed: int = 0, deadline: Deadline = NEVER
+) -> Calibration:
     """Compares predictive distributions on rows that were held out of the posterior, at the model's hyperparameters.
 
     A quarter of the rows drawn is held out once, or, of few rows, each quarter in turn. Of the candidates that are within one
@@ -72,6 +76,10 @@ def calibrate_predictions(model: NonConjugateGP, *, num_rows: int, seed: int = 0
         model: The model.
         num_rows: Rows to draw.
         seed: Of the draw.
+        deadline: When to give up.
+
+    Raises:
+        OutOfTimeError: If that is past.
     """
     observations = model.observations
     splits = held_out_splits(observations, num_rows=num_rows, seed=seed)
@@ -82,7 +90,7 @@ def calibrate_predictions(model: NonConjugateGP, *, num_rows: int, seed: int = 0
         approximations: tuple[str, ...] = APPROXIMATIONS
         if few and not observations.likelihood.quadratic:
             approximations = ("laplace",)
-        parts = [_marginals(model, prior, *split, approximations) for split in splits]
+        parts = [_marginals(model, prior, *split, approximations, deadline) for split in splits]
         # The mode of a density with kinks may not be found: it is no candidate beside a posterior that is.
         approximations = tuple(one for one in approximations if all(one in part for part in parts))
         held_out = observations.take(torch.cat([rows for _, rows in splits]))
@@ -133,7 +141,12 @@ def humblest(
 
 
 def _marginals(
-    model: NonConjugateGP, prior: Prior, train: Tensor, held_out: Tensor, approximations: tuple[str, ...]
+    model: NonConjugateGP,
+    prior: Prior,
+    train: Tensor,
+    held_out: Tensor,
+    approximations: tuple[str, ...],
+    deadline: Deadline,
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
     """Latent means, covariances and prior variances of held-out rows by approximation, of those that were found.
 
@@ -151,7 +164,16 @@ def _marginals(
     results = {}
     solution: Solution | None = None
     for approximation in sorted(approximations):  # the Laplace mode is where the variational solve starts
-        solution = solve(operator, part.mean, seen, model.solver, approximation=approximation, warm_start=solution)
+        solution = solve(
+            operator,
+            part.mean,
+            seen,
+            model.solver,
+            approximation=approximation,
+            warm_start=solution,
+            time_limit=deadline.left(),
+        )
+        deadline.check()
         if approximation != approximations[0] and solution.status.reason is Reason.PRECISION:
             continue
         latent = LatentPosterior.at(validation, operator, solution)

@@ -31,7 +31,7 @@ from itergp.models import GP, NonConjugateGP
 from itergp.models.batches import refuse_without_data
 from itergp.models.run_options import RunOptions
 from itergp.models.starting_values import INITIAL_OUTPUTSCALE, initialise_model
-from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
+from itergp.objectives import ComputationAwareELBO, Deadline, OutOfTimeError, PredictiveLogDensity
 from itergp.objectives.base import Objective, log_density_of_priors
 from itergp.operators import own_rows
 from itergp.parallel import RowPartition
@@ -148,7 +148,9 @@ def fit(
             the one chosen becomes the model's, with a constant mean where its latent functions are others in number.
         columns: What structures may know of the columns; default numbers, each on its own.
         time_limit: Seconds of the whole call, of which the choice of a structure takes at most a third, learning is over after
-            two thirds, and conditioning takes the rest: the posterior so far is valid whenever it ends.
+            two thirds, and conditioning takes the rest: the posterior so far is valid whenever it ends. What is not over then
+            is given up: a candidate, a step of learning, the choice of the predictive distribution. A single step of the solver
+            is finished. Without time for one step of learning, hyperparameters are those that the data say to begin with.
         initialise_kernel: Whether lengthscales, output scales and cutpoints still at their default get a start from the data.
         seed: Of the random splits and restarts. Equal seeds give equal results.
         progress: Draw a progress bar; None for one in a terminal if it takes more than two seconds.
@@ -216,6 +218,10 @@ class Settings:
     likelihoods: tuple[gpytorch.likelihoods.Likelihood, ...] = ()
     columns: InputColumns | None = None
 
+    def deadline(self, called: float, share: float = 1.0) -> Deadline:
+        """When a share of the time limit is over, for a call that began at some value of ``time.perf_counter``."""
+        return Deadline() if self.time_limit is None else Deadline(called + share * self.time_limit)
+
     def plain(self) -> dict[str, Any]:
         """By name, as what a checkpoint is the checkpoint of."""
         chosen = None if self.structures is None else [str(one) for one in self.structures]
@@ -274,10 +280,9 @@ def _fit(model: NonConjugateGP, settings: Settings, options: RunOptions) -> Any:
     _warn_of_extremes(learned.learner.free)
     model.eval()
     seconds["learn"] = time.perf_counter() - learned.started
-    late = settings.time_limit is not None and time.perf_counter() - called > settings.time_limit
-    calibration = _calibrate(model, settings.seed, seconds) if settings.calibrate and not late else None
-    begun = time.perf_counter()
-    left = None if settings.time_limit is None else settings.time_limit - (begun - called)
+    latest = settings.deadline(called, 1.0 - _LAST_SHARE)
+    calibration = _calibrate(model, settings.seed, seconds, latest) if settings.calibrate else None
+    begun, left = time.perf_counter(), settings.deadline(called).left()
     solution = model.condition(
         progress=options.progress,
         on_posterior=options.on_posterior,
@@ -317,7 +322,7 @@ def _choose_structure(
     of_rows = calculus.take(first) is not calculus  # such as known noise variances
     if len(inputs) < ENOUGH_ROWS or of_rows or not PredictiveLogDensity.supports(calculus):
         return None
-    deadline = None if settings.time_limit is None else called + _SEARCH_SHARE * settings.time_limit
+    deadline = settings.deadline(called, _SEARCH_SHARE)
     scales = [m.outputscale.detach().mean() for m in model.covar_module.modules() if isinstance(m, ScaleKernel)]
     start = float(scales[0]) if scales else INITIAL_OUTPUTSCALE
     with ProgressBar(enabled=options.progress) as bar:
@@ -375,7 +380,7 @@ def _learn(
     if comparison is not None:  # which did what the first stage is for
         iterations = max(1, round((1.0 - _SUBSET_SHARE) * settings.max_iterations))
         stages = [replace(stages[-1], iterations=iterations)]
-    deadline = None if settings.time_limit is None else called + _LEARNING_SHARE * settings.time_limit
+    deadline = settings.deadline(called, _LEARNING_SHARE)
     model.tempering = 0.0  # what was chosen for other hyperparameters
     model.train()
     on_posterior = options.on_posterior
@@ -385,7 +390,7 @@ def _learn(
         look = partial(_look, model, on_posterior) if on_posterior is not None and not rows.sharded else None
         reason = Stop.INTERRUPTED
         if comparison is None or not comparison.interrupted:
-            reason = _run(learner, stages, settings.num_restarts, settings.seed, before, earlier, look)
+            reason = _run(learner, stages, settings, before, earlier, look, called)
     reason = _agree(model, reason, rows)
     part = None
     if file is not None and reason is not Stop.INTERRUPTED:  # an interrupted run is to go on learning
@@ -444,17 +449,26 @@ def _largest_subset(model: NonConjugateGP) -> int:
     return max(_LEAST_ROWS, min(rows, _REFINEMENT_COST // latents**2))
 
 
-def _calibrate(model: NonConjugateGP, seed: int, seconds: dict[str, float]) -> Calibration | None:
-    """Chooses the predictive distribution on held-out rows, if some can be held out, and makes it the model's."""
-    if model.data_batch_shape or not model.observations.likelihood.exchangeable or model.train_targets.shape[0] < 2:
+def _calibrate(model: NonConjugateGP, seed: int, seconds: dict[str, float], deadline: Deadline) -> Calibration | None:
+    """Chooses the predictive distribution on held-out rows, if some can be held out in time, and makes it the model's."""
+    if (
+        deadline.over
+        or model.data_batch_shape
+        or not model.observations.likelihood.exchangeable
+        or model.train_targets.shape[0] < 2
+    ):
         return None
     begun = time.perf_counter()
-    limit_lengthscales(model, seed=seed)
     latents = model.observations.likelihood.num_latents
     least = 1000 if latents <= _MANY_LATENTS else 1001  # up to 1,000 rows each quarter is held out in turn
     rows = max(least, min(4000, _CALIBRATION_VALUES // latents))
-    calibration = calibrate_predictions(model, num_rows=rows, seed=seed)
-    model.approximation, model.tempering = calibration.approximation, calibration.tempering
+    calibration = None
+    try:
+        limit_lengthscales(model, seed=seed, deadline=deadline)
+        calibration = calibrate_predictions(model, num_rows=rows, seed=seed, deadline=deadline)
+        model.approximation, model.tempering = calibration.approximation, calibration.tempering
+    except OutOfTimeError:  # predictions integrate the posterior itself
+        pass
     seconds["calibrate"] = time.perf_counter() - begun
     return calibration
 
@@ -549,11 +563,11 @@ def _look(model: NonConjugateGP, on_posterior: Callable[[Solution], None]) -> bo
 def _run(
     learner: Learner,
     stages: list[Stage],
-    num_restarts: int,
-    seed: int,
+    settings: Settings,
     given: list[Tensor],
     earlier: StateDict | None,
     look: Callable[[], bool] | None,
+    called: float,
 ) -> Stop:
     """Runs the stages, the first from several starts; returns why learning stopped.
 
@@ -572,7 +586,7 @@ def _run(
     if at.stage == 0:
         if look is not None and look():
             return Stop.INTERRUPTED
-        reason = _search(learner, stages[0], num_restarts, seed, start, at)
+        reason = _search(learner, stages[0], settings.num_restarts, settings.seed, start, at)
     for index in range(max(1, at.stage), len(stages)):
         if reason.ends_learning:
             break
@@ -581,12 +595,15 @@ def _run(
             return Stop.INTERRUPTED
         reason = learner.run(stages[index])
     if reason is not Stop.INTERRUPTED:
-        _keep_best(learner, stages[-1].objective, [start, given], seed)
+        learner.deadline = settings.deadline(called, 1.0 - _LAST_SHARE)
+        _keep_best(learner, stages[-1].objective, [start, given], settings.seed)
     return reason
 
 
 def _keep_best(learner: Learner, objective: Objective, starts: list[list[Tensor]], seed: int) -> None:
     """Ends at the best of what learning came to, the best along its path, and where it began, all measured alike.
+
+    If time is up, of those that are measured by then; otherwise at what learning came to.
 
     Args:
         learner: At what it came to.
@@ -604,7 +621,10 @@ def _keep_best(learner: Learner, objective: Objective, starts: list[list[Tensor]
     chosen, reached, first = 0, -math.inf, math.nan
     for index, (candidate, margin) in enumerate(candidates):
         learner.restore(candidate)
-        value = learner.value(yardstick)
+        try:
+            value = learner.value(yardstick)
+        except OutOfTimeError:
+            break
         first = value if index == 0 else first
         if math.isfinite(value) and value > reached + margin * abs(reached if math.isfinite(reached) else 0.0):
             chosen, reached = index, value
@@ -636,7 +656,11 @@ def _search(learner: Learner, stage: Stage, num_restarts: int, seed: int, start:
         reason = learner.run(stage)
         if num_restarts == 0 or reason.ends_learning:
             return reason
-        candidates.append((learner.evaluate(_common(stage.objective, seed)), learner.variables()))
+        try:
+            candidates.append((learner.evaluate(_common(stage.objective, seed)), learner.variables()))
+        except OutOfTimeError:
+            reason = Stop.TIME
+            break
     if finite := [c for c in candidates if math.isfinite(c[0])]:
         learner.restore(max(finite, key=lambda c: c[0])[1])
     return reason

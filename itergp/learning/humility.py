@@ -19,16 +19,17 @@ from itergp.learning.lengthscale_prior import has_own_prior
 from itergp.models import LatentPosterior, NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.models.starting_values import rows_seen
-from itergp.objectives import PredictiveLogDensity
+from itergp.objectives import Deadline, PredictiveLogDensity
 from itergp.operators import make_operator
 from itergp.solvers import solve
 
 # In deviations of a column. A function that hardly changes over the data would otherwise hardly change far beyond them either.
 LIMITS = (4.0, 2.0)
 _MOST_ROWS = 3000
+NEVER = Deadline()
 
 
-def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0) -> float | None:
+def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0, deadline: Deadline = NEVER) -> float | None:
     """Shortens lengthscales to a few deviations of their column, as far as held-out rows do not object.
 
     That concerns RBF, Matern, rational quadratic and Laplacian kernels whose lengthscales are learned and have no prior of the
@@ -38,9 +39,13 @@ def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0) -> float | None:
     Args:
         model: The model.
         seed: Of the rows that are held out.
+        deadline: When to give up, with lengthscales as they are.
 
     Returns:
         The limit in deviations, or None if the lengthscales stay.
+
+    Raises:
+        OutOfTimeError: If the deadline is past.
     """
     with torch.no_grad():
         prior = model.prior_at()
@@ -54,7 +59,7 @@ def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0) -> float | None:
         try:
             for limit in (math.inf, *LIMITS):
                 with _limited(usable, limit):
-                    densities["limit", limit] = _held_out_density(model, seed)
+                    densities["limit", limit] = _held_out_density(model, seed, deadline)
         except SolverError:
             return None
         finite = {("limit", 1.0 / limit): value for (_, limit), value in densities.items()}  # infinity becomes zero
@@ -66,7 +71,7 @@ def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0) -> float | None:
     return 1.0 / inverse
 
 
-def _held_out_density(model: NonConjugateGP, seed: int) -> Tensor:
+def _held_out_density(model: NonConjugateGP, seed: int, deadline: Deadline) -> Tensor:
     """Log-densities of held-out rows at the mode ``(M,)``, float64: of a quarter, or of few rows each quarter in turn."""
     observations = model.observations
     prior, found = model.prior_at(), []
@@ -76,7 +81,9 @@ def _held_out_density(model: NonConjugateGP, seed: int) -> Tensor:
         operator = make_operator(
             prior.kernel, part.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
         )
-        solution = solve(operator, part.mean, seen, model.solver.without_covariance(), approximation="laplace")
+        solver, limit = model.solver.without_covariance(), deadline.left()
+        solution = solve(operator, part.mean, seen, solver, approximation="laplace", time_limit=limit)
+        deadline.check()
         mean = LatentPosterior.at(validation, operator, solution, covariance=False).mean
         found.append(observations.take(held_out).log_density(mean).double())
     return torch.cat(found)

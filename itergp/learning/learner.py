@@ -16,6 +16,7 @@ from torch import Tensor
 from itergp.errors import ItergpWarning, SolverError
 from itergp.learning.parameters import FreeParameter
 from itergp.models import NonConjugateGP
+from itergp.objectives import Deadline, OutOfTimeError
 from itergp.objectives.base import Objective
 from itergp.persistence import Checkpointer, StateDict, from_state, to_state
 from itergp.records import FitRecord, Listener
@@ -191,7 +192,7 @@ class Learner:
     Attributes:
         model: The model, in training mode.
         free: Its parameters.
-        deadline: When to end, by ``time.perf_counter``; None for never.
+        deadline: When to end: an evaluation that is not over by then is given up.
         started: When ``fit`` began.
         listener: Hears of stages and records.
         checkpointer: Where the state is saved between steps, or None.
@@ -201,7 +202,7 @@ class Learner:
 
     model: NonConjugateGP
     free: list[FreeParameter]
-    deadline: float | None
+    deadline: Deadline
     started: float
     listener: Listener
     records: list[FitRecord] = field(default_factory=list)
@@ -229,7 +230,7 @@ class Learner:
             reason = run(stage, history)
         except _NotFinite:
             reason = self._give_up()
-        except _OutOfTime:
+        except OutOfTimeError:
             reason = Stop.TIME
         except KeyboardInterrupt:
             reason = Stop.INTERRUPTED
@@ -253,7 +254,7 @@ class Learner:
             visited.append(self.good)
             self.listener.advance(stage.name, len(visited))
             history[:] = _tail(visited)
-            self._check_time()
+            self.deadline.check()
             if _settled(visited):
                 return Stop.SETTLED
             optimizer.step()
@@ -284,7 +285,7 @@ class Learner:
                 best, history[:] = -value, [self.variables()]
             self.listener.advance(stage.name, steps)
             if not again:
-                self._check_time()
+                self.deadline.check()
                 if self._due():
                     self._save(stage, LBFGSState(*map(torch.as_tensor, (start, np.array(losses), np.stack(slopes)))))
             return value, slope
@@ -371,7 +372,12 @@ class Learner:
 
     # ------------------------------------------------------------------ inside
     def evaluate(self, objective: Objective) -> float:
-        """The objective per row, of a batch of models its mean; the variables get the gradient of its negative."""
+        """The objective per row, of a batch of models its mean; the variables get the gradient of its negative.
+
+        Raises:
+            OutOfTimeError: If that takes until after the deadline.
+        """
+        objective.deadline = self.deadline
         self.model.zero_grad(set_to_none=True)
         value = objective(self.model(*self.model.train_inputs), self.model.train_targets).mean()
         (-value).backward()
@@ -380,7 +386,12 @@ class Learner:
         return float(value.detach())
 
     def value(self, objective: Objective) -> float:
-        """The objective per row, NaN where it cannot be found."""
+        """The objective per row, NaN where it cannot be found.
+
+        Raises:
+            OutOfTimeError: If that takes until after the deadline.
+        """
+        objective.deadline = self.deadline
         try:
             return float(objective(self.model(*self.model.train_inputs), self.model.train_targets).mean().detach())
         except SolverError:
@@ -417,10 +428,6 @@ class Learner:
         for parameter in self.free:
             parameter.write()
 
-    def _check_time(self) -> None:
-        if self.deadline is not None and time.perf_counter() >= self.deadline:
-            raise _OutOfTime
-
     def _give_up(self) -> Stop:
         warnings.warn(
             f"The objective or its gradient became NaN or infinite in evaluation {self.evaluations}; the last good parameters "
@@ -433,10 +440,6 @@ class Learner:
 
 class _NotFinite(Exception):
     """The objective or its gradient is NaN or infinite."""
-
-
-class _OutOfTime(Exception):
-    """The time limit was reached."""
 
 
 def _flatten(tensors: list[Tensor]) -> np.ndarray:

@@ -25,7 +25,7 @@ from itergp.likelihoods import Observations, as_likelihood
 from itergp.models import GP, LatentPosterior
 from itergp.models.offset_mean import OffsetMean
 from itergp.models.starting_values import initialise_model
-from itergp.objectives import PredictiveLogDensity
+from itergp.objectives import Deadline, PredictiveLogDensity
 from itergp.operators import make_operator
 from itergp.records import Listener, Listeners
 from itergp.solvers import Reason, SubspaceNewton, solve
@@ -38,6 +38,7 @@ _LEAST_ROWS, _LEAST_STEPS = 500, 4
 _HOPELESS = 2.0  # standard errors behind the best that end a candidate
 # Share of the log-density, and of a standard error: a weak signal of few rows is one, and what learned from none has no gain.
 _INVISIBLE, _LUCK = 0.003, 0.5
+_GRACE = 0.1  # share of the time of the search by which judging a candidate, and then a constant, may take longer
 _STAGE = "structures"
 _CONSTANT = Structure("constant")  # what is learned without inputs
 _REFERENCE = Structure("matern32")  # that likelihoods are compared with
@@ -63,7 +64,8 @@ class Trial:
 
     Attributes:
         structure: Its description, with the likelihood where several compete.
-        log_density: Mean log-density of held-out rows after its last round, in nats; negative infinity if it took part in none.
+        log_density: Mean log-density of held-out rows after its last round, in nats; negative infinity if it took part in none,
+            or time was up before it was judged.
         behind: How far it was then behind the best of those that took part as long or longer, in nats per row.
         standard_error: Of that difference; 0 for the best itself.
         rounds: In how many it took part.
@@ -90,7 +92,8 @@ class Comparison:
         num_held_out: Rows by which they were judged.
         seconds: That the comparison took.
         interrupted: Whether Ctrl-C ended it.
-        gain: By how much held-out rows are predicted better than by a constant, in nats per row; NaN if the mean is none.
+        gain: By how much held-out rows are predicted better than by a constant, in nats per row; NaN if the mean is none,
+            or time was up.
         gain_error: Standard error of that.
     """
 
@@ -166,7 +169,7 @@ class StructureSearch:
         likelihoods: Others than the model's for the same targets, which compete too, simple ones first.
         columns: Of the inputs.
         seed: Of the rows drawn.
-        deadline: When to end, by ``time.perf_counter``; None for never. The first candidate always has its turn.
+        deadline: When to end: a candidate that is not judged by then is none. The first stays in any case.
         listener: Hears how many turns are over.
         outputscale: Prior variance that candidates start from.
     """
@@ -176,14 +179,17 @@ class StructureSearch:
     likelihoods: Sequence[Likelihood]
     columns: InputColumns
     seed: int
-    deadline: float | None
+    deadline: Deadline
     listener: Listener
     outputscale: float
     _interrupted: bool = field(default=False, init=False)
+    _started: float = field(default=0.0, init=False)
+    _judging: float = field(default=0.0, init=False)  # seconds that the last candidate took to be judged
 
     def run(self) -> tuple[GP, Comparison]:
         """A model of some of the rows, with the structure and the likelihood chosen and what it learned, and the comparison."""
         started, observations = time.perf_counter(), self.model.observations
+        self._started = started
         most = max(_LEAST_ROWS, min(_LEARNING_ROWS, _LEARNING_VALUES // self.model.calculus.num_latents))
         split = learning_split(observations, most_to_learn=most, most_to_judge=_JUDGING_ROWS, seed=self.seed)
         own = [self._contestant(structure, 0) for structure in self.structures]
@@ -206,14 +212,17 @@ class StructureSearch:
         trials = tuple(_trial(one, _best([other for other in tried if other.rounds >= one.rounds])) for one in tried)
         seconds, found = time.perf_counter() - started, (chosen.shown, chosen.structure, chosen.likelihood)
         assert chosen.model is not None
-        gain = self._gain(chosen, split)
+        gain = self._gain(chosen, split, self._later(2.0))
         return chosen.model, Comparison(trials, *found, len(split[1]), seconds, self._interrupted, *gain)
 
     # ------------------------------------------------------------------ inside
-    def _gain(self, chosen: _Contestant, split: tuple[Tensor, Tensor]) -> tuple[float, float]:
-        """By how much held-out rows are predicted better than by a constant, and its error; NaN if the mean is none."""
+    def _gain(self, chosen: _Contestant, split: tuple[Tensor, Tensor], deadline: Deadline) -> tuple[float, float]:
+        """By how much held-out rows are predicted better than by a constant, and its error.
+
+        NaN if the mean is none, or time is up.
+        """
         train, held_out = split
-        if not isinstance(self.model.mean_module, (ConstantMean, ZeroMean)):
+        if not isinstance(self.model.mean_module, (ConstantMean, ZeroMean)) or chosen.densities is None:
             return math.nan, math.nan
         constant = self._contestant(_CONSTANT, chosen.likelihood)
         plain = replace(self, columns=InputColumns.plain(self.columns.num_columns))  # groups are inputs too
@@ -222,9 +231,10 @@ class StructureSearch:
             part.requires_grad_(False)
         if free_parameters(model):  # a noise as it starts would make any model look good
             for phase in _ROUNDS:
-                plain._learn(model, phase, self.seed)
-        constant.densities = plain._densities(model, held_out)
-        return constant.behind(chosen)
+                if plain._learn(model, phase, self.seed, deadline) is Stop.TIME:
+                    return math.nan, math.nan
+        constant.densities = plain._densities(model, held_out, deadline)
+        return (math.nan, math.nan) if constant.densities is None else constant.behind(chosen)
 
     def _contestant(self, structure: Structure, likelihood: int) -> _Contestant:
         names = [type(one).__name__ for one in self._competing]
@@ -247,20 +257,25 @@ class StructureSearch:
         """A turn for each contestant; in any case for the first of all, without which there is nothing to choose from."""
         self.listener.begin(_STAGE, unit="candidate", total=len(contestants))
         for number, contestant in enumerate(contestants):
-            if self._over() and not (number == 0 and phase is _ROUNDS[0]):
+            first = number == 0 and phase is _ROUNDS[0] and contestant.kernel is None
+            if self._over() and not first:
                 break
             try:
-                self._turn(contestant, split, phase)
+                self._turn(contestant, split, phase, first=first)
             except KeyboardInterrupt:
-                if number == 0 and phase is _ROUNDS[0]:
+                if first:
                     raise
                 self._interrupted = True
                 break
             self.listener.advance(_STAGE, number + 1)
         self.listener.end(_STAGE)
 
+    def _later(self, times: float) -> Deadline:
+        """The deadline, with so many times the grace after it."""
+        return Deadline(self.deadline.at + times * _GRACE * (self.deadline.at - self._started))
+
     def _over(self) -> bool:
-        return self._interrupted or (self.deadline is not None and time.perf_counter() >= self.deadline)
+        return self._interrupted or self.deadline.over
 
     def _make(self, contestant: _Contestant, rows: Tensor) -> GP:
         """A model of some rows."""
@@ -305,17 +320,26 @@ class StructureSearch:
         made.constant = start if len(start) > 1 else start[0]
         return made
 
-    def _turn(self, contestant: _Contestant, split: tuple[Tensor, Tensor], phase: _Round) -> None:
-        """Lets a contestant learn, and judges it."""
+    def _turn(
+        self, contestant: _Contestant, split: tuple[Tensor, Tensor], phase: _Round, *, first: bool = False
+    ) -> None:
+        """Lets a contestant learn, and judges it; one for which there is no time had no turn, but for the first of all."""
         begun, (train, held_out) = time.perf_counter(), split
         if contestant.model is None:
             contestant.model = self._make(contestant, train)
-        self._learn(contestant.model, phase, self.seed + 10 * contestant.rounds)
-        contestant.densities = self._densities(contestant.model, held_out)
-        contestant.rounds += 1
-        contestant.seconds += time.perf_counter() - begun
+        in_time = Deadline(self.deadline.at - self._judging)  # to be judged
+        self._learn(contestant.model, phase, self.seed + 10 * contestant.rounds, in_time)
+        learned = time.perf_counter()
+        densities = self._densities(contestant.model, held_out, self._later(1.0))
+        ended = time.perf_counter()
+        self._judging = ended - learned
+        contestant.seconds += ended - begun
+        if densities is not None or first:
+            contestant.densities = densities
+            contestant.rounds += 1
 
-    def _learn(self, model: GP, phase: _Round, seed: int) -> None:
+    def _learn(self, model: GP, phase: _Round, seed: int, deadline: Deadline) -> Stop:
+        """Steps of the optimiser, as far as time allows; says why they ended."""
         objective = PredictiveLogDensity(
             model.likelihood,
             model,
@@ -329,14 +353,17 @@ class StructureSearch:
         model.train()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ItergpWarning)  # what becomes of a candidate shows in its density
-            learner = Learner(model, free_parameters(model), self.deadline, time.perf_counter(), Listeners())
+            learner = Learner(model, free_parameters(model), deadline, time.perf_counter(), Listeners())
             reason = learner.run(Stage(_STAGE, objective, _steps_of(phase, model), phase.rate))
         self._interrupted |= reason is Stop.INTERRUPTED
         model.eval()
+        return reason
 
     @torch.no_grad()
-    def _densities(self, model: GP, held_out: Tensor) -> Tensor:
-        """Log-densities of held-out rows at the mode ``(M,)``, float64."""
+    def _densities(self, model: GP, held_out: Tensor, deadline: Deadline) -> Tensor | None:
+        """Log-densities of held-out rows at the mode ``(M,)``, float64; None if time is up before that is found."""
+        if deadline.over:
+            return None
         prior, validation = model.prior_at(), model.prior_at((self.model.train_inputs[0][held_out],))
         operator = make_operator(
             prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
@@ -345,10 +372,13 @@ class StructureSearch:
         unseen = Observations(model.calculus, targets, None if weight is None else weight[held_out])
         solver = model.solver.loosened(10.0)
         try:
-            solution = solve(operator, prior.mean, model.observations, solver, approximation="laplace")
+            left = deadline.left()
+            solution = solve(operator, prior.mean, model.observations, solver, approximation="laplace", time_limit=left)
         except SolverError:
             return torch.full((len(held_out),), -torch.inf, dtype=torch.float64)
         self._interrupted |= solution.status.reason is Reason.INTERRUPTED
+        if solution.status.reason is Reason.TIME:
+            return None
         mean = LatentPosterior.at(validation, operator, solution, covariance=False).mean
         return unseen.log_density(mean).double()
 

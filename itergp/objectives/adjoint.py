@@ -9,6 +9,7 @@ from torch import Tensor
 
 from itergp.likelihoods import Observations
 from itergp.numerics.blocks import Root, apply_blocks
+from itergp.objectives.deadline import Deadline
 from itergp.operators import KernelOperator
 from itergp.posterior.dense import kernel_columns
 from itergp.posterior.precision import multiply
@@ -18,6 +19,7 @@ from itergp.solvers.subspace.search_space import SearchSpace
 _MAX_STEPS = 200
 _MAX_INDEFINITE_STEPS = 1000
 _DENSE_LIMIT = 1500
+NEVER = Deadline()
 
 
 def linearise(
@@ -67,6 +69,7 @@ def solve_adjoint(
     right: Tensor,
     tolerance: float,
     root: Root | None,
+    deadline: Deadline = NEVER,
 ) -> Tensor:
     """``W lambda`` for ``(I + K W) lambda = q``.
 
@@ -82,12 +85,16 @@ def solve_adjoint(
         right: q ``(N, C)``.
         tolerance: Relative residual at which to stop.
         root: Multiplication by H and by ``H^T``; None if W is indefinite.
+        deadline: When to give up.
 
     Returns:
         ``(N, C)``.
+
+    Raises:
+        OutOfTimeError: If that is past.
     """
     if root is None:
-        return _solve_indefinite(operator, curvature, right, tolerance)
+        return _solve_indefinite(operator, curvature, right, tolerance, deadline)
     factor, transpose = root
     precondition = _preconditioner(space, curvature, root)
 
@@ -100,6 +107,7 @@ def solve_adjoint(
     direction = preconditioned = precondition(residual)
     rho = (residual * preconditioned).sum()
     for _ in range(_MAX_STEPS):
+        deadline.check()
         if residual.norm() <= tolerance * size:
             break
         product = apply(direction)
@@ -128,13 +136,16 @@ def solve_adjoint_exactly(operator: KernelOperator, curvature: Tensor, right: Te
     return apply_blocks(curvature, solved.to(right))
 
 
-def _solve_indefinite(operator: KernelOperator, curvature: Tensor, right: Tensor, tolerance: float) -> Tensor:
+def _solve_indefinite(
+    operator: KernelOperator, curvature: Tensor, right: Tensor, tolerance: float, deadline: Deadline
+) -> Tensor:
     """Conjugate gradients for ``(I + W K) w = W q`` in the inner product of K; one kernel pass per step."""
     w, residual = torch.zeros_like(right), apply_blocks(curvature, right)
     residual_product = multiply(operator, residual.unsqueeze(-1))[..., 0]
     direction, product = residual, residual_product  # p and K p
     rho = start = (residual * residual_product).sum()
     for _ in range(_MAX_INDEFINITE_STEPS):
+        deadline.check()
         if not rho > tolerance**2 * start:
             break
         applied = direction + apply_blocks(curvature, product)

@@ -19,6 +19,7 @@ from itergp.models import NonConjugateGP
 from itergp.models.prior_shapes import as_latent_functions
 from itergp.models.starting_values import initialise_model
 from itergp.numerics.blocks import curvature_eigen
+from itergp.objectives.deadline import Deadline
 from itergp.operators import KernelOperator, Neighbourhoods, Prior, kind_without_matrix, make_operator
 from itergp.posterior.local_actions import LocalActions, reduced
 from itergp.posterior.precision import marginal_covariance
@@ -30,6 +31,7 @@ class Objective(MarginalLogLikelihood):
 
     Attributes:
         predictive: The predictive distribution that it tunes: ``"variational"``, the posterior integrated, or ``"plug-in"``.
+        deadline: When evaluations are to be over; later they raise ``OutOfTimeError``.
         state_type: The class of what it takes along in a checkpoint, a dataclass; None for nothing.
         initialised: Names of hyperparameters of the model that were at their default and got a start from the data.
 
@@ -45,6 +47,7 @@ class Objective(MarginalLogLikelihood):
     """
 
     predictive: str = "variational"
+    deadline: Deadline = Deadline()
     state_type: ClassVar[type[Any] | None] = None
 
     def __init__(
@@ -70,7 +73,9 @@ class Objective(MarginalLogLikelihood):
 
         Raises:
             InputError: If the arguments are not those of the whole training set.
+            OutOfTimeError: If the deadline is past.
         """
+        self.deadline.check()
         model: NonConjugateGP = self.model
         rows = model.batch_elements[0].train_targets.shape[0]
         function_dist = as_latent_functions(function_dist)

@@ -211,7 +211,10 @@ class ComputationAwareELBO(Objective):
 
     def _solved(self) -> _Held:
         """The family of the solver's posterior at the present hyperparameters."""
+        if self.model.current_solution is None:
+            self.model.condition(time_limit=self.deadline.left())
         solution = self.model.conditioned.solution
+        self.deadline.check()
         if solution.rows.sharded:
             raise InputError(
                 "ComputationAwareELBO learns in one process. Got rows divided among several. Use PredictiveLogDensity, "

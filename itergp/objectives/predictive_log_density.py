@@ -208,6 +208,7 @@ class PredictiveLogDensity(Objective):
         problem = Problem(part.mean.detach().contiguous(), operator, site)
         solution = self._mode(problem, split)
         weights = solution.representer_weights
+        self.deadline.check()
         value, gradient = self._density(validation, operator, smooth, covariance, unseen, weights)
         implicit, hessian = linearise(seen, solution.latent_values, offsets, nodes)
         definite = seen.likelihood.curvature == "hessian"
@@ -217,9 +218,9 @@ class PredictiveLogDensity(Objective):
             if _is_small(problem):
                 weighted = solve_adjoint_exactly(operator, hessian, right)
             else:
-                tolerance = 0.1 * self.tolerance
+                space, tolerance = search_space_of(solution), 0.1 * self.tolerance
                 root = site.curvature_root(solution.latent_values, hessian) if definite else None
-                weighted = solve_adjoint(operator, search_space_of(solution), hessian, right, tolerance, root)
+                weighted = solve_adjoint(operator, space, hessian, right, tolerance, root, self.deadline)
             adjoint = right - multiply(operator, weighted.unsqueeze(-1))[..., 0]
         moved_validation = validation.mean + cross_multiply(smooth, validation.features, weights.unsqueeze(-1))[..., 0]
         moved = part.mean + multiply(smooth, weights.unsqueeze(-1))[..., 0]
@@ -237,7 +238,10 @@ class PredictiveLogDensity(Objective):
         solver: Solver = SubspaceNewton(covariance_rank=0, tolerance=self.tolerance)
         if _is_small(problem):
             solver = DenseNewton(covariance=False, tolerance=min(self.tolerance, _DENSE_TOLERANCE))
-        solution = solve_problem(problem, solver, warm_start=split.warm if self.warm_start else None)
+        solution = solve_problem(
+            problem, solver, warm_start=split.warm if self.warm_start else None, time_limit=self.deadline.left()
+        )
+        self.deadline.check()  # what stopped on the way is no mode, and its gradient leads anywhere
         # Its weights are worth keeping. A recycled space costs more than the passes it saves at these sizes.
         split.warm = solution.without_warm_start()
         return solution
@@ -252,7 +256,16 @@ class PredictiveLogDensity(Objective):
             solver = SubspaceNewton(covariance_rank=self.rank, tolerance=self.tolerance)
             mean = part.mean.detach().contiguous()
             with torch.no_grad():
-                solution = solve(operator, mean, seen, solver, approximation=self.predictive, warm_start=split.warm)
+                solution = solve(
+                    operator,
+                    mean,
+                    seen,
+                    solver,
+                    approximation=self.predictive,
+                    warm_start=split.warm,
+                    time_limit=self.deadline.left(),
+                )
+            self.deadline.check()
             split.actions, split.local = solution.all_actions().contiguous(), HeldLocal.of(solution)
             split.warm = solution.without_warm_start()
         return DifferentiableCovariance(split.actions, multiply(smooth, split.actions), split.local, smooth)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import os
+import time
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -28,6 +29,7 @@ from itergp.models import GP
 from itergp.models.offset_mean import OffsetMean
 from itergp.models.saving import restore_model
 from itergp.numerics.distinct_rows import DistinctRows
+from itergp.objectives import Deadline
 from itergp.sklearn.boosting import PRIOR_MEANS, BoostedTrees, boost
 from itergp.sklearn.checks import (
     as_column,
@@ -71,6 +73,7 @@ Array = NDArray[np.float64]
 _ENOUGH_ROWS = 20
 # Held-out rows choose the predictive distribution of classifiers from this number on; of fewer they choose by luck.
 _CALIBRATION_ROWS = 100
+NEVER = Deadline()
 _RANK = math.sqrt(1.0 / 12.0)  # standard deviation of ranks from 0 to 1
 # the last is scikit-learn's name
 _OPTIMIZERS = {"auto": "auto", "adam": "adam", "lbfgs": "lbfgs", "fmin_l_bfgs_b": "lbfgs"}
@@ -186,9 +189,11 @@ class GPEstimator(Explained, BaseEstimator):
             self.boosting_, unseen = self._boost(values, targets, weights)
             scaled = np.concatenate([scaled, unseen], 1)
         self.model_ = self._build(scaled, targets, weights)
+        limit = (self.fit_options or {}).get("time_limit")
+        deadline = Deadline() if limit is None else Deadline(time.perf_counter() + limit)
         self.result_ = self._learn(len(values))
         self._learned_rows = len(values)
-        self._conclude(first=True)
+        self._conclude(first=True, deadline=deadline)
 
     def _boost(self, values: Array, targets: Array, weights: Array) -> tuple[BoostedTrees, Array]:
         """Trees, and what those predict of each row that have not seen it."""
@@ -480,21 +485,21 @@ class GPEstimator(Explained, BaseEstimator):
             "progress": bool(self.verbose),
         }
 
-    def _conclude(self, *, first: bool) -> None:
+    def _conclude(self, *, first: bool, deadline: Deadline = NEVER) -> None:
         solution = self.model_.solution
         if first and self.dtype == "auto":
-            solution = self._in_double(solution)
+            solution = self._in_double(solution, deadline)
         warn_of_ending(solution, stacklevel=6 if first else 5)
         self.kernel_passes_ = solution.kernel_passes + (0 if first else self.kernel_passes_)
         evidence = solution.log_marginal_likelihood
         self.log_marginal_likelihood_value_ = float(solution.elbo if evidence is None else evidence)
 
-    def _in_double(self, solution: Solution) -> Solution:
-        """The posterior in float64 if what was learned asks for it, such as a small noise."""
-        if solution.representer_weights.dtype == torch.float64 or not lacks_digits(solution):
+    def _in_double(self, solution: Solution, deadline: Deadline) -> Solution:
+        """The posterior in float64 if what was learned asks for it, such as a small noise, and time allows."""
+        if solution.representer_weights.dtype == torch.float64 or not lacks_digits(solution) or deadline.over:
             return solution
         self.model_.double()
-        return self.model_.condition(progress=bool(self.verbose))
+        return self.model_.condition(progress=bool(self.verbose), time_limit=deadline.left())
 
     # ------------------------------------------------------------ predictions
     def _new_inputs(self, X: Any) -> Tensor:

@@ -24,7 +24,8 @@ from itergp.explanation import ExpectedResponse, MonotoneResponse, Response, exp
 from itergp.likelihoods import IndependentOutputsLikelihood, Likelihood
 from itergp.likelihoods.parameters import SMALLEST_NOISE
 from itergp.models import GP
-from itergp.sklearn.base import Array, GPEstimator
+from itergp.objectives import Deadline
+from itergp.sklearn.base import NEVER, Array, GPEstimator
 from itergp.sklearn.checks import as_column, as_real
 from itergp.sklearn.kernels import is_automatic, without_noise
 from itergp.sklearn.model import as_numpy, constant_mean
@@ -670,8 +671,8 @@ class GPRegressor(BaseRegressor):
         """Whether the noise has a latent function of its own."""
         return getattr(self, "likelihood_", self._chosen) == "heteroscedastic"
 
-    def _conclude(self, *, first: bool) -> None:
-        super()._conclude(first=first)
+    def _conclude(self, *, first: bool, deadline: Deadline = NEVER) -> None:
+        super()._conclude(first=first, deadline=deadline)
         weight = self.model_.observations.total_weight
         self.log_marginal_likelihood_value_ -= weight * float(
             np.log(self._unit()).sum()

@@ -286,7 +286,7 @@ def test_an_interrupt_and_the_clock_end_learning_with_a_posterior():
     assert result.solution.rank > 0
     result = fit(binary(), max_iterations=1000, time_limit=1e-6)
     assert result.reason == "the time limit was reached"
-    assert len(result.records) == 1
+    assert result.records == []  # not even one step is over by then
 
 
 def test_posteriors_on_the_way_leave_no_trace_in_what_is_learned():

@@ -21,6 +21,7 @@ from itergp.likelihoods import (
     GaussianLikelihood,
     NegativeBinomialLikelihood,
     PoissonLikelihood,
+    StudentTLikelihood,
 )
 from itergp.models import GP, QuantileTransform
 
@@ -137,6 +138,41 @@ def test_a_time_limit_bounds_the_whole_call():
     assert time.perf_counter() - begun < 20.0  # one turn and one stage are always finished, on any machine
     assert any(trial.rounds == 0 for trial in result.comparison.trials)
     assert bool(torch.isfinite(model.predict(boxes(10)[0]).probs).all())
+
+
+@pytest.mark.parametrize("limit", [400.0, 1000.0])
+@pytest.mark.parametrize("structures", ["auto", None])
+def test_what_is_not_over_in_time_is_given_up(limit, structures, monkeypatch):
+    """By a clock that only the likelihood moves: a step of learning that would take longer is none, nor is a candidate."""
+    now = [0.0]
+
+    class Slow(StudentTLikelihood):
+        def _derivatives(self, *values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            now[0] += 1.0
+            return super()._derivatives(*values)
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1500, 4, generator=generator, dtype=torch.float64)
+    y = torch.sin(2.0 * x[:, 0]) + x[:, 1] + 0.1 * torch.randn(1500, generator=generator, dtype=torch.float64)
+    model = GP(x, y, Slow().double())
+    result = itergp.fit(model, structures=structures, time_limit=limit, progress=False)
+    assert now[0] <= 1.05 * limit
+    assert result.reason == "the time limit was reached"
+    constant = float(torch.distributions.Normal(y.mean(), y.std()).log_prob(y).mean())
+    with torch.no_grad():
+        assert float(model.predict(x).log_prob(y).mean()) > constant + 0.5
+
+
+def test_without_time_for_a_step_there_is_a_model():
+    for structures in ("auto", None):
+        x, y = boxes(300)
+        model = model_of(x, y)
+        result = itergp.fit(model, structures=structures, time_limit=1e-9, progress=False)
+        assert result.records == []
+        assert result.calibration is None
+        with torch.no_grad():
+            assert bool(torch.isfinite(model.predict(x).log_prob(y)).all())
 
 
 def test_what_cannot_be_exchanged_is_refused():

@@ -41,7 +41,7 @@ from itergp.solvers import dense as dense_newton
 from itergp.solvers.iterncgp import newton_iterate
 from itergp.solvers.policies import UnitVectors
 from itergp.solvers.policies.block_gradient import cluster_rows
-from itergp.solvers.subspace import actions, newton, newton_system
+from itergp.solvers.subspace import actions, newton, newton_system, subspace_newton
 from itergp.solvers.subspace import newton_matrix as newton_matrix_module
 from itergp.solvers.subspace.actions import leading_actions
 from itergp.solvers.subspace.directions import shared_directions
@@ -491,6 +491,29 @@ def test_only_log_concave_likelihoods_end_with_a_certificate(name):
     log_concave = CASES[name].log_concave
     assert solution.status.reason is (Reason.CONVERGED if log_concave else Reason.STATIONARY)
     assert (solution.certificate is not None) is log_concave
+
+
+@pytest.mark.parametrize("approximation", ["laplace", "variational"])
+def test_a_curvature_that_stays_is_factorised_once_in_a_space(approximation, monkeypatch):
+    """Fisher information of Student-t noise is the same everywhere: no step of Newton's method needs another matrix."""
+    made, steps, spaces = [], [], []
+    whole, find = newton_system.newton_matrix, subspace_newton.minimise
+
+    def counted(*arguments):
+        made.append(1)
+        return whole(*arguments)
+
+    def watched(*arguments):
+        found = find(*arguments)
+        steps.append(found.steps)
+        spaces.append(found.steps > 0)
+        return found
+
+    monkeypatch.setattr(newton_system, "newton_matrix", counted)
+    monkeypatch.setattr(subspace_newton, "minimise", watched)
+    make_model("student-t", approximation=approximation, solver=SubspaceNewton()).condition()
+    assert sum(steps) > 2 * len(steps)
+    assert len(made) <= sum(spaces) + 2  # and one or two for what is no step
 
 
 def test_the_time_limit_ends_the_solve():

@@ -187,7 +187,12 @@ def _unsettled(run: Run, solution: Solution, residual: float | None) -> Solution
 
 
 def solve_problem(
-    problem: Problem, solver: Solver, *, warm_start: Solution | None = None, final: bool = True
+    problem: Problem,
+    solver: Solver,
+    *,
+    warm_start: Solution | None = None,
+    final: bool = True,
+    time_limit: float | None = None,
 ) -> Solution:
     """Solves one problem, as one site sees it: a single stage of ``solve``.
 
@@ -196,8 +201,9 @@ def solve_problem(
         solver: The solver.
         warm_start: An earlier solution to start from.
         final: False to stop as loosely as a stage that another follows.
+        time_limit: Seconds, where they are fewer than the solver's own.
     """
     with torch.no_grad():
         callbacks = Callbacks(interrupt=Interrupt(), rows=problem.rows)
-        run = _begin(problem, solver, callbacks, TraceData(), None, problem.site.name)
+        run = _begin(problem, solver, callbacks, TraceData(), None, problem.site.name, time_limit)
         return Stage(run, problem, warm_start, final=final).run()

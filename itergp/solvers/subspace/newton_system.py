@@ -26,7 +26,8 @@ _READING = 16  # columns whose product costs as much arithmetic as reading a mat
 class NewtonSystem:
     """``(S^T K S + T^T W T) X = B``: by Cholesky when small, otherwise by preconditioned conjugate gradients.
 
-    The preconditioner serves several systems. When another W makes it need as many steps as it is worth, it is made again.
+    The factor serves all systems with the same W: the curvature of Student-t and Laplace noise is the same everywhere. The
+    preconditioner serves several systems. When another W makes it need as many steps as it is worth, it is made again.
 
     Args:
         space: The search space.
@@ -35,6 +36,7 @@ class NewtonSystem:
     def __init__(self, space: SearchSpace) -> None:
         self.space = space
         self._preconditioner: Preconditioner | None = None
+        self._factored: tuple[Tensor, Tensor] | None = None  # W, and the factor of its matrix
 
     def solve(self, right: Tensor, curvature: Tensor, weigh: Callable[[Tensor], Tensor]) -> Tensor:
         """X ``(C, B)``.
@@ -48,8 +50,7 @@ class NewtonSystem:
         size = self.space.partition.global_size(self.space.products.shape[1])
         few = latents == 1 and size * rank**2 <= _DENSE_WORK
         if few or latents * rank <= _DENSE_LIMIT:
-            factor = robust_cholesky(newton_matrix(self.space, curvature), self.space.products.dtype)
-            return torch.cholesky_solve(right.reshape(-1, 1), factor).reshape(latents, rank)
+            return torch.cholesky_solve(right.reshape(-1, 1), self._factor(curvature)).reshape(latents, rank)
         X, residual = torch.zeros_like(right), right
         if self._preconditioner is not None:
             step = _work_of_step(size, rank, latents)
@@ -60,6 +61,15 @@ class NewtonSystem:
         self._preconditioner = None  # before there are two
         self._preconditioner = Preconditioner(self.space, curvature)
         return self._descend(right, X, residual, weigh, self._preconditioner, _CG_MAX_STEPS)[0]
+
+    def _factor(self, curvature: Tensor) -> Tensor:
+        """The Cholesky factor of the whole matrix."""
+        known, partition = self._factored, self.space.partition
+        if known is None or partition.all_reduce_any(not torch.equal(known[0], curvature)):
+            self._factored = None  # before there are two
+            matrix = newton_matrix(self.space, curvature)
+            known = self._factored = curvature, robust_cholesky(matrix, self.space.products.dtype)
+        return known[1]
 
     def _descend(
         self,
