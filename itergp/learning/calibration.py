@@ -13,7 +13,7 @@ from itergp.learning.held_out import held_out_splits
 from itergp.likelihoods import Observations
 from itergp.models import LatentPosterior, NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
-from itergp.objectives import Deadline
+from itergp.objectives import Deadline, OutOfTimeError
 from itergp.operators import Prior, make_operator
 from itergp.posterior.tempering import tempered
 from itergp.solvers import APPROXIMATIONS, Reason, Solution, solve
@@ -35,6 +35,19 @@ _SAME = 0.001  # share of the log-density by which a sharp candidate may differ 
 
 
 @dataclass(frozen=True)
+class HeldOutDensities:
+    """What a model said about rows that it was not conditioned on, its hyperparameters those of all rows.
+
+    Attributes:
+        rows: Their numbers ``(M,)``.
+        log_densities: Log-densities of their targets ``(M,)``, in nats and the units of the model, float64.
+    """
+
+    rows: Tensor
+    log_densities: Tensor
+
+
+@dataclass(frozen=True)
 class Calibration:
     """The predictive distribution that was chosen on held-out rows, and what it was chosen from.
 
@@ -47,6 +60,7 @@ class Calibration:
         num_held_out: Rows that were held out.
         reliability: Of the chosen class probabilities on those rows, with the expected calibration error; None for
             likelihoods without classes.
+        held_out: Log-densities of those rows by the choice, or None.
     """
 
     approximation: str
@@ -55,6 +69,7 @@ class Calibration:
     standard_error: float
     num_held_out: int
     reliability: Reliability | None = field(repr=False)
+    held_out: HeldOutDensities | None = field(default=None, repr=False)
 
     @property
     def expected_calibration_error(self) -> float | None:
@@ -76,10 +91,10 @@ def calibrate_predictions(
         model: The model.
         num_rows: Rows to draw.
         seed: Of the draw.
-        deadline: When to give up.
+        deadline: When to choose by the quarters, and between the approximations, that are known by then.
 
     Raises:
-        OutOfTimeError: If that is past.
+        OutOfTimeError: If nothing is.
     """
     observations = model.observations
     splits = held_out_splits(observations, num_rows=num_rows, seed=seed)
@@ -90,7 +105,8 @@ def calibrate_predictions(
         approximations: tuple[str, ...] = APPROXIMATIONS
         if few and not observations.likelihood.quadratic:
             approximations = ("laplace",)
-        parts = [_marginals(model, prior, *split, approximations, deadline) for split in splits]
+        parts = _in_time(model, prior, splits, approximations, deadline)
+        splits = splits[: len(parts)]
         # The mode of a density with kinks may not be found: it is no candidate beside a posterior that is.
         approximations = tuple(one for one in approximations if all(one in part for part in parts))
         held_out = observations.take(torch.cat([rows for _, rows in splits]))
@@ -112,7 +128,35 @@ def calibrate_predictions(
         mean, covariance, variance = (torch.cat([part[chosen[0]][i] for part in parts]) for i in range(3))
         curve = _reliability(held_out, mean, tempered(covariance, variance, chosen[1]))
     means = {key: float(value.mean()) for key, value in densities.items()}
-    return Calibration(*chosen, means, error, held_out.num_rows, curve)
+    judged = HeldOutDensities(torch.cat([rows for _, rows in splits]), densities[chosen])
+    return Calibration(*chosen, means, error, held_out.num_rows, curve, judged)
+
+
+def judge_predictions(
+    model: NonConjugateGP, *, num_rows: int, seed: int = 0, deadline: Deadline = NEVER
+) -> HeldOutDensities:
+    """What the model's predictive distribution says about rows that are held out of the posterior.
+
+    Args:
+        model: The model.
+        num_rows: Rows to draw, of which a quarter is held out, or, of few, each quarter in turn.
+        seed: Of the draw.
+        deadline: When to give up.
+
+    Raises:
+        OutOfTimeError: If that is past.
+    """
+    kinds = ("laplace",) if model.approximation == "laplace" else ("laplace", "variational")
+    rows, densities = [], []
+    with torch.no_grad():
+        prior, observations = model.prior_at(), model.observations
+        for train, held_out in held_out_splits(observations, num_rows=num_rows, seed=seed):
+            found = _marginals(model, prior, train, held_out, kinds, deadline)
+            mean, covariance, variance = found.get(model.approximation, found["laplace"])
+            left = tempered(covariance, variance, model.tempering)
+            rows.append(held_out)
+            densities.append(observations.take(held_out).predictive_log_density(mean, left).double())
+    return HeldOutDensities(torch.cat(rows), torch.cat(densities))
 
 
 def humblest(
@@ -140,6 +184,32 @@ def humblest(
     return chosen, errors[chosen]
 
 
+def _in_time(
+    model: NonConjugateGP,
+    prior: Prior,
+    splits: list[tuple[Tensor, Tensor]],
+    approximations: tuple[str, ...],
+    deadline: Deadline,
+) -> list[dict[str, tuple[Tensor, Tensor, Tensor]]]:
+    """``_marginals`` of the splits that there is time for, in their order.
+
+    Raises:
+        OutOfTimeError: If there are none.
+    """
+    parts: list[dict[str, tuple[Tensor, Tensor, Tensor]]] = []
+    for split in splits:
+        try:
+            parts.append(_marginals(model, prior, *split, approximations, deadline))
+        except OutOfTimeError:
+            if not parts:
+                raise
+            break
+        if deadline.over:
+            break
+        approximations = tuple(one for one in approximations if one in parts[-1])
+    return parts
+
+
 def _marginals(
     model: NonConjugateGP,
     prior: Prior,
@@ -148,10 +218,11 @@ def _marginals(
     approximations: tuple[str, ...],
     deadline: Deadline,
 ) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Latent means, covariances and prior variances of held-out rows by approximation, of those that were found.
+    """Latent means, covariances and prior variances of held-out rows by approximation, of those that were found in time.
 
     The first is always among them.
     """
+    deadline.check()
     part, seen = share_latents(distinct_rows(model, prior, train), prior.take(train), model.observations.take(train))
     validation = prior.take(held_out)
     operator = make_operator(
@@ -161,7 +232,7 @@ def _marginals(
         kind=model.operator_kind,
         memory_budget=model.memory_budget,
     )
-    results = {}
+    results: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     solution: Solution | None = None
     for approximation in sorted(approximations):  # the Laplace mode is where the variational solve starts
         solution = solve(
@@ -173,6 +244,8 @@ def _marginals(
             warm_start=solution,
             time_limit=deadline.left(),
         )
+        if deadline.over and results:
+            break
         deadline.check()
         if approximation != approximations[0] and solution.status.reason is Reason.PRECISION:
             continue

@@ -206,8 +206,7 @@ class StructureSearch:
         finalists = self._surviving(tried, _ROUNDS[1].contestants)
         if len(finalists) > 1:
             self._round(finalists, split, _ROUNDS[1])
-        last = max(one.rounds for one in finalists)
-        chosen = _simplest([one for one in finalists if one.rounds == last])
+        chosen = _simplest(finalists)  # by its last round each: some had no time for another
         tried += [one for one in own if not one.rounds]
         trials = tuple(_trial(one, _best([other for other in tried if other.rounds >= one.rounds])) for one in tried)
         seconds, found = time.perf_counter() - started, (chosen.shown, chosen.structure, chosen.likelihood)

@@ -21,15 +21,18 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from itergp import learning
-from itergp.errors import InputError, ItergpWarning
+from itergp.errors import InputError, ItergpWarning, SolverError
+from itergp.explanation.baselines import TASKS
 from itergp.explanation.kernel_text import KernelColumns, describe_kernel, printing
 from itergp.learning import FitResult, Structure
+from itergp.learning.calibration import judge_predictions
 from itergp.likelihoods import Likelihood, as_likelihood
 from itergp.models import GP
 from itergp.models.offset_mean import OffsetMean
 from itergp.models.saving import restore_model
 from itergp.numerics.distinct_rows import DistinctRows
-from itergp.objectives import Deadline
+from itergp.objectives import Deadline, OutOfTimeError
+from itergp.sklearn.base_rate import warn_below_base_rate
 from itergp.sklearn.boosting import PRIOR_MEANS, BoostedTrees, boost
 from itergp.sklearn.checks import (
     as_column,
@@ -73,6 +76,7 @@ Array = NDArray[np.float64]
 _ENOUGH_ROWS = 20
 # Held-out rows choose the predictive distribution of classifiers from this number on; of fewer they choose by luck.
 _CALIBRATION_ROWS = 100
+_JUDGED_ROWS = 1000  # of which a quarter says whether predictions are better than none
 NEVER = Deadline()
 _RANK = math.sqrt(1.0 / 12.0)  # standard deviation of ranks from 0 to 1
 # the last is scikit-learn's name
@@ -194,6 +198,7 @@ class GPEstimator(Explained, BaseEstimator):
         self.result_ = self._learn(len(values))
         self._learned_rows = len(values)
         self._conclude(first=True, deadline=deadline)
+        self._compare_with_base_rate(deadline)
 
     def _boost(self, values: Array, targets: Array, weights: Array) -> tuple[BoostedTrees, Array]:
         """Trees, and what those predict of each row that have not seen it."""
@@ -493,6 +498,26 @@ class GPEstimator(Explained, BaseEstimator):
         self.kernel_passes_ = solution.kernel_passes + (0 if first else self.kernel_passes_)
         evidence = solution.log_marginal_likelihood
         self.log_marginal_likelihood_value_ = float(solution.elbo if evidence is None else evidence)
+
+    def _compare_with_base_rate(self, deadline: Deadline) -> None:
+        """Says when held-out rows are predicted worse than without columns: a model that nobody should use."""
+        model, observes, several = self.model_, self._observes(), getattr(self, "n_outputs_", 1) > 1
+        if self.result_ is None or several or observes not in TASKS or self._knows_noise_of_rows():
+            return
+        few = len(model.train_targets) < _CALIBRATION_ROWS
+        if (
+            few
+            or not model.calculus.exchangeable
+            or (model.train_targets.dim() == 2 and model.train_targets.shape[1] > 2)
+        ):
+            return
+        calibration = self.result_.calibration
+        found = None if calibration is None else calibration.held_out
+        try:
+            found = judge_predictions(model, num_rows=_JUDGED_ROWS, deadline=deadline) if found is None else found
+        except (OutOfTimeError, SolverError):
+            return
+        warn_below_base_rate(model, observes, found, stacklevel=7)
 
     def _in_double(self, solution: Solution, deadline: Deadline) -> Solution:
         """The posterior in float64 if what was learned asks for it, such as a small noise, and time allows."""

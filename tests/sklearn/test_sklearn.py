@@ -947,3 +947,18 @@ def test_a_posterior_without_time_is_said_to_be_unsure():
     model = GPRegressor("matern32", likelihood="gaussian", fit_options={"time_limit": 1e-3})
     with pytest.warns(ItergpWarning, match="The posterior must be found before time is up"):
         model.fit(X, X[:, 0] + rng.normal(size=3000))
+
+
+@pytest.mark.parametrize("approximation", ["auto", "laplace"])
+def test_predictions_worse_than_those_of_a_constant_are_said_to_be(approximation):
+    """Noise that is said to be far smaller than it is: sure, and wrong."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(200, 3)), rng.normal(size=200)
+    kernel = kernels.RBF(20.0, "fixed") + kernels.WhiteKernel(0.01, "fixed")
+    options = {"likelihood": "gaussian", "approximation": approximation}
+    with pytest.warns(
+        ItergpWarning,
+        match=r"Predictions should be better than those that know no columns\. 200 rows .* log-density of -4",
+    ):
+        GPRegressor(kernel, **options, max_iterations=2).fit(X, y)
+    GPRegressor("rbf", **options, max_iterations=20).fit(X, X[:, 0] + y)
