@@ -58,6 +58,7 @@ _SEARCH_SHARE, _LEARNING_SHARE, _COMPARING_SHARE, _LAST_SHARE = 0.33, 0.6, 0.67,
 _REFINEMENT_RATE = 0.7  # of the learning rate
 _MANY_LATENTS = 20
 _CALIBRATION_VALUES = 20_000  # latent values, rows times functions, to choose by
+_FIRST_ROWS = 400  # rows that choose where time may end before more of them have
 _COLLAPSED, _DIVERGED = 1e-3, 1e5
 _NO_NOISE = 1e-6  # a noise variance that nobody misses
 _NEAR = 0.05  # share of a bound above it: nearer, an objective gains too little for L-BFGS to go on
@@ -465,11 +466,12 @@ def _calibrate(model: NonConjugateGP, seed: int, seconds: dict[str, float], dead
     calibration = None
     with contextlib.suppress(OutOfTimeError):
         limit_lengthscales(model, seed=seed, deadline=Deadline(0.5 * (begun + deadline.at)))
-    try:
-        calibration = calibrate_predictions(model, num_rows=rows, seed=seed, deadline=deadline)
-        model.approximation, model.tempering = calibration.approximation, calibration.tempering
-    except OutOfTimeError:  # predictions integrate the posterior itself
-        pass
+    # Where time may end, few rows choose first: of many classes, any choice beats the posterior itself (leaves, 1,430 rows of
+    # 32 classes: held-out log-density -5.1, tempered -0.02).
+    with contextlib.suppress(OutOfTimeError):
+        for number in (rows,) if deadline.left() is None else (min(_FIRST_ROWS, rows), rows):
+            calibration = calibrate_predictions(model, num_rows=number, seed=seed, deadline=deadline)
+            model.approximation, model.tempering = calibration.approximation, calibration.tempering
     seconds["calibrate"] = time.perf_counter() - begun
     return calibration
 
