@@ -274,6 +274,19 @@ MUTANTS = (
         '{k: v.contiguous() for k, v in _in_order(arrays, about["orders"]).items()}, ',
         ("test_checkpoint.py", "order_of_memory"),
     ),
+    # ------------------------------------------------------------------ Newton's method
+    Mutant(
+        "a curvature that stays is factorised in every step",
+        "if known is None or partition.all_reduce_any(not torch.equal(known[0], curvature)):",
+        "if True:",
+        ("test_solvers.py", "factorised_once"),
+    ),
+    Mutant(
+        "a step with the factor of another curvature",
+        "if known is None or partition.all_reduce_any(not torch.equal(known[0], curvature)):",
+        "if known is None:",
+        ("test_solvers.py", "factorised_once"),
+    ),
     # ------------------------------------------------------------------ sharding
     Mutant(
         "opposite processes both evaluate all of their rectangle",
