@@ -38,7 +38,7 @@ from itergp.learning.parameters import free_parameters
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, PoissonLikelihood
 from itergp.models import GP
 from itergp.models.starting_values import initialise
-from itergp.objectives import ComputationAwareELBO, LaplaceEvidence, PredictiveLogDensity
+from itergp.objectives import ComputationAwareELBO, Deadline, LaplaceEvidence, PredictiveLogDensity
 from itergp.objectives.base import Objective
 from itergp.records.listeners import Listeners
 from itergp.solvers import LinearTimeNewton, SubspaceNewton
@@ -575,7 +575,7 @@ def _learner(callback=None) -> Learner:
     model = binary(20, kernel=make_kernel(1.0, 9.0)).train()
     for parameter in model.parameters():
         parameter.requires_grad_(parameter is model.covar_module.raw_outputscale)
-    return Learner(model, free_parameters(model), None, 0.0, Listeners(callback))
+    return Learner(model, free_parameters(model), Deadline(), 0.0, Listeners(callback))
 
 
 def test_the_mean_of_the_last_quarter_is_learned():
