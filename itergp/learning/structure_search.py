@@ -260,7 +260,7 @@ class StructureSearch:
             if self._over() and not first:
                 break
             try:
-                self._turn(contestant, split, phase, first=first)
+                self._turn(contestant, split, phase, first)
             except KeyboardInterrupt:
                 if first:
                     raise
@@ -319,9 +319,7 @@ class StructureSearch:
         made.constant = start if len(start) > 1 else start[0]
         return made
 
-    def _turn(
-        self, contestant: _Contestant, split: tuple[Tensor, Tensor], phase: _Round, *, first: bool = False
-    ) -> None:
+    def _turn(self, contestant: _Contestant, split: tuple[Tensor, Tensor], phase: _Round, first: bool) -> None:
         """Lets a contestant learn, and judges it; one for which there is no time had no turn, but for the first of all."""
         begun, (train, held_out) = time.perf_counter(), split
         if contestant.model is None:
