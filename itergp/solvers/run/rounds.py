@@ -330,20 +330,15 @@ def settle(
     residual = widening = float("inf")
     few = observations.likelihood.samples
     for number in range(max_rounds(problem)):
-        if few and number == _FEW_SAMPLES_ROUNDS:
-            few = False
-            damping.begin()
         problem = problem.with_site(damping.site(observations, marginals, few=few))
         state, stop = refine(problem, state), ended()
         shifted = solver.with_mean(problem, state, posterior)
         shift = moved(problem, shifted.latent_values, posterior.latent_values, posterior.latent_covariance)
-        if few and advance is not None and max(shift, widening) <= tolerance:
+        settled = advance is not None and max(shift, widening) <= tolerance
+        if few and stop is None and (settled or number == _FEW_SAMPLES_ROUNDS):
             few = False
             damping.begin()
-            problem = problem.with_site(damping.site(observations, marginals))
-            state = refine(problem, state)
-            shifted = solver.with_mean(problem, state, posterior)
-            shift = moved(problem, shifted.latent_values, posterior.latent_values, posterior.latent_covariance)
+            continue
         if stop is None and max(shift, widening) <= tolerance and damping.least < 1.0:
             widening = _whole_step(solver, problem, state, shifted, marginals)
         if stop is None and max(shift, widening) <= tolerance and advance is not None:

@@ -134,8 +134,7 @@ def _variational_stages(run: Run, problem: Problem, solution: Solution | None) -
             break
         assert marginals is not None
         position.stage, position.round, position.marginals = index, index - 1, marginals
-        # Where rounds follow, they find it again from more samples.
-        site = position.damping.site(observations, marginals, few=run.refines and observations.likelihood.samples)
+        site = position.damping.site(observations, marginals)
         try:
             solution = Stage(run, problem.with_site(site), solution, final=True).run()
         except KeyboardInterrupt:  # before this stage had a posterior of its own
