@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.operators.base import KernelOperator
+from itergp.operators.binned import BinnedColumn, BinnedPreconditioner
 from itergp.operators.scan_form import ScanForm, ScanTerm, as_scan_form
 from itergp.operators.scan_product import Lines, scan_product
 from itergp.operators.scans import ExponentialPolynomial, Interpolation, Scan, SortedColumn
@@ -22,6 +24,10 @@ _PIECE_ELSEWHERE = 2**27  # on a GPU
 _TERMS_TOGETHER = 2**18  # rows of terms that advance at once
 _DIRECT_SHARE = 3  # new inputs per column below which kernel entries are evaluated instead
 _TIMED_ROWS = 2**15
+_LEAST_BINS = 64  # of a column, for the preconditioner
+_UNRESOLVED = 0.1  # signal-to-noise ratio of what is left out within a bin: passes take care of that
+# Of the matrices of all bins: at least, for every row, and at most.
+_FEW_BINNED_NUMBERS, _BINNED_NUMBERS_OF_ROW, _MANY_BINNED_NUMBERS = 2**22, 64, 2**24
 # Rows from which a pass by scans takes less time than one with a matrix that is kept already, see docs/scale.md.
 LEAST_ROWS = 4096
 LEAST_ROWS_WITHOUT_MATRIX = 1024
@@ -163,7 +169,7 @@ class ScanOperator(KernelOperator):
         size, item, form = self.num_rows, self.inputs.element_size(), self._scan_form
         kernels = self.num_kernels
         own = kernels if self.inputs.dim() == 3 else 1
-        columns = len({term.column for term in form.terms}) * own
+        columns = len(self._columns_read) * own
         scans = sum(Scan.memory_of(size, term.profile.degree, item) for term in form.terms) * kernels
         return columns * SortedColumn.memory_of(size, item) + scans
 
@@ -187,6 +193,67 @@ class ScanOperator(KernelOperator):
                     found.append(_Group(terms[i], columns, Scan(columns, rates, terms[0][1].profile.degree)))
             self.derived["scans"] = found
         return self.derived["scans"]
+
+    # --------------------------------------------------------- preconditioner
+    def preconditioner(self, curvature: Tensor) -> BinnedPreconditioner:
+        """Step functions of a few hundred bins of every input: as many as resolve what the data say, where these can be had."""
+        information = float(curvature.diagonal(dim1=-2, dim2=-1).sum(0).amax().nan_to_num(posinf=math.inf))
+        own = range(self.num_kernels)
+        found = [[self._binned(c, column, information) for column in self._columns_read] for c in own]
+        return BinnedPreconditioner(
+            [[bins for bins, _ in of_kernel] for of_kernel in found],
+            [[kernels[c] for _, kernels in found[c]] for c in own],
+            curvature,
+        )
+
+    @property
+    def preconditioner_memory(self) -> int:
+        """Bytes of the bins' numbers and matrices, at most."""
+        return BinnedPreconditioner.memory_of(
+            self.num_rows, self.num_kernels * len(self._columns_read), self._most_bins
+        )
+
+    @property
+    def _columns_read(self) -> list[int]:
+        """Columns of the inputs that the kernel is a function of."""
+        return sorted({term.column for term in self._scan_form.terms})
+
+    @property
+    def _most_bins(self) -> int:
+        """Bins of a column whose matrices stay small beside what the rows cost."""
+        numbers = min(max(_BINNED_NUMBERS_OF_ROW * self.num_rows, _FEW_BINNED_NUMBERS), _MANY_BINNED_NUMBERS)
+        return max(_LEAST_BINS, math.isqrt(numbers // (self.num_kernels * len(self._columns_read))))
+
+    def _binned(self, c: int, column: int, information: float) -> tuple[BinnedColumn, dict[int, Tensor]]:
+        """The bins of a column of a kernel's inputs, and every kernel's terms of the column at their centres ``(g, g)``."""
+        ordered = self._sorted(c, column)
+        wanted = self._bins_for(column, ordered, information)
+        key = ("binned", c if self.inputs.dim() == 3 else 0, column)
+        if key not in self.derived or self.derived[key][0] != wanted:
+            self.derived.pop(key, None)
+            bins = BinnedColumn(ordered.values, ordered.rank(), wanted)
+            distance = (bins.centres.unsqueeze(-1) - bins.centres).abs()
+            served = [c] if self.inputs.dim() == 3 else range(self.num_kernels)
+            kernels = {k: self._kernel_of_column(k, column, distance) for k in served}
+            self.derived[key] = wanted, bins, kernels
+        return self.derived[key][1:]
+
+    def _bins_for(self, column: int, ordered: SortedColumn, information: float) -> int:
+        """The number of bins within which a function varies by less than what the rows of a bin could say about that."""
+        span, most, count = (ordered.values[-1] - ordered.values[0]).double(), self._most_bins, _LEAST_BINS
+        while count < most:
+            ends = torch.stack([torch.zeros_like(span), span / count])
+            varied = max(float(-self._kernel_of_column(c, column, ends).diff()) for c in range(self.num_kernels))
+            if information / count * varied <= _UNRESOLVED:
+                break
+            count = min(2 * count, most)
+        return count
+
+    def _kernel_of_column(self, c: int, column: int, distance: Tensor) -> Tensor:
+        """The sum of a kernel's terms of one column, float64."""
+        terms = [term for term in self._scan_form.terms if term.column == column]
+        parts = [float(term.weight[c]) * term.profile.at(distance * float(term.rate[c])) for term in terms]
+        return torch.stack(parts).sum(0)
 
     # --------------------------------------------------------------- gradient
     def _cross_with_grad(self, rows: Tensor, cols: Tensor, block: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from itergp.posterior.problem import Problem
 from itergp.posterior.solution import Solution, is_finite
 from itergp.posterior.status import Reason, Status
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
-from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, View
+from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, PreconditionedGradient, View
 from itergp.solvers.policies.memory import Memory
 from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.protocol import BaseSolver
@@ -44,7 +44,7 @@ _DEFAULT_MAX_PASSES = 60
 _DEFAULT_TOLERANCE = 1e-4
 _RECYCLING_PASSES = 6  # a smaller budget is better spent on new directions
 _DEFAULT_MAX_RANK, _SMALLEST_MAX_RANK = 1024, 64
-_EXPECTED_PASSES = 12
+_EXPECTED_PASSES, _EXPECTED_PRECONDITIONED = 12, 6
 _DEFAULT_COVARIANCE_RANK = {False: 128, True: 224}  # with several latent functions, with one
 _DEFAULT_COVARIANCE_COLUMNS = 1280  # r C columns go through the covariance's kernel pass
 _PRELIMINARY_SHARE, _PRELIMINARY_RANK = 4, 8
@@ -149,8 +149,11 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
     def demand(self, size: ProblemSize) -> Demand:
         """What a solve of this size is expected to need: passes of a typical problem, memory for the ranks they lead to."""
         latents, kernels = size.num_latents, size.num_kernels
-        passes = min(self.max_passes or _EXPECTED_PASSES, _EXPECTED_PASSES)
+        preconditioned = size.preconditioner_memory > 0 and self.policy is None
+        expected = _EXPECTED_PRECONDITIONED if preconditioned else _EXPECTED_PASSES
+        passes = min(self.max_passes or expected, expected)
         width = latents if latents > 1 and not size.coupled else self.num_blocks
+        width = 2 * latents if preconditioned else width
         rank = min(passes * width, self.rank_limit(size.num_rows, kernels, size.itemsize, size.memory_budget))
         actions = self._covariance_rank(latents, size.num_rows * latents * size.processes, final=True)
         early = (
@@ -166,6 +169,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             "neighbours": size.neighbours(neighbours) if actions > 0 else 0,
             "rows": likelihood_memory(size),
         }
+        if preconditioned:
+            memory["preconditioner"] = size.preconditioner_memory
         work = size.num_rows * kernels * rank**2 * (4 + latents)
         return Demand(passes, passes * width + (actions + early) * latents // kernels, 0, work, memory)
 
@@ -323,6 +328,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
     def _policy(self, problem: Problem) -> Policy:
         if self.policy is not None:
             return self.policy
+        if problem.operator.preconditioner_memory > 0:
+            return PreconditionedGradient()
         limit, latents = self._rank_limit(problem) // 2, problem.num_latents
         if problem.operator.couples_latents:  # every latent function of a block of rows is a direction of its own
             return BlockGradient(num_blocks=max(1, min(self.num_blocks, limit) // latents))
@@ -393,7 +400,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         elif self._is_exact(problem):
             result = exact_covariance(problem, curvature, residual)
         else:
-            actions = leading_actions(state.space, curvature, rank)
+            known = problem.operator.preconditioner(curvature)
+            actions = leading_actions(state.space, curvature, rank, preconditioner=known)
             number = neighbours_of(problem, self.num_neighbours)
             result = posterior_covariance(problem, actions, curvature, residual, num_neighbours=number)
         if result.extra is not None:
