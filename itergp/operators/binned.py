@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from itergp.numerics.cholesky import try_cholesky
 from itergp.numerics.spectral import leading_eigenvectors, psd_eigen, symmetric
 from itergp.operators.preconditioner import Preconditioner
 from itergp.operators.tiles import slices
@@ -158,7 +159,7 @@ class _EachByItself:
             root, scaled = _scaled_kernel(part, curvature)
             scaled.diagonal().add_(1.0)
             self._roots.append(root)
-            self._factors.append(torch.linalg.cholesky_ex(scaled).L)  # not finite where the curvature is not
+            self._factors.append(try_cholesky(scaled)[0])  # of no use where the curvature is not finite
 
     def split(self, vector: Tensor) -> tuple[Tensor, ...]:
         """The parts of a vector ``(G,)``."""

@@ -140,15 +140,15 @@ class ScanOperator(KernelOperator):
         # A single piece is shared by two threads, one for every other group.
         sums = block.new_zeros(2 if len(parts) == 1 else 1, self.num_kernels, width, size)
 
-        def add(group: _Group, i: slice, out: Tensor) -> int:
-            work(group, vectors[:, i].contiguous(), out)
+        def add(i: slice, half: int) -> int:
+            part = vectors[:, i].contiguous()  # for all groups: few columns of a block take as long to read as many
+            for group in groups[half :: len(sums)]:
+                work(group, part, sums[half, :, i])
             return 0
 
-        tasks: list[Task] = []
-        for i in parts:
-            for g, group in enumerate(groups):
-                half = g % len(sums)
-                tasks.append(((i.start, half), functools.partial(add, group, i, sums[half, :, i])))
+        tasks: list[Task] = [
+            ((i.start, half), functools.partial(add, i, half)) for i in parts for half in range(len(sums))
+        ]
         run(tasks, threads_for(self.device, self.num_rows * width * len(self._scan_form.terms) * self.num_kernels))
         return (sums[0] if len(sums) == 1 else sums[0].add_(sums[1])).mT
 
