@@ -154,7 +154,7 @@ def test_the_gradient_is_left_where_there_is_no_preconditioner_or_no_finite_answ
     gradient = torch.randn(80, 1, dtype=torch.float64)
     scan, dense = ScanOperator(_laplacian().double(), x), DenseOperator(_laplacian().double(), x)
     policy = PreconditionedGradient()
-    assert policy.propose(_view(scan, curvature, gradient)).shape == (80, 1, 2)
+    assert policy.propose(_view(scan, curvature, gradient)).shape == (80, 1, 1)
     assert torch.equal(policy.propose(_view(dense, curvature, gradient)), gradient.unsqueeze(-1))
     curvature[3] = float("inf")
     assert torch.equal(policy.propose(_view(scan, curvature, gradient)), gradient.unsqueeze(-1))

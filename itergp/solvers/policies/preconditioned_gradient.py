@@ -1,4 +1,4 @@
-"""The gradient, and what the operator's preconditioner makes of it."""
+"""What the operator's preconditioner makes of the gradient."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from itergp.solvers.policies.base import BasePolicy, View
 
 @dataclass(frozen=True)
 class PreconditionedGradient(BasePolicy):
-    """The Newton direction within what the operator's ``preconditioner`` takes K for, beside the gradient ``W r`` itself.
+    """The Newton direction within what the operator's ``preconditioner`` takes K for: about ``(I + W K)^{-1} W r``.
 
-    One kernel pass for both. The default of ``SubspaceNewton`` where the operator offers one, as that of additive kernels does;
-    the gradient alone for operators that offer none, and where what the preconditioner gives is not finite.
+    One kernel pass per action. The default of ``SubspaceNewton`` where the operator offers a preconditioner: that of additive
+    kernels does. It is the gradient ``W r`` where none is offered, and where what the preconditioner gives is not finite.
     """
 
     shards_rows: ClassVar[bool] = True
 
     def propose(self, view: View) -> Tensor:
-        """Two actions ``(N, C, 2)``, or one."""
+        """One action ``(N, C, 1)``."""
         notes = view.memory.get(self)
         if notes is None or notes[0] is not view.curvature:  # a new Newton step
             notes = view.memory[self] = [view.curvature, view.operator.preconditioner(view.curvature)]
@@ -30,5 +30,4 @@ class PreconditionedGradient(BasePolicy):
         if preconditioner is None:
             return view.gradient.unsqueeze(-1)
         solved = preconditioner.solve(view.gradient)
-        actions = torch.stack([solved, view.gradient], -1)
-        return actions if bool(torch.isfinite(solved).all()) else actions[..., 1:]
+        return (solved if bool(torch.isfinite(solved).all()) else view.gradient).unsqueeze(-1)
