@@ -9,12 +9,18 @@ import torch
 from torch import Tensor
 
 from itergp.numerics.cholesky import try_cholesky
-from itergp.numerics.spectral import leading_eigenvectors, psd_eigen, symmetric
+from itergp.numerics.spectral import leading_eigenvectors, psd_eigen, symmetric, whitening
 from itergp.operators.preconditioner import Preconditioner
 from itergp.operators.tiles import slices
 
 _TOLERANCE = 1e-5  # of conjugate gradients, relative: passes cost more than their steps
 _MAX_STEPS = 60
+_SECTIONS, _FEWEST_SECTIONS = (
+    400,
+    2,
+)  # of all kernels, at few bins, which systems are solved among directly; of each at least
+_DEPENDENT = 1e-8  # eigenvalue of kernel sections, as a share of the largest, that is left out
+_SECTION_PAIRS = 2**26  # as below, for every system
 _CANDIDATES, _FEWEST_CANDIDATES = 3, 640  # functions of single inputs: for each wanted direction, and in all
 _SAMPLED_PAIRS = 2**28  # rows times pairs of functions beyond which a sample of the rows says how these go together
 _CHUNK_NUMBERS = 2**19  # of an array that is worked on: more leave the cache
@@ -84,9 +90,10 @@ class BinnedPreconditioner(Preconditioner):
     """Additive functions that are constant within bins of every input: ``f(x) = sum_d h_d(bin of x_d)``.
 
     With ``h_d`` Gaussian processes on the bins' centres, Newton's system ``(K_h^{-1} + B^T W B) h = B^T G`` has a few thousand
-    unknowns, and its product with a vector costs a look-up and a sum per row and input. Conjugate gradients solve it, every
-    function fitted by itself as preconditioner (block Jacobi, the symmetric form of backfitting: Buja, Hastie & Tibshirani
-    1989). What the bins know goes into every row: ``V = G - W B h``.
+    unknowns, and its product with a vector costs a look-up and a sum per row and input. Conjugate gradients solve it. Their
+    preconditioner adds up every function fitted by itself (block Jacobi, the symmetric form of backfitting: Buja, Hastie &
+    Tibshirani 1989) and all of them fitted together where they are smooth, which inputs that go together need (additive
+    Schwarz with a coarse space). What the bins know goes into every row: ``V = G - W B h``.
 
     Time ``O(N D)`` a step, and ``g^3`` for each input and curvature; memory ``g^2`` numbers for each input, and N for the bins.
 
@@ -100,24 +107,19 @@ class BinnedPreconditioner(Preconditioner):
         self, columns: Sequence[Sequence[BinnedColumn]], kernels: Sequence[Sequence[Tensor]], curvature: Tensor
     ) -> None:
         self._curvature, self._parts = curvature, []
-        self._each: _EachByItself | None = None
+        self._levels: tuple[_EachByItself, _AllTogether] | None = None
         for c in range(curvature.shape[-1]):
             own = min(c, len(columns) - 1)
             pairs = zip(columns[own], kernels[own], strict=True)
             self._parts += [_Part(c, bins, kernel) for bins, kernel in pairs]
 
-    @staticmethod
-    def memory_of(size: int, columns: int, bins: int) -> int:
-        """Bytes for so many rows, input columns and bins: numbers of bins, kernels and their factors."""
-        return columns * (4 * size + 16 * bins**2)
-
     # ----------------------------------------------------------------- systems
     def solve(self, gradient: Tensor) -> Tensor:
         """About ``(I + W K)^{-1} G`` ``(N, C)``."""
         parts, curvature = self._parts, self._curvature
-        if self._each is None:
-            self._each = _EachByItself(parts, curvature)
-        each = self._each
+        if self._levels is None:
+            self._levels = _EachByItself(parts, curvature), _AllTogether(parts, curvature)
+        each, together = self._levels
 
         def weighed(h: Tensor) -> Tensor:
             return torch.einsum("ncd,dn->cn", curvature, _at_rows(parts, each.split(h), gradient))
@@ -125,7 +127,11 @@ class BinnedPreconditioner(Preconditioner):
         def information(h: Tensor) -> Tensor:
             return _sums(parts, weighed(h))
 
-        h = _conjugate_gradients(_sums(parts, gradient.mT), each, information)
+        def precondition(right: Tensor) -> tuple[Tensor, Tensor]:
+            fine, coarse = each(right), together(right)
+            return fine[0] + coarse[0], fine[1] + coarse[1]
+
+        h = _conjugate_gradients(_sums(parts, gradient.mT), precondition, information)
         return gradient - weighed(h).mT
 
     # -------------------------------------------------------------- directions
@@ -177,10 +183,50 @@ class _EachByItself:
         return torch.cat(solved), torch.cat(products)
 
 
-def _conjugate_gradients(right: Tensor, each: _EachByItself, information: Callable[[Tensor], Tensor]) -> Tensor:
+class _AllTogether:
+    """The same for all parts at once, ``(K_h^{-1} + B^T W B)^{-1}``, among sections of each kernel at a few of its bins.
+
+    ``E = K_d[:, J] M`` with ``M^T K_d[J, J] M = I`` are functions of unit prior norm, and ``K_d^{-1} E`` is M in the rows J: no
+    inverse is needed.
+
+    Args:
+        parts: The parts.
+        curvature: W ``(N, C, C)``.
+    """
+
+    def __init__(self, parts: Sequence[_Part], curvature: Tensor) -> None:
+        width = max(_FEWEST_SECTIONS, _SECTIONS // len(parts))
+        self._places, self._mixes = [], []
+        for part in parts:
+            ends = torch.linspace(0, part.bins.size - 1, min(width, part.bins.size), device=part.kernel.device)
+            place = ends.round().long().unique()
+            self._places.append(place)
+            self._mixes.append(whitening(part.kernel[place][:, place], _DEPENDENT, relative=True))
+        sections = zip(parts, self._places, self._mixes, strict=True)
+        self._functions = [part.kernel[:, place] @ mix for part, place, mix in sections]
+        matrix = _information(parts, self._functions, curvature, _SECTION_PAIRS)
+        matrix.diagonal().add_(1.0)
+        self._factor = try_cholesky(matrix)[0]
+
+    def __call__(self, right: Tensor) -> tuple[Tensor, Tensor]:
+        """Solutions z ``(G,)`` and ``K_h^{-1} z``."""
+        pieces = right.split([f.shape[0] for f in self._functions])
+        inside = torch.cat([f.mT @ piece for f, piece in zip(self._functions, pieces, strict=True)])
+        solved = torch.cholesky_solve(inside.unsqueeze(-1), self._factor).squeeze(-1)
+        shares = solved.split([f.shape[1] for f in self._functions])
+        z = torch.cat([f @ share for f, share in zip(self._functions, shares, strict=True)])
+        inverse = [torch.zeros_like(piece) for piece in pieces]
+        for target, place, mix, share in zip(inverse, self._places, self._mixes, shares, strict=True):
+            target[place] = mix @ share
+        return z, torch.cat(inverse)
+
+
+def _conjugate_gradients(
+    right: Tensor, precondition: Callable[[Tensor], tuple[Tensor, Tensor]], information: Callable[[Tensor], Tensor]
+) -> Tensor:
     """Solves ``K_h^{-1} h + information(h) = right``; the inverse is only met in products with what K_h has multiplied."""
     h, residual = torch.zeros_like(right), right
-    z, inverse_z = each(residual)
+    z, inverse_z = precondition(residual)
     p, inverse_p, rho = z, inverse_z, residual @ z
     target = _TOLERANCE**2 * rho
     for _ in range(_MAX_STEPS):
@@ -189,7 +235,7 @@ def _conjugate_gradients(right: Tensor, each: _EachByItself, information: Callab
         if not bool((rho > target) & (along > 0.0)):
             break
         h, residual = h + rho / along * p, residual - rho / along * product
-        z, inverse_z = each(residual)
+        z, inverse_z = precondition(residual)
         previous, rho = rho, residual @ z
         p, inverse_p = z + rho / previous * p, inverse_z + rho / previous * inverse_p
     return h
@@ -228,11 +274,13 @@ def _leading_functions(parts: Sequence[_Part], curvature: Tensor, most: int) -> 
     return [f[:, keep] * values[keep].rsqrt() for (values, f), keep in zip(found, kept, strict=True)]
 
 
-def _information(parts: Sequence[_Part], functions: Sequence[Tensor], curvature: Tensor) -> Tensor:
+def _information(
+    parts: Sequence[_Part], functions: Sequence[Tensor], curvature: Tensor, most: int = _SAMPLED_PAIRS
+) -> Tensor:
     """``E^T B^T W B E`` ``(P, P)`` for functions E of the parts, from tables of how their bins meet."""
     size, pairs = curvature.shape[0], len(parts) * (len(parts) + 1) // 2
     indices, share = [part.bins.index for part in parts], 1.0
-    wanted = max(1, _SAMPLED_PAIRS // pairs)
+    wanted = max(1, most // pairs)
     if wanted < size:
         rows = torch.randperm(size, generator=torch.Generator().manual_seed(0))[:wanted].to(curvature.device)
         indices, curvature, share = [index[rows] for index in indices], curvature[rows], size / wanted

@@ -198,8 +198,9 @@ class ScanOperator(KernelOperator):
     def preconditioner(self, curvature: Tensor) -> BinnedPreconditioner:
         """Step functions of a few hundred bins of every input: as many as resolve what the data say, where these can be had."""
         information = float(curvature.diagonal(dim1=-2, dim2=-1).sum(0).amax().nan_to_num(posinf=math.inf))
+        most = math.isqrt(self._binned_numbers // (curvature.shape[-1] * len(self._columns_read)))
         own = range(self.num_kernels)
-        found = [[self._binned(c, column, information) for column in self._columns_read] for c in own]
+        found = [[self._binned(c, column, information, most) for column in self._columns_read] for c in own]
         return BinnedPreconditioner(
             [[bins for bins, _ in of_kernel] for of_kernel in found],
             [[kernels[c] for _, kernels in found[c]] for c in own],
@@ -208,10 +209,9 @@ class ScanOperator(KernelOperator):
 
     @property
     def preconditioner_memory(self) -> int:
-        """Bytes of the bins' numbers and matrices, at most."""
-        return BinnedPreconditioner.memory_of(
-            self.num_rows, self.num_kernels * len(self._columns_read), self._most_bins
-        )
+        """Bytes of the bins' numbers, of their kernels and of the factors, at most."""
+        own = self.num_kernels if self.inputs.dim() == 3 else 1
+        return own * len(self._columns_read) * 4 * self.num_rows + 16 * self._binned_numbers
 
     @property
     def _columns_read(self) -> list[int]:
@@ -219,15 +219,14 @@ class ScanOperator(KernelOperator):
         return sorted({term.column for term in self._scan_form.terms})
 
     @property
-    def _most_bins(self) -> int:
-        """Bins of a column whose matrices stay small beside what the rows cost."""
-        numbers = min(max(_BINNED_NUMBERS_OF_ROW * self.num_rows, _FEW_BINNED_NUMBERS), _MANY_BINNED_NUMBERS)
-        return max(_LEAST_BINS, math.isqrt(numbers // (self.num_kernels * len(self._columns_read))))
+    def _binned_numbers(self) -> int:
+        """Numbers of the matrices of all bins that cost little beside the rows."""
+        return min(max(_BINNED_NUMBERS_OF_ROW * self.num_rows, _FEW_BINNED_NUMBERS), _MANY_BINNED_NUMBERS)
 
-    def _binned(self, c: int, column: int, information: float) -> tuple[BinnedColumn, dict[int, Tensor]]:
+    def _binned(self, c: int, column: int, information: float, most: int) -> tuple[BinnedColumn, dict[int, Tensor]]:
         """The bins of a column of a kernel's inputs, and every kernel's terms of the column at their centres ``(g, g)``."""
         ordered = self._sorted(c, column)
-        wanted = self._bins_for(column, ordered, information)
+        wanted = self._bins_for(column, ordered, information, most)
         key = ("binned", c if self.inputs.dim() == 3 else 0, column)
         if key not in self.derived or self.derived[key][0] != wanted:
             self.derived.pop(key, None)
@@ -238,9 +237,9 @@ class ScanOperator(KernelOperator):
             self.derived[key] = wanted, bins, kernels
         return self.derived[key][1:]
 
-    def _bins_for(self, column: int, ordered: SortedColumn, information: float) -> int:
+    def _bins_for(self, column: int, ordered: SortedColumn, information: float, most: int) -> int:
         """The number of bins within which a function varies by less than what the rows of a bin could say about that."""
-        span, most, count = (ordered.values[-1] - ordered.values[0]).double(), self._most_bins, _LEAST_BINS
+        span, count = (ordered.values[-1] - ordered.values[0]).double(), _LEAST_BINS
         while count < most:
             ends = torch.stack([torch.zeros_like(span), span / count])
             varied = max(float(-self._kernel_of_column(c, column, ends).diff()) for c in range(self.num_kernels))
