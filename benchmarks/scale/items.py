@@ -14,9 +14,12 @@ import torch
 
 import itergp
 from benchmarks import rivals
-from benchmarks.data import Split, flights, mixture, smooth_binary
+from benchmarks.data import Split, additive_binary, flights, mixture, smooth_binary
 from benchmarks.models import default_model, given_model, scores
 from itergp.diagnostics import class_probabilities
+from itergp.kernels import AdditiveLaplacianKernel
+from itergp.likelihoods import BernoulliLikelihood
+from itergp.models import GP
 from itergp.operators import make_operator
 from itergp.solvers import LinearTimeNewton, SubspaceNewton
 
@@ -140,6 +143,31 @@ def flights_svgp(seconds: float) -> dict[str, Any]:
 def million(rows: int) -> dict[str, Any]:
     """A synthetic binary problem from raw data to predictions in linear time."""
     return _end_to_end(smooth_binary(rows), LinearTimeNewton())
+
+
+def additive(rows: int, inputs: int = 10, approximation: str = "laplace") -> dict[str, Any]:
+    """A sum of rough functions of single inputs at given hyperparameters: mode, certificate, covariance and predictions."""
+    data = additive_binary(rows, inputs)
+    likelihood, kernel = BernoulliLikelihood(), AdditiveLaplacianKernel(inputs)
+    begun = time.process_time()
+    model = GP(data.train_x, data.train_y, likelihood, kernel=kernel, approximation=approximation).eval()
+    solution = model.condition()
+    conditioned = time.process_time()
+    probs = class_probabilities(model.predict(data.test_x).probs)
+    predicted = time.process_time()
+    assert solution.certificate is not None
+    phases = solution.trace.phase_seconds
+    return {
+        "seconds": conditioned - begun,
+        "prediction": predicted - conditioned,
+        "wall_seconds_by_phase": phases,
+        "passes": solution.kernel_passes,
+        "status": str(solution.status),
+        "gap_per_row": solution.certificate.objective_gap / rows,
+        "variance": float(solution.latent_covariance.mean()),
+        "memory": peak_memory(),
+        **scores(probs, data),
+    }
 
 
 def cost(rows: int, method: str) -> dict[str, Any]:

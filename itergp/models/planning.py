@@ -85,6 +85,7 @@ def problem_size(operator: KernelOperator, observations: Observations, approxima
         has_neighbours=operator.evaluates_groups,
         neighbours_pay=operator.neighbours_pay,
         coupled=operator.couples_latents,
+        preconditioner_memory=operator.preconditioner_memory,
     )
 
 

@@ -21,6 +21,7 @@ from itergp.operators.keops import KeOpsOperator
 from itergp.operators.linearisation import FinalLayer, Linearisation, linearise
 from itergp.operators.memory import default_memory_budget, free_memory
 from itergp.operators.neighbours import Near, Neighbourhoods, kept_entries
+from itergp.operators.preconditioner import Preconditioner
 from itergp.operators.prior import Prior
 from itergp.operators.scan import ScanOperator
 from itergp.operators.sharded import ShardedOperator
@@ -43,6 +44,7 @@ __all__ = [
     "Neighbourhoods",
     "OperatorClass",
     "OperatorKind",
+    "Preconditioner",
     "Prior",
     "ScanOperator",
     "ShardedOperator",

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from itergp.operators.preconditioner import Preconditioner
 from itergp.parallel import ALL_ROWS, RowPartition
 
 
@@ -98,6 +99,22 @@ class AbstractOperator(ABC):
     def neighbours_pay(self) -> bool:
         """Whether rows near to an input say much about it that few actions on all rows do not."""
         return True
+
+    def preconditioner(self, curvature: Tensor) -> Preconditioner | None:
+        """What stands for K in systems with a curvature, which solvers then use by themselves; None if nothing does.
+
+        It must follow from the operator and the curvature alone, so that what is resumed goes on to the same answer.
+
+        Args:
+            curvature: W ``(N, C, C)``.
+        """
+        del curvature
+        return None
+
+    @property
+    def preconditioner_memory(self) -> int:
+        """Bytes of a preconditioner; 0 where there is none."""
+        return 0
 
     @abstractmethod
     def matmul(self, block: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from itergp.errors import InputError
 from itergp.operators.base import KernelOperator
+from itergp.operators.binned import BinnedColumn, BinnedPreconditioner
 from itergp.operators.scan_form import ScanForm, ScanTerm, as_scan_form
 from itergp.operators.scan_product import Lines, scan_product
 from itergp.operators.scans import ExponentialPolynomial, Interpolation, Scan, SortedColumn
@@ -22,6 +24,10 @@ _PIECE_ELSEWHERE = 2**27  # on a GPU
 _TERMS_TOGETHER = 2**18  # rows of terms that advance at once
 _DIRECT_SHARE = 3  # new inputs per column below which kernel entries are evaluated instead
 _TIMED_ROWS = 2**15
+_LEAST_BINS = 64  # of a column, for the preconditioner
+_UNRESOLVED = 0.1  # signal-to-noise ratio of what is left out within a bin: passes take care of that
+# Of the matrices of all bins: at least, for every row, and at most.
+_FEW_BINNED_NUMBERS, _BINNED_NUMBERS_OF_ROW, _MANY_BINNED_NUMBERS = 2**22, 64, 2**24
 # Rows from which a pass by scans takes less time than one with a matrix that is kept already, see docs/scale.md.
 LEAST_ROWS = 4096
 LEAST_ROWS_WITHOUT_MATRIX = 1024
@@ -134,15 +140,15 @@ class ScanOperator(KernelOperator):
         # A single piece is shared by two threads, one for every other group.
         sums = block.new_zeros(2 if len(parts) == 1 else 1, self.num_kernels, width, size)
 
-        def add(group: _Group, i: slice, out: Tensor) -> int:
-            work(group, vectors[:, i].contiguous(), out)
+        def add(i: slice, half: int) -> int:
+            part = vectors[:, i].contiguous()  # for all groups: few columns of a block take as long to read as many
+            for group in groups[half :: len(sums)]:
+                work(group, part, sums[half, :, i])
             return 0
 
-        tasks: list[Task] = []
-        for i in parts:
-            for g, group in enumerate(groups):
-                half = g % len(sums)
-                tasks.append(((i.start, half), functools.partial(add, group, i, sums[half, :, i])))
+        tasks: list[Task] = [
+            ((i.start, half), functools.partial(add, i, half)) for i in parts for half in range(len(sums))
+        ]
         run(tasks, threads_for(self.device, self.num_rows * width * len(self._scan_form.terms) * self.num_kernels))
         return (sums[0] if len(sums) == 1 else sums[0].add_(sums[1])).mT
 
@@ -163,7 +169,7 @@ class ScanOperator(KernelOperator):
         size, item, form = self.num_rows, self.inputs.element_size(), self._scan_form
         kernels = self.num_kernels
         own = kernels if self.inputs.dim() == 3 else 1
-        columns = len({term.column for term in form.terms}) * own
+        columns = len(self._columns_read) * own
         scans = sum(Scan.memory_of(size, term.profile.degree, item) for term in form.terms) * kernels
         return columns * SortedColumn.memory_of(size, item) + scans
 
@@ -187,6 +193,66 @@ class ScanOperator(KernelOperator):
                     found.append(_Group(terms[i], columns, Scan(columns, rates, terms[0][1].profile.degree)))
             self.derived["scans"] = found
         return self.derived["scans"]
+
+    # --------------------------------------------------------- preconditioner
+    def preconditioner(self, curvature: Tensor) -> BinnedPreconditioner:
+        """Step functions of a few hundred bins of every input: as many as resolve what the data say, where these can be had."""
+        information = float(curvature.diagonal(dim1=-2, dim2=-1).sum(0).amax().nan_to_num(posinf=math.inf))
+        most = math.isqrt(self._binned_numbers // (curvature.shape[-1] * len(self._columns_read)))
+        own = range(self.num_kernels)
+        found = [[self._binned(c, column, information, most) for column in self._columns_read] for c in own]
+        return BinnedPreconditioner(
+            [[bins for bins, _ in of_kernel] for of_kernel in found],
+            [[kernels[c] for _, kernels in found[c]] for c in own],
+            curvature,
+        )
+
+    @property
+    def preconditioner_memory(self) -> int:
+        """Bytes of the bins' numbers, of their kernels and of the factors, at most."""
+        own = self.num_kernels if self.inputs.dim() == 3 else 1
+        return own * len(self._columns_read) * 4 * self.num_rows + 16 * self._binned_numbers
+
+    @property
+    def _columns_read(self) -> list[int]:
+        """Columns of the inputs that the kernel is a function of."""
+        return sorted({term.column for term in self._scan_form.terms})
+
+    @property
+    def _binned_numbers(self) -> int:
+        """Numbers of the matrices of all bins that cost little beside the rows."""
+        return min(max(_BINNED_NUMBERS_OF_ROW * self.num_rows, _FEW_BINNED_NUMBERS), _MANY_BINNED_NUMBERS)
+
+    def _binned(self, c: int, column: int, information: float, most: int) -> tuple[BinnedColumn, dict[int, Tensor]]:
+        """The bins of a column of a kernel's inputs, and every kernel's terms of the column at their centres ``(g, g)``."""
+        ordered = self._sorted(c, column)
+        wanted = self._bins_for(column, ordered, information, most)
+        key = ("binned", c if self.inputs.dim() == 3 else 0, column)
+        if key not in self.derived or self.derived[key][0] != wanted:
+            self.derived.pop(key, None)
+            bins = BinnedColumn(ordered.values, ordered.rank(), wanted)
+            distance = (bins.centres.unsqueeze(-1) - bins.centres).abs()
+            served = [c] if self.inputs.dim() == 3 else range(self.num_kernels)
+            kernels = {k: self._kernel_of_column(k, column, distance) for k in served}
+            self.derived[key] = wanted, bins, kernels
+        return self.derived[key][1:]
+
+    def _bins_for(self, column: int, ordered: SortedColumn, information: float, most: int) -> int:
+        """The number of bins within which a function varies by less than what the rows of a bin could say about that."""
+        span, count = (ordered.values[-1] - ordered.values[0]).double(), _LEAST_BINS
+        while count < most:
+            ends = torch.stack([torch.zeros_like(span), span / count])
+            varied = max(float(-self._kernel_of_column(c, column, ends).diff()) for c in range(self.num_kernels))
+            if information / count * varied <= _UNRESOLVED:
+                break
+            count = min(2 * count, most)
+        return count
+
+    def _kernel_of_column(self, c: int, column: int, distance: Tensor) -> Tensor:
+        """The sum of a kernel's terms of one column, float64."""
+        terms = [term for term in self._scan_form.terms if term.column == column]
+        parts = [float(term.weight[c]) * term.profile.at(distance * float(term.rate[c])) for term in terms]
+        return torch.stack(parts).sum(0)
 
     # --------------------------------------------------------------- gradient
     def _cross_with_grad(self, rows: Tensor, cols: Tensor, block: Tensor) -> Tensor:

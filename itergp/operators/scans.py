@@ -113,6 +113,11 @@ class SortedColumn:
         values = self.values.double()
         return torch.cat([values, values[-1:].expand(self.missing)])
 
+    def rank(self) -> Tensor:
+        """The number of each row in the order ``(n,)``."""
+        places = self.places.long()
+        return places % self.chunks * self.steps + places // self.chunks
+
     def place(self, rank: Tensor) -> Tensor:
         """Where rows of these numbers in the order stand in the flattened layout."""
         return rank % self.steps * self.chunks + rank // self.steps

@@ -25,6 +25,7 @@ class ProblemSize:
         has_neighbours: Whether kernel entries among the neighbours of an input can be had.
         neighbours_pay: Whether rows near to an input say much about it that few actions do not.
         coupled: Whether latent functions are coupled; C' is C then.
+        preconditioner_memory: Bytes of the operator's preconditioner, 0 where it has none.
     """
 
     num_rows: int
@@ -38,6 +39,7 @@ class ProblemSize:
     has_neighbours: bool = True
     neighbours_pay: bool = True
     coupled: bool = False
+    preconditioner_memory: int = 0
 
     def neighbours(self, number: int) -> int:
         """Bytes of the neighbours of N rows: their numbers, and kernel entries among them where these are kept."""

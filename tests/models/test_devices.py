@@ -9,6 +9,7 @@ from device import DEVICE, MixedDevices, OnDevice, device
 from helpers import CASES, SimpleGP, assert_close, make_batch_kernel, make_inputs, make_kernel, make_model
 
 import itergp
+from itergp.kernels import AdditiveLaplacianKernel
 from itergp.objectives import ComputationAwareELBO, LaplaceEvidence, PredictiveLogDensity
 from itergp.operators import make_operator
 from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, SubspaceNewton
@@ -22,6 +23,7 @@ from itergp.solvers.policies import (
     Lanczos,
     Mixed,
     PreconditionedCG,
+    PreconditionedGradient,
     RandomProbes,
     Scheduled,
     UnitVectors,
@@ -189,6 +191,19 @@ def test_kernels_of_their_own_and_weights(solver):
     assert_same_on_the_device(make)
 
 
+def test_additive_kernels():
+    def make():
+        x, y = CASES["categorical"].data(ROWS)
+        options = {"kernel": AdditiveLaplacianKernel(x.shape[-1]), "operator": "scan", "approximation": "laplace"}
+        return (
+            SimpleGP(x, y, CASES["categorical"].make(), solver=SubspaceNewton(covariance_rank=20), **options)
+            .double()
+            .eval()
+        )
+
+    assert_same_on_the_device(make)
+
+
 POLICIES = (
     CG(),
     Gradient(),
@@ -198,6 +213,7 @@ POLICIES = (
     KernelColumns(num_inputs=4, width=2),
     Lanczos(),
     PreconditionedCG(rank=3),
+    PreconditionedGradient(),
     RandomProbes(),
     UnitVectors(order="random", rows=3),
     UnitVectors(order="variance", rows=3),

@@ -36,6 +36,7 @@ POLICIES = {
     "lanczos": policies.Lanczos(width=4),
     "preconditioned": policies.PreconditionedCG(rank=6),
     "preconditioned-0": policies.PreconditionedCG(rank=0),
+    "preconditioned-gradient": policies.PreconditionedGradient(),
     "mixed": policies.Mixed((policies.CG(), policies.UnitVectors(rows=2))),
     "scheduled": policies.Scheduled(((policies.UnitVectors(rows=3), 2), (policies.Gradient(), None))),
 }

@@ -15,6 +15,7 @@ from itergp.solvers.policies.lanczos import Lanczos
 from itergp.solvers.policies.memory import Memory
 from itergp.solvers.policies.mixed import Mixed, Scheduled
 from itergp.solvers.policies.preconditioned_cg import PreconditionedCG
+from itergp.solvers.policies.preconditioned_gradient import PreconditionedGradient
 from itergp.solvers.policies.random_probes import RandomProbes
 from itergp.solvers.policies.unit_vectors import UnitVectors
 from itergp.solvers.proposals import Proposal, RowBlock
@@ -32,6 +33,7 @@ __all__ = [
     "Mixed",
     "Policy",
     "PreconditionedCG",
+    "PreconditionedGradient",
     "Proposal",
     "RandomProbes",
     "RowBlock",

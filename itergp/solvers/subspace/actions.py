@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from itergp.numerics.spectral import leading_eigenvectors
-from itergp.operators import slices
+from itergp.operators import Preconditioner, slices
 from itergp.posterior.precision import Actions
 from itergp.solvers.subspace.newton_matrix import data_information
 from itergp.solvers.subspace.search_space import SearchSpace
@@ -17,7 +17,9 @@ _POWER_STEPS = 3
 _CHUNK_ROWS = 8192
 
 
-def leading_actions(space: SearchSpace, curvature: Tensor, rank: int, seed: int = 0) -> Actions:
+def leading_actions(
+    space: SearchSpace, curvature: Tensor, rank: int, seed: int = 0, preconditioner: Preconditioner | None = None
+) -> Actions:
     """Actions ``W T Z`` for the leading eigenvectors Z of the information ``T^T W T`` that the space holds.
 
     The eigenvalues are signal-to-noise ratios: ``lambda / (1 + lambda)`` is the share of prior variance explained. When
@@ -28,6 +30,7 @@ def leading_actions(space: SearchSpace, curvature: Tensor, rank: int, seed: int 
         curvature: W ``(N, C, C)``.
         rank: Number of actions wanted; fewer come back when directions are dependent or uninformative.
         seed: Of the random order and of the randomised eigensolver.
+        preconditioner: That knows the leading directions better than the space, or None.
     """
     own, latents = curvature.shape[:2]
     size = space.partition.global_size(own)
@@ -35,7 +38,10 @@ def leading_actions(space: SearchSpace, curvature: Tensor, rank: int, seed: int 
     if rank == 0:
         return Actions.empty(curvature[..., 0])
     available = space.coordinate_sets(latents) * space.rank
-    if available == 0:
+    if preconditioner is not None:
+        directions = preconditioner.directions(rank)
+        available = directions.shape[-1]
+    elif available == 0:
         directions = curvature.new_zeros(own, latents, 0)
     else:
         leading = leading_directions(space, curvature, min(rank, available), seed)

@@ -26,7 +26,7 @@ from itergp.posterior.problem import Problem
 from itergp.posterior.solution import Solution, is_finite
 from itergp.posterior.status import Reason, Status
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
-from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, View
+from itergp.solvers.policies import BlockGradient, ClassGradient, Policy, PreconditionedGradient, View
 from itergp.solvers.policies.memory import Memory
 from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.protocol import BaseSolver
@@ -44,13 +44,16 @@ _DEFAULT_MAX_PASSES = 60
 _DEFAULT_TOLERANCE = 1e-4
 _RECYCLING_PASSES = 6  # a smaller budget is better spent on new directions
 _DEFAULT_MAX_RANK, _SMALLEST_MAX_RANK = 1024, 64
-_EXPECTED_PASSES = 12
+_EXPECTED_PASSES, _EXPECTED_PRECONDITIONED = 12, 6
 _DEFAULT_COVARIANCE_RANK = {False: 128, True: 224}  # with several latent functions, with one
 _DEFAULT_COVARIANCE_COLUMNS = 1280  # r C columns go through the covariance's kernel pass
 _PRELIMINARY_SHARE, _PRELIMINARY_RANK = 4, 8
 _BLOCKS = 32
 # The search within the space stops when its own gradient is this small a share of the functional gradient.
 _INNER_SHARE = 1e-3
+_PRECONDITIONED_SHARE = (
+    1e-6  # such directions say little of the gradient itself, and its rest is what the certificate sees
+)
 _REFINED = 1e-4  # times the tolerance: where the mean of a variational round ends
 _DEPENDENT = 1e-13  # share of the largest singular value that is rounding in float64
 
@@ -70,6 +73,7 @@ class SubspaceState(SearchState):
     grew: bool = True
     compressed: bool = False
     gain: float = float("inf")
+    plain: bool = False  # what the preconditioner made of the gradient was not resolved: the gradient itself is next
     event: str = ""
 
     @property
@@ -109,7 +113,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         time_limit: Seconds for all stages together; default none.
         num_blocks: Clusters of rows when C = 1 and there is no policy; default 32.
         policy: Proposes the directions of a pass, see ``itergp.solvers.policies``. Every column of every latent function
-            serves all latent functions. Default ``ClassGradient()``, or ``BlockGradient(num_blocks)`` when C = 1. The
+            serves all latent functions. Default ``ClassGradient()``, or ``BlockGradient(num_blocks)`` when C = 1; for additive
+            kernels, whose operator has a preconditioner, ``PreconditionedGradient()``. The
             gradient is multiplied in the same pass in any case, for the certificate.
 
     Raises:
@@ -149,8 +154,11 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
     def demand(self, size: ProblemSize) -> Demand:
         """What a solve of this size is expected to need: passes of a typical problem, memory for the ranks they lead to."""
         latents, kernels = size.num_latents, size.num_kernels
-        passes = min(self.max_passes or _EXPECTED_PASSES, _EXPECTED_PASSES)
+        preconditioned = size.preconditioner_memory > 0 and self.policy is None
+        expected = _EXPECTED_PRECONDITIONED if preconditioned else _EXPECTED_PASSES
+        passes = min(self.max_passes or expected, expected)
         width = latents if latents > 1 and not size.coupled else self.num_blocks
+        width = latents if preconditioned else width
         rank = min(passes * width, self.rank_limit(size.num_rows, kernels, size.itemsize, size.memory_budget))
         actions = self._covariance_rank(latents, size.num_rows * latents * size.processes, final=True)
         early = (
@@ -166,6 +174,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             "neighbours": size.neighbours(neighbours) if actions > 0 else 0,
             "rows": likelihood_memory(size),
         }
+        if preconditioned:
+            memory["preconditioner"] = size.preconditioner_memory
         work = size.num_rows * kernels * rank**2 * (4 + latents)
         return Demand(passes, passes * width + (actions + early) * latents // kernels, 0, work, memory)
 
@@ -279,6 +289,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         # A space that cannot grow is searched to the end.
         share = _INNER_SHARE if grew else 0.0
         inner_tolerance = max(share * norm_squared, 0.02 * self.tolerance * problem.num_rows)
+        if self._preconditions(problem):
+            inner_tolerance = _PRECONDITIONED_SHARE * norm_squared
         iterate = minimise(problem, space, state.iterate, inner_tolerance)
         gain = state.objective - iterate.objective
         # Psi(new) - min Psi <= q / 2 - (Psi(old) - Psi(new)), and strong convexity turns the gap into a distance.
@@ -300,6 +312,7 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             exhausted=directions.shape[-1] == 0,
             grew=grew,
             gain=gain,
+            plain=not grew and not state.plain and self._preconditions(problem),
             event="no step decreases the objective" if stuck else state.event,
         )
 
@@ -315,14 +328,20 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             step=state.steps,
             memory=state.memory,
         )
-        proposal = self._policy(problem).propose(seen)
+        proposal = self._policy(problem, plain=state.plain).propose(seen)
         if proposal is None:
             return state.space.as_directions(residual.new_zeros(*residual.shape, 0))
         return shared_directions(proposal, residual, problem.rows, state.space)[:, :limit]
 
-    def _policy(self, problem: Problem) -> Policy:
+    def _preconditions(self, problem: Problem) -> bool:
+        """Whether directions are what the operator's preconditioner makes of the gradient."""
+        return self.policy is None and problem.operator.preconditioner_memory > 0
+
+    def _policy(self, problem: Problem, *, plain: bool) -> Policy:
         if self.policy is not None:
             return self.policy
+        if self._preconditions(problem):
+            return ClassGradient() if plain else PreconditionedGradient()
         limit, latents = self._rank_limit(problem) // 2, problem.num_latents
         if problem.operator.couples_latents:  # every latent function of a block of rows is a direction of its own
             return BlockGradient(num_blocks=max(1, min(self.num_blocks, limit) // latents))
@@ -370,7 +389,7 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         if state.exhausted and self.policy is not None:
             return Status(Reason.POLICY, detail)
         exhausted = 0.5 * state.residual <= 2.0 * _resolution(problem, state.iterate)
-        if exhausted or (not state.grew and state.gain <= 0.01 * self.tolerance * problem.num_rows):
+        if exhausted or (not state.grew and not state.plain and state.gain <= 0.01 * self.tolerance * problem.num_rows):
             return Status(Reason.PRECISION, detail)
         if state.compressed and state.gain < 0.01 * self.tolerance * problem.num_rows:
             return Status(Reason.RANK, f"rank {state.rank}, {detail}")
@@ -393,7 +412,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         elif self._is_exact(problem):
             result = exact_covariance(problem, curvature, residual)
         else:
-            actions = leading_actions(state.space, curvature, rank)
+            known = problem.operator.preconditioner(curvature)
+            actions = leading_actions(state.space, curvature, rank, preconditioner=known)
             number = neighbours_of(problem, self.num_neighbours)
             result = posterior_covariance(problem, actions, curvature, residual, num_neighbours=number)
         if result.extra is not None:
