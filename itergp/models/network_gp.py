@@ -385,9 +385,17 @@ class NetworkGP(nn.Module):
         Args:
             x: Inputs, as the network takes them.
         """
-        found = [(mean, covariance) for _, mean, covariance, _ in self._marginals(x)]
-        means, covariances = zip(*found, strict=True)
-        return torch.cat(means), torch.cat(covariances)
+        return self.latent_moments(x)[:2]
+
+    def latent_moments(self, x: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Latent means ``(M, C)``, covariances ``(M, C, C)`` and prior variances ``(M, C)`` at inputs.
+
+        Args:
+            x: Inputs, as the network takes them.
+        """
+        found = [moments for _, *moments in self._marginals(x)]
+        means, covariances, variances = (torch.cat(own) for own in zip(*found, strict=True))
+        return means, covariances, variances
 
     @torch.no_grad()
     def forward(self, x: Any) -> MultivariateNormal:

@@ -25,21 +25,23 @@ _LIFTS = (4.0, 64.0, 1e4)  # of a Gram matrix's diagonal, in units of the dtype
 
 @dataclass(frozen=True)
 class RowInformation(Information):
-    """``H = G G^T``, G ``(P, q)`` the whitened gradients of q pseudo-observations with unit noise.
+    """``H = m G G^T``, G ``(P, q)`` the whitened gradients of q pseudo-observations with unit noise.
 
     They are directions of single rows' latent values, times the root of their curvature, and, of the other rows, actions. The
-    posterior is that given these data and no others: ``(I + H)^{-1} = I - G (I + G^T G)^{-1} G^T``. Gradients of rows are outer
-    products in the weights of linear layers, so that G takes far less than q vectors of weights.
+    posterior is that given these data and no others: ``(I + H)^{-1} = I - m G (I + m G^T G)^{-1} G^T``. Gradients of rows are
+    outer products in the weights of linear layers, so that G takes far less than q vectors of weights.
 
     Attributes:
         rows: Gradients of rows ``(q - r, 1, P)``.
         actions: U of actions of other rows ``(P, r)``, whose noise is standard normal too.
-        factor: Lower Cholesky factor of ``I + G^T G`` ``(q, q)``, float64.
+        factor: Lower Cholesky factor of ``I + m G^T G`` ``(q, q)``, float64.
+        multiple: m, 1 at the prior precision that G was found at.
     """
 
     rows: RowGradients = field(repr=False)
     actions: Tensor = field(repr=False)
     factor: Tensor = field(repr=False)
+    multiple: float = 1.0
 
     @classmethod
     def of(cls, rows: RowGradients, actions: Tensor) -> RowInformation:
@@ -47,8 +49,8 @@ class RowInformation(Information):
         return cls.from_gram(rows, actions, pairwise(rows, actions))
 
     @classmethod
-    def from_gram(cls, rows: RowGradients, actions: Tensor, gram: Tensor) -> RowInformation:
-        """With ``G^T G`` ``(q, q)`` known, which is overwritten."""
+    def from_gram(cls, rows: RowGradients, actions: Tensor, gram: Tensor, multiple: float = 1.0) -> RowInformation:
+        """With ``m G^T G`` ``(q, q)`` known, which is overwritten."""
         eps = torch.finfo(actions.dtype).eps
         unit = eps * float(gram.diagonal().amax()) if gram.numel() else 0.0
         gram.diagonal().add_(1.0)  # in place: matrices of this size are most of the memory
@@ -56,14 +58,12 @@ class RowInformation(Information):
             gram.diagonal().add_((lift - last) * unit)
             factor, failed = try_cholesky(gram)
             if not bool(failed):
-                return cls(rows, actions, factor)
-        return cls(rows, actions, torch.linalg.cholesky(gram))
+                return cls(rows, actions, factor, multiple)
+        return cls(rows, actions, torch.linalg.cholesky(gram), multiple)
 
     def rescaled(self, ratio: float) -> RowInformation:
         """Of ``ratio H``: that of another prior precision of all weights."""
-        root = math.sqrt(ratio)
-        rows = self.rows.scaled(self.actions.new_full((self.rows.layout.num_weights,), root))
-        return RowInformation.from_gram(rows, self.actions * root, self.gram().mul_(ratio))
+        return RowInformation.from_gram(self.rows, self.actions, self.gram().mul_(ratio), self.multiple * ratio)
 
     @property
     def rank(self) -> int:
@@ -71,13 +71,13 @@ class RowInformation(Information):
         return self.factor.shape[0]
 
     def gram(self) -> Tensor:
-        """``G^T G`` ``(q, q)``, float64."""
+        """``m G^T G`` ``(q, q)``, float64."""
         gram = self.factor @ self.factor.mT
         gram.diagonal().sub_(1.0)
         return gram
 
     def group_grams(self, groups: list[Tensor], most: int) -> Tensor:
-        """``A^T G^T G A`` within each group of weights ``(G, r, r)``, A orthonormal along leading directions of ``G^T G``.
+        """``m A^T G^T G A`` within each group of weights ``(G, r, r)``, A orthonormal along leading directions of ``G^T G``.
 
         Args:
             groups: For each a mask of the weights ``(P,)``.
@@ -93,7 +93,7 @@ class RowInformation(Information):
         found = []
         for group in groups:
             mask = group.to(self.actions)
-            own = pairwise(self.rows.scaled(mask), self.actions * mask.unsqueeze(-1))
+            own = self.multiple * pairwise(self.rows.scaled(mask), self.actions * mask.unsqueeze(-1))
             found.append(own if actions is None else symmetric(actions.mT @ own @ actions))
         return torch.stack(found)
 
@@ -122,8 +122,8 @@ class RowInformation(Information):
         return torch.cat([inner, gradients.times(self.actions)], -1) if self.actions.shape[1] else inner
 
     def _whitened(self, products: Tensor) -> Tensor:
-        flat = torch.linalg.solve_triangular(self.factor, products.flatten(0, -2).double().mT, upper=False)
-        return flat.mT.view(products.shape)
+        flat = products.flatten(0, -2).double().mul_(math.sqrt(self.multiple))
+        return torch.linalg.solve_triangular(self.factor, flat.mT, upper=False).mT.view(products.shape)
 
     def _less(self, prior: Tensor, half: Tensor) -> Tensor:
         """The difference, on whose diagonal rounding is no knowledge."""
@@ -141,20 +141,22 @@ class RowInformation(Information):
         return self.rank
 
     def sample(self, noise: Tensor) -> Tensor:
-        """``e - G (I + G^T G)^{-1} (G^T e + n)``, e and n of the noise: what is left once such data were explained."""
+        """``e - G (I + G^T G)^{-1} (G^T e + n)`` at m = 1, e and n of the noise: what is left once such data were explained."""
         weights, own = noise.split([len(noise) - self.rank, self.rank])
-        coefficients = torch.cholesky_solve((self._transposed(weights) + own).double(), self.factor).to(noise)
+        root = math.sqrt(self.multiple)
+        seen = (root * self._transposed(weights) + own).double()
+        coefficients = root * torch.cholesky_solve(seen, self.factor).to(noise)
         count = self.rows.shape[0]
         return weights - self.rows.mixed(coefficients[:count]) - self.actions @ coefficients[count:]
 
     def quadratic(self, weights: Tensor) -> Tensor:
-        """``|u|^2 + |G^T u|^2``."""
+        """``|u|^2 + m |G^T u|^2``."""
         flat = weights.reshape(-1, weights.shape[-1])
-        seen = self._transposed(flat.mT).square().sum(0)
+        seen = self.multiple * self._transposed(flat.mT).square().sum(0)
         return weights.square().sum(-1) + seen.view(weights.shape[:-1])
 
     def log_determinant(self) -> float:
-        """That of ``I + G^T G``."""
+        """That of ``I + m G^T G``."""
         return 2.0 * float(self.factor.diagonal().log().sum())
 
     def variances(self) -> Tensor:
@@ -173,21 +175,23 @@ class RowInformation(Information):
     # ------------------------------------------------------------------------- moving
     def to(self, like: Tensor) -> RowInformation:
         """The same in the dtype and on the device of ``like``."""
-        return RowInformation(self.rows.to(like), self.actions.to(like), self.factor.to(like.device))
+        return RowInformation(self.rows.to(like), self.actions.to(like), self.factor.to(like.device), self.multiple)
 
     def tensors(self) -> dict[str, Tensor]:
         """All that it is, by name."""
         found = {"layout": self.rows.layout.as_tensor(), "plain": self.rows.plain}
         for side in ("left", "right"):
             found |= {f"{side}{i}": value for i, value in enumerate(getattr(self.rows, side))}
-        return found | {"actions": self.actions, "factor": self.factor}
+        multiple = torch.tensor(self.multiple, dtype=torch.float64)
+        return found | {"actions": self.actions, "factor": self.factor, "multiple": multiple}
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> RowInformation:
         """What ``tensors`` gave."""
         layout = WeightLayout.from_tensor(tensors["layout"])
         left, right = (tuple(tensors[f"{side}{i}"] for i in range(len(layout.layers))) for side in ("left", "right"))
-        return cls(RowGradients(layout, tensors["plain"], left, right), tensors["actions"], tensors["factor"])
+        rows = RowGradients(layout, tensors["plain"], left, right)
+        return cls(rows, tensors["actions"], tensors["factor"], float(tensors["multiple"]))
 
 
 def pairwise(rows: RowGradients, actions: Tensor) -> Tensor:

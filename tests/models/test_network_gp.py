@@ -424,6 +424,33 @@ def test_a_change_asks_for_another_posterior():
     assert not torch.allclose(model.latent_marginals(new)[1], fresh.latent_marginals(new)[1])
 
 
+@pytest.mark.parametrize(("rank", "row_directions"), [(8, 0), (8, 30), (1, 200), (None, 0)])
+def test_another_precision_of_all_weights_multiplies_what_is_known(rank, row_directions, monkeypatch):
+    network, x, y, new = problem()
+    options = {"rank": rank, "row_directions": row_directions, "coverage": 1.0}
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), prior_precision=0.5, **options)
+    fresh = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), prior_precision=4.0, **options)
+    expected = fresh.latent_marginals(new)[1], fresh.evidence().item(), fresh.weight_posterior()
+    model.evidence()
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkGP, "_find", lambda *_: pytest.fail("the data are gone through again"))
+        with torch.no_grad():
+            model.log_prior_precision.fill_(math.log(4.0))
+        assert model.evidence().item() == pytest.approx(expected[1], abs=1e-6)
+        torch.testing.assert_close(model.latent_marginals(new)[1], expected[0], rtol=1e-6, atol=1e-8)
+        weights = model.weight_posterior()
+        torch.testing.assert_close(weights.marginal_variances(), expected[2].marginal_variances(), rtol=1e-6, atol=1e-8)
+        shifted = {name: p + 0.1 for name, p in network.named_parameters()}
+        torch.testing.assert_close(weights.log_density(shifted), expected[2].log_density(shifted), rtol=1e-6, atol=1e-6)
+        if row_directions != 30:  # actions of the other rows, by which noise is explained, have no sign
+            torch.testing.assert_close(weights.sample(2, seed=0), expected[2].sample(2, seed=0), rtol=1e-5, atol=1e-6)
+    network[0].weight.data.mul_(1.5)
+    with torch.no_grad():
+        model.log_prior_precision.fill_(0.0)
+    again = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), prior_precision=1.0, **options)
+    assert model.evidence().item() == pytest.approx(again.evidence().item(), abs=1e-6)
+
+
 # -------------------------------------------------------------------------- weights and functions
 @pytest.mark.parametrize(("rank", "row_directions"), [(8, 0), (8, 30), (None, 0)])
 def test_the_posterior_of_the_weights(rank, row_directions):
