@@ -23,9 +23,9 @@ from itergp.models import NetworkGP
 from itergp.posterior.row_information import RowInformation
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-WIDTH, HEADS, LAYERS, RANK = 32, 4, 2, 4
-STRENGTHS, SEEDS = (0.003, 0.03, 0.3, 3.0, 30.0), (0, 1, 2)
-SAMPLE, STEPS, BATCH = 300, 300, 100
+WIDTH, HEADS, LAYERS, RANK = 32, 4, 2, 8
+STRENGTHS, SEEDS = (0.3, 3.0, 30.0, 300.0, 3000.0), (0, 1, 2)
+SAMPLE, STEPS, BATCH = 300, 400, 100
 Labelled = tuple[Tensor, Tensor]
 Penalty = Callable[[dict[str, Tensor]], Tensor]
 
@@ -166,7 +166,7 @@ def run(seed: int) -> dict[tuple[str, float], tuple[float, ...]]:
 
 
 def _scale(name: str) -> float:
-    return 100.0 if name == "L2" else 1.0  # whose strengths are others
+    return 10.0 if name == "L2" else 1.0  # whose strengths are others
 
 
 def main() -> None:
