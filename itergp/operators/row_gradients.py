@@ -125,11 +125,11 @@ class RowGradients:
 
     @classmethod
     def joined(cls, parts: Iterable[RowGradients], size: int, layout: WeightLayout, like: Tensor) -> RowGradients:
-        """Flat ones of ``size`` rows in all, one group after the other, in memory that they take once.
+        """Flat ones of ``size`` rows at most, one group after the other, in memory that they take once.
 
         Args:
             parts: Groups of flat gradients ``(k, 1)``.
-            size: Sum of their k.
+            size: Sum of their k; what is beyond it is left out.
             layout: Theirs.
             like: A tensor of their dtype and device.
         """
@@ -137,11 +137,11 @@ class RowGradients:
         right = tuple(like.new_empty(size, layer.width) for layer in layout.layers)
         whole, start = cls(layout, like.new_empty(size, 1, layout.num_plain), left, right), 0
         for part in parts:
-            which = slice(start, start + part.shape[0])
+            which = slice(start, min(start + part.shape[0], size))
             for into, own in zip(whole._arrays(), part._arrays(), strict=True):
-                into[which] = own
+                into[which] = own[: which.stop - start]
             start = which.stop
-        return whole
+        return whole[:start]
 
     def _arrays(self) -> tuple[Tensor, ...]:
         return (self.plain, *self.left, *self.right)

@@ -25,6 +25,7 @@ MANY_LATENTS = 64  # of which curvatures are multiplied by, not taken apart
 _OVERSAMPLED = 16  # columns beyond the rank that a search has
 _GRADIENT_BYTES, _KEPT_BYTES = 2**26, 2**28  # of rows' gradients at a time, and kept between passes
 _MOST_CURVATURES = 2**25  # numbers
+_SAME = 1e-4  # relative difference of two curvatures that may be one
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,9 @@ class GaussNewton:
 
     def _dense(self) -> Iterator[Tensor]:
         step = max(1, _GRADIENT_BYTES // (self.scale.numel() * self.scale.element_size()))
-        for found in self._gradients(self.overview.least, math.inf if self.single else self.overview.split):
+        # Rounding, which batches in another order change, must not count a direction by itself and among the others.
+        most = math.inf if self.single else self.overview.split * (1.0 - _SAME)
+        for found in self._gradients(self.overview.least, most):
             for i in slices(found.shape[0], step):
                 yield found[i].dense()[:, 0]
 

@@ -42,11 +42,9 @@ def test_the_choice_is_no_worse_than_its_neighbours_and_is_kept():
     best = max(value for (_, exponent), value in found.log_densities.items() if exponent < math.inf)
     chosen = found.log_densities["laplace", found.tempering]
     assert best - chosen <= 0.01 * abs(best) + 1e-9
-    # On other rows it gains what the posterior as it is loses, and far away nothing changes.
+    # On other rows it gains what the posterior as it is loses.
     others = [float(model.predict(new[200:], tempering=p).log_prob(held_out[200:]).mean()) for p in (None, 0.0)]
     assert others[0] > others[1] + 0.02
-    far = model.predict(1e3 * new[:5]).probs, model.predict(1e3 * new[:5], tempering=0.0).probs
-    assert float((far[0] - far[1]).abs().max()) < 0.05
     assert found.expected_calibration_error is not None
 
 

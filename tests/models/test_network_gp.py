@@ -245,7 +245,7 @@ def test_rows_one_by_one_are_the_dense_posterior(name):
     assert float(torch.linalg.eigvalsh(part(new).covariance_matrix - covariance).min()) > -1e-9
     fewer = NetworkGP(network, x, y, likelihood, prior_precision=0.5, rank=5, coverage=1.0, row_directions=0)
     variances = [float(one(new).covariance_matrix.diagonal().sum()) for one in (part, fewer)]
-    assert variances[0] < min(variances[1], 1.1 * float(covariance.diagonal().sum()))
+    assert variances[0] < min(variances[1], 1.2 * float(covariance.diagonal().sum()))
 
 
 def test_rows_that_are_certain_cost_nothing():

@@ -10,7 +10,7 @@ from torch.nn import functional
 from itergp.errors import InputError
 from itergp.operators import linearise
 from itergp.operators.layer_gradients import LayerGradients
-from itergp.operators.row_gradients import WeightLayout
+from itergp.operators.row_gradients import RowGradients, WeightLayout
 
 CLASSES, ROWS = 3, 5
 
@@ -114,6 +114,14 @@ def test_products_are_those_of_dense_gradients():
         columns[:, where] = values
     torch.testing.assert_close(columns, rows)
     assert WeightLayout.from_tensor(found.layout.as_tensor()) == found.layout
+
+
+@pytest.mark.parametrize(("size", "expected"), [(9, 9), (10, 10), (12, 10)])
+def test_rows_that_rounding_adds_or_leaves_out_are_not_made_up(size, expected):
+    ours, x, cotangents, scale = gradients(NETWORKS["convolution"][0])
+    flat = ours.at(x, cotangents, scale).flatten()
+    joined = RowGradients.joined([flat[:4], flat[4:]], size, flat.layout, scale)
+    torch.testing.assert_close(joined.dense(), flat.dense()[:expected])
 
 
 @pytest.mark.parametrize("chosen", [["2.weight"], ["2.bias"], ["2"], ["0.weight", "2.bias"]])
