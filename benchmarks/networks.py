@@ -1,7 +1,8 @@
-"""Uncertainty for trained networks: the linearised posterior of a low rank, the exact one, and what else there is.
+"""Uncertainty for trained networks: the linearised posterior, of rows one by one and of a low rank, and what else there is.
 
-``python -m benchmarks.networks digits mnist classes`` prints held-out losses, calibration, CPU seconds and memory, each method in a
-process of its own. Laplace-torch joins where it is installed.
+``python -m benchmarks.networks digits mnist classes`` prints held-out losses, calibration, how well entropy tells rows from others that
+are turned by 90 degrees, CPU seconds and memory, each method in a process of its own. Laplace-torch joins where it is installed. What is
+chosen on held-out rows, tempering or laplace-torch's prior precision, is chosen on a third of them; all are judged by the others.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch.func import functional_call, jacrev, vmap
 
 import itergp
 from benchmarks.data import mnist
+from itergp.learning import calibrate_network
 from itergp.models import NetworkGP
 
 try:
@@ -28,7 +30,9 @@ try:
 except ImportError:
     Laplace = None
 
+Labelled = tuple[Tensor, Tensor]
 MEBIBYTE = 2**20
+_TURNED = 200
 DIGITS_PRECISION, MNIST_PRECISION = 1.0, 1.0
 
 
@@ -43,6 +47,9 @@ class Task:
         new: Held-out inputs.
         held_out: Their labels.
         precision: Prior precision that it was trained with.
+        spare: Other held-out inputs, by which to choose.
+        spare_labels: Their labels.
+        turned: Some of the held-out inputs, turned by 90 degrees.
     """
 
     network: nn.Module
@@ -51,6 +58,18 @@ class Task:
     new: Tensor
     held_out: Tensor
     precision: float
+    spare: Tensor | None = None
+    spare_labels: Tensor | None = None
+    turned: Tensor | None = None
+
+    @classmethod
+    def of(cls, network: nn.Module, train: Labelled, held_out: Labelled, precision: float, side: int) -> Task:
+        """With a third of the held-out images, of some side, spared."""
+        (x, y), (new, labels) = train, held_out
+        count = len(labels) // 3
+        images = new[count : count + _TURNED].view(-1, side, side).rot90(1, (1, 2))
+        turned = images.reshape(-1, *new.shape[1:])
+        return cls(network, x, y, new[count:], labels[count:], precision, new[:count], labels[:count], turned)
 
 
 def train(network: nn.Module, x: Tensor, y: Tensor, precision: float, epochs: int) -> None:
@@ -77,7 +96,7 @@ def digits_task() -> Task:
     y = torch.tensor(digits.target)[order].long()
     network = nn.Sequential(nn.Linear(64, 120), nn.ReLU(), nn.Linear(120, 10))
     train(network, x[:1500], y[:1500], DIGITS_PRECISION, 100)
-    return Task(network, x[:1500], y[:1500], x[1500:], y[1500:], DIGITS_PRECISION)
+    return Task.of(network, (x[:1500], y[:1500]), (x[1500:], y[1500:]), DIGITS_PRECISION, 8)
 
 
 def mnist_task() -> Task:
@@ -90,7 +109,7 @@ def mnist_task() -> Task:
     )
     x, new = data.train_x.reshape(-1, 1, 28, 28), data.test_x.reshape(-1, 1, 28, 28)
     train(network, x, data.train_y.long(), MNIST_PRECISION, 20)
-    return Task(network, x, data.train_y.long(), new, data.test_y.long(), MNIST_PRECISION)
+    return Task.of(network, (x, data.train_y.long()), (new, data.test_y.long()), MNIST_PRECISION, 28)
 
 
 def classes_task() -> Task:
@@ -113,28 +132,37 @@ Outcome = dict[str, Any]
 def plug_in(task: Task) -> Outcome:
     """The network's own probabilities."""
     with torch.no_grad():
-        return {"probs": task.network(task.new).softmax(-1)}
+        found: Outcome = {"probs": task.network(task.new).softmax(-1)}
+        if task.turned is not None:
+            found["turned"] = task.network(task.turned).softmax(-1)
+    return found
 
 
-def itergp_of_rank(rank: int | None, **options: Any) -> Callable[[Task], Outcome]:
-    """The linearised posterior of a rank."""
+def itergp_of(
+    rank: int | None, *, learn: bool = False, temper: bool = False, **options: Any
+) -> Callable[[Task], Outcome]:
+    """The linearised posterior of a rank; its prior learned, and its predictions tempered, or not."""
 
     def run(task: Task) -> Outcome:
         likelihood = itergp.likelihoods.CategoricalLikelihood(options.get("classes", 10))
-        settings = {name: value for name, value in options.items() if name not in ("classes", "learn", "evidence")}
+        settings = {name: value for name, value in options.items() if name not in ("classes", "evidence")}
         model = NetworkGP(
             task.network, task.x, task.y, likelihood, prior_precision=task.precision, rank=rank, **settings
         )
         started = time.process_time()
-        if options.get("learn"):
+        if learn:
             model.learn_prior(rounds=2)
-        else:
-            model.condition()
-        fitted = time.process_time()
-        found: Outcome = {"probs": model.predict(task.new).probs, "fit": fitted - started}
+        model.weight_posterior()
+        found: Outcome = {"fit": time.process_time() - started}
+        if temper:
+            found["tempering"] = calibrate_network(model, task.spare, task.spare_labels).tempering
+        found["probs"] = model.predict(task.new).probs
+        found["seconds"] = time.process_time() - started
         found["precision"] = model.prior_precision.tolist()
-        found["variance"] = model.latent_marginals(task.new[:100])[1].diagonal(dim1=1, dim2=2)
-        if options.get("evidence", True):
+        if task.turned is not None:
+            found["turned"] = model.predict(task.turned).probs
+            found["variance"] = model.latent_marginals(task.new[:100])[1].diagonal(dim1=1, dim2=2)
+        if options.get("evidence"):
             with torch.no_grad():
                 found["evidence"] = [float(model.evidence(bound)) for bound in ("lower", "upper")]
         return found
@@ -155,8 +183,14 @@ def explicit_jacobian(task: Task) -> Outcome:
     return {"jacobian_bytes": 4 * len(task.x) * 10 * size}
 
 
-def laplace_torch(structure: str, subset: str = "all", *, learn: bool = False) -> Callable[[Task], Outcome]:
-    """Laplace-torch with the generalised Gauss-Newton matrix of a structure; probabilities by the probit approximation."""
+def laplace_torch(structure: str, subset: str = "all", *, learn: str = "") -> Callable[[Task], Outcome]:
+    """Laplace-torch with the generalised Gauss-Newton matrix of a structure; probabilities by the probit approximation.
+
+    Args:
+        structure: Of the matrix.
+        subset: Of the weights.
+        learn: How the prior precision is chosen: ``"marglik"``, ``"gridsearch"`` on the spare rows, or not.
+    """
 
     def run(task: Task) -> Outcome:
         posterior = Laplace(
@@ -167,42 +201,52 @@ def laplace_torch(structure: str, subset: str = "all", *, learn: bool = False) -
             prior_precision=task.precision,
         )
         started = time.process_time()
-        data = torch.utils.data.TensorDataset(task.x, task.y)
-        posterior.fit(torch.utils.data.DataLoader(data, batch_size=100))
+        posterior.fit(_loader(task.x, task.y, 100))
         if learn:
-            posterior.optimize_prior_precision(method="marglik")
+            options = {"val_loader": _loader(task.spare, task.spare_labels, 32)} if learn == "gridsearch" else {}
+            posterior.optimize_prior_precision(method=learn, pred_type="glm", link_approx="probit", **options)
         found: Outcome = {"fit": time.process_time() - started}
-        parts = [posterior(rows, pred_type="glm", link_approx="probit") for rows in task.new.split(32)]
-        found["probs"] = torch.cat(parts).detach()
-        found["evidence"] = [float(posterior.log_marginal_likelihood())]
+        found["probs"] = _glm(posterior, task.new)
+        found["seconds"] = time.process_time() - started
+        found["precision"] = torch.as_tensor(posterior.prior_precision).reshape(-1).tolist()
+        found["turned"] = _glm(posterior, task.turned)
         _, variance = posterior._glm_predictive_distribution(task.new[:100])
         found["variance"] = variance.diagonal(dim1=1, dim2=2).detach()
-        found["precision"] = posterior.prior_precision.tolist()
         return found
 
     return run
 
 
+def _glm(posterior: Any, rows: Tensor) -> Tensor:
+    return torch.cat([posterior(part, pred_type="glm", link_approx="probit") for part in rows.split(32)]).detach()
+
+
+def _loader(x: Tensor, y: Tensor, size: int) -> torch.utils.data.DataLoader:
+    return torch.utils.data.DataLoader(torch.utils.data.TensorDataset(x, y), batch_size=size)
+
+
 def methods(name: str) -> dict[str, Callable[[Task], Outcome]]:
     """What is compared on a task."""
     if name == "classes":
-        return {"network itself": plug_in, "last layer, rank 100": itergp_of_rank(100, classes=1000, evidence=False)}
+        return {"network itself": plug_in, "last layer, rank 100": itergp_of(100, classes=1000)}
+    few = {"row_directions": 1000, "coverage": 0.97}
     found: dict[str, Callable[[Task], Outcome]] = {
         "network itself": plug_in,
         "explicit Jacobian": explicit_jacobian,
-        "rank 100": itergp_of_rank(100, evidence=False),
-        "rank 100, evidence": itergp_of_rank(100),
-        "rank 100, prior learned": itergp_of_rank(100, learn=True),
+        "rank 100 alone": itergp_of(100, row_directions=0, coverage=0.99),
+        "1,000 directions of rows": itergp_of(100, **few),
+        "4,096 directions of rows": itergp_of(100),
+        "1,000 directions, learned, tempered": itergp_of(100, learn=True, temper=True, **few),
+        "4,096 directions, learned": itergp_of(100, learn=True),
+        "4,096 directions, learned, tempered": itergp_of(100, learn=True, temper=True),
+        "4,096 directions, evidence": itergp_of(100, evidence=True),
     }
     if name == "digits":
-        found["full rank"] = itergp_of_rank(None)
+        found["full rank"] = itergp_of(None, evidence=True)
     if Laplace is not None:
         for structure, subset in (("kron", "all"), ("diag", "all"), ("full", "last_layer")):
-            label = f"laplace-torch {structure} {subset}"
-            found[label] = laplace_torch(structure, subset)
-            found[f"{label}, prior learned"] = laplace_torch(structure, subset, learn=True)
-        if name == "digits":
-            found["laplace-torch full all"] = laplace_torch("full")
+            for learn in ("marglik", "gridsearch"):
+                found[f"laplace-torch {structure} {subset}, {learn}"] = laplace_torch(structure, subset, learn=learn)
     return found
 
 
@@ -216,6 +260,12 @@ def calibration_error(probs: Tensor, labels: Tensor, bins: int = 10) -> float:
     return float(torch.stack(gaps).sum() / len(labels))
 
 
+def _auroc(probs: Tensor, others: Tensor) -> float:
+    """How often others have more entropy than rows."""
+    first, second = (torch.special.entr(p.double()).sum(-1) for p in (probs, others))
+    return float((second.unsqueeze(-1) > first).double().mean())
+
+
 def _work(name: str, method: str, task: Task, queue: Any) -> None:
     torch.set_num_threads(1)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -224,7 +274,7 @@ def _work(name: str, method: str, task: Task, queue: Any) -> None:
         found = methods(name)[method](task)
     except Exception as error:  # a failure is a result
         found = {"failure": repr(error)[:200]}
-    found["seconds"] = time.process_time() - started
+    found.setdefault("seconds", time.process_time() - started)
     found["memory"] = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / MEBIBYTE
     queue.put({key: value.tolist() if torch.is_tensor(value) else value for key, value in found.items()})
 
@@ -240,14 +290,16 @@ def measure(name: str, method: str, task: Task) -> Outcome:
     return found
 
 
-def report(name: str, task: Task, chosen: str) -> None:
+def report(name: str, task: Task, chosen: str, skipped: str | None = None) -> None:
     """Prints a line for each method."""
     size = sum(p.numel() for p in task.network.parameters() if p.requires_grad)
     print(f"\n{name}: {len(task.x)} rows, {size} weights, prior precision {task.precision}")
-    print(f"{'':42}{'NLL':>8}{'acc':>7}{'ECE':>7}{'CPU s':>8}{'fit s':>8}{'MiB':>7}  evidence, prior precision")
+    print(
+        f"{'':42}{'NLL':>8}{'acc':>7}{'ECE':>7}{'AUROC':>7}{'CPU s':>8}{'fit s':>8}{'MiB':>7}  evidence, prior precision, tempering"
+    )
     variances = {}
     for method in methods(name):
-        if chosen not in method:
+        if chosen not in method or (skipped and skipped in method):
             continue
         found = measure(name, method, task)
         variances[method] = torch.tensor(found.get("variance", []))
@@ -257,10 +309,15 @@ def report(name: str, task: Task, chosen: str) -> None:
             loss = -probs.gather(1, task.held_out[:, None]).log().mean()
             right = (probs.argmax(-1) == task.held_out).double().mean()
             line += f"{loss:8.4f}{right:7.3f}{calibration_error(probs, task.held_out):7.3f}"
+            line += f"{_auroc(probs, torch.tensor(found['turned'])):7.3f}" if "turned" in found else " " * 7
         else:
-            line += " " * 22
+            line += " " * 29
         line += f"{found['seconds']:8.1f}{found.get('fit', 0.0):8.1f}{found['memory']:7.0f}"
-        rest = [found.get(key) for key in ("evidence", "precision", "jacobian_bytes", "failure") if found.get(key)]
+        rest = [
+            found.get(key)
+            for key in ("evidence", "precision", "tempering", "jacobian_bytes", "failure")
+            if found.get(key)
+        ]
         print(line, *rest, flush=True)
     exact = variances.get("full rank")
     if exact is not None and exact.numel():
@@ -276,10 +333,11 @@ def main() -> None:
     tasks = {"digits": digits_task, "mnist": mnist_task, "classes": classes_task}
     parser.add_argument("tasks", nargs="*", default=list(tasks), choices=[*tasks, []])
     parser.add_argument("--only", default="", help="part of the names of the methods to run")
+    parser.add_argument("--skip", default=None, help="part of the names of methods not to run")
     options = parser.parse_args()
     torch.set_num_threads(1)
     for name in options.tasks:
-        report(name, tasks[name](), options.only)
+        report(name, tasks[name](), options.only, options.skip)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Learning hyperparameters."""
 
-from itergp.learning.calibration import Calibration, calibrate_predictions
+from itergp.learning.calibration import Calibration, calibrate_network, calibrate_predictions
 from itergp.learning.fitting import FitResult, fit
 from itergp.learning.structure_search import Comparison, Trial
 from itergp.learning.structures import InputColumns, Structure
@@ -14,6 +14,7 @@ __all__ = [
     "InputColumns",
     "Structure",
     "Trial",
+    "calibrate_network",
     "calibrate_predictions",
     "fit",
 ]

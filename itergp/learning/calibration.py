@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from torch import Tensor
 from itergp.diagnostics.metrics import Reliability, class_probabilities, reliability
 from itergp.learning.held_out import held_out_splits
 from itergp.likelihoods import Observations
-from itergp.models import LatentPosterior, NonConjugateGP
+from itergp.models import LatentPosterior, NetworkGP, NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
+from itergp.models.network_data import NetworkData
 from itergp.objectives import Deadline, OutOfTimeError
 from itergp.operators import Prior, make_operator
 from itergp.posterior.tempering import tempered
@@ -113,17 +115,8 @@ def calibrate_predictions(
         densities: dict[Choice, Tensor] = {}
         humility: dict[Choice, float] = {}
         for approximation in approximations:
-            mean, covariance, variance = (torch.cat([part[approximation][i] for part in parts]) for i in range(3))
-            plugged_in = held_out.predictive_log_density(mean, torch.zeros_like(covariance)).double()
-            densities[approximation, math.inf], limit = plugged_in, float(plugged_in.mean())
-            for exponent in (*EXPONENTS, *SHARPER):
-                left = tempered(covariance, variance, exponent)
-                density = held_out.predictive_log_density(mean, left).double()
-                densities[approximation, exponent] = density
-                shares = left.diagonal(dim1=-2, dim2=-1) / variance
-                humility[approximation, exponent] = float(shares.double().mean())
-                if exponent >= EXPONENTS[-1] and abs(float(density.mean()) - limit) <= _SAME * abs(limit):
-                    break
+            moments = tuple(torch.cat([part[approximation][i] for part in parts]) for i in range(3))
+            _compare(approximation, held_out, moments, densities, humility)
         chosen, error = humblest(densities, humility)
         mean, covariance, variance = (torch.cat([part[chosen[0]][i] for part in parts]) for i in range(3))
         curve = _reliability(held_out, mean, tempered(covariance, variance, chosen[1]))
@@ -157,6 +150,57 @@ def judge_predictions(
             rows.append(held_out)
             densities.append(observations.take(held_out).predictive_log_density(mean, left).double())
     return HeldOutDensities(torch.cat(rows), torch.cat(densities))
+
+
+def calibrate_network(model: NetworkGP, x: Any, y: Any) -> Calibration:
+    """Chooses how predictions of a network are tempered, on rows that it was not trained on, and sets ``model.tempering``.
+
+    The choice is as in ``calibrate_predictions``: the humblest of the exponents within one standard error of the best.
+
+    Args:
+        model: The network with its posterior.
+        x: Inputs of the rows, as the network takes them.
+        y: Their targets ``(M,)``.
+
+    Returns:
+        What was compared, and the choice.
+
+    Raises:
+        InputError: If inputs or targets are not those of the model.
+    """
+    data = NetworkData.of(x, y, None, missing_targets=False)
+    rows, held_out = data.whole(model.calculus, model.linearisation.parameters()[0])
+    densities: dict[Choice, Tensor] = {}
+    humility: dict[Choice, float] = {}
+    with torch.no_grad():
+        moments = model.latent_moments(rows)
+        _compare("laplace", held_out, moments, densities, humility)
+        chosen, error = humblest(densities, humility)
+        curve = _reliability(held_out, moments[0], tempered(moments[1], moments[2], chosen[1]))
+    model.tempering = chosen[1]
+    means = {key: float(value.mean()) for key, value in densities.items()}
+    return Calibration(*chosen, means, error, held_out.num_rows, curve)
+
+
+def _compare(
+    approximation: str,
+    held_out: Observations,
+    moments: tuple[Tensor, ...],
+    densities: dict[Choice, Tensor],
+    humility: dict[Choice, float],
+) -> None:
+    """Log-densities of held-out rows by the exponent of tempering, and the share of the prior variance that each leaves."""
+    mean, covariance, variance = moments
+    plugged_in = held_out.predictive_log_density(mean, torch.zeros_like(covariance)).double()
+    densities[approximation, math.inf], limit = plugged_in, float(plugged_in.mean())
+    for exponent in (*EXPONENTS, *SHARPER):
+        left = tempered(covariance, variance, exponent)
+        density = held_out.predictive_log_density(mean, left).double()
+        densities[approximation, exponent] = density
+        shares = left.diagonal(dim1=-2, dim2=-1) / variance
+        humility[approximation, exponent] = float(shares.double().mean())
+        if exponent >= EXPONENTS[-1] and abs(float(density.mean()) - limit) <= _SAME * abs(limit):
+            break
 
 
 def humblest(

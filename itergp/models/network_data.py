@@ -112,6 +112,12 @@ class NetworkData:
             return take(as_rows(inputs, "x"), slice(0, 2))
         raise InputError("`x` must be a loader of one batch or more. Got an empty one.")
 
+    def whole(self, likelihood: Likelihood, like: Tensor) -> tuple[Rows, Observations]:
+        """All rows in memory and what was observed there; arguments and errors as in ``parts``."""
+        rows = as_rows(self.inputs, "x", like)
+        assert self.targets is not None
+        return rows, self._observed(likelihood, rows, self.targets, like)
+
     def parts(self, likelihood: Likelihood, like: Tensor) -> Iterator[tuple[Rows, Observations]]:
         """Batches of rows and what was observed there, in the dtype and on the device of the weights.
 
@@ -123,9 +129,7 @@ class NetworkData:
             InputError: If inputs or targets are not valid.
         """
         if self.loader is None:
-            rows = as_rows(self.inputs, "x", like)
-            assert self.targets is not None
-            observed = self._observed(likelihood, rows, self.targets, like)
+            rows, observed = self.whole(likelihood, like)
             for start in range(0, num_rows(rows), _ROWS_AT_ONCE):
                 count = min(_ROWS_AT_ONCE, num_rows(rows) - start)
                 yield take(rows, slice(start, start + count)), observed.part(start, count)

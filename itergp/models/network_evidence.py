@@ -29,7 +29,7 @@ class EvidenceTerms:
     Attributes:
         log_precision: Logarithm of the prior precision of each group ``(G,)`` that the others were found at.
         distances: ``|w* - m|^2`` within each group ``(G,)``.
-        grams: ``U^T U`` within each group ``(G, r, r)``; None where H is there.
+        grams: ``U^T U`` within each group ``(G, r, r)``, or, of one group, its eigenvalues ``(1, r)``; None where H is there.
         traces: ``tr H`` within each group ``(G,)``.
         left_out: n.
         matrix: H ``(P, P)`` where it is there.
@@ -62,18 +62,23 @@ class EvidenceTerms:
             root = (0.5 * (self.log_precision - log_precision)).exp()[self.group]
             return _log_determinant(root.unsqueeze(-1) * self.matrix * root)
         assert self.grams is not None
-        gram = (ratios[:, None, None] * self.grams).sum(0)
-        within = _log_determinant(gram)
+        if self.grams.dim() == 2:
+            diagonal = ratios[0] * self.grams[0]
+            within = torch.log1p(diagonal).sum()
+        else:
+            gram = (ratios[:, None, None] * self.grams).sum(0)
+            diagonal, within = gram.diagonal(), _log_determinant(gram)
         if bound == "upper" or self.left_out == 0:
             return within
-        rest = ((ratios * self.traces).sum() - gram.diagonal().sum()).clamp_min(0.0)
+        rest = ((ratios * self.traces).sum() - diagonal.sum()).clamp_min(0.0)
         return within + self.left_out * torch.log1p(rest / self.left_out)
 
     def rest(self) -> float:
         """``tr H - tr B`` at the precision that it was found at."""
         if self.grams is None:
             return 0.0
-        return max(0.0, float(self.traces.sum() - self.grams.sum(0).diagonal().sum()))
+        within = self.grams if self.grams.dim() == 2 else self.grams.diagonal(dim1=-2, dim2=-1)
+        return max(0.0, float(self.traces.sum() - within.sum()))
 
 
 def _log_determinant(matrix: Tensor) -> Tensor:

@@ -26,9 +26,12 @@ from itergp.models.network_saving import load_network, save_network
 from itergp.models.streaming import check_prediction, predictive_of
 from itergp.numerics.blocks import psd_root
 from itergp.operators import default_memory_budget, slices
+from itergp.operators.layer_gradients import LayerGradients
 from itergp.operators.linearisation import Chosen, Linearisation, Rows, linearise, num_rows, take
-from itergp.posterior.gauss_newton import GaussNewton, Overview, leading_actions, look_over
+from itergp.operators.row_gradients import RowGradients
+from itergp.posterior.gauss_newton import MANY_LATENTS, GaussNewton, Overview, leading_actions, look_over
 from itergp.posterior.precision import marginal_covariance
+from itergp.posterior.row_information import RowInformation
 from itergp.posterior.tempering import tempered
 from itergp.posterior.weights import (
     DenseInformation,
@@ -38,11 +41,14 @@ from itergp.posterior.weights import (
     gram_matrix,
 )
 
-_COVERAGE, _PASSES = 0.99, 1
+_COVERAGE, _PASSES = 0.999, 1
+_SINGLE, _GRAMS = 4096, 8  # directions of rows looked at one by one, and matrices of that size that there is memory for
 _RANK, _LEAST_RANK, _SHARE = 300, 20, 32  # of the memory budget, for directions, by "auto"
 _SAME = 1e-4  # relative difference of two passes over the same rows that is rounding
 _MOST_JOINT = 4096  # latent values of a joint distribution
 _MOST_ROWS, _MOST_BYTES = 1024, 2**27  # of predictions at a time
+_MOST_GROUPED = 512  # directions by which the evidence of several groups of weights is known
+_PRODUCTS = 24  # bytes for each product of a prediction's gradient with one of the data's
 _STEPS = 50  # of the optimiser of prior precisions, within a round
 
 Prior = float | Tensor | Mapping[str, float]
@@ -103,6 +109,8 @@ class NetworkGP(nn.Module):
             names of parameters or modules to numbers. Weight decay ``wd`` of a loss that averages over N rows is ``N wd``.
         prior_mean: Prior means by parameter name, such as those before fine-tuning; default 0. They change the evidence alone.
         rank: Directions of the weights that are computed: ``"auto"`` for 300, or as many as there is memory for; None for all.
+        row_directions: Directions of rows' latent values, those of most curvature, that are looked at one by one, without loss:
+            ``"auto"`` for 4,096, or as many as there is memory for; 0 for none. The rank is for what is left of the coverage.
         coverage: Share of the curvature of the training rows that is looked at. Rows that the network is certain of have next
             to none, and cost nothing; leaving them out can only widen the covariance. 1 where the likelihood is to be learned.
         passes: Products with the Gauss-Newton matrix in the search for directions; more make a low rank tighter.
@@ -146,6 +154,7 @@ class NetworkGP(nn.Module):
         prior_precision: Prior = 1.0,
         prior_mean: Mapping[str, Tensor] | None = None,
         rank: int | Literal["auto"] | None = "auto",
+        row_directions: int | Literal["auto"] = "auto",
         coverage: float = _COVERAGE,
         passes: int = _PASSES,
         memory_budget: int | None = None,
@@ -157,21 +166,25 @@ class NetworkGP(nn.Module):
             raise InputError(
                 f"`network` must be a torch module. Got {type(network).__name__}. Wrap the function in one."
             )
-        for name, value in (
+        counts: tuple[tuple[str, Any], ...] = (
             ("rank", None if rank == "auto" else rank),
             ("passes", passes),
             ("memory_budget", memory_budget),
-        ):
+            ("row_directions", None if row_directions in ("auto", 0) else row_directions),
+        )
+        for name, value in counts:
             require_positive(name, value, integer=True)
         if not 0.0 < coverage <= 1.0:
             raise InputError(f"`coverage` must be a share, above 0 and at most 1. Got {coverage!r}.")
         self.network, self.likelihood, self.chosen = network, likelihood, parameters
-        self.rank, self.coverage, self.passes, self.memory_budget = rank, coverage, passes, memory_budget
+        self.rank, self.row_directions, self.coverage = rank, row_directions, coverage
+        self.passes, self.memory_budget = passes, memory_budget
         self.tempering = 0.0
         self.calculus  # noqa: B018 - a likelihood that cannot be used is refused now
         self._prior, self._prior_mean = prior_precision, prior_mean
         self._known: ConditionedNetwork | None = None
         self._linearisation: Linearisation | None = None
+        self._layers: LayerGradients | None = None
         data = NetworkData.of(x, y, sample_weight, missing_targets=missing_targets)
         self.data = data
         if not data.empty:
@@ -182,6 +195,7 @@ class NetworkGP(nn.Module):
         like = next(value for value in self.network.parameters() if value.is_floating_point())
         self._probe = probe = as_rows(probe, "x", like.detach())
         self._linearisation = linearise(self.network, self.chosen, probe, self.calculus.num_latents)
+        self._layers = LayerGradients(self._linearisation, probe)
         values, group = prior_groups(self._linearisation.names, self._prior)
         self.register_buffer("_group", group.to(like.device), persistent=False)
         self.log_prior_precision = nn.Parameter(values.log().to(like.device))
@@ -208,6 +222,13 @@ class NetworkGP(nn.Module):
         return self._linearisation
 
     @property
+    def layers(self) -> LayerGradients:
+        """Gradients of rows, by layers."""
+        self.linearisation  # noqa: B018 - the error is its
+        assert self._layers is not None
+        return self._layers
+
+    @property
     def prior_precision(self) -> Tensor:
         """Prior precision of each group of weights ``(G,)``."""
         return self.log_prior_precision.exp()
@@ -217,9 +238,18 @@ class NetworkGP(nn.Module):
         """The posterior at the present state; found now if something changed since it was last found."""
         weights, state = self.linearisation.weights(), self._state()
         known = self._known
-        if known is None or known.state != state or not torch.equal(known.weights, weights):
+        if known is None or not torch.equal(known.weights, weights):
             self._known = known = self._find(weights, state)
+        elif known.state != state:
+            scaled = self._differs_in_precision(known, state)
+            self._known = known = self._rescaled(known, state) if scaled else self._find(weights, state)
         return known
+
+    def _differs_in_precision(self, known: ConditionedNetwork, state: tuple[Any, ...]) -> bool:
+        """Whether all that changed is the one precision of all weights, by which H is only multiplied."""
+        if known.overview is None or self._learns_likelihood() or len(self.log_prior_precision) > 1:
+            return False
+        return known.state[:-1] == state[:-1]
 
     def condition(self) -> WeightPosterior:
         """Finds the posterior now, and returns that of the weights."""
@@ -238,12 +268,16 @@ class NetworkGP(nn.Module):
                 "The state must be the saved one where there are no data. Got a network, likelihood or prior precision that "
                 "has changed. Pass x and y, or load again."
             )
-        coverage = 1.0 if self.rank is None or self._learns_likelihood() else self.coverage
-        overview = look_over(self.linearisation, self._parts, coverage)
+        size, learns = len(weights), self._learns_likelihood()
+        rank, single = self._rank(size), self._single()
+        coverage = 1.0 if rank is None or learns else self.coverage
+        overview = look_over(self.linearisation, self._parts, coverage, single)
+        if (
+            learns and overview.num_single < overview.num_directions
+        ):  # the evidence knows the derivative of actions alone
+            overview = replace(overview, num_single=0, split=math.inf)
         self._require_same_rows(overview)
-        problem = GaussNewton(self.linearisation, self._parts, self._scale(), overview)
-        size = len(weights)
-        rank = self._rank(size)
+        problem = GaussNewton(self.linearisation, self._parts, self._scale(), overview, self.layers)
         if rank is None or rank >= min(size, overview.num_directions):
             problem.overview = overview = replace(overview, least=0.0, num_kept=overview.num_directions)
             found = ConditionedNetwork(weights, self._none(), problem.scale, state, overview)
@@ -251,9 +285,46 @@ class NetworkGP(nn.Module):
                 matrix = problem.matrix()
                 return replace(found, information=DenseInformation.from_matrix(matrix), matrix=matrix)
             return replace(found, information=LowRankInformation.from_products(problem.root()))
+        if overview.num_single:
+            return self._with_single_rows(problem, rank, weights, state)
         actions = leading_actions(problem, rank, self.passes)
         information = LowRankInformation.from_products(actions[1])
         return ConditionedNetwork(weights, information, problem.scale, state, overview, actions)
+
+    @torch.no_grad()
+    def _rescaled(self, known: ConditionedNetwork, state: tuple[Any, ...]) -> ConditionedNetwork:
+        """At another precision of all weights: the same directions, which know a multiple of what they did."""
+        scale = self._scale()
+        ratio = float((scale[0].double() / known.scale[0].double()).square())
+        information = known.information.rescaled(ratio)
+        actions, matrix = known.actions, known.matrix
+        if actions is not None:
+            actions = (actions[0] / math.sqrt(ratio), actions[1] * math.sqrt(ratio))
+        matrix = None if matrix is None else matrix * ratio
+        return replace(known, information=information, scale=scale, state=state, actions=actions, matrix=matrix)
+
+    def _with_single_rows(
+        self, problem: GaussNewton, rank: int, weights: Tensor, state: tuple[Any, ...]
+    ) -> ConditionedNetwork:
+        """What the rows of most curvature say, and, of the others, actions."""
+        overview, rest = problem.overview, problem.scale.new_zeros(len(weights), 0)
+        if overview.num_kept > overview.num_single:
+            others = replace(problem, single=False)
+            rest = leading_actions(others, rank, self.passes)[1]
+        information = RowInformation.of(problem.single_gradients(), rest)
+        complete = overview.num_single == overview.num_directions
+        actions = None if complete else (rest[:, :0], rest)
+        return ConditionedNetwork(weights, information, problem.scale, state, overview, actions)
+
+    def _single(self) -> int:
+        """Directions of rows that may be looked at one by one."""
+        if self.linearisation.num_latents > MANY_LATENTS:
+            return 0
+        if self.row_directions != "auto":
+            return self.row_directions
+        budget = self.memory_budget or default_memory_budget(self._group.device)
+        own = self.layers.layout.width * self.linearisation.parameters()[0].element_size()
+        return min(_SINGLE, budget // (2 * own), math.isqrt(budget // (_GRAMS * 8)))
 
     def _rank(self, size: int) -> int | None:
         """Directions of so many weights; None for all."""
@@ -314,9 +385,17 @@ class NetworkGP(nn.Module):
         Args:
             x: Inputs, as the network takes them.
         """
-        found = [(mean, covariance) for _, mean, covariance, _ in self._marginals(x)]
-        means, covariances = zip(*found, strict=True)
-        return torch.cat(means), torch.cat(covariances)
+        return self.latent_moments(x)[:2]
+
+    def latent_moments(self, x: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Latent means ``(M, C)``, covariances ``(M, C, C)`` and prior variances ``(M, C)`` at inputs.
+
+        Args:
+            x: Inputs, as the network takes them.
+        """
+        found = [moments for _, *moments in self._marginals(x)]
+        means, covariances, variances = (torch.cat(own) for own in zip(*found, strict=True))
+        return means, covariances, variances
 
     @torch.no_grad()
     def forward(self, x: Any) -> MultivariateNormal:
@@ -336,7 +415,10 @@ class NetworkGP(nn.Module):
                 "or latent_marginals, which go row by row, or sample, which is joint over all rows."
             )
         fit = self.conditioned
-        covariance = fit.information.covariance(self._gradients(rows, fit).flatten(0, 1))
+        if isinstance(fit.information, RowInformation):
+            covariance = fit.information.joint_covariance(self._row_gradients(rows, fit).flatten())
+        else:
+            covariance = fit.information.covariance(self._gradients(rows, fit).flatten(0, 1))
         mean = self.linearisation.outputs(rows)
         if latents == 1:
             return MultivariateNormal(mean.squeeze(-1), to_linear_operator(covariance))
@@ -374,6 +456,8 @@ class NetworkGP(nn.Module):
     def _covariance(self, rows: Rows, fit: ConditionedNetwork) -> tuple[Tensor, Tensor]:
         """Posterior covariances ``(m, C, C)`` and prior variances ``(m, C)``."""
         information = fit.information
+        if isinstance(information, RowInformation):
+            return information.row_covariance(self._row_gradients(rows, fit))
         if self.linearisation.structured and isinstance(information, LowRankInformation):
             prior = self.linearisation.prior_blocks(rows, fit.scale)
             shrunk = (information.values / (1.0 + information.values)).sqrt().to(fit.scale)
@@ -384,8 +468,11 @@ class NetworkGP(nn.Module):
 
     def _gradients(self, rows: Rows, fit: ConditionedNetwork) -> Tensor:
         """Whitened gradients ``(m, C, P)``."""
+        return self._row_gradients(rows, fit).dense()
+
+    def _row_gradients(self, rows: Rows, fit: ConditionedNetwork) -> RowGradients:
         units = torch.eye(self.linearisation.num_latents).to(fit.scale).expand(num_rows(rows), -1, -1)
-        return self.linearisation.row_gradients(rows, units).mul_(fit.scale)
+        return self.layers.at(rows, units, fit.scale)
 
     # -------------------------------------------------------------------------- evidence
     def evidence(self, bound: Bound = "lower") -> Tensor:
@@ -402,12 +489,10 @@ class NetworkGP(nn.Module):
         """
         if bound not in ("lower", "upper"):
             raise InputError(f"`bound` must be 'lower' or 'upper'. Got {bound!r}.")
-        terms = self._terms()
+        terms, overview = self._terms()
         value = terms.evidence(self.log_prior_precision, bound)
         if torch.is_grad_enabled() and self._learns_likelihood():
             return value + self._of_likelihood(terms, bound)
-        overview = self.conditioned.overview
-        assert overview is not None
         return value + overview.log_density
 
     def learn_prior(
@@ -434,8 +519,7 @@ class NetworkGP(nn.Module):
                 history.append(float(self.evidence(bound)))
             if history[-1] > best[0]:
                 best = (history[-1], self._learned())
-            overview = self.conditioned.overview
-            assert overview is not None
+            overview = self._terms()[1]
             if step == rounds or (step and history[-1] - history[-2] < tolerance * overview.num_rows):
                 break
             self._learn_precision(bound)
@@ -447,7 +531,7 @@ class NetworkGP(nn.Module):
         return history
 
     def _learn_precision(self, bound: Bound) -> None:
-        terms = self._terms()
+        terms, _ = self._terms()
         optimiser = torch.optim.LBFGS([self.log_prior_precision], max_iter=_STEPS, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
@@ -483,12 +567,19 @@ class NetworkGP(nn.Module):
         optimiser.zero_grad()
 
     @torch.no_grad()
-    def _terms(self) -> EvidenceTerms:
-        fit = self.conditioned
+    def _terms(self) -> tuple[EvidenceTerms, Overview]:
+        """Of the evidence at this state or, where only the one precision differs, at another: they hold at any."""
+        fit = self._known
+        if fit is None or fit.terms is None or not self._holds_at_any_precision(fit):
+            fit = self.conditioned
         if fit.terms is None:
             fit = self._known = replace(fit, terms=self._find_terms(fit))
         assert fit.terms is not None
-        return fit.terms
+        assert fit.overview is not None
+        return fit.terms, fit.overview
+
+    def _holds_at_any_precision(self, fit: ConditionedNetwork) -> bool:
+        return torch.equal(fit.weights, self.linearisation.weights()) and self._differs_in_precision(fit, self._state())
 
     def _find_terms(self, fit: ConditionedNetwork) -> EvidenceTerms:
         group, count = self._groups(), len(self.log_prior_precision)
@@ -504,15 +595,42 @@ class NetworkGP(nn.Module):
         zeros = torch.zeros_like(log_precision)
         if fit.matrix is not None:
             return EvidenceTerms(log_precision, distances, None, zeros, 0, fit.matrix, group)
+        if isinstance(fit.information, RowInformation):
+            return self._terms_of_rows(fit, fit.information, log_precision, distances, masks)
         if fit.actions is None:
             assert isinstance(fit.information, LowRankInformation)
             products = fit.information.basis * fit.information.values.sqrt().to(fit.scale)
             grams = torch.stack([gram_matrix(own, own) for own in (products[mask] for mask in masks)])
             return EvidenceTerms(log_precision, distances, grams, zeros, 0, None, group)
         grams = torch.stack([gram_matrix(own, own) for own in (fit.actions[1][mask] for mask in masks)])
-        problem = GaussNewton(self.linearisation, self._parts, fit.scale, overview)
+        problem = GaussNewton(self.linearisation, self._parts, fit.scale, overview, self.layers)
         left_out = min(len(fit.weights), overview.num_directions) - grams.shape[-1]
         return EvidenceTerms(log_precision, distances, grams, problem.traces(masks), left_out, None, group)
+
+    def _terms_of_rows(
+        self,
+        fit: ConditionedNetwork,
+        information: RowInformation,
+        log_precision: Tensor,
+        distances: Tensor,
+        masks: list[Tensor],
+    ) -> EvidenceTerms:
+        """With one group the spectrum says it all; with several, the Gram matrices of so many leading actions as fit."""
+        overview = fit.overview
+        assert overview is not None
+        if len(masks) == 1:
+            grams = torch.linalg.eigvalsh(information.gram()).clamp_min(0.0).unsqueeze(0)
+        else:
+            grams = information.group_grams(masks, _MOST_GROUPED)
+        if fit.exact and grams.shape[-1] == information.rank:
+            return EvidenceTerms(
+                log_precision, distances, grams, torch.zeros_like(log_precision), 0, None, self._groups()
+            )
+        problem = GaussNewton(self.linearisation, self._parts, fit.scale, overview, self.layers)
+        left_out = min(len(fit.weights), overview.num_directions) - grams.shape[-1]
+        return EvidenceTerms(
+            log_precision, distances, grams, problem.traces(masks), max(0, left_out), None, self._groups()
+        )
 
     def _of_likelihood(self, terms: EvidenceTerms, bound: Bound) -> Tensor:
         """``log p(y | f*)``, with the derivative of the log-determinant in the curvature, which the likelihood changes."""
@@ -609,11 +727,15 @@ class NetworkGP(nn.Module):
         return as_rows(x, "x", self.linearisation.parameters()[0])
 
     def _rows_at_once(self) -> int:
-        lin = self.linearisation
+        lin, known = self.linearisation, self._known
         budget = self.memory_budget or default_memory_budget(self._group.device)
-        count = 0 if lin.structured else lin.num_latents
+        most = min(_MOST_BYTES, budget // 4)
         squares = max(1, budget // (64 * lin.num_latents**2))
-        return min(_MOST_ROWS, squares, lin.rows_at_once(count, min(_MOST_BYTES, budget // 4)))
+        if known is not None and isinstance(known.information, RowInformation):
+            products = max(1, most // (_PRODUCTS * lin.num_latents * known.information.rank))
+            return min(_MOST_ROWS, squares, products, self.layers.rows_at_once(lin.num_latents, most))
+        count = 0 if lin.structured else lin.num_latents
+        return min(_MOST_ROWS, squares, lin.rows_at_once(count, most))
 
     def _groups(self) -> Tensor:
         """Group of each weight ``(P,)``."""
@@ -654,14 +776,14 @@ class NetworkGP(nn.Module):
         tensors = [
             *self.network.state_dict().values(),
             *self.likelihood.state_dict().values(),
-            self.log_prior_precision,
         ]
         data = [
             x for x in tree_leaves((self.data.inputs, self.data.targets, self.data.sample_weight)) if torch.is_tensor(x)
         ]
         sums = tuple((float(x.double().sum()), float(x.double().norm())) for x in tensors)
         versions = tuple((x.data_ptr(), 0 if x.is_inference() else x._version) for x in data)
-        return (sums, versions, id(self.data.loader), self.rank, self.coverage, self.passes)
+        options = (self.rank, self.row_directions, self.coverage, self.passes)
+        return (sums, versions, id(self.data.loader), options, tuple(self.log_prior_precision.tolist()))
 
 
 def prior_groups(names: list[str], prior: Prior) -> tuple[Tensor, Tensor]:

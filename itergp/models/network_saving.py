@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
@@ -12,6 +11,7 @@ from torch.utils._pytree import tree_flatten
 from itergp.errors import InputError
 from itergp.operators.linearisation import Rows
 from itergp.persistence.files import read_file, write_file
+from itergp.posterior.row_information import RowInformation
 from itergp.posterior.weights import DenseInformation, Information, LowRankInformation
 
 _NETWORK, _LIKELIHOOD, _PROBE, _INFORMATION = "network.", "likelihood.", "probe.", "information."
@@ -48,7 +48,7 @@ def save_network(
     tensors |= {_LIKELIHOOD + name: value for name, value in likelihood.state_dict().items()}
     named = [probe[key] for key in keys] if keys is not None else leaves
     tensors |= {f"{_PROBE}{i}": value for i, value in enumerate(named)}
-    tensors |= {_INFORMATION + name: value for name, value in vars(information).items()}
+    tensors |= {_INFORMATION + name: value for name, value in information.tensors().items()}
     tensors["log_prior_precision"] = log_prior_precision.detach()
     about = {
         "kind": _KIND,
@@ -82,7 +82,8 @@ def load_network(path: str | os.PathLike[str], network: nn.Module, likelihood: n
             )
     for module, state in states:
         module.load_state_dict(state)
-    kind: Any = {one.__name__: one for one in (LowRankInformation, DenseInformation)}[about["information"]]
+    kinds: tuple[type[Information], ...] = (LowRankInformation, DenseInformation, RowInformation)
+    kind = {one.__name__: one for one in kinds}[about["information"]]
     parts = _within(tensors, _PROBE)
     values = [parts[str(i)] for i in range(len(parts))]
     probe: Rows = values[0]
@@ -90,7 +91,7 @@ def load_network(path: str | os.PathLike[str], network: nn.Module, likelihood: n
         probe = dict(zip(about["keys"], values, strict=True))
     elif about["tuple"]:
         probe = tuple(values)
-    return SavedNetwork(tensors["log_prior_precision"], kind(**_within(tensors, _INFORMATION)), probe)
+    return SavedNetwork(tensors["log_prior_precision"], kind.from_tensors(_within(tensors, _INFORMATION)), probe)
 
 
 def _within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

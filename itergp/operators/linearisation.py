@@ -69,6 +69,10 @@ class Linearisation:
         with evaluating(self.network):
             return self._as_latents(_call(self.network, rows), num_rows(rows))
 
+    def outputs_with_graph(self, rows: Rows) -> Tensor:
+        """``f(x; w*)`` ``(n, C)`` with derivatives, where these are enabled, in whatever mode the network is in."""
+        return self._as_latents(_call(self.network, rows), num_rows(rows))
+
     @torch.no_grad()
     def push(self, rows: Rows, tangents: Tensor) -> Tensor:
         """J times vectors of weights ``(P, k)``: ``(n, C, k)``."""

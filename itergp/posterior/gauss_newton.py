@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -12,7 +13,9 @@ from itergp.likelihoods import Observations
 from itergp.numerics.blocks import curvature_eigen
 from itergp.numerics.rounding import thresholds
 from itergp.numerics.spectral import eigh
+from itergp.operators.layer_gradients import LayerGradients
 from itergp.operators.linearisation import Linearisation, Rows, num_rows, take
+from itergp.operators.row_gradients import RowGradients
 from itergp.operators.tiles import slices
 from itergp.posterior.weights import gram_matrix, orthonormal
 
@@ -22,6 +25,7 @@ MANY_LATENTS = 64  # of which curvatures are multiplied by, not taken apart
 _OVERSAMPLED = 16  # columns beyond the rank that a search has
 _GRADIENT_BYTES, _KEPT_BYTES = 2**26, 2**28  # of rows' gradients at a time, and kept between passes
 _MOST_CURVATURES = 2**25  # numbers
+_SAME = 1e-4  # relative difference of two curvatures that may be one
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Overview:
         num_directions: Directions of latent values that the data say something about, at most N C.
         num_kept: Those of them that are looked at.
         least: Curvature at or below which a direction is not looked at.
+        num_single: Those of them, of most curvature, that are looked at one by one.
+        split: Curvature at or below which a direction is not among these.
     """
 
     log_density: float
@@ -41,6 +47,8 @@ class Overview:
     num_directions: int
     num_kept: int
     least: float
+    num_single: int = 0
+    split: float = math.inf
 
 
 @dataclass
@@ -56,12 +64,16 @@ class GaussNewton:
         data: Gives the batches of a pass over the training data.
         scale: Prior standard deviations ``(P,)``.
         overview: Of the data.
+        layers: Gradients of rows, by layers.
+        single: Whether directions that are looked at one by one are part of H.
     """
 
     linearisation: Linearisation
     data: Data
     scale: Tensor
     overview: Overview
+    layers: LayerGradients
+    single: bool = True
     _kept: list[Tensor] | None = field(default=None, repr=False)
 
     # --------------------------------------------------------------------- products
@@ -123,9 +135,10 @@ class GaussNewton:
         """
         total = torch.zeros(len(groups), dtype=torch.float64, device=self.scale.device)
         if self.by_rows:
-            masks = torch.stack(groups).to(self.scale)
-            for gradients in self.weighted_gradients(0.0):
-                total += (masks @ gradients.square().sum(0)).double()
+            masks = [group.to(self.scale) for group in groups]
+            for gradients in self._gradients(0.0):
+                for i, mask in enumerate(masks):
+                    total[i] += gradients.scaled(mask).squares().sum(dtype=torch.float64)
             return total
         for rows, observed in self._parts():
             curvature = self._curvature(rows, observed)
@@ -133,22 +146,20 @@ class GaussNewton:
                 total[i] += (curvature * self.linearisation.prior_blocks(rows, self.scale * group)).sum().double()
         return total
 
-    def weighted_gradients(self, least: float | None = None) -> Iterator[Tensor]:
-        """Whitened gradients of what is looked at, times the root of its curvature: blocks ``(m, P)`` whose squares sum to H.
-
-        Args:
-            least: Curvature at or below which a direction is left out; default the overview's.
-        """
-        if least is not None and least != self.overview.least:
-            yield from self._gradients(least)
-            return
-        size = self.overview.num_kept * self.scale.numel() * self.scale.element_size()
-        if size > _KEPT_BYTES:
-            yield from self._gradients(self.overview.least)
+    def weighted_gradients(self) -> Iterator[Tensor]:
+        """Whitened gradients of what is looked at, times the root of its curvature: blocks ``(m, P)`` that H is the sum of."""
+        count = self.overview.num_kept - (0 if self.single else self.overview.num_single)
+        if count * self.scale.numel() * self.scale.element_size() > _KEPT_BYTES:
+            yield from self._dense()
             return
         if self._kept is None:
-            self._kept = [*self._gradients(self.overview.least)]
+            self._kept = [*self._dense()]
         yield from self._kept
+
+    def single_gradients(self) -> RowGradients:
+        """Those of the directions that are looked at one by one ``(num_single, 1, P)``."""
+        found = self._gradients(self.overview.split)
+        return RowGradients.joined(found, self.overview.num_single, self.layers.layout, self.scale)
 
     def release(self) -> None:
         """Frees what is kept between passes."""
@@ -160,18 +171,28 @@ class GaussNewton:
         """Whether gradients are taken row by row."""
         return self.linearisation.num_latents <= MANY_LATENTS and not self.linearisation.structured
 
-    def _gradients(self, least: float) -> Iterator[Tensor]:
+    def _dense(self) -> Iterator[Tensor]:
+        step = max(1, _GRADIENT_BYTES // (self.scale.numel() * self.scale.element_size()))
+        # Rounding, which batches in another order change, must not count a direction by itself and among the others.
+        most = math.inf if self.single else self.overview.split * (1.0 - _SAME)
+        for found in self._gradients(self.overview.least, most):
+            for i in slices(found.shape[0], step):
+                yield found[i].dense()[:, 0]
+
+    def _gradients(self, least: float, most: float = math.inf) -> Iterator[RowGradients]:
+        """Flat whitened gradients of directions of some curvature, times its root."""
         for rows, observed in self.data():
             values, vectors = curvature_eigen(_curvature_at(self.linearisation.outputs(rows), observed))
-            counts = (values > least).sum(-1)
-            for count in counts.unique().tolist():
-                if count == 0:
+            counts, above = (values > least).sum(-1), (values > most).sum(-1)
+            for pair in torch.stack([counts, above], -1).unique(dim=0):
+                count, left_out = pair.tolist()
+                if count == left_out:
                     continue
-                own = (counts == count).nonzero().squeeze(-1)
-                for which in own.split(self.linearisation.rows_at_once(count, _GRADIENT_BYTES)):
-                    weighted = vectors[which, :, -count:] * values[which, None, -count:].sqrt()
-                    found = self.linearisation.row_gradients(take(rows, which), weighted.mT)
-                    yield found.flatten(0, 1).mul_(self.scale)
+                own = ((counts == count) & (above == left_out)).nonzero().squeeze(-1)
+                chosen = slice(-count, -left_out or None)
+                for which in own.split(self.layers.rows_at_once(count - left_out, _GRADIENT_BYTES)):
+                    weighted = vectors[which, :, chosen] * values[which, None, chosen].sqrt()
+                    yield self.layers.at(take(rows, which), weighted.mT, self.scale).flatten()
 
     def _parts(self) -> Iterator[Part]:
         most = max(1, _MOST_CURVATURES // self.linearisation.num_latents**2)
@@ -192,13 +213,14 @@ class GaussNewton:
 
 
 @torch.no_grad()
-def look_over(linearisation: Linearisation, data: Data, coverage: float) -> Overview:
+def look_over(linearisation: Linearisation, data: Data, coverage: float, most_single: int = 0) -> Overview:
     """One pass forward through the network.
 
     Args:
         linearisation: The network.
         data: The training data.
         coverage: Share of the curvature that is to be looked at.
+        most_single: Directions of the data that may be looked at one by one.
     """
     log_density, size, found = 0.0, 0, []
     for rows, observed in data():
@@ -213,8 +235,10 @@ def look_over(linearisation: Linearisation, data: Data, coverage: float) -> Over
     values = torch.cat(found).double().sort().values
     informative = int((values > 0.0).sum())
     dropped = int((values.cumsum(0) <= (1.0 - coverage) * values.sum()).sum())
-    least = float(values[dropped - 1]) if dropped else 0.0
-    return Overview(log_density, size, informative, int((values > least).sum()), max(0.0, least))
+    least = max(0.0, float(values[dropped - 1])) if dropped else 0.0
+    kept = int((values > least).sum())
+    split = least if kept <= most_single else float(values[len(values) - 1 - most_single])
+    return Overview(log_density, size, informative, kept, least, int((values > split).sum()), split)
 
 
 def leading_actions(problem: GaussNewton, rank: int, passes: int, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -231,7 +255,9 @@ def leading_actions(problem: GaussNewton, rank: int, passes: int, seed: int = 0)
     """
     generator = torch.Generator().manual_seed(seed)
     floor = thresholds(problem.scale.dtype).dependent_action
-    width = min(rank + _OVERSAMPLED, problem.overview.num_kept, len(problem.scale))
+    overview = problem.overview
+    count = overview.num_kept - (0 if problem.single else overview.num_single)
+    width = min(rank + _OVERSAMPLED, count, len(problem.scale))
     basis = orthonormal(problem.sketch(width, generator), floor)
     for _ in range(passes - 1):
         basis = orthonormal(problem.product(basis), floor)

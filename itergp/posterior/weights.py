@@ -31,9 +31,14 @@ class Information(ABC):
     def covariance(self, gradients: Tensor) -> Tensor:
         """``J (I + H)^{-1} J^T`` ``(..., C, C)`` for whitened gradients ``(..., C, P)``; positive semi-definite by its form."""
 
+    @property
+    def num_noise(self) -> int:
+        """Numbers beyond P that a sample takes."""
+        return 0
+
     @abstractmethod
     def sample(self, noise: Tensor) -> Tensor:
-        """Whitened weights ``(P, k)`` of covariance ``(I + H)^{-1}`` from standard normal numbers ``(P, k)``."""
+        """Whitened weights ``(P, k)`` of covariance ``(I + H)^{-1}`` from standard normal numbers ``(P + num_noise, k)``."""
 
     @abstractmethod
     def quadratic(self, weights: Tensor) -> Tensor:
@@ -50,6 +55,19 @@ class Information(ABC):
     @abstractmethod
     def to(self, like: Tensor) -> Information:
         """The same in the dtype and on the device of ``like``."""
+
+    @abstractmethod
+    def rescaled(self, ratio: float) -> Information:
+        """Of ``ratio H``: that of another prior precision of all weights."""
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All that it is, by name."""
+        return dict(vars(self))
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> Information:
+        """What ``tensors`` gave."""
+        return cls(**tensors)
 
 
 @dataclass(frozen=True)
@@ -110,6 +128,10 @@ class LowRankInformation(Information):
         """The same in the dtype and on the device of ``like``."""
         return LowRankInformation(self.basis.to(like), self.values.to(like.device))
 
+    def rescaled(self, ratio: float) -> LowRankInformation:
+        """Of ``ratio H``."""
+        return LowRankInformation(self.basis, self.values * ratio)
+
 
 @dataclass(frozen=True)
 class DenseInformation(Information):
@@ -166,6 +188,12 @@ class DenseInformation(Information):
         """The same on the device of ``like``, in float64 as it is."""
         return DenseInformation(self.factor.to(like.device))
 
+    def rescaled(self, ratio: float) -> DenseInformation:
+        """Of ``ratio H``."""
+        matrix = self.factor @ self.factor.mT
+        matrix.diagonal().sub_(1.0)
+        return DenseInformation.from_matrix(matrix.mul_(ratio))
+
 
 @dataclass(frozen=True)
 class WeightPosterior:
@@ -200,7 +228,7 @@ class WeightPosterior:
     def deviations(self, num_samples: int, *, seed: int | None = None) -> Tensor:
         """Samples of ``w - w*`` ``(P, num_samples)``; arguments as in ``sample``."""
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        shape = (num_samples, self.mean.numel())
+        shape = (num_samples, self.mean.numel() + self.information.num_noise)
         noise = torch.randn(shape, generator=generator, dtype=self.mean.dtype).to(self.mean.device)
         return self.information.sample(noise.mT) * self.scale.unsqueeze(-1)
 

@@ -195,32 +195,57 @@ def test_one_output_without_a_dimension_for_it():
 
 
 # ------------------------------------------------------------- laws of a low rank
+@pytest.mark.parametrize("row_directions", [0, 12])
 @pytest.mark.parametrize("coverage", [1.0, 0.9])
 @pytest.mark.parametrize("name", ["perceptron", "convolution", "recurrent"])
-def test_never_below_exact_and_between_the_bounds(name, coverage):
+def test_never_below_exact_and_between_the_bounds(name, coverage, row_directions):
     network, x, y, new = problem(name)
     likelihood = CategoricalLikelihood(CLASSES)
     _, covariance, evidence = reference(network, x, y, new, likelihood, 0.05)
     last = torch.full((NEW,), math.inf)
     for rank in (1, 5, 15, 30):
-        model = NetworkGP(network, x, y, likelihood, prior_precision=0.05, rank=rank, coverage=coverage, passes=2)
+        options = {"coverage": coverage, "passes": 2, "row_directions": row_directions}
+        model = NetworkGP(network, x, y, likelihood, prior_precision=0.05, rank=rank, **options)
         excess = torch.linalg.eigvalsh(model(new).covariance_matrix - covariance)
         assert float(excess.min()) > -1e-9 * float(covariance.diagonal().max())
         variances = model.latent_marginals(new)[1].diagonal(dim1=1, dim2=2).sum(-1).double()
         assert bool((variances < last * 1.01).all())
         assert model.evidence("lower").item() <= evidence + 1e-6 <= model.evidence("upper").item() + 2e-6
-        assert model.weight_posterior().rank <= rank
+        assert model.weight_posterior().rank <= rank + row_directions
         last = variances
 
 
 def test_few_directions_say_nearly_all():
     network, x, y, new = problem(rows=300)
     _, covariance, evidence = reference(network, x, y, new, CategoricalLikelihood(CLASSES), 1.0)
-    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), rank=25, coverage=1.0)
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), rank=25, coverage=1.0, row_directions=0)
     ratio = model(new).covariance_matrix.diagonal() / covariance.diagonal()
     assert float(ratio.min()) > 1.0 - 1e-9
     assert float(ratio.max()) < 1.2
     assert abs(model.evidence().item() - evidence) < 1.0
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_rows_one_by_one_are_the_dense_posterior(name):
+    """All directions of all rows, or those of a coverage and actions of the rest: exact, or nearly so, and never below."""
+    network, x, y, new = problem(name)
+    likelihood = CategoricalLikelihood(CLASSES)
+    mean, covariance, evidence = reference(network, x, y, new, likelihood, 0.5)
+    model = NetworkGP(network, x, y, likelihood, prior_precision=0.5, rank=1, coverage=1.0)
+    assert model.conditioned.exact
+    means, covariances = model.latent_marginals(new)
+    torch.testing.assert_close(means, mean)
+    torch.testing.assert_close(covariances, row_blocks(covariance, CLASSES), rtol=1e-6, atol=1e-8)
+    torch.testing.assert_close(model(new).covariance_matrix, covariance, rtol=1e-6, atol=1e-8)
+    for bound in ("lower", "upper"):
+        assert model.evidence(bound).item() == pytest.approx(evidence, abs=1e-6)
+    part = NetworkGP(network, x, y, likelihood, prior_precision=0.5, rank=5, coverage=1.0, row_directions=60)
+    assert not part.conditioned.exact
+    assert part.weight_posterior().rank == 65
+    assert float(torch.linalg.eigvalsh(part(new).covariance_matrix - covariance).min()) > -1e-9
+    fewer = NetworkGP(network, x, y, likelihood, prior_precision=0.5, rank=5, coverage=1.0, row_directions=0)
+    variances = [float(one(new).covariance_matrix.diagonal().sum()) for one in (part, fewer)]
+    assert variances[0] < min(variances[1], 1.2 * float(covariance.diagonal().sum()))
 
 
 def test_rows_that_are_certain_cost_nothing():
@@ -240,10 +265,11 @@ def test_rows_that_are_certain_cost_nothing():
 def test_the_last_layer_has_a_structure_of_its_own(rank):
     network, x, y, new = problem()
     likelihood = CategoricalLikelihood(CLASSES)
-    model = NetworkGP(network, x, y, likelihood, parameters=["2"], rank=rank, coverage=1.0)
+    options = {"rank": rank, "coverage": 1.0, "row_directions": 0}
+    model = NetworkGP(network, x, y, likelihood, parameters=["2"], **options)
     assert model.linearisation.structured
     hidden = nn.Sequential(network, nn.Identity())  # whose last layer is not the network's
-    other = NetworkGP(hidden, x, y, likelihood, parameters=["0.2"], rank=rank, coverage=1.0)
+    other = NetworkGP(hidden, x, y, likelihood, parameters=["0.2"], **options)
     _, covariance, evidence = reference(network, x, y, new, likelihood, 1.0, ["2.weight", "2.bias"])
     if rank is None:
         torch.testing.assert_close(model(new).covariance_matrix, covariance, rtol=1e-6, atol=1e-9)
@@ -302,7 +328,7 @@ def test_the_rank_is_what_memory_allows():
     network, x, y, _ = problem(rows=300)
     likelihood = CategoricalLikelihood(CLASSES)
     assert NetworkGP(network, x, y, likelihood).conditioned.exact  # of 51 weights
-    few = NetworkGP(network, x, y, likelihood, memory_budget=32 * 51 * 8 * 25)
+    few = NetworkGP(network, x, y, likelihood, memory_budget=32 * 51 * 8 * 25, row_directions=0)
     assert few.weight_posterior().rank == 25
 
 
@@ -398,11 +424,39 @@ def test_a_change_asks_for_another_posterior():
     assert not torch.allclose(model.latent_marginals(new)[1], fresh.latent_marginals(new)[1])
 
 
+@pytest.mark.parametrize(("rank", "row_directions"), [(8, 0), (8, 30), (1, 200), (None, 0)])
+def test_another_precision_of_all_weights_multiplies_what_is_known(rank, row_directions, monkeypatch):
+    network, x, y, new = problem()
+    options = {"rank": rank, "row_directions": row_directions, "coverage": 1.0}
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), prior_precision=0.5, **options)
+    fresh = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), prior_precision=4.0, **options)
+    expected = fresh.latent_marginals(new)[1], fresh.evidence().item(), fresh.weight_posterior()
+    model.evidence()
+    with monkeypatch.context() as patch:
+        patch.setattr(NetworkGP, "_find", lambda *_: pytest.fail("the data are gone through again"))
+        with torch.no_grad():
+            model.log_prior_precision.fill_(math.log(4.0))
+        assert model.evidence().item() == pytest.approx(expected[1], abs=1e-6)
+        torch.testing.assert_close(model.latent_marginals(new)[1], expected[0], rtol=1e-6, atol=1e-8)
+        weights = model.weight_posterior()
+        torch.testing.assert_close(weights.marginal_variances(), expected[2].marginal_variances(), rtol=1e-6, atol=1e-8)
+        shifted = {name: p + 0.1 for name, p in network.named_parameters()}
+        torch.testing.assert_close(weights.log_density(shifted), expected[2].log_density(shifted), rtol=1e-6, atol=1e-6)
+        if row_directions != 30:  # actions of the other rows, by which noise is explained, have no sign
+            torch.testing.assert_close(weights.sample(2, seed=0), expected[2].sample(2, seed=0), rtol=1e-5, atol=1e-6)
+    network[0].weight.data.mul_(1.5)
+    with torch.no_grad():
+        model.log_prior_precision.fill_(0.0)
+    again = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), prior_precision=1.0, **options)
+    assert model.evidence().item() == pytest.approx(again.evidence().item(), abs=1e-6)
+
+
 # -------------------------------------------------------------------------- weights and functions
-@pytest.mark.parametrize("rank", [8, None])
-def test_the_posterior_of_the_weights(rank):
+@pytest.mark.parametrize(("rank", "row_directions"), [(8, 0), (8, 30), (None, 0)])
+def test_the_posterior_of_the_weights(rank, row_directions):
     network, x, y, _ = problem(rows=60)
-    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), prior_precision=0.3, rank=rank)
+    options = {"rank": rank, "row_directions": row_directions}
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), prior_precision=0.3, **options)
     posterior = model.weight_posterior()
     names = posterior.linearisation.names
     # The covariance of the weights, from that of the functions by which they are seen: units as gradients.
@@ -447,13 +501,14 @@ def test_samples_of_functions_have_the_joint_covariance():
 
 
 # --------------------------------------------------------------------------- evidence and learning
-@pytest.mark.parametrize("rank", [10, None])
+@pytest.mark.parametrize(("rank", "row_directions"), [(10, 0), (10, 60), (None, 0)])
 @pytest.mark.parametrize("bound", ["lower", "upper"])
-def test_derivatives_of_the_evidence(rank, bound):
+def test_derivatives_of_the_evidence(rank, row_directions, bound):
     x = torch.randn(60, 4).double()
     y = torch.sin(x[:, 0]) + 0.1 * torch.randn(60).double()
     likelihood = GaussianLikelihood(noise=0.3).double()
-    model = NetworkGP(mlp(1).double(), x, y, likelihood, prior_precision={"0": 1.0, "2": 0.4}, rank=rank, passes=8)
+    options = {"rank": rank, "row_directions": row_directions, "passes": 8}
+    model = NetworkGP(mlp(1).double(), x, y, likelihood, prior_precision={"0": 1.0, "2": 0.4}, **options)
     parameters = [model.log_prior_precision, *likelihood.parameters()]
     gradients = torch.autograd.grad(model.evidence(bound), parameters)
     for parameter, gradient in zip(parameters, gradients, strict=True):
@@ -465,7 +520,7 @@ def test_derivatives_of_the_evidence(rank, bound):
                     values.append(model.evidence(bound).item())
                     parameter.view(-1)[index] -= step
             # Directions follow the precision of groups, by which a low rank is not quite at its best.
-            tolerance = 1e-5 if rank is None or parameter is not parameters[0] else 2e-2
+            tolerance = 1e-5 if rank is None or row_directions or parameter is not parameters[0] else 2e-2
             assert float(gradient.view(-1)[index]) == pytest.approx((values[0] - values[1]) / 2e-4, rel=tolerance)
 
 
@@ -496,12 +551,13 @@ def test_learning_never_ends_worse():
 
 
 # ---------------------------------------------------------------- saving, devices, dtypes
-@pytest.mark.parametrize("rank", [8, None])
-@pytest.mark.parametrize("name", ["perceptron", "tuple", "dictionary"])
-def test_saved_and_loaded_without_data(tmp_path, name, rank):
+@pytest.mark.parametrize(("rank", "row_directions"), [(8, 0), (8, 30), (None, 0)])
+@pytest.mark.parametrize("name", ["perceptron", "convolution", "tuple", "dictionary"])
+def test_saved_and_loaded_without_data(tmp_path, name, rank, row_directions):
     network, x, y, new = problem(name)
-    prior = {"last": 2.0, "table": 0.5} if name != "perceptron" else 2.0
-    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), prior_precision=prior, rank=rank)
+    prior = {"last": 2.0, "table": 0.5} if name in ("tuple", "dictionary") else 2.0
+    options = {"rank": rank, "row_directions": row_directions}
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), prior_precision=prior, **options)
     expected = model.predict(new).probs
     model.save(tmp_path / "model")
     make, _ = NETWORKS[name]
@@ -550,7 +606,7 @@ def test_moving_keeps_the_posterior():
     network, x, y, new = problem()
     model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), rank=8)
     known = model.conditioned.information
-    assert torch.equal(model.to("cpu").conditioned.information.basis, known.basis)
+    assert torch.equal(model.to("cpu").conditioned.information.factor, known.factor)
     twin = copy.deepcopy(model)
     torch.testing.assert_close(twin.predict(new).probs, model.predict(new).probs, rtol=0.0, atol=0.0)
 
