@@ -120,8 +120,8 @@ MUTANTS = (
     ),
     Mutant(
         "the start is forgotten",
-        "_keep_best(learner, stages[-1].objective, [start, given], seed)",
-        "_keep_best(learner, stages[-1].objective, [], seed)",
+        "_keep_best(learner, stages[-1].objective, [start, given], settings.seed)",
+        "_keep_best(learner, stages[-1].objective, [], settings.seed)",
         ("test_posterior.py", "never_ends_below"),
     ),
     # ------------------------------------------------------------------ stopping

@@ -17,8 +17,11 @@ _COLLAPSED = math.log(1e-3)
 def explain_learning(trace: TraceData) -> list[Finding]:
     """Why learning stopped, which hyperparameters still moved, and which left the range that makes sense."""
     learning = trace.learning
-    if learning is None or not learning.records:
+    if learning is None:
         return []
+    if not learning.records:
+        observed = "Learning ended before its first evaluation because the time limit was reached: nothing was learned."
+        return [Finding("learning_time", observed, "Raise time_limit.")] if learning.reason == "TIME" else []
     return [_ending(learning), *_extremes(learning)]
 
 

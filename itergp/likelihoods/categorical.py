@@ -21,6 +21,7 @@ _FEW_LATENTS = 8  # up to so many, outer products are summed pair by pair
 # What must be the present class's for shares of the classes to be observations.
 _KNOW_SHARES = ("log_density", "derivatives", "expected_log_density", "expected_derivatives", "predictive_log_density")
 _CACHED_NUMBERS = 2**18  # nodes times latent functions times rows at a time
+_SUMMED_NUMBERS = 2**15  # the same in float64, for sums
 
 
 class CategoricalLikelihood(Likelihood):
@@ -125,17 +126,19 @@ class CategoricalLikelihood(Likelihood):
         return probs.gather(-1, targets.unsqueeze(-1)).squeeze(-1).clamp_min(tiny).log()
 
 
-def _pieces(mean: Tensor, offsets: Tensor) -> Iterator[Tensor]:
+def _pieces(mean: Tensor, offsets: Tensor, numbers: int = _CACHED_NUMBERS) -> Iterator[Tensor]:
     """Latent values ``(S, n, C)`` at all nodes, on the CPU of as many rows at a time as its cache has room for."""
     step = mean.shape[0]
     if mean.device.type == "cpu":
-        step = _CACHED_NUMBERS // offsets[:, 0].numel()
+        step = numbers // offsets[:, 0].numel()
     for part, around in zip(mean.split(max(1, step)), offsets.split(max(1, step), 1), strict=True):
         yield part + around
 
 
 def _expected_log_density(mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> list[Tensor]:
-    total = torch.cat([torch.logsumexp(f.mT.contiguous(), -2).mT @ weights.to(f) for f in _pieces(mean, offsets)])
+    total = torch.cat(
+        [torch.logsumexp(f.mT.contiguous(), -2).mT @ weights.to(f) for f in _pieces(mean, offsets, _SUMMED_NUMBERS)]
+    )
     if targets.dim() == 2:
         return [(mean * targets.to(mean)).sum(-1) - total]
     return [mean.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - total]

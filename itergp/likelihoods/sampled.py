@@ -23,11 +23,11 @@ from itergp.numerics.blocks import psd_root
 _LEAST_PAIRS = 16
 _SPARE_PAIRS = 4  # more than functions, for their second moments to be far from singular
 _MOST_MATCHED = 64  # functions; of more, samples are independent
-_CHUNK_ROWS = 8192
-_FEW_PAIRS_REACH = 2.0  # widest deviation of a difference, in widths of the likelihood, for which few pairs do
+_CHUNK_ROWS, _MATCHED_ROWS = 8192, 512
+_FEW_PAIRS_REACH = 1.5  # widest deviation of a difference, in widths of the likelihood, for which few pairs do
 _FINER = 3  # times as many pairs for twice the deviation
 _MOST_LEVELS = 2
-_CHUNK_NUMBERS = 2**21  # latent values of finer nodes at once
+_CHUNK_NUMBERS = 2**18  # latent values of finer nodes at once
 
 _few = ContextVar("few", default=False)
 Averages = Callable[[Tensor, Tensor, Tensor, Tensor], list[Tensor]]
@@ -67,10 +67,11 @@ def antithetic_nodes(like: Tensor, seed: int = 0, skip: int = 0) -> tuple[Tensor
     # Row by row, in multiples of the 16 numbers that are drawn at once: neither rows nor pieces change what others get.
     for start in range(0, skip, _CHUNK_ROWS):
         torch.randn(min(_CHUNK_ROWS, skip - start), pairs, latents, generator=generator, dtype=torch.float32)
-    half = torch.randn(size, pairs, latents, generator=generator, dtype=torch.float32)
+    half = torch.randn(size, pairs, latents, generator=generator, dtype=torch.float32).to(like)
     if latents <= _MOST_MATCHED:
-        half = torch.cat([_matched(part.double()).to(like) for part in half.split(_CHUNK_ROWS)])
-    half = half.movedim(1, 0).to(like)
+        for part in half.split(_MATCHED_ROWS):
+            part.copy_(_matched(part.double()))
+    half = half.movedim(1, 0)
     return torch.cat([half, -half]), like.new_full((2 * pairs,), 0.5 / pairs)
 
 
@@ -113,24 +114,35 @@ def by_width(
     latents = mean.shape[-1]
     if latents > _MOST_MATCHED or mean.shape[0] == 0 or _few.get():
         return average(mean, offsets, weights, targets)
-    covariance = node_covariance(offsets, weights)
-    levels = _levels(covariance.detach(), width).clamp_min(least)
-    levels = torch.where(levels > _level_of(len(weights), latents), levels, 0)
+    covariance = torch.cat([node_covariance(part, weights) for part in offsets.split(_MATCHED_ROWS, 1)])
+    fineness = _fineness(covariance, width).clamp_min(least)
     if not separable:
-        levels = levels.amax().expand(levels.shape)
-    if not bool(levels.any()):
+        fineness = fineness.amax().expand(fineness.shape)
+    given = _level_of(len(weights), latents)
+    if float(fineness.detach().amax()) <= given:
         return average(mean, offsets, weights, targets)
+
+    def at_level(level: int, rows: Tensor) -> list[Tensor]:
+        m, y = (mean[rows], targets[rows]) if separable else (mean, targets)
+        if level <= given:
+            return average(m, offsets[:, rows], weights, y)
+        nodes, even = _finer(offsets[:, rows].detach(), covariance[rows], level)
+        return average(m, nodes, even, y)
+
     parts, places = [], []
-    for level, rows in _groups(levels, latents if separable else 0):
-        if level == 0:
-            part = average(mean[rows], offsets[:, rows], weights, targets[rows])
-        else:
-            nodes, even = _finer(offsets[:, rows].detach(), covariance[rows], level)
-            part = average(mean[rows] if separable else mean, nodes, even, targets[rows] if separable else targets)
+    for level, share, rows in _groups(fineness, latents if separable else 0):
+        part = at_level(level, rows)
+        if share is not None:  # without jumps, which rounds would not settle between
+            part = [_mixed(coarse, fine, share) for coarse, fine in zip(at_level(level - 1, rows), part, strict=True)]
         parts.append(part)
         places.append(rows)
     order = torch.cat(places).argsort()
     return [torch.cat(found)[order] for found in zip(*parts, strict=True)]
+
+
+def _mixed(coarse: Tensor, fine: Tensor, share: Tensor) -> Tensor:
+    """A share ``(n,)`` of averages ``(n, ...)`` by more nodes, and the rest of those by fewer."""
+    return torch.lerp(coarse, fine, share.to(coarse).view(-1, *(1,) * (coarse.dim() - 1)))
 
 
 def _level_of(num_nodes: int, latents: int) -> int:
@@ -138,23 +150,29 @@ def _level_of(num_nodes: int, latents: int) -> int:
     return int(math.log(num_nodes / (2 * num_pairs(latents)), _FINER) + 1e-9)
 
 
-def _levels(covariance: Tensor, width: float) -> Tensor:
-    """How often the few pairs of a row are multiplied ``(N,)``, from its marginal ``(N, C, C)``."""
+def _fineness(covariance: Tensor, width: float) -> Tensor:
+    """How often the few pairs of a row are multiplied ``(N,)``, from its marginal ``(N, C, C)``: in between, a mixture."""
     about = covariance - covariance.mean(-1, keepdim=True)
     about = about - about.mean(-2, keepdim=True)
     deviation = about.diagonal(dim1=-2, dim2=-1).amax(-1).clamp_min(1e-30).sqrt() / width
-    return (deviation / _FEW_PAIRS_REACH).log2().ceil().clamp(0, _MOST_LEVELS).long()
+    return (deviation / _FEW_PAIRS_REACH).log2().clamp(0, _MOST_LEVELS)
 
 
-def _groups(levels: Tensor, latents: int) -> Iterator[tuple[int, Tensor]]:
-    """Rows of one level, at most so many at once as their nodes allow; all that there are where ``latents`` is 0."""
+def _groups(fineness: Tensor, latents: int) -> Iterator[tuple[int, Tensor | None, Tensor]]:
+    """Levels, the shares of them or None for all, and their rows, at most so many at once as their nodes allow.
+
+    All that there are where ``latents`` is 0.
+    """
+    levels = fineness.detach().ceil()
+    whole = fineness.detach() == levels
     for level in levels.unique().tolist():
-        rows = (levels == level).nonzero().squeeze(-1)
-        most = len(rows)
-        if level > 0 and latents > 0:
-            most = max(1, _CHUNK_NUMBERS // (2 * num_pairs(latents) * _FINER**level * latents))
-        for some in rows.split(most):
-            yield level, some
+        for mixed in (False, True):
+            rows = ((levels == level) & (whole != mixed)).nonzero().squeeze(-1)
+            most = max(1, len(rows))
+            if level > 0 and latents > 0:
+                most = max(1, _CHUNK_NUMBERS // (2 * num_pairs(latents) * _FINER ** int(level) * latents))
+            for some in rows.split(most) if len(rows) else ():
+                yield int(level), fineness[some] - (level - 1) if mixed else None, some
 
 
 def _finer(few: Tensor, covariance: Tensor, level: int) -> tuple[Tensor, Tensor]:

@@ -353,7 +353,7 @@ def test_an_objective_of_ones_own_and_a_wrong_name():
 
 def test_separable_classes_warn_of_a_diverging_scale():
     x = make_inputs(60, dtype=torch.float32)
-    model = SimpleGP(x, (x[:, 0] > 0).long(), BernoulliLikelihood(), kernel=make_kernel(3.0, 9e4))
+    model = SimpleGP(x, (x[:, 0] > 0).long(), BernoulliLikelihood(), kernel=make_kernel(3.0, 2e5))
     with pytest.warns(itergp.ItergpWarning, match="raw_outputscale diverged, as it does when classes are separable"):
         fit(model, objective="predictive", max_iterations=8)
 

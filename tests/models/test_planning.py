@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from itergp import InputError
-from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, base, categorical
+from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, base, categorical, sampled
 from itergp.models import Plan, planning
 from itergp.operators import Neighbourhoods, default_memory_budget, free_memory, make_operator, neighbours, tiles
 from itergp.posterior import local_actions, precision
@@ -162,6 +162,8 @@ class LiveMemory(TorchDispatchMode):
 
 PIECES: dict[ModuleType, dict[str, int]] = {  # temporary arrays of thousands of rows: here, of few
     base: {"_CHUNK_ROWS": 128, "_CHUNK_VALUES": 2**10},
+    categorical: {"_SUMMED_NUMBERS": 2**10},
+    sampled: {"_CHUNK_ROWS": 128, "_MATCHED_ROWS": 32, "_CHUNK_NUMBERS": 2**13},
     actions_module: {"_CHUNK_ROWS": 64},
     posterior_module: {"_CHUNK_ROWS": 64},
     precision: {"_CHUNK_ROWS": 64},
