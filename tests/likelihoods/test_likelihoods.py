@@ -699,7 +699,7 @@ def test_samples_are_more_where_marginals_are_wide(classes, deviation):
     site = VariationalSite.from_covariance(observations, root @ root.mT)
     gradient, curvature = site.derivatives(mean)
     found = torch.nn.functional.one_hot(targets, classes) - gradient
-    assert float((found - exact).square().mean().sqrt()) < {0.5: 0.001, 1.0: 0.006, 3.0: 0.012, 10.0: 0.015}[deviation]
+    assert float((found - exact).square().mean().sqrt()) < {0.5: 0.001, 1.0: 0.006, 3.0: 0.016, 10.0: 0.016}[deviation]
     # A row's expectation is its own, whatever other rows there are, in whichever order.
     few = torch.arange(0, rows, 7)
     part = VariationalSite.from_covariance(observations, root @ root.mT)
