@@ -119,7 +119,7 @@ def by_width(
     if not separable:
         fineness = fineness.amax().expand(fineness.shape)
     given = _level_of(len(weights), latents)
-    if float(fineness.detach().amax()) <= given:
+    if not float(fineness.detach().amax()) > given:  # nor where it is NaN, which is for the solver to report
         return average(mean, offsets, weights, targets)
 
     def at_level(level: int, rows: Tensor) -> list[Tensor]:
@@ -184,6 +184,7 @@ def _finer(few: Tensor, covariance: Tensor, level: int) -> tuple[Tensor, Tensor]
     samples = _even_samples(num_pairs(latents) * _FINER**level, latents).to(covariance)
     scale = covariance.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-30).sqrt()
     turned, triangle = torch.linalg.qr((few[:latents] / scale).movedim(0, 2))
-    turned = turned * triangle.diagonal(dim1=-2, dim2=-1).sign().unsqueeze(-2)  # without jumps
+    signs = torch.where(triangle.diagonal(dim1=-2, dim2=-1) < 0.0, -1.0, 1.0).to(turned)
+    turned = turned * signs.unsqueeze(-2)  # without jumps
     half = torch.einsum("nij,sj->sni", psd_root(covariance) @ turned, samples)
     return torch.cat([half, -half]), covariance.new_full((2 * len(samples),), 0.5 / len(samples))

@@ -36,6 +36,7 @@ from itergp.likelihoods import (
     base,
     latent_marginals,
 )
+from itergp.likelihoods.base import node_offsets
 from itergp.likelihoods.quadrature import trapezoid
 from itergp.models import GP
 from itergp.numerics import DistinctRows
@@ -706,6 +707,19 @@ def test_samples_are_more_where_marginals_are_wide(classes, deviation):
     part = replace(part, observations=observations.take(few), offsets=part.offsets[:, few])
     assert_close(part.derivatives(mean[few])[0], gradient[few], "local")
     assert_close(part.derivatives(mean[few])[1], curvature[few], "local")
+
+
+@torch.no_grad()
+def test_samples_of_marginals_that_are_not_finite_or_nothing():
+    likelihood, mean = CategoricalLikelihood(3), torch.zeros(3, 3, dtype=torch.float64)
+    covariance = 50.0 * torch.eye(3, dtype=torch.float64).repeat(3, 1, 1)
+    covariance[0], covariance[1, 2, 2] = torch.nan, 0.0
+    offsets = node_offsets(covariance.sqrt(), likelihood.standard_nodes(mean)[0])
+    weights = torch.full((32,), 1 / 32, dtype=torch.float64)
+    targets = torch.zeros(3, dtype=torch.int64)
+    assert bool(likelihood.expected_derivatives(mean, offsets, weights, targets)[0][0].isnan().all())
+    gradient, _ = likelihood.expected_derivatives(mean[1:], offsets[:, 1:], weights, targets[1:])
+    assert bool(torch.isfinite(gradient).all())
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])
