@@ -17,6 +17,8 @@ Array = NDArray[np.float64]
 CLASSES, COUNTS, ORDINAL, REGRESSION, SURVIVAL = "classification", "counts", "ordinal", "regression", "survival"
 TASKS = (CLASSES, COUNTS, ORDINAL, REGRESSION, SURVIVAL)
 LABELLED = (CLASSES, ORDINAL)
+TASK_OF = {"label": CLASSES, "level": ORDINAL, "count": COUNTS, "real": REGRESSION, "positive": SURVIVAL}
+"""The task by what a fitted estimator observes."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,21 @@ class Rows:
     exposure: Array | None = None
     levels: Sequence[Any] | None = None
     groups: NDArray[Any] | None = None
+
+    @classmethod
+    def encoded(cls, table: Table, observes: str, targets: NDArray[Any], weights: Array) -> Rows:
+        """Rows with targets as a likelihood takes them: numbers of labels, and counts with their exposures beside them.
+
+        Args:
+            table: Inputs of N rows.
+            observes: What is observed, a key of ``TASK_OF``.
+            targets: ``(N,)``, or ``(N, 2)``.
+            weights: ``(N,)``.
+        """
+        task = TASK_OF[observes]
+        if task == COUNTS and targets.ndim == 2:
+            return cls(table, targets[:, 0], task, weights, exposure=targets[:, 1])
+        return cls(table, targets.astype(int) if task in LABELLED else targets, task, weights)
 
     def __len__(self) -> int:
         return len(self.y)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from itergp.baselines import Baseline, Linear, Method, Rows, simple_methods
-from itergp.baselines.rows import CLASSES, COUNTS, LABELLED, ORDINAL, REGRESSION, SURVIVAL, Forecast
+from itergp.baselines.rows import COUNTS, TASK_OF, Forecast
 from itergp.errors import ItergpWarning
 from itergp.explanation.scores import Predictions
 from itergp.explanation.subject import Subject
@@ -20,7 +19,6 @@ Array = NDArray[np.float64]
 Known = tuple[Array, Array, Array]
 """Encoded rows, targets and weights."""
 
-TASKS = {"label": CLASSES, "level": ORDINAL, "count": COUNTS, "real": REGRESSION, "positive": SURVIVAL}
 CONSTANT = {
     "label": "class frequencies",
     "level": "level frequencies",
@@ -45,7 +43,7 @@ def baselines(subject: Subject, learned: Known, judged: Known) -> dict[str, Pred
         learned: Rows to learn from.
         judged: Rows to predict.
     """
-    methods = reversed(simple_methods(TASKS[subject.observes]))
+    methods = reversed(simple_methods(TASK_OF[subject.observes]))
     return _predicted(subject, list(methods), learned, judged)
 
 
@@ -82,11 +80,7 @@ def as_rows(subject: Subject, values: Array, targets: Array, weights: Array) -> 
         targets: Their targets, encoded.
         weights: Their weights.
     """
-    task = TASKS[subject.observes]
-    known: dict[str, Any] = {"task": task, "weights": weights, "table": decode(subject.encoder.columns_, values)}
-    if task == COUNTS and targets.ndim == 2:
-        return Rows(y=targets[:, 0], exposure=targets[:, 1], **known)
-    return Rows(y=targets.astype(int) if task in LABELLED else targets, **known)
+    return Rows.encoded(decode(subject.encoder.columns_, values), subject.observes, targets, weights)
 
 
 def _as_predictions(subject: Subject, forecast: Forecast, train: Rows, test: Rows) -> Predictions:

@@ -19,14 +19,13 @@ from itergp.learning.lengthscale_prior import has_own_prior
 from itergp.models import LatentPosterior, NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.models.starting_values import rows_seen
-from itergp.objectives import Deadline, PredictiveLogDensity
+from itergp.objectives import NEVER, Deadline, PredictiveLogDensity
 from itergp.operators import make_operator
 from itergp.solvers import solve
 
 # In deviations of a column. A function that hardly changes over the data would otherwise hardly change far beyond them either.
 LIMITS = (4.0, 2.0)
 _MOST_ROWS = 3000
-NEVER = Deadline()
 
 
 def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0, deadline: Deadline = NEVER) -> float | None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from itergp.likelihoods import Observations
 from itergp.numerics.blocks import Root, apply_blocks
-from itergp.objectives.deadline import Deadline
+from itergp.objectives.deadline import NEVER, Deadline
 from itergp.operators import KernelOperator
 from itergp.posterior.dense import kernel_columns
 from itergp.posterior.precision import multiply
@@ -19,7 +19,6 @@ from itergp.solvers.subspace.search_space import SearchSpace
 _MAX_STEPS = 200
 _MAX_INDEFINITE_STEPS = 1000
 _DENSE_LIMIT = 1500
-NEVER = Deadline()
 
 
 def linearise(

@@ -38,3 +38,6 @@ class Deadline:
         """
         if self.over:
             raise OutOfTimeError
+
+
+NEVER = Deadline()

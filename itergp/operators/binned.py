@@ -15,10 +15,8 @@ from itergp.operators.tiles import slices
 
 _TOLERANCE = 1e-5  # of conjugate gradients, relative: passes cost more than their steps
 _MAX_STEPS = 60
-_SECTIONS, _FEWEST_SECTIONS = (
-    400,
-    2,
-)  # of all kernels, at few bins, which systems are solved among directly; of each at least
+# Of all kernels, at few bins, which systems are solved among directly; of each at least.
+_SECTIONS, _FEWEST_SECTIONS = 400, 2
 _DEPENDENT = 1e-8  # eigenvalue of kernel sections, as a share of the largest, that is left out
 _SECTION_PAIRS = 2**26  # as below, for every system
 _CANDIDATES, _FEWEST_CANDIDATES = 3, 640  # functions of single inputs: for each wanted direction, and in all

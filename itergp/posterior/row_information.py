@@ -17,9 +17,8 @@ from itergp.posterior.weights import Information, gram_matrix
 
 _AT_ONCE = 512  # gradients whose products with all others are taken at a time
 _ITERATIONS = 3  # towards leading directions of a Gram matrix
-_ROUNDING = (
-    8.0  # units of the dtype, as shares of prior variances, by which rounding may narrow a variance: they are added
-)
+# Units of the dtype, as shares of prior variances, by which rounding may narrow a variance: they are added.
+_ROUNDING = 8.0
 _LIFTS = (4.0, 64.0, 1e4)  # of a Gram matrix's diagonal, in units of the dtype
 
 

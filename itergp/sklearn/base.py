@@ -21,8 +21,8 @@ from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
 from itergp import learning
+from itergp.baselines.rows import TASK_OF
 from itergp.errors import InputError, ItergpWarning, SolverError
-from itergp.explanation.baselines import TASKS
 from itergp.explanation.kernel_text import KernelColumns, describe_kernel, printing
 from itergp.learning import FitResult, Structure
 from itergp.learning.calibration import judge_predictions
@@ -31,7 +31,7 @@ from itergp.models import GP
 from itergp.models.offset_mean import OffsetMean
 from itergp.models.saving import restore_model
 from itergp.numerics.distinct_rows import DistinctRows
-from itergp.objectives import Deadline, OutOfTimeError
+from itergp.objectives import NEVER, Deadline, OutOfTimeError
 from itergp.sklearn.base_rate import warn_below_base_rate
 from itergp.sklearn.boosting import PRIOR_MEANS, BoostedTrees, boost
 from itergp.sklearn.checks import (
@@ -77,7 +77,6 @@ _ENOUGH_ROWS = 20
 # Held-out rows choose the predictive distribution of classifiers from this number on; of fewer they choose by luck.
 _CALIBRATION_ROWS = 100
 _JUDGED_ROWS = 1000  # of which a quarter says whether predictions are better than none
-NEVER = Deadline()
 _RANK = math.sqrt(1.0 / 12.0)  # standard deviation of ranks from 0 to 1
 # the last is scikit-learn's name
 _OPTIMIZERS = {"auto": "auto", "adam": "adam", "lbfgs": "lbfgs", "fmin_l_bfgs_b": "lbfgs"}
@@ -502,7 +501,7 @@ class GPEstimator(Explained, BaseEstimator):
     def _compare_with_base_rate(self, deadline: Deadline) -> None:
         """Says when held-out rows are predicted worse than without columns: a model that nobody should use."""
         model, observes, several = self.model_, self._observes(), getattr(self, "n_outputs_", 1) > 1
-        if self.result_ is None or several or observes not in TASKS or self._knows_noise_of_rows():
+        if self.result_ is None or several or observes not in TASK_OF or self._knows_noise_of_rows():
             return
         few = len(model.train_targets) < _CALIBRATION_ROWS
         if (

@@ -7,10 +7,8 @@ import warnings
 import numpy as np
 
 from itergp.baselines import Baseline, Rows
-from itergp.baselines.rows import COUNTS, LABELLED
 from itergp.diagnostics.estimates import Estimate
 from itergp.errors import ItergpWarning
-from itergp.explanation.baselines import TASKS
 from itergp.learning.calibration import HeldOutDensities
 from itergp.models import GP
 from itergp.sklearn.model import as_numpy
@@ -51,9 +49,6 @@ def warn_below_base_rate(model: GP, observes: str, found: HeldOutDensities, *, s
 
 def as_rows(model: GP, observes: str) -> Rows:
     """The rows of a model as methods take them that read no inputs, targets in the units of the model."""
-    targets, task = as_numpy(model.train_targets), TASKS[observes]
+    targets = as_numpy(model.train_targets)
     weights = np.ones(len(targets)) if model.sample_weight is None else as_numpy(model.sample_weight)
-    table = Table([], len(targets), None, None)
-    if task == COUNTS and targets.ndim == 2:
-        return Rows(table, targets[:, 0], task, weights, exposure=targets[:, 1])
-    return Rows(table, targets.astype(int) if task in LABELLED else targets, task, weights)
+    return Rows.encoded(Table([], len(targets), None, None), observes, targets, weights)
