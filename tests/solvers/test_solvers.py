@@ -31,6 +31,7 @@ from itergp.likelihoods import (
     Observations,
     PoissonLikelihood,
     WeibullLikelihood,
+    sampled,
 )
 from itergp.models import GP
 from itergp.models.uncertainty import exact_variance
@@ -458,6 +459,16 @@ def test_every_budget_of_passes_is_kept_and_pays_for_a_covariance(budget, approx
     assert solution.kernel_passes <= budget
     assert solution.rank >= 8
     assert len(solution.trace) >= budget - (2 if approximation == "laplace" or budget < 4 else 4)
+
+
+@pytest.mark.parametrize("reach", [1.5, 2.0, 2.5])
+def test_a_small_budget_pays_for_a_covariance_however_many_samples_there_are(reach, monkeypatch):
+    """Preliminary rounds could take its pass, where actions became useless."""
+    monkeypatch.setattr(sampled, "_FEW_PAIRS_REACH", reach)
+    solver = SubspaceNewton(max_passes=4, covariance_rank=10, tolerance=1e-12)
+    solution = make_model("categorical", num_rows=60, kernel=make_kernel(0.3, 50.0), solver=solver).condition()
+    assert solution.kernel_passes <= 4
+    assert solution.rank >= 8
 
 
 @pytest.mark.parametrize("rank", [4, 8, 16])

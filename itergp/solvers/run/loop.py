@@ -233,7 +233,7 @@ class Stage:
             posterior,
             _PRELIMINARY_RESIDUAL,
             self._refine,
-            self._early_stop,
+            self._keeps_last_stage,
             self.shared.position.damping,
         )
         return settled.posterior.latent_covariance
@@ -265,6 +265,12 @@ class Stage:
 
     def _early_stop(self) -> Status | None:
         return self.shared.callbacks.early_stop(self.budget)
+
+    def _keeps_last_stage(self) -> Status | None:
+        """Ends rounds whose covariance could take a pass, when its actions have become useless, that the last stage needs."""
+        if self.budget.passes_left() <= PASSES_OF_A_STAGE:
+            return Status(Reason.PASSES)
+        return self._early_stop()
 
     def _refine(self, problem: Problem, state: Any) -> Any:
         after = self._guarded(problem, state, lambda: self._taking_rounds().refine(problem, state))
