@@ -16,6 +16,7 @@ from explained import KINDS, NASTY, fitted, signal, table
 from sklearn import config_context
 
 from itergp import InputError
+from itergp.baselines.rows import TASK_OF
 from itergp.diagnostics.estimates import Estimate
 from itergp.diagnostics.residual_noise import CountNoise
 from itergp.explanation import baselines, held_out, scores
@@ -154,7 +155,7 @@ def test_baselines_are_the_methods_of_comparisons(kind):
     every = subject.values, subject.targets, subject.weights
     learned, judged = (tuple(part[which] for part in every) for which in (keep, out))
     found = baselines.baselines(subject, learned, judged)
-    task = baselines.TASKS[subject.observes]
+    task = TASK_OF[subject.observes]
     methods = standard_methods(task)[:0:-1]
     assert list(found)[:2] == [baselines.CONSTANT[subject.observes], baselines.LINEAR[subject.observes]]
     assert list(found)[2:] == [method.name for method in methods[2:]]

@@ -111,6 +111,14 @@ def test_right_distributions_cover_ninety_percent():
     assert near(Hazards(np.array([0.0]), np.array([0.5])).forecast(rows_of(times, "survival")).coverage)
 
 
+def test_densities_are_those_of_the_distributions():
+    normal = of_normal(np.zeros(1), 2.0, rows_of(np.array([2.0]), "regression"))
+    assert normal.log_density[0] == pytest.approx(-0.5 - np.log(2.0) - 0.5 * np.log(2.0 * np.pi))
+    times = rows_of(np.array([[1.0, 2.0], [0.0, 2.0]]), "survival")  # an event, and a censored row
+    found = Hazards(np.array([0.0]), np.array([0.5])).forecast(times)
+    np.testing.assert_allclose(found.log_density, [np.log(0.5) - 1.0, -1.0])
+
+
 def test_means_of_other_rows_say_how_far_targets_are():
     """Trees follow noise: residuals of the rows that they learned from would cover too little."""
     rng = np.random.default_rng(0)
