@@ -45,6 +45,8 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             complex plane: expectations over one function have nodes as near to one another.
         bounded_curvature: Whether W stays below a bound that is small in the units of f, wherever f is; variational
             posteriors then need no care for curvature that is far away.
+        bounded_density: Whether ``p(y | f)`` stays below a bound, wherever f is. Where it does not, a mode may be a spike at a
+            single row, or there is none, and no variational posterior is begun from it.
         exchangeable: Whether rows share one density, so that any subset of them can be looked at alone.
         observes: What an observation is: a ``"label"`` of a class, an ordered ``"level"``, a ``"count"``, a ``"real"`` or
             ``"positive"`` number, or a ``"share"`` of one.
@@ -60,6 +62,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     quadratic: ClassVar[bool] = False
     latent_width: float = 1.0
     bounded_curvature: bool = False
+    bounded_density: bool = True
     exchangeable: ClassVar[bool] = True
     observes: ClassVar[Observed] = "real"
     distinct_latents: ClassVar[bool] = False

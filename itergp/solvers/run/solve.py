@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.likelihoods import LaplaceSite, Observations
+from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
 from itergp.operators import KernelOperator
 from itergp.parallel import Interrupt
 from itergp.persistence import Checkpointer
@@ -53,8 +53,10 @@ def solve(
         observations: Targets, weights and likelihood.
         solver: The solver.
         approximation: ``"laplace"``, or ``"variational"``: the Laplace mode, then rounds with expected gradient and curvature
-            under the current marginals, until these are the marginals that are returned. A budget of fewer than four kernel
-            passes, or a solver that gives no covariance, cannot do that: the result is then the Laplace posterior, and says so.
+            under the current marginals, until these are the marginals that are returned. Where densities are unbounded, and a
+            mode may not exist, the first expectations are under the prior's marginals, as far as these are in reach. A budget
+            of fewer than four kernel passes, or a solver that gives no covariance, cannot do that: the result is then the
+            Laplace posterior, and says so.
         warm_start: An earlier solution, whose weights are reused, and what its warm start holds for the solver.
         listeners: Functions that are called with every record of the trace, or an ``itergp.records.Listener`` each.
         trace: Where records are kept: an empty one, such as ``itergp.diagnostics.Trace()``; default a plain ``TraceData()``.
@@ -83,7 +85,10 @@ def solve(
         run = replace(run, refines=variational and solver.rounds is not None)
         solution = None
         if run.position.stage == 0:
-            solution = Stage(run, problem, warm_start, final=not variational).run()
+            mode = observations.likelihood.bounded_density or not variational
+            solution = Stage(
+                run, problem if mode else _without_mode(run, problem), warm_start, final=not variational
+            ).run()
         if variational:
             solution = _variational_stages(run, problem, solution)
     assert solution is not None
@@ -94,6 +99,14 @@ def _can_be_variational(observations: Observations, solver: Solver) -> bool:
     """A variational site needs a covariance, and passes for one step and one covariance in each stage."""
     too_few = solver.max_passes is not None and solver.max_passes < 2 * PASSES_OF_A_STAGE
     return not observations.likelihood.quadratic and solver.gives_covariance and not too_few
+
+
+def _without_mode(run: Run, problem: Problem) -> Problem:
+    """The problem with a first site whose mean exists where a mode may not: for the prior's marginals, as far as in reach."""
+    variance = problem.prior_marginals()
+    marginals = variance if variance.dim() == 3 else torch.diag_embed(variance)
+    reached = run.position.damping.first(problem, problem.mean, None, marginals)
+    return problem.with_site(VariationalSite.from_covariance(problem.site.observations, reached))
 
 
 def _begin(
@@ -164,8 +177,9 @@ def _next_round(run: Run, problem: Problem, solution: Solution, marginals: Tenso
     residual = residual / damping.least  # what a round would change that goes all the way
     stationary = residual <= rounds.residual_tolerance(problem, run.solver.tolerance)
     exhausted = run.position.stage == rounds.max_rounds(problem) or run.late() or run.budget.passes_left() <= 0
-    # A mean that its own site could not be solved for is not worth another site.
-    exhausted = exhausted or not (solution.status.converged or solution.status.reason is Reason.PRECISION)
+    # A mean that its own site could not be solved for is not worth another site; one that needs more steps takes them there.
+    solved = solution.status.converged or solution.status.reason in (Reason.PRECISION, Reason.STEPS)
+    exhausted = exhausted or not solved
     if exhausted and not stationary:
         solution = _unsettled(run, solution, residual)
     solution = solution.with_report(variational_residual=residual)
