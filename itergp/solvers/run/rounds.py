@@ -23,8 +23,7 @@ from itergp.posterior.problem import Problem
 from itergp.posterior.status import Status
 from itergp.solvers.protocol import Rounds
 
-MAX_ROUNDS = 40
-_MAX_SLOW_ROUNDS = 120  # where rows are damped one by one
+MAX_ROUNDS = 120  # the widest marginals take that many; most take fewer than ten
 _FEW_SAMPLES_ROUNDS = 10  # of few samples: with wide marginals they may oscillate
 _SHARE = 0.1
 _ROUNDING = 1000.0  # units of the dtype's resolution: smaller changes of marginals are rounding
@@ -265,11 +264,6 @@ def _deviations(problem: Problem, covariance: Tensor) -> Tensor:
     return torch.maximum(variance, rounding).clamp_min(torch.finfo(covariance.dtype).tiny).sqrt()
 
 
-def max_rounds(problem: Problem) -> int:
-    """Rounds after which a posterior that still moves is returned."""
-    return MAX_ROUNDS if problem.likelihood.bounded_curvature else _MAX_SLOW_ROUNDS
-
-
 @dataclass(frozen=True)
 class Settled:
     """Where rounds ended.
@@ -329,7 +323,7 @@ def settle(
         marginals = _next_marginals(damping, problem, posterior, site, float("inf"))
     residual = widening = float("inf")
     few = observations.likelihood.samples
-    for number in range(max_rounds(problem)):
+    for number in range(MAX_ROUNDS):
         problem = problem.with_site(damping.site(observations, marginals, few=few))
         state, stop = refine(problem, state), ended()
         shifted = solver.with_mean(problem, state, posterior)

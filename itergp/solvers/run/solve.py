@@ -141,7 +141,7 @@ def _variational_stages(run: Run, problem: Problem, solution: Solution | None) -
         marginals = position.damping.first(
             problem, solution.latent_values, solution.curvature, solution.latent_covariance
         )
-    for index in range(max(1, position.stage), (1 if run.refines else rounds.max_rounds(problem)) + 1):
+    for index in range(max(1, position.stage), (1 if run.refines else rounds.MAX_ROUNDS) + 1):
         if solution is not None and (solution.status.reason is Reason.INTERRUPTED or run.late()):
             solution = _unsettled(run, solution, solution.variational_residual)
             break
@@ -176,7 +176,7 @@ def _next_round(run: Run, problem: Problem, solution: Solution, marginals: Tenso
     following = damping.following(problem, mean, covariance, marginals, residual, solution.curvature)
     residual = residual / damping.least  # what a round would change that goes all the way
     stationary = residual <= rounds.residual_tolerance(problem, run.solver.tolerance)
-    exhausted = run.position.stage == rounds.max_rounds(problem) or run.late() or run.budget.passes_left() <= 0
+    exhausted = run.position.stage == rounds.MAX_ROUNDS or run.late() or run.budget.passes_left() <= 0
     # A mean that its own site could not be solved for is not worth another site; one that needs more steps takes them there.
     solved = solution.status.converged or solution.status.reason in (Reason.PRECISION, Reason.STEPS)
     exhausted = exhausted or not solved
