@@ -2,7 +2,8 @@
 
 ``python -m benchmarks.posterior`` adds lines to ``benchmarks/results/posterior.jsonl``, writes tables beside it, and draws the figures of the
 page on the posterior; what is in the file is not measured again. Seconds are the processor's, one thread. Parts: ``variance`` (over the exact one, against time), ``laplace``
-(the same beside GPBoost), ``calibration`` (test rows and rows unlike them), ``moons`` (far from the data), ``coverage`` (of intervals, of what is drawn from the model), ``figures``, with the tables. ``--quick`` writes
+(the same beside GPBoost), ``calibration`` (test rows and rows unlike them),
+``defaults`` (the default prediction and the mode plugged in, three splits), ``moons`` (far from the data), ``coverage`` (of intervals, of what is drawn from the model), ``figures``, with the tables. ``--quick`` writes
 to ``build/posterior``:
 
     python -m benchmarks.posterior --quick                 # a small data set, seconds
@@ -18,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.posterior import calibration, coverage, figures, moons, rivals, tables, variance
+from benchmarks.posterior import calibration, coverage, defaults, figures, moons, rivals, tables, variance
 from benchmarks.posterior.results import Results
 
 RESULTS = Path(__file__).parents[1] / "results" / "posterior.jsonl"
@@ -27,6 +28,7 @@ PARTS: dict[str, Callable[[Results], None]] = {
     "variance": variance.run,
     "laplace": rivals.run,
     "calibration": calibration.run,
+    "defaults": defaults.run,
     "moons": moons.run,
     "coverage": coverage.run,
 }
@@ -39,6 +41,7 @@ QUICK: dict[str, Callable[[Results], None]] = {
         results, _SMALL, _FEW_ROWS, settings=[("vecchia", 10)], ours=[(16, 0), (16, 8)]
     ),
     "calibration": lambda results: calibration.run(results, _SMALL, _FEW_ROWS),
+    "defaults": lambda results: defaults.run(results, _SMALL, (0,), _FEW_ROWS),
     "moons": lambda results: moons.run(results, (60,), max_iterations=5),
     "coverage": lambda results: coverage.run(results, rows=30, repeats=2),
 }

@@ -14,7 +14,14 @@ _SHOWN = (1.0, 2.0, 4.0, 6.0, 10.0)  # distances from two moons
 
 def write(results: Results, path: Path) -> None:
     """All tables that there are results for."""
-    parts = [_variance(results), _laplace(results), _calibration(results), _moons(results), _coverage(results)]
+    parts = [
+        _variance(results),
+        _laplace(results),
+        _calibration(results),
+        _defaults(results),
+        _moons(results),
+        _coverage(results),
+    ]
     path.write_text("\n".join(["# How good the posterior is", "", *(part for part in parts if part)]))
 
 
@@ -71,6 +78,28 @@ def _calibration(results: Results) -> str:
         "Test rows, and AUROC of the entropy against rows unlike the data; hyperparameters of one `itergp.fit`, seed 0."
     )
     return _table(title, ("data", "prediction", "is", "NLL", "accuracy", "calibration error", "AUROC"), rows)
+
+
+def _defaults(results: Results) -> str:
+    rows = []
+    for name in dict.fromkeys(a["data"] for a in results.select("defaults")):
+        lines = results.select("defaults", data=name)
+        chosen = ", ".join(f"{a['approximation']} {float(a['tempering']):g}" for a in lines)
+        mean = {
+            key: sum(a[key] for a in lines) / len(lines)
+            for key in ("default_nll", "mode_nll", "exact_nll", "default_auroc", "mode_auroc", "exact_auroc")
+            if all(key in a for a in lines)
+        }
+        ratio = sum(a["default_nll"] / a["mode_nll"] for a in lines) / len(lines)
+        figures = [f"{mean[key]:.4f}" for key in ("default_nll", "mode_nll")] + [f"{ratio:.4f}"]
+        figures += [f"{mean[key]:.2f}" if key in mean else "" for key in ("default_auroc", "mode_auroc", "exact_auroc")]
+        rows.append([name, str(len(lines)), chosen, *figures])
+    title = (
+        'Default predictions of `itergp.fit(model, structures="auto")` beside the mode of the same model plugged in: test NLL, the mean '
+        "ratio of the two, and AUROC of the entropy against rows unlike the data, also of the exact posterior."
+    )
+    head = ("data", "splits", "chosen", "NLL", "plugged in", "ratio", "AUROC", "plugged in", "exact")
+    return _table(title, head, rows)
 
 
 def _moons(results: Results) -> str:
