@@ -178,13 +178,15 @@ def _groups(fineness: Tensor, latents: int) -> Iterator[tuple[int, Tensor | None
 def _finer(few: Tensor, covariance: Tensor, level: int) -> tuple[Tensor, Tensor]:
     """More nodes ``(S, n, C)`` for marginals ``(n, C, C)``, with their weights: even samples, turned at random in each row.
 
-    How they are turned comes from a row's few nodes ``(S', n, C)``: it is then the same whatever other rows there are.
+    How they are turned comes from a row's few standard normal nodes, of which ``(S', n, C)`` are given as offsets: it is then
+    the same whatever other rows there are, and does not change with the marginal.
     """
     latents = few.shape[-1]
     samples = _even_samples(num_pairs(latents) * _FINER**level, latents).to(covariance)
-    scale = covariance.detach().diagonal(dim1=-2, dim2=-1).clamp_min(1e-30).sqrt()
-    turned, triangle = torch.linalg.qr((few[:latents] / scale).movedim(0, 2))
+    root = psd_root(covariance)
+    standard, _ = torch.linalg.solve_ex(root.detach(), few[:latents].permute(1, 2, 0))
+    turned, triangle = torch.linalg.qr(standard.nan_to_num(posinf=0.0, neginf=0.0))
     signs = torch.where(triangle.diagonal(dim1=-2, dim2=-1) < 0.0, -1.0, 1.0).to(turned)
     turned = turned * signs.unsqueeze(-2)  # without jumps
-    half = torch.einsum("nij,sj->sni", psd_root(covariance) @ turned, samples)
+    half = torch.einsum("nij,sj->sni", root @ turned, samples)
     return torch.cat([half, -half]), covariance.new_full((2 * len(samples),), 0.5 / len(samples))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from itergp.checks import require_positive
 from itergp.errors import InputError
-from itergp.numerics.blocks import apply_blocks, curvature_root
+from itergp.numerics.blocks import apply_blocks, curvature_eigen, curvature_root
 from itergp.numerics.line_search import backtrack
 from itergp.persistence import DERIVED
 from itergp.posterior.dense import apply_kernels, couples, dense_posterior, factorise
@@ -22,10 +22,12 @@ from itergp.posterior.solution import Solution, is_finite
 from itergp.posterior.status import Reason, Status
 from itergp.solvers.demand import Demand, ProblemSize, likelihood_memory
 from itergp.solvers.protocol import BaseSolver, BaseState
-from itergp.solvers.run.budget import Budget
+from itergp.solvers.run.budget import UNLIMITED, Budget
+from itergp.solvers.subspace.subspace_newton import SubspaceNewton
 
 _DEFAULT_MAX_STEPS = 100
 _MAX_HALVINGS = 40
+_POLISHED = 0.25  # of the squared residual: what a step of rounding leaves
 _ROUNDING = torch.finfo(torch.float64).eps
 _EXPECTED_STEPS, _MATRICES = 8, 5
 _JOINT_LIMIT = 8000  # N C beyond which an (N C)^2 matrix is refused
@@ -137,6 +139,9 @@ class DenseNewton(BaseSolver[DenseState]):
     def init(self, problem: Problem, warm_start: Solution | None = None) -> DenseState:
         """Starts at the prior mean, or at an earlier solution's weights if the objective is lower there.
 
+        Where densities at both are exponentials of a hundred, dense steps have no digits: a search space that grows has,
+        and what it comes to is the start.
+
         Raises:
             InputError: If there are too many latent values.
         """
@@ -154,6 +159,9 @@ class DenseNewton(BaseSolver[DenseState]):
             # back.
             earlier = DenseState.at(problem, kernel, warm_start.representer_weights.double())
             state = earlier if earlier.objective < state.objective else state
+        if _ROUNDING * abs(state.objective) > 1.0:
+            reached = DenseState.at(problem, kernel, _weights_by_subspaces(problem))
+            state = reached if reached.objective < state.objective else state
         return state
 
     def step(self, problem: Problem, state: DenseState, budget: Budget) -> DenseState:
@@ -163,13 +171,13 @@ class DenseNewton(BaseSolver[DenseState]):
         direction = target - state.weights
         # Along V + a D the slope of Psi at a = 0 is <K D, V - g>.
         slope = inner(apply_kernels(state.kernel, direction), state.weights - state.gradient)
-        polishing = -slope < problem.resolution(state.latent_values, state.gradient, state.objective)
+        polishing = -slope < problem.resolution(state.latent_values, state.gradient, state.objective, state.curvature)
         trial = state
 
         def objective(length: float) -> float:
             nonlocal trial
             trial = DenseState.at(problem, state.kernel, state.weights + length * direction)
-            # Too near for the objective to judge, Newton's step is right; but only once. A NaN is for the driver to report.
+            # Too near for the objective to judge, Newton's step is right. A NaN is for the driver to report.
             return -math.inf if polishing or math.isnan(trial.objective) else trial.objective
 
         found = backtrack(objective, state.objective, slope, halvings=_MAX_HALVINGS)
@@ -177,7 +185,8 @@ class DenseNewton(BaseSolver[DenseState]):
             return self._follow(state, state, 0.0, polished=True)
         length, gain = found[0], state.objective - trial.objective
         spent = length < 1.0 and gain <= _ROUNDING * abs(state.objective)  # a shorter step gains nothing either
-        return self._follow(state, trial, length, polished=polishing or spent)
+        spent = spent or (polishing and trial.norm_squared > _POLISHED * state.norm_squared)
+        return self._follow(state, trial, length, polished=spent)
 
     @staticmethod
     def _follow(state: DenseState, trial: DenseState, length: float, *, polished: bool) -> DenseState:
@@ -192,15 +201,24 @@ class DenseNewton(BaseSolver[DenseState]):
 
     @staticmethod
     def _newton_weights(problem: Problem, state: DenseState) -> Tensor:
-        """V after a full Newton step: ``(K + W^+) V = f - m + W^+ g`` without the inverse of W."""
+        """V after a full Newton step: ``(K + W^+) V = f - m + W^+ g``.
+
+        ``V = b - H B^{-1} H^T K b`` with ``b = W (f - m) + g``, ``W = H H^T`` and ``B = I + H^T K H``, has no digits where W is
+        huge: there ``b = H e``, and ``H e`` contributes ``H B^{-1} e``. Where W may be zero there is no such e.
+        """
         centred = state.latent_values - problem.mean.double()
         b = apply_blocks(state.curvature, centred) + state.gradient
         if b.numel() > _JOINT_LIMIT and b.shape[1] > 1 and not couples(state.kernel, b.shape[0]):
             return _softmax_weights(state, b, problem.site.observations.sample_weight)
-        root = curvature_root(state.curvature)
+        values, vectors = curvature_eigen(state.curvature)
+        root, lengths = vectors * values.sqrt().unsqueeze(-2), values.sqrt()
+        informative = values * problem.prior_variance().double().amax(-1, keepdim=True) > 1.0
+        inside = torch.where(informative, apply_blocks(vectors.mT, b) / lengths, 0.0)
+        rest = b - apply_blocks(root, inside)
         _, factor = factorise(state.kernel, root)
-        half = apply_blocks(root.mT, apply_kernels(state.kernel, b)).reshape(-1, 1)
-        return b - apply_blocks(root, torch.cholesky_solve(half, factor).reshape(b.shape))
+        inside = inside - apply_blocks(root.mT, apply_kernels(state.kernel, rest))
+        solved = torch.cholesky_solve(inside.reshape(-1, 1), factor).reshape(b.shape)
+        return rest + apply_blocks(root, solved)
 
     def status(self, problem: Problem, state: DenseState, budget: Budget) -> Status | None:
         """Converged, or unable to go on."""
@@ -233,6 +251,14 @@ class DenseNewton(BaseSolver[DenseState]):
             norm_squared=state.norm_squared,
             curvature=curvature.to(like),
         )
+
+
+def _weights_by_subspaces(problem: Problem) -> Tensor:
+    solver = SubspaceNewton(covariance_rank=0)
+    state = solver.init(problem)
+    while solver.status(problem, state, UNLIMITED) is None:
+        state = solver.step(problem, state, UNLIMITED)
+    return state.weights.double()
 
 
 def _is_softmax(problem: Problem) -> bool:

@@ -22,7 +22,13 @@ from helpers import (
     make_reals,
 )
 
-from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, PoissonLikelihood
+from itergp.likelihoods import (
+    BernoulliLikelihood,
+    BinomialLikelihood,
+    CategoricalLikelihood,
+    PoissonLikelihood,
+    WeibullLikelihood,
+)
 from itergp.objectives import ComputationAwareELBO, LaplaceEvidence, PredictiveLogDensity
 from itergp.solvers import DenseNewton, SubspaceNewton
 
@@ -78,6 +84,43 @@ def test_gradients_equal_finite_differences(name, objective):
 def test_gradients_of_the_laplace_evidence_for_other_likelihoods(name):
     model = adapted(name)
     check_gradients(model, LaplaceEvidence(model.likelihood, model))
+
+
+def steep(name: str, solver) -> SimpleGP:
+    """Data whose curvature is a million, or a hundred widths of a likelihood from the prior's mean."""
+    x = torch.linspace(0.0, 3.0, 40, dtype=torch.float64)[:, None]
+    f, generator = torch.sin(2.0 * x[:, 0]), torch.Generator().manual_seed(0)
+    uniform, level, scale = torch.rand(40, generator=generator, dtype=torch.float64), 0.0, 1.0
+    if name == "counts":
+        likelihood, level = PoissonLikelihood(), 14.0
+        y = torch.poisson((level + f).exp(), generator=generator)
+    elif name == "trials":
+        likelihood = BinomialLikelihood()
+        successes = torch.binomial(torch.full_like(f, 1e6), torch.sigmoid(f), generator=generator)
+        y = torch.stack([successes, torch.full_like(f, 1e6)], -1)
+    elif name == "times":
+        likelihood = WeibullLikelihood(shape=300.0)
+        y = torch.stack([f.exp() * (-uniform.log()) ** (1.0 / 300.0), torch.ones_like(f)], -1)
+    else:
+        likelihood, scale = CategoricalLikelihood(3), 100.0
+        y = (1.2 * (f + 1.2)).long().clamp(0, 2)
+    model = SimpleGP(x, y, likelihood, kernel=make_kernel(0.7, scale), solver=solver).double()
+    model.mean_module.constant.data.fill_(level)
+    return model
+
+
+@pytest.mark.parametrize("solver", [SubspaceNewton(tolerance=1e-10), DenseNewton()], ids=["subspace", "dense"])
+@pytest.mark.parametrize("name", ["counts", "trials", "times", "classes"])
+def test_gradients_at_the_ends_of_curvature(name, solver):
+    """Under samples the turn of the finer ones depended on the marginal; dense steps lost their digits in exp(300)."""
+    model = steep(name, solver)
+    step = 1e-6 if name == "times" else 1e-5  # a longer one is cubic, of a shorter one rounding is left
+    for objective in (
+        LaplaceEvidence(model.likelihood, model),
+        ComputationAwareELBO(model.likelihood, model, condition_every=10_000),
+    ):
+        for analytic, numeric in gradients(model, objective, step):
+            assert analytic == pytest.approx(numeric, rel=1e-3, abs=1e-4)
 
 
 def test_the_laplace_evidence_agrees_with_scikit_learn():
