@@ -100,6 +100,11 @@ class AbstractOperator(ABC):
         """Whether rows near to an input say much about it that few actions on all rows do not."""
         return True
 
+    @property
+    def product_error(self) -> Tensor | None:
+        """Bounds ``(C',)`` on the spectral norm of what products are of, less each ``K_c``; None for rounding alone."""
+        return None
+
     def preconditioner(self, curvature: Tensor) -> Preconditioner | None:
         """What stands for K in systems with a curvature, which solvers then use by themselves; None if nothing does.
 

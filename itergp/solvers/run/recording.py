@@ -84,7 +84,7 @@ class Recorder:
             status: Why it ended, or that it has not.
             evidence: Whether evidence and ELBO are computed.
         """
-        certificate = Certificate(posterior.norm_squared) if problem.site.log_concave else None
+        certificate = Certificate(_certified(problem, posterior)) if problem.site.log_concave else None
         laplace = evidence and not problem.site.averages
         report = Report(
             approximation=problem.site.name,
@@ -99,6 +99,14 @@ class Recorder:
         )
         start = replace(posterior.warm_start or WarmStart(), operator=problem.operator)
         return Solution(posterior.kept(problem.rows), report, start)
+
+
+def _certified(problem: Problem, posterior: Posterior) -> float:
+    """The bound q of a posterior, for the kernel's products themselves."""
+    weights, curvature = posterior.representer_weights, posterior.curvature
+    if curvature is None:
+        curvature = problem.site.derivatives(posterior.latent_values)[1]
+    return problem.distance_of_products(posterior.norm_squared, weights, curvature)
 
 
 def step_record(
