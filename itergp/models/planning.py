@@ -84,6 +84,7 @@ def problem_size(operator: KernelOperator, observations: Observations, approxima
         memory_budget=operator.memory_budget,
         has_neighbours=operator.evaluates_groups,
         neighbours_pay=operator.neighbours_pay,
+        actions_pay=operator.actions_pay,
         coupled=operator.couples_latents,
         preconditioner_memory=operator.preconditioner_memory,
     )

@@ -101,6 +101,11 @@ class AbstractOperator(ABC):
         return True
 
     @property
+    def actions_pay(self) -> bool:
+        """Whether some hundred actions on all rows know most of what the data say."""
+        return True
+
+    @property
     def product_error(self) -> Tensor | None:
         """Bounds ``(C',)`` on the spectral norm of what products are of, less each ``K_c``; None for rounding alone."""
         return None

@@ -19,6 +19,8 @@ from itergp.operators.lattice import Lattice
 from itergp.operators.tiles import slices
 
 _TOLERANCE = {torch.float32: 5e-5, torch.float64: 5e-6}  # errors of entries, as shares of the prior variance
+_INFORMATION = 0.25  # of a row about its latent value, a label's at most
+_MOST_RESOLVED = 96  # functions that the data say something about, for actions on all rows to know them well
 _COLUMNS = 8  # that go to the grid and back together
 _GRIDS = 4  # held at once, for every column
 # Seconds of a core for a kernel entry: evaluated for its row and its column, or kept, and for every column multiplied.
@@ -220,6 +222,12 @@ class FourierOperator(KernelOperator):
         return FourierPreconditioner(
             coarse, self._rows(), self._finer_rows(coarse.doubled), curvature, self.num_kernels
         )
+
+    @property
+    def actions_pay(self) -> bool:
+        """Whether they outnumber what the data say something about: many, of inputs that are many lengthscales apart."""
+        coarse = CoarseLattice.resolving(self.lattice, self.num_kernels, _INFORMATION * self.num_rows)
+        return coarse.resolved(self.num_kernels, _INFORMATION * self.num_rows) <= _MOST_RESOLVED
 
     def _finer_rows(self, lattice: Lattice) -> list[GridRows]:
         if lattice is self.lattice:

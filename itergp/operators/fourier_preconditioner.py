@@ -56,6 +56,17 @@ class CoarseLattice:
             highest.append(int(np.clip((density * along > _UNRESOLVED).sum(), 1, most)))
         return cls(lattice, tuple(highest))
 
+    def resolved(self, num_kernels: int, information: float) -> float:
+        """About the number of functions that the data say more of than the prior.
+
+        Args:
+            num_kernels: ``C'``.
+            information: Sum of the curvature over the rows.
+        """
+        share = float((self.lattice.extent / self.lattice.lengths).prod())  # of the box that has rows
+        largest = np.max([self.lattice.coefficients(c, self.counts) for c in range(num_kernels)], 0)
+        return 2.0 * share * float((information * largest > share).sum())
+
     @staticmethod
     def _most(lattice: Lattice) -> list[int]:
         side = int(_MOST_POINTS ** (1.0 / lattice.dim))

@@ -100,12 +100,12 @@ class Problem:
     def distance_of_products(self, norm_squared: float, weights: Tensor, curvature: Tensor) -> float:
         """A bound q on the squared distance to the mode of K itself, from one on that of what products are of.
 
-        ``f = m + K V`` differs from the latent values that products gave by no more than ``d = e |V|``, e the ``product_error``.
+        ``f = m + K V`` differs from the latent values that products gave by at most ``d = e |V|``, e the ``product_error``.
         For the loss tilted by R, of which V is the gradient at those, the duality gap of V is the loss's Bregman divergence
-        between the two, at most ``b^2 / 2 = w d^2 / 2`` with w the largest curvature between them. The tilt moves the mode by no
-        more than ``a = |R|_K``, and by strong convexity both the gap and the distance are bounded by ``q = (a + b)^2``. Over a
-        change d, curvature grows by a factor of no more than ``exp(2 d)`` (generalised self-concordance of logistic and
-        log-linear models: Bach 2010).
+        between the two, at most ``b^2 / 2 = w d^2 / 2`` with w the largest curvature between them. The tilt moves the mode by
+        no more than ``a = |R|_K``, and by strong convexity the gap is at most half, and the squared distance no more than
+        ``q = (a + b)^2``. Over a change d, curvature grows by a factor of no more than ``exp(2 d)`` (generalised
+        self-concordance of logistic and log-linear models: Bach 2010).
 
         Args:
             norm_squared: ``a^2``.
