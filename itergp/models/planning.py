@@ -163,7 +163,7 @@ def _memory(operator: KernelOperator, demand: Demand, matrix: int) -> dict[str, 
     if operator.keeps_entries and demand.passes > 0:
         memory["kernel matrix"] = matrix
     if operator.held_memory > 0:
-        memory["sorted inputs"] = operator.held_memory
+        memory[operator.held] = operator.held_memory
     return memory
 
 

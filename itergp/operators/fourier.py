@@ -20,7 +20,7 @@ from itergp.operators.tiles import slices
 
 _TOLERANCE = {torch.float32: 5e-5, torch.float64: 5e-6}  # errors of entries, as shares of the prior variance
 _INFORMATION = 0.25  # of a row about its latent value, a label's at most
-_MOST_RESOLVED = 96  # functions that the data say something about, for actions on all rows to know them well
+_MOST_RESOLVED = 300  # functions that the data say something about, for some two hundred actions to know them well
 _COLUMNS = 8  # that go to the grid and back together
 _GRIDS = 4  # held at once, for every column
 # Seconds of a core for a kernel entry: evaluated for its row and its column, or kept, and for every column multiplied.
@@ -49,10 +49,11 @@ class FourierOperator(KernelOperator):
             float64.
 
     Raises:
-        InputError: If the kernel is anything else.
+        InputError: If the kernel is anything else, or not finite.
     """
 
     evaluates_matrix = False
+    held = "windows and grids"
 
     def __init__(
         self,
@@ -70,6 +71,11 @@ class FourierOperator(KernelOperator):
                 "The Fourier operator needs a sum of Matern-3/2, Matern-5/2 and squared exponential kernels of the same one to "
                 f"three input columns. Got {type(kernel).__name__}, which is, or has, something else. Use operator='auto'."
             )
+        if not _is_finite(form, inputs):
+            raise InputError(
+                "The Fourier operator needs finite inputs and lengthscales, to know the box that they are in. Got NaN or "
+                "infinity. Check the inputs and the kernel's hyperparameters."
+            )
         self._fourier_form = form
         self.tolerance = _tolerance(inputs) if tolerance is None else tolerance
         self.lattice = _lattice(form, inputs, self.tolerance)
@@ -86,7 +92,7 @@ class FourierOperator(KernelOperator):
         """
         size, item = inputs.shape[-2], inputs.element_size()
         form = as_fourier_form(kernel, num_kernels, inputs.shape[-1])
-        if form is None or size < LEAST_ROWS or not bool(torch.isfinite(inputs).all()):
+        if form is None or size < LEAST_ROWS or not _is_finite(form, inputs):
             return False
         kept = num_kernels * size**2 * item // 2 <= budget
         by_entries = size**2 * ((_SECONDS_KEPT if kept else _SECONDS_EVALUATED) + _COLUMNS * _SECONDS_MULTIPLIED)
@@ -248,6 +254,11 @@ LEAST_ROWS = 4096
 
 def _tolerance(inputs: Tensor) -> float:
     return _TOLERANCE.get(inputs.dtype, _TOLERANCE[torch.float32])
+
+
+def _is_finite(form: FourierForm, inputs: Tensor) -> bool:
+    numbers = [values for term in form.terms for values in (term.rates, term.weights)]
+    return bool(torch.isfinite(_active(inputs, form)).all()) and all(np.isfinite(own).all() for own in numbers)
 
 
 def _active(inputs: Tensor, form: FourierForm) -> Tensor:

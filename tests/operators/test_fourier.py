@@ -160,6 +160,25 @@ def test_what_is_refused():
     assert as_fourier_form(_kernel(1.5, active_dims=[0, 1, 3]), 1, 4) is not None
 
 
+def test_what_is_not_finite_is_refused():
+    x, kernel = _cloud("normal", 2), _kernel(1.5)
+    kernel.base_kernel.raw_lengthscale.data.fill_(math.nan)
+    missing = torch.where(torch.arange(2 * ROWS).view(ROWS, 2) == 5, math.nan, x)
+    for own, inputs in ((kernel, x), (_kernel(1.5), missing)):
+        with pytest.raises(InputError, match="finite inputs and lengthscales"):
+            make_operator(own, inputs, kind="fourier")
+        assert not FourierOperator.pays(own, inputs.repeat(30, 1), 1, 2**30)
+
+
+def test_a_plan_says_what_it_takes():
+    x = torch.rand(20_000, 2)
+    model = GP(x, (x[:, 0] > x[:, 1]).long(), BernoulliLikelihood(), kernel=_kernel(1.5, 0.1).float()).eval()
+    plan = model.plan()
+    assert (plan.operator, plan.entries) == ("FourierOperator", 0)
+    assert plan.memory["windows and grids"] == FourierOperator(model.covar_module, x).held_memory
+    assert 0.0 < plan.seconds < 600.0
+
+
 def test_it_is_chosen_where_its_grid_is_small():
     x = torch.rand(30_000, 2)
     for kernel, budget, kind in (
