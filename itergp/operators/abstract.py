@@ -121,6 +121,15 @@ class AbstractOperator(ABC):
         del curvature
         return None
 
+    def log_determinant(self, curvature: Tensor) -> float | None:
+        """About ``log |I + W K|`` of all rows; None where the actions of a covariance know it as well.
+
+        Args:
+            curvature: W ``(N, C, C)``.
+        """
+        del curvature
+        return None
+
     @property
     def preconditioner_memory(self) -> int:
         """Bytes of a preconditioner; 0 where there is none."""

@@ -19,6 +19,8 @@ from itergp.operators.lattice import Lattice
 from itergp.operators.tiles import slices
 
 _TOLERANCE = {torch.float32: 5e-5, torch.float64: 5e-6}  # errors of entries, as shares of the prior variance
+# Signal-to-noise ratio of the frequencies left out: passes take care of them, and in a determinant they are each row's own.
+_UNRESOLVED, _UNRESOLVED_OF_TRACE = 0.1, 0.01
 _INFORMATION = 0.25  # of a row about its latent value, a label's at most
 _MOST_RESOLVED = 300  # functions that the data say something about, for some two hundred actions to know them well
 _COLUMNS = 8  # that go to the grid and back together
@@ -223,8 +225,17 @@ class FourierOperator(KernelOperator):
     # --------------------------------------------------------- preconditioner
     def preconditioner(self, curvature: Tensor) -> FourierPreconditioner:
         """The same sum over few frequencies: as many as the data say much about, where these can be had."""
+        return self._at_lowest_frequencies(curvature, _UNRESOLVED)
+
+    def log_determinant(self, curvature: Tensor) -> float | None:
+        """About ``log |I + W K|`` by random probes, where functions are too many for actions."""
+        if self.actions_pay:
+            return None
+        return self._at_lowest_frequencies(curvature, _UNRESOLVED_OF_TRACE).log_determinant()
+
+    def _at_lowest_frequencies(self, curvature: Tensor, unresolved: float) -> FourierPreconditioner:
         information = curvature.diagonal(dim1=-2, dim2=-1).sum(0).double().nan_to_num(posinf=math.inf)
-        coarse = CoarseLattice.resolving(self.lattice, self.num_kernels, float(information.amax()))
+        coarse = CoarseLattice.resolving(self.lattice, self.num_kernels, float(information.amax()), unresolved)
         return FourierPreconditioner(
             coarse, self._rows(), self._finer_rows(coarse.doubled), curvature, self.num_kernels
         )
@@ -232,7 +243,7 @@ class FourierOperator(KernelOperator):
     @property
     def actions_pay(self) -> bool:
         """Whether they outnumber what the data say something about: many, of inputs that are many lengthscales apart."""
-        coarse = CoarseLattice.resolving(self.lattice, self.num_kernels, _INFORMATION * self.num_rows)
+        coarse = CoarseLattice.resolving(self.lattice, self.num_kernels, _INFORMATION * self.num_rows, 1.0)
         return coarse.resolved(self.num_kernels, _INFORMATION * self.num_rows) <= _MOST_RESOLVED
 
     def _finer_rows(self, lattice: Lattice) -> list[GridRows]:

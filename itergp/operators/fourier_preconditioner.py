@@ -18,11 +18,11 @@ from itergp.operators.lattice import Lattice
 from itergp.operators.preconditioner import Preconditioner
 from itergp.operators.tiles import slices
 
-_UNRESOLVED = 0.1  # signal-to-noise ratio of the frequencies left out: passes take care of them
 _MOST_POINTS = 2**20  # of the coarse grid
 _TOLERANCE = 1e-3  # of conjugate gradients, relative: steps are cheap beside passes, but those at the end say little
 _MAX_STEPS = 300
 _OVERSAMPLING, _POWER_STEPS = 16, 3
+_PROBES, _LANCZOS_STEPS = 32, 40
 _COLUMNS = 8
 
 
@@ -39,13 +39,14 @@ class CoarseLattice:
     highest: tuple[int, ...]
 
     @classmethod
-    def resolving(cls, lattice: Lattice, num_kernels: int, information: float) -> CoarseLattice:
+    def resolving(cls, lattice: Lattice, num_kernels: int, information: float, unresolved: float) -> CoarseLattice:
         """As many frequencies as the data say much about.
 
         Args:
             lattice: The lattice.
             num_kernels: ``C'``.
             information: Sum of the curvature over the rows.
+            unresolved: Signal-to-noise ratio of the frequencies left out.
         """
         reach = 1.0 / np.max([term.rates.max(0) for term in lattice.terms], 0)  # inputs may lie on a line
         density = information * float((lattice.lengths / np.maximum(lattice.extent, reach)).prod())
@@ -53,7 +54,7 @@ class CoarseLattice:
         for axis, most in enumerate(cls._most(lattice)):
             counts = tuple(2 * most + 1 if a == axis else 1 for a in range(lattice.dim))
             along = np.max([lattice.coefficients(c, counts).ravel()[: most + 1] for c in range(num_kernels)], 0)
-            highest.append(int(np.clip((density * along > _UNRESOLVED).sum(), 1, most)))
+            highest.append(int(np.clip((density * along > unresolved).sum(), 1, most)))
         return cls(lattice, tuple(highest))
 
     def resolved(self, num_kernels: int, information: float) -> float:
@@ -128,7 +129,7 @@ class FourierPreconditioner(Preconditioner):
         curvature: Tensor,
         num_kernels: int,
     ) -> None:
-        self._coarse, self._rows, self._curvature = coarse, rows, curvature
+        self._coarse, self._rows, self._curvature, self._num_kernels = coarse, rows, curvature, num_kernels
         self._axes = tuple(range(-len(coarse.grid), 0))
         self._index: tuple[Any, ...] = (..., *coarse.places(coarse.grid))
         device, counts = curvature.device, coarse.counts
@@ -195,6 +196,49 @@ class FourierPreconditioner(Preconditioner):
                 half[targets] = modes
                 found[c, d] = found[d, c] = torch.fft.irfftn(half, s=grid, dim=self._axes)
         return found
+
+    # ------------------------------------------------------------- determinant
+    def log_determinant(self) -> float:
+        """About ``log |I + W K|``: of the lowest frequencies by random probes, of the others as if rows did not share them.
+
+        Stochastic Lanczos quadrature (Ubaru, Chen & Saad 2017), with the same probes every time. Its standard error is that of
+        ``sqrt(2 / p) |log(I + B^T W B)|`` with p probes: some ten nats where thousands of eigenvalues are above one.
+        """
+        counts, latents = self._coarse.counts, self._curvature.shape[-1]
+        generator = torch.Generator().manual_seed(1)
+        signs = torch.randint(2, (_PROBES, latents, *counts), generator=generator).to(self._roots) * 2.0 - 1.0
+        probes = torch.fft.rfftn(signs, dim=self._axes) / math.prod(counts) ** 0.5
+        found = [self._log_quadrature(probes[i]) for i in slices(_PROBES, _COLUMNS)]
+        rest = 0.0
+        for c in range(latents):
+            kept = float((self._roots[c].square() * self._twice).sum())
+            left = max(self._coarse.lattice.variance(min(c, self._num_kernels - 1)) - kept, 0.0)
+            rest += float((left * self._curvature[:, c, c].double()).clamp_min(0.0).log1p().sum())
+        return sum(found) / _PROBES + rest
+
+    def _log_quadrature(self, probes: Tensor) -> float:
+        """The sum of ``z^T log(I + B^T W B) z`` over probes ``(k, C, ...)``, by Lanczos' method for all of them at once."""
+
+        def inner(first: Tensor, second: Tensor) -> Tensor:
+            return ((first.conj() * second).real * self._twice).flatten(1).sum(1)
+
+        def times(vectors: Tensor, factors: Tensor) -> Tensor:
+            return vectors * factors.view(-1, *[1] * (vectors.dim() - 1))
+
+        squared = inner(probes, probes)
+        q, previous, beta = times(probes, squared.rsqrt()), torch.zeros_like(probes), torch.zeros_like(squared)
+        diagonal, beside = [], []
+        for _ in range(_LANCZOS_STEPS):
+            product = self._apply(q) - times(previous, beta)
+            diagonal.append(inner(q, product))
+            product = product - times(q, diagonal[-1])
+            beta = inner(product, product).sqrt()
+            beside.append(beta)
+            previous, q = q, times(product, 1.0 / beta.clamp_min(1e-300))
+        matrix = torch.diag_embed(torch.stack(diagonal, -1))
+        off = torch.diag_embed(torch.stack(beside[:-1], -1), 1)
+        values, vectors = torch.linalg.eigh(matrix + off + off.mT)
+        return float((squared * (vectors[:, 0].square() * values.clamp_min(0.0).log1p()).sum(-1)).sum())
 
     # -------------------------------------------------------------- directions
     def directions(self, rank: int) -> Tensor:

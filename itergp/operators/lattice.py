@@ -189,6 +189,10 @@ class Lattice:
             twice[-1] = 1.0
         return twice
 
+    def variance(self, kernel: int) -> float:
+        """The prior variance."""
+        return float(sum(term.weights[kernel] for term in self.terms))
+
     def window_transform(self, counts: tuple[int, ...]) -> Array:
         """The window's transform at the frequencies of a half transform of so many points of the box."""
         angles = [2.0 * math.pi * scipy.fft.fftfreq(n, 1.0 / n) / m for n, m in zip(counts, self.shape, strict=True)]
@@ -225,7 +229,7 @@ class Lattice:
                 ):
                     ratios[t, dropped] = max(ratios[t, dropped], float(wrong.max()))
         images = self._images(kernel, 0.0)
-        left_out = max(float(sum(term.weights[kernel] for term in self.terms)) + images - kept, 0.0)
+        left_out = max(self.variance(kernel) + images - kept, 0.0)
         quadratic = 0.0
         for term, (wrong, dropped) in zip(self.terms, ratios, strict=True):
             quadratic += float(term.weights[kernel]) * (wrong + max(dropped, self._cut(term, kernel)))

@@ -226,6 +226,22 @@ def test_the_preconditioner_solves_systems(nu, latents, kind):
         assert float(held.sum()) > 0.9 * float(information[:10].sum())
 
 
+@pytest.mark.parametrize("latents", [1, 3])
+def test_the_log_determinant_is_estimated(latents, monkeypatch):
+    x, curvature = _cloud("uniform", 2), _curvature(latents)
+    kernel = _kernel(1.5, 0.5, batch=latents if latents > 1 else 0)
+    operator = make_operator(kernel, x, num_kernels=latents, kind="fourier")
+    root = torch.linalg.cholesky(curvature + 1e-10 * torch.eye(latents).double())
+    total = torch.zeros(ROWS, latents, ROWS, latents).double()
+    for c, matrix in enumerate(evaluate_kernel(kernel, x, x, latents)):
+        total += torch.einsum("na,nm,mb->namb", root[:, c], matrix, root[:, c])
+    expected = torch.linalg.slogdet(torch.eye(ROWS * latents).double() + total.view(ROWS * latents, -1)).logabsdet
+    assert operator.log_determinant(curvature) is None  # actions know it
+    monkeypatch.setattr(FourierOperator, "actions_pay", False)
+    found = operator.log_determinant(curvature)
+    assert abs(found - float(expected)) < 0.07 * float(expected)
+
+
 # ------------------------------------------------------------------------ modes
 def _problem(likelihood, rows: int = 1_200):
     generator = torch.Generator().manual_seed(0)

@@ -94,7 +94,7 @@ class Recorder:
             kernel_entries=int(problem.rows.all_reduce_sum(self.budget.entries)),
             seconds=self.budget.seconds(),
             trace=self.trace,
-            log_marginal_likelihood=posterior.log_marginal_likelihood() if laplace else None,
+            log_marginal_likelihood=_evidence(problem, posterior) if laplace else None,
             elbo=posterior.elbo(problem) if evidence else math.nan,
         )
         start = replace(posterior.warm_start or WarmStart(), operator=problem.operator)
@@ -107,6 +107,15 @@ def _certified(problem: Problem, posterior: Posterior) -> float:
     if curvature is None:
         curvature = problem.site.derivatives(posterior.latent_values)[1]
     return problem.distance_of_products(posterior.norm_squared, weights, curvature)
+
+
+def _evidence(problem: Problem, posterior: Posterior) -> float:
+    """Laplace's estimate; its log-determinant of all rows where the operator knows about that, or within the actions."""
+    if posterior.curvature is not None and posterior.precision.rank < problem.num_rows * problem.num_latents:
+        found = problem.operator.log_determinant(posterior.curvature)
+        if found is not None and math.isfinite(found):
+            return -posterior.objective - 0.5 * found
+    return posterior.log_marginal_likelihood()
 
 
 def step_record(
