@@ -18,7 +18,9 @@ from itergp.operators.grid_rows import GridRows, largest_row_sum
 from itergp.operators.lattice import Lattice
 from itergp.operators.tiles import slices
 
-_TOLERANCE = {torch.float32: 5e-5, torch.float64: 5e-6}  # errors of entries, as shares of the prior variance
+# Errors of entries, as shares of the prior variance; less for more rows, whose errors add up in the certificate.
+_TOLERANCE = {torch.float32: 5e-5, torch.float64: 5e-6}
+_ROWS_OF_TOLERANCE, _SMALLEST_TOLERANCE = 20_000, 5e-7
 # Signal-to-noise ratio of the frequencies left out: passes take care of them, and in a determinant they are each row's own.
 _UNRESOLVED, _UNRESOLVED_OF_TRACE = 0.1, 0.01
 _INFORMATION = 0.25  # of a row about its latent value, a label's at most
@@ -48,7 +50,7 @@ class FourierOperator(KernelOperator):
         num_kernels: ``C'``, 1 for a shared kernel.
         memory_budget: Bytes; default a quarter of the free memory.
         tolerance: About the largest error of an entry, as a share of the prior variance; default 5e-5 in float32 and 5e-6 in
-            float64.
+            float64, less beyond 20,000 rows.
 
     Raises:
         InputError: If the kernel is anything else, or not finite.
@@ -264,7 +266,8 @@ LEAST_ROWS = 4096
 
 
 def _tolerance(inputs: Tensor) -> float:
-    return _TOLERANCE.get(inputs.dtype, _TOLERANCE[torch.float32])
+    largest, usual = _TOLERANCE.get(inputs.dtype, _TOLERANCE[torch.float32]), _TOLERANCE[torch.float32]
+    return min(largest, max(usual * _ROWS_OF_TOLERANCE / inputs.shape[-2], _SMALLEST_TOLERANCE))
 
 
 def _is_finite(form: FourierForm, inputs: Tensor) -> bool:

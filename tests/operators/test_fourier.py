@@ -58,7 +58,7 @@ def _errors(operator, kernel, x, num_kernels=1):
 # ---------------------------------------------------------------------- bounds
 @pytest.mark.parametrize("kind", ["normal", "clusters", "repeated", "line", "uniform"])
 @pytest.mark.parametrize("nu", [1.5, 2.5, math.inf])
-@pytest.mark.parametrize(("dim", "tolerance"), [(1, 1e-6), (2, 1e-2), (2, 1e-5), (3, 1e-2)])
+@pytest.mark.parametrize(("dim", "tolerance"), [(1, 1e-6), (2, 1e-2), (2, 1e-4), (3, 1e-2)])
 def test_errors_are_within_their_bounds(dim, tolerance, nu, kind):
     x, kernel = _cloud(kind, dim), _kernel(nu, 0.7 if dim < 3 else 1.5)
     operator = FourierOperator(kernel, x, tolerance=tolerance)
