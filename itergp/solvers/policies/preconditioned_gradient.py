@@ -16,7 +16,8 @@ class PreconditionedGradient(BasePolicy):
     """The Newton direction within what the operator's ``preconditioner`` takes K for: about ``(I + W K)^{-1} W r``.
 
     One kernel pass per action. The default of ``SubspaceNewton`` where the operator offers a preconditioner: those of additive
-    kernels and of radial ones of few inputs do. It is the gradient ``W r`` where none is offered, and where what the preconditioner gives is not finite.
+    kernels and of radial ones of few inputs do. It is the gradient ``W r`` where none is offered, and where what the
+    preconditioner gives is not finite.
     """
 
     shards_rows: ClassVar[bool] = True
