@@ -27,7 +27,7 @@ from itergp.operators.tiles import slices
 
 _IMAGES = 3  # to either side, of which the kernel's values are added up
 _IMAGE_ROW_SUM = 1e-3  # of one row with all others' images
-_FEWEST_POINTS = 16
+_FEWEST_POINTS, _MOST_POINTS = 16, 2.0**40  # along an axis; no memory holds the latter
 _WINDOWS = range(3, 15)
 _SHAPES = np.linspace(1.7, 3.1, 15)  # of windows, per grid point of width
 _MOST_AMPLIFIED = (
@@ -131,7 +131,7 @@ class Lattice:
         highest = np.max([cutoff * term.rates.max(0) for cutoff, term in zip(cutoffs, terms, strict=True)], 0)
         found = []
         for finer in _FINER:
-            wanted = np.ceil(finer * lengths * highest / math.pi).astype(int)
+            wanted = np.minimum(np.ceil(finer * lengths * highest / math.pi), _MOST_POINTS).astype(np.int64)
             shape = tuple(scipy.fft.next_fast_len(max(_FEWEST_POINTS, int(n)), real=True) for n in wanted)
             grid = math.pi * np.asarray(shape) / lengths
             window, error = _narrowest(spectra, [float((grid / term.rates).min()) for term in terms], tolerance)

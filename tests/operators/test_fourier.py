@@ -185,6 +185,7 @@ def test_it_is_chosen_where_its_grid_is_small():
         (_kernel(1.5, 0.1).float(), 2**30, FourierOperator),
         (_kernel(1.5, 0.1).float(), 2**24, BlockedOperator),  # its windows do not fit
         (_kernel(1.5, 1e-4).float(), 2**30, BlockedOperator),  # ten thousand lengthscales across
+        (_kernel(1.5, 1e-30).float(), 2**30, BlockedOperator),
         (_kernel(0.5, 0.1).float(), 2**30, BlockedOperator),
     ):
         assert type(make_operator(kernel, x, memory_budget=budget)) is kind
