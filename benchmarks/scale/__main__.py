@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.scale import items
+from benchmarks.scale import items, maps
 from benchmarks.scale.report import write_report
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -26,6 +26,9 @@ TIME_LIMIT = 1800
 SIZES = (1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)
 APPROXIMATIONS = ("laplace", "variational")
 LARGEST_FULL = 100_000  # rows, of the full method in the plot of cost
+MAP_SIZES = (1_000, 5_000, 20_000, 100_000, 200_000)
+OF_MAPS = ("itergp", "itergp, support")
+LARGEST_EXACT, LARGEST_ITERATIVE = 5_000, 20_000  # rows of maps, by dense algebra and by GPBoost's iterative method
 
 # Group, function, arguments, rows.
 PLAN: list[tuple[str, str, dict[str, Any], int]] = [
@@ -42,6 +45,12 @@ PLAN: list[tuple[str, str, dict[str, Any], int]] = [
         for n in (100_000, 1_000_000)
         for a in APPROXIMATIONS
     ),
+    *(("maps", "maps_pass", {"rows": n}, n) for n in MAP_SIZES),
+    *(("maps", "maps_exact", {"rows": n}, n) for n in MAP_SIZES if n <= LARGEST_EXACT),
+    *(("maps", "maps_itergp", {"rows": n, "method": m}, n) for m in OF_MAPS for n in MAP_SIZES),
+    *(("maps", "maps_gpboost", {"rows": n, "inversion": "cholesky"}, n) for n in MAP_SIZES),
+    *(("maps", "maps_gpboost", {"rows": n, "inversion": "iterative"}, n) for n in MAP_SIZES if n <= LARGEST_ITERATIVE),
+    ("maps", "maps_gpboost", {"rows": 5_000, "approximation": "full_scale_vecchia"}, 5_000),
     *(("cost", "cost", {"rows": n, "method": "linear"}, n) for n in SIZES),
     *(("cost", "cost", {"rows": n, "method": "full"}, n) for n in SIZES if n <= LARGEST_FULL),
     *(("cost", "cost_svgp", {"rows": n}, n) for n in SIZES),
@@ -59,7 +68,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.item:
         torch.set_num_threads(options.threads)
-        print(json.dumps(getattr(items, options.item[0])(**json.loads(options.item[1]))))
+        room = items if hasattr(items, options.item[0]) else maps
+        print(json.dumps(getattr(room, options.item[0])(**json.loads(options.item[1]))))
         return
     path = RESULTS / "scale.jsonl"
     lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -70,7 +80,9 @@ def main() -> None:
         if (name, json.dumps(arguments)) in done:
             continue
         print(f"{name} {arguments} ...", flush=True)
-        threads = 1 if group in ("additive", "cost") else options.threads  # as many as each of several jobs would have
+        threads = (
+            1 if group in ("additive", "cost", "maps") else options.threads
+        )  # as many as each of several jobs would have
         line = {"group": group, "item": name, "arguments": arguments, **_measured(name, arguments, threads)}
         print({key: value for key, value in line.items() if isinstance(value, (int, float))}, flush=True)
         with path.open("a") as file:

@@ -14,7 +14,8 @@ COLOURS = {"full": "#1b6ca8", "linear": "#c8553d", "svgp": "#7a7a7a"}
 
 def write_report(lines: list[dict[str, Any]], folder: Path) -> None:
     """Writes ``scale.md`` and, with measurements of cost, the picture."""
-    sections = [_kernel(lines), _mixture(lines), _flights(lines), _million(lines), _additive(lines), _cost(lines)]
+    sections = [_kernel(lines), _mixture(lines), _flights(lines), _million(lines), _additive(lines)]
+    sections += [_maps(lines), _map_passes(lines), _cost(lines)]
     threads = sorted({line["threads"] for line in lines})
     counts = " or ".join(str(count) for count in threads)
     head = f"# Size\n\nFloat32, {counts} threads, each measurement in a process of its own (`python -m benchmarks.scale`).\n"
@@ -141,6 +142,57 @@ def _additive(lines: list[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     return [*head, "", *table, *rows]
+
+
+def _maps(lines: list[dict[str, Any]]) -> list[str]:
+    found = []
+    for item in ("maps_exact", "maps_itergp", "maps_gpboost"):
+        for a, r in _of(lines, item):
+            name = {"maps_exact": "dense, float64", "maps_itergp": a.get("method")}.get(item)
+            if name is None:
+                kind = {"vecchia": "Vecchia", "full_scale_vecchia": "VIF"}[a.get("approximation", "vecchia")]
+                name = f"GPBoost {kind}, {a.get('inversion', 'iterative')}"
+            found.append((a["rows"], name, r))
+    rows = []
+    for size, name, r in sorted(found, key=lambda entry: entry[0]):
+        if "failed" in r:
+            rows.append(f"| {size:,} | {name} | {r['failed']} | | | | | | |")
+            continue
+        gap = f"{r['gap_per_row']:.1g}" if r.get("gap_per_row") is not None else ""
+        rows.append(
+            f"| {size:,} | {name} | {r['seconds']:.1f} | {r['prediction']:.1f} | {gap} | {r['nll']:.4f} | "
+            f"{r['latent_log_score']:.3f} | {r['variance_median']:.4f} | {r['log_likelihood']:.0f} |"
+        )
+    if not rows:
+        return []
+    head = [
+        "## Maps",
+        "",
+        "Uniform inputs on the unit square, Matern-3/2 of variance 1 and range 1/20, logit (Kuendig & Sigrist 2024), hyperparameters "
+        "given, Laplace; GPBoost with 20 neighbours. CPU seconds of one thread of a shared machine: posterior, or log-likelihood for "
+        "GPBoost; then 10,000 predictions. Scores are of test labels and of the field itself, less is better.",
+        "",
+        "| rows | | s | predictions, s | gap, nats per row | NLL | score of the field | median variance | log-likelihood |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    return [*head, *rows]
+
+
+def _map_passes(lines: list[dict[str, Any]]) -> list[str]:
+    rows = [
+        f"| {a['rows']:,} | {name} | {r['first']:.2f} | {r['seconds']:.3f} | {r['error']:.1g} |"
+        for a, found in _of(lines, "maps_pass")
+        if "failed" not in found
+        for name, r in found["by_operator"].items()
+    ]
+    if not rows:
+        return []
+    head = [
+        "## A kernel pass over a map",
+        "",
+        "One column, one thread; the error is relative to float64, of 2,000 rows.",
+    ]
+    return [*head, "", "| rows | operator | first, s | s | error |", "|---|---|---|---|---|", *rows]
 
 
 def _cost(lines: list[dict[str, Any]]) -> list[str]:

@@ -190,6 +190,7 @@ def _where_time_went(trace: TraceData, run: RunSettings, end: StageRecord) -> li
         change = {
             "BlockedOperator": f"Give memory_budget room to keep the matrix ({whole}), or use KeOps on a GPU.",
             "ScanOperator": "Lower num_blocks or covariance_rank: its time grows with the columns.",
+            "FourierOperator": "Lower covariance_rank: its time grows with the columns.",
             "DenseOperator": "The matrix is kept already: a GPU or float32 is what is left.",
         }.get(run.operator, "A GPU, or float32, makes them faster.")
         return [Finding("kernel_time", f"{observed}kernel products ({run.operator}).", change)]

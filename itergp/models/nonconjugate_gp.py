@@ -97,8 +97,9 @@ class NonConjugateGP(gpytorch.models.GP):
         solver: How the posterior is found; default ``SubspaceNewton()``.
         approximation: ``"variational"`` (default) or ``"laplace"``.
         operator: How kernel products are computed: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"``, ``"scan"`` (additive
-            kernels in linear time), or ``"sharded"``, with the rows divided among the processes of ``torch.distributed``,
-            which all run the same program. Or a subclass of ``KernelOperator``, for one of your own.
+            kernels in linear time), ``"fourier"`` (radial kernels of few inputs), or ``"sharded"``, with the rows divided among
+            the processes of ``torch.distributed``, which all run the same program. Or a subclass of ``KernelOperator``, for one
+            of your own.
         memory_budget: Bytes for cached kernel entries and batches; default a quarter of the free memory.
         sample_weight: Weights ``(N,)`` that multiply the rows' log-densities; default 1.
         missing_targets: Whether targets may be missing (NaN, or -1 for labels): such rows carry no information, but are

@@ -84,6 +84,7 @@ def problem_size(operator: KernelOperator, observations: Observations, approxima
         memory_budget=operator.memory_budget,
         has_neighbours=operator.evaluates_groups,
         neighbours_pay=operator.neighbours_pay,
+        actions_pay=operator.actions_pay,
         coupled=operator.couples_latents,
         preconditioner_memory=operator.preconditioner_memory,
     )
@@ -162,7 +163,7 @@ def _memory(operator: KernelOperator, demand: Demand, matrix: int) -> dict[str, 
     if operator.keeps_entries and demand.passes > 0:
         memory["kernel matrix"] = matrix
     if operator.held_memory > 0:
-        memory["sorted inputs"] = operator.held_memory
+        memory[operator.held] = operator.held_memory
     return memory
 
 

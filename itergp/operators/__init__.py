@@ -16,6 +16,7 @@ from itergp.operators.choose import (
     require_operator,
 )
 from itergp.operators.coupled import CoupledOperator, JointOperator, KroneckerOperator
+from itergp.operators.fourier import FourierOperator
 from itergp.operators.jacobian import JacobianOperator
 from itergp.operators.keops import KeOpsOperator
 from itergp.operators.linearisation import FinalLayer, Linearisation, linearise
@@ -33,6 +34,7 @@ __all__ = [
     "CoupledOperator",
     "DenseOperator",
     "FinalLayer",
+    "FourierOperator",
     "JacobianOperator",
     "JointOperator",
     "KeOpsOperator",

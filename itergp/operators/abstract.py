@@ -100,10 +100,29 @@ class AbstractOperator(ABC):
         """Whether rows near to an input say much about it that few actions on all rows do not."""
         return True
 
+    @property
+    def actions_pay(self) -> bool:
+        """Whether some hundred actions on all rows know most of what the data say."""
+        return True
+
+    @property
+    def product_error(self) -> Tensor | None:
+        """Bounds ``(C',)`` on the spectral norm of what products are of, less each ``K_c``; None for rounding alone."""
+        return None
+
     def preconditioner(self, curvature: Tensor) -> Preconditioner | None:
         """What stands for K in systems with a curvature, which solvers then use by themselves; None if nothing does.
 
         It must follow from the operator and the curvature alone, so that what is resumed goes on to the same answer.
+
+        Args:
+            curvature: W ``(N, C, C)``.
+        """
+        del curvature
+        return None
+
+    def log_determinant(self, curvature: Tensor) -> float | None:
+        """About ``log |I + W K|`` of all rows; None where the actions of a covariance know it as well.
 
         Args:
             curvature: W ``(N, C, C)``.

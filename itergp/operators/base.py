@@ -45,9 +45,11 @@ class KernelOperator(AbstractOperator):
     Attributes:
         derived: What users of the operator made from its inputs, such as search trees; it lives as long as the cached entries.
         evaluates_matrix: Whether a pass evaluates, or multiplies, the entries of the matrix: its cost grows with their number.
+        held: What is kept between passes besides kernel entries, in a plan's words.
     """
 
     evaluates_matrix: bool = True
+    held: str = "sorted inputs"
 
     def __init__(
         self, kernel: Kernel, inputs: Tensor, *, num_kernels: int = 1, memory_budget: int | None = None

@@ -12,6 +12,7 @@ from itergp.errors import InputError
 from itergp.operators.base import KernelOperator
 from itergp.operators.blocked import BlockedOperator, DenseOperator
 from itergp.operators.coupled import JointOperator, KroneckerOperator, kronecker_terms, num_outputs
+from itergp.operators.fourier import FourierOperator
 from itergp.operators.keops import KeOpsOperator, keops_pays
 from itergp.operators.memory import default_memory_budget
 from itergp.operators.scan import LEAST_ROWS, LEAST_ROWS_WITHOUT_MATRIX, ScanOperator
@@ -20,7 +21,7 @@ from itergp.operators.sharded import ShardedOperator
 from itergp.parallel import ALL_ROWS, ProcessPartition, RowPartition
 from itergp.parallel.process_group import many_processes
 
-OperatorKind = Literal["auto", "dense", "blocked", "keops", "scan", "sharded"]
+OperatorKind = Literal["auto", "dense", "blocked", "keops", "scan", "fourier", "sharded"]
 OperatorClass = type[KernelOperator]
 
 
@@ -49,17 +50,18 @@ def make_operator(
 ) -> KernelOperator:
     """Builds the operator for a kernel and its training inputs.
 
-    ``"auto"`` multiplies sums of Matern kernels of one input each by scans, from a few thousand rows on. Of other kernels it
-    keeps the dense matrix when it fits the memory budget. Otherwise it uses blocks or, on CUDA for RBF and Matern
-    kernels of at most 64 input dimensions, KeOps where a product of some rows shows it to be faster. ``"sharded"`` divides the
-    rows among the processes of ``torch.distributed``; a single process has them all, as with ``"auto"``.
+    ``"auto"`` multiplies sums of Matern kernels of one input each by scans, from a few thousand rows on, and smooth radial
+    kernels of one to three inputs by Fourier transforms, where their grid is small enough for the rows. Of other kernels it
+    keeps the dense matrix when it fits the memory budget. Otherwise it uses blocks or, on CUDA for RBF and Matern kernels of at
+    most 64 input dimensions, KeOps where a product of some rows shows it to be faster. ``"sharded"`` divides the rows among the
+    processes of ``torch.distributed``; a single process has them all, as with ``"auto"``.
 
     Args:
         kernel: Any GPyTorch kernel.
         inputs: ``(N, D)`` or ``(C, N, D)``.
         num_kernels: 1 for a shared kernel, otherwise C; of a kernel with C outputs per input, which couples them, C too.
-        kind: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"``, ``"scan"`` or ``"sharded"``, or a subclass of
-            ``KernelOperator``.
+        kind: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"``, ``"scan"``, ``"fourier"`` or ``"sharded"``, or a subclass
+            of ``KernelOperator``.
         memory_budget: Bytes; default a quarter of the free memory.
 
     Raises:
@@ -77,11 +79,19 @@ def make_operator(
     budget = default_memory_budget(inputs.device) if memory_budget is None else memory_budget
     if kind == "auto" and inputs.shape[-2] >= LEAST_ROWS and as_scan_form(kernel, num_kernels, inputs.shape[-1]):
         kind = "scan"
+    elif kind == "auto" and FourierOperator.pays(kernel, inputs, num_kernels, budget):
+        kind = "fourier"
     elif kind == "auto" and num_kernels * inputs.shape[-2] ** 2 * inputs.element_size() // 2 <= budget:
         kind = "dense"
     elif kind == "auto":
         kind = "keops" if keops_pays(kernel, inputs, num_kernels, budget) else "blocked"
-    operators = {"dense": DenseOperator, "blocked": BlockedOperator, "keops": KeOpsOperator, "scan": ScanOperator}
+    operators: dict[OperatorKind, OperatorClass] = {
+        "dense": DenseOperator,
+        "blocked": BlockedOperator,
+        "keops": KeOpsOperator,
+        "scan": ScanOperator,
+        "fourier": FourierOperator,
+    }
     return operators[kind](kernel, inputs, num_kernels=num_kernels, memory_budget=budget)
 
 

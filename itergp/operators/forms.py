@@ -90,6 +90,11 @@ class PairwiseForm:
         """That of the only leaf."""
         return self.leaves[0].metric if len(self.leaves) == 1 else None
 
+    @property
+    def summands(self) -> tuple[LeafForm, ...]:
+        """The leaves that it is the sum of; none where it is anything else."""
+        return self.leaves if _is_sum(self.tree) else ()
+
     def detached(self) -> PairwiseForm:
         """See ``KernelForm``."""
         return _form(_map(self.tree, lambda leaf: leaf.detached()))
@@ -181,6 +186,10 @@ def as_form(kernel: Kernel, num_kernels: int, num_columns: int) -> RadialKernel 
 
 def _form(tree: _Tree) -> PairwiseForm:
     return PairwiseForm(tree, tuple(_leaves(tree)))
+
+
+def _is_sum(tree: _Tree) -> bool:
+    return not isinstance(tree, _Branch) or (tree.kind is Sum and all(map(_is_sum, tree.parts)))
 
 
 def _leaves(tree: _Tree) -> list[LeafForm]:

@@ -24,7 +24,7 @@ EXACT_VALUES = 1024  # latent values N C of which every one is an action: dense 
 _NOISY = 4.0  # median noise of actions for another curvature than their own, beyond which they are chosen anew
 # Of one latent function. With several they cost C times as much, and what is rough there, saturated classes, has little
 # curvature for neighbours to tell by: measured, no prediction was better for them.
-_NEIGHBOURS = 16
+_NEIGHBOURS, _NEIGHBOURS_ALONE = 16, 64
 _ELBO_SEED = 1
 _CHUNK_ROWS = 8192
 
@@ -217,15 +217,17 @@ class CovarianceResult:
     extra: Tensor | None = None
 
 
-def wanted_neighbours(num_latents: int, wanted: int | None, *, pay: bool = True) -> int:
+def wanted_neighbours(num_latents: int, wanted: int | None, *, pay: bool = True, alone: bool = False) -> int:
     """Rows that an input is conditioned on: what the user says, or the default if that is None.
 
     Args:
         num_latents: C.
         wanted: What the user says.
         pay: Whether the operator says that ``neighbours_pay``.
+        alone: Whether it says that actions on all rows do not.
     """
-    return (_NEIGHBOURS if num_latents == 1 and pay else 0) if wanted is None else wanted
+    number = _NEIGHBOURS_ALONE if alone else _NEIGHBOURS
+    return (number if num_latents == 1 and pay else 0) if wanted is None else wanted
 
 
 def neighbours_of(problem: Problem, wanted: int | None) -> int:
@@ -235,7 +237,8 @@ def neighbours_of(problem: Problem, wanted: int | None) -> int:
         problem: The problem.
         wanted: What the user says, or None.
     """
-    wanted = wanted_neighbours(problem.num_latents, wanted, pay=problem.operator.neighbours_pay)
+    operator = problem.operator
+    wanted = wanted_neighbours(problem.num_latents, wanted, pay=operator.neighbours_pay, alone=not operator.actions_pay)
     return wanted if wanted > 0 and problem.operator.evaluates_groups else 0
 
 

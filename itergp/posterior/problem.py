@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -88,14 +89,47 @@ class Problem:
         return self.rows.all_reduce_sum(float(values.double().square().sum())) ** 0.5
 
     def entry_rounding(self, residual: Tensor) -> float:
-        """What rounding of the kernel's entries may take from ``<R, K R>``, for R ``(N, C)``.
+        """What rounding of the kernel's entries, and errors of products, may take from ``<R, K R>``, for R ``(N, C)``.
 
         R can be large where K says next to nothing, and a singular K is indefinite by rounding.
         """
         size = self.rows.all_reduce_sum(residual.double().square().sum(0))
+        rounding = self._rounding(residual.dtype, size)
+        return rounding if self._product_error is None else rounding + float((self._product_error * size.cpu()).sum())
+
+    def distance_of_products(self, norm_squared: float, weights: Tensor, curvature: Tensor) -> float:
+        """A bound q on the squared distance to the mode of K itself, from one on that of what products are of.
+
+        ``f = m + K V`` differs from the latent values that products gave by at most ``d = e |V|``, e the ``product_error``.
+        For the loss tilted by R, of which V is the gradient at those, the duality gap of V is the loss's Bregman divergence
+        between the two, at most ``b^2 / 2 = w d^2 / 2`` with w the largest curvature between them. The tilt moves the mode by
+        no more than ``a = |R|_K``, and by strong convexity the gap is at most half, and the squared distance no more than
+        ``q = (a + b)^2``. Over a change d, curvature grows by a factor of no more than ``exp(2 d)`` (generalised
+        self-concordance of logistic and log-linear models: Bach 2010).
+
+        Args:
+            norm_squared: ``a^2``.
+            weights: V ``(N, C)``.
+            curvature: W ``(N, C, C)``.
+        """
+        if self._product_error is None or norm_squared == math.inf:
+            return norm_squared
+        size = self.rows.all_reduce_sum(weights.double().square().sum(0)).cpu()
+        moved = float((self._product_error.square() * size).sum().sqrt())
+        largest = float(self.rows.all_reduce_max(torch.linalg.matrix_norm(curvature.double()).amax()))
+        drift = moved * (largest * math.exp(min(2.0 * moved, 300.0))) ** 0.5
+        return (max(norm_squared, 0.0) ** 0.5 + drift) ** 2
+
+    @cached_property
+    def _product_error(self) -> Tensor | None:
+        """Of every latent function ``(C,)``, float64."""
+        found = self.operator.product_error
+        return None if found is None else found.double().cpu().expand(self.num_latents)
+
+    def _rounding(self, dtype: torch.dtype, size: Tensor) -> float:
         if self.operator.couples_latents:  # as many entries again for every other latent function
             size = self.num_latents * size
-        return _ENTRIES * torch.finfo(residual.dtype).eps * float((self._largest_variance * size).sum())
+        return _ENTRIES * torch.finfo(dtype).eps * float((self._largest_variance * size).sum())
 
     @cached_property
     def _largest_variance(self) -> Tensor:

@@ -74,7 +74,8 @@ class Report:
         trace: What happened, step by step.
         log_marginal_likelihood: Laplace estimate of ``log p(y)`` (GPML eq. 3.32) at the returned mean, with the
             log-determinant taken within the actions: the dense Laplace value at convergence and full rank, and exact for a
-            Gaussian likelihood. None for a variational solution, whose ``elbo`` takes its place.
+            Gaussian likelihood. With an operator of which ``actions_pay`` is false the log-determinant is that of all rows, by
+            random probes. None for a variational solution, whose ``elbo`` takes its place.
         elbo: A lower bound on ``log p(y)`` by the Gaussian posterior itself: by quadrature for C = 1, an estimate by fixed
             samples for several latent functions. NaN between the steps of a solve, when it is not computed.
         variational_residual: How far another round would move the marginals at the training inputs, in posterior deviations:

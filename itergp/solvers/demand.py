@@ -24,6 +24,7 @@ class ProblemSize:
         processes: That share the rows.
         has_neighbours: Whether kernel entries among the neighbours of an input can be had.
         neighbours_pay: Whether rows near to an input say much about it that few actions do not.
+        actions_pay: Whether some hundred actions on all rows know most of what the data say.
         coupled: Whether latent functions are coupled; C' is C then.
         preconditioner_memory: Bytes of the operator's preconditioner, 0 where it has none.
     """
@@ -38,6 +39,7 @@ class ProblemSize:
     processes: int = 1
     has_neighbours: bool = True
     neighbours_pay: bool = True
+    actions_pay: bool = True
     coupled: bool = False
     preconditioner_memory: int = 0
 

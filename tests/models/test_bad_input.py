@@ -146,7 +146,7 @@ def test_training_targets(kind):
         ({"memory_budget": -5}, r"`memory_budget` must be a positive whole number or None\. Got -5\."),
         (
             {"operator": "fast"},
-            r"`operator` must be one of \('auto', 'dense', 'blocked', 'keops', 'scan', 'sharded'\)\. Got 'fast'",
+            r"`operator` must be one of \('auto', 'dense', 'blocked', 'keops', 'scan', 'fourier', 'sharded'\)\. Got 'fast'",
         ),
     ],
 )

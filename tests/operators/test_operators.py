@@ -511,7 +511,7 @@ def test_default_memory_budget_is_part_of_what_is_free():
 def test_unknown_operator():
     with pytest.raises(
         InputError,
-        match=r"`operator` must be one of \('auto', 'dense', 'blocked', 'keops', 'scan', 'sharded'\)\. Got 'fast'",
+        match=r"`operator` must be one of \('auto', 'dense', 'blocked', 'keops', 'scan', 'fourier', 'sharded'\)\. Got 'fast'",
     ):
         make_operator(make_kernel(), make_inputs(5), kind="fast")  # type: ignore[arg-type]
 

@@ -15,8 +15,9 @@ from itergp.solvers.policies.base import BasePolicy, View
 class PreconditionedGradient(BasePolicy):
     """The Newton direction within what the operator's ``preconditioner`` takes K for: about ``(I + W K)^{-1} W r``.
 
-    One kernel pass per action. The default of ``SubspaceNewton`` where the operator offers a preconditioner: that of additive
-    kernels does. It is the gradient ``W r`` where none is offered, and where what the preconditioner gives is not finite.
+    One kernel pass per action. The default of ``SubspaceNewton`` where the operator offers a preconditioner: those of additive
+    kernels and of radial ones of few inputs do. It is the gradient ``W r`` where none is offered, and where what the
+    preconditioner gives is not finite.
     """
 
     shards_rows: ClassVar[bool] = True

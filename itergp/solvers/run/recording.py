@@ -84,7 +84,7 @@ class Recorder:
             status: Why it ended, or that it has not.
             evidence: Whether evidence and ELBO are computed.
         """
-        certificate = Certificate(posterior.norm_squared) if problem.site.log_concave else None
+        certificate = Certificate(_certified(problem, posterior)) if problem.site.log_concave else None
         laplace = evidence and not problem.site.averages
         report = Report(
             approximation=problem.site.name,
@@ -94,11 +94,28 @@ class Recorder:
             kernel_entries=int(problem.rows.all_reduce_sum(self.budget.entries)),
             seconds=self.budget.seconds(),
             trace=self.trace,
-            log_marginal_likelihood=posterior.log_marginal_likelihood() if laplace else None,
+            log_marginal_likelihood=_evidence(problem, posterior) if laplace else None,
             elbo=posterior.elbo(problem) if evidence else math.nan,
         )
         start = replace(posterior.warm_start or WarmStart(), operator=problem.operator)
         return Solution(posterior.kept(problem.rows), report, start)
+
+
+def _certified(problem: Problem, posterior: Posterior) -> float:
+    """The bound q of a posterior, for the kernel's products themselves."""
+    weights, curvature = posterior.representer_weights, posterior.curvature
+    if curvature is None:
+        curvature = problem.site.derivatives(posterior.latent_values)[1]
+    return problem.distance_of_products(posterior.norm_squared, weights, curvature)
+
+
+def _evidence(problem: Problem, posterior: Posterior) -> float:
+    """Laplace's estimate; its log-determinant of all rows where the operator knows about that, or within the actions."""
+    if posterior.curvature is not None and posterior.precision.rank < problem.num_rows * problem.num_latents:
+        found = problem.operator.log_determinant(posterior.curvature)
+        if found is not None and math.isfinite(found):
+            return -posterior.objective - 0.5 * found
+    return posterior.log_marginal_likelihood()
 
 
 def step_record(

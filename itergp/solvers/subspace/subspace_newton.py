@@ -47,6 +47,7 @@ _DEFAULT_MAX_RANK, _SMALLEST_MAX_RANK = 1024, 64
 _EXPECTED_PASSES, _EXPECTED_PRECONDITIONED = 12, 6
 _DEFAULT_COVARIANCE_RANK = {False: 128, True: 224}  # with several latent functions, with one
 _DEFAULT_COVARIANCE_COLUMNS = 1280  # r C columns go through the covariance's kernel pass
+_FEW_ACTIONS = 32  # where only neighbours know much
 _PRELIMINARY_SHARE, _PRELIMINARY_RANK = 4, 8
 _BLOCKS = 32
 # The search within the space stops when its own gradient is this small a share of the functional gradient.
@@ -160,13 +161,10 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         width = latents if latents > 1 and not size.coupled else self.num_blocks
         width = latents if preconditioned else width
         rank = min(passes * width, self.rank_limit(size.num_rows, kernels, size.itemsize, size.memory_budget))
-        actions = self._covariance_rank(latents, size.num_rows * latents * size.processes, final=True)
-        early = (
-            self._covariance_rank(latents, size.num_rows * latents * size.processes, final=False)
-            if size.variational
-            else 0
-        )
-        neighbours = wanted_neighbours(latents, self.num_neighbours, pay=size.neighbours_pay)
+        values, pay = size.num_rows * latents * size.processes, size.actions_pay
+        actions = self._covariance_rank(latents, values, final=True, pay=pay)
+        early = self._covariance_rank(latents, values, final=False, pay=pay) if size.variational else 0
+        neighbours = wanted_neighbours(latents, self.num_neighbours, pay=size.neighbours_pay, alone=not pay)
         memory = {
             "search space": 4 * size.array(kernels * rank),  # two arrays, twice while they grow
             # Actions, put beside the residual, their products, and both again for another curvature or for neighbours.
@@ -193,13 +191,14 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         affordable = self.rank_limit(rows, operator.num_kernels, size, operator.memory_budget)
         return affordable if self.max_rank is not None else max(limit, affordable)
 
-    def _covariance_rank(self, latents: int, values: int, *, final: bool) -> int:
-        """Actions of a stage's covariance."""
+    def _covariance_rank(self, latents: int, values: int, *, final: bool, pay: bool) -> int:
+        """Actions of a stage's covariance; fewer where the operator says that they do not pay."""
         rank = self.covariance_rank
         if values <= self.exact_values:
             return values
         if rank is None:
             rank = min(_DEFAULT_COVARIANCE_RANK[latents == 1], max(32, _DEFAULT_COVARIANCE_COLUMNS // latents))
+            rank = _FEW_ACTIONS if latents == 1 and not pay and self.num_neighbours is None else rank
         # The next stage only needs a rough one to start from.
         return rank if final else max(rank // _PRELIMINARY_SHARE, min(rank, _PRELIMINARY_RANK))
 
@@ -405,7 +404,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
 
     def _posterior(self, problem: Problem, state: SubspaceState, curvature: Tensor, *, final: bool) -> Posterior:
         iterate, norm_squared = state.iterate, state.norm_squared
-        rank = self._covariance_rank(problem.num_latents, problem.num_rows * problem.num_latents, final=final)
+        values, pay = problem.num_rows * problem.num_latents, problem.operator.actions_pay
+        rank = self._covariance_rank(problem.num_latents, values, final=final, pay=pay)
         residual = iterate.gradient - state.weights
         if rank == 0:
             result = prior_covariance(problem)
