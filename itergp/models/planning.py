@@ -86,6 +86,7 @@ def problem_size(operator: KernelOperator, observations: Observations, approxima
         neighbours_pay=operator.neighbours_pay,
         coupled=operator.couples_latents,
         preconditioner_memory=operator.preconditioner_memory,
+        evaluates_matrix=operator.evaluates_matrix,
     )
 
 

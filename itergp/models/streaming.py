@@ -101,7 +101,7 @@ class Stream:
         """Slices of rows and the latent posterior there; without ``covariance`` only its mean."""
         model = self.model
         solution, operator = self.conditioned.solution, self.conditioned.operator
-        block = weights_and_actions(solution, covariance=covariance)
+        blocks = weights_and_actions(solution, operator, covariance=covariance)
         with ProgressBar(enabled=self.progress) as bar:
             bar.begin("predict", unit="rows", total=self.num_rows)
             for rows in self._slices(solution, covariance=covariance):
@@ -110,7 +110,7 @@ class Stream:
                 # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
                 with torch.set_grad_enabled(wanted), frozen(model):
                     prior = model.prior_at(part)
-                    latent = LatentPosterior.at(prior, operator, solution, covariance=covariance, block=block)
+                    latent = LatentPosterior.at(prior, operator, solution, covariance=covariance, blocks=blocks)
                 yield rows, latent
                 bar.advance("predict", rows.stop)
 

@@ -44,10 +44,7 @@ class KernelOperator(AbstractOperator):
 
     Attributes:
         derived: What users of the operator made from its inputs, such as search trees; it lives as long as the cached entries.
-        evaluates_matrix: Whether a pass evaluates, or multiplies, the entries of the matrix: its cost grows with their number.
     """
-
-    evaluates_matrix: bool = True
 
     def __init__(
         self, kernel: Kernel, inputs: Tensor, *, num_kernels: int = 1, memory_budget: int | None = None
