@@ -42,6 +42,7 @@ PLAN: list[tuple[str, str, dict[str, Any], int]] = [
         for n in (100_000, 1_000_000)
         for a in APPROXIMATIONS
     ),
+    *(("file", "additive_file", {"rows": n}, n) for n in (1_000_000, 10_000_000)),
     *(("cost", "cost", {"rows": n, "method": "linear"}, n) for n in SIZES),
     *(("cost", "cost", {"rows": n, "method": "full"}, n) for n in SIZES if n <= LARGEST_FULL),
     *(("cost", "cost_svgp", {"rows": n}, n) for n in SIZES),
@@ -70,7 +71,7 @@ def main() -> None:
         if (name, json.dumps(arguments)) in done:
             continue
         print(f"{name} {arguments} ...", flush=True)
-        threads = 1 if group in ("additive", "cost") else options.threads  # as many as each of several jobs would have
+        threads = 1 if group in ("additive", "cost", "file") else options.threads  # as many as each of several jobs would have
         line = {"group": group, "item": name, "arguments": arguments, **_measured(name, arguments, threads)}
         print({key: value for key, value in line.items() if isinstance(value, (int, float))}, flush=True)
         with path.open("a") as file:

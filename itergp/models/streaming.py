@@ -26,6 +26,7 @@ from itergp.operators.special import has_moving_grid
 from itergp.posterior.tempering import tempered
 from itergp.solvers import Solution
 
+_COPIES = 4  # of new inputs: converted, scaled, with their norms, in the order of a product
 _MOST_ROWS = 8192  # of a batch: more are no faster, and progress is worth showing
 
 
@@ -157,7 +158,8 @@ class Stream:
             budget = int(solution.rows.broadcast(torch.tensor(budget // solution.rows.num_processes, device=device)))
         local = 0 if solution.local is None or not covariance else solution.local.numbers_per_input
         across = size // 64 if operator.evaluates_matrix else 0
-        per_row = latents * (2 * rank + latents) + local + across
+        own = _COPIES * sum(x.shape[-1] for x in self.inputs)
+        per_row = latents * (2 * rank + latents) + local + across + own
         most = max(_MOST_ROWS, operator.cross_overhead)
         return batches(self.num_rows, per_row, min(budget // 4, 8 * per_row * most))
 

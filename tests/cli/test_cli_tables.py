@@ -530,11 +530,11 @@ def test_a_missing_extra_is_named(missing, folder, capsys, monkeypatch):
     )
 
 
-def test_parquet_without_pyarrow(folder, capsys, monkeypatch):
+def test_files_without_pyarrow(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (folder / "table.parquet").write_bytes(b"PAR1")
     assert main(["fit", "table.parquet", "--target", "y"]) == 1
-    assert "Reading Parquet needs pyarrow. It is not installed. Install it with" in capsys.readouterr().err
+    assert "Reading tables needs pyarrow. It is not installed. Install it with" in capsys.readouterr().err
 
 
 def test_warnings_are_one_line(folder, capsys):
