@@ -71,7 +71,9 @@ def main() -> None:
         if (name, json.dumps(arguments)) in done:
             continue
         print(f"{name} {arguments} ...", flush=True)
-        threads = 1 if group in ("additive", "cost", "file") else options.threads  # as many as each of several jobs would have
+        threads = (
+            1 if group in ("additive", "cost", "file") else options.threads
+        )  # as many as each of several jobs would have
         line = {"group": group, "item": name, "arguments": arguments, **_measured(name, arguments, threads)}
         print({key: value for key, value in line.items() if isinstance(value, (int, float))}, flush=True)
         with path.open("a") as file:

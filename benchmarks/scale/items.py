@@ -180,7 +180,9 @@ def additive_file(rows: int, inputs: int = 10, test_rows: int = 10_000) -> dict[
     with tempfile.TemporaryDirectory() as folder:
         train, test = Path(folder) / "train.parquet", Path(folder) / "test.parquet"
         for path, size, seed in ((train, rows, 0), (test, test_rows, 1)):
-            writer = multiprocessing.get_context("spawn").Process(target=write_additive, args=(path, size, inputs, seed))
+            writer = multiprocessing.get_context("spawn").Process(
+                target=write_additive, args=(path, size, inputs, seed)
+            )
             writer.start()
             writer.join()
         begun = time.process_time()

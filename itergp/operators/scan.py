@@ -17,12 +17,15 @@ from itergp.operators.binned import BinnedColumn, BinnedPreconditioner
 from itergp.operators.scan_form import ScanForm, ScanTerm, as_scan_form
 from itergp.operators.scan_product import Lines, scan_product
 from itergp.operators.scans import ExponentialPolynomial, Interpolation, Scan, SortedColumn
-from itergp.operators.tiles import Task, run, slices, threads_for
+from itergp.operators.tiles import run, slices, threads_for
 
 _PIECE = 2**21  # numbers of an array that a scan works on: more leave the cache
 _PIECE_ELSEWHERE = 2**27  # on a GPU
 _MOVED_COLUMNS = 16  # a line of the cache: sorting them takes the time of a few
-_MOVED_ARRAYS, _MOVED_SHARE = 4, 0.25  # of so many columns at once, and the share of the memory budget that they may take
+_MOVED_ARRAYS, _MOVED_SHARE = (
+    4,
+    0.25,
+)  # of so many columns at once, and the share of the memory budget that they may take
 _TERMS_TOGETHER = 2**18  # rows of terms that advance at once
 _DIRECT_SHARE = 3  # new inputs per column below which kernel entries are evaluated instead
 _TIMED_ROWS = 2**15
@@ -55,7 +58,7 @@ class _Group:
         return self.terms[0][1].profile
 
     def chunked(self, rows: Tensor, out: Tensor) -> Tensor:
-        """Vectors side by side, ``(1, N, b)`` or ``(C', N, b)``, of each term's kernel in the layout of chunks ``(T, b, L, M)``."""
+        """Vectors side by side, ``(1, N, b)`` or ``(C', N, b)``, of each term's kernel in chunks ``(T, b, L, M)``."""
         for (c, _), column, part in zip(self.terms, self.columns, out, strict=True):
             column.chunked_rows(rows[min(c, len(rows) - 1)], part)
         return out
@@ -153,10 +156,8 @@ class ScanOperator(KernelOperator):
 
         return self._summed(block, inputs.shape[-2], work=multiply)
 
-    def _summed(
-        self, block: Tensor, size: int, *, work: Callable[[_Group, Tensor, Tensor, _Room], None]
-    ) -> Tensor:
-        """The sum over terms of what a function adds to ``(C', size, b)`` for a group and some sorted vectors ``(T, b, L, M)``."""
+    def _summed(self, block: Tensor, size: int, *, work: Callable[[_Group, Tensor, Tensor, _Room], None]) -> Tensor:
+        """The sum over terms of what a function adds to ``(C', size, b)`` for a group and sorted vectors ``(T, b, L, M)``."""
         vectors = block if block.dim() == 3 else block.unsqueeze(0)
         groups, width = self._groups(), block.shape[-1]
         threads = threads_for(self.device, self.num_rows * width * len(self._scan_form.terms) * self.num_kernels)

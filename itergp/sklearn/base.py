@@ -47,6 +47,7 @@ from itergp.sklearn.checks import (
 )
 from itergp.sklearn.columns import code_columns, input_columns, unit_columns
 from itergp.sklearn.explained import Explained
+from itergp.sklearn.files import takes_files
 from itergp.sklearn.kernels import category_columns, is_automatic, is_own, make_kernel, raw_columns
 from itergp.sklearn.model import (
     DOUBLE_ROWS,
@@ -73,7 +74,6 @@ from itergp.tables import (
     TableFile,
     as_file,
     is_file,
-    open_table,
     read_table,
 )
 
@@ -272,10 +272,10 @@ class GPEstimator(Explained, BaseEstimator):
         complete: bool = True,
     ) -> tuple[Array, Array, Array]:
         """Encoded inputs, encoded targets and weights of the rows whose weight is not zero."""
-        X, y, sample_weight, *others = open_table(X, y, sample_weight, *observation.values())
-        observation = dict(zip(observation, others, strict=True))
         with ProgressBar(enabled=bool(self.verbose) and isinstance(X, Table)) as bar:
-            return self._read_rows(_heard(read_table(X), bar), y, sample_weight, observation, first=first, complete=complete)
+            return self._read_rows(
+                _heard(read_table(X), bar), y, sample_weight, observation, first=first, complete=complete
+            )
 
     def _read_rows(
         self, table: Table, y: Any, sample_weight: Any, observation: dict[str, Any], *, first: bool, complete: bool
@@ -599,6 +599,7 @@ class GPEstimator(Explained, BaseEstimator):
 
         return self._predicted(X, read, **observation)
 
+    @takes_files
     def predictive_log_density(self, X: Any, y: Any) -> Array:
         """Log-densities of held-out rows: the score of a probabilistic model, to average or to compare row by row.
 
@@ -613,7 +614,6 @@ class GPEstimator(Explained, BaseEstimator):
 
     def _log_densities(self, X: Any, y: Any, **observation: Any) -> Array:
         check_is_fitted(self)
-        X, y = open_table(X, y)
         column = self._target_rows(y)
         check_rows(read_table(X).num_rows, column)
         targets = torch.as_tensor(self._model_targets(self._encode(column, first=False)))

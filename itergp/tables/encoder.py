@@ -88,8 +88,8 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         """Learns levels, medians and which columns to leave out.
 
         Args:
-            X: A table ``(N, D)``: pandas, polars, pyarrow, NumPy (numbers, objects, structured), SciPy sparse, dictionaries, or the
-                name of a file, of which one column at a time is in memory.
+            X: A table ``(N, D)``: pandas, polars, pyarrow, NumPy (numbers, objects, structured), SciPy sparse, dictionaries, or
+                the name of a file, of which one column at a time is in memory.
             y: Ignored.
 
         Returns:

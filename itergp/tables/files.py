@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -40,7 +40,7 @@ class TableFile:
 
     Args:
         path: The file.
-        separator: What separates columns of text, if that is known; otherwise it is found out, as are encoding and decimal point.
+        separator: What separates columns of text, if that is known; it is found out otherwise, as are encoding and decimals.
 
     Attributes:
         path: The file.
@@ -78,7 +78,9 @@ class TableFile:
         self.num_rows: int = file.metadata.num_rows
         file.close()
         if self.num_rows == 0:
-            raise InputError(f"The data must have rows. Got {str(path)!r} with a header only. Check how it was written.")
+            raise InputError(
+                f"The data must have rows. Got {str(path)!r} with a header only. Check how it was written."
+            )
 
     def __getitem__(self, name: str | Sequence[str]) -> Any:
         """A column as a pandas Series ``(N,)``, or several as a data frame."""
@@ -126,7 +128,9 @@ class TableFile:
         missing = [name for name in names if name not in self.names]
         if missing:
             shown = ", ".join(map(repr, self.names[:8])) + (", ..." if len(self.names) > 8 else "")
-            raise InputError(f"The data must have a column {missing[0]!r}. Got {str(self.path)!r} with {shown}. Correct the name.")
+            raise InputError(
+                f"The data must have a column {missing[0]!r}. Got {str(self.path)!r} with {shown}. Correct the name."
+            )
 
     # ------------------------------------------------------------------ inside
     def _readable(self, kind: str) -> _Readable:
@@ -140,7 +144,9 @@ class TableFile:
             found = {name: _kind(part[name]) for name in part.columns}
             kinds = {name: _joined(kinds.get(name), kind) for name, kind in found.items()}
         if not kinds:
-            raise InputError(f"The data must have rows. Got {str(self.path)!r} with a header only. Check how it was written.")
+            raise InputError(
+                f"The data must have rows. Got {str(self.path)!r} with a header only. Check how it was written."
+            )
         dtypes = {name: kind for name, kind in kinds.items() if kind != "empty"}
         folder = tempfile.mkdtemp(prefix="itergp-")
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
@@ -238,13 +244,14 @@ def _without_nulls(arrow: Any, schema: Any, kinds: dict[str, str]) -> Any:
     return arrow.schema(fields, metadata=schema.metadata)
 
 
-def open_table(X: Any, y: Any, *others: Any) -> tuple[Any, ...]:
+def open_table(X: Any, y: Any, *others: Any, inputs: Sequence[str] | None = None) -> tuple[Any, ...]:
     """Inputs, targets and what else is known of rows, where the inputs are a file and others may be names of its columns.
 
     Args:
         X: The name of a file or a ``TableFile``; anything else comes back as it is, with the rest.
         y: Targets, or the name of their column, or of several; these columns are no inputs.
         *others: Weights and the like: for each values, the name of a column, or None.
+        inputs: Names of the inputs; default all columns that have not been named.
     """
     if not is_file(X):
         return (X, y, *others)
@@ -252,5 +259,9 @@ def open_table(X: Any, y: Any, *others: Any) -> tuple[Any, ...]:
     several = isinstance(y, (list, tuple)) and all(isinstance(name, str) for name in y) and len(y) != file.num_rows
     used = list(y) if several else [y] if isinstance(y, str) else []
     used += [name for name in others if isinstance(name, str)]
-    read: Callable[[Any], Any] = lambda value: file[value] if isinstance(value, str) else value  # noqa: E731
-    return (file.without(*used), file[list(y)] if several else read(y), *map(read, others))
+    table = file.without(*used) if inputs is None else file.table(list(inputs))
+    y = list(y) if several else y
+    return (
+        table,
+        *(file[value] if isinstance(value, str) or (value is y and several) else value for value in (y, *others)),
+    )

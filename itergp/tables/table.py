@@ -83,7 +83,9 @@ class Table:
         """Some of the columns, in another order if need be, without those that are read on demand being read."""
         on_demand = isinstance(self.columns, ColumnsOnDemand)
         columns = self.columns.select(positions) if on_demand else [self.columns[index] for index in positions]
-        names, labels = ([part[i] for i in positions] if part is not None else None for part in (self.names, self.labels))
+        names, labels = (
+            [part[i] for i in positions] if part is not None else None for part in (self.names, self.labels)
+        )
         matrix = None if self.matrix is None else self.matrix[:, list(positions)]
         return Table(columns, self.num_rows, names, labels, matrix)
 
@@ -92,7 +94,9 @@ class Table:
         if not isinstance(self.columns, ColumnsOnDemand):
             raise TypeError("columns must be read on demand")
         chosen = set(positions)
-        changes = [(lambda column: column.astype("category")) if i in chosen else None for i in range(len(self.columns))]
+        changes = [
+            (lambda column: column.astype("category")) if i in chosen else None for i in range(len(self.columns))
+        ]
         return replace(self, columns=self.columns.then_each(changes))
 
     def heard(self, listener: Callable[[], None]) -> Table:

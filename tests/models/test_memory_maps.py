@@ -1,4 +1,4 @@
-"""Inputs in a file that is larger than what memory there is: checked, learned from, conditioned on and predicted a part at a time."""
+"""Inputs in a file larger than what memory there is: checked, learned from, conditioned on and predicted a part at a time."""
 
 from __future__ import annotations
 

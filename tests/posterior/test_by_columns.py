@@ -14,7 +14,9 @@ from itergp.solvers import SubspaceNewton
 
 def _model(rows: int, latents: int = 1, **options) -> GP:
     x = torch.randn(rows, 3, generator=torch.Generator().manual_seed(0))
-    y = (torch.sin(2.0 * x[:, 0]) + 0.5 * torch.randn(rows, generator=torch.Generator().manual_seed(1)) > x[:, 1]).long()
+    y = (
+        torch.sin(2.0 * x[:, 0]) + 0.5 * torch.randn(rows, generator=torch.Generator().manual_seed(1)) > x[:, 1]
+    ).long()
     if latents > 1:
         y, likelihood = y + (x[:, 2] > 0.5).long(), CategoricalLikelihood(3)
     else:

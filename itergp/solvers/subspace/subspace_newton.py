@@ -169,7 +169,9 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         values, one = size.num_rows * latents * size.processes, size.array(latents)
         actions, early = (self._covariance_rank(latents, values, final=final) for final in (True, False))
         early, arrays = early if size.variational else 0, _VARIATIONAL_ARRAYS if size.variational else _ARRAYS
-        by_columns = not size.evaluates_matrix and neighbours == 0 and self._by_columns(actions, one, size.memory_budget)
+        by_columns = (
+            not size.evaluates_matrix and neighbours == 0 and self._by_columns(actions, one, size.memory_budget)
+        )
         columns = (actions + early) * latents // kernels
         if by_columns:
             actions, arrays = self._affordable(actions, one, size.memory_budget), 1
@@ -216,7 +218,11 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
 
     def _affordable(self, rank: int, one: int, memory_budget: int) -> int:
         """Actions of the default number that there is memory for, or those that were asked for."""
-        return rank if self.covariance_rank is not None else max(min(rank, _FEWEST_ACTIONS), min(rank, memory_budget // one))
+        return (
+            rank
+            if self.covariance_rank is not None
+            else max(min(rank, _FEWEST_ACTIONS), min(rank, memory_budget // one))
+        )
 
     def initial_rank(self, problem: Problem) -> int:
         """Directions that a start may bring, so that there is room to grow."""
@@ -429,7 +435,9 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         else:
             number, operator = neighbours_of(problem, self.num_neighbours), problem.operator
             one = problem.mean.numel() * problem.mean.element_size()
-            by_columns = not operator.evaluates_matrix and number == 0 and self._by_columns(rank, one, operator.memory_budget)
+            by_columns = (
+                not operator.evaluates_matrix and number == 0 and self._by_columns(rank, one, operator.memory_budget)
+            )
             if by_columns:
                 rank = self._affordable(rank, one, operator.memory_budget)
             actions = leading_actions(state.space, curvature, rank, preconditioner=operator.preconditioner(curvature))
