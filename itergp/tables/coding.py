@@ -99,9 +99,9 @@ def signature(values: Values) -> tuple[bytes, tuple[str, ...]]:
     if isinstance(values, Levels):
         rank = {level: index for index, level in enumerate(sorted(values.levels))}
         table = np.array([*(rank[level] for level in values.levels), -1], dtype=np.intp)
-        return hashlib.sha256(table[values.codes]).digest(), tuple(rank)
+        return hashlib.sha256(table[values.codes].data).digest(), tuple(rank)
     of_rows = values.values if isinstance(values, Numbers) else values.days
-    return hashlib.sha256(of_rows + 0.0).digest(), (type(values).__name__,)  # -0.0 is 0.0
+    return hashlib.sha256((of_rows + 0.0).data).digest(), (type(values).__name__,)  # -0.0 is 0.0
 
 
 def describe(values: NDArray[np.float64]) -> tuple[str, ...]:

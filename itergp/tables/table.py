@@ -81,8 +81,10 @@ class Table:
 
     def select(self, positions: Sequence[int]) -> Table:
         """Some of the columns, in another order if need be, without those that are read on demand being read."""
-        on_demand = isinstance(self.columns, ColumnsOnDemand)
-        columns = self.columns.select(positions) if on_demand else [self.columns[index] for index in positions]
+        if isinstance(self.columns, ColumnsOnDemand):
+            columns: Sequence[Any] = self.columns.select(positions)
+        else:
+            columns = [self.columns[index] for index in positions]
         names, labels = (
             [part[i] for i in positions] if part is not None else None for part in (self.names, self.labels)
         )

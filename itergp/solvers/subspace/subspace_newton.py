@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -441,8 +441,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             if by_columns:
                 rank = self._affordable(rank, one, operator.memory_budget)
             actions = leading_actions(state.space, curvature, rank, preconditioner=operator.preconditioner(curvature))
-            options = {"num_neighbours": number, "by_columns": by_columns}
-            result = posterior_covariance(problem, actions, curvature, residual, **options)
+            how: dict[str, Any] = {"num_neighbours": number, "by_columns": by_columns}
+            result = posterior_covariance(problem, actions, curvature, residual, **how)
         if result.extra is not None:
             found, rounding = problem.inner(residual, result.extra), problem.entry_rounding(residual)
             renewed = abs(found) + rounding + 2.0 * _resolution(problem, iterate)
