@@ -63,14 +63,15 @@ class TableWriter:
 
     Args:
         path: The file; None for CSV on standard output.
+        types: Arrow's types of columns that come from a file: what the first rows of these look like may be less.
 
     Raises:
         InputError: If the file cannot be written.
         MissingExtraError: If pyarrow is not installed, for Parquet.
     """
 
-    def __init__(self, path: Path | None) -> None:
-        self._path = path
+    def __init__(self, path: Path | None, types: dict[str, Any]) -> None:
+        self._path, self._types = path, types
         self._parquet: Any = None
         self._begun = False
         if path is not None and path.suffix.lower() in _PARQUET:
@@ -94,10 +95,11 @@ class TableWriter:
                 mode = "a" if self._begun else "w"
                 frame.to_csv(target, index=False, header=not self._begun, mode=mode)
             else:
-                schema = None if self._parquet is None else self._parquet.schema
-                rows = self._arrow.Table.from_pandas(frame, schema=schema, preserve_index=False)
                 if self._parquet is None:
-                    self._parquet = self._library.ParquetWriter(self._path, rows.schema)
+                    fields = self._arrow.Schema.from_pandas(frame, preserve_index=False)
+                    known = [field.with_type(self._types.get(field.name, field.type)) for field in fields]
+                    self._parquet = self._library.ParquetWriter(self._path, self._arrow.schema(known))
+                rows = self._arrow.Table.from_pandas(frame, schema=self._parquet.schema, preserve_index=False)
                 self._parquet.write_table(rows)
         except OSError as error:
             if self._path is None:

@@ -46,6 +46,7 @@ class TableFile:
         path: The file.
         names: Names of its columns.
         num_rows: N.
+        types: Arrow's type of each column.
 
     Raises:
         InputError: If the file is missing, damaged or empty, or not a table.
@@ -76,6 +77,7 @@ class TableFile:
         index = [name for name in metadata.get("index_columns", []) if isinstance(name, str)]
         self.names: list[str] = [name for name in file.schema_arrow.names if name not in index]
         self.num_rows: int = file.metadata.num_rows
+        self.types: dict[str, Any] = dict(zip(file.schema_arrow.names, file.schema_arrow.types, strict=True))
         file.close()
         if self.num_rows == 0:
             raise InputError(
