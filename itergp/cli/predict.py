@@ -48,7 +48,10 @@ def run(options: argparse.Namespace) -> int:
             )
         require_columns(file, [options.exposure], "the exposures")
     done = 0
-    with TableWriter(options.output, file.types if options.with_inputs else {}) as writer, ProgressBar(enabled=None if options.output else False) as bar:
+    with (
+        TableWriter(options.output, file.types if options.with_inputs else {}) as writer,
+        ProgressBar(enabled=None if options.output else False) as bar,
+    ):
         bar.begin("predict", unit="rows", total=file.num_rows)
         for frame in file.batches():
             writer.write(_of_batch(estimator, frame, names, options))

@@ -49,7 +49,7 @@ class GPOrdinalClassifier(LabelEstimator):
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
-            ``LinearTimeNewton()``.
+            ``LinearTimeNewton()``, unless the kernel is additive and takes linear time itself.
         class_weight: Weights by level, ``"balanced"``, or None.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 distinct rows.

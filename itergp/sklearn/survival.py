@@ -54,7 +54,7 @@ class GPSurvival(GPEstimator):
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
-            ``LinearTimeNewton()``.
+            ``LinearTimeNewton()``, unless the kernel is additive and takes linear time itself.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 distinct rows.
         random_state: Seed of the optimiser's random splits; equal seeds give equal results.
