@@ -175,7 +175,9 @@ def additive(rows: int, inputs: int = 10, approximation: str = "laplace") -> dic
     }
 
 
-def additive_file(rows: int, inputs: int = 10, test_rows: int = 10_000) -> dict[str, Any]:
+def additive_file(
+    rows: int, inputs: int = 10, test_rows: int = 10_000, memory_budget: int | None = None
+) -> dict[str, Any]:
     """The same from a Parquet file, hyperparameters given: read, encoded, mode, certificate, covariance and predictions."""
     with tempfile.TemporaryDirectory() as folder:
         train, test = Path(folder) / "train.parquet", Path(folder) / "test.parquet"
@@ -191,7 +193,8 @@ def additive_file(rows: int, inputs: int = 10, test_rows: int = 10_000) -> dict[
         x = torch.from_numpy(encoder.transform(table.without("y"), dtype=np.float32))
         y = torch.from_numpy(table["y"].to_numpy(np.int64))
         read = time.process_time()
-        model = GP(x, y, BernoulliLikelihood(), kernel=AdditiveLaplacianKernel(inputs), approximation="laplace").eval()
+        options: dict[str, Any] = {"approximation": "laplace", "memory_budget": memory_budget}
+        model = GP(x, y, BernoulliLikelihood(), kernel=AdditiveLaplacianKernel(inputs), **options).eval()
         del x, y
         plan = model.plan()
         solution = model.condition()
