@@ -272,10 +272,9 @@ class GPEstimator(Explained, BaseEstimator):
         complete: bool = True,
     ) -> tuple[Array, Array, Array]:
         """Encoded inputs, encoded targets and weights of the rows whose weight is not zero."""
-        with ProgressBar(enabled=bool(self.verbose) and isinstance(X, Table)) as bar:
-            return self._read_rows(
-                _heard(read_table(X), bar), y, sample_weight, observation, first=first, complete=complete
-            )
+        table = read_table(X)
+        with ProgressBar(enabled=bool(self.verbose) and table.on_demand) as bar:
+            return self._read_rows(_heard(table, bar), y, sample_weight, observation, first=first, complete=complete)
 
     def _read_rows(
         self, table: Table, y: Any, sample_weight: Any, observation: dict[str, Any], *, first: bool, complete: bool
@@ -565,7 +564,10 @@ class GPEstimator(Explained, BaseEstimator):
 
     def _table(self, X: Any) -> Table:
         """A table; of a file the columns of the training data alone."""
-        return read_table(X) if not is_file(X) else as_file(X).table(self._file_columns(as_file(X)))
+        if not is_file(X):
+            return read_table(X)
+        file = as_file(X)
+        return file.table(self._file_columns(file))
 
     def _file_columns(self, file: TableFile) -> list[str]:
         return list(getattr(self, "feature_names_in_", file.names))

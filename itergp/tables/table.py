@@ -66,6 +66,11 @@ class Table:
         """What messages call a column: its name if it has one, otherwise its number."""
         return str(position) if self.names is None else repr(self.names[position])
 
+    @property
+    def on_demand(self) -> bool:
+        """Whether columns are read, from a file, when they are asked for."""
+        return isinstance(self.columns, ColumnsOnDemand)
+
     def rows(self, chosen: NDArray[np.bool_]) -> Table:
         """Some of the rows, by a mask ``(N,)``."""
         if bool(chosen.all()):

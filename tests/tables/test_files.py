@@ -179,6 +179,17 @@ def test_predictions_are_made_a_batch_of_rows_at_a_time(path, monkeypatch):
     assert seen == [25, 25, 25, 15]
 
 
+def test_reading_says_how_far_it_has_come(path, capsys):
+    GPClassifier(kernel="matern32", max_iterations=1, verbose=True).fit(
+        TableFile(path).table(["age", "height"]), make_frame().late
+    )
+    assert "4/4 columns" in capsys.readouterr().err
+    GPClassifier(kernel="matern32", max_iterations=1, verbose=True).fit(
+        make_frame()[["age", "height"]], make_frame().late
+    )
+    assert "columns" not in capsys.readouterr().err
+
+
 # ---------------------------------------------------------------------- mistakes
 def test_mistakes_name_the_file_the_column_and_the_row(tmp_path):
     frame = make_frame()
