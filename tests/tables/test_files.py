@@ -102,6 +102,41 @@ def test_beyond_the_free_memory_the_matrix_is_in_a_file(path, monkeypatch):
         TableEncoder().fit(make_frame()[["age", "height"]]).transform(make_frame()[["age", "height"]])
 
 
+LIMITED = """
+    import resource, sys, types
+    import numpy as np
+    from itergp.tables import TableEncoder, TableFile, encoder
+    free = int(sys.argv[2])
+    encoder.psutil = types.SimpleNamespace(virtual_memory=lambda: types.SimpleNamespace(available=free))
+
+    def read(path):
+        file = TableFile(path)
+        matrix = TableEncoder().fit(file.without("y")).transform(file.without("y"))
+        return matrix.nbytes, float(sum(part.sum() for part in np.array_split(matrix, 50)))
+
+    read(sys.argv[3])  # what libraries keep for themselves
+    held = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmData")) * 1024
+    resource.setrlimit(resource.RLIMIT_DATA, (held + free,) * 2)
+    size, total = read(sys.argv[1])
+    assert size > 1.5 * free, size
+    print(total)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux limits what is a process's own")
+def test_a_file_larger_than_memory_is_encoded(tmp_path):
+    """A matrix of 80 MB by a process that may not take 50 MB of its own."""
+    rng = np.random.default_rng(0)
+    frame = pandas.DataFrame({f"x{i}": rng.normal(size=200_000) for i in range(50)}).assign(y=1)
+    frame.to_parquet(tmp_path / "t.parquet")
+    frame[:100].to_parquet(tmp_path / "small.parquet")
+    arguments = [str(tmp_path / "t.parquet"), "50000000", str(tmp_path / "small.parquet")]
+    command = [sys.executable, "-c", textwrap.dedent(LIMITED), *arguments]
+    ran = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert float(ran.stdout.splitlines()[-1]) == pytest.approx(frame.drop(columns="y").to_numpy().sum(), rel=1e-9)
+
+
 TEXT = """a,b,c,d,e,f
 1,1,1,,True,
 2,2,2,,False,
