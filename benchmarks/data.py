@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from importlib.resources import files
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -91,12 +92,38 @@ def additive_binary(num_rows: int, num_inputs: int = 10, seed: int = 0, num_test
     rng = np.random.RandomState(seed)
     steps = np.cumsum(rng.randn(num_inputs, 200), axis=1) / 14.0  # whatever the rows
     x = rng.randn(num_rows + num_test, num_inputs)
-    f = np.zeros(len(x))
-    for j in range(num_inputs):
-        cell = ((np.clip(x[:, j], -3.9, 3.9) + 4.0) * 25.0).astype(int)
-        f += np.sin((1.0 + j / 3.0) * x[:, j]) if j % 2 == 0 else steps[j, cell]
+    f = _additive(x, steps)
     y = (rng.rand(len(x)) < 1.0 / (1.0 + np.exp(f.mean() - f))).astype(int)
     return split(f"additive binary {num_rows:,}", x, y, num_test, seed, standardise=False)
+
+
+def _additive(x: np.ndarray, steps: np.ndarray) -> np.ndarray:
+    """Sums of functions of single inputs."""
+    f = np.zeros(len(x))
+    for j in range(x.shape[1]):
+        cell = ((np.clip(x[:, j], -3.9, 3.9) + 4.0) * 25.0).astype(int)
+        f += np.sin((1.0 + j / 3.0) * x[:, j]) if j % 2 == 0 else steps[j, cell]
+    return f
+
+
+def write_additive(path: Path, num_rows: int, num_inputs: int = 10, seed: int = 0, piece: int = 500_000) -> None:
+    """A Parquet file of such rows in float32, and their labels in a column ``y``, written piece by piece."""
+    import pyarrow
+    import pyarrow.parquet
+
+    rng, writer = np.random.RandomState(0), None
+    steps = np.cumsum(rng.randn(num_inputs, 200), axis=1) / 14.0  # whatever the seed, as is the middle
+    middle = _additive(rng.randn(100_000, num_inputs), steps).mean()
+    rng = np.random.RandomState(1 + seed)
+    for start in range(0, num_rows, piece):
+        x = rng.randn(min(piece, num_rows - start), num_inputs)
+        y = (rng.rand(len(x)) < 1.0 / (1.0 + np.exp(middle - _additive(x, steps)))).astype(np.int8)
+        columns = {f"x{j}": x[:, j].astype(np.float32) for j in range(num_inputs)}
+        table = pyarrow.table(columns | {"y": y})
+        writer = writer or pyarrow.parquet.ParquetWriter(path, table.schema)
+        writer.write_table(table)
+    assert writer is not None
+    writer.close()
 
 
 def flight_rows(num_rows: int | None = None, seed: int = 0) -> Rows:

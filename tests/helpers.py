@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import shutil
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,6 +16,8 @@ import scipy.stats as sps
 import torch
 from scipy.special import expit
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from itergp.likelihoods import (
     BernoulliLikelihood,
@@ -464,3 +467,24 @@ def keops_test(function):
     compiler = shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
     no_compiler = pytest.mark.skipif(compiler is None, reason="needs a C++ compiler")
     return pytest.mark.keops(needs_pykeops(no_compiler(function)))
+
+
+class LiveMemory(TorchDispatchMode):
+    """Bytes of all tensors that are alive at once, at most."""
+
+    def __init__(self):
+        super().__init__()
+        self.live, self.now, self.peak = {}, 0, 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        found = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(found):
+            if torch.is_tensor(tensor) and (key := tensor.untyped_storage()._cdata) not in self.live:
+                self.live[key] = tensor.untyped_storage().nbytes()
+                self.now += self.live[key]
+                weakref.finalize(tensor.untyped_storage(), self.free, key)
+        self.peak = max(self.peak, self.now)
+        return found
+
+    def free(self, key):
+        self.now -= self.live.pop(key)

@@ -69,9 +69,27 @@ MUTANTS = (
     ),
     Mutant(
         "plan: actions of one latent function",
-        '"covariance": (5 if size.variational else 4) * size.array(latents * actions)',
-        '"covariance": (5 if size.variational else 4) * size.array(actions)',
+        '"covariance": arrays * size.array(latents * actions)',
+        '"covariance": arrays * size.array(actions)',
         ("test_planning.py", "memory"),
+    ),
+    Mutant(
+        "products that do not fit are kept",
+        "return _ARRAYS * rank * one > memory_budget",
+        "return _ARRAYS * rank * one > 1000 * memory_budget",
+        ("test_by_columns.py", "memory"),
+    ),
+    Mutant(
+        "a CSV column has the type of its first rows",
+        "kinds = {name: _joined(kinds.get(name), kind) for name, kind in found.items()}",
+        "kinds = found | kinds",
+        ("test_files.py", "types"),
+    ),
+    Mutant(
+        "kernel columns from a copy of all inputs",
+        "entries = self._block(self.features(own[..., i, :]), taken)",
+        "entries = self._block(self.features(own)[..., i, :], taken)",
+        ("test_memory_maps.py", "memory"),
     ),
     # ------------------------------------------------------------------ line search
     Mutant(

@@ -51,6 +51,7 @@ PLAN: list[tuple[str, str, dict[str, Any], int]] = [
     *(("maps", "maps_gpboost", {"rows": n, "inversion": "cholesky"}, n) for n in MAP_SIZES),
     *(("maps", "maps_gpboost", {"rows": n, "inversion": "iterative"}, n) for n in MAP_SIZES if n <= LARGEST_ITERATIVE),
     ("maps", "maps_gpboost", {"rows": 5_000, "approximation": "full_scale_vecchia"}, 5_000),
+    *(("file", "additive_file", {"rows": n}, n) for n in (1_000_000, 10_000_000)),
     *(("cost", "cost", {"rows": n, "method": "linear"}, n) for n in SIZES),
     *(("cost", "cost", {"rows": n, "method": "full"}, n) for n in SIZES if n <= LARGEST_FULL),
     *(("cost", "cost_svgp", {"rows": n}, n) for n in SIZES),
@@ -81,7 +82,7 @@ def main() -> None:
             continue
         print(f"{name} {arguments} ...", flush=True)
         threads = (
-            1 if group in ("additive", "cost", "maps") else options.threads
+            1 if group in ("additive", "cost", "file", "maps") else options.threads
         )  # as many as each of several jobs would have
         line = {"group": group, "item": name, "arguments": arguments, **_measured(name, arguments, threads)}
         print({key: value for key, value in line.items() if isinstance(value, (int, float))}, flush=True)

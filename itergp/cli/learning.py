@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from itergp.cli.tables import read_table, require_columns, require_room
+from itergp.cli.tables import open_file, require_columns, require_room
 from itergp.errors import InputError
 
 # task -> name of the estimator
@@ -79,13 +79,12 @@ class Problem:
             MissingExtraError: If a package is not installed.
         """
         comparison = require_room("itergp.sklearn.comparison")
-        table = read_table(options.data, options.sep)
-        X, y, known = _columns(table, options)
+        X, y, known = _columns(open_file(options.data, options.sep), options)
         guess = _guess(y, options)
         X = _understood(X)
         arguments = _arguments(guess, options)
         rows, _ = comparison.as_rows(X, y, task=guess.task, levels=options.levels, **known)
-        return cls(rows, X.shape[1], guess.task, guess.reason, arguments)
+        return cls(rows, len(X.columns), guess.task, guess.reason, arguments)
 
     def introduce(self, options: argparse.Namespace) -> str:
         """What the table was taken for, in a line or two."""
@@ -98,35 +97,36 @@ class Problem:
         return f"{said}\n{guessed}; choose by --task."
 
 
-def _columns(table: Any, options: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
+def _columns(file: Any, options: argparse.Namespace) -> tuple[Any, Any, dict[str, Any]]:
     """Features, targets, and what else is known of the rows: keywords with columns."""
-    require_columns(table, [options.target], "the target")
-    require_columns(table, [*(options.features or []), *options.drop], "the features")
-    require_columns(table, options.group or [], "the groups")
+    require_columns(file, [options.target], "the target")
+    require_columns(file, [*(options.features or []), *options.drop], "the features")
+    require_columns(file, options.group or [], "the groups")
     named = {"sample_weight": options.weights, "exposure": options.exposure, "groups": options.together}
     known = {name: column for name, column in named.items() if column is not None}
-    require_columns(table, list(known.values()), "the weights, exposures and what is held out together")
+    require_columns(file, list(known.values()), "the weights, exposures and what is held out together")
     events = [] if options.event is None else [options.event]
-    require_columns(table, events, "the event")
+    require_columns(file, events, "the event")
     used = [options.target, *options.drop, *known.values(), *events]
-    features = options.features or [name for name in table.columns if name not in used]
+    features = options.features or [name for name in file.names if name not in used]
     features = [*features, *(name for name in options.group or [] if name not in features)]
     if not features:
         raise InputError("The data must have columns to predict from. Got the target alone. Check --drop and the file.")
-    y = table[options.target]
+    y = file[options.target]
     tables = require_room("itergp.tables")
     tables.refuse_gaps(tables.as_target_column(y))
     y = y.astype(str) if options.levels is not None else y
-    y = table[[options.event, options.target]] if events else y
-    return table[features], y, {name: table[column] for name, column in known.items()}
+    y = file[[options.event, options.target]] if events else y
+    return file.table(features), y, {name: file[column] for name, column in known.items()}
 
 
 def _understood(X: Any) -> Any:
     """Features as all rows together say what they are, so that no part of the rows is taken for something else."""
     columns = require_room("itergp.tables").TableEncoder().fit(X).columns_  # says what is wrong by the rows of the file
-    dropped = [column.name for column in columns if column.role == "dropped"]
-    text = [column.name for column in columns if column.role == "categorical"]
-    return X.drop(columns=dropped).astype(dict.fromkeys(text, "category"))
+    dropped = {column.position for column in columns if column.role == "dropped"}
+    levels = {column.position for column in columns if column.role == "categorical"}
+    kept = [position for position in range(len(X.columns)) if position not in dropped]
+    return X.as_levels(levels).select(kept)
 
 
 def _guess(y: Any, options: argparse.Namespace) -> Any:

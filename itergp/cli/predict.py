@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from itergp.cli.tables import read_table, require, require_columns, require_room, write_table
+from itergp.cli.tables import TableWriter, open_file, require, require_columns, require_room
+from itergp.diagnostics import ProgressBar
 from itergp.errors import InputError
 
 _QUANTILES = (0.05, 0.5, 0.95)
@@ -36,29 +37,42 @@ def run(options: argparse.Namespace) -> int:
     """Loads, predicts, writes."""
     estimators = require_room("itergp.sklearn")
     estimator = estimators.load(options.model, device=options.device)
-    table = read_table(options.data, options.sep)
+    file = open_file(options.data, options.sep)
     names = getattr(estimator, "feature_names_in_", None)
     if names is not None:
-        require_columns(table, list(names), "the model")
-    X, observation = table if names is None else table[list(names)], {}
+        require_columns(file, list(names), "the model")
     if options.exposure is not None:
         if not isinstance(estimator, estimators.GPCountRegressor):
             raise InputError(
                 f"`--exposure` must be left out for {type(estimator).__name__}. Got {options.exposure!r}. It belongs to counts."
             )
-        require_columns(table, [options.exposure], "the exposures")
-        observation["exposure"] = table[options.exposure]
+        require_columns(file, [options.exposure], "the exposures")
+    done = 0
+    with (
+        TableWriter(options.output, file.types if options.with_inputs else {}) as writer,
+        ProgressBar(enabled=None if options.output else False) as bar,
+    ):
+        bar.begin("predict", unit="rows", total=file.num_rows)
+        for frame in file.batches():
+            writer.write(_of_batch(estimator, frame, names, options))
+            done += len(frame)
+            bar.advance("predict", done)
+    if options.output is not None:
+        print(f"{done:,} predictions written to {options.output}.", file=sys.stderr)
+    return 0
+
+
+def _of_batch(estimator: Any, frame: Any, names: Any, options: argparse.Namespace) -> Any:
+    """Predictions for some rows of the file, with their columns if these are wanted."""
+    X, observation = frame if names is None else frame[list(names)], {}
+    if options.exposure is not None:
+        observation["exposure"] = frame[options.exposure]
         X = X.drop(columns=options.exposure) if names is None else X
     predictions = predict(estimator, X, options.quantiles, **observation)
     if options.with_inputs:
         pandas = require("pandas", "Reading tables", "tables")
-        predictions = pandas.concat([table.reset_index(drop=True), predictions], axis=1)
-    if options.output is None:
-        predictions.to_csv(sys.stdout, index=False)
-    else:
-        write_table(predictions, options.output)
-        print(f"{len(predictions):,} predictions written to {options.output}.", file=sys.stderr)
-    return 0
+        predictions = pandas.concat([frame, predictions], axis=1)
+    return predictions
 
 
 def predict(estimator: Any, X: Any, quantiles: tuple[float, ...], **observation: Any) -> Any:

@@ -13,6 +13,7 @@ from rich.text import Text
 
 from itergp.records import FitRecord, Listener, Record, TraceRecord
 
+_ALIKE = ("rows", "columns")  # units each of which takes as long as the others
 _DELAY = 2.0  # seconds before a bar that nobody asked for is drawn
 
 
@@ -77,7 +78,7 @@ class ProgressBar(Listener):
         self._tolerances[stage] = max(tolerance or 0.0, 1e-300)
         whole = 1.0 if total is None else float(total)
         text = f"{unit}   0" if total is None else f"{0:>3}/{total} {unit}"
-        self._tasks[stage] = self._progress.add_task(stage, total=whole, text=text, remains=unit == "rows")
+        self._tasks[stage] = self._progress.add_task(stage, total=whole, text=text, remains=unit in _ALIKE)
 
     def __call__(self, record: Record) -> None:
         """Shows one step."""

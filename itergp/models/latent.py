@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -55,7 +55,7 @@ class LatentPosterior:
         solution: Solution,
         *,
         covariance: bool = True,
-        block: Tensor | None = None,
+        blocks: Sequence[Tensor] | None = None,
     ) -> LatentPosterior:
         """The posterior where ``prior`` was evaluated; one product with the cross-kernel.
 
@@ -64,12 +64,12 @@ class LatentPosterior:
             operator: Kernel operator of the training inputs.
             solution: The posterior's weights and precision.
             covariance: Whether Q is wanted; without it r = 0.
-            block: ``weights_and_actions(solution, covariance=covariance)``, if it is there already.
+            blocks: ``weights_and_actions(...)`` of the same, if they are there already.
         """
         operator = prior.across(operator)
         support = restricted(operator, solution.support)
-        block = weights_and_actions(solution, covariance=covariance) if block is None else block
-        products = cross_multiply(support, prior.features, block)
+        blocks = weights_and_actions(solution, operator, covariance=covariance) if blocks is None else blocks
+        products = torch.cat([cross_multiply(support, prior.features, block) for block in blocks], -1)
         whitened, local = products[..., 1:], None
         if covariance and solution.rank > 0:
             whitened = solution.precision.whiten(whitened)
@@ -133,10 +133,22 @@ class LatentPosterior:
         return BlockInterleavedLinearOperator(covariance, block_dim=-3)
 
 
-def weights_and_actions(solution: Solution, *, covariance: bool) -> Tensor:
-    """What predictions multiply by the cross-kernel: V, and with ``covariance`` A, ``(N, C, 1 + r)``."""
+def weights_and_actions(solution: Solution, operator: KernelOperator, *, covariance: bool) -> list[Tensor]:
+    """What predictions multiply by the cross-kernel: V, and with ``covariance`` A.
+
+    Args:
+        solution: The posterior's weights and precision.
+        operator: Kernel operator of the training inputs.
+        covariance: Whether A is wanted.
+
+    Returns:
+        Blocks of 1 + r columns in all, ``(N, C, .)`` each: one, where entries are evaluated for all of its columns at once.
+    """
     weights = solution.weights_on_support().unsqueeze(-1)
-    return torch.cat([weights, solution.precision.actions], -1) if covariance else weights
+    if not covariance:
+        return [weights]
+    blocks = [weights, solution.precision.actions]
+    return [torch.cat(blocks, -1)] if operator.evaluates_matrix else blocks
 
 
 def batches(num_rows: int, numbers_per_row: int, budget: int) -> Iterator[slice]:

@@ -87,6 +87,7 @@ def problem_size(operator: KernelOperator, observations: Observations, approxima
         actions_pay=operator.actions_pay,
         coupled=operator.couples_latents,
         preconditioner_memory=operator.preconditioner_memory,
+        evaluates_matrix=operator.evaluates_matrix,
     )
 
 

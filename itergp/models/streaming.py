@@ -26,6 +26,7 @@ from itergp.operators.special import has_moving_grid
 from itergp.posterior.tempering import tempered
 from itergp.solvers import Solution
 
+_COPIES = 4  # of new inputs: converted, scaled, with their norms, in the order of a product
 _MOST_ROWS = 8192  # of a batch: more are no faster, and progress is worth showing
 
 
@@ -101,7 +102,7 @@ class Stream:
         """Slices of rows and the latent posterior there; without ``covariance`` only its mean."""
         model = self.model
         solution, operator = self.conditioned.solution, self.conditioned.operator
-        block = weights_and_actions(solution, covariance=covariance)
+        blocks = weights_and_actions(solution, operator, covariance=covariance)
         with ProgressBar(enabled=self.progress) as bar:
             bar.begin("predict", unit="rows", total=self.num_rows)
             for rows in self._slices(solution, covariance=covariance):
@@ -110,7 +111,7 @@ class Stream:
                 # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
                 with torch.set_grad_enabled(wanted), frozen(model):
                     prior = model.prior_at(part)
-                    latent = LatentPosterior.at(prior, operator, solution, covariance=covariance, block=block)
+                    latent = LatentPosterior.at(prior, operator, solution, covariance=covariance, blocks=blocks)
                 yield rows, latent
                 bar.advance("predict", rows.stop)
 
@@ -157,7 +158,8 @@ class Stream:
             budget = int(solution.rows.broadcast(torch.tensor(budget // solution.rows.num_processes, device=device)))
         local = 0 if solution.local is None or not covariance else solution.local.numbers_per_input
         across = size // 64 if operator.evaluates_matrix else 0
-        per_row = latents * (2 * rank + latents) + local + across
+        own = _COPIES * sum(x.shape[-1] for x in self.inputs)
+        per_row = latents * (2 * rank + latents) + local + across + own
         most = max(_MOST_ROWS, operator.cross_overhead)
         return batches(self.num_rows, per_row, min(budget // 4, 8 * per_row * most))
 

@@ -18,7 +18,7 @@ from itergp.operators import KernelOperator
 from itergp.operators.kernel_blocks import at_points
 
 _PROBE_ROWS = 64
-_BLOCK_ROWS = 65_536
+_BLOCK_NUMBERS = 2**22
 
 
 def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, ...]:
@@ -72,7 +72,8 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
 
 def _rows_not_finite(x: Tensor) -> int:
     """How many rows have a value that is not finite, without an array of the size of ``x``."""
-    return sum(int((~torch.isfinite(part)).any(-1).sum()) for part in x.detach().split(_BLOCK_ROWS))
+    rows = max(1, _BLOCK_NUMBERS // max(1, x[:1].numel()))
+    return sum(int((~torch.isfinite(part)).any(-1).sum()) for part in x.detach().split(rows))
 
 
 def allows_nan(likelihood: gpytorch.likelihoods.Likelihood) -> bool:

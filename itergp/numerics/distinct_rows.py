@@ -83,6 +83,13 @@ class DistinctRows:
 def _keys(columns: Sequence[Tensor]) -> Tensor:
     """A number for every row ``(N,)``, int64: the same for equal rows, and all but surely another for others."""
     keys = torch.zeros(columns[0].shape[0], dtype=torch.int64, device=columns[0].device)
+    for start in range(0, len(keys), _CHUNK_ROWS):  # in the order in which a file has them
+        part = slice(start, start + _CHUNK_ROWS)
+        keys[part] = _keys_of_chunk(keys[part], [x[part] for x in columns])
+    return keys
+
+
+def _keys_of_chunk(keys: Tensor, columns: Sequence[Tensor]) -> Tensor:
     for x in columns:
         for column in x.unbind(-1):
             bits = column

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,6 +34,13 @@ class KernelCounts:
         """A snapshot."""
         return replace(self)
 
+    @contextmanager
+    def as_one_pass(self) -> Iterator[None]:
+        """Products meanwhile are those of one pass, a few columns at a time."""
+        passes = self.passes
+        yield
+        self.passes = passes + 1
+
 
 class AbstractOperator(ABC):
     """``K`` at the training inputs, and across to other inputs: products, variances and sizes.
@@ -47,6 +56,8 @@ class AbstractOperator(ABC):
         counts: What it has done so far; ``matmul`` counts its passes.
         rows: Which of the training rows are here.
         keeps_entries: Whether the matrix is kept between passes.
+        evaluates_matrix: Whether a pass evaluates, or multiplies, the entries of the matrix: its cost grows with their number,
+            and where it does not, a column costs as much by itself as among others.
     """
 
     num_kernels: int
@@ -54,6 +65,7 @@ class AbstractOperator(ABC):
     counts: KernelCounts
     rows: RowPartition = ALL_ROWS
     keeps_entries: bool = False
+    evaluates_matrix: bool = True
 
     @property
     @abstractmethod

@@ -44,11 +44,9 @@ class KernelOperator(AbstractOperator):
 
     Attributes:
         derived: What users of the operator made from its inputs, such as search trees; it lives as long as the cached entries.
-        evaluates_matrix: Whether a pass evaluates, or multiplies, the entries of the matrix: its cost grows with their number.
         held: What is kept between passes besides kernel entries, in a plan's words.
     """
 
-    evaluates_matrix: bool = True
     held: str = "sorted inputs"
 
     def __init__(
@@ -157,13 +155,15 @@ class KernelOperator(AbstractOperator):
             rows: Row numbers ``(m,)``.
             use: Function of a slice of the own rows and the block ``(C', b, m)``; several threads may call it at once.
         """
-        features, start, size = self.features(self.inputs), self.rows.start(), self.num_own_rows
-        taken, own = features[..., rows, :], features.narrow(-2, start, size)
-        variances, places = self.diagonal(self.inputs[..., rows, :]).detach(), rows - start
-        most = max(1, side_of_block(self.device) ** 2 // max(1, rows.numel() * self.num_kernels))
+        start, size = self.rows.start(), self.num_own_rows
+        chosen, own = self.inputs[..., rows, :], self.inputs.narrow(-2, start, size)
+        taken = self.features(chosen)
+        variances, places = self.diagonal(chosen).detach(), rows - start
+        width = max(1, rows.numel(), self.inputs.shape[-1])  # of the arrays that a block of rows needs
+        most = max(1, side_of_block(self.device) ** 2 // (width * self.num_kernels))
 
         def hand(i: slice) -> int:
-            entries = self._block(own[..., i, :], taken)
+            entries = self._block(self.features(own[..., i, :]), taken)  # inputs may be in a file, larger than memory
             within = ((places >= i.start) & (places < i.stop)).nonzero().squeeze(-1)
             if within.numel():
                 # As in ``entries``: where equal rows have another covariance, the two would not be of one matrix.

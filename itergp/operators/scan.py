@@ -17,10 +17,15 @@ from itergp.operators.binned import BinnedColumn, BinnedPreconditioner
 from itergp.operators.scan_form import ScanForm, ScanTerm, as_scan_form
 from itergp.operators.scan_product import Lines, scan_product
 from itergp.operators.scans import ExponentialPolynomial, Interpolation, Scan, SortedColumn
-from itergp.operators.tiles import Task, run, slices, threads_for
+from itergp.operators.tiles import run, slices, threads_for
 
 _PIECE = 2**21  # numbers of an array that a scan works on: more leave the cache
 _PIECE_ELSEWHERE = 2**27  # on a GPU
+_MOVED_COLUMNS = 16  # a line of the cache: sorting them takes the time of a few
+_MOVED_ARRAYS, _MOVED_SHARE = (
+    4,
+    0.25,
+)  # of so many columns at once, and the share of the memory budget that they may take
 _TERMS_TOGETHER = 2**18  # rows of terms that advance at once
 _DIRECT_SHARE = 3  # new inputs per column below which kernel entries are evaluated instead
 _TIMED_ROWS = 2**15
@@ -52,9 +57,26 @@ class _Group:
         """Of all of its terms."""
         return self.terms[0][1].profile
 
-    def chunked(self, block: Tensor) -> Tensor:
-        """Vectors ``(1, b, N)`` or ``(C', b, N)`` of each term's kernel in the layout of chunks."""
-        return self.scan.chunked([block[min(c, len(block) - 1)] for c, _ in self.terms])
+    def chunked(self, rows: Tensor, out: Tensor) -> Tensor:
+        """Vectors side by side, ``(1, N, b)`` or ``(C', N, b)``, of each term's kernel in chunks ``(T, b, L, M)``."""
+        for (c, _), column, part in zip(self.terms, self.columns, out, strict=True):
+            column.chunked_rows(rows[min(c, len(rows) - 1)], part)
+        return out
+
+
+class _Room:
+    """Arrays that are written over again and again: memory that is new costs as much as what is written."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like
+        self._kept: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, *shape: int) -> Tensor:
+        """An array of a shape, with anything in it."""
+        if name not in self._kept or self._kept[name].shape != shape:
+            self._kept.pop(name, None)
+            self._kept[name] = self._like.new_empty(shape)
+        return self._kept[name]
 
 
 class ScanOperator(KernelOperator):
@@ -101,12 +123,14 @@ class ScanOperator(KernelOperator):
 
     # --------------------------------------------------------------- products
     def _matmul(self, block: Tensor) -> Tensor:
-        def multiply(group: _Group, part: Tensor, out: Tensor) -> None:
-            (products,) = group.scan.products(group.chunked(part), [group.profile])
-            for (c, term), column, product in zip(group.terms, group.columns, products, strict=True):
-                out[c].add_(column.restored(product), alpha=float(term.weight[c]))
+        def multiply(group: _Group, sorted_part: Tensor, out: Tensor, room: _Room) -> None:
+            for b in slices(sorted_part.shape[1], self._columns_of_piece(len(group.terms))):
+                sorted_part[:, b] = group.scan.products(sorted_part[:, b], [group.profile])[0]
+            for (c, term), column, product in zip(group.terms, group.columns, sorted_part, strict=True):
+                scratch = room("rows", column.steps * column.chunks, len(product))
+                column.add_restored_rows(product, out[c], float(term.weight[c]), scratch)
 
-        return self._summed(block, self.num_rows, states=1, work=multiply)
+        return self._summed(block, self.num_rows, work=multiply)
 
     def _cross(self, inputs: Tensor, block: Tensor) -> Tensor:
         if inputs.shape[-2] < _DIRECT_SHARE * block.shape[-1]:
@@ -121,41 +145,54 @@ class ScanOperator(KernelOperator):
             for group in self._groups()
         }
 
-        def multiply(group: _Group, part: Tensor, out: Tensor) -> None:
-            before, after = group.scan.states(group.chunked(part))
-            for t, ((c, term), across) in enumerate(zip(group.terms, points[id(group)], strict=True)):
-                out[c].add_(across([s[t] for s in before], [s[t] for s in after]), alpha=float(term.weight[c]))
+        def multiply(group: _Group, sorted_part: Tensor, out: Tensor, room: _Room) -> None:
+            del room
+            states = group.profile.degree + 1
+            for b in slices(sorted_part.shape[1], self._columns_of_piece(states * len(group.terms))):
+                before, after = group.scan.states(sorted_part[:, b])
+                for t, ((c, term), across) in enumerate(zip(group.terms, points[id(group)], strict=True)):
+                    found = across([s[t] for s in before], [s[t] for s in after])
+                    out[c, :, b].add_(found.mT, alpha=float(term.weight[c]))
 
-        degree = max(group.profile.degree for group in self._groups())
-        return self._summed(block, inputs.shape[-2], states=degree + 1, work=multiply)
+        return self._summed(block, inputs.shape[-2], work=multiply)
 
-    def _summed(
-        self, block: Tensor, size: int, *, states: int, work: Callable[[_Group, Tensor, Tensor], None]
-    ) -> Tensor:
-        """The sum over terms of what a function adds to ``(C', b, size)`` for a group and some vectors ``(., b, N)``."""
-        vectors = (block if block.dim() == 3 else block.unsqueeze(0)).mT
+    def _summed(self, block: Tensor, size: int, *, work: Callable[[_Group, Tensor, Tensor, _Room], None]) -> Tensor:
+        """The sum over terms of what a function adds to ``(C', size, b)`` for a group and sorted vectors ``(T, b, L, M)``."""
+        vectors = block if block.dim() == 3 else block.unsqueeze(0)
         groups, width = self._groups(), block.shape[-1]
-        together = max((len(group.terms) for group in groups), default=1)
-        parts = slices(width, self._columns_of_piece(states * together))
+        threads = threads_for(self.device, self.num_rows * width * len(self._scan_form.terms) * self.num_kernels)
+        parts = slices(width, self._columns_together(width, threads))
         # A single piece is shared by two threads, one for every other group.
-        sums = block.new_zeros(2 if len(parts) == 1 else 1, self.num_kernels, width, size)
+        halves = 2 if len(parts) == 1 and len(groups) > 1 else 1
+        sums = [block.new_empty(self.num_kernels, size, width)] if halves == 1 else []
 
         def add(i: slice, half: int) -> int:
-            part = vectors[:, i].contiguous()  # for all groups: few columns of a block take as long to read as many
-            for group in groups[half :: len(sums)]:
-                work(group, part, sums[half, :, i])
+            part, room = vectors[:, :, i].contiguous(), _Room(block)
+            out = block.new_zeros(self.num_kernels, size, part.shape[-1])
+            for group in groups[half::halves]:
+                chunked = room("chunks", len(group.terms), part.shape[-1], *group.scan.shape)
+                work(group, group.chunked(part, chunked), out, room)
+            if halves == 1:
+                sums[0][:, :, i] = out
+            else:
+                sums.append(out)
             return 0
 
-        tasks: list[Task] = [
-            ((i.start, half), functools.partial(add, i, half)) for i in parts for half in range(len(sums))
-        ]
-        run(tasks, threads_for(self.device, self.num_rows * width * len(self._scan_form.terms) * self.num_kernels))
-        return (sums[0] if len(sums) == 1 else sums[0].add_(sums[1])).mT
+        run([((i.start, half), functools.partial(add, i, half)) for i in parts for half in range(halves)], threads)
+        return sums[0] if halves == 1 else sums[0].add_(sums[1])
 
     def _columns_of_piece(self, arrays: int) -> int:
-        """Columns multiplied at once, of so many arrays of N rows each."""
+        """Columns that are scanned at once, of so many arrays of N rows each."""
         most = _PIECE if self.device.type == "cpu" else _PIECE_ELSEWHERE
         return max(1, most // (arrays * max(1, self.num_rows)))
+
+    def _columns_together(self, width: int, threads: int) -> int:
+        """Columns that are sorted at once, of so many: in every thread."""
+        terms = max((len(group.terms) for group in self._groups()), default=1)
+        bytes_of_column = _MOVED_ARRAYS * terms * max(1, self.num_rows) * self.inputs.element_size()
+        affordable = int(_MOVED_SHARE * self.memory_budget) // (threads * bytes_of_column)
+        most = _MOVED_COLUMNS if self.device.type == "cpu" else self._columns_of_piece(terms)
+        return max(1, min(most, affordable, -(-width // threads)))
 
     # ----------------------------------------------------------------- sorted
     @property

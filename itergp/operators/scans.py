@@ -21,7 +21,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from itergp.operators.tiles import slices
+
 _CHUNK_ROWS = 32
+# Columns from which a row of a block is moved as one: in random order it is the row that takes time, not its numbers.
+_MOVED_TOGETHER, _MOVED_ROWS = 4, 16_384
 _LARGEST_GAP = 800.0  # in lengthscales: the exponential underflows in float64 before that
 
 State = list[Tensor]  # s_0..s_q, each (T, B, m)
@@ -108,6 +112,35 @@ class SortedColumn:
         """Vectors ``(B, n)`` in the order of the inputs, from the layout of chunks ``(B, L, M)``."""
         return chunked.reshape(chunked.shape[0], -1).index_select(1, self.places)
 
+    def chunked_rows(self, rows: Tensor, out: Tensor) -> None:
+        """As ``chunked`` of vectors side by side ``(n, B)``, contiguous."""
+        if rows.shape[1] < _MOVED_TOGETHER or rows.device.type != "cpu":
+            self.chunked(rows.mT.contiguous(), out)
+            return
+        flat, source = out.view(out.shape[0], -1), rows.numpy()
+        for i in slices(flat.shape[1], _MOVED_ROWS):
+            flat[:, i] = torch.from_numpy(source.take(self.order[i].numpy(), axis=0)).mT
+        if self.missing:
+            out[:, self.steps - self.missing :, -1] = 0.0
+
+    def add_restored_rows(self, chunked: Tensor, out: Tensor, weight: float, scratch: Tensor) -> None:
+        """Adds vectors in the layout of chunks, times a number, to vectors side by side in the order of the inputs.
+
+        Args:
+            chunked: ``(B, L, M)``, contiguous.
+            out: ``(n, B)``.
+            weight: The number.
+            scratch: ``(L M, B)``, which is written over.
+        """
+        if out.shape[1] < _MOVED_TOGETHER or out.device.type != "cpu":
+            out.add_(self.restored(chunked).mT, alpha=weight)
+            return
+        flat, source = chunked.view(chunked.shape[0], -1), scratch.numpy()
+        for i in slices(flat.shape[1], _MOVED_ROWS):
+            scratch[i] = flat[:, i].mT
+        for i in slices(self.size, _MOVED_ROWS):
+            out[i].add_(torch.from_numpy(source.take(self.places[i].numpy(), axis=0)), alpha=weight)
+
     def padded_values(self) -> Tensor:
         """Values ``(M L,)`` in float64, the last one repeated."""
         values = self.values.double()
@@ -130,13 +163,16 @@ class Scan:
         columns: T columns.
         rates: What distances are multiplied by ``(T,)``.
         degree: Highest power of the distance q.
+
+    Attributes:
+        shape: Rows L of a chunk, and chunks M.
     """
 
     def __init__(self, columns: Sequence[SortedColumn], rates: Tensor, degree: int) -> None:
         self.columns, self.degree = columns, degree
         self.rates = rates.detach().double()
         dtype = columns[0].values.dtype
-        self._shape = steps, chunks = columns[0].steps, columns[0].chunks
+        self.shape = steps, chunks = columns[0].steps, columns[0].chunks
         positions = torch.stack([c.padded_values() for c in columns])
         self._forward = _coefficients(positions, self.rates, degree, steps, dtype)
         last = [part.roll(-1, -1) for part in self._forward[0]]  # the gap to the next chunk
@@ -156,7 +192,7 @@ class Scan:
     def chunked(self, blocks: Sequence[Tensor]) -> Tensor:
         """Vectors ``(B, n)``, one block for each column, in the layout of chunks ``(T, B, L, M)``."""
         first = blocks[0]
-        out = first.new_empty(len(blocks), first.shape[0], *self._shape)
+        out = first.new_empty(len(blocks), first.shape[0], *self.shape)
         for column, block, part in zip(self.columns, blocks, out, strict=True):
             column.chunked(block, part)
         return out
@@ -179,7 +215,7 @@ class Scan:
                 value = _combination(function.coefficients, state, scratch)
                 product[:, :, step].copy_(value) if first else product[:, :, step].add_(value)
 
-        steps, state = self._shape[0], self._carried_forward(block)
+        steps, state = self.shape[0], self._carried_forward(block)
         for step in range(steps):
             _advance(state, self._forward[step], block[:, :, step])
             collect(step, state, first=True)
@@ -193,7 +229,7 @@ class Scan:
     def states(self, block: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Sums over rows up to every row, and from every row on, the row included: each q + 1 of ``(T, B, L, M)``."""
         before, after = ([torch.empty_like(block) for _ in range(self.degree + 1)] for _ in range(2))
-        steps, state = self._shape[0], self._carried_forward(block)
+        steps, state = self.shape[0], self._carried_forward(block)
         for step in range(steps):
             _advance(state, self._forward[step], block[:, :, step])
             for kept, value in zip(before, state, strict=True):
@@ -210,7 +246,7 @@ class Scan:
         state = self._zeros(block)
         if self._above is None:
             return state
-        for step in range(self._shape[0]):
+        for step in range(self.shape[0]):
             _advance(state, self._forward[step], block[:, :, step])
         return _shifted(self._above(state), state)
 
@@ -219,7 +255,7 @@ class Scan:
         state = self._zeros(block)
         if self._below is None:
             return state
-        for step in reversed(range(self._shape[0])):
+        for step in reversed(range(self.shape[0])):
             _advance(state, self._backward[step], block[:, :, step])
         carried = _shifted(self._below([part.flip(-1) for part in state]), state)
         return [part.flip(-1) for part in carried]

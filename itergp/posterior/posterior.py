@@ -11,6 +11,7 @@ from torch import Tensor
 from itergp.likelihoods import VariationalSite
 from itergp.numerics.blocks import curvature_eigen
 from itergp.numerics.distinct_rows import DistinctRows
+from itergp.numerics.spectral import symmetric
 from itergp.operators import slices
 from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.persistence import DERIVED
@@ -27,6 +28,7 @@ _NOISY = 4.0  # median noise of actions for another curvature than their own, be
 _NEIGHBOURS, _NEIGHBOURS_ALONE = 16, 64
 _ELBO_SEED = 1
 _CHUNK_ROWS = 8192
+COLUMNS_TOGETHER = 16  # of products that are not kept
 
 
 @dataclass(frozen=True)
@@ -205,7 +207,7 @@ class CovarianceResult:
     Attributes:
         precision: The low-rank precision.
         latent_covariance: Marginal covariances at the training inputs ``(N, C, C)``, those of local actions taken off.
-        products: ``K A`` at the training inputs ``(N, C, r)``; None if the covariance is exact.
+        products: ``K A`` at the training inputs ``(N, C, r)``; None if the covariance is exact, or they were too large to keep.
         local: The local actions, or None.
         extra: ``K R`` ``(N, C)`` for a block that was multiplied in the same pass, or None.
     """
@@ -261,9 +263,15 @@ def exact_covariance(problem: Problem, curvature: Tensor, extra: Tensor | None =
 
 
 def posterior_covariance(
-    problem: Problem, actions: Actions, curvature: Tensor, extra: Tensor | None = None, *, num_neighbours: int = 0
+    problem: Problem,
+    actions: Actions,
+    curvature: Tensor,
+    extra: Tensor | None = None,
+    *,
+    num_neighbours: int = 0,
+    by_columns: bool = False,
 ) -> CovarianceResult:
-    """Conditions on actions in one kernel pass.
+    """Conditions on actions in one kernel pass, or in two of a few columns at a time.
 
     Args:
         problem: The problem.
@@ -271,7 +279,11 @@ def posterior_covariance(
         curvature: W ``(N, C, C)``.
         extra: A block ``(N, C)`` to multiply in the same pass.
         num_neighbours: Rows that every input is conditioned on besides.
+        by_columns: Whether products are made a few columns at a time, and again for the marginals, so that the actions are the
+            only array of their size; without neighbours.
     """
+    if by_columns:
+        return _by_columns(problem, actions, extra)
     rank, block = actions.rank, actions.values
     if extra is not None:
         block = torch.cat([block, extra.unsqueeze(-1)], -1)
@@ -280,6 +292,31 @@ def posterior_covariance(
     precision = LowRankPrecision.from_products(actions, products[..., :rank], problem.rows)
     result = _condition(problem, precision, products[..., :rank], curvature, num_neighbours)
     return result if extra is None else replace(result, extra=products[..., rank].clone())
+
+
+def _by_columns(problem: Problem, actions: Actions, extra: Tensor | None) -> CovarianceResult:
+    """Conditions on actions whose products are not kept."""
+    operator, values, columns = problem.operator, actions.values, slices(actions.rank, COLUMNS_TOGETHER)
+    chunks = slices(values.shape[0], _CHUNK_ROWS)
+    gram = torch.zeros(actions.rank, actions.rank, dtype=torch.float64, device=values.device)
+    with operator.counts.as_one_pass():
+        product = None if extra is None else multiply(operator, extra.unsqueeze(-1)).squeeze(-1)
+        for i in columns:
+            products = multiply(operator, values[..., i].contiguous())
+            for rows in chunks:
+                gram[:, i] += values[rows].flatten(0, 1).mT @ products[rows].flatten(0, 1)
+    precision = LowRankPrecision.from_gram(values, symmetric(problem.rows.all_reduce_sum(gram)))
+    covariance = as_row_covariance(problem.prior_marginals()).clone()
+    unit = torch.eye(actions.rank, dtype=torch.float64, device=values.device)
+    mix = torch.linalg.solve_triangular(precision.factor.mT, unit, upper=True).to(values)
+    with operator.counts.as_one_pass():
+        for i in columns:
+            whitened = multiply(operator, values @ mix[:, i])
+            for rows in chunks:
+                covariance[rows].baddbmm_(whitened[rows], whitened[rows].mT, alpha=-1.0)
+    diagonal = covariance.diagonal(dim1=-2, dim2=-1)
+    diagonal.clamp_min_(0.0)
+    return CovarianceResult(precision, covariance, None, extra=product)
 
 
 def support_covariance(
@@ -302,14 +339,15 @@ def support_covariance(
 def reconditioned(problem: Problem, posterior: Posterior, curvature: Tensor) -> Posterior | None:
     """The posterior with the covariance that its actions and neighbours give for another curvature, at no kernel pass.
 
-    None if the curvature is so different that the actions, chosen for another one, have become noise.
+    None if it has no products, or the curvature is so different that the actions, chosen for another one, have become noise.
 
     Args:
         problem: The problem.
-        posterior: With ``products``.
+        posterior: A posterior.
         curvature: W ``(N, C, C)``.
     """
-    assert posterior.products is not None
+    if posterior.products is None:
+        return None
     actions, products, noise = Actions(posterior.precision.actions).reweighted(
         posterior.products, curvature, posterior.support, problem.rows
     )

@@ -50,6 +50,7 @@ class Actions:
         Returns:
             At most k actions; dependent or uninformative directions are dropped, which can only widen the posterior.
         """
+        directions = directions.contiguous()
         width, chunks = directions.shape[-1], slices(directions.shape[0], _CHUNK_ROWS)
         gram = torch.zeros(width, width, dtype=torch.float64, device=directions.device)
         spread, diagonal = torch.zeros_like(gram[0]), curvature.diagonal(dim1=-2, dim2=-1)
@@ -66,9 +67,10 @@ class Actions:
         mix = gram.new_zeros(width, kept.shape[1])
         mix[informative] = kept
         mix = rows.broadcast(mix).to(directions)
-        for i in chunks:
-            directions[i, :, : mix.shape[1]] = torch.bmm(curvature[i], directions[i]) @ mix
-        return cls(directions[..., : mix.shape[1]].contiguous())
+        flat, step = directions.view(-1), directions.shape[1] * mix.shape[1]
+        for i in chunks:  # numbers of fewer columns end before those that are still to be read
+            flat[step * i.start : step * i.stop] = (torch.bmm(curvature[i], directions[i]) @ mix).flatten()
+        return cls(flat[: step * directions.shape[0]].view(*directions.shape[:2], -1))
 
     def reweighted(
         self, products: Tensor, curvature: Tensor, support: Tensor | None = None, rows: RowPartition = ALL_ROWS

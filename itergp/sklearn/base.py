@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import itertools
 import math
 import os
 import time
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gpytorch
@@ -22,6 +23,7 @@ from torch import Tensor
 
 from itergp import learning
 from itergp.baselines.rows import TASK_OF
+from itergp.diagnostics import ProgressBar
 from itergp.errors import InputError, ItergpWarning, SolverError
 from itergp.explanation.kernel_text import KernelColumns, describe_kernel, printing
 from itergp.learning import FitResult, Structure
@@ -30,6 +32,7 @@ from itergp.likelihoods import Likelihood, as_likelihood
 from itergp.models import GP
 from itergp.models.offset_mean import OffsetMean
 from itergp.models.saving import restore_model
+from itergp.models.streaming import of_rows
 from itergp.numerics.distinct_rows import DistinctRows
 from itergp.objectives import NEVER, Deadline, OutOfTimeError
 from itergp.sklearn.base_rate import warn_below_base_rate
@@ -44,6 +47,7 @@ from itergp.sklearn.checks import (
 )
 from itergp.sklearn.columns import code_columns, input_columns, unit_columns
 from itergp.sklearn.explained import Explained
+from itergp.sklearn.files import takes_files
 from itergp.sklearn.kernels import category_columns, is_automatic, is_own, make_kernel, raw_columns
 from itergp.sklearn.model import (
     DOUBLE_ROWS,
@@ -67,6 +71,9 @@ from itergp.tables import (
     Table,
     TableColumns,
     TableEncoder,
+    TableFile,
+    as_file,
+    is_file,
     read_table,
 )
 
@@ -173,13 +180,24 @@ class GPEstimator(Explained, BaseEstimator):
     # ------------------------------------------------------------------- data
     def _fit(self, X: Any, y: Any, sample_weight: Any, *, complete: bool = True, **observation: Any) -> Any:
         """Learns from rows; not ``complete`` when more may come, which columns that say nothing yet are kept for."""
-        values, targets, weights = self._rows(X, y, sample_weight, observation, first=True, complete=complete)
-        self._check_settings()
-        self._fit_rows(values, targets, weights)
+        self._prepare(*self._rows(X, y, sample_weight, observation, first=True, complete=complete))
+        self._fit_model()  # once the encoded rows are gone
         return self
 
     def _fit_rows(self, values: Array, targets: Array, weights: Array) -> None:
         """Learns scaling and hyperparameters, and finds the posterior."""
+        self._prepare(values, targets, weights)
+        self._fit_model()
+
+    def _prepare(self, values: Array, targets: Array, weights: Array) -> None:
+        """Learns scaling, and makes the model.
+
+        Args:
+            values: Encoded inputs ``(N, E)``, which are written over.
+            targets: Encoded targets.
+            weights: Weights ``(N,)``.
+        """
+        self._check_settings()
         self._scaling = self._learn_scaling(values, weights)
         self._codes = category_columns(self._kernel(), values.shape[1])
         if len(values) > 1:  # a single one says nothing about what varies
@@ -187,15 +205,20 @@ class GPEstimator(Explained, BaseEstimator):
         self._learn_targets(targets, weights)
         if not (getattr(self, "warm_start", False) and hasattr(self, "model_")):
             self.likelihood_, self.structure_ = next(iter(self._likelihoods())), None
-        scaled, self.boosting_ = self._scaled(values), None
+        self.boosting_, unseen = None, None
         if self.prior_mean is not None:
             self.boosting_, unseen = self._boost(values, targets, weights)
-            scaled = np.concatenate([scaled, unseen], 1)
+        scaled = self._scaled(values, out=values)
+        scaled = scaled if unseen is None else np.concatenate([scaled, unseen], 1)
         self.model_ = self._build(scaled, targets, weights)
+
+    def _fit_model(self) -> None:
+        """Learns hyperparameters, and finds the posterior."""
+        num_rows = len(self.model_.train_targets)
         limit = (self.fit_options or {}).get("time_limit")
         deadline = Deadline() if limit is None else Deadline(time.perf_counter() + limit)
-        self.result_ = self._learn(len(values))
-        self._learned_rows = len(values)
+        self.result_ = self._learn(num_rows)
+        self._learned_rows = num_rows
         self._conclude(first=True, deadline=deadline)
         self._compare_with_base_rate(deadline)
 
@@ -249,8 +272,14 @@ class GPEstimator(Explained, BaseEstimator):
         complete: bool = True,
     ) -> tuple[Array, Array, Array]:
         """Encoded inputs, encoded targets and weights of the rows whose weight is not zero."""
-        column = self._target_rows(y)
         table = read_table(X)
+        with ProgressBar(enabled=bool(self.verbose) and table.on_demand) as bar:
+            return self._read_rows(_heard(table, bar), y, sample_weight, observation, first=first, complete=complete)
+
+    def _read_rows(
+        self, table: Table, y: Any, sample_weight: Any, observation: dict[str, Any], *, first: bool, complete: bool
+    ) -> tuple[Array, Array, Array]:
+        column = self._target_rows(y)
         check_rows(table.num_rows, column)
         weights = check_weights(table.num_rows, sample_weight)
         targets = self._encode(column, first=first)
@@ -323,9 +352,9 @@ class GPEstimator(Explained, BaseEstimator):
         scaled = self._scaled(values)
         return scaled if self.boosting_ is None else np.concatenate([scaled, self.boosting_.predict(values)], 1)
 
-    def _scaled(self, values: Array) -> Array:
-        scaled = self._scaling.transform(values)
+    def _scaled(self, values: Array, out: Array | None = None) -> Array:
         check_codes(values, self._codes, self.encoder_.titles)
+        scaled = self._scaling.transform(values, out)
         check_size(scaled, self.encoder_.titles)
         return scaled
 
@@ -356,7 +385,10 @@ class GPEstimator(Explained, BaseEstimator):
     def _build(self, x: Array, y: Array, weights: Array) -> GP:
         dtype, device = self._dtype(x, y, weights), as_device(self.device)
         inputs, targets, weight = self._tensors(x, y, weights, dtype, device)
-        variance = np.average((x - np.average(x, axis=0, weights=weights)) ** 2, axis=0, weights=weights)
+        means = [np.average(column, weights=weights) for column in x.T]
+        variance = np.array(
+            [np.average((column - mean) ** 2, weights=weights) for column, mean in zip(x.T, means, strict=True)]
+        )
         variance[code_columns(self.encoder_.columns_)] = 1.0  # of a column whose numbers only name levels
         variance = variance[: self.encoder_.num_encoded]
         groups = input_columns(self.encoder_.columns_, self.encoder_.num_encoded).random_effects
@@ -528,14 +560,37 @@ class GPEstimator(Explained, BaseEstimator):
     # ------------------------------------------------------------ predictions
     def _new_inputs(self, X: Any) -> Tensor:
         check_is_fitted(self)
-        return self._as_inputs(self._encoded(read_table(X)))
+        return self._as_inputs(self._encoded(self._table(X)))
+
+    def _table(self, X: Any) -> Table:
+        """A table; of a file the columns of the training data alone."""
+        if not is_file(X):
+            return read_table(X)
+        file = as_file(X)
+        return file.table(self._file_columns(file))
+
+    def _file_columns(self, file: TableFile) -> list[str]:
+        return list(getattr(self, "feature_names_in_", file.names))
+
+    def _parts(self, X: Any) -> Iterator[Any]:
+        """A table as it is, or a file a batch of rows at a time."""
+        check_is_fitted(self)
+        if not is_file(X):
+            yield X
+            return
+        file = as_file(X)
+        yield from file.batches(self._file_columns(file))
 
     def _predicted(self, X: Any, read: Callable[[Any], NDArray[Any]], **observation: Any) -> Array:
         """What ``read`` takes from the predictive distribution, batch by batch; rows come first."""
-        inputs = self._new_inputs(X)
-        with torch.no_grad():
-            batches = self.model_.predict_batches(inputs, **observation)
-            return np.concatenate([read(predictive) for _, predictive in batches])
+        found, start = [], 0
+        for part in self._parts(X):
+            inputs = self._new_inputs(part)
+            rows = slice(start, start := start + len(inputs))
+            known = of_rows(observation, rows) if is_file(X) else observation
+            with torch.no_grad():
+                found += [read(predictive) for _, predictive in self.model_.predict_batches(inputs, **known)]
+        return np.concatenate(found)
 
     def _predicted_quantiles(self, X: Any, quantiles: Sequence[float], **observation: Any) -> Array:
         """Quantiles of the predictive distribution ``(M, Q)``, in the units of the model."""
@@ -546,6 +601,7 @@ class GPEstimator(Explained, BaseEstimator):
 
         return self._predicted(X, read, **observation)
 
+    @takes_files
     def predictive_log_density(self, X: Any, y: Any) -> Array:
         """Log-densities of held-out rows: the score of a probabilistic model, to average or to compare row by row.
 
@@ -700,6 +756,13 @@ class GPEstimator(Explained, BaseEstimator):
     def __sklearn_is_fitted__(self) -> bool:
         """Whether there is a model."""
         return hasattr(self, "model_")
+
+
+def _heard(table: Table, bar: ProgressBar) -> Table:
+    """A table whose columns move a bar when they are read: to see what they are, and to encode them."""
+    done = itertools.count(1)
+    bar.begin("read", unit="columns", total=2 * len(table.columns))
+    return table.heard(lambda: bar.advance("read", next(done)))
 
 
 def restored(kind: type[GPEstimator], saved: SavedEstimator) -> Any:

@@ -25,7 +25,7 @@ def check_size(values: NDArray[np.float64], titles: Sequence[str]) -> None:
     Raises:
         InputError: If they are not.
     """
-    sizes = np.abs(values).max(0)
+    sizes = np.maximum(values.max(0), -values.min(0))
     wrong = np.flatnonzero((sizes > _LARGEST) | ((sizes > 0.0) & (sizes < 1.0 / _LARGEST)))
     if len(wrong):
         raise InputError(

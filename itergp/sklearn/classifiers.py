@@ -52,7 +52,7 @@ class GPClassifier(LabelEstimator):
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
-            ``LinearTimeNewton()``.
+            ``LinearTimeNewton()``, unless the kernel is additive and takes linear time itself.
         prior_mean: ``"boosting"``: what boosted trees predict (LightGBM where installed, otherwise scikit-learn's) is the prior
             mean, each row's from trees that have not seen it, with a weight that is learned and uncertain; None (default):
             a constant.

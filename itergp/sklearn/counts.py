@@ -15,6 +15,7 @@ from itergp.errors import InputError
 from itergp.explanation import ExpectedResponse, Response, expected_value
 from itergp.sklearn.base import Array
 from itergp.sklearn.checks import as_real, check_exposure
+from itergp.sklearn.files import column_of, takes_files
 from itergp.sklearn.former import formerly_first
 from itergp.sklearn.model import constant_mean
 from itergp.sklearn.noise import COUNTS, competing
@@ -53,7 +54,7 @@ class GPCountRegressor(BaseRegressor):
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
-            ``LinearTimeNewton()``.
+            ``LinearTimeNewton()``, unless the kernel is additive and takes linear time itself.
         prior_mean: ``"boosting"``: what boosted trees predict (LightGBM where installed, otherwise scikit-learn's) is the prior
             mean, each row's from trees that have not seen it, with a weight that is learned and uncertain; None (default):
             a constant.
@@ -185,6 +186,7 @@ class GPCountRegressor(BaseRegressor):
         rate = np.average(counts, weights=weights) / np.average(exposure, weights=weights)
         return constant_mean(float(np.log(max(rate, 1e-3 / np.average(exposure, weights=weights)))))
 
+    @takes_files
     def fit(self, X: Any, y: Any, sample_weight: Any = None, exposure: Any = None) -> Any:
         """Learns hyperparameters, then finds the posterior of all rows.
 
@@ -200,6 +202,7 @@ class GPCountRegressor(BaseRegressor):
         self._refuse_rates(y, sample_weight)
         return self._fit(X, y, sample_weight, exposure=exposure)
 
+    @takes_files
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, exposure: Any = None) -> Any:
         """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
 
@@ -255,6 +258,7 @@ class GPCountRegressor(BaseRegressor):
         """
         return self._quantiles(X, quantiles, **self._exposed(X, exposure))
 
+    @takes_files
     def predictive_log_density(self, X: Any, y: Any, exposure: Any = None) -> Array:
         """Log-probabilities of held-out counts ``(M,)``.
 
@@ -277,8 +281,9 @@ class GPCountRegressor(BaseRegressor):
     def _exposed(self, X: Any, exposure: Any) -> dict[str, Any]:
         if exposure is None:
             return {}
-        return {"exposure": torch.as_tensor(check_exposure(read_table(X).num_rows, exposure))}
+        return {"exposure": torch.as_tensor(check_exposure(read_table(X).num_rows, column_of(X, exposure)))}
 
+    @takes_files
     def score(self, X: Any, y: Any, sample_weight: Any = None, exposure: Any = None) -> float:
         """Share of the Poisson deviance explained (D^2), 1 at best, 0 for a constant rate.
 

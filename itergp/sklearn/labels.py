@@ -16,6 +16,7 @@ from sklearn.utils.multiclass import type_of_target
 from itergp.errors import InputError, ItergpWarning
 from itergp.explanation import ExpectedResponse, Response, label_probabilities, second_probability
 from itergp.sklearn.base import Array, GPEstimator
+from itergp.sklearn.files import takes_files
 from itergp.sklearn.model import as_numpy
 from itergp.tables import refuse_gaps
 
@@ -28,6 +29,7 @@ class LabelEstimator(ClassifierMixin, GPEstimator):
     _declared: NDArray[Any] | None
     _outputscale = 10.0  # sure probabilities need large latent values
 
+    @takes_files
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Learns hyperparameters, then finds the posterior of all rows.
 
@@ -42,6 +44,7 @@ class LabelEstimator(ClassifierMixin, GPEstimator):
         self._declared = self._declare(y, None)
         return self._fit(X, y, sample_weight)
 
+    @takes_files
     def partial_fit(self, X: Any, y: Any, classes: Any = None, sample_weight: Any = None) -> Any:
         """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
 
@@ -119,6 +122,17 @@ class LabelEstimator(ClassifierMixin, GPEstimator):
         if calculus.num_latents == 1 and calculus.observes == "label":
             return ExpectedResponse(f"probability of {names[1]}", ("",), calculus, second_probability)
         return ExpectedResponse("probability", names, calculus, label_probabilities)
+
+    @takes_files
+    def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
+        """Share of rows whose most probable label is the true one; of several labels at once, all of them.
+
+        Args:
+            X: Inputs ``(M, D)``.
+            y: Labels ``(M,)``.
+            sample_weight: Weights ``(M,)``.
+        """
+        return float(super().score(X, y, sample_weight))
 
     def predict_proba(self, X: Any) -> Array:
         """Probabilities of the classes, latent uncertainty integrated out.

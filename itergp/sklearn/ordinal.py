@@ -14,6 +14,7 @@ from itergp.errors import InputError, ItergpWarning
 from itergp.likelihoods import CategoricalLikelihood, Likelihood, OrdinalLikelihood
 from itergp.sklearn.base import Array
 from itergp.sklearn.checks import as_column, check_rows, check_weights
+from itergp.sklearn.files import takes_files
 from itergp.sklearn.former import formerly_first
 from itergp.sklearn.labels import LabelEstimator, check_labels, show_labels
 from itergp.sklearn.model import as_numpy
@@ -48,7 +49,7 @@ class GPOrdinalClassifier(LabelEstimator):
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
-            ``LinearTimeNewton()``.
+            ``LinearTimeNewton()``, unless the kernel is additive and takes linear time itself.
         class_weight: Weights by level, ``"balanced"``, or None.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 distinct rows.
@@ -155,6 +156,7 @@ class GPOrdinalClassifier(LabelEstimator):
         """
         return super().predict_proba(X)[:, np.argsort(self.levels_, kind="stable")]
 
+    @takes_files
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Share of rows whose most probable level is the true one.
 

@@ -27,6 +27,7 @@ from itergp.models import GP
 from itergp.objectives import Deadline
 from itergp.sklearn.base import NEVER, Array, GPEstimator
 from itergp.sklearn.checks import as_column, as_real
+from itergp.sklearn.files import column_of, takes_files
 from itergp.sklearn.kernels import is_automatic, without_noise
 from itergp.sklearn.model import as_numpy, constant_mean
 from itergp.sklearn.noise import NOISE, NOISES, SHARES
@@ -108,6 +109,7 @@ class BaseRegressor(RegressorMixin, GPEstimator):
     def _quantiles(self, X: Any, quantiles: Sequence[float], **observation: Any) -> Array:
         return self._restore(self._predicted_quantiles(X, quantiles, **observation))
 
+    @takes_files
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Learns hyperparameters, then finds the posterior of all rows.
 
@@ -121,6 +123,7 @@ class BaseRegressor(RegressorMixin, GPEstimator):
         """
         return self._fit(X, y, sample_weight)
 
+    @takes_files
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
 
@@ -173,7 +176,7 @@ class GPRegressor(BaseRegressor):
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
-            ``LinearTimeNewton()``.
+            ``LinearTimeNewton()``, unless the kernel is additive and takes linear time itself.
         prior_mean: ``"boosting"``: what boosted trees predict (LightGBM where installed, otherwise scikit-learn's) is the prior
             mean, each row's from trees that have not seen it, with a weight that is learned and uncertain; None (default):
             a constant.
@@ -265,6 +268,7 @@ class GPRegressor(BaseRegressor):
         return tags
 
     # ----------------------------------------------------------- fit, predict
+    @takes_files
     def fit(self, X: Any, y: Any, sample_weight: Any = None, trials: Any = None) -> Any:
         """Learns hyperparameters, then finds the posterior of all rows.
 
@@ -280,6 +284,7 @@ class GPRegressor(BaseRegressor):
         """
         return self._fit(X, y, sample_weight, trials=trials)
 
+    @takes_files
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None, trials: Any = None) -> Any:
         """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
 
@@ -381,6 +386,7 @@ class GPRegressor(BaseRegressor):
         values = draw_responses(self.model_.calculus, drawn, seed, inputs, **options)
         return np.moveaxis(self._restore(values), 0, -1)
 
+    @takes_files
     def score(self, X: Any, y: Any, sample_weight: Any = None, trials: Any = None) -> float:
         """Share of the variance explained (R^2), of several outputs on average; of successes that of their shares.
 
@@ -397,6 +403,7 @@ class GPRegressor(BaseRegressor):
         weights = tried if sample_weight is None else tried * np.asarray(sample_weight)
         return float(r2_score(successes / tried, self.predict(X), sample_weight=weights))
 
+    @takes_files
     def predictive_log_density(self, X: Any, y: Any, trials: Any = None) -> Array:
         """Log-densities of held-out targets ``(M,)``, in nats per unit of the targets; of several outputs their sums.
 
@@ -470,7 +477,7 @@ class GPRegressor(BaseRegressor):
             return {}
         self._refuse_trials(trials)
         num_rows = read_table(X).num_rows
-        return {"num_trials": torch.as_tensor(check_trials(np.zeros(num_rows), trials))}
+        return {"num_trials": torch.as_tensor(check_trials(np.zeros(num_rows), column_of(X, trials)))}
 
     def _refuse_trials(self, trials: Any) -> None:
         if trials is not None and self._chosen != "binomial":

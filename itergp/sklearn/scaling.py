@@ -33,13 +33,20 @@ class Scaling:
     @classmethod
     def learn(cls, values: Array, weights: Array) -> Scaling:
         """From rows ``(N, D)`` and their weights ``(N,)``."""
-        magnitude = np.abs(values).max(0)
-        magnitude = np.where(magnitude > 0.0, magnitude, 1.0)
-        relative = values / magnitude
-        mean = np.average(relative, axis=0, weights=weights)
-        deviation = np.sqrt(np.average((relative - mean) ** 2, axis=0, weights=weights))
-        constant = (deviation <= _CONSTANT) | (np.ptp(relative, axis=0) == 0.0)
-        return cls(magnitude, np.where(constant, relative[0], mean), np.where(constant, 1.0, deviation), constant)
+        magnitude, mean, deviation = (np.empty(values.shape[1]) for _ in range(3))
+        constant = np.empty(values.shape[1], dtype=bool)
+        for i, column in enumerate(
+            values.T
+        ):  # one after another: the arrays in between are as large as what they are made of
+            largest = np.abs(column).max()
+            magnitude[i] = largest if largest > 0.0 else 1.0
+            relative = column / magnitude[i]
+            mean[i] = np.average(relative, weights=weights)
+            deviation[i] = np.sqrt(np.average((relative - mean[i]) ** 2, weights=weights))
+            constant[i] = deviation[i] <= _CONSTANT or np.ptp(relative) == 0.0
+            if constant[i]:
+                mean[i], deviation[i] = relative[0], 1.0
+        return cls(magnitude, mean, deviation, constant)
 
     def except_for(self, columns: NDArray[np.bool_], deviation: Array | None = None) -> Scaling:
         """The same, but for some columns, which are only divided by a number of theirs.
@@ -66,10 +73,13 @@ class Scaling:
         """Standard deviation in the original units ``(D,)``."""
         return self.magnitude * self.deviation
 
-    def transform(self, values: Array) -> Array:
-        """Rows ``(M, D)`` in the new units."""
+    def transform(self, values: Array, out: Array | None = None) -> Array:
+        """Rows ``(M, D)`` in the new units; ``out`` may be the rows themselves, which are then written over."""
         with np.errstate(over="ignore"):
-            return (values / self.magnitude - self.mean) / self.deviation
+            scaled = np.divide(values, self.magnitude, out=out)
+            scaled -= self.mean
+            scaled /= self.deviation
+        return scaled
 
     def restore(self, values: Array) -> Array:
         """Rows ``(M, D)`` in the original units."""

@@ -19,6 +19,7 @@ from itergp.likelihoods.survival import INTERVAL, LEFT, RIGHT
 from itergp.sklearn.base import Array, GPEstimator
 from itergp.sklearn.checks import check_rows, check_weights
 from itergp.sklearn.event_times import as_event_times
+from itergp.sklearn.files import takes_files
 from itergp.sklearn.former import formerly_first
 from itergp.sklearn.model import as_numpy, constant_mean
 from itergp.sklearn.noise import TIMES, competing
@@ -53,7 +54,7 @@ class GPSurvival(GPEstimator):
         max_iterations: Steps of the optimiser.
         fit_options: Further keywords of ``itergp.fit``.
         solver: How the posterior is found; default ``itergp.solvers.SubspaceNewton()``, and beyond 100,000 distinct ones
-            ``LinearTimeNewton()``.
+            ``LinearTimeNewton()``, unless the kernel is additive and takes linear time itself.
         device: ``"cpu"`` or ``"cuda"``.
         dtype: ``"float32"``, ``"float64"``, or ``"auto"``: float64 up to 2,000 distinct rows.
         random_state: Seed of the optimiser's random splits; equal seeds give equal results.
@@ -181,6 +182,7 @@ class GPSurvival(GPEstimator):
         exposed, events = (np.average(part, weights=weights) for part in (times, happened))
         return constant_mean(float(np.log(exposed) - np.log(events)))  # of times with a constant hazard
 
+    @takes_files
     def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Learns hyperparameters, then finds the posterior of all rows.
 
@@ -199,6 +201,7 @@ class GPSurvival(GPEstimator):
         """
         return self._fit(X, y, sample_weight)
 
+    @takes_files
     def partial_fit(self, X: Any, y: Any, sample_weight: Any = None) -> Any:
         """Adds rows: hyperparameters stay, and the posterior of all rows is found starting from the present one.
 
@@ -256,6 +259,7 @@ class GPSurvival(GPEstimator):
             X, lambda predictive: np.stack([as_numpy(predictive.log_survival(time).exp()) for time in wanted], -1)
         )
 
+    @takes_files
     def predictive_log_density(self, X: Any, y: Any) -> Array:
         """Log-densities of held-out events; of censored rows the log-probabilities of what is known of their times.
 
@@ -272,6 +276,7 @@ class GPSurvival(GPEstimator):
         return predictive.log_observed(targets)
 
     # ---------------------------------------------------------------- metrics
+    @takes_files
     def score(self, X: Any, y: Any, sample_weight: Any = None) -> float:
         """Harrell's concordance index of the median times: 1 at best, 0.5 for chance.
 
@@ -291,6 +296,7 @@ class GPSurvival(GPEstimator):
         targets, weights = self._held_out(X, y), check_weights(read_table(X).num_rows, sample_weight)
         return concordance_index(targets[:, 1] == 1.0, targets[:, 0], self.predict(X), weights)
 
+    @takes_files
     def integrated_brier_score(self, X: Any, y: Any, times: Any) -> float:
         """Mean squared error of survival probabilities over an interval of times: 0 at best, 0.25 for probabilities of a half.
 

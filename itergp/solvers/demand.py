@@ -27,6 +27,7 @@ class ProblemSize:
         actions_pay: Whether some hundred actions on all rows know most of what the data say.
         coupled: Whether latent functions are coupled; C' is C then.
         preconditioner_memory: Bytes of the operator's preconditioner, 0 where it has none.
+        evaluates_matrix: Whether the cost of a pass grows with the entries of the matrix.
     """
 
     num_rows: int
@@ -42,6 +43,7 @@ class ProblemSize:
     actions_pay: bool = True
     coupled: bool = False
     preconditioner_memory: int = 0
+    evaluates_matrix: bool = True
 
     def neighbours(self, number: int) -> int:
         """Bytes of the neighbours of N rows: their numbers, and kernel entries among them where these are kept."""

@@ -22,7 +22,9 @@ from itergp.tables.columns import (
 )
 from itergp.tables.decoding import decode
 from itergp.tables.encoder import TableEncoder
-from itergp.tables.reading import Table, read_table
+from itergp.tables.files import TableFile, as_file, is_file, open_table
+from itergp.tables.reading import read_table
+from itergp.tables.table import Table
 from itergp.tables.targets import as_target_column, refuse_gaps
 from itergp.tables.tasks import TaskGuess, guess_task
 
@@ -38,10 +40,14 @@ __all__ = [
     "Table",
     "TableColumns",
     "TableEncoder",
+    "TableFile",
     "TaskGuess",
+    "as_file",
     "as_target_column",
     "decode",
     "guess_task",
+    "is_file",
+    "open_table",
     "read_table",
     "refuse_gaps",
 ]

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from itergp.tables.columns import CategoricalColumn, EncodedColumn, GapColumn
-from itergp.tables.reading import Table
+from itergp.tables.table import Table
 
 Array = NDArray[np.float64]
 

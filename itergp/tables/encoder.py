@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -29,7 +30,8 @@ from itergp.tables.columns import (
     TableColumns,
 )
 from itergp.tables.groups import read_groups, require_numbers
-from itergp.tables.reading import Table, read_table
+from itergp.tables.reading import read_table
+from itergp.tables.table import ColumnsOnDemand, Table
 from itergp.tables.values import Dates, Levels, Numbers, Values, as_dates, as_levels, as_number, as_numbers, understand
 
 Array = NDArray[np.float64]
@@ -86,7 +88,8 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         """Learns levels, medians and which columns to leave out.
 
         Args:
-            X: A table ``(N, D)``: pandas, polars, pyarrow, NumPy (numbers, objects, structured), SciPy sparse, dictionaries.
+            X: A table ``(N, D)``: pandas, polars, pyarrow, NumPy (numbers, objects, structured), SciPy sparse, dictionaries, or
+                the name of a file, of which one column at a time is in memory.
             y: Ignored.
 
         Returns:
@@ -95,14 +98,19 @@ class TableEncoder(TransformerMixin, BaseEstimator):
         table = read_table(X)
         self._remember(table)
         slopes = read_groups(self.groups, table)
-        meanings: list[Values] = [
-            as_levels(column, table.title(i), boolean=False) if i in slopes else understand(column, table.title(i))
-            for i, column in enumerate(table.columns)
-        ]
-        groups = self._learn(meanings, table, slopes)
+        drop = self.drop and table.num_rows > 1
+        groups = self._learn(table, slopes, drop=drop, drop_constant=drop)
+        if drop and all(map(_says_nothing, groups)):  # otherwise nothing would be left
+            groups = self._learn(table, slopes, drop=drop, drop_constant=False)
+        if all(isinstance(column, DroppedColumn) for column in groups):
+            names = table.names or [f"x{index}" for index in range(len(table.columns))]
+            raise InputError(
+                f"`X` must have a column that says something about more than one row. Got identifiers only, in "
+                f"{_quoted(names)}. Pass other columns, or make some of what is in them."
+            )
         self.columns_ = TableColumns(_placed(groups))
         require_numbers(self.columns_)
-        if self.drop and table.num_rows > 1:
+        if drop:
             self._warn_of_dropped(table)
         return self
 
@@ -114,14 +122,14 @@ class TableEncoder(TransformerMixin, BaseEstimator):
             self.feature_names_in_ = np.array(table.labels, dtype=object)
 
     def _learn(
-        self, meanings: Sequence[Values], table: Table, slopes: dict[int, tuple[str, ...]]
+        self, table: Table, slopes: dict[int, tuple[str, ...]], *, drop: bool, drop_constant: bool
     ) -> list[EncodedColumn]:
-        names = table.names or [f"x{index}" for index in range(len(meanings))]
-        drop = self.drop and table.num_rows > 1
-        drop_constant = drop and not all(map(is_constant, meanings))  # otherwise nothing would be left
+        """How each column is encoded, one after another: what they mean is as large as the table."""
+        names = table.names or [f"x{index}" for index in range(len(table.columns))]
         groups: list[EncodedColumn] = []
         seen: dict[Any, int] = {}
-        for position, (values, name) in enumerate(zip(meanings, names, strict=True)):
+        for position, name in enumerate(names):
+            values = self._meaning(table, position, group=position in slopes)
             if position in slopes and isinstance(values, Levels):
                 groups.append(learn_group(values, name, position, slopes[position], drop=drop_constant))
                 continue
@@ -138,12 +146,12 @@ class TableEncoder(TransformerMixin, BaseEstimator):
                 noticed = (f"duplicate of {table.title(original)}",)
                 found = [DroppedColumn(name, position, (), found[0].num_gaps, noticed)]
             groups += found
-        if all(isinstance(column, DroppedColumn) for column in groups):
-            raise InputError(
-                f"`X` must have a column that says something about more than one row. Got identifiers only, in "
-                f"{_quoted(names)}. Pass other columns, or make some of what is in them."
-            )
         return groups
+
+    @staticmethod
+    def _meaning(table: Table, position: int, *, group: bool) -> Values:
+        column, title = table.columns[position], table.title(position)
+        return as_levels(column, title, boolean=False) if group else understand(column, title)
 
     def _warn_of_dropped(self, table: Table) -> None:
         size = self.n_features_in_
@@ -164,22 +172,22 @@ class TableEncoder(TransformerMixin, BaseEstimator):
                 )
 
     # ------------------------------------------------------------- transform
-    def transform(self, X: Any) -> Array:
+    def transform(self, X: Any, dtype: Any = np.float64) -> NDArray[Any]:
         """The encoded matrix.
 
         Args:
             X: A table with the columns of the training data, in any order where they have names.
+            dtype: Of the matrix.
 
         Returns:
-            ``(M, E)`` in float64.
+            ``(M, E)``; of a file, where half of the free memory is too little, in a temporary file that is mapped to memory.
 
         Raises:
             InputError: If columns are missing, unknown or of another kind.
         """
         check_is_fitted(self)
         table = self.matched(read_table(X))
-        self._check_memory(table.num_rows)
-        encoded = np.empty((table.num_rows, self.num_encoded))
+        encoded = self._room(table, np.dtype(dtype))
         filled: list[tuple[EncodedColumn, NDArray[np.bool_]]] = []
         marked = {column.position for column in self.columns_ if isinstance(column, GapColumn)}
         for position, group in _by_position(self.columns_).items():
@@ -281,18 +289,20 @@ class TableEncoder(TransformerMixin, BaseEstimator):
             raise InputError(
                 f"`X` must have the columns of the training data. Got {' and '.join(parts)}. Select them by name, in any order."
             )
-        order = [place[name] for name in wanted]
-        matrix = None if table.matrix is None else table.matrix[:, order]
-        return Table([table.columns[index] for index in order], table.num_rows, list(wanted), None, matrix)
+        return dataclasses.replace(table.select([place[name] for name in wanted]), labels=None)
 
-    def _check_memory(self, num_rows: int) -> None:
-        width = self.num_encoded
-        size, free = 8 * num_rows * width, psutil.virtual_memory().available
-        if size > _MOST_MEMORY * free:
-            raise InputError(
-                f"The encoded table must fit into memory. Got {num_rows:,} rows of {width:,} columns, {size / 2**30:.1f} GiB "
-                f"of {free / 2**30:.1f} GiB free. Pass fewer rows, or a smaller one_hot_max_levels."
-            )
+    def _room(self, table: Table, dtype: np.dtype[Any]) -> NDArray[Any]:
+        shape = table.num_rows, self.num_encoded
+        size, free = dtype.itemsize * shape[0] * shape[1], psutil.virtual_memory().available
+        if size <= _MOST_MEMORY * free:
+            return np.empty(shape, dtype)
+        if isinstance(table.columns, ColumnsOnDemand):
+            with tempfile.TemporaryFile(prefix="itergp-") as file:  # without a name, and gone with the array
+                return np.memmap(file, dtype, mode="w+", shape=shape)
+        raise InputError(
+            f"The encoded table must fit into memory. Got {shape[0]:,} rows of {shape[1]:,} columns, {size / 2**30:.1f} GiB "
+            f"of {free / 2**30:.1f} GiB free. Pass the name of a Parquet file, fewer rows, or a smaller one_hot_max_levels."
+        )
 
     def _warn_of_gaps(self, filled: Sequence[tuple[EncodedColumn, NDArray[np.bool_]]], table: Table) -> None:
         if not filled:

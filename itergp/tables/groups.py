@@ -9,7 +9,7 @@ import numpy as np
 
 from itergp.errors import InputError
 from itergp.tables.columns import EncodedColumn, GroupColumn, NumericColumn
-from itergp.tables.reading import Table
+from itergp.tables.table import Table
 
 
 def read_groups(groups: Any, table: Table) -> dict[int, tuple[str, ...]]:

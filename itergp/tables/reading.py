@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,40 +12,11 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from itergp.errors import InputError
+from itergp.tables.files import as_file, is_file
+from itergp.tables.table import Table
 
 _NUMBERS = "biuf"  # kinds of NumPy's dtypes
 _MOST_MEMORY = 0.5  # share of what is free that a sparse matrix may take once it is dense
-
-
-@dataclass(frozen=True)
-class Table:
-    """Columns of one length.
-
-    Attributes:
-        columns: One pandas Series each, or a NumPy vector of numbers.
-        num_rows: N.
-        names: Their names as text; None where the container has none.
-        labels: The names as they are; None where the container has none.
-        matrix: All columns as one float64 matrix ``(N, D)`` if the container was numbers only.
-    """
-
-    columns: Sequence[Any]
-    num_rows: int
-    names: list[str] | None
-    labels: list[Any] | None
-    matrix: NDArray[np.float64] | None = None
-
-    def title(self, position: int) -> str:
-        """What messages call a column: its name if it has one, otherwise its number."""
-        return str(position) if self.names is None else repr(self.names[position])
-
-    def rows(self, chosen: NDArray[np.bool_]) -> Table:
-        """Some of the rows, by a mask ``(N,)``."""
-        if bool(chosen.all()):
-            return self
-        matrix = None if self.matrix is None else self.matrix[chosen]
-        columns = [column[chosen] for column in self.columns] if matrix is None else list(matrix.T)
-        return Table(columns, int(chosen.sum()), self.names, self.labels, matrix)
 
 
 def read_table(X: Any) -> Table:
@@ -54,13 +24,15 @@ def read_table(X: Any) -> Table:
 
     Args:
         X: A data frame of pandas or polars, a pyarrow Table, an array of numbers, of objects or structured, a sparse matrix, a
-            list of dictionaries, a dictionary of columns, or nested lists.
+            list of dictionaries, a dictionary of columns, or nested lists; or the name of a Parquet or CSV file.
 
     Raises:
         InputError: If it is no table, has no rows or columns, or two columns of one name.
     """
     if isinstance(X, Table):
         return X
+    if is_file(X):
+        return as_file(X).table()
     if sparse.issparse(X):
         return _from_array(_densified(X))
     frame = _as_frame(X)

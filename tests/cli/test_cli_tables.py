@@ -20,7 +20,7 @@ from itergp import SolverError
 from itergp.cli import main
 from itergp.cli.learning import TASKS
 from itergp.sklearn import load
-from itergp.tables import guess_task
+from itergp.tables import TableFile, guess_task
 
 QUICK = ["--quiet", "--max-iterations", "3"]
 
@@ -106,6 +106,21 @@ def test_fit_predict_and_info(target, folder, capsys):
     assert facts["columns"].strip() == "2 (age, height)"
     assert facts["posterior"].strip().startswith("variational, rank ")
     assert "file format 2" in facts["written by"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_predictions_are_written_a_batch_of_rows_at_a_time(kind, folder, capsys, monkeypatch):
+    """Also where a column has no value in the first of them."""
+    assert main(["fit", "class.csv", "--target", "class", *QUICK, "--save", "m"]) == 0
+    new = make_table("class").assign(note=[None] * 40 + ["late"] * 20, day=[np.nan] * 30 + [1.0] * 30)
+    new.to_parquet("new.parquet")
+    for rows in (1000, 17):
+        monkeypatch.setattr(TableFile.batches, "__defaults__", (None, rows))
+        assert main(["predict", "m", "new.parquet", "--output", f"{rows}.{kind}", "--with-inputs"]) == 0
+        assert f"60 predictions written to {rows}.{kind}." in capsys.readouterr().err
+    whole, parts = (getattr(pandas, f"read_{kind}")(f"{rows}.{kind}") for rows in (1000, 17))
+    pandas.testing.assert_frame_equal(parts, whole, rtol=1e-5)
+    assert whole["note"].isna().sum() == 40
 
 
 def test_options(folder, capsys):
@@ -530,11 +545,11 @@ def test_a_missing_extra_is_named(missing, folder, capsys, monkeypatch):
     )
 
 
-def test_parquet_without_pyarrow(folder, capsys, monkeypatch):
+def test_files_without_pyarrow(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     (folder / "table.parquet").write_bytes(b"PAR1")
     assert main(["fit", "table.parquet", "--target", "y"]) == 1
-    assert "Reading Parquet needs pyarrow. It is not installed. Install it with" in capsys.readouterr().err
+    assert "Reading tables needs pyarrow. It is not installed. Install it with" in capsys.readouterr().err
 
 
 def test_warnings_are_one_line(folder, capsys):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from dataclasses import replace
 from types import ModuleType
 
@@ -10,9 +9,7 @@ import gpytorch
 import psutil
 import pytest
 import torch
-from helpers import SimpleGP, make_binary, make_classes, make_inputs, make_kernel, make_model
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from helpers import LiveMemory, SimpleGP, make_binary, make_classes, make_inputs, make_kernel, make_model
 
 from itergp import InputError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, base, categorical, sampled
@@ -139,27 +136,6 @@ def test_neighbours_are_planned_where_they_can_be_had():
 
 
 # ------------------------------------------------------------------ what is planned is what is taken
-class LiveMemory(TorchDispatchMode):
-    """Bytes of all tensors that are alive at once, at most."""
-
-    def __init__(self):
-        super().__init__()
-        self.live, self.now, self.peak = {}, 0, 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        found = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(found):
-            if torch.is_tensor(tensor) and (key := tensor.untyped_storage()._cdata) not in self.live:
-                self.live[key] = tensor.untyped_storage().nbytes()
-                self.now += self.live[key]
-                weakref.finalize(tensor.untyped_storage(), self.free, key)
-        self.peak = max(self.peak, self.now)
-        return found
-
-    def free(self, key):
-        self.now -= self.live.pop(key)
-
-
 PIECES: dict[ModuleType, dict[str, int]] = {  # temporary arrays of thousands of rows: here, of few
     base: {"_CHUNK_ROWS": 128, "_CHUNK_VALUES": 2**10},
     categorical: {"_SUMMED_NUMBERS": 2**10},

@@ -236,7 +236,7 @@ def test_new_rows_and_weights_may_be_arrays():
 
 
 def test_gaps_are_found_in_any_block(monkeypatch):
-    monkeypatch.setattr("itergp.models.validation._BLOCK_ROWS", 4)
+    monkeypatch.setattr("itergp.models.validation._BLOCK_NUMBERS", 8)
     x, y = make_binary(10)
     x[9, 1] = float("nan")
     x[2, 0] = float("inf")

@@ -24,6 +24,7 @@ mpl = pytest.importorskip("matplotlib")
 
 import benchmarks  # noqa: E402
 from benchmarks import micro  # noqa: E402
+from benchmarks.data import write_additive  # noqa: E402
 from benchmarks.methods import Budget, OutOfTime, methods  # noqa: E402
 from benchmarks.methods.base import count_probabilities, from_rates  # noqa: E402
 from benchmarks.methods.gpboost import negative_binomial  # noqa: E402
@@ -659,3 +660,20 @@ def test_no_module_of_the_suite_needs_the_bench_extra():
             assert any(name in method.missing for method in methods().values()) or any(
                 name in workload.missing for workload in workloads().values()
             )
+
+
+def test_rows_in_a_file_are_those_of_the_additive_problem(tmp_path):
+    """Written in pieces or whole; another seed has other rows of the same functions."""
+    pandas = pytest.importorskip("pandas")
+    for name, options in (
+        ("whole", {"piece": 1000}),
+        ("pieces", {"piece": 300}),
+        ("other", {"piece": 1000, "seed": 1}),
+    ):
+        write_additive(tmp_path / name, 1000, 3, **options)
+    whole, pieces, other = (pandas.read_parquet(tmp_path / name) for name in ("whole", "pieces", "other"))
+    assert list(whole.columns) == ["x0", "x1", "x2", "y"]
+    assert len(pieces) == len(whole) == 1000
+    assert set(whole.dtypes.astype(str)) == {"float32", "int8"}
+    assert 0.4 < whole.y.mean() < 0.6
+    assert not np.isin(other.x0, whole.x0).any()

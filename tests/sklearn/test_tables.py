@@ -13,10 +13,10 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 
 from itergp import InputError, ItergpWarning
-from itergp.kernels import CategoricalKernel, TiedMaternKernel
-from itergp.sklearn import GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor, load, saving
+from itergp.kernels import AdditiveLaplacianKernel, CategoricalKernel, TiedMaternKernel
+from itergp.sklearn import GPClassifier, GPCountRegressor, GPOrdinalClassifier, GPRegressor, load, model, saving
 from itergp.sklearn.kernels import KERNELS
-from itergp.solvers import SubspaceNewton
+from itergp.solvers import LinearTimeNewton, SubspaceNewton
 
 ROWS = 60
 each = pytest.mark.parametrize("make", [GPClassifier, GPOrdinalClassifier, GPRegressor, GPCountRegressor])
@@ -179,3 +179,14 @@ def test_encoding_pipelines_work_on():
     scores = cross_val_score(make_pipeline(encode, GPClassifier(max_iterations=2)), X, y, cv=2)
     assert np.isfinite(scores).all()
     assert np.isfinite(cross_val_score(GPClassifier(max_iterations=2), X, y, cv=2)).all()
+
+
+@pytest.mark.parametrize(
+    ("kernel", "solver"), [(AdditiveLaplacianKernel(2), SubspaceNewton), ("rbf", LinearTimeNewton)]
+)
+def test_many_rows_of_an_additive_kernel_are_conditioned_on_exactly(kernel, solver, monkeypatch):
+    """A pass takes linear time then; others begin with a support."""
+    monkeypatch.setattr(model, "_LINEAR_ROWS", 5000)
+    X = np.random.default_rng(0).normal(size=(6000, 2))
+    estimator = GPClassifier(kernel, optimizer=None, approximation="laplace").fit(X, X[:, 0] > 0)
+    assert type(estimator.model_.solver) is solver

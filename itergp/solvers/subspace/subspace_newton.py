@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.numerics.spectral import leading_eigenvectors
 from itergp.posterior.posterior import (
+    COLUMNS_TOGETHER,
     EXACT_VALUES,
     Posterior,
     exact_covariance,
@@ -49,6 +50,9 @@ _DEFAULT_COVARIANCE_RANK = {False: 128, True: 224}  # with several latent functi
 _DEFAULT_COVARIANCE_COLUMNS = 1280  # r C columns go through the covariance's kernel pass
 _FEW_ACTIONS = 32  # where only neighbours know much
 _PRELIMINARY_SHARE, _PRELIMINARY_RANK = 4, 8
+# Of the size of the actions: themselves, put beside the residual, their products, and both again for neighbours, or for another
+# curvature in a variational round. Fewer actions than these are not worth a pass.
+_ARRAYS, _VARIATIONAL_ARRAYS, _FEWEST_ACTIONS = 4, 5, 32
 _BLOCKS = 32
 # The search within the space stops when its own gradient is this small a share of the functional gradient.
 _INNER_SHARE = 1e-3
@@ -106,7 +110,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             two arrays of so many columns exceed the memory budget.
         covariance_rank: Actions r that the covariance is conditioned on at all inputs; default 224 for one latent function, 128
             for several, fewer (down to 32) beyond 10 of them, and all where N C is at most 1,024: the covariance is then exact.
-            0 leaves the prior's covariance.
+            Of additive kernels in linear time fewer, down to 32, where N C r numbers exceed the memory budget. 0 leaves the
+            prior's covariance.
         num_neighbours: Training rows near to an input that its covariance is conditioned on besides; default 16 for one latent
             function, 0 for several and for additive kernels, none where the kernel is no function of two rows. They cost no
             kernel pass.
@@ -161,21 +166,28 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         width = latents if latents > 1 and not size.coupled else self.num_blocks
         width = latents if preconditioned else width
         rank = min(passes * width, self.rank_limit(size.num_rows, kernels, size.itemsize, size.memory_budget))
-        values, pay = size.num_rows * latents * size.processes, size.actions_pay
-        actions = self._covariance_rank(latents, values, final=True, pay=pay)
-        early = self._covariance_rank(latents, values, final=False, pay=pay) if size.variational else 0
+        pay = size.actions_pay
         neighbours = wanted_neighbours(latents, self.num_neighbours, pay=size.neighbours_pay, alone=not pay)
+        values, one = size.num_rows * latents * size.processes, size.array(latents)
+        actions, early = (self._covariance_rank(latents, values, final=final, pay=pay) for final in (True, False))
+        early, arrays = early if size.variational else 0, _VARIATIONAL_ARRAYS if size.variational else _ARRAYS
+        by_columns = (
+            not size.evaluates_matrix and neighbours == 0 and self._by_columns(actions, one, size.memory_budget)
+        )
+        columns = (actions + early) * latents // kernels
+        if by_columns:
+            actions, arrays = self._affordable(actions, one, size.memory_budget), 1
+            columns = 2 * (actions + early) * latents // kernels
         memory = {
             "search space": 4 * size.array(kernels * rank),  # two arrays, twice while they grow
-            # Actions, put beside the residual, their products, and both again for another curvature or for neighbours.
-            "covariance": (5 if size.variational else 4) * size.array(latents * actions),
+            "covariance": arrays * size.array(latents * actions) + (3 * COLUMNS_TOGETHER * one if by_columns else 0),
             "neighbours": size.neighbours(neighbours) if actions > 0 else 0,
             "rows": likelihood_memory(size),
         }
         if preconditioned:
             memory["preconditioner"] = size.preconditioner_memory
         work = size.num_rows * kernels * rank**2 * (4 + latents)
-        return Demand(passes, passes * width + (actions + early) * latents // kernels, 0, work, memory)
+        return Demand(passes, passes * width + columns, 0, work, memory)
 
     def rank_limit(self, num_rows: int, num_kernels: int, itemsize: int, memory_budget: int) -> int:
         """Most directions in the space: what was asked for, or what the memory budget allows."""
@@ -201,6 +213,19 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             rank = _FEW_ACTIONS if latents == 1 and not pay and self.num_neighbours is None else rank
         # The next stage only needs a rough one to start from.
         return rank if final else max(rank // _PRELIMINARY_SHARE, min(rank, _PRELIMINARY_RANK))
+
+    @staticmethod
+    def _by_columns(rank: int, one: int, memory_budget: int) -> bool:
+        """Whether products with so many actions, ``one`` array of bytes each, are too large to keep beside these."""
+        return _ARRAYS * rank * one > memory_budget
+
+    def _affordable(self, rank: int, one: int, memory_budget: int) -> int:
+        """Actions of the default number that there is memory for, or those that were asked for."""
+        return (
+            rank
+            if self.covariance_rank is not None
+            else max(min(rank, _FEWEST_ACTIONS), min(rank, memory_budget // one))
+        )
 
     def initial_rank(self, problem: Problem) -> int:
         """Directions that a start may bring, so that there is room to grow."""
@@ -412,10 +437,16 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         elif self._is_exact(problem):
             result = exact_covariance(problem, curvature, residual)
         else:
-            known = problem.operator.preconditioner(curvature)
-            actions = leading_actions(state.space, curvature, rank, preconditioner=known)
-            number = neighbours_of(problem, self.num_neighbours)
-            result = posterior_covariance(problem, actions, curvature, residual, num_neighbours=number)
+            number, operator = neighbours_of(problem, self.num_neighbours), problem.operator
+            one = problem.mean.numel() * problem.mean.element_size()
+            by_columns = (
+                not operator.evaluates_matrix and number == 0 and self._by_columns(rank, one, operator.memory_budget)
+            )
+            if by_columns:
+                rank = self._affordable(rank, one, operator.memory_budget)
+            actions = leading_actions(state.space, curvature, rank, preconditioner=operator.preconditioner(curvature))
+            how: dict[str, Any] = {"num_neighbours": number, "by_columns": by_columns}
+            result = posterior_covariance(problem, actions, curvature, residual, **how)
         if result.extra is not None:
             found, rounding = problem.inner(residual, result.extra), problem.entry_rounding(residual)
             renewed = abs(found) + rounding + 2.0 * _resolution(problem, iterate)
