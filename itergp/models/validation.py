@@ -13,6 +13,7 @@ from torch import Tensor
 from itergp.errors import InputError, ItergpWarning
 from itergp.likelihoods import Likelihood, Observations
 from itergp.models.arrays import as_tensor, is_array
+from itergp.numerics.rounding import thresholds
 from itergp.numerics.sampling import sample_of_rows
 from itergp.operators import KernelOperator
 from itergp.operators.kernel_blocks import at_points
@@ -276,7 +277,7 @@ def check_kernel(operator: KernelOperator) -> None:
         )
     values = torch.linalg.eigvalsh(0.5 * (matrix + matrix.mT))
     smallest, largest = float(values.min()), float(values.abs().max())
-    if smallest < -2e-3 * largest:
+    if smallest < -thresholds(probe.dtype).negative_eigenvalue * largest:
         raise InputError(
             f"The kernel must be positive semi-definite. Got eigenvalue {smallest:.3g} (largest {largest:.3g}) on "
             f"{probe.num_rows} training inputs. Use a valid covariance function; a distance or similarity is not one by itself."

@@ -337,6 +337,29 @@ KNOWN = {
         spread=0.0,
         seed=5,
     ),
+    "a kernel that is no covariance function, by two thousandths": Spec(
+        kernel=(
+            "sum",
+            ("scale", ("symmetrized kl", (0, 4), True)),
+            ("scale", ("symmetrized kl", (0, 4), True)),
+        ),
+        forward="kernel",
+        rows=27,
+        new=3,
+        columns=5,
+        inputs="normal",
+        dtype="float32",
+        likelihood="gamma",
+        mean="zero",
+        batch=False,
+        weights="none",
+        missing=False,
+        approximation="variational",
+        solver="subspace block gradient",
+        level=1000.0,
+        spread=0.3,
+        seed=472,
+    ),
 }
 
 
