@@ -24,7 +24,7 @@ from helpers import (
 
 from itergp import InputError, ItergpWarning, SolverError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, PoissonLikelihood
-from itergp.models import NonConjugateGP
+from itergp.models import GP, NonConjugateGP
 from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, SubspaceNewton
 
 NAN, INF = math.nan, math.inf
@@ -686,3 +686,82 @@ def test_parts_of_ones_own_that_lack_a_member_are_refused_before_anything_is_com
     half.propose = lambda view: None
     with pytest.raises(InputError, match=r"`policy` must have every member .*sparse.*BasePolicy"):
         SubspaceNewton(policy=half)
+
+
+# ------------------------------------------------------------ contexts and layouts
+def test_inputs_without_columns_values_or_strides():
+    x, y = make_binary(ROWS)
+    made = lambda inputs: SimpleGP(inputs, y, BernoulliLikelihood())  # noqa: E731
+    with pytest.raises(InputError, match=r"`train_inputs` must have at least one column\. Got shape \(12, 0\)"):
+        made(x[:, :0])
+    with pytest.raises(InputError, match=r"`train_inputs` must be dense\. Got torch\.sparse_coo\. Call"):
+        made(x.to_sparse())
+    model = make_model("bernoulli-logit")
+    with pytest.raises(InputError, match=r"`inputs` must have values\. Got a tensor on the meta device"):
+        model(make_inputs(3).to("meta"))
+
+
+def test_a_prior_mean_that_is_not_finite():
+    class Broken(gpytorch.means.Mean):
+        def forward(self, x):
+            return torch.where(x[..., 0] > 0.0, NAN, x[..., 0])
+
+    x, y = make_reals(30)
+    model = GP(x, y, GaussianLikelihood(), mean=Broken()).double().eval()
+    with pytest.raises(
+        InputError, match=r"prior mean must be finite\. Got NaN or infinite values at \d+ of 30 training"
+    ):
+        model.condition()
+
+
+def test_autocast_rounds_nothing():
+    x, y = make_reals(30, dtype=torch.float32)
+    model = GP(x, y, GaussianLikelihood()).eval()
+    refused = pytest.raises(
+        InputError, match=r"Autocast must be off .* Got torch\.bfloat16\. Put torch\.autocast\('cpu'"
+    )
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with refused:
+            model.condition()
+        for predict in (model, model.predict, model.latent_mean):
+            with refused:
+                predict(x[:3])
+        with torch.autocast("cpu", enabled=False):
+            inside = model(x[:3]).mean
+        with refused:
+            model.train()(x)
+        double = GP(x.double(), y.double(), GaussianLikelihood()).double().eval()
+        assert torch.isfinite(double(x[:3].double()).mean).all()  # which it leaves as it is
+    assert torch.equal(inside, model.eval()(x[:3]).mean)
+
+
+@pytest.mark.parametrize("predict", ["call", "predict"])
+def test_what_was_found_in_inference_mode_has_derivatives_later(predict):
+    x, y = make_reals(30)
+    model = GP(x, y, gl.GaussianLikelihood()).double().eval()
+    call = lambda at: (model(at) if predict == "call" else model.predict(at)).mean  # noqa: E731
+    with torch.inference_mode():
+        inside = call(x[:3])
+    at = x[:3].clone().requires_grad_()
+    outside = call(at)
+    torch.testing.assert_close(inside, outside.detach())
+    outside.sum().backward()
+    assert bool(at.grad.abs().sum() > 0.0)
+    objective = gpytorch.mlls.ExactMarginalLogLikelihood(model.likelihood, model.train())
+    objective(model(x), y).backward()
+
+
+def test_a_model_made_in_inference_mode_predicts_there_and_outside():
+    with torch.inference_mode():
+        x, y = make_reals(30)
+        model = GP(x, y, GaussianLikelihood()).double().eval()
+        inside = model(x[:3]).mean
+    assert torch.equal(inside, model(x[:3]).mean)
+
+
+def test_transforms_of_functions_are_refused():
+    x, y = make_reals(30)
+    model = GP(x, y, GaussianLikelihood()).double().eval()
+    with pytest.raises(InputError, match=r"must be readable .* Got a transform of torch\.func.*functional\.jacobian"):
+        torch.func.jacrev(lambda at: model(at).mean)(x[:3])
+    assert torch.autograd.functional.jacobian(lambda at: model(at).mean, x[:3]).shape == (3, 3, x.shape[1])
