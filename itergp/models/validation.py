@@ -39,7 +39,7 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
         kinds = ", ".join(sorted({type(x).__name__ for x in given})) or "nothing"
         kinds = f"a list of {kinds}" if isinstance(inputs, list) else kinds
         raise InputError(f"`{name}` must be a torch tensor or a tuple of them. Got {kinds}. Use torch.as_tensor(x).")
-    _require_dense_values(given, name)
+    _require_dense(given, name)
     first, *others = (x.unsqueeze(-1) if x.dim() == 1 else x for x in given)
     _refuse_autocast(first)
     checked = (first, *(x if x.is_floating_point() else x.long() for x in others))
@@ -75,18 +75,16 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
     return checked
 
 
-def _require_dense_values(given: tuple[Tensor, ...], name: str) -> None:
+def _require_dense(given: tuple[Tensor, ...], name: str) -> None:
     for x in given:
         if x.layout is not torch.strided:
             raise InputError(f"`{name}` must be dense. Got {x.layout}. Call .to_dense().")
-        if x.is_meta:
-            raise InputError(f"`{name}` must have values. Got a tensor on the meta device. Load it onto another.")
 
 
 def _refuse_autocast(x: Tensor) -> None:
     """Autocast changes products of float32 alone."""
     kind = x.device.type
-    if x.dtype == torch.float32 and torch.is_autocast_enabled(kind):
+    if x.dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         raise InputError(
             "Autocast must be off where a posterior is found or used, whose products it would round. Got "
             f"{torch.get_autocast_dtype(kind)}. Put torch.autocast({kind!r}, enabled=False) around the call; `forward` may"
