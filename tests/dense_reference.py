@@ -81,8 +81,18 @@ def _intervals(log_survival: Callable[[Tensor], Tensor], observed: Density, f: T
 
 
 def _zero_inflated(f: Tensor, y: Tensor) -> Tensor:
-    counted = math.log(0.7) + Poisson(f[..., 0].exp(), validate_args=False).log_prob(y)
-    return torch.where(y == 0, torch.logaddexp(counted, counted.new_full((), math.log(0.3))), counted)
+    zero = math.log(0.3) + softplus(math.log(0.7 / 0.3) - f[..., 0].clamp_max(300.0).exp())
+    counted = _poisson(torch.where(y == 0, 0.0, f[..., 0]), y)  # whose slope may be infinite where it is not wanted
+    return torch.where(y == 0, zero, math.log(0.7) + counted)
+
+
+def _poisson(log_rate: Tensor, y: Tensor) -> Tensor:
+    """PyTorch's has NaN derivatives where a rate is 0 in float64."""
+    return y * log_rate - log_rate.exp() - torch.lgamma(y + 1.0)
+
+
+def _exposed(f: Tensor, y: Tensor) -> Tensor:
+    return _poisson(f[..., 0] + y[:, 1].log(), y[:, 0]) if y.dim() > 1 else _poisson(f[..., 0], y)
 
 
 def _counts(rate: Tensor, y: Tensor) -> Tensor:
@@ -108,8 +118,8 @@ DENSITIES: dict[str, Density] = {
     "binomial": lambda f, y: _binomial(f[..., 0], y[:, 0], y[:, 1]),
     "ordinal-logit": lambda f, y: _ordinal(logsigmoid, f, y),
     "ordinal-probit": lambda f, y: _ordinal(torch.special.log_ndtr, f, y),
-    "poisson": lambda f, y: _counts(f[..., 0].exp(), y),
-    "poisson-exposure": lambda f, y: _counts(f[..., 0].exp(), y),
+    "poisson": _exposed,
+    "poisson-exposure": _exposed,
     "poisson-softplus": lambda f, y: _counts(softplus(f[..., 0], threshold=1e3), y),
     "negative-binomial": lambda f, y: NegativeBinomial(
         2.0, logits=f[..., 0] - math.log(2.0), validate_args=False

@@ -337,4 +337,166 @@ MUTANTS = (
         "pass",
         ("test_identity.py", "processes_must_agree"),
     ),
+    # ------------------------------------------------------------------ samples of several functions
+    Mutant(
+        "samples are no antithetic pairs",
+        "return torch.cat([half, -half]), like.new_full((2 * pairs,), 0.5 / pairs)",
+        "return torch.cat([half, half]), like.new_full((2 * pairs,), 0.5 / pairs)",
+        ("test_likelihoods.py", "nodes_are_standard_normal"),
+    ),
+    Mutant(
+        "samples keep the second moments that they were drawn with",
+        "part.copy_(_matched(part.double()))",
+        "part.copy_(part.double())",
+        ("test_likelihoods.py", "nodes_are_standard_normal"),
+    ),
+    Mutant(
+        "few samples for wide marginals",
+        "return (deviation / _FEW_PAIRS_REACH).log2().clamp(0, _MOST_LEVELS)",
+        "return (deviation / _FEW_PAIRS_REACH).log2().clamp(0, 0)",
+        ("test_likelihoods.py", "samples_are_more"),
+    ),
+    Mutant(
+        "averages of rows come back by their levels",
+        "order = torch.cat(places).argsort()\n    return [torch.cat(found)[order]",
+        "return [torch.cat(found)",
+        ("test_likelihoods.py", "samples_are_more"),
+    ),
+    Mutant(
+        "a row's samples become more at once",
+        "yield int(level), fineness[some] - (level - 1) if mixed else None, some",
+        "yield int(level), None, some",
+        ("test_likelihoods.py", "do_not_jump"),
+    ),
+    Mutant(
+        "a shift of all functions counts as width",
+        "about = covariance - covariance.mean(-1, keepdim=True)\n    about = about - about.mean(-2, keepdim=True)",
+        "about = covariance",
+        ("test_likelihoods.py", "functions_share"),
+    ),
+    Mutant(
+        "few samples end where a site within asks for nothing",
+        "token = _few.set(few or _few.get())",
+        "token = _few.set(few)",
+        ("test_likelihoods.py", "few_samples_stay_few"),
+    ),
+    # ------------------------------------------------------------------ bins
+    Mutant(
+        "equal values lie in several bins",
+        "first = torch.where(fresh, number, 0).cummax(0).values",
+        "first = number",
+        ("test_binned.py", "ties_share_theirs"),
+    ),
+    Mutant(
+        "systems of bins are solved roughly",
+        "_TOLERANCE = 1e-5  # of conjugate gradients",
+        "_TOLERANCE = 1e-1  # of conjugate gradients",
+        ("test_binned.py", "systems_are_solved"),
+    ),
+    Mutant(
+        "a sample of the rows stands for itself",
+        "curvature[rows], size / wanted",
+        "curvature[rows], 1.0",
+        ("test_binned.py", "stands_for_all"),
+    ),
+    Mutant(
+        "functions go together by the curvature of one",
+        "weights = share * curvature[:, first.latent, second.latent]",
+        "weights = share * curvature[:, first.latent, first.latent]",
+        ("test_binned.py", "data_say_most_about"),
+    ),
+    # ------------------------------------------------------------------ what single rows say of weights
+    Mutant(
+        "another precision of all weights is forgotten",
+        "self.gram().mul_(ratio), self.multiple * ratio)",
+        "self.gram().mul_(ratio), self.multiple)",
+        ("test_network_gp.py", "another_precision"),
+    ),
+    Mutant(
+        "rounding may narrow the variance of a function",
+        "own.copy_(own.clamp_min(0.0) + rounding)",
+        "own.copy_(own.clamp_min(0.0))",
+        ("test_network_gp.py", "narrows_no_variance"),
+    ),
+    Mutant(
+        "rounding may narrow the variance of a weight",
+        "return ((1.0 - known).clamp_min(0.0) + _ROUNDING * eps).to(self.actions)",
+        "return (1.0 - known).clamp_min(0.0).to(self.actions)",
+        ("test_network_gp.py", "narrows_no_variance"),
+    ),
+    Mutant(
+        "samples of weights know what was observed without noise",
+        "seen = (root * self._transposed(weights) + own).double()",
+        "seen = (root * self._transposed(weights)).double()",
+        ("test_network_gp.py", "posterior_of_the_weights"),
+    ),
+    Mutant(
+        "a group's share of the information is all actions",
+        "pairwise(self.rows.scaled(mask), self.actions * mask.unsqueeze(-1))",
+        "pairwise(self.rows.scaled(mask), self.actions)",
+        ("test_network_gp.py", "groups_of_weights"),
+    ),
+    # ------------------------------------------------------------------ gradients by layers
+    Mutant(
+        "a layer is believed to be what it seems",
+        "if self._layers and not self._agrees(probe):",
+        "if False:",
+        ("test_layer_gradients.py", "those_of_the_linearisation"),
+    ),
+    Mutant(
+        "a layer may be called another time",
+        "if any(len(calls) != 1 for calls in seen):",
+        "if any(len(calls) < 1 for calls in seen):",
+        ("test_layer_gradients.py", "called_another_time"),
+    ),
+    Mutant(
+        "what comes out of a layer may be changed in place",
+        "return end.clone()",
+        "return end",
+        ("test_layer_gradients.py", "those_of_the_linearisation"),
+    ),
+    Mutant(
+        "what goes through a convolution takes no memory",
+        "most = max(self.layout.width, self._positions)",
+        "most = self.layout.width",
+        ("test_layer_gradients.py", "rows_at_once"),
+    ),
+    # ------------------------------------------------------------------ deadlines
+    Mutant(
+        "time is never up",
+        "return time.perf_counter() >= self.at",
+        "return False",
+        ("test_objectives.py", "deadline or time_is_up"),
+    ),
+    Mutant(
+        "an objective has a value after its deadline",
+        "self.deadline.check()\n        model: NonConjugateGP = self.model",
+        "model: NonConjugateGP = self.model",
+        ("test_objectives.py", "time_is_up"),
+    ),
+    Mutant(
+        "an adjoint goes on after the deadline",
+        "deadline.check()\n        if residual.norm() <= tolerance * size:",
+        "if residual.norm() <= tolerance * size:",
+        ("test_objectives.py", "gives_up"),
+    ),
+    # ------------------------------------------------------------------ what rounding explains
+    Mutant(
+        "a thousandth of the largest eigenvalue is rounding in float64",
+        "        negative_eigenvalue=1e-5,",
+        "        negative_eigenvalue=1e-3,",
+        ("test_bad_input.py", "by_little"),
+    ),
+    Mutant(
+        "a negative variance of the training inputs is none",
+        "if problem.rows.all_reduce_any(negative):",
+        "if False:",
+        ("test_bad_input.py", "on_the_sample_only"),
+    ),
+    Mutant(
+        "a negative variance of new inputs is none",
+        "_require_variances(marginals, whitened)\n        return cls",
+        "return cls",
+        ("test_bad_input.py", "on_the_training_inputs_only"),
+    ),
 )

@@ -15,12 +15,12 @@ from itergp.likelihoods import Observations
 from itergp.models.checkpointing import finished_solution, open_checkpointer, save_final
 from itergp.models.conditioned import Conditioned, KnownPosterior
 from itergp.models.distinct_rows import carried_over, distinct_rows, share_latents
-from itergp.models.hyperparameters import hyperparameters
+from itergp.models.hyperparameters import hyperparameters, kept_tensors
 from itergp.models.identity import describe_prior, identify, identity_of
 from itergp.models.planning import check_memory, problem_size
 from itergp.models.protocol import Model
 from itergp.models.run_options import RunOptions
-from itergp.models.validation import as_test_inputs, check_kernel, check_parameters
+from itergp.models.validation import as_test_inputs, check_kernel, check_mean, check_parameters
 from itergp.numerics.distinct_rows import DistinctRows
 from itergp.operators import KernelOperator, make_operator
 from itergp.persistence.identity import Identity
@@ -31,7 +31,7 @@ def find_posterior(model: Model, options: RunOptions) -> Conditioned:
     """The posterior at the present hyperparameters, from which the model is to predict; see ``NonConjugateGP.condition``."""
     check_parameters(model.named_parameters(), model.held_data.inputs[0])
     gradients, untouched = torch.is_grad_enabled(), describe_prior(model)
-    with torch.no_grad():
+    with kept_tensors(model), torch.no_grad():
         prior = model.prior_at()
         distinct = distinct_rows(model, prior)
         key = identity_of(model)  # forward may have updated buffers
@@ -48,7 +48,7 @@ def find_posterior(model: Model, options: RunOptions) -> Conditioned:
             if (known := finished_solution(checkpointer, operator.device)) is not None:
                 known = known.divide(rows) if rows.sharded else known
                 return _conditioned(model, operator, observations, key, distinct, known)
-        operator = _checked(model, operator, observations, key)
+        operator = _checked(model, operator, prior.mean, observations, key)
         hand_out = None
         if options.on_posterior is not None:
             conditioned = partial(_conditioned, model, operator, observations, key, distinct)
@@ -80,7 +80,7 @@ def complete(model: Model, known: KnownPosterior, key: Identity) -> Conditioned:
     """A posterior that is alone, with operator and observations made again."""
     if isinstance(known, Conditioned) and known.serves(training=model.training):
         return known
-    with torch.no_grad():
+    with kept_tensors(model), torch.no_grad():
         prior = model.prior_at()
         prior, observations = share_latents(known.solution.distinct, prior, model.viewed_observations())
         operator = model.make_operator(prior)
@@ -100,11 +100,14 @@ def _conditioned(
     return Conditioned(solution, key, operator, observations, model.training)
 
 
-def _checked(model: Model, operator: KernelOperator, observations: Observations, key: Identity) -> KernelOperator:
+def _checked(
+    model: Model, operator: KernelOperator, mean: Tensor, observations: Observations, key: Identity
+) -> KernelOperator:
     """The operator of the last posterior if nothing has changed, otherwise the new one, once it is known to be usable."""
     last = model.last_conditioned
     if last is not None and last.key is not None and last.key.matches(key) and last.serves(training=model.training):
         return last.operator
+    check_mean(mean)
     check_kernel(operator)
     check_memory(operator, model.solver, problem_size(operator, observations, model.approximation))
     return operator

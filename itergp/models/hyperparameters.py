@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol
 
 import gpytorch
@@ -34,7 +34,7 @@ class HasParameters(Protocol):
 @contextmanager
 def frozen(module: HasParameters) -> Iterator[None]:
     """Parameters that do not require gradients for a while."""
-    free = [p for p in module.parameters() if p.requires_grad]
+    free = [p for p in module.parameters() if p.requires_grad and not p.is_inference()]
     try:
         for parameter in free:
             parameter.requires_grad_(False)
@@ -42,3 +42,12 @@ def frozen(module: HasParameters) -> Iterator[None]:
     finally:
         for parameter in free:
             parameter.requires_grad_(True)
+
+
+def kept_tensors(module: HasParameters) -> AbstractContextManager[None]:
+    """Inside, tensors are such as derivatives may be taken of later, also where ``torch.inference_mode`` is on.
+
+    Not if the module was made there itself: it has none.
+    """
+    made_there = any(p.is_inference() for p in module.parameters())
+    return nullcontext() if made_there or not torch.is_inference_mode_enabled() else torch.inference_mode(False)

@@ -19,11 +19,12 @@ from linear_operator.operators import (
 )
 from torch import Tensor
 
+from itergp.errors import InputError
 from itergp.operators import KernelOperator, Prior
 from itergp.operators.kernel_blocks import restricted
 from itergp.posterior.deferred import DeferredLinearOperator
 from itergp.posterior.local_actions import LocalPart, reduced
-from itergp.posterior.precision import cross_multiply, marginal_covariance
+from itergp.posterior.precision import cross_multiply, is_negative, marginal_covariance
 from itergp.solvers import Solution
 
 _EAGER_VALUES = 512  # latent values of which the joint covariance is worth making at once, with its derivatives
@@ -65,6 +66,9 @@ class LatentPosterior:
             solution: The posterior's weights and precision.
             covariance: Whether Q is wanted; without it r = 0.
             blocks: ``weights_and_actions(...)`` of the same, if they are there already.
+
+        Raises:
+            InputError: If a variance is negative by more than rounding.
         """
         operator = prior.across(operator)
         support = restricted(operator, solution.support)
@@ -81,6 +85,7 @@ class LatentPosterior:
         covariance_of_prior = operator.covariance(prior.features)  # of the kernel that the posterior was found with
         prior = replace(prior, covariance=covariance_of_prior)
         marginals = marginals if coupled else marginals.expand(prior.mean.shape)
+        _require_variances(marginals, whitened)
         return cls(prior, marginals, prior.mean + products[..., 0], whitened, local)
 
     @property
@@ -131,6 +136,14 @@ class LatentPosterior:
             eye = IdentityLinearOperator(latents, dtype=self.mean.dtype, device=self.mean.device)
             return KroneckerProductLinearOperator(covariance, eye)
         return BlockInterleavedLinearOperator(covariance, block_dim=-3)
+
+
+def _require_variances(prior: Tensor, whitened: Tensor) -> None:
+    if is_negative(prior, whitened):
+        raise InputError(
+            "The kernel must be positive semi-definite. Got one that makes a posterior variance negative at new inputs. "
+            "Use a valid covariance function; a distance or similarity is not one by itself."
+        )
 
 
 def weights_and_actions(solution: Solution, operator: KernelOperator, *, covariance: bool) -> list[Tensor]:

@@ -24,7 +24,7 @@ from itergp.models.conditioning import bounded, complete, find_posterior
 from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.models.exact_data_derivatives import posterior_of_data, wanted
 from itergp.models.held_tensors import HeldTensors
-from itergp.models.hyperparameters import frozen
+from itergp.models.hyperparameters import frozen, kept_tensors
 from itergp.models.identity import describe_prior, identity_of
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, make_plan, problem_size
@@ -844,7 +844,8 @@ class NonConjugateGP(gpytorch.models.GP):
                 return posterior_of_data(self.call_forward, self.observations, self.held_data.inputs, inputs)
         now = self.conditioned
         # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
-        with torch.set_grad_enabled(torch.is_grad_enabled() and any(x.requires_grad for x in inputs)), frozen(self):
+        gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
+        with kept_tensors(self), torch.set_grad_enabled(gradients), frozen(self):
             return LatentPosterior.at(self.prior_at(inputs), now.operator, now.solution)
 
     def _check_prediction(self, tempering: float | None, observation: dict[str, Any]) -> float:

@@ -10,6 +10,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from gpytorch.constraints import Interval
 from gpytorch.kernels import ArcKernel, Kernel, PeriodicKernel, ScaleKernel, SpectralDeltaKernel
 from torch import Tensor
 
@@ -68,16 +69,24 @@ def initialise(kernel: Kernel, inputs: Tensor) -> list[str]:
         if at_default and in_units and name in seen and module.raw_lengthscale.requires_grad:
             median = _median_distances(module, seen[name])
             if bool((median > 0.0).all()):
-                module.lengthscale = 0.5 * median.to(module.lengthscale)
+                module.lengthscale = _allowed(module.raw_lengthscale_constraint, 0.5 * median.to(module.lengthscale))
                 changed.append(f"{name}.lengthscale".lstrip("."))
         if (
             isinstance(module, ScaleKernel)
             and module.raw_outputscale.requires_grad
             and not bool(module.raw_outputscale.any())
         ):
-            module.outputscale = INITIAL_OUTPUTSCALE
+            start = torch.full_like(module.outputscale, INITIAL_OUTPUTSCALE)
+            module.outputscale = _allowed(module.raw_outputscale_constraint, start)
             changed.append(f"{name}.outputscale".lstrip("."))
     return changed
+
+
+def _allowed(constraint: Interval, value: Tensor) -> Tensor:
+    """The nearest value that a constraint of a positive parameter allows, not at its ends, where the raw one is infinite."""
+    lower, upper = (bound.to(value) for bound in (constraint.lower_bound, constraint.upper_bound))
+    least, most = 1.01 * lower.clamp_min(0.0), 0.99 * upper
+    return torch.where(least < most, value.clamp(least, most), 0.5 * (lower + upper))
 
 
 def _median_distances(kernel: Kernel, columns: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from itergp.errors import InputError
 from itergp.likelihoods import Likelihood
 from itergp.likelihoods.predictive import joinable, joined
 from itergp.models.conditioned import Conditioned
-from itergp.models.hyperparameters import frozen
+from itergp.models.hyperparameters import frozen, kept_tensors
 from itergp.models.latent import LatentPosterior, batches, weights_and_actions
 from itergp.models.prior_evaluation import HasPrior, fit_grids
 from itergp.models.protocol import Model
@@ -109,7 +109,7 @@ class Stream:
                 part = tuple(x[rows].to(like) for x, like in zip(self.inputs, model.held_data.inputs, strict=True))
                 wanted = torch.is_grad_enabled() and any(x.requires_grad for x in part)
                 # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
-                with torch.set_grad_enabled(wanted), frozen(model):
+                with kept_tensors(model), torch.set_grad_enabled(wanted), frozen(model):
                     prior = model.prior_at(part)
                     latent = LatentPosterior.at(prior, operator, solution, covariance=covariance, blocks=blocks)
                 yield rows, latent

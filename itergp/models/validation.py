@@ -13,6 +13,7 @@ from torch import Tensor
 from itergp.errors import InputError, ItergpWarning
 from itergp.likelihoods import Likelihood, Observations
 from itergp.models.arrays import as_tensor, is_array
+from itergp.numerics.rounding import thresholds
 from itergp.numerics.sampling import sample_of_rows
 from itergp.operators import KernelOperator
 from itergp.operators.kernel_blocks import at_points
@@ -38,7 +39,9 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
         kinds = ", ".join(sorted({type(x).__name__ for x in given})) or "nothing"
         kinds = f"a list of {kinds}" if isinstance(inputs, list) else kinds
         raise InputError(f"`{name}` must be a torch tensor or a tuple of them. Got {kinds}. Use torch.as_tensor(x).")
+    _require_dense(given, name)
     first, *others = (x.unsqueeze(-1) if x.dim() == 1 else x for x in given)
+    _refuse_autocast(first)
     checked = (first, *(x if x.is_floating_point() else x.long() for x in others))
     for x in checked:
         if x.dim() > 2 and not batch:
@@ -52,6 +55,8 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
             )
         if 0 in x.shape[:-1]:
             raise InputError(f"`{name}` must have at least one row. Got none. Check how the data were selected.")
+        if x.shape[-1] == 0:
+            raise InputError(f"`{name}` must have at least one column. Got shape {tuple(x.shape)}. Select features.")
         if not x.is_floating_point() and x is first:
             remedy = "Call .float() or .double()." if len(checked) == 1 else "Put integers, such as a task, after it."
             raise InputError(f"The first of `{name}` must be floating point. Got {x.dtype}. {remedy}")
@@ -68,6 +73,23 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
                 "Drop those rows or impute the values."
             )
     return checked
+
+
+def _require_dense(given: tuple[Tensor, ...], name: str) -> None:
+    for x in given:
+        if x.layout is not torch.strided:
+            raise InputError(f"`{name}` must be dense. Got {x.layout}. Call .to_dense().")
+
+
+def _refuse_autocast(x: Tensor) -> None:
+    """Autocast changes products of float32 alone."""
+    kind = x.device.type
+    if x.dtype == torch.float32 and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        raise InputError(
+            "Autocast must be off where a posterior is found or used, whose products it would round. Got "
+            f"{torch.get_autocast_dtype(kind)}. Put torch.autocast({kind!r}, enabled=False) around the call; `forward` may"
+            " turn it on for a network of its own."
+        )
 
 
 def _rows_not_finite(x: Tensor) -> int:
@@ -248,8 +270,9 @@ def check_parameters(parameters: Iterable[tuple[str, Tensor]], inputs: Tensor) -
     """Hyperparameters must have the dtype and device of the data, and be finite.
 
     Raises:
-        InputError: Naming the first parameter that does not.
+        InputError: Naming the first parameter that does not, or if autocast is on.
     """
+    _refuse_autocast(inputs)
     for name, parameter in parameters:
         if not parameter.is_floating_point():
             continue
@@ -260,6 +283,19 @@ def check_parameters(parameters: Iterable[tuple[str, Tensor]], inputs: Tensor) -
             )
         if not bool(torch.isfinite(parameter).all()):
             raise InputError(f"Hyperparameters must be finite. Got NaN or infinity in {name!r}. Reset it.")
+
+
+def check_mean(mean: Tensor) -> None:
+    """The prior mean must be finite.
+
+    Raises:
+        InputError: If it is not.
+    """
+    if rows := _rows_not_finite(mean):
+        raise InputError(
+            f"The prior mean must be finite. Got NaN or infinite values at {rows} of {mean.shape[0]} training input(s). "
+            "Check the mean module and the scale of the inputs."
+        )
 
 
 def check_kernel(operator: KernelOperator) -> None:
@@ -277,7 +313,7 @@ def check_kernel(operator: KernelOperator) -> None:
         )
     values = torch.linalg.eigvalsh(0.5 * (matrix + matrix.mT))
     smallest, largest = float(values.min()), float(values.abs().max())
-    if smallest < -2e-3 * largest:
+    if smallest < -thresholds(probe.dtype).negative_eigenvalue * largest:
         raise InputError(
             f"The kernel must be positive semi-definite. Got eigenvalue {smallest:.3g} (largest {largest:.3g}) on "
             f"{probe.num_rows} training inputs. Use a valid covariance function; a distance or similarity is not one by itself."

@@ -24,6 +24,9 @@ class Thresholds:
         dependent_krylov: Of a block of a Krylov space: its information, as a share of the largest. In float64 always.
         silent_curvature: Eigenvalue of a curvature as a share of the largest in the data, to which it is lifted to be inverted.
         centred_curvature: Row sum of a curvature as a share of the largest entry, at which it says nothing of a common shift.
+        negative_eigenvalue: Of a kernel matrix: how far below zero, as a share of the largest. Beyond that the kernel is no
+            covariance function.
+        negative_variance: Of a posterior: how far below zero, as a share of the prior variance. A noise of 1e-8 comes near it.
     """
 
     new_direction: float
@@ -35,6 +38,8 @@ class Thresholds:
     dependent_krylov: float
     silent_curvature: float
     centred_curvature: float
+    negative_eigenvalue: float
+    negative_variance: float
 
 
 _TABLE = {
@@ -48,6 +53,8 @@ _TABLE = {
         dependent_krylov=1e-10,
         silent_curvature=1e-7,
         centred_curvature=1e-5,
+        negative_eigenvalue=5e-4,
+        negative_variance=2e-2,
     ),
     torch.float64: Thresholds(
         new_direction=1e-10,
@@ -59,6 +66,8 @@ _TABLE = {
         dependent_krylov=1e-10,
         silent_curvature=1e-12,
         centred_curvature=1e-10,
+        negative_eigenvalue=1e-5,
+        negative_variance=1e-4,
     ),
 }
 # What was little more than rounding is not of unit norm once it is projected again.

@@ -7,6 +7,8 @@ import hashlib
 import torch
 from torch import Tensor
 
+from itergp.errors import InputError
+
 _BLOCK_BYTES = 2**20  # hashed at a time
 
 
@@ -17,6 +19,9 @@ def digest(tensor: Tensor) -> str:
 
     Args:
         tensor: Any tensor; those on another device are read block by block.
+
+    Raises:
+        InputError: Within a transform of ``torch.func``, which lets nobody read.
     """
     tensor = tensor.detach()
     if tensor.layout is not torch.strided:
@@ -26,5 +31,15 @@ def digest(tensor: Tensor) -> str:
     step = max(1, _BLOCK_BYTES // max(1, rows[:1].numel() * rows.element_size()))
     for part in rows.split(step):
         values = part.clone(memory_format=torch.contiguous_format).cpu().reshape(-1)
-        content.update(values.view(torch.uint8).numpy().data)
+        content.update(_bytes(values))
     return content.hexdigest()
+
+
+def _bytes(values: Tensor) -> memoryview:
+    try:
+        return values.view(torch.uint8).numpy().data
+    except RuntimeError as error:
+        raise InputError(
+            "Parameters and data must be readable where a posterior is used. Got a transform of torch.func, or a tensor without"
+            " content. Take derivatives by torch.autograd: torch.autograd.functional.jacobian(lambda x: model(x).mean, x)."
+        ) from error

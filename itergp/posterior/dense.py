@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from itergp.numerics.cholesky import diagonal_lifts, first_cholesky, tolerant_cholesky
-from itergp.posterior.precision import LowRankPrecision, marginal_covariance
+from itergp.posterior.precision import LowRankPrecision, is_negative, marginal_covariance
 
 _LIFTS = (1.0, 1e2)  # of a diagonal, in units of rounding
 
@@ -23,6 +23,9 @@ def dense_posterior(kernel: Tensor, root: Tensor, prior: Tensor) -> tuple[LowRan
 
     Returns:
         The precision, and covariances ``(N, C, C)``, float64.
+
+    Raises:
+        LinAlgError: If a variance is negative by more than rounding.
     """
     size, latents = root.shape[:2]
     rows = torch.arange(size, device=root.device)
@@ -40,7 +43,10 @@ def dense_posterior(kernel: Tensor, root: Tensor, prior: Tensor) -> tuple[LowRan
     precision = exact or LowRankPrecision.from_gram(actions, gram)
     products = kernel_columns(kernel, root)
     products = products if bool(known.all()) else products[..., known]
-    return precision, marginal_covariance(prior.double(), precision.whiten(products))
+    whitened = precision.whiten(products)
+    if is_negative(prior, whitened, prior.dtype):
+        raise torch.linalg.LinAlgError("a posterior variance is negative")
+    return precision, marginal_covariance(prior.double(), whitened)
 
 
 def kernel_columns(kernel: Tensor, root: Tensor) -> Tensor:

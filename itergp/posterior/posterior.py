@@ -17,7 +17,14 @@ from itergp.parallel import ALL_ROWS, RowPartition
 from itergp.persistence import DERIVED
 from itergp.posterior.dense import apply_kernels, dense_posterior
 from itergp.posterior.local_actions import LocalActions, functionals_of, reduced
-from itergp.posterior.precision import Actions, LowRankPrecision, as_row_covariance, marginal_covariance, multiply
+from itergp.posterior.precision import (
+    Actions,
+    LowRankPrecision,
+    as_row_covariance,
+    is_negative,
+    marginal_covariance,
+    multiply,
+)
 from itergp.posterior.problem import Problem
 from itergp.posterior.warm_start import WarmStart
 
@@ -377,11 +384,15 @@ def _condition(
     num_neighbours: int,
     support: Tensor | None = None,
 ) -> CovarianceResult:
-    """Marginals at the training inputs, a block of rows at a time: whitened products of all are as large as the products."""
+    """Marginals at the training inputs, a block of rows at a time: whitened products of all are as large as the products.
+
+    Raises:
+        LinAlgError: If one is negative by more than rounding.
+    """
     prior, (own_rows, latents) = problem.prior_marginals(), products.shape[:2]
     latent_covariance = prior.new_empty(own_rows, latents, latents)
     local, hoods, near = None, None, None
-    order = torch.arange(problem.operator.num_own_rows, device=products.device)
+    order, negative = torch.arange(problem.operator.num_own_rows, device=products.device), False
     if num_neighbours > 0 and precision.rank > 0:  # without actions there is no whitening to build upon
         local = LocalActions.of(
             precision,
@@ -398,11 +409,14 @@ def _condition(
     for i in problem.rows.chunks(problem.num_rows, _CHUNK_ROWS if local is None else local.chunk_rows):
         own = order[i]
         whitened = precision.whiten(products[own])
+        negative = negative or is_negative(prior[own], whitened)
         covariance = marginal_covariance(prior[own], whitened)
         if local is not None and hoods is not None and near is not None:
             inputs = problem.kernel_operator.inputs[..., own + problem.rows.start(), :]
             covariance = reduced(covariance, local.reduction(hoods, inputs, whitened, near.part(i)))
         latent_covariance[own] = covariance
+    if problem.rows.all_reduce_any(negative):
+        raise torch.linalg.LinAlgError("a posterior variance is negative")
     return CovarianceResult(precision, latent_covariance, products, local)
 
 

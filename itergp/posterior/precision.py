@@ -215,6 +215,19 @@ def marginal_covariance(prior: Tensor, whitened: Tensor) -> Tensor:
     return covariance
 
 
+def is_negative(prior: Tensor, whitened: Tensor, dtype: torch.dtype | None = None) -> bool:
+    """Whether more than the prior variance is known, by more than rounding: then the kernel is no covariance function.
+
+    Args:
+        prior: Variances ``(M, C)``, or covariances ``(M, C, C)``.
+        whitened: Q ``(M, C, r)``.
+        dtype: Of the data; default that of Q.
+    """
+    own = (prior.diagonal(dim1=-2, dim2=-1) if prior.dim() == 3 else prior).detach()
+    most = 1.0 + thresholds(dtype or whitened.dtype).negative_variance
+    return bool((whitened.detach().square().sum(-1) > most * own).any())
+
+
 def as_row_covariance(prior: Tensor) -> Tensor:
     """Prior covariances ``(M, C, C)`` from variances ``(M, C)``, or as they are."""
     return prior if prior.dim() == 3 else torch.diag_embed(prior)

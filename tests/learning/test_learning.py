@@ -781,3 +781,17 @@ def test_lengthscales_are_limited_by_the_columns_that_a_kernel_sees(name):
     deviations = x.double().std(0, correction=0)
     expected = limit * torch.stack([deviations[own].square().mean().sqrt() for own in columns])
     assert_close(found, expected)
+
+
+def test_learning_starts_within_constraints():
+    """Of which the start that the data ask for may know nothing."""
+    interval, most = gpytorch.constraints.Interval(0.5, 0.6), gpytorch.constraints.Interval(0.0, 3.0)
+    kernel = gpytorch.kernels.ScaleKernel(
+        gpytorch.kernels.RBFKernel(lengthscale_constraint=interval), outputscale_constraint=most
+    )
+    x = torch.linspace(-3.0, 3.0, 40).unsqueeze(-1)
+    model = itergp.models.GP(x, torch.sin(x[:, 0]), itergp.likelihoods.GaussianLikelihood(), kernel=kernel)
+    result = fit(model, max_iterations=3)
+    assert 0.5 < kernel.base_kernel.lengthscale.item() < 0.6
+    assert 0.0 < kernel.outputscale.item() < 3.0
+    assert result.solution.rank > 0

@@ -35,6 +35,7 @@ from itergp.likelihoods import (
     as_likelihood,
     base,
     latent_marginals,
+    sampled,
 )
 from itergp.likelihoods.base import node_offsets
 from itergp.likelihoods.quadrature import trapezoid
@@ -720,6 +721,53 @@ def test_samples_of_marginals_that_are_not_finite_or_nothing():
     assert bool(likelihood.expected_derivatives(mean, offsets, weights, targets)[0][0].isnan().all())
     gradient, _ = likelihood.expected_derivatives(mean[1:], offsets[:, 1:], weights, targets[1:])
     assert bool(torch.isfinite(gradient).all())
+
+
+def _nodes_of_rows(covariance, width=1.0, **options):
+    """How many nodes by_width averages over for every row of marginals ``(N, C, C)``, and the averages of a softmax."""
+    mean, numbers = torch.zeros(covariance.shape[:2], dtype=torch.float64), torch.zeros(len(covariance))
+    nodes, weights = sampled.antithetic_nodes(mean)
+    rows = torch.arange(len(covariance))
+
+    def average(around, offsets, weights, which):
+        numbers[which] = torch.maximum(numbers[which], torch.tensor(float(len(weights))))
+        return [torch.einsum("s,snc->nc", weights, torch.softmax(around + offsets, -1))]
+
+    offsets = base.node_offsets(sampled.psd_root(covariance), nodes)
+    (found,) = sampled.by_width(average, mean, offsets, weights, rows, width=width, separable=True, **options)
+    return numbers, found
+
+
+def test_what_functions_share_asks_for_no_more_samples():
+    covariance = torch.eye(3).double().repeat(4, 1, 1)
+    covariance[1] += 100.0  # of a shift of all functions
+    covariance[2] *= 50.0
+    covariance[3] *= 2.0
+    numbers, _ = _nodes_of_rows(covariance)
+    assert numbers[0] == numbers[1] == 32
+    assert numbers[2] == 9 * 32
+    assert numbers[3] == 32  # up to the width of the likelihood that few pairs are made for
+    assert _nodes_of_rows(covariance, width=0.5)[0][3] == 3 * 32
+    assert bool((_nodes_of_rows(covariance, least=1)[0][:2] == 3 * 32).all())
+
+
+def test_few_samples_stay_few_inside_of_what_changes_nothing():
+    covariance = 50.0 * torch.eye(3).double().repeat(2, 1, 1)
+    with sampled.few_samples():
+        with sampled.few_samples(False):
+            assert bool((_nodes_of_rows(covariance)[0] == 32).all())
+        assert bool((_nodes_of_rows(covariance)[0] == 32).all())
+    assert bool((_nodes_of_rows(covariance)[0] == 9 * 32).all())
+
+
+@pytest.mark.parametrize("level", [0, 1, 2])
+def test_expectations_do_not_jump_where_samples_become_more(level):
+    """Rounds would not settle between two sides of a jump."""
+    shape = torch.tensor([[2.0, 0.3, 0.0], [0.3, 1.0, -0.2], [0.0, -0.2, 1.5]]).double()
+    about = shape - shape.mean(0) - shape.mean(1, keepdim=True) + shape.mean()
+    limit = (sampled._FEW_PAIRS_REACH * 2.0**level) ** 2 / about.diagonal().max()
+    below, above = (_nodes_of_rows((limit * (1.0 + step) * shape).repeat(5, 1, 1))[1] for step in (-1e-6, 1e-6))
+    assert float((below - above).abs().max()) < 1e-5
 
 
 @pytest.mark.parametrize("scale", [1.0, 10.0, 100.0])

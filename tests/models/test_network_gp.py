@@ -17,6 +17,7 @@ from itergp.errors import InputError
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Observations
 from itergp.models import GP, NetworkGP
 from itergp.operators import JacobianOperator, linearise
+from itergp.posterior.row_information import RowInformation
 from itergp.solvers import SubspaceNewton, policies, solve
 
 ROWS, NEW, CLASSES = 40, 7, 3
@@ -524,6 +525,20 @@ def test_derivatives_of_the_evidence(rank, row_directions, bound):
             assert float(gradient.view(-1)[index]) == pytest.approx((values[0] - values[1]) / 2e-4, rel=tolerance)
 
 
+@pytest.mark.parametrize("most", [100, 20])
+def test_what_groups_of_weights_know_adds_up(most):
+    """Of rows one by one and of actions of the others, within all pseudo-observations and within the leading ones."""
+    network, x, y, _ = problem()
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), rank=8, coverage=1.0, row_directions=30)
+    known = model.conditioned.information.rescaled(2.0)
+    assert known.actions.shape[1] == 8
+    first = torch.arange(len(known.actions)) < network[0].weight.numel()
+    whole, *parts = known.group_grams([torch.ones_like(first), first, ~first], most)
+    torch.testing.assert_close(parts[0] + parts[1], whole)
+    leading = torch.linalg.eigvalsh(known.gram())[-min(most, known.rank) :]
+    torch.testing.assert_close(torch.linalg.eigvalsh(whole)[-5:], leading[-5:], rtol=1e-3, atol=1e-6)
+
+
 @pytest.mark.parametrize("rank", [10, None])
 def test_learning_finds_the_noise(rank):
     x = 2.0 * torch.randn(400, 2).double()
@@ -600,6 +615,21 @@ def test_single_precision_is_near_double():
         ratio = covariance.diagonal(dim1=1, dim2=2) / exact.diagonal(dim1=1, dim2=2)
         assert float(ratio.min()) > 1.0 - 1e-4
     assert model.evidence().item() <= expected.evidence().item() + 1e-2
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_rounding_narrows_no_variance(seed):
+    """Where data leave less of a variance than single precision resolves, all that they are taken from is rounding."""
+    torch.manual_seed(seed)
+    x, network, y = torch.randn(20, 4).repeat(5, 1), nn.Linear(4, 1), torch.zeros(100)
+    model = NetworkGP(network, x, y, GaussianLikelihood(noise=1e-7), rank=1, coverage=1.0, row_directions=100)
+    assert isinstance(model.conditioned.information, RowInformation)
+    exact = NetworkGP(
+        copy.deepcopy(network).double(), x.double(), y.double(), GaussianLikelihood(noise=1e-7), rank=None
+    )
+    assert bool((model.latent_marginals(x[:20])[1] >= exact.latent_marginals(x[:20].double())[1]).all())
+    for name, variance in model.weight_posterior().marginal_variances().items():
+        assert bool((variance >= exact.weight_posterior().marginal_variances()[name]).all())
 
 
 def test_moving_keeps_the_posterior():

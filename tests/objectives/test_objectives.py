@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import time
 
 import gpytorch
 import gpytorch.likelihoods as gl
@@ -29,8 +30,17 @@ from itergp.likelihoods import (
     PoissonLikelihood,
     WeibullLikelihood,
 )
-from itergp.objectives import ComputationAwareELBO, LaplaceEvidence, PredictiveLogDensity
+from itergp.objectives import (
+    NEVER,
+    ComputationAwareELBO,
+    Deadline,
+    LaplaceEvidence,
+    OutOfTimeError,
+    PredictiveLogDensity,
+)
+from itergp.objectives.adjoint import solve_adjoint
 from itergp.solvers import DenseNewton, SubspaceNewton
+from itergp.solvers.subspace.recycled import search_space_of
 
 
 def gradients(model, objective, step: float = 1e-5):
@@ -390,3 +400,48 @@ def test_a_constant_kernel_learns_where_rows_have_neighbours():
     model = SimpleGP(x, y, BernoulliLikelihood(), kernel=gpytorch.kernels.ConstantKernel()).double().train()
     value = ComputationAwareELBO(model.likelihood, model)(model(x), model.train_targets)
     assert bool(torch.isfinite(value))
+
+
+# -------------------------------------------------------------------- deadlines
+def test_a_deadline_is_before_now_or_after_it():
+    assert NEVER.left() is None
+    assert not NEVER.over
+    NEVER.check()
+    later, past = Deadline(time.perf_counter() + 100.0), Deadline(time.perf_counter() - 1.0)
+    assert later.left() == pytest.approx(100.0, abs=10.0)
+    assert not later.over
+    later.check()
+    assert past.left() == 0.0
+    assert past.over
+    with pytest.raises(OutOfTimeError, match=r"^$"):
+        past.check()
+
+
+@pytest.mark.parametrize("objective", [PredictiveLogDensity, ComputationAwareELBO, LaplaceEvidence])
+def test_an_objective_has_no_value_once_time_is_up(objective):
+    model = make_model("bernoulli-logit").train()
+    made = objective(model.likelihood, model)
+    made.deadline = Deadline(time.perf_counter() - 1.0)
+    with pytest.raises(OutOfTimeError, match=r"^$"):
+        made(model(*model.train_inputs), model.train_targets)
+
+
+@pytest.mark.parametrize("definite", [True, False])
+def test_an_adjoint_gives_up_when_time_is(definite):
+    model = make_model("bernoulli-logit", solver=SubspaceNewton())
+    solution, operator = model.condition(), model.conditioned.operator
+    root = solution.curvature[:, 0].sqrt()
+    apply = lambda z: root * z  # noqa: E731
+    space = search_space_of(solution)
+    arguments = (
+        operator,
+        space,
+        solution.curvature,
+        torch.ones_like(root),
+        1e-10,
+        (apply, apply) if definite else None,
+    )
+    with torch.no_grad():
+        solve_adjoint(*arguments)
+        with pytest.raises(OutOfTimeError, match=r"^$"):
+            solve_adjoint(*arguments, Deadline(time.perf_counter() - 1.0))

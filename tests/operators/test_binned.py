@@ -157,6 +157,16 @@ def test_the_number_of_bins_follows_what_the_data_say():
     assert 2 * sizes[0] < sizes[1] < sizes[2]
 
 
+def test_a_sample_of_the_rows_stands_for_all():
+    """How functions go together is a sum over rows: of a tenth of them it is ten times as much."""
+    x, curvature = _inputs(4_000, 3), _curvature(4_000, 1)
+    parts = ScanOperator(_laplacian().double(), x).preconditioner(curvature)._parts
+    functions = [part.kernel[:, len(part.kernel) // 2].unsqueeze(-1) for part in parts]
+    pairs = len(parts) * (len(parts) + 1) // 2
+    every, some = (binned._information(parts, functions, curvature, pairs * rows) for rows in (4_000, 400))
+    assert 0.8 < float(some.trace() / every.trace()) < 1.25
+
+
 # ---------------------------------------------------------------------- policy
 def _view(operator, curvature, gradient):
     return View(

@@ -144,3 +144,19 @@ def test_a_layer_that_is_called_another_time_is_refused():
     ours, x, cotangents, scale = gradients(Capricious)
     with pytest.raises(InputError, match="call its layers alike"):
         ours.at(x + 100.0, cotangents, scale)
+
+
+def test_rows_at_once_leave_room_for_what_goes_through_a_convolution():
+    """Its input at every position is more than its weights are."""
+    network = nn.Sequential(
+        nn.Unflatten(1, (1, 32, 32)),
+        nn.Conv2d(1, 2, 3, padding=1),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(2, 3),
+    )
+    x = torch.randn(ROWS, 1024)
+    ours = LayerGradients(linearise(network, None, x, CLASSES), x)
+    budget = 4 * 100 * 1024 * 9  # bytes of a hundred rows' positions
+    assert 1 <= ours.rows_at_once(CLASSES, budget) <= 100 / CLASSES
+    assert ours.rows_at_once(CLASSES, 1) == 1

@@ -14,7 +14,7 @@ from itergp.numerics.spectral import leading_eigenvectors, whitening
 from itergp.operators import KernelOperator
 from itergp.operators.kernel_blocks import multiply_rows
 from itergp.persistence import DERIVED
-from itergp.posterior.precision import LowRankPrecision, as_row_covariance, multiply
+from itergp.posterior.precision import LowRankPrecision, as_row_covariance, is_negative, multiply
 from itergp.solvers.iterncgp.action_buffer import ActionBuffer, inner_product
 from itergp.solvers.iterncgp.noise import Noise
 from itergp.solvers.proposals import Proposal, values_and_rows
@@ -252,11 +252,16 @@ class LinearBelief:
             precision: C.
             mix: Mixing of S that gives its actions.
             prior: Variances ``(N, C)``, or covariances ``(N, C, C)``.
+
+        Raises:
+            LinAlgError: If one is negative by more than rounding.
         """
         covariance = as_row_covariance(prior).clone()
         eye = torch.eye(precision.rank).to(precision.factor)
         root = mix @ torch.linalg.solve_triangular(precision.factor, eye, upper=False).mT
         for rows, part in self.buffer.marginals(root):
+            if is_negative(prior[rows], part):
+                raise torch.linalg.LinAlgError("a posterior variance is negative")
             covariance[rows] -= torch.bmm(part, part.mT)
         diagonal = covariance.diagonal(dim1=-2, dim2=-1)
         diagonal.copy_(diagonal.clamp_min(0.0))
