@@ -274,6 +274,7 @@ def _marginals(
         num_kernels=prior.num_kernels,
         kind=model.operator_kind,
         memory_budget=model.memory_budget,
+        curvature=seen.largest_curvature,
     )
     results: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     solution: Solution | None = None

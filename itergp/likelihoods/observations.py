@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -57,6 +58,15 @@ class Observations:
         """Sum of the weights; the number of observations when all are 1."""
         weight = self.sample_weight
         return float(self.targets.shape[0]) if weight is None else float(weight.double().sum())
+
+    @property
+    def largest_curvature(self) -> float:
+        """A bound on the curvature of any row of labels or levels; infinity where only a posterior can tell."""
+        likelihood = self.likelihood
+        if likelihood.observes not in ("label", "level") or not likelihood.bounded_curvature:
+            return math.inf
+        weight = self._weight_of_rows
+        return 1.0 if weight is None else float(weight.double().amax())
 
     @property
     def num_nodes(self) -> int:

@@ -36,7 +36,7 @@ def find_posterior(model: Model, options: RunOptions) -> Conditioned:
         distinct = distinct_rows(model, prior)
         key = identity_of(model)  # forward may have updated buffers
         prior, observations = share_latents(distinct, prior, model.viewed_observations())
-        operator = model.make_operator(prior)
+        operator = model.make_operator(prior, observations)
         rows = operator.rows
         if rows.sharded:
             key.require_same(rows)
@@ -83,7 +83,7 @@ def complete(model: Model, known: KnownPosterior, key: Identity) -> Conditioned:
     with kept_tensors(model), torch.no_grad():
         prior = model.prior_at()
         prior, observations = share_latents(known.solution.distinct, prior, model.viewed_observations())
-        operator = model.make_operator(prior)
+        operator = model.make_operator(prior, observations)
     return Conditioned(known.solution, key, operator, observations, model.training)
 
 

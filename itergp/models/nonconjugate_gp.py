@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -367,7 +368,7 @@ class NonConjugateGP(gpytorch.models.GP):
         with torch.no_grad():
             prior = self.prior_at()
             prior, observations = share_latents(distinct_rows(self, prior), prior, self.viewed_observations())
-            operator = self.make_operator(prior)
+            operator = self.make_operator(prior, observations)
         size = problem_size(operator, observations, self.approximation)
         return make_plan(operator, self.solver, size, given_rows=self.held_data.targets.shape[0])
 
@@ -753,8 +754,13 @@ class NonConjugateGP(gpytorch.models.GP):
         with gpytorch.settings.lazily_evaluate_kernels(True):
             return of_values(self.forward)(*inputs, **self.forward_keywords)
 
-    def make_operator(self, prior: Prior) -> KernelOperator:
-        """The kernel operator of a prior, of a snapshot of its kernel, so that it stays what a posterior was found with."""
+    def make_operator(self, prior: Prior, observations: Observations | None = None) -> KernelOperator:
+        """The kernel operator of a prior, of a snapshot of its kernel, so that it stays what a posterior was found with.
+
+        Args:
+            prior: At the rows of latent values.
+            observations: Of these rows; without them, ``"auto"`` chooses no operator whose products have errors of their own.
+        """
         with torch.no_grad():
             kernel = snapshot(prior.kernel)
         return make_operator(
@@ -763,6 +769,7 @@ class NonConjugateGP(gpytorch.models.GP):
             num_kernels=prior.num_kernels,
             kind=self.operator_kind,
             memory_budget=self.memory_budget,
+            curvature=math.inf if observations is None else observations.largest_curvature,
         )
 
     def data_digests(self) -> dict[str, str]:

@@ -81,8 +81,8 @@ class Model(Identifiable, Protocol):
     def last_conditioned(self) -> Conditioned | None:
         """The last posterior with what it was found with, if that was kept."""
 
-    def make_operator(self, prior: Prior) -> KernelOperator:
-        """The kernel operator of a prior."""
+    def make_operator(self, prior: Prior, observations: Observations | None = None) -> KernelOperator:
+        """The kernel operator of a prior, for what was observed at its rows."""
 
     def adopt(self, solution: Solution) -> None:
         """Takes a solution as that of the present state."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, get_args
 
 import torch
@@ -47,14 +48,15 @@ def make_operator(
     num_kernels: int = 1,
     kind: OperatorKind | OperatorClass = "auto",
     memory_budget: int | None = None,
+    curvature: float = math.inf,
 ) -> KernelOperator:
     """Builds the operator for a kernel and its training inputs.
 
     ``"auto"`` multiplies sums of Matern kernels of one input each by scans, from a few thousand rows on, and smooth radial
-    kernels of one to three inputs by Fourier transforms, where their grid is small enough for the rows. Of other kernels it
-    keeps the dense matrix when it fits the memory budget. Otherwise it uses blocks or, on CUDA for RBF and Matern kernels of at
-    most 64 input dimensions, KeOps where a product of some rows shows it to be faster. ``"sharded"`` divides the rows among the
-    processes of ``torch.distributed``; a single process has them all, as with ``"auto"``.
+    kernels of one to three inputs by Fourier transforms, where curvature is small, and their grid small enough for the rows. Of
+    other kernels it keeps the dense matrix when it fits the memory budget. Otherwise it uses blocks or, on CUDA for RBF and
+    Matern kernels of at most 64 input dimensions, KeOps where a product of some rows shows it to be faster. ``"sharded"``
+    divides the rows among the processes of ``torch.distributed``; a single process has them all, as with ``"auto"``.
 
     Args:
         kernel: Any GPyTorch kernel.
@@ -63,6 +65,8 @@ def make_operator(
         kind: ``"auto"``, ``"dense"``, ``"blocked"``, ``"keops"``, ``"scan"``, ``"fourier"`` or ``"sharded"``, or a subclass
             of ``KernelOperator``.
         memory_budget: Bytes; default a quarter of the free memory.
+        curvature: A bound on that of any row: the more a row says, the more errors of products weigh, within which the Fourier
+            operator works. Infinity if it is not known.
 
     Raises:
         InputError: If ``kind`` is unknown, or KeOps or processes are asked for where they cannot work.
@@ -79,7 +83,7 @@ def make_operator(
     budget = default_memory_budget(inputs.device) if memory_budget is None else memory_budget
     if kind == "auto" and inputs.shape[-2] >= LEAST_ROWS and as_scan_form(kernel, num_kernels, inputs.shape[-1]):
         kind = "scan"
-    elif kind == "auto" and FourierOperator.pays(kernel, inputs, num_kernels, budget):
+    elif kind == "auto" and FourierOperator.pays(kernel, inputs, num_kernels, budget, curvature):
         kind = "fourier"
     elif kind == "auto" and num_kernels * inputs.shape[-2] ** 2 * inputs.element_size() // 2 <= budget:
         kind = "dense"

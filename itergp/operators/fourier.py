@@ -25,6 +25,7 @@ _ROWS_OF_TOLERANCE, _SMALLEST_TOLERANCE = 20_000, 5e-7
 _UNRESOLVED, _UNRESOLVED_OF_TRACE = 0.1, 0.01
 _INFORMATION = 0.25  # of a row about its latent value, a label's at most
 _MOST_RESOLVED = 300  # functions that the data say something about, for some two hundred actions to know them well
+_MOST_SIGNAL = 100.0  # prior variance times curvature of a row, for errors of products not to be seen
 _COLUMNS = 8  # that go to the grid and back together
 _GRIDS = 4  # held at once, for every column
 # Seconds of a core for a kernel entry: evaluated for its row and its column, or kept, and for every column multiplied.
@@ -85,18 +86,23 @@ class FourierOperator(KernelOperator):
         self.lattice = _lattice(form, inputs, self.tolerance)
 
     @classmethod
-    def pays(cls, kernel: Kernel, inputs: Tensor, num_kernels: int, budget: int) -> bool:
+    def pays(cls, kernel: Kernel, inputs: Tensor, num_kernels: int, budget: int, curvature: float) -> bool:
         """Whether a pass of some columns is expected to take less time than with blocks, or the kept matrix, and its grid fits.
+
+        It does not where rows say so much that errors of products would be seen: counts of thousands, noise of a thousandth.
 
         Args:
             kernel: Any GPyTorch kernel.
             inputs: ``(N, D)`` or ``(C, N, D)``.
             num_kernels: 1 for a shared kernel, otherwise C.
             budget: Bytes of memory.
+            curvature: A bound on that of any row.
         """
         size, item = inputs.shape[-2], inputs.element_size()
         form = as_fourier_form(kernel, num_kernels, inputs.shape[-1])
         if form is None or size < LEAST_ROWS or not _is_finite(form, inputs):
+            return False
+        if curvature * float(np.sum([term.weights for term in form.terms], 0).max()) > _MOST_SIGNAL:
             return False
         kept = num_kernels * size**2 * item // 2 <= budget
         by_entries = size**2 * ((_SECONDS_KEPT if kept else _SECONDS_EVALUATED) + _COLUMNS * _SECONDS_MULTIPLIED)

@@ -49,7 +49,7 @@ def default_solver(model: GP) -> Solver[Any]:
     if model.held_data.targets.shape[0] <= _LINEAR_ROWS or model.num_distinct_rows <= _LINEAR_ROWS:
         return model.solver
     with torch.no_grad():
-        matrix = model.make_operator(model.prior_at()).evaluates_matrix
+        matrix = model.make_operator(model.prior_at(), model.observations).evaluates_matrix
     return LinearTimeNewton() if matrix else model.solver
 
 

@@ -92,6 +92,7 @@ def solve(
         if variational:
             solution = _variational_stages(run, problem, solution)
     assert solution is not None
+    solution = _within_products(run, problem, solution)
     return solution.with_report(approximation=approximation) if observations.likelihood.quadratic else solution
 
 
@@ -186,6 +187,17 @@ def _next_round(run: Run, problem: Problem, solution: Solution, marginals: Tenso
     return solution, following, stationary or exhausted
 
 
+def _within_products(run: Run, problem: Problem, solution: Solution) -> Solution:
+    """A solution, which is not converged where the certificate knows of errors of products beyond the tolerance."""
+    if not solution.status.converged or solution.certificate is None or problem.operator.product_error is None:
+        return solution
+    gap = solution.certificate.objective_gap / problem.num_rows
+    if gap <= run.solver.tolerance:
+        return solution
+    detail = f"gap {gap:.2g} nats per row, for the errors of the operator's products; operator='blocked' has none"
+    return _with_last_status(run, solution, Status(Reason.PRECISION, detail))
+
+
 def _unsettled(run: Run, solution: Solution, residual: float | None) -> Solution:
     """A solution whose mean converged, with a status that says that its marginals did not, or were not even begun."""
     if not solution.status.converged:
@@ -194,6 +206,10 @@ def _unsettled(run: Run, solution: Solution, residual: float | None) -> Solution
         status = Status(Reason.TIME, f"{run.budget.seconds():.1f} s, before the variational stage")
     else:
         status = Status(Reason.ROUNDS, f"residual {residual:.2g} posterior deviations")
+    return _with_last_status(run, solution, status)
+
+
+def _with_last_status(run: Run, solution: Solution, status: Status) -> Solution:
     stages = run.recorder.trace.stages
     stages[-1] = replace(stages[-1], reason=status.reason.name, status=str(status))
     return solution.with_report(status=status)
