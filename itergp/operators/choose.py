@@ -83,8 +83,8 @@ def make_operator(
     budget = default_memory_budget(inputs.device) if memory_budget is None else memory_budget
     if kind == "auto" and inputs.shape[-2] >= LEAST_ROWS and as_scan_form(kernel, num_kernels, inputs.shape[-1]):
         kind = "scan"
-    elif kind == "auto" and FourierOperator.pays(kernel, inputs, num_kernels, budget, curvature):
-        kind = "fourier"
+    elif kind == "auto" and (fourier := FourierOperator.where_it_pays(kernel, inputs, num_kernels, budget, curvature)):
+        return fourier
     elif kind == "auto" and num_kernels * inputs.shape[-2] ** 2 * inputs.element_size() // 2 <= budget:
         kind = "dense"
     elif kind == "auto":

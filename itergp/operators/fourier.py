@@ -25,7 +25,7 @@ _ROWS_OF_TOLERANCE, _SMALLEST_TOLERANCE = 20_000, 5e-7
 _UNRESOLVED, _UNRESOLVED_OF_TRACE = 0.1, 0.01
 _INFORMATION = 0.25  # of a row about its latent value, a label's at most
 _MOST_RESOLVED = 300  # functions that the data say something about, for some two hundred actions to know them well
-_MOST_SIGNAL = 100.0  # prior variance times curvature of a row, for errors of products not to be seen
+_FINER = 4.0  # tolerances, where the certificate would see errors of products
 _COLUMNS = 8  # that go to the grid and back together
 _GRIDS = 4  # held at once, for every column
 # Seconds of a core for a kernel entry: evaluated for its row and its column, or kept, and for every column multiplied.
@@ -86,10 +86,13 @@ class FourierOperator(KernelOperator):
         self.lattice = _lattice(form, inputs, self.tolerance)
 
     @classmethod
-    def pays(cls, kernel: Kernel, inputs: Tensor, num_kernels: int, budget: int, curvature: float) -> bool:
-        """Whether a pass of some columns is expected to take less time than with blocks, or the kept matrix, and its grid fits.
+    def where_it_pays(
+        cls, kernel: Kernel, inputs: Tensor, num_kernels: int, budget: int, curvature: float
+    ) -> FourierOperator | None:
+        """The operator whose errors the certificate does not see, or None.
 
-        It does not where rows say so much that errors of products would be seen: counts of thousands, noise of a thousandth.
+        None where a pass of some columns takes less time with blocks, or the kept matrix; where the grid does not fit; and
+        where rows say so much that no grid is fine enough: counts of thousands, labels under a prior variance of hundreds.
 
         Args:
             kernel: Any GPyTorch kernel.
@@ -100,15 +103,21 @@ class FourierOperator(KernelOperator):
         """
         size, item = inputs.shape[-2], inputs.element_size()
         form = as_fourier_form(kernel, num_kernels, inputs.shape[-1])
-        if form is None or size < LEAST_ROWS or not _is_finite(form, inputs):
-            return False
-        if curvature * float(np.sum([term.weights for term in form.terms], 0).max()) > _MOST_SIGNAL:
-            return False
+        if form is None or size < LEAST_ROWS or math.isinf(curvature) or not _is_finite(form, inputs):
+            return None
         kept = num_kernels * size**2 * item // 2 <= budget
         by_entries = size**2 * ((_SECONDS_KEPT if kept else _SECONDS_EVALUATED) + _COLUMNS * _SECONDS_MULTIPLIED)
-        lattice = _lattice(form, inputs, _tolerance(inputs))
-        held = _held(lattice, size, item, num_kernels, inputs.dim() == 3)
-        return held <= _SHARE_HELD * budget and _COLUMNS * lattice.seconds(size) < by_entries
+        tolerance, smallest = _tolerance(inputs), _SMALLEST_TOLERANCE * min(1.0, torch.finfo(inputs.dtype).eps / 1e-7)
+        while tolerance >= smallest:
+            lattice = _lattice(form, inputs, tolerance)
+            held = _held(lattice, size, item, num_kernels, inputs.dim() == 3)
+            if held > _SHARE_HELD * budget or _COLUMNS * lattice.seconds(size) >= by_entries:
+                return None
+            found = cls(kernel, inputs, num_kernels=num_kernels, memory_budget=budget, tolerance=tolerance)
+            if float(found.product_error.amax()) <= _unseen_error(size, curvature):
+                return found
+            tolerance /= _FINER
+        return None
 
     def timing_sample(self, inputs: Tensor) -> FourierOperator:
         """The same once more: the time of the grid does not depend on the rows."""
@@ -274,6 +283,16 @@ LEAST_ROWS = 4096
 def _tolerance(inputs: Tensor) -> float:
     largest, usual = _TOLERANCE.get(inputs.dtype, _TOLERANCE[torch.float32]), _TOLERANCE[torch.float32]
     return min(largest, max(usual * _ROWS_OF_TOLERANCE / inputs.shape[-2], _SMALLEST_TOLERANCE))
+
+
+def _unseen_error(num_rows: int, curvature: float) -> float:
+    """Errors of products that add little to a certificate, where squared weights are a tenth of the most that they can be.
+
+    What they add is about ``w (e |V|)^2 / 2`` for the mean curvature w, as long as ``e |V|``, by which latent values move, is
+    small; see ``Problem.distance_of_products``.
+    """
+    largest = max(1.0, curvature)
+    return min(0.03, 0.5 / math.sqrt(0.1 * num_rows)) / largest**1.5
 
 
 def _is_finite(form: FourierForm, inputs: Tensor) -> bool:

@@ -167,7 +167,7 @@ def test_what_is_not_finite_is_refused():
     for own, inputs in ((kernel, x), (_kernel(1.5), missing)):
         with pytest.raises(InputError, match="finite inputs and lengthscales"):
             make_operator(own, inputs, kind="fourier")
-        assert not FourierOperator.pays(own, inputs.repeat(30, 1), 1, 2**30, 1.0)
+        assert FourierOperator.where_it_pays(own, inputs.repeat(30, 1), 1, 2**30, 1.0) is None
 
 
 def test_a_plan_says_what_it_takes():
