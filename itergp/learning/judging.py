@@ -11,7 +11,9 @@ from itergp.models import GP, LatentPosterior
 from itergp.objectives import Deadline
 from itergp.operators import make_operator
 from itergp.solvers import Reason, solve
+from itergp.solvers.few_values import solver_of_mode
 
+DENSE_TOLERANCE = 1e-6  # nats per row, where values are few
 _LOOSER = 10.0  # times the solver's tolerance: what is compared differs by far more
 
 
@@ -38,7 +40,8 @@ def densities_at_mode(
     operator = make_operator(
         prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
     )
-    solver, left = model.solver.loosened(_LOOSER), deadline.left()
+    solver = solver_of_mode(model.solver.loosened(_LOOSER), model.calculus, len(train), tolerance=DENSE_TOLERANCE)
+    left = deadline.left()
     seen, unseen = _observations(model, data, train), _observations(model, data, held_out)
     try:
         solution = solve(operator, prior.mean, seen, solver, approximation="laplace", time_limit=left)

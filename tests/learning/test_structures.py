@@ -7,12 +7,14 @@ import warnings
 
 import pytest
 import torch
+from gpytorch.kernels import MaternKernel, ScaleKernel
 from helpers import assert_close
 
 import itergp
 from itergp.errors import InputError, ItergpWarning
 from itergp.kernels import TiedMaternKernel
-from itergp.learning import InputColumns, Structure, structure_search
+from itergp.learning import InputColumns, Structure, judging, structure_search
+from itergp.learning.held_out import judging_splits
 from itergp.learning.learner import Learner
 from itergp.learning.structure_search import StructureSearch
 from itergp.learning.structures import AUTOMATIC, candidates
@@ -25,7 +27,8 @@ from itergp.likelihoods import (
     StudentTLikelihood,
 )
 from itergp.models import GP, QuantileTransform
-from itergp.objectives import PredictiveLogDensity
+from itergp.objectives import Deadline, PredictiveLogDensity
+from itergp.solvers import few_values, solve
 
 SIMPLE, ROUGH, RANKS = Structure("matern32"), Structure("laplacian"), Structure("laplacian", "ranks")
 
@@ -65,6 +68,28 @@ def test_the_comparison_reads_as_a_table(chosen):
     assert len(lines) == 4
     assert lines[-1].startswith("laplacian on ranks")
     assert lines[-1].endswith("chosen")
+
+
+@pytest.mark.filterwarnings("ignore:Inputs should say something")  # after one step
+def test_sums_start_at_the_prior_variance_of_other_candidates():
+    """Not at halves of GPyTorch's default, which nobody asked for."""
+    x, y = boxes(200)
+    sums = Structure("matern12 + matern52")
+    result = itergp.fit(model := model_of(x, y), structures=[sums], max_iterations=1, calibrate=False)
+    assert result.comparison.chosen == str(sums)
+    scales = [float(m.outputscale.detach()) for m in model.covar_module.modules() if isinstance(m, ScaleKernel)]
+    assert sum(scales) > 2.0
+    given = GP(x, y, BernoulliLikelihood(), kernel=ScaleKernel(MaternKernel()))
+    given.covar_module.outputscale = 0.01
+    itergp.fit(given, structures=[sums], max_iterations=1, calibrate=False)
+    assert sum(float(m.outputscale.detach()) for m in given.covar_module.modules() if isinstance(m, ScaleKernel)) < 2.0
+
+
+def test_the_course_of_a_comparison_says_who_was_out_when(chosen):
+    trials = chosen[1].comparison.trials
+    assert [len(trial.course) for trial in trials] == [trial.rounds for trial in trials]
+    for number in range(max(trial.rounds for trial in trials)):
+        assert min(trial.course[number][0] for trial in trials if len(trial.course) > number) == 0.0
 
 
 def test_equal_seeds_choose_alike():
@@ -131,6 +156,42 @@ def test_several_classes_and_weights():
     result = itergp.fit(model, structures=[SIMPLE, RANKS], max_iterations=4)
     assert result.comparison.num_held_out == 73
     assert result.solution.status.converged
+
+
+@pytest.mark.parametrize("likelihood", [BernoulliLikelihood(), StudentTLikelihood()])
+def test_few_rows_are_judged_by_dense_matrices(likelihood, monkeypatch):
+    """Where these are exact, with the densities that kernel passes find."""
+    x, y = boxes(240)
+    model = GP(x, y if isinstance(likelihood, BernoulliLikelihood) else x[:, 0].log(), likelihood).eval()
+    train, held_out, solvers = torch.arange(160), torch.arange(160, 240), []
+
+    def densities() -> torch.Tensor:
+        found, interrupted = judging.densities_at_mode(model, model, train, held_out, Deadline())
+        assert not interrupted
+        return found
+
+    def seen(operator: object, mean: object, observations: object, solver: object, **options: object) -> object:
+        solvers.append(type(solver).__name__)
+        return solve(operator, mean, observations, solver, **options)
+
+    monkeypatch.setattr(judging, "solve", seen)
+    dense = densities()
+    monkeypatch.setattr(few_values, "_DENSE_VALUES", 0)
+    torch.testing.assert_close(dense, densities(), rtol=1e-2, atol=1e-2)
+    exact = model.calculus.curvature == "hessian"
+    assert solvers == ["DenseNewton" if exact else "SubspaceNewton", "SubspaceNewton"]
+
+
+@pytest.mark.parametrize(("num_rows", "folds"), [(1000, 0), (1200, 4), (1700, 3), (2100, 1)])
+def test_finalists_are_judged_by_nearly_every_row(num_rows, folds):
+    model = model_of(*boxes(num_rows))
+    splits = judging_splits(model.observations, most_to_learn=1000, seed=0)
+    assert len(splits) == folds
+    for train, held_out in splits:
+        assert len(train) <= 1000
+        assert not set(train.tolist()) & set(held_out.tolist())
+    judges = [row for _, held_out in splits for row in held_out.tolist()]
+    assert len(judges) == len(set(judges)) == (num_rows if folds > 1 else 1100 * folds)
 
 
 def test_where_time_is_short_each_has_a_brief_turn(monkeypatch):
