@@ -298,21 +298,25 @@ def test_without_a_terminal_no_progress_is_drawn(folder, capsys):
 def test_progress_speaks_of_what_a_fit_does_and_not_of_solvers():
     stream = io.StringIO()
     with FitProgress(console=Console(file=stream, force_terminal=True, width=120)) as progress:
-        progress.begin("structures", unit="candidate", total=4)
-        progress.advance("structures", 1)
-        progress._progress.refresh()
-        progress.end("structures")
+        for _ in range(2):
+            progress.begin("structures", unit="candidate", total=4)
+            progress.advance("structures", 1)
+            progress.end("structures")
         progress.begin("refinement", unit="step", total=30)
         progress.advance("refinement", 7)
         progress(FitRecord("refinement", 0, 0.1, -0.5, {}))
-        progress._progress.refresh()
         progress.end("refinement")
-        progress._progress.refresh()
     drawn = stream.getvalue()
-    for words in ("choosing a model", "1 of 4", "learning", "7 of 30", "left", "preparing predictions"):
+    for words in (
+        "choosing a model",
+        "comparing the best",
+        "4 models",
+        "learning",
+        "30 steps",
+        "preparing predictions",
+    ):
         assert words in drawn
     assert not any(word in drawn for word in ("pass", "gap", "objective", "candidate", "refinement", "structures"))
-    assert not any(word in stream.getvalue().rsplit("preparing predictions", 1)[1] for word in ("choosing", "learning"))
 
 
 def test_the_listener_of_progress_is_no_setting_of_the_model(folder, capsys):
