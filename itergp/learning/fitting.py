@@ -135,7 +135,7 @@ def fit(
             ``"auto"``, the former beyond 500 rows where the likelihood allows it; or an objective of the model.
         optimizer: ``"adam"``; ``"lbfgs"``, on one fixed split per stage; ``"auto"``, L-BFGS for the bound of so few rows that
             their posterior is exact, and else Adam.
-        max_iterations: Steps of the optimiser, all stages together.
+        max_iterations: Steps of the optimiser, all stages together; where a structure is chosen, half of them follow.
         learning_rate: Of Adam, at the start: relative change per step of a positive parameter.
         max_rows: Rows in a subset of the last stage; ``"auto"`` for 3,000, fewer beyond 16 latent functions, and with the cube
             root of the number of rows more beyond 20,000 of them; None for all.
@@ -145,9 +145,9 @@ def fit(
             ``model.predict(x, tempering=0.0)`` still integrates the posterior itself. If not, the approximation stays, and
             predictions integrate the posterior.
         structures: Candidates for the kernel and the scale of the inputs of an ``itergp.models.GP``, simple ones first, or
-            ``"auto"`` for a handful that suit tables: they compete on held-out rows, and the simplest within one standard error
-            of the best replaces the model's ``covar_module`` and ``input_transform``. ``FitResult.comparison`` says what
-            was tried.
+            ``"auto"`` for a handful that suit tables: they compete on held-out rows, and the best (up to 1,000 rows the
+            simplest within one standard error of it) replaces the model's ``covar_module`` and ``input_transform``.
+            ``FitResult.comparison`` says what was tried.
             None keeps the model's. Below 60 rows, and where rows cannot be held out, the model's are kept too.
         likelihoods: Others than the model's for the same targets, simple ones first, that compete together with the structures;
             the one chosen becomes the model's, with a constant mean where its latent functions are others in number.

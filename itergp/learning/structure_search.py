@@ -92,7 +92,8 @@ class Comparison:
 
     Attributes:
         trials: One per structure, simple ones first.
-        chosen: Description of the simplest that is no worse than the best by more than one standard error.
+        chosen: Description of the best of the last round; of few rows, of the simplest that is no worse by more than one
+            standard error.
         structure: That one.
         likelihood: Number of the likelihood chosen: 0 for the model's own, then those that competed with it, in their order.
         num_held_out: Rows by which the one chosen was judged in its last round.
@@ -171,9 +172,10 @@ class _Contestant:
 class StructureSearch:
     """Chooses among structures for a model, and among likelihoods.
 
-    Every candidate learns on subsets, all of them briefly, then those that are not clearly behind for longer. The simplest that
-    is within one standard error of the best is chosen. Learning goes on from what was learned before. Other likelihoods are
-    tried with one structure; the one chosen then meets the best structures.
+    Every candidate learns on subsets, all of them briefly, then those that are not clearly behind for longer. The best by
+    nearly every row is chosen; of few rows, which are not judged again, the simplest within one standard error of the best.
+    Learning goes on from what was learned before. Other likelihoods are tried with one structure; the one chosen then meets
+    the best structures.
 
     Attributes:
         model: Whose data, likelihood, mean and solver the candidates have.

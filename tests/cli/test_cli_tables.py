@@ -198,7 +198,7 @@ def test_times_with_events(folder, capsys):
     said = capsys.readouterr().out
     assert "GPSurvival: survival, 80 rows, 1 columns" in said
     assert "as there is an --event" in said
-    assert "On 16 held-out rows:" in said
+    assert "On 16 held-out rows, which it had not seen:" in said
     assert re.search("log-density +behind the best +concordance", said)
     assert main(["predict", "m", "times.csv"]) == 0
     printed = pandas.read_csv(io.StringIO(capsys.readouterr().out))
