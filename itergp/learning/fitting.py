@@ -53,7 +53,7 @@ _SUBSET_SHARE = 0.4  # of the iterations
 _SEARCHED_SHARE = 0.5  # of them that choosing a structure stands for
 # Steps that share a split. With one for five, what was learned hung on the last two: of phoneme 1 to 3 % of the NLL, with one
 # each 0.5 to 1 %, at 1.4 times the cost, which fewer steps pay for where choosing a structure has begun to learn.
-_RENEW_EVERY = 2
+_RENEW_EVERY = 5
 _SPREAD = 1.5  # standard deviation of the random starts, in the optimiser's variables
 # Of a time limit, when to be over: choosing a structure, learning, and comparing what was learned with where it began. What is
 # then left until the last share is the predictive distribution's: one that is not tempered can lose more than any step gains
