@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,8 +11,13 @@ from typing import Any
 from rich.console import Console
 
 from itergp.cli.learning import TASKS, Problem, add_options
+from itergp.cli.progress import FitProgress
 from itergp.cli.tables import require, require_room
 from itergp.errors import InputError
+
+_LEGEND = """\
+(log-density: of what was observed, the higher the better; 90 % covers: how many targets are among what should hold nine
+in ten; baseline: knows no column; ±: one standard error)"""
 
 
 def add_parser(commands: Any) -> None:
@@ -41,29 +47,45 @@ def run(options: argparse.Namespace) -> int:
     problem = Problem.read(options)
     comparison = require_room("itergp.sklearn.comparison")
     train, test = comparison.hold_out(problem.rows, options.test_size, options.seed)
-    arguments = problem.arguments | ({"levels": options.levels} if options.levels is not None else {})
-    estimator = getattr(require_room("itergp.sklearn"), TASKS[problem.task])(**arguments, verbose=not options.quiet)
-    started = time.perf_counter()
-    comparison.fit_estimator(estimator, train)
-    learned = time.perf_counter() - started
+    estimator, seconds = _fit(problem, train, options)
     console.print(problem.introduce(options))
-    console.print(f"Learned from {len(train):,} rows in {learned:.1f} s.{_chosen(estimator)}")
+    console.print(f"Learned from {len(train):,} rows in {seconds:.1f} s.")
     if len(test):
         methods = [comparison.Fitted(estimator), comparison.Baseline()]
         judged = comparison.judge(train, test, methods, seed=options.seed)
-        console.print(f"On {len(test):,} held-out rows:\n{judged.table(with_cost=False)}")
+        console.print(f"On {len(test):,} held-out rows, which it had not seen:\n{judged.table(with_cost=False)}")
+        console.print(_LEGEND)
     if options.report is not None:  # before the rows that judge are no longer unseen
         comparison.write_report(estimator, options.report, test)
         console.print(f"Report written to {options.report}.")
     if len(test):
         comparison.add_rows(estimator, test)
-    console.print(f"Now conditioned on all {len(problem.rows):,} rows.")
+        console.print(f"Predictions are now made from all {len(problem.rows):,} rows.")
     if options.verbose:
         console.print(_details(estimator))
     if options.save is not None:
         estimator.save(options.save)
         console.print(f"Saved to {options.save}. Predict with: itergp predict {options.save} NEW.csv")
+    elif options.report is None:
+        console.print("Nothing was saved. --save FILE keeps the model, --report FILE.html shows what was found.")
     return 0
+
+
+def _fit(problem: Problem, train: Any, options: argparse.Namespace) -> tuple[Any, float]:
+    """A fitted estimator, and the seconds that took."""
+    comparison = require_room("itergp.sklearn.comparison")
+    arguments = problem.arguments | ({"levels": options.levels} if options.levels is not None else {})
+    solver = options.verbose and not options.quiet and sys.stderr.isatty()  # whose bars speak of passes and gaps
+    estimator = getattr(require_room("itergp.sklearn"), TASKS[problem.task])(**arguments, verbose=solver)
+    started = time.perf_counter()
+    with FitProgress(enabled=not options.quiet and not solver) as progress:
+        given = estimator.fit_options
+        estimator.set_params(fit_options={**(given or {}), "callback": progress})
+        try:
+            comparison.fit_estimator(estimator, train)
+        finally:
+            estimator.set_params(fit_options=given)
+    return estimator, time.perf_counter() - started
 
 
 def _require_reports(path: Path) -> None:
@@ -78,17 +100,6 @@ def _require_reports(path: Path) -> None:
         raise InputError(
             f"`--report` must be a file in a folder that exists. Got {str(path)!r}. Choose another name, or make the folder."
         )
-
-
-def _chosen(estimator: Any) -> str:
-    """What a part of the training rows chose."""
-    found = estimator.comparison_
-    if found is None:
-        return ""
-    structure = str(found.structure)
-    several = found.chosen != structure  # the likelihood is named where there was a choice
-    likelihood = f" with {estimator.likelihood_.replace('_', ' ')} likelihood" if several else ""
-    return f" A part of them chose {structure}{likelihood}."
 
 
 def _details(estimator: Any) -> str:

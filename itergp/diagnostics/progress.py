@@ -13,7 +13,6 @@ from rich.text import Text
 
 from itergp.records import FitRecord, Listener, Record, TraceRecord
 
-_ALIKE = ("rows", "columns")  # units each of which takes as long as the others
 _DELAY = 2.0  # seconds before a bar that nobody asked for is drawn
 
 
@@ -26,9 +25,10 @@ class ProgressBar(Listener):
     Args:
         enabled: Draw nothing when False; None to draw after two seconds, if standard error is a terminal.
         console: Where to draw; default standard error.
+        transient: Erase all bars at the end.
     """
 
-    def __init__(self, *, enabled: bool | None = True, console: Console | None = None) -> None:
+    def __init__(self, *, enabled: bool | None = True, console: Console | None = None, transient: bool = False) -> None:
         self._delay = _DELAY if enabled is None else 0.0
         self._drawn_from = math.inf
         enabled = sys.stderr.isatty() if enabled is None else enabled
@@ -39,6 +39,7 @@ class ProgressBar(Listener):
             TimeElapsedColumn(),
             _RemainingColumn(),
             console=console or Console(stderr=True),
+            transient=transient,
             disable=not enabled,
         )
         self._tasks: dict[str, TaskID] = {}
@@ -70,7 +71,7 @@ class ProgressBar(Listener):
     def begin(
         self, stage: str, *, unit: str = "pass", total: int | None = None, tolerance: float | None = None
     ) -> None:
-        """Begins a bar."""
+        """Begins a bar; one without a unit only says that something is going on."""
         self._draw()
         self._farthest.pop(stage, None)
         self._values.pop(stage, None)
@@ -78,7 +79,9 @@ class ProgressBar(Listener):
         self._tolerances[stage] = max(tolerance or 0.0, 1e-300)
         whole = 1.0 if total is None else float(total)
         text = f"{unit}   0" if total is None else f"{0:>3}/{total} {unit}"
-        self._tasks[stage] = self._progress.add_task(stage, total=whole, text=text, remains=unit in _ALIKE)
+        self._tasks[stage] = self._progress.add_task(
+            stage, total=whole if unit else None, text=text if unit else "", remains=total is not None
+        )
 
     def __call__(self, record: Record) -> None:
         """Shows one step."""

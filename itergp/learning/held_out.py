@@ -8,6 +8,7 @@ from torch import Tensor
 from itergp.likelihoods import Observations
 
 _FOLDS = 4
+_MOST_TO_JUDGE = 12_000  # finalists by
 _FEW_ROWS = 1000  # up to here a quarter says little: every row is held out once, or a third
 
 
@@ -33,6 +34,30 @@ def learning_split(
     share = len(order) // (3 if observations.num_rows <= _FEW_ROWS else 4)
     count = min(most_to_judge, max(1, share, len(order) - most_to_learn))
     return order[count : count + most_to_learn], order[:count]
+
+
+def judging_splits(observations: Observations, *, most_to_learn: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Random rows to condition on and others to judge by, together as many as there are: the same for any seed, or nearly.
+
+    Where learning leaves most of the rows, all of these, up to 12,000; else each row in turn with others of its part. Of few
+    rows none, as hyperparameters know them.
+
+    Args:
+        observations: Of all rows; those without weight say nothing and are not drawn.
+        most_to_learn: Rows to condition on, at most.
+        seed: Of the draw.
+
+    Returns:
+        Pairs of row numbers: those to condition on, and those that are held out.
+    """
+    order = _shuffled(observations, seed)
+    if len(order) <= _FEW_ROWS:
+        return []
+    if len(order) >= 2 * most_to_learn:
+        return [(order[-most_to_learn:], order[: len(order) - most_to_learn][:_MOST_TO_JUDGE])]
+    number = _FOLDS if 3 * len(order) <= 4 * most_to_learn else _FOLDS - 1
+    folds = order.tensor_split(number)
+    return [(torch.cat([*folds[:k], *folds[k + 1 :]])[:most_to_learn], folds[k]) for k in range(number)]
 
 
 def held_out_splits(observations: Observations, *, num_rows: int, seed: int) -> list[tuple[Tensor, Tensor]]:

@@ -15,6 +15,7 @@ from itergp.errors import SolverError
 from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel
 from itergp.learning.calibration import humblest
 from itergp.learning.held_out import held_out_splits
+from itergp.learning.judging import DENSE_TOLERANCE
 from itergp.learning.lengthscale_prior import has_own_prior
 from itergp.models import LatentPosterior, NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
@@ -22,6 +23,7 @@ from itergp.models.starting_values import rows_seen
 from itergp.objectives import NEVER, Deadline, PredictiveLogDensity
 from itergp.operators import make_operator
 from itergp.solvers import solve
+from itergp.solvers.few_values import solver_of_mode
 
 # In deviations of a column. A function that hardly changes over the data would otherwise hardly change far beyond them either.
 LIMITS = (4.0, 2.0)
@@ -81,6 +83,7 @@ def _held_out_density(model: NonConjugateGP, seed: int, deadline: Deadline) -> T
             prior.kernel, part.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
         )
         solver, limit = model.solver.without_covariance(), deadline.left()
+        solver = solver_of_mode(solver, seen.likelihood, seen.num_rows, tolerance=DENSE_TOLERANCE)
         solution = solve(operator, part.mean, seen, solver, approximation="laplace", time_limit=limit)
         deadline.check()
         mean = LatentPosterior.at(validation, operator, solution, covariance=False).mean

@@ -15,20 +15,20 @@ from gpytorch.likelihoods import Likelihood
 from gpytorch.means import ConstantMean, Mean, ZeroMean
 from torch import Tensor
 
-from itergp.errors import ItergpWarning, SolverError
-from itergp.learning.held_out import learning_split
+from itergp.errors import ItergpWarning
+from itergp.learning.held_out import judging_splits, learning_split
+from itergp.learning.judging import densities_at_mode
 from itergp.learning.learner import Learner, Stage, Stop
 from itergp.learning.parameters import free_parameters
 from itergp.learning.structures import InputColumns, Structure
 from itergp.likelihoods import Likelihood as LocalLikelihood
-from itergp.likelihoods import Observations, as_likelihood
-from itergp.models import GP, LatentPosterior
+from itergp.likelihoods import as_likelihood
+from itergp.models import GP
 from itergp.models.offset_mean import OffsetMean
 from itergp.models.starting_values import initialise_model
 from itergp.objectives import Deadline, PredictiveLogDensity
-from itergp.operators import make_operator
 from itergp.records import Listener, Listeners
-from itergp.solvers import Reason, SubspaceNewton, solve
+from itergp.solvers import SubspaceNewton
 
 ENOUGH_ROWS = 60  # held-out rows of fewer choose by luck
 _LEARNING_ROWS, _JUDGING_ROWS = 3000, 4000  # at most: judging by many costs next to nothing
@@ -40,6 +40,7 @@ _HOPELESS = 2.0  # standard errors behind the best that end a candidate
 _INVISIBLE, _LUCK = 0.003, 0.5
 _GRACE = 0.1  # share of the time of the search by which judging a candidate, and then a constant, may take longer
 _STAGE = "structures"
+_Split = tuple[Tensor, Tensor]  # rows to condition on, and rows that are held out
 _CONSTANT = Structure("constant")  # what is learned without inputs
 _REFERENCE = Structure("matern32")  # that likelihoods are compared with
 
@@ -55,7 +56,10 @@ class _Round:
     contestants: int
 
 
-_ROUNDS = (_Round(1000, 6000, 10, 0.3, 100), _Round(2000, 16_000, 10, 0.2, 3))
+_BRIEF = _Round(500, 3000, 4, 0.3, 100)  # where time is short
+_ROUNDS = (_Round(1000, 6000, 8, 0.3, 100), _Round(2000, 16_000, 6, 0.2, 3))
+_LEVELS = (_BRIEF, *_ROUNDS)
+_BRIEF_COST = 10.0  # times as long a turn of the first round takes, or nearly
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,7 @@ class Trial:
         standard_error: Of that difference; 0 for the best itself.
         rounds: In how many it took part.
         seconds: That these took.
+        course: How far it was behind the best of each round that it was judged in, and the standard error, one after another.
     """
 
     structure: str
@@ -78,6 +83,7 @@ class Trial:
     standard_error: float
     rounds: int
     seconds: float
+    course: tuple[tuple[float, float], ...] = field(default=(), repr=False)
 
 
 @dataclass(frozen=True)
@@ -86,10 +92,11 @@ class Comparison:
 
     Attributes:
         trials: One per structure, simple ones first.
-        chosen: Description of the simplest that is no worse than the best by more than one standard error.
+        chosen: Description of the best of the last round; of few rows, of the simplest that is no worse by more than one
+            standard error.
         structure: That one.
         likelihood: Number of the likelihood chosen: 0 for the model's own, then those that competed with it, in their order.
-        num_held_out: Rows by which they were judged.
+        num_held_out: Rows by which the one chosen was judged in its last round.
         seconds: That the comparison took.
         interrupted: Whether Ctrl-C ended it.
         gain: By how much held-out rows are predicted better than by a constant, in nats per row; NaN if the mean is none,
@@ -134,24 +141,30 @@ class _Contestant:
     likelihood: int  # its number
     shown: str
     model: GP | None = None
-    densities: Tensor | None = None
+    densities: dict[int, Tensor] = field(default_factory=dict)  # by the number of the round
     kernel: Kernel | None = None  # learned with another likelihood
     rounds: int = 0
     seconds: float = 0.0
 
     @property
+    def level(self) -> int:
+        """Number of the last round that it was judged in; -1 before."""
+        return max(self.densities, default=-1)
+
+    @property
     def mean(self) -> float:
         """Mean held-out log-density; negative infinity where it is not known."""
-        value = -math.inf if self.densities is None else float(self.densities.mean())
+        value = float(self.densities[self.level].mean()) if self.densities else -math.inf
         return value if math.isfinite(value) else -math.inf
 
-    def behind(self, other: _Contestant) -> tuple[float, float]:
-        """By how much another is better, and the standard error of that."""
+    def behind(self, other: _Contestant, level: int | None = None) -> tuple[float, float]:
+        """By how much another is better, by a round or the last of both, and the standard error of that."""
         if self is other:
             return 0.0, 0.0
-        if self.densities is None or other.densities is None or self.mean == -math.inf:
+        level = max(self.densities.keys() & other.densities.keys(), default=-1) if level is None else level
+        if level < 0 or self.mean == -math.inf:
             return math.inf, 0.0
-        difference = other.densities - self.densities
+        difference = other.densities[level] - self.densities[level]
         return float(difference.mean()), float(difference.std(correction=0)) / math.sqrt(len(difference))
 
 
@@ -159,9 +172,10 @@ class _Contestant:
 class StructureSearch:
     """Chooses among structures for a model, and among likelihoods.
 
-    Every candidate learns on subsets, all of them briefly, then those that are not clearly behind for longer. The simplest that
-    is within one standard error of the best is chosen. Learning goes on from what was learned before. Other likelihoods are
-    tried with one structure; the one chosen then meets the best structures.
+    Every candidate learns on subsets, all of them briefly, then those that are not clearly behind for longer. The best by
+    nearly every row is chosen; of few rows, which are not judged again, the simplest within one standard error of the best.
+    Learning goes on from what was learned before. Other likelihoods are tried with one structure; the one chosen then meets
+    the best structures.
 
     Attributes:
         model: Whose data, likelihood, mean and solver the candidates have.
@@ -184,61 +198,101 @@ class StructureSearch:
     outputscale: float
     _interrupted: bool = field(default=False, init=False)
     _started: float = field(default=0.0, init=False)
-    _judging: float = field(default=0.0, init=False)  # seconds that the last candidate took to be judged
+    _train: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.long), init=False)  # rows to learn from
+    _judging: float = field(default=0.0, init=False)  # seconds that the last candidate took to be judged by a split
 
     def run(self) -> tuple[GP, Comparison]:
         """A model of some of the rows, with the structure and the likelihood chosen and what it learned, and the comparison."""
         started, observations = time.perf_counter(), self.model.observations
         self._started = started
-        most = max(_LEAST_ROWS, min(_LEARNING_ROWS, _LEARNING_VALUES // self.model.calculus.num_latents))
-        split = learning_split(observations, most_to_learn=most, most_to_judge=_JUDGING_ROWS, seed=self.seed)
+        split = learning_split(observations, most_to_learn=self._most, most_to_judge=_JUDGING_ROWS, seed=self.seed)
+        self._train = split[0]
         own = [self._contestant(structure, 0) for structure in self.structures]
+        tried = self._first_turns(own, split)
+        finalists = self._surviving(tried, _ROUNDS[1].contestants)
+        splits = [split]
+        if len(finalists) > 1:
+            splits = judging_splits(observations, most_to_learn=self._most, seed=self.seed) or splits
+            self._round(sorted(finalists, key=_promise), splits, _ROUNDS[1])
+        # Where nearly every row judges, the best is the best of any seed; of few rows, the simplest that could be.
+        by_every_row = splits[-1] is not split and all(one.level == _LEVELS.index(_ROUNDS[1]) for one in finalists)
+        chosen = _best(finalists) if by_every_row else _simplest(finalists)
+        tried += [one for one in own if not one.rounds]
+        trials = tuple(_trial(one, tried) for one in tried)
+        seconds, found = time.perf_counter() - started, (chosen.shown, chosen.structure, chosen.likelihood)
+        assert chosen.model is not None
+        splits = {_LEVELS.index(_BRIEF): [_part(split)], _LEVELS.index(_ROUNDS[1]): splits}.get(chosen.level, [split])
+        gain = self._gain(chosen, splits, self._later(2.0))
+        held_out = sum(len(rows) for _, rows in splits)
+        return chosen.model, Comparison(trials, *found, held_out, seconds, self._interrupted, *gain)
+
+    # ------------------------------------------------------------------ inside
+    def _first_turns(self, own: list[_Contestant], split: _Split) -> list[_Contestant]:
+        """Those that had a turn, of the structures with the model's own likelihood, and of the others with the one preferred.
+
+        Where time may not do for a turn each, all have a brief one, and the most promising go on while there is some left.
+        """
         reference = next((one for one in own if one.structure == _REFERENCE), own[0])
         others = [self._contestant(reference.structure, 1 + number) for number in range(len(self.likelihoods))]
+        brief = self._is_short(reference, [_part(split)], len(own) + len(others))
+        splits, phase = ([_part(split)], _BRIEF) if brief else ([split], _ROUNDS[0])
         # Likelihoods first: a wrong one costs more than any kernel, and time may end the round.
-        self._round([reference, *others, *(one for one in own if one is not reference)], split, _ROUNDS[0])
+        turns = [reference, *others, *(one for one in own if one is not reference)]
+        self._round([one for one in turns if not one.rounds], splits, phase)
         tried = [one for one in (*own, *others) if one.rounds]
         preferred = _simplest([reference, *others]) if reference.rounds else own[0]
         if preferred in others:  # meets the structures that did best with the model's own likelihood
             met = [self._with_likelihood(one, preferred) for one in self._surviving(own, _BEST) if one is not reference]
-            self._round(met, split, _ROUNDS[0])
+            self._round(met, splits, phase)
             tried += [one for one in met if one.rounds]
-        finalists = self._surviving(tried, _ROUNDS[1].contestants)
-        if len(finalists) > 1:
-            self._round(finalists, split, _ROUNDS[1])
-        chosen = _simplest(finalists)  # by its last round each: some had no time for another
-        tried += [one for one in own if not one.rounds]
-        trials = tuple(_trial(one, _best([other for other in tried if other.rounds >= one.rounds])) for one in tried)
-        seconds, found = time.perf_counter() - started, (chosen.shown, chosen.structure, chosen.likelihood)
-        assert chosen.model is not None
-        gain = self._gain(chosen, split, self._later(2.0))
-        return chosen.model, Comparison(trials, *found, len(split[1]), seconds, self._interrupted, *gain)
+        if brief:
+            self._round(sorted(self._surviving(tried, len(tried)), key=_promise), [split], _ROUNDS[0])
+        return tried
 
-    # ------------------------------------------------------------------ inside
-    def _gain(self, chosen: _Contestant, split: tuple[Tensor, Tensor], deadline: Deadline) -> tuple[float, float]:
+    def _is_short(self, first: _Contestant, splits: list[_Split], number: int) -> bool:
+        """Whether time is limited, and a brief turn of the first says that so many longer ones would not fit."""
+        if self.deadline.left() is None:
+            return False
+        self._round([first], splits, _BRIEF)
+        left = self.deadline.left()
+        if left is not None and number * _BRIEF_COST * first.seconds > left:
+            return True
+        first.model, first.rounds, first.seconds = None, 0, 0.0  # as without a limit
+        first.densities.clear()
+        return False
+
+    def _gain(self, chosen: _Contestant, splits: list[_Split], deadline: Deadline) -> tuple[float, float]:
         """By how much held-out rows are predicted better than by a constant, and its error.
 
         NaN if the mean is none, or time is up.
         """
-        train, held_out = split
-        if not isinstance(self.model.mean_module, (ConstantMean, ZeroMean)) or chosen.densities is None:
+        if not isinstance(self.model.mean_module, (ConstantMean, ZeroMean)) or not chosen.densities:
             return math.nan, math.nan
         constant = self._contestant(_CONSTANT, chosen.likelihood)
         plain = replace(self, columns=InputColumns.plain(self.columns.num_columns))  # groups are inputs too
-        model = plain._make(constant, train[:_LEAST_ROWS])
+        few = [(train[:_LEAST_ROWS], held_out) for train, held_out in splits]
+        model = plain._make(constant, few[0][0])
         for part in (model.mean_module, model.covar_module):  # conditioning finds the constant
             part.requires_grad_(False)
         if free_parameters(model):  # a noise as it starts would make any model look good
             for phase in _ROUNDS:
                 if plain._learn(model, phase, self.seed, deadline) is Stop.TIME:
                     return math.nan, math.nan
-        constant.densities = plain._densities(model, held_out, deadline)
-        return (math.nan, math.nan) if constant.densities is None else constant.behind(chosen)
+        densities = plain._densities(model, few, deadline)
+        if densities is None:
+            return math.nan, math.nan
+        constant.densities[chosen.level] = densities
+        return constant.behind(chosen)
 
     def _contestant(self, structure: Structure, likelihood: int) -> _Contestant:
         names = [type(one).__name__ for one in self._competing]
         name = names[likelihood] if names.count(names[likelihood]) == 1 else f"{names[likelihood]} {1 + likelihood}"
         return _Contestant(structure, likelihood, f"{structure}, {name}" if self.likelihoods else str(structure))
+
+    @property
+    def _most(self) -> int:
+        """Rows to learn from."""
+        return max(_LEAST_ROWS, min(_LEARNING_ROWS, _LEARNING_VALUES // self.model.calculus.num_latents))
 
     @property
     def _competing(self) -> tuple[Likelihood, ...]:
@@ -252,15 +306,15 @@ class StructureSearch:
         made.kernel = contestant.model.covar_module
         return made
 
-    def _round(self, contestants: list[_Contestant], split: tuple[Tensor, Tensor], phase: _Round) -> None:
+    def _round(self, contestants: list[_Contestant], splits: list[_Split], phase: _Round) -> None:
         """A turn for each contestant; in any case for the first of all, without which there is nothing to choose from."""
         self.listener.begin(_STAGE, unit="candidate", total=len(contestants))
         for number, contestant in enumerate(contestants):
-            first = number == 0 and phase is _ROUNDS[0] and contestant.kernel is None
+            first = number == 0 and not contestant.rounds and phase in _LEVELS[:2] and contestant.kernel is None
             if self._over() and not first:
                 break
             try:
-                self._turn(contestant, split, phase, first)
+                self._turn(contestant, splits, phase, first)
             except KeyboardInterrupt:
                 if first:
                     raise
@@ -319,21 +373,23 @@ class StructureSearch:
         made.constant = start if len(start) > 1 else start[0]
         return made
 
-    def _turn(self, contestant: _Contestant, split: tuple[Tensor, Tensor], phase: _Round, first: bool) -> None:
+    def _turn(self, contestant: _Contestant, splits: list[_Split], phase: _Round, first: bool) -> None:
         """Lets a contestant learn, and judges it; one for which there is no time had no turn, but for the first of all."""
-        begun, (train, held_out) = time.perf_counter(), split
+        begun = time.perf_counter()
         if contestant.model is None:
-            contestant.model = self._make(contestant, train)
-        in_time = Deadline(self.deadline.at - self._judging)  # to be judged
+            contestant.model = self._make(contestant, self._train)
+        in_time = Deadline(self.deadline.at - self._judging * len(splits))  # to be judged
         self._learn(contestant.model, phase, self.seed + 10 * contestant.rounds, in_time)
         learned = time.perf_counter()
-        densities = self._densities(contestant.model, held_out, self._later(1.0))
+        densities = self._densities(contestant.model, splits, self._later(1.0))
         ended = time.perf_counter()
-        self._judging = ended - learned
+        self._judging = (ended - learned) / len(splits)
         contestant.seconds += ended - begun
-        if densities is not None or first:
-            contestant.densities = densities
-            contestant.rounds += 1
+        if densities is None and not first:
+            return
+        if densities is not None:
+            contestant.densities[_LEVELS.index(phase)] = densities
+        contestant.rounds += 1
 
     def _learn(self, model: GP, phase: _Round, seed: int, deadline: Deadline) -> Stop:
         """Steps of the optimiser, as far as time allows; says why they ended."""
@@ -342,7 +398,7 @@ class StructureSearch:
             model,
             predictive="plug-in",
             num_rows=min(_rows_of(phase, model), model.train_targets.shape[0]),
-            renew_every=5,
+            renew_every=1,
             tolerance=1e-3,
             seed=seed,
             initialise_kernel=False,
@@ -356,28 +412,16 @@ class StructureSearch:
         model.eval()
         return reason
 
-    @torch.no_grad()
-    def _densities(self, model: GP, held_out: Tensor, deadline: Deadline) -> Tensor | None:
-        """Log-densities of held-out rows at the mode ``(M,)``, float64; None if time is up before that is found."""
-        if deadline.over:
-            return None
-        prior, validation = model.prior_at(), model.prior_at((self.model.train_inputs[0][held_out],))
-        operator = make_operator(
-            prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
-        )
-        weight, targets = self.model.sample_weight, model.calculus.validate_targets(self.model.train_targets[held_out])
-        unseen = Observations(model.calculus, targets, None if weight is None else weight[held_out])
-        solver = model.solver.loosened(10.0)
-        try:
-            left = deadline.left()
-            solution = solve(operator, prior.mean, model.observations, solver, approximation="laplace", time_limit=left)
-        except SolverError:
-            return torch.full((len(held_out),), -torch.inf, dtype=torch.float64)
-        self._interrupted |= solution.status.reason is Reason.INTERRUPTED
-        if solution.status.reason is Reason.TIME:
-            return None
-        mean = LatentPosterior.at(validation, operator, solution, covariance=False).mean
-        return unseen.log_density(mean).double()
+    def _densities(self, model: GP, splits: list[_Split], deadline: Deadline) -> Tensor | None:
+        """Log-densities of held-out rows at the mode, float64, of all splits in a row; None if time is up before."""
+        found = []
+        for split in splits:
+            densities, interrupted = densities_at_mode(model, self.model, *split, deadline)
+            self._interrupted |= interrupted
+            if densities is None:
+                return None
+            found.append(densities)
+        return torch.cat(found)
 
     @staticmethod
     def _surviving(contestants: list[_Contestant], most: int) -> list[_Contestant]:
@@ -387,7 +431,7 @@ class StructureSearch:
             return []
         best = _best(tried)
         near = [one for one in tried if one is best or one.behind(best)[0] <= _HOPELESS * one.behind(best)[1]]
-        kept = sorted(near, key=lambda one: -one.mean)[:most]
+        kept = sorted(near, key=_promise)[:most]
         return [one for one in contestants if one in kept]
 
 
@@ -403,7 +447,19 @@ def _steps_of(phase: _Round, model: GP) -> int:
 
 
 def _best(contestants: list[_Contestant]) -> _Contestant:
-    return max(contestants, key=lambda one: one.mean)
+    """The best of those that came farthest: where time ended a round, the most promising had their turn."""
+    farthest = max(one.level for one in contestants)
+    return max((one for one in contestants if one.level == farthest), key=lambda one: one.mean)
+
+
+def _promise(contestant: _Contestant) -> tuple[int, float]:
+    """By which the most promising are sorted first."""
+    return -contestant.level, -contestant.mean
+
+
+def _part(split: _Split) -> _Split:
+    """Some of the rows of a split."""
+    return split[0][: _BRIEF.rows], split[1][: _BRIEF.rows]
 
 
 def _simplest(contestants: list[_Contestant]) -> _Contestant:
@@ -416,6 +472,11 @@ def _simplest(contestants: list[_Contestant]) -> _Contestant:
     return best
 
 
-def _trial(contestant: _Contestant, best: _Contestant) -> Trial:
-    behind, error = contestant.behind(best)
-    return Trial(contestant.shown, contestant.mean, behind, error, contestant.rounds, contestant.seconds)
+def _trial(contestant: _Contestant, tried: list[_Contestant]) -> Trial:
+    behind, error = contestant.behind(_best([one for one in tried if one.rounds >= contestant.rounds]))
+    course = []
+    for level in sorted(contestant.densities):
+        of_round = [one for one in tried if level in one.densities]
+        course.append(contestant.behind(max(of_round, key=lambda one: float(one.densities[level].mean())), level))
+    rounds, seconds = contestant.rounds, contestant.seconds
+    return Trial(contestant.shown, contestant.mean, behind, error, rounds, seconds, tuple(course))

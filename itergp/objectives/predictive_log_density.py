@@ -22,11 +22,11 @@ from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
 from itergp.posterior.precision import cross_multiply, multiply
 from itergp.posterior.tempering import tempered
 from itergp.solvers import DenseNewton, Problem, Solution, Solver, SubspaceNewton, solve, solve_problem
+from itergp.solvers.few_values import are_few
 from itergp.solvers.subspace.recycled import search_space_of
 
 PREDICTIVES = ("plug-in", "laplace", "variational")
 
-_DENSE_VALUES = 512  # latent values N C that dense matrices solve for in less time than kernel passes
 _DENSE_TOLERANCE = 1e-8  # nats per row: a Newton step more costs little
 
 
@@ -309,9 +309,4 @@ class PredictiveLogDensity(Objective):
 
 
 def _is_small(problem: Problem) -> bool:
-    """Whether dense matrices find a mode and its adjoint in less time than kernel passes.
-
-    With a stand-in for the Hessian they would end a little short of the mode, by steps that are not Newton's.
-    """
-    exact = problem.likelihood.curvature == "hessian" and not problem.rows.sharded
-    return exact and problem.num_rows * problem.num_latents <= _DENSE_VALUES
+    return are_few(problem.likelihood, problem.num_rows, sharded=problem.rows.sharded)

@@ -44,6 +44,7 @@ from itergp.sklearn.checks import (
     check_size,
     check_weights,
     list_columns,
+    warn_of_heavy_weights,
 )
 from itergp.sklearn.columns import code_columns, input_columns, unit_columns
 from itergp.sklearn.explained import Explained
@@ -122,6 +123,7 @@ class GPEstimator(Explained, BaseEstimator):
     _scaling: Scaling
     _codes: dict[int, int]  # columns of category numbers, and how many categories the kernel knows
     _learned_rows: int  # rows that hyperparameters were learned from
+    _weights_count_rows = True  # and are no exposures
     _outputscale = 1.0  # where learning starts: standardised targets, logarithms of rates
 
     # ------------------------------------------------- what an estimator says
@@ -282,6 +284,8 @@ class GPEstimator(Explained, BaseEstimator):
         column = self._target_rows(y)
         check_rows(table.num_rows, column)
         weights = check_weights(table.num_rows, sample_weight)
+        if first and self._weights_count_rows:
+            warn_of_heavy_weights(weights, stacklevel=6)
         targets = self._encode(column, first=first)
         weights = self._row_weights(targets, weights, first=first)
         targets = self._second_column(targets, observation, first=first)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,10 +10,11 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.utils.validation import _check_sample_weight, column_or_1d
 
-from itergp.errors import InputError
+from itergp.errors import InputError, ItergpWarning
 from itergp.tables import as_target_column, refuse_gaps
 
 _LARGEST = 1e15  # its square is finite in float32
+_HEAVY = 10.0  # mean of weights that are hardly counts of equal rows
 
 
 def check_size(values: NDArray[np.float64], titles: Sequence[str]) -> None:
@@ -129,6 +131,20 @@ def check_weights(num_rows: int, sample_weight: Any) -> NDArray[np.float64]:
             f"{weights.min():.3g} to {weights.max():.3g}. Drop or correct those rows."
         )
     return weights
+
+
+def warn_of_heavy_weights(weights: NDArray[np.float64], *, stacklevel: int) -> None:
+    """Says what weights that are large on average mean, for those of surveys are meant otherwise."""
+    used = weights[weights > 0.0]
+    if used.mean() <= _HEAVY:
+        return
+    warnings.warn(
+        f"`sample_weight` must count rows: one of weight w is w equal rows, as elsewhere in scikit-learn. Got a mean of "
+        f"{used.mean():.3g}: {len(used):,} rows say as much as {used.sum():,.0f}, and predictions are as sure. If weights say "
+        "how many others a row stands for, as in surveys, divide them by their mean.",
+        ItergpWarning,
+        stacklevel=stacklevel,
+    )
 
 
 def check_exposure(num_rows: int, exposure: Any) -> NDArray[np.float64]:

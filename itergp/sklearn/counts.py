@@ -89,6 +89,8 @@ class GPCountRegressor(BaseRegressor):
         True
     """
 
+    _weights_count_rows = False
+
     @formerly_first("distribution", COUNTS)
     def __init__(
         self,

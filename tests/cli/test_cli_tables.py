@@ -15,10 +15,13 @@ import numpy as np
 import pandas
 import pytest
 from helpers import make_model
+from rich.console import Console
 
 from itergp import SolverError
 from itergp.cli import main
 from itergp.cli.learning import TASKS
+from itergp.cli.progress import FitProgress
+from itergp.records import FitRecord
 from itergp.sklearn import load
 from itergp.tables import TableFile, guess_task
 
@@ -74,11 +77,13 @@ def test_fit_predict_and_info(target, folder, capsys):
     said, progress = capsys.readouterr()
     assert progress == ""
     assert f"{estimator}: " in said
-    assert "On 12 held-out rows:\n" in said
+    assert "On 12 held-out rows, which it had not seen:\n" in said
     assert re.search(r"itergp +-?\d+\.\d+ ± \d+\.\d+ ", said)
     assert re.search(r"baseline +-?\d+\.\d+ ± ", said)
-    assert not any(word in said for word in ("kernel pass", "tolerance", "latent", "certif", "solve"))
-    assert "Now conditioned on all 60 rows" in said
+    assert not any(
+        word in said for word in ("kernel pass", "tolerance", "latent", "certif", "solve", "condition", "matern")
+    )
+    assert "Predictions are now made from all 60 rows" in said
     assert ("The task was guessed" in said) == ("--task" not in words)
 
     assert main(["predict", "m.safetensors", f"{target}.csv"]) == 0
@@ -143,7 +148,7 @@ def test_a_report_is_judged_by_the_rows_that_are_held_out(folder, capsys):
     words = ["fit", "weighted.csv", "--target", "value", "--weights", "w", "--kernel", "rbf", *QUICK]
     assert main([*words, "--report", "out.html", "--save", "m"]) == 0
     said, page = capsys.readouterr().out, Path("out.html").read_text(encoding="utf-8")
-    assert said.index("Report written to out.html.") < said.index("Now conditioned on all 60 rows.")
+    assert said.index("Report written to out.html.") < said.index("Predictions are now made from all 60 rows.")
     assert "12 rows that the model has not seen judge." in page
     printed = re.search(r"itergp +-(\d+\.\d+ ± \d+\.\d+)", said)[1]
     assert printed in page  # the same rows, weights and model
@@ -208,7 +213,7 @@ def test_times_with_events(folder, capsys):
     said = capsys.readouterr().out
     assert "GPSurvival: survival, 80 rows, 1 columns" in said
     assert "as there is an --event" in said
-    assert "On 16 held-out rows:" in said
+    assert "On 16 held-out rows, which it had not seen:" in said
     assert re.search("log-density +behind the best +concordance", said)
     assert main(["predict", "m", "times.csv"]) == 0
     printed = pandas.read_csv(io.StringIO(capsys.readouterr().out))
@@ -234,15 +239,13 @@ def test_what_was_chosen_is_named(folder, capsys):
     mean = 4.0 * np.exp(1.5 * np.sin(table["age"] / 10.0))
     counts = np.random.default_rng(0).negative_binomial(2.0, 2.0 / (2.0 + mean))
     table.assign(count=counts).to_csv("count.csv", index=False)
-    assert main(["fit", "count.csv", "--target", "count", *QUICK, "--time-limit", "60"]) == 0
+    assert main(["fit", "count.csv", "--target", "count", *QUICK, "--time-limit", "60", "--verbose"]) == 0
     said = capsys.readouterr().out
-    assert re.search(
-        r"A part of them chose .* with (poisson|negative binomial|zero inflated poisson) likelihood\.", said
-    )
+    assert re.search(r", \w+ .*  chosen\n", said)
     assert "counts, as it has " in said
     assert main(["fit", "count.csv", "--target", "count", "--kernel", "rbf", *QUICK, "--verbose", "--save", "m"]) == 0
     said = capsys.readouterr().out
-    assert "A part of them" not in said
+    assert "Structures compared" not in said
     assert "kernel passes" in said
     assert load("m").distribution == "negative_binomial"  # nothing competes: what the target looks like
 
@@ -300,11 +303,42 @@ def test_compare(folder, capsys):
     assert "`num_folds` must be 2 to 60, the number of rows or groups. Got 1." in capsys.readouterr().err
 
 
-def test_progress_goes_to_standard_error(folder, capsys):
+def test_without_a_terminal_no_progress_is_drawn(folder, capsys):
     assert main(["fit", "value.csv", "--target", "value", "--max-iterations", "2"]) == 0
     said, progress = capsys.readouterr()
-    assert "objective per row" in progress
-    assert "objective per row" not in said
+    assert progress == ""
+    assert "Nothing was saved. --save FILE keeps the model" in said
+
+
+def test_progress_speaks_of_what_a_fit_does_and_not_of_solvers():
+    stream = io.StringIO()
+    with FitProgress(console=Console(file=stream, force_terminal=True, width=120)) as progress:
+        for _ in range(2):
+            progress.begin("structures", unit="candidate", total=4)
+            progress.advance("structures", 1)
+            progress.end("structures")
+        progress.begin("refinement", unit="step", total=30)
+        progress.advance("refinement", 7)
+        progress(FitRecord("refinement", 0, 0.1, -0.5, {}))
+        progress.end("refinement")
+    drawn = stream.getvalue()
+    for words in (
+        "choosing a model",
+        "comparing the best",
+        "4 models",
+        "learning",
+        "30 steps",
+        "preparing predictions",
+    ):
+        assert words in drawn
+    assert not any(word in drawn for word in ("pass", "gap", "objective", "candidate", "refinement", "structures"))
+
+
+def test_the_listener_of_progress_is_no_setting_of_the_model(folder, capsys):
+    """What is saved has the arguments that the options say."""
+    words = ["fit", "value.csv", "--target", "value", *QUICK, "--time-limit", "60", "--save", "m"]
+    assert main(words) == 0
+    assert load("m").fit_options == {"time_limit": 60.0}
 
 
 def test_info_of_a_model_that_is_not_an_estimators(folder, capsys):

@@ -7,12 +7,15 @@ import warnings
 
 import pytest
 import torch
+from gpytorch.kernels import MaternKernel, ScaleKernel
 from helpers import assert_close
 
 import itergp
 from itergp.errors import InputError, ItergpWarning
 from itergp.kernels import TiedMaternKernel
-from itergp.learning import InputColumns, Structure
+from itergp.learning import InputColumns, Structure, judging, structure_search
+from itergp.learning.held_out import judging_splits
+from itergp.learning.learner import Learner
 from itergp.learning.structure_search import StructureSearch
 from itergp.learning.structures import AUTOMATIC, candidates
 from itergp.likelihoods import (
@@ -24,6 +27,8 @@ from itergp.likelihoods import (
     StudentTLikelihood,
 )
 from itergp.models import GP, QuantileTransform
+from itergp.objectives import Deadline, PredictiveLogDensity
+from itergp.solvers import few_values, solve
 
 SIMPLE, ROUGH, RANKS = Structure("matern32"), Structure("laplacian"), Structure("laplacian", "ranks")
 
@@ -63,6 +68,28 @@ def test_the_comparison_reads_as_a_table(chosen):
     assert len(lines) == 4
     assert lines[-1].startswith("laplacian on ranks")
     assert lines[-1].endswith("chosen")
+
+
+@pytest.mark.filterwarnings("ignore:Inputs should say something")  # after one step
+def test_sums_start_at_the_prior_variance_of_other_candidates():
+    """Not at halves of GPyTorch's default, which nobody asked for."""
+    x, y = boxes(200)
+    sums = Structure("matern12 + matern52")
+    result = itergp.fit(model := model_of(x, y), structures=[sums], max_iterations=1, calibrate=False)
+    assert result.comparison.chosen == str(sums)
+    scales = [float(m.outputscale.detach()) for m in model.covar_module.modules() if isinstance(m, ScaleKernel)]
+    assert sum(scales) > 2.0
+    given = GP(x, y, BernoulliLikelihood(), kernel=ScaleKernel(MaternKernel()))
+    given.covar_module.outputscale = 0.01
+    itergp.fit(given, structures=[sums], max_iterations=1, calibrate=False)
+    assert sum(float(m.outputscale.detach()) for m in given.covar_module.modules() if isinstance(m, ScaleKernel)) < 2.0
+
+
+def test_the_course_of_a_comparison_says_who_was_out_when(chosen):
+    trials = chosen[1].comparison.trials
+    assert [len(trial.course) for trial in trials] == [trial.rounds for trial in trials]
+    for number in range(max(trial.rounds for trial in trials)):
+        assert min(trial.course[number][0] for trial in trials if len(trial.course) > number) == 0.0
 
 
 def test_equal_seeds_choose_alike():
@@ -131,12 +158,89 @@ def test_several_classes_and_weights():
     assert result.solution.status.converged
 
 
+@pytest.mark.parametrize("likelihood", [BernoulliLikelihood(), StudentTLikelihood()])
+def test_few_rows_are_judged_by_dense_matrices(likelihood, monkeypatch):
+    """Where these are exact, with the densities that kernel passes find."""
+    x, y = boxes(240)
+    model = GP(x, y if isinstance(likelihood, BernoulliLikelihood) else x[:, 0].log(), likelihood).eval()
+    train, held_out, solvers = torch.arange(160), torch.arange(160, 240), []
+
+    def densities() -> torch.Tensor:
+        found, interrupted = judging.densities_at_mode(model, model, train, held_out, Deadline())
+        assert not interrupted
+        return found
+
+    def seen(operator: object, mean: object, observations: object, solver: object, **options: object) -> object:
+        solvers.append(type(solver).__name__)
+        return solve(operator, mean, observations, solver, **options)
+
+    monkeypatch.setattr(judging, "solve", seen)
+    dense = densities()
+    monkeypatch.setattr(few_values, "_DENSE_VALUES", 0)
+    torch.testing.assert_close(dense, densities(), rtol=1e-2, atol=1e-2)
+    exact = model.calculus.curvature == "hessian"
+    assert solvers == ["DenseNewton" if exact else "SubspaceNewton", "SubspaceNewton"]
+
+
+@pytest.mark.parametrize(("num_rows", "folds"), [(1000, 0), (1200, 4), (1700, 3), (2100, 1)])
+def test_finalists_are_judged_by_nearly_every_row(num_rows, folds):
+    model = model_of(*boxes(num_rows))
+    splits = judging_splits(model.observations, most_to_learn=1000, seed=0)
+    assert len(splits) == folds
+    for train, held_out in splits:
+        assert len(train) <= 1000
+        assert not set(train.tolist()) & set(held_out.tolist())
+    judges = [row for _, held_out in splits for row in held_out.tolist()]
+    assert len(judges) == len(set(judges)) == (num_rows if folds > 1 else 1100 * folds)
+
+
+def test_where_time_is_short_each_has_a_brief_turn(monkeypatch):
+    """By a clock that only evaluations move: six longer turns would not fit."""
+    now, evaluate, judge = 0.0, Learner.evaluate, structure_search.densities_at_mode
+
+    def rows_of(model: GP) -> int:
+        return model.train_targets.shape[0]
+
+    def slowly(self: Learner, objective: PredictiveLogDensity) -> float:
+        nonlocal now
+        now += objective.num_rows / 1000.0
+        return evaluate(self, objective)
+
+    def judged(model: GP, data: GP, train: torch.Tensor, *others: object) -> object:
+        nonlocal now
+        now += len(train) / 1000.0
+        return judge(model, data, train, *others)
+
+    monkeypatch.setattr(Learner, "evaluate", slowly)
+    monkeypatch.setattr(structure_search, "densities_at_mode", judged)
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    x, y = boxes(1600)
+    result = itergp.fit(model_of(x, y), structures="auto", time_limit=90.0, calibrate=False, progress=False)
+    rounds = [trial.rounds for trial in result.comparison.trials]
+    assert min(rounds) >= 1  # one after another, each would have taken 9 of 30 seconds
+    assert max(rounds) >= 2
+    best = max(result.comparison.trials, key=lambda trial: (trial.rounds, trial.log_density))
+    assert result.comparison.chosen == best.structure
+
+
+def test_a_generous_time_limit_changes_no_choice():
+    x, y = boxes(240)
+    found = [
+        itergp.fit(model_of(x, y), structures=[SIMPLE, RANKS], max_iterations=2, time_limit=limit).comparison
+        for limit in (None, 1000.0)
+    ]
+    first, second = (
+        [(trial.structure, trial.log_density, trial.rounds) for trial in comparison.trials] for comparison in found
+    )
+    assert first == second
+
+
 def test_a_time_limit_bounds_the_whole_call():
     model = model_of(*boxes(3000))
     begun = time.perf_counter()
     result = itergp.fit(model, structures="auto", time_limit=1.0)
     assert time.perf_counter() - begun < 20.0  # one turn and one stage are always finished, on any machine
-    assert any(trial.rounds == 0 for trial in result.comparison.trials)
+    assert any(trial.rounds < 2 for trial in result.comparison.trials)
     assert bool(torch.isfinite(model.predict(boxes(10)[0]).probs).all())
 
 

@@ -962,3 +962,20 @@ def test_predictions_worse_than_those_of_a_constant_are_said_to_be(approximation
     ):
         GPRegressor(kernel, **options, max_iterations=2).fit(X, y)
     GPRegressor("rbf", **options, max_iterations=20).fit(X, X[:, 0] + y)
+
+
+def test_heavy_weights_are_warned_of():
+    """They count rows, as in scikit-learn; surveys mean something else by them."""
+    rng = np.random.default_rng(0)
+    x, weights = rng.normal(size=(30, 2)), rng.uniform(100.0, 500.0, 30)
+    y = x[:, 0] + 0.3 * rng.normal(size=30)
+    heavy = GPRegressor(kernel="rbf", max_iterations=1)
+    with pytest.warns(
+        ItergpWarning, match=r"one of weight w is w equal rows.*Got a mean of .* divide them by their mean"
+    ):
+        heavy.fit(x, y, sample_weight=weights)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", ItergpWarning)
+        GPRegressor(kernel="rbf", max_iterations=1).fit(x, y, sample_weight=weights / weights.mean())
+        counts = rng.poisson(3.0, 30) / weights
+        GPCountRegressor(distribution="poisson", kernel="rbf", max_iterations=1).fit(x, counts, sample_weight=weights)
