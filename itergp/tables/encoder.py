@@ -94,6 +94,9 @@ class TableEncoder(TransformerMixin, BaseEstimator):
 
         Returns:
             The encoder.
+
+        Raises:
+            InputError: If the table cannot be read, or no column says anything about more than one row.
         """
         table = read_table(X)
         self._remember(table)

@@ -175,7 +175,7 @@ def test_a_plan_says_what_it_takes():
     model = GP(x, (x[:, 0] > x[:, 1]).long(), BernoulliLikelihood(), kernel=_kernel(1.5, 0.1).float()).eval()
     plan = model.plan()
     assert (plan.operator, plan.entries) == ("FourierOperator", 0)
-    assert plan.memory["windows and grids"] == FourierOperator(model.covar_module, x).held_memory
+    assert plan.memory["windows and grids"] == model.make_operator(model.prior_at(), model.observations).held_memory
     assert 0.0 < plan.seconds < 600.0
 
 

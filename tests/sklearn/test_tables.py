@@ -182,11 +182,12 @@ def test_encoding_pipelines_work_on():
 
 
 @pytest.mark.parametrize(
-    ("kernel", "solver"), [(AdditiveLaplacianKernel(2), SubspaceNewton), ("rbf", LinearTimeNewton)]
+    ("kernel", "columns", "solver"),
+    [(AdditiveLaplacianKernel(2), 2, SubspaceNewton), ("rbf", 2, SubspaceNewton), ("rbf", 4, LinearTimeNewton)],
 )
-def test_many_rows_of_an_additive_kernel_are_conditioned_on_exactly(kernel, solver, monkeypatch):
+def test_many_rows_are_conditioned_on_exactly_where_a_pass_needs_no_matrix(kernel, columns, solver, monkeypatch):
     """A pass takes linear time then; others begin with a support."""
     monkeypatch.setattr(model, "_LINEAR_ROWS", 5000)
-    X = np.random.default_rng(0).normal(size=(6000, 2))
+    X = np.random.default_rng(0).normal(size=(6000, columns))
     estimator = GPClassifier(kernel, optimizer=None, approximation="laplace").fit(X, X[:, 0] > 0)
     assert type(estimator.model_.solver) is solver

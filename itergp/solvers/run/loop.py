@@ -142,8 +142,9 @@ class Stage:
         problem, tolerance = self.problem, self.solver.tolerance
         per_row = 0.5 * posterior.norm_squared / problem.num_rows
         exhausted = status.reason in (Reason.PRECISION, Reason.POLICY)
-        if exhausted and problem.site.log_concave and per_row <= tolerance:
-            return Status(Reason.CONVERGED, f"gap {per_row:.2g} nats per row, tolerance {tolerance:.2g}")
+        if exhausted and per_row <= tolerance:
+            reason = Reason.CONVERGED if problem.site.log_concave else Reason.STATIONARY
+            return Status(reason, f"gap {per_row:.2g} nats per row, tolerance {tolerance:.2g}")
         return status
 
     # ----------------------------------------------------------------------- the mode
