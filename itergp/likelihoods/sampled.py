@@ -179,14 +179,16 @@ def _finer(few: Tensor, covariance: Tensor, level: int) -> tuple[Tensor, Tensor]
     """More nodes ``(S, n, C)`` for marginals ``(n, C, C)``, with their weights: even samples, turned at random in each row.
 
     How they are turned comes from a row's few standard normal nodes, of which ``(S', n, C)`` are given as offsets: it is then
-    the same whatever other rows there are, and does not change with the marginal.
+    the same whatever other rows there are, and does not change with the marginal. They are reflected along C nodes, one after
+    another, which rounding of the nodes hardly changes: an orthogonal factor of them may turn by any angle where it is large.
     """
     latents = few.shape[-1]
     samples = _even_samples(num_pairs(latents) * _FINER**level, latents).to(covariance)
     root = psd_root(covariance)
     standard, _ = torch.linalg.solve_ex(root.detach(), few[:latents].permute(1, 2, 0))
-    turned, triangle = torch.linalg.qr(standard.nan_to_num(posinf=0.0, neginf=0.0))
-    signs = torch.where(triangle.diagonal(dim1=-2, dim2=-1) < 0.0, -1.0, 1.0).to(turned)
-    turned = turned * signs.unsqueeze(-2)  # without jumps
-    half = torch.einsum("nij,sj->sni", root @ turned, samples)
+    units = torch.nn.functional.normalize(standard.nan_to_num(posinf=0.0, neginf=0.0), dim=-2)
+    turned = root
+    for along in units.unbind(-1):
+        turned = turned - 2.0 * (turned @ along.unsqueeze(-1)) * along.unsqueeze(-2)
+    half = torch.einsum("nij,sj->sni", turned, samples)
     return torch.cat([half, -half]), covariance.new_full((2 * len(samples),), 0.5 / len(samples))

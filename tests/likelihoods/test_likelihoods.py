@@ -1361,3 +1361,25 @@ def test_parameters_are_within_their_bounds(value):
     assert float(likelihood.noise.detach()) == pytest.approx(2e-8, rel=1e-3)
     with pytest.raises(InputError, match="`noise` must be between"):
         likelihood.noise = value
+
+
+def test_finer_samples_do_not_turn_with_rounding():
+    """An orthogonal factor of nodes that are near dependent, as some of many rows have, did: rounds did not settle."""
+    rows, latents = 100, 10
+    root = torch.eye(latents) + 0.3 * torch.randn(latents, latents, generator=torch.Generator().manual_seed(0)).tril(-1)
+    covariance = (30.0 * root @ root.mT).expand(rows, latents, latents)
+    nodes, _ = sampled.antithetic_nodes(torch.zeros(rows, latents))
+    nodes[latents - 1] = 0.3 * nodes[: latents - 1].sum(0) + 1e-6 * nodes[latents - 1]
+
+    def finer(covariance):
+        return sampled._finer(base.node_offsets(sampled.psd_root(covariance), nodes), covariance, 1)[0]
+
+    assert (finer(covariance) - finer(covariance * (1.0 + 1e-5))).abs().amax() < 0.01
+
+
+def test_finer_samples_have_the_moments_of_the_marginals():
+    covariance = torch.tensor([[4.0, 1.0, 0.0], [1.0, 9.0, -2.0], [0.0, -2.0, 25.0]]).double().expand(5, 3, 3)
+    nodes, _ = sampled.antithetic_nodes(torch.zeros(5, 3, dtype=torch.float64))
+    finer, weights = sampled._finer(base.node_offsets(sampled.psd_root(covariance), nodes), covariance, 2)
+    torch.testing.assert_close(torch.einsum("s,sni,snj->nij", weights, finer, finer), covariance)
+    assert float((finer[:, 0] - finer[:, 1]).abs().amax()) > 1.0  # others for every row
