@@ -1,10 +1,12 @@
-"""Checks of arguments that every part of the package makes, with one wording."""
+"""Checks that every part of the package makes, of arguments and of what is installed, with one wording."""
 
 from __future__ import annotations
 
+import importlib
 import numbers
+from typing import Any
 
-from itergp.errors import InputError
+from itergp.errors import InputError, MissingExtraError
 
 
 def require_positive(name: str, value: float | None, *, integer: bool = False) -> None:
@@ -24,3 +26,22 @@ def require_positive(name: str, value: float | None, *, integer: bool = False) -
 def is_nonnegative(value: object) -> bool:
     """Whether a value is a number, not a truth value, and 0 or more."""
     return isinstance(value, numbers.Real) and not isinstance(value, bool) and float(value) >= 0.0
+
+
+def require_module(name: str, purpose: str, extra: str) -> Any:
+    """A module that an extra installs.
+
+    Args:
+        name: Of the module.
+        purpose: What needs it, as the first words of a sentence.
+        extra: That installs it.
+
+    Raises:
+        MissingExtraError: If it is not there, saying which extra to install.
+    """
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise MissingExtraError(
+            f"{purpose} needs {name.partition('.')[0]}. It is not installed. Install it with `pip install itergp[{extra}]`."
+        ) from error

@@ -27,5 +27,9 @@ class InputError(ValueError):
     """Inputs, targets or settings that cannot be used, with what must hold, what was got and what to do."""
 
 
+class MissingExtraError(ImportError):
+    """A package that only some parts need is not installed."""
+
+
 class ItergpWarning(UserWarning):
     """Something works but deserves attention, for example targets of one class only."""

@@ -53,13 +53,13 @@ def run(results: Results, names: Iterable[str] = NAMES, seeds: Iterable[int] = S
         assert fitted.calibration is not None
         chosen = fitted.calibration.approximation, fitted.calibration.tempering
         found = {"default": _judged(model, problem)}
-        latents, exact = model.observations.likelihood.num_latents, model.solver
+        latents, solver = model.observations.likelihood.num_latents, model.solver
         with torch.no_grad():
             model.approximation = "laplace"
             found["mode"] = _judged(model, problem, math.inf)
             if latents == 1 and len(data.y) <= DENSE_VALUES:
                 model.approximation, model.solver = "variational", DenseNewton()
                 found["exact"] = _judged(model, problem, 0.0)
-                model.solver = exact
+                model.solver = solver
         figures = {f"{what}_{key}": value for what, both in found.items() for key, value in both.items()}
         results.add("defaults", data=name, seed=seed, approximation=chosen[0], tempering=str(chosen[1]), **figures)

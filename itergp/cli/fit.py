@@ -10,9 +10,10 @@ from typing import Any
 
 from rich.console import Console
 
+from itergp.checks import require_module
 from itergp.cli.learning import TASKS, Problem, add_options
 from itergp.cli.progress import FitProgress
-from itergp.cli.tables import require, require_room
+from itergp.cli.tables import require_room
 from itergp.errors import InputError
 
 _LEGEND = """\
@@ -95,7 +96,7 @@ def _require_reports(path: Path) -> None:
         InputError: If there is no such folder.
         MissingExtraError: If a package is not installed.
     """
-    require("matplotlib", "A report", "plot")
+    require_module("matplotlib", "A report", "plot")
     if path.is_dir() or not path.absolute().parent.is_dir():
         raise InputError(
             f"`--report` must be a file in a folder that exists. Got {str(path)!r}. Choose another name, or make the folder."

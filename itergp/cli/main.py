@@ -10,8 +10,7 @@ from typing import Any
 
 from itergp._version import __version__
 from itergp.cli import compare, demo, fit, info, predict
-from itergp.cli.tables import MissingExtraError
-from itergp.errors import InputError, ItergpWarning, SolverError
+from itergp.errors import InputError, ItergpWarning, MissingExtraError, SolverError
 
 _OK, _FAILURE, _BAD_INPUT, _INTERRUPTED = 0, 1, 2, 130
 

@@ -7,7 +7,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from itergp.cli.tables import TableWriter, open_file, require, require_columns, require_room
+from itergp.checks import require_module
+from itergp.cli.tables import TableWriter, open_file, require_columns, require_room
 from itergp.diagnostics import ProgressBar
 from itergp.errors import InputError
 
@@ -70,7 +71,7 @@ def _of_batch(estimator: Any, frame: Any, names: Any, options: argparse.Namespac
         X = X.drop(columns=options.exposure) if names is None else X
     predictions = predict(estimator, X, options.quantiles, **observation)
     if options.with_inputs:
-        pandas = require("pandas", "Reading tables", "tables")
+        pandas = require_module("pandas", "Reading tables", "tables")
         predictions = pandas.concat([frame, predictions], axis=1)
     return predictions
 
@@ -84,7 +85,7 @@ def predict(estimator: Any, X: Any, quantiles: tuple[float, ...], **observation:
         quantiles: Levels.
         **observation: ``exposure`` of counts.
     """
-    pandas = require("pandas", "Reading tables", "tables")
+    pandas = require_module("pandas", "Reading tables", "tables")
     if hasattr(estimator, "classes_"):
         probs = estimator.predict_proba(X)
         columns = {"prediction": estimator.classes_[probs.argmax(-1)]}

@@ -9,27 +9,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from itergp.checks import require_module
 from itergp.errors import InputError
 
 _PARQUET = (".parquet", ".pq")
-
-
-class MissingExtraError(ImportError):
-    """A package that only some commands need is not installed."""
-
-
-def require(name: str, purpose: str, extra: str) -> Any:
-    """A module that an extra installs.
-
-    Raises:
-        MissingExtraError: If it is not there, saying which extra to install.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise MissingExtraError(
-            f"{purpose} needs {name.partition('.')[0]}. It is not installed. Install it with `pip install itergp[{extra}]`."
-        ) from error
 
 
 def require_room(name: str) -> Any:
@@ -38,7 +21,7 @@ def require_room(name: str) -> Any:
     Raises:
         MissingExtraError: If scikit-learn is not installed.
     """
-    require("sklearn", "This command", "sklearn")
+    require_module("sklearn", "This command", "sklearn")
     return importlib.import_module(name)
 
 
@@ -54,7 +37,7 @@ def open_file(path: Path, separator: str | None = None) -> Any:
         MissingExtraError: If scikit-learn, pandas or pyarrow is not installed.
     """
     for name in ("pandas", "pyarrow"):
-        require(name, "Reading tables", "tables")
+        require_module(name, "Reading tables", "tables")
     return require_room("itergp.tables").TableFile(path, separator)
 
 
@@ -75,8 +58,8 @@ class TableWriter:
         self._parquet: Any = None
         self._begun = False
         if path is not None and path.suffix.lower() in _PARQUET:
-            self._arrow = require("pyarrow", "Writing Parquet", "tables")
-            self._library = require("pyarrow.parquet", "Writing Parquet", "tables")
+            self._arrow = require_module("pyarrow", "Writing Parquet", "tables")
+            self._library = require_module("pyarrow.parquet", "Writing Parquet", "tables")
         else:
             self._library = None
 

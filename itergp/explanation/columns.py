@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from itergp.checks import require_module
 from itergp.errors import InputError
-from itergp.explanation.extras import pandas_for
 from itergp.tables import (
     CategoricalColumn,
     DateColumn,
@@ -247,5 +247,5 @@ def shown_place(view: ColumnView, place: float) -> str:
         return MISSING
     value = view.values(np.array([place]))[0]
     if view.kind == "date":
-        return str(pandas_for("A date").Timestamp(value).date())
+        return str(require_module("pandas", "A date", "tables").Timestamp(value).date())
     return value if isinstance(value, str) else f"{value:.4g}"

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from itergp.checks import require_module
 from itergp.errors import InputError
 from itergp.explanation.columns import ColumnView, Grid, choose
-from itergp.explanation.extras import pandas_for
 from itergp.explanation.responses import Average
 from itergp.explanation.subject import Subject, as_weights, with_values
 
@@ -105,7 +105,7 @@ def effects(subject: Subject, columns: Any = None) -> Any:
         subject: What is explained.
         columns: Names or numbers; default all.
     """
-    pandas = pandas_for("A table of effects")
+    pandas = require_module("pandas", "A table of effects", "tables")
     names = subject.response.outputs
     parts = []
     for view in choose(subject.encoder, columns):
@@ -133,7 +133,7 @@ def interaction(subject: Subject, first: Any, second: Any) -> Any:
         first: Name or number of a column.
         second: Of another one.
     """
-    pandas = pandas_for("A table of effects")
+    pandas = require_module("pandas", "A table of effects", "tables")
     one, other = pair_of(subject, (first, second))
     found, names = surface(subject, one, other), subject.response.outputs
     values = [grid.values for grid in found.grids]

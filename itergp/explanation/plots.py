@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from itergp.checks import require_module
 from itergp.diagnostics.plots import BLUE, GREY, ORANGE
 from itergp.errors import InputError
 from itergp.explanation.columns import MISSING, ColumnView, Grid, choose
 from itergp.explanation.effects import Curve, Surface, curve, pair_of, surface
-from itergp.explanation.extras import matplotlib_for
 from itergp.explanation.importances import importances
 from itergp.explanation.subject import Subject
 
@@ -43,7 +43,7 @@ def plot_effects(
     Raises:
         InputError: If there is nothing to draw, or there are too few axes.
     """
-    matplotlib_for("A plot of effects")
+    require_module("matplotlib", "A plot of effects", "plot")
     singles = (
         most_important(subject) if columns is None and interactions is None else choose(subject.encoder, columns or [])
     )
@@ -199,7 +199,7 @@ def _panels(count: int, ax: Any, *, wide: bool) -> tuple[list[Axes], Any]:
                 "figure."
             )
         return panels, None
-    pyplot = matplotlib_for("A plot of effects", "matplotlib.pyplot")
+    pyplot = require_module("matplotlib.pyplot", "A plot of effects", "plot")
     across = min(_ACROSS, count)
     down = math.ceil(count / across)
     width = _WIDTH + (1.0 if wide or count == 1 else 0.0)
@@ -221,7 +221,7 @@ def _same_limits(panels: Sequence[Axes]) -> None:
 def _number_axis(axes: Axes, direction: Any, view: ColumnView) -> None:
     axis = getattr(axes, f"{direction}axis")
     if view.kind == "date":
-        dates = matplotlib_for("An axis of dates", "matplotlib.dates")
+        dates = require_module("matplotlib.dates", "An axis of dates", "plot")
         locator = dates.AutoDateLocator(minticks=2, maxticks=5)
         axis.set_major_locator(locator)
         axis.set_major_formatter(dates.ConciseDateFormatter(locator))
@@ -270,7 +270,7 @@ def _color(rank: int, count: int) -> Any:
         return BLUE
     if count == 2:
         return (ORANGE, BLUE)[rank]
-    return matplotlib_for("A plot of effects").colormaps["tab10"](rank)
+    return require_module("matplotlib", "A plot of effects", "plot").colormaps["tab10"](rank)
 
 
 def _legend(panel: Axes, figure: Any, left: int) -> None:

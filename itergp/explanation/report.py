@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from itergp.checks import require_module
 from itergp.diagnostics import Trace, censoring_survival, concordance_index, plot_reliability, reliability
 from itergp.diagnostics.estimates import Estimate
 from itergp.diagnostics.findings import number, several, share
@@ -24,7 +25,6 @@ from itergp.diagnostics.plots import BLUE, GREY
 from itergp.errors import InputError
 from itergp.explanation.baselines import baselines
 from itergp.explanation.columns import ColumnView
-from itergp.explanation.extras import matplotlib_for, pandas_for
 from itergp.explanation.held_out import can_hold_out, covered, predict_rows, split
 from itergp.explanation.importances import importances
 from itergp.explanation.plots import plot_effects, plot_importances
@@ -82,8 +82,8 @@ def write_report(path: str | os.PathLike[str], subject: Subject, unseen: Rows | 
     Raises:
         InputError: If the file cannot be written.
     """
-    pandas_for("A report")
-    matplotlib_for("A report")
+    require_module("pandas", "A report", "tables")
+    require_module("matplotlib", "A report", "plot")
     text = make_report(subject, unseen)
     target = Path(path)
     draft = target.with_name(f".{target.name}.{uuid.uuid4().hex}.tmp")
@@ -395,14 +395,14 @@ def _table(header: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
 
 
 def _subplots(size: tuple[float, float]) -> tuple[Any, Any]:
-    pyplot = matplotlib_for("A report", "matplotlib.pyplot")
+    pyplot = require_module("matplotlib.pyplot", "A report", "plot")
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
     return figure, axes
 
 
 def _figure(figure: Any, alt: str) -> str:
     """A figure as an image within the page; the figure is closed."""
-    pyplot = matplotlib_for("A report", "matplotlib.pyplot")
+    pyplot = require_module("matplotlib.pyplot", "A report", "plot")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=110)
     pyplot.close(figure)

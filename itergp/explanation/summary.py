@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from itergp.checks import require_module
 from itergp.diagnostics import Finding
 from itergp.diagnostics.estimates import Estimate
 from itergp.diagnostics.findings import number, several, share
 from itergp.explanation.baselines import CONSTANT
 from itergp.explanation.columns import ColumnView
-from itergp.explanation.extras import pandas_for
 from itergp.explanation.held_out import FEW_ROWS, HeldOut, held_out
 from itergp.explanation.importances import importances, total_effects
 from itergp.explanation.limits import limits
@@ -111,7 +111,7 @@ class Summary:
 
 def summarise(subject: Subject) -> Summary:
     """The summary of a fitted estimator, see ``GPRegressor.summary``."""
-    pandas = pandas_for("A summary")
+    pandas = require_module("pandas", "A summary", "tables")
     judged: HeldOut | None = subject.once("held out", held_out)
     table = pandas.DataFrame(subject.once("columns of the summary", column_rows))
     observes, notes = subject.observes, _notes(subject, judged)

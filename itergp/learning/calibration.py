@@ -16,7 +16,7 @@ from itergp.models import LatentPosterior, NetworkGP, NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.models.network_data import NetworkData
 from itergp.objectives import NEVER, Deadline, OutOfTimeError
-from itergp.operators import Prior, make_operator
+from itergp.operators import Prior
 from itergp.posterior.tempering import tempered
 from itergp.solvers import APPROXIMATIONS, Reason, Solution, solve
 
@@ -268,14 +268,7 @@ def _marginals(
     deadline.check()
     part, seen = share_latents(distinct_rows(model, prior, train), prior.take(train), model.observations.take(train))
     validation = prior.take(held_out)
-    operator = make_operator(
-        prior.kernel,
-        part.features,
-        num_kernels=prior.num_kernels,
-        kind=model.operator_kind,
-        memory_budget=model.memory_budget,
-        curvature=seen.largest_curvature,
-    )
+    operator = model.make_operator(part, seen)
     results: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
     solution: Solution | None = None
     for approximation in sorted(approximations):  # the Laplace mode is where the variational solve starts

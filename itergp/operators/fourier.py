@@ -25,7 +25,8 @@ _ROWS_OF_TOLERANCE, _SMALLEST_TOLERANCE = 20_000, 5e-7
 _UNRESOLVED, _UNRESOLVED_OF_TRACE = 0.1, 0.01
 _INFORMATION = 0.25  # of a row about its latent value, a label's at most
 _MOST_RESOLVED = 300  # functions that the data say something about, for some two hundred actions to know them well
-_FINER = 4.0  # tolerances, where the certificate would see errors of products
+# The smallest tolerances that "auto" tries, one after another, where the certificate would see errors of products.
+_FINEST, _COARSER = {torch.float32: 5e-7, torch.float64: 1e-9}, 4.0
 _COLUMNS = 8  # that go to the grid and back together
 _GRIDS = 4  # held at once, for every column
 # Seconds of a core for a kernel entry: evaluated for its row and its column, or kept, and for every column multiplied.
@@ -102,21 +103,21 @@ class FourierOperator(KernelOperator):
             curvature: A bound on that of any row.
         """
         size, item = inputs.shape[-2], inputs.element_size()
+        if size < LEAST_ROWS or math.isinf(curvature):
+            return None
         form = as_fourier_form(kernel, num_kernels, inputs.shape[-1])
-        if form is None or size < LEAST_ROWS or math.isinf(curvature) or not _is_finite(form, inputs):
+        if form is None or not _is_finite(form, inputs):
             return None
         kept = num_kernels * size**2 * item // 2 <= budget
         by_entries = size**2 * ((_SECONDS_KEPT if kept else _SECONDS_EVALUATED) + _COLUMNS * _SECONDS_MULTIPLIED)
-        tolerance, smallest = _tolerance(inputs), _SMALLEST_TOLERANCE * min(1.0, torch.finfo(inputs.dtype).eps / 1e-7)
-        while tolerance >= smallest:
-            lattice = _lattice(form, inputs, tolerance)
-            held = _held(lattice, size, item, num_kernels, inputs.dim() == 3)
-            if held > _SHARE_HELD * budget or _COLUMNS * lattice.seconds(size) >= by_entries:
-                return None
+        tolerance, wanted = _tolerance(inputs), _unseen_error(size, curvature)
+        while tolerance >= _FINEST.get(inputs.dtype, _FINEST[torch.float32]):
             found = cls(kernel, inputs, num_kernels=num_kernels, memory_budget=budget, tolerance=tolerance)
-            if float(found.product_error.amax()) <= _unseen_error(size, curvature):
+            if found.held_memory > _SHARE_HELD * budget or _COLUMNS * found.lattice.seconds(size) >= by_entries:
+                return None
+            if float(found.product_error.amax()) <= wanted:
                 return found
-            tolerance /= _FINER
+            tolerance /= _COARSER
         return None
 
     def timing_sample(self, inputs: Tensor) -> FourierOperator:
@@ -236,8 +237,9 @@ class FourierOperator(KernelOperator):
     @property
     def held_memory(self) -> int:
         """Bytes of the windows of all rows, and of the grids of a few columns."""
-        own = self.inputs.dim() == 3
-        return _held(self.lattice, self.num_rows, self.inputs.element_size(), self.num_kernels, own)
+        lattice, item = self.lattice, self.inputs.element_size()
+        grids = (_GRIDS * _COLUMNS + self.num_kernels) * math.prod(lattice.shape) * item
+        return self._own_inputs * GridRows.memory_of(lattice, self.num_rows, item) + grids
 
     # --------------------------------------------------------- preconditioner
     def preconditioner(self, curvature: Tensor) -> FourierPreconditioner:
@@ -310,8 +312,3 @@ def _lattice(form: FourierForm, inputs: Tensor, tolerance: float) -> Lattice:
     points = _active(inputs.detach(), form)
     low, high = (bound.double().cpu().numpy() for bound in (points.amin((0, 1)), points.amax((0, 1))))
     return Lattice.design(form.terms, np.asarray(low), np.asarray(high), points.shape[-2], tolerance)
-
-
-def _held(lattice: Lattice, num_rows: int, itemsize: int, num_kernels: int, own_inputs: bool) -> int:
-    grids = (_GRIDS * _COLUMNS + num_kernels) * math.prod(lattice.shape) * itemsize
-    return (num_kernels if own_inputs else 1) * GridRows.memory_of(lattice, num_rows, itemsize) + grids

@@ -254,6 +254,7 @@ class DenseNewton(BaseSolver[DenseState]):
 
 
 def _weights_by_subspaces(problem: Problem) -> Tensor:
+    """V ``(N, C)`` that ``SubspaceNewton`` comes to, at a kernel pass for each of its steps."""
     solver = SubspaceNewton(covariance_rank=0)
     state = solver.init(problem)
     while solver.status(problem, state, UNLIMITED) is None:

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from itergp.checks import require_module
 from itergp.errors import InputError
 from itergp.tables.dialect import Dialect
 from itergp.tables.table import ColumnsOnDemand, Table
@@ -67,8 +68,8 @@ class TableFile:
         self.path = Path(path)
         if not self.path.is_file():
             raise InputError(f"The data must be a file. Got {str(path)!r}, which is none. Check name and folder.")
-        self._pandas = _library("pandas")
-        self._parquet = _library("pyarrow.parquet")
+        self._pandas = require_module("pandas", "Reading tables", "tables")
+        self._parquet = require_module("pyarrow.parquet", "Reading tables", "tables")
         is_parquet = self.path.suffix.lower() in _PARQUET
         with self._readable("Parquet" if is_parquet else "CSV"):
             self._source = self.path if is_parquet else self._spooled(Dialect.of(self.path, separator))
@@ -201,15 +202,6 @@ class _Readable:
                 f"The data must be a {self.kind} table with a header. Got {str(self.path)!r}, which cannot be read as one "
                 f"({reason}). Check separator and encoding."
             ) from error
-
-
-def _library(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(
-            f"Reading tables needs {name.partition('.')[0]}. It is not installed. Install it with `pip install itergp[tables]`."
-        ) from error
 
 
 def _kind(column: Any) -> str:

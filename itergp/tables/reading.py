@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ import psutil
 from numpy.typing import NDArray
 from scipy import sparse
 
+from itergp.checks import require_module
 from itergp.errors import InputError
 from itergp.tables.files import as_file, is_file
 from itergp.tables.table import Table
@@ -40,18 +40,9 @@ def read_table(X: Any) -> Table:
         array = _as_array(X)
         if array.dtype.kind in _NUMBERS:
             return _from_array(array)
-        frame = _pandas("Text and objects in X").DataFrame(array, dtype=object)
+        frame = require_module("pandas", "An array of objects", "tables").DataFrame(array, dtype=object)
         return _from_frame(frame, None)
     return _from_frame(frame, _labels(frame))
-
-
-def _pandas(purpose: str) -> Any:
-    try:
-        return importlib.import_module("pandas")
-    except ImportError as error:
-        raise ImportError(
-            f"{purpose} need pandas. It is not installed. Install it with `pip install itergp[tables]`."
-        ) from error
 
 
 def _as_frame(X: Any) -> Any:
@@ -66,13 +57,15 @@ def _as_frame(X: Any) -> Any:
         X = X.collect() if hasattr(X, "collect") else X
         return X.to_pandas() if hasattr(X, "columns") else _refuse_vector(X)
     if isinstance(X, np.ndarray) and X.dtype.names is not None:
-        return _pandas("Structured arrays").DataFrame({name: X[name] for name in X.dtype.names})
+        return require_module("pandas", "A structured array", "tables").DataFrame(
+            {name: X[name] for name in X.dtype.names}
+        )
     records = isinstance(X, (list, tuple)) and len(X) > 0 and all(isinstance(row, Mapping) for row in X)
     if records or isinstance(X, Mapping):
-        return _pandas("Dictionaries").DataFrame(X)
+        return require_module("pandas", "A list of dictionaries", "tables").DataFrame(X)
     if hasattr(X, "to_pandas"):
         return X.to_pandas()
-    return _pandas("Tables").DataFrame(X) if hasattr(X, "__dataframe__") else None
+    return require_module("pandas", "A table", "tables").DataFrame(X) if hasattr(X, "__dataframe__") else None
 
 
 def _refuse_vector(X: Any) -> Any:

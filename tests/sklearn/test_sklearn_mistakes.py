@@ -314,12 +314,13 @@ def test_15_labels_may_be_booleans():
 
 
 def test_18_a_missing_extra_is_named():
-    from itergp.cli.tables import MissingExtraError, require
+    from itergp.checks import require_module
+    from itergp.errors import MissingExtraError
 
     with pytest.raises(
         MissingExtraError, match=r"Flying needs nosuchpackage\. It is not installed\. Install it with `pip"
     ):
-        require("nosuchpackage.wings", "Flying", "wings")
+        require_module("nosuchpackage.wings", "Flying", "wings")
 
 
 def test_every_number_has_a_test():

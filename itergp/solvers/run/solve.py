@@ -85,10 +85,10 @@ def solve(
         run = replace(run, refines=variational and solver.rounds is not None)
         solution = None
         if run.position.stage == 0:
-            mode = observations.likelihood.bounded_density or not variational
-            solution = Stage(
-                run, problem if mode else _without_mode(run, problem), warm_start, final=not variational
-            ).run()
+            first = problem
+            if variational and not observations.likelihood.bounded_density:
+                first = _without_mode(run, problem)
+            solution = Stage(run, first, warm_start, final=not variational).run()
         if variational:
             solution = _variational_stages(run, problem, solution)
     assert solution is not None
