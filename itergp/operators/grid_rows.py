@@ -100,9 +100,8 @@ def largest_row_sum(lattice: Lattice, points: Tensor, kernel: int) -> float:
     shape = tuple(scipy.fft.next_fast_len(int(n), real=True) for n in used + reach)
     counts = np.bincount(np.ravel_multi_index(tuple(cells.T), shape), minlength=math.prod(shape)).reshape(shape)
     axes = [np.minimum(np.arange(n), n - np.arange(n)) for n in shape]
-    near = [
-        np.maximum(axis[axis <= reach] - 1.0, 0.0) / parts for axis in axes
-    ]  # apart at least, of rows in such cells
+    # How far rows of such cells are apart at least.
+    near = [np.maximum(axis[axis <= reach] - 1.0, 0.0) / parts for axis in axes]
     values = np.zeros(shape)
     distances = np.stack(np.meshgrid(*near, indexing="ij"), -1)
     values[np.ix_(*[axis <= reach for axis in axes])] = lattice.envelope(kernel, distances)

@@ -30,9 +30,8 @@ _IMAGE_ROW_SUM = 1e-3  # of one row with all others' images
 _FEWEST_POINTS, _MOST_POINTS = 16, 2.0**40  # along an axis; no memory holds the latter
 _WINDOWS = range(3, 15)
 _SHAPES = np.linspace(1.7, 3.1, 15)  # of windows, per grid point of width
-_MOST_AMPLIFIED = (
-    100.0  # what is divided by a window's transform, beside the lowest frequency: rounding is amplified, too
-)
+# What is divided by a window's transform, beside the lowest frequency: rounding is amplified, too.
+_MOST_AMPLIFIED = 100.0
 _FINER = (1.0, 1.2, 1.5, 2.0)  # grids than the cutoff needs, for which windows may be narrower
 _ALIASES = 4
 _SAMPLED_FREQUENCIES = 128

@@ -22,10 +22,8 @@ from itergp.operators.tiles import run, slices, threads_for
 _PIECE = 2**21  # numbers of an array that a scan works on: more leave the cache
 _PIECE_ELSEWHERE = 2**27  # on a GPU
 _MOVED_COLUMNS = 16  # a line of the cache: sorting them takes the time of a few
-_MOVED_ARRAYS, _MOVED_SHARE = (
-    4,
-    0.25,
-)  # of so many columns at once, and the share of the memory budget that they may take
+# Arrays of so many columns that there are at once, and the share of the memory budget that they may take.
+_MOVED_ARRAYS, _MOVED_SHARE = 4, 0.25
 _TERMS_TOGETHER = 2**18  # rows of terms that advance at once
 _DIRECT_SHARE = 3  # new inputs per column below which kernel entries are evaluated instead
 _TIMED_ROWS = 2**15

@@ -35,9 +35,8 @@ class Scaling:
         """From rows ``(N, D)`` and their weights ``(N,)``."""
         magnitude, mean, deviation = (np.empty(values.shape[1]) for _ in range(3))
         constant = np.empty(values.shape[1], dtype=bool)
-        for i, column in enumerate(
-            values.T
-        ):  # one after another: the arrays in between are as large as what they are made of
+        # One after another: the arrays in between are as large as what they are made of.
+        for i, column in enumerate(values.T):
             largest = np.abs(column).max()
             magnitude[i] = largest if largest > 0.0 else 1.0
             relative = column / magnitude[i]
