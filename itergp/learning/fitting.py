@@ -60,8 +60,6 @@ _SPREAD = 1.5  # standard deviation of the random starts, in the optimiser's var
 # (departures, 2,000 rows: -2.38, tempered -1.84). The last share is what conditioning always has.
 _SEARCH_SHARE, _LEARNING_SHARE, _COMPARING_SHARE, _LAST_SHARE = 0.33, 0.6, 0.67, 0.2
 _REFINEMENT_RATE = 0.7  # of the learning rate
-_MANY_LATENTS = 20
-_CALIBRATION_VALUES = 20_000  # latent values, rows times functions, to choose by
 _FIRST_ROWS = 400  # rows that choose where time may end before more of them have
 _COLLAPSED, _DIVERGED = 1e-3, 1e5
 _NO_NOISE = 1e-6  # a noise variance that nobody misses
@@ -470,16 +468,13 @@ def _calibrate(model: NonConjugateGP, seed: int, seconds: dict[str, float], dead
     ):
         return None
     begun = time.perf_counter()
-    latents = model.observations.likelihood.num_latents
-    least = 1000 if latents <= _MANY_LATENTS else 1001  # up to 1,000 rows each quarter is held out in turn
-    rows = max(least, min(4000, _CALIBRATION_VALUES // latents))
     calibration = None
     with contextlib.suppress(OutOfTimeError):
         limit_lengthscales(model, seed=seed, deadline=Deadline(0.5 * (begun + deadline.at)))
     # Where time may end, few rows choose first: of many classes, any choice beats the posterior itself (leaves, 1,430 rows of
     # 32 classes: held-out log-density -5.1, tempered -0.02).
     with contextlib.suppress(OutOfTimeError):
-        for number in (rows,) if deadline.left() is None else (min(_FIRST_ROWS, rows), rows):
+        for number in (None,) if deadline.left() is None else (_FIRST_ROWS, None):
             calibration = calibrate_predictions(model, num_rows=number, seed=seed, deadline=deadline)
             model.approximation, model.tempering = calibration.approximation, calibration.tempering
     seconds["calibrate"] = time.perf_counter() - begun

@@ -10,6 +10,7 @@ from itergp.likelihoods import Observations
 _FOLDS = 4
 _MOST_TO_JUDGE = 12_000  # finalists by
 _FEW_ROWS = 1000  # up to here a quarter says little: every row is held out once, or a third
+_MOST_HELD_OUT = 2000
 
 
 def _shuffled(observations: Observations, seed: int) -> Tensor:
@@ -60,8 +61,8 @@ def judging_splits(observations: Observations, *, most_to_learn: int, seed: int)
     return [(torch.cat([*folds[:k], *folds[k + 1 :]])[:most_to_learn], folds[k]) for k in range(number)]
 
 
-def held_out_splits(observations: Observations, *, num_rows: int, seed: int) -> list[tuple[Tensor, Tensor]]:
-    """Random rows divided in two: a quarter is held out, or, of few rows, each quarter in turn.
+def quarters(observations: Observations, *, num_rows: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """Random rows divided in two in four ways: each quarter is held out in turn; or once, of many rows 2,000.
 
     Args:
         observations: Of all rows; those without weight say nothing and are not drawn.
@@ -72,6 +73,13 @@ def held_out_splits(observations: Observations, *, num_rows: int, seed: int) -> 
         Pairs of row numbers: those to condition on, and those that are held out.
     """
     drawn = _shuffled(observations, seed)[:num_rows]
-    folds = drawn.tensor_split(min(_FOLDS, drawn.numel()))
-    turns = range(len(folds)) if drawn.numel() <= _FEW_ROWS else range(1)
-    return [(torch.cat([*folds[:k], *folds[k + 1 :]]), folds[k]) for k in turns]
+    if len(drawn) >= _FOLDS * _MOST_HELD_OUT:
+        return [(drawn[_MOST_HELD_OUT:], drawn[:_MOST_HELD_OUT])]
+    folds = drawn.tensor_split(min(_FOLDS, len(drawn)))
+    return [(torch.cat([*folds[:k], *folds[k + 1 :]]), folds[k]) for k in range(len(folds))]
+
+
+def held_out_splits(observations: Observations, *, num_rows: int, seed: int) -> list[tuple[Tensor, Tensor]]:
+    """The first of the ``quarters``, or, of few rows, all of them."""
+    splits = quarters(observations, num_rows=num_rows, seed=seed)
+    return splits if sum(len(rows) for rows in splits[0]) <= _FEW_ROWS else splits[:1]

@@ -232,6 +232,13 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         gradient, curvature = self._averages(self.derivatives, mean, offsets, weights, targets)
         return gradient, curvature
 
+    def expected_terms(
+        self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``expected_log_density`` in float64, and ``expected_derivatives``: what a Newton step wants to know."""
+        log_density = self.expected_log_density(mean.double(), offsets, weights.double(), targets)
+        return log_density, *self.expected_derivatives(mean, offsets, weights, targets)
+
     def expected_curvature(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
         """Expected curvature ``(N, C, C)`` that a covariance is conditioned with; arguments as in ``expected_log_density``.
 

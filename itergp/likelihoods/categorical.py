@@ -18,7 +18,7 @@ from itergp.likelihoods.targets import require_labels
 from itergp.numerics.blocks import Root
 
 _FEW_LATENTS = 8  # up to so many, outer products are summed pair by pair
-# What must be the present class's for shares of the classes to be observations.
+# What must be the present class's for shares of the classes to be observations, and for terms to be found together.
 _KNOW_SHARES = ("log_density", "derivatives", "expected_log_density", "expected_derivatives", "predictive_log_density")
 _CACHED_NUMBERS = 2**18  # nodes times latent functions times rows at a time
 _SUMMED_NUMBERS = 2**15  # the same in float64, for sums
@@ -60,8 +60,7 @@ class CategoricalLikelihood(Likelihood):
 
     def pooled(self, targets: Tensor, weight: Tensor, rows: Tensor, num_rows: int) -> Tensor | None:
         """The share of every class among the labels of a row ``(N, C)``, float64."""
-        kind = type(self)
-        if any(getattr(kind, name) is not getattr(CategoricalLikelihood, name) for name in _KNOW_SHARES):
+        if not self._is_softmax:
             return None
         size = self.num_classes
         counts = torch.zeros(num_rows * size, dtype=torch.float64, device=targets.device)
@@ -106,8 +105,22 @@ class CategoricalLikelihood(Likelihood):
         self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Expected gradient and curvature."""
-        gradient, curvature = self._by_width(_expected_derivatives, mean, offsets, weights, targets)
+        _, gradient, curvature = self._by_width(_expected_terms, mean, offsets, weights, targets)
         return gradient, curvature
+
+    def expected_terms(
+        self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """All three from one softmax."""
+        if not self._is_softmax:
+            return super().expected_terms(mean, offsets, weights, targets)
+        log_density, gradient, curvature = self._by_width(_expected_terms, mean, offsets, weights, targets)
+        return log_density, gradient, curvature
+
+    @property
+    def _is_softmax(self) -> bool:
+        """Whether no subclass has terms of its own."""
+        return all(getattr(type(self), name) is getattr(CategoricalLikelihood, name) for name in _KNOW_SHARES)
 
     def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Categorical:
         """Conditional distribution at latent values ``(..., N, C)``."""
@@ -139,22 +152,32 @@ def _expected_log_density(mean: Tensor, offsets: Tensor, weights: Tensor, target
     total = torch.cat(
         [torch.logsumexp(f.mT.contiguous(), -2).mT @ weights.to(f) for f in _pieces(mean, offsets, _SUMMED_NUMBERS)]
     )
+    return [_of_target(mean, targets) - total]
+
+
+def _of_target(mean: Tensor, targets: Tensor) -> Tensor:
+    """Mean latent values ``(N,)`` of what was observed."""
     if targets.dim() == 2:
-        return [(mean * targets.to(mean)).sum(-1) - total]
-    return [mean.gather(-1, targets.unsqueeze(-1)).squeeze(-1) - total]
+        return (mean * targets.to(mean)).sum(-1)
+    return mean.gather(-1, targets.unsqueeze(-1)).squeeze(-1)
 
 
-def _expected_derivatives(mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> list[Tensor]:
-    averages, moments = [], []
+def _expected_terms(mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> list[Tensor]:
+    """Expected log-density in float64, gradient and curvature.
+
+    ``logsumexp(f) = max_c f_c - log(max_c p_c)``, of which the first is exact, and the second between 0 and ``log C``.
+    """
+    totals, averages, moments = [], [], []
     for f in _pieces(mean, offsets):
-        probs = softmax(f).mT  # (S, C, n): rows lie along memory
+        values = f.mT.contiguous()  # (S, C, n): rows lie along memory
+        probs = torch.softmax(values, -2)
+        totals.append(weights.double() @ (values.amax(-2).double() - probs.amax(-2).log().double()))
         averages.append((weights.to(f) @ probs.flatten(1)).reshape(probs.shape[1:]).mT)
         moments.append(_second_moment(probs, weights.to(f)))
     average, moment = torch.cat(averages), torch.cat(moments)
-    gradient = _minus(average, targets)
     curvature = moment.neg_()
     curvature.diagonal(dim1=-2, dim2=-1).add_(average)
-    return [gradient, curvature]
+    return [_of_target(mean.double(), targets) - torch.cat(totals), _minus(average, targets), curvature]
 
 
 def _minus(probs: Tensor, targets: Tensor) -> Tensor:

@@ -171,6 +171,16 @@ class Observations:
         gradient, curvature = self._summed(terms, 1, 2)
         return gradient, curvature
 
+    def expected_terms(self, mean: Tensor, offsets: Tensor, node_weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """``expected_log_density`` in float64, and ``expected_derivatives``."""
+
+        def terms(part: Observations, at: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, ...]:
+            moments = at(mean, -2), at(offsets, -2), node_weights
+            return part.likelihood.expected_terms(*moments, part.targets)
+
+        log_density, gradient, curvature = self._summed(terms, 0, 1, 2)
+        return log_density, gradient, curvature
+
     def expected_curvature(self, mean: Tensor, offsets: Tensor, node_weights: Tensor) -> Tensor:
         """``Likelihood.expected_curvature`` ``(N, C, C)``, weighted."""
 

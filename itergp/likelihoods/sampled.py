@@ -9,13 +9,16 @@ samples. Where marginals are wider, more nodes take the place of a row's few; wh
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from itergp.likelihoods.quadrature import node_covariance
 from itergp.numerics.blocks import psd_root
@@ -28,6 +31,7 @@ _FEW_PAIRS_REACH = 1.75  # widest deviation of a difference, in widths of the li
 _FINER = 3  # times as many pairs for twice the deviation
 _MOST_LEVELS = 2
 _CHUNK_NUMBERS = 2**18  # latent values of finer nodes at once
+_KEPT_NUMBERS = 2**24  # of a site, that are kept for its next expectation
 
 _few = ContextVar("few", default=False)
 Averages = Callable[[Tensor, Tensor, Tensor, Tensor], list[Tensor]]
@@ -111,33 +115,101 @@ def by_width(
         separable: Whether rows can be looked at alone.
         least: How often the few pairs of every row are multiplied, however narrow its marginal is.
     """
-    latents = mean.shape[-1]
-    if latents > _MOST_MATCHED or mean.shape[0] == 0 or _few.get():
+    if mean.shape[-1] > _MOST_MATCHED or mean.shape[0] == 0 or _few.get():
         return average(mean, offsets, weights, targets)
+    groups = _kept_groups(offsets, weights, width, separable, least)
+    if groups is None:
+        return average(mean, offsets, weights, targets)
+    parts = []
+    for group in groups:
+        m, y = (mean[group.rows], targets[group.rows]) if separable else (mean, targets)
+        part = average(m, *group.nodes, y)
+        if group.share is not None:  # without jumps, which rounds would not settle between
+            coarser = average(m, *group.coarser_nodes, y)
+            part = [_mixed(coarse, fine, group.share) for coarse, fine in zip(coarser, part, strict=True)]
+        parts.append(part)
+    order = torch.cat([group.rows for group in groups]).argsort()
+    return [torch.cat(found)[order] for found in zip(*parts, strict=True)]
+
+
+@dataclass
+class _Group:
+    """Rows with nodes of one level, mixed with those of the level below where they have a share of it.
+
+    Attributes:
+        rows: Their numbers ``(n,)``.
+        level: How often the few pairs are multiplied.
+        share: Of the nodes of this level ``(n,)``; None for all.
+        given: Offsets ``(S, n, C)`` and weights of the nodes that were given.
+        given_level: Their level.
+        covariance: Marginals ``(n, C, C)``.
+        keeps: Whether finer nodes are kept once made.
+    """
+
+    rows: Tensor
+    level: int
+    share: Tensor | None
+    given: tuple[Tensor, Tensor]
+    given_level: int
+    covariance: Tensor
+    keeps: bool
+    _kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
+
+    @property
+    def nodes(self) -> tuple[Tensor, Tensor]:
+        """Offsets ``(S, n, C)`` and weights ``(S,)`` of this level."""
+        return self._at(self.level)
+
+    @property
+    def coarser_nodes(self) -> tuple[Tensor, Tensor]:
+        """The same of the level below."""
+        return self._at(self.level - 1)
+
+    def _at(self, level: int) -> tuple[Tensor, Tensor]:
+        if level <= self.given_level:
+            return self.given
+        if level in self._kept:
+            return self._kept[level]
+        nodes = _finer(self.given[0].detach(), self.covariance, level)
+        if self.keeps:
+            self._kept[level] = nodes
+        return nodes
+
+
+# A site asks for the same expectations again and again: finer nodes live as long as the nodes that they stand for.
+_groups_of_nodes: MutableMapping[Tensor, dict[Any, Any]] = WeakTensorKeyDictionary()
+
+
+def _kept_groups(offsets: Tensor, weights: Tensor, width: float, separable: bool, least: int) -> list[_Group] | None:
+    """Groups of rows with their nodes, kept where no derivative goes through them; None if all rows keep what they have."""
+    if offsets.requires_grad:
+        return _grouped(offsets, weights, width, separable, least, keep=False)
+    kept = _groups_of_nodes.setdefault(offsets, {})
+    version = None if offsets.is_inference() else offsets._version
+    key = width, separable, least, version
+    if key not in kept:
+        kept[key] = _grouped(offsets, weights, width, separable, least, keep=True)
+    groups: list[_Group] | None = kept[key]
+    return groups
+
+
+def _grouped(
+    offsets: Tensor, weights: Tensor, width: float, separable: bool, least: int, *, keep: bool
+) -> list[_Group] | None:
+    latents = offsets.shape[-1]
     covariance = torch.cat([node_covariance(part, weights) for part in offsets.split(_MATCHED_ROWS, 1)])
     fineness = _fineness(covariance, width).clamp_min(least)
     if not separable:
         fineness = fineness.amax().expand(fineness.shape)
-    given = _level_of(len(weights), latents)
+    given, groups, numbers = _level_of(len(weights), latents), [], 0
     if not float(fineness.detach().amax()) > given:  # nor where it is NaN, which is for the solver to report
-        return average(mean, offsets, weights, targets)
-
-    def at_level(level: int, rows: Tensor) -> list[Tensor]:
-        m, y = (mean[rows], targets[rows]) if separable else (mean, targets)
-        if level <= given:
-            return average(m, offsets[:, rows], weights, y)
-        nodes, even = _finer(offsets[:, rows].detach(), covariance[rows], level)
-        return average(m, nodes, even, y)
-
-    parts, places = [], []
+        return None
     for level, share, rows in _groups(fineness, latents if separable else 0):
-        part = at_level(level, rows)
-        if share is not None:  # without jumps, which rounds would not settle between
-            part = [_mixed(coarse, fine, share) for coarse, fine in zip(at_level(level - 1, rows), part, strict=True)]
-        parts.append(part)
-        places.append(rows)
-    order = torch.cat(places).argsort()
-    return [torch.cat(found)[order] for found in zip(*parts, strict=True)]
+        numbers += 2 * num_pairs(latents) * _FINER**level * len(rows) * latents
+        keeps = keep and numbers <= _KEPT_NUMBERS
+        nodes = offsets[:, rows], weights
+        groups.append(_Group(rows, level, share, nodes, given, covariance[rows], keeps))
+    return groups
 
 
 def _mixed(coarse: Tensor, fine: Tensor, share: Tensor) -> Tensor:

@@ -52,6 +52,10 @@ class LaplaceSite:
         """Gradient ``(N, C)`` and curvature ``(N, C, C)`` at ``f``."""
         return self.observations.derivatives(f)
 
+    def evaluate(self, f: Tensor) -> tuple[float, Tensor, Tensor]:
+        """``log_density`` and ``derivatives``."""
+        return self.log_density(f), *self.derivatives(f)
+
     def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
         """Multiplication of vectors ``(N, C)`` by the curvature at ``f``."""
         return self.observations.curvature_product(f, curvature)
@@ -119,6 +123,14 @@ class VariationalSite:
         """Expected gradient ``(N, C)`` and curvature ``(N, C, C)``."""
         with few_samples(self.few):
             return self.observations.expected_derivatives(f, self.offsets, self.weights.to(f))
+
+    def evaluate(self, f: Tensor) -> tuple[float, Tensor, Tensor]:
+        """``log_density`` and ``derivatives``, from the same latent values where nodes are samples."""
+        if not self.likelihood.samples:
+            return self.log_density(f), *self.derivatives(f)
+        with few_samples(self.few):
+            terms, gradient, curvature = self.observations.expected_terms(f, self.offsets, self.weights.to(f))
+        return float(terms.sum()), gradient, curvature
 
     def covariance_curvature(self, f: Tensor, curvature: Tensor) -> Tensor:
         """The expected curvature ``(N, C, C)`` that a covariance is conditioned with, given that of ``derivatives`` at ``f``.

@@ -32,6 +32,9 @@ _GRIDS = 4  # held at once, for every column
 # Seconds of a core for a kernel entry: evaluated for its row and its column, or kept, and for every column multiplied.
 _SECONDS_EVALUATED, _SECONDS_KEPT, _SECONDS_MULTIPLIED = 1.5e-9, 2.5e-10, 3e-11
 _SHARE_HELD = 0.5  # of the memory budget
+_WORTH_DESIGNING = (
+    0.015  # seconds of a product: of shorter ones, a posterior takes no more than a lattice takes to be designed
+)
 
 
 class FourierOperator(KernelOperator):
@@ -110,6 +113,8 @@ class FourierOperator(KernelOperator):
             return None
         kept = num_kernels * size**2 * item // 2 <= budget
         by_entries = size**2 * ((_SECONDS_KEPT if kept else _SECONDS_EVALUATED) + _COLUMNS * _SECONDS_MULTIPLIED)
+        if by_entries < _WORTH_DESIGNING:
+            return None
         tolerance, wanted = _tolerance(inputs), _unseen_error(size, curvature)
         while tolerance >= _FINEST.get(inputs.dtype, _FINEST[torch.float32]):
             found = cls(kernel, inputs, num_kernels=num_kernels, memory_budget=budget, tolerance=tolerance)

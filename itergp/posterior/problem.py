@@ -71,6 +71,11 @@ class Problem:
         """The site's log-density of all rows, in float64."""
         return self.rows.all_reduce_sum(self.site.log_density(f))
 
+    def evaluate(self, f: Tensor) -> tuple[float, Tensor, Tensor]:
+        """The site's log-density of all rows, in float64, its gradient ``(N, C)`` and curvature ``(N, C, C)`` at f."""
+        log_density, gradient, curvature = self.site.evaluate(f)
+        return self.rows.all_reduce_sum(log_density), gradient, curvature
+
     def objective(self, f: Tensor, weights: Tensor) -> float:
         """``Psi`` at ``f = m + K V``, in float64; the quadratic term is ``<V, f - m> / 2``."""
         return -self.log_density(f) + 0.5 * self.inner(weights, f - self.mean)

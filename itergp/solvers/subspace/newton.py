@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -53,8 +53,9 @@ class Iterate:
 def evaluate(problem: Problem, space: SearchSpace, coordinates: Tensor) -> Iterate:
     """The iterate at given coordinates."""
     f = problem.mean + space.latent(coordinates)
-    gradient, curvature = problem.site.derivatives(f)
-    return Iterate(coordinates, f, gradient, curvature, _objective(problem, space, coordinates, f))
+    log_density, gradient, curvature = problem.evaluate(f)
+    quadratic = space.partition.broadcast((coordinates * space.metric(coordinates)).sum())
+    return Iterate(coordinates, f, gradient, curvature, 0.5 * float(quadratic) - log_density)
 
 
 def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: float) -> Iterate:
@@ -67,41 +68,36 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
         tolerance: Squared norm of the gradient within the space at which to stop.
     """
     pad = start.coordinates.new_zeros(start.coordinates.shape[0], space.rank - start.coordinates.shape[1])
-    U, f = torch.cat([start.coordinates, pad], -1), start.latent_values
-    objective, g, W = start.objective, start.gradient, start.curvature
+    at = replace(start, coordinates=torch.cat([start.coordinates, pad], -1))
     shortest, steps, finished = 1.0, 0, True
     system = NewtonSystem(space)
     for _ in range(_MAX_STEPS):
-        slope = space.partition.broadcast(space.metric(U) - space.project(g))
+        slope = space.partition.broadcast(space.metric(at.coordinates) - space.project(at.gradient))
         if space.rank == 0 or float(slope.square().sum()) <= tolerance:
             break
-        direction = -space.partition.broadcast(system.solve(slope, W, problem.site.curvature_product(f, W)))
-        change = space.latent(direction)
-        expected = float((slope * direction).sum())
-        resolution = problem.resolution(f, g, objective, W)
-        trial = partial(_along, problem, space, U, f, direction, change)
-        found = backtrack(trial, objective, expected, halvings=_MAX_HALVINGS, resolution=resolution)
+        product = problem.site.curvature_product(at.latent_values, at.curvature)
+        direction = -space.partition.broadcast(system.solve(slope, at.curvature, product))
+        resolution = problem.resolution(at.latent_values, at.gradient, at.objective, at.curvature)
+        line, expected = _Line(problem, space, at.coordinates, direction), float((slope * direction).sum())
+        found = backtrack(line, at.objective, expected, halvings=_MAX_HALVINGS, resolution=resolution)
         if found is None:
             shortest = 0.0
             break
-        length, objective = found
-        shortest, steps = min(shortest, length), steps + 1
-        U, f = U + length * direction, f + length * change
-        g, W = problem.site.derivatives(f)
+        at, shortest, steps = line.last, min(shortest, found[0]), steps + 1
     else:
         finished = False
-    f = problem.mean + space.latent(U)  # without the drift of many small updates
-    g, W = problem.site.derivatives(f)
-    return Iterate(U, f, g, W, _objective(problem, space, U, f), steps, shortest, finished)
+    return replace(at, steps=steps, step_length=shortest, finished=finished)
 
 
-def _objective(problem: Problem, space: SearchSpace, U: Tensor, f: Tensor) -> float:
-    quadratic = space.partition.broadcast((U * space.metric(U)).sum())
-    return 0.5 * float(quadratic) - problem.log_density(f)
+class _Line:
+    """The objective at lengths along a direction, with all that is known at the last of them."""
 
+    last: Iterate
 
-def _along(
-    problem: Problem, space: SearchSpace, U: Tensor, f: Tensor, direction: Tensor, change: Tensor, length: float
-) -> float:
-    """The objective at some length along a direction."""
-    return _objective(problem, space, U + length * direction, f + length * change)
+    def __init__(self, problem: Problem, space: SearchSpace, coordinates: Tensor, direction: Tensor) -> None:
+        self._at = partial(evaluate, problem, space)
+        self._coordinates, self._direction = coordinates, direction
+
+    def __call__(self, length: float) -> float:
+        self.last = self._at(self._coordinates + length * self._direction)
+        return self.last.objective
