@@ -30,12 +30,18 @@ from itergp.kernels import (
     TiedLaplacianKernel,
     TiedMaternKernel,
 )
-from itergp.learning import calibrate_predictions, fit
-from itergp.learning.calibration import EXPONENTS, Calibration
+from itergp.learning import calibrate_predictions, calibration, fit
+from itergp.learning.calibration import EXPONENTS, Calibration, _of_one_approximation
 from itergp.learning.humility import limit_lengthscales
 from itergp.learning.learner import Adam, Learner, Stage, Stop
 from itergp.learning.parameters import free_parameters
-from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, PoissonLikelihood
+from itergp.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    GaussianLikelihood,
+    Observations,
+    PoissonLikelihood,
+)
 from itergp.models import GP
 from itergp.models.starting_values import initialise
 from itergp.objectives import ComputationAwareELBO, Deadline, LaplaceEvidence, PredictiveLogDensity
@@ -649,9 +655,10 @@ def test_the_calibrated_and_the_uncalibrated_predictive():
     result = fit(model, max_iterations=10)
     calibration = result.calibration
     assert (model.approximation, model.tempering) == (calibration.approximation, calibration.tempering)
-    wanted = {(a, p) for a in ("laplace", "variational") for p in (*EXPONENTS, math.inf)}
-    assert wanted <= set(calibration.log_densities)
-    for approximation in ("laplace", "variational"):  # some candidate is all but the plugged-in mean
+    compared = {a for a, _ in calibration.log_densities}
+    assert {"laplace", calibration.approximation} <= compared
+    assert {(a, p) for a in compared for p in (*EXPONENTS, math.inf)} <= set(calibration.log_densities)
+    for approximation in compared:  # some candidate is all but the plugged-in mean
         densities = {p: value for (a, p), value in calibration.log_densities.items() if a == approximation}
         sharpest = densities[max(p for p in densities if p < math.inf)]
         assert sharpest == pytest.approx(densities[math.inf], rel=1e-3)
@@ -682,6 +689,63 @@ def test_a_variational_posterior_of_few_rows_is_not_chosen_for_many_of_several_f
     x, y = make_binary(240, dtype=torch.float32)  # neighbours see the same of more rows
     model = SimpleGP(x, y, BernoulliLikelihood(), kernel=default_kernel())
     assert {a for a, _ in calibrate_predictions(model, num_rows=60).log_densities} == {"laplace", "variational"}
+
+
+@pytest.mark.parametrize(
+    ("ahead", "spread", "kept"), [(0.1, 0.5, "variational"), (0.1, 5.0, "laplace"), (-0.1, 0.5, "laplace")]
+)
+def test_a_variational_posterior_is_chosen_if_it_is_a_standard_error_better(ahead, spread, kept):
+    """By the best exponent of each; its humblest one is then as good as nothing."""
+    noise = spread * torch.randn(100, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    base = -torch.ones(100, dtype=torch.float64)
+    noise -= noise.mean()
+    densities = {
+        ("laplace", 0.0): base - 1.0,
+        ("laplace", 8.0): base,
+        ("laplace", math.inf): base + 9.0,  # not a candidate
+        ("variational", 0.0): base - 2.0,
+        ("variational", 8.0): base + ahead + noise,
+    }
+    shares = {key: 1.0 / (1.0 + key[1]) for key in densities if key[1] < math.inf}
+    of_kept, _ = _of_one_approximation(densities, shares)
+    assert {approximation for approximation, _ in of_kept} == {kept}
+
+
+def test_an_approximation_that_falls_behind_is_not_looked_at_again(monkeypatch):
+    model, asked = SimpleGP(*make_classes(240, dtype=torch.float32), CategoricalLikelihood(3)), []
+    marginals = calibration._marginals
+
+    def counted(*arguments):
+        asked.append(arguments[4])
+        return marginals(*arguments)
+
+    monkeypatch.setattr(calibration, "_marginals", counted)
+    monkeypatch.setattr(calibration, "_lead", lambda _: -3.0)
+    assert {a for a, _ in calibrate_predictions(model).log_densities} == {"laplace"}
+    assert asked == [calibration.APPROXIMATIONS, *[("laplace",)] * 3]
+
+
+@pytest.mark.parametrize(("lead", "rows"), [(-0.5, 900), (0.5, 2700), (None, 900)])
+def test_a_lead_is_confirmed_on_more_rows(lead, rows, monkeypatch):
+    x, y = make_binary(3600, dtype=torch.float32)
+    monkeypatch.setattr(calibration, "_lead", lambda _: lead)
+    monkeypatch.setattr(calibration, "_CONFIRMED", 1900)
+    kernel = gpytorch.kernels.LinearKernel()
+    solver = SubspaceNewton(covariance_rank=3, num_neighbours=0)
+    model = SimpleGP(x, y, BernoulliLikelihood(), kernel=kernel, solver=solver)
+    assert calibrate_predictions(model).num_held_out == rows
+
+
+def test_of_many_rows_two_thousand_are_held_out_of_as_many_as_pay():
+    targets = torch.zeros(30_000)
+    for likelihood, conditioned in ((BernoulliLikelihood(), 6000), (CategoricalLikelihood(26), 2307)):
+        observations = Observations(likelihood, targets.long())
+        drawn = calibration._rows_to_draw(observations)
+        (train, held_out), *others = calibration.quarters(observations, num_rows=drawn, seed=0)
+        assert len(train) == conditioned
+        assert len(held_out) == min(2000, drawn // 4)
+        assert len(torch.cat([train, held_out]).unique()) == drawn
+        assert len(others) == (0 if drawn == 8000 else 3)
 
 
 def test_few_rows_are_each_held_out_once_and_weights_count():
