@@ -117,6 +117,24 @@ MUTANTS = (
         "torch.cat(folds), folds[k])",
         ("test_learning.py", "held_out_rows"),
     ),
+    Mutant(
+        "a variational posterior need not be a standard error better",
+        'kept = "variational" if lead > _LEAD else "laplace"',
+        'kept = "variational" if lead > 0.0 else "laplace"',
+        ("test_learning.py", "standard_error_better"),
+    ),
+    Mutant(
+        "an approximation that is behind is looked at again",
+        "if lead is not None and lead < -_LEAD:",
+        "if lead is not None and lead < -99.0:",
+        ("test_learning.py", "falls_behind"),
+    ),
+    Mutant(
+        "a lead is believed on few rows",
+        "enough = _CONFIRMED if lead is not None and lead > 0.0 else _ENOUGH",
+        "enough = _ENOUGH",
+        ("test_learning.py", "confirmed_on_more"),
+    ),
     # ------------------------------------------------------------------ learning: averaging, keep-best
     Mutant(
         "the whole trajectory is averaged",
@@ -373,6 +391,18 @@ MUTANTS = (
         "about = covariance - covariance.mean(-1, keepdim=True)\n    about = about - about.mean(-2, keepdim=True)",
         "about = covariance",
         ("test_likelihoods.py", "functions_share"),
+    ),
+    Mutant(
+        "finer samples are kept beyond their nodes",
+        "version = None if offsets.is_inference() else offsets._version",
+        "version = None",
+        ("test_likelihoods.py", "finer_nodes_are_made_once"),
+    ),
+    Mutant(
+        "a softmax's terms forget its largest probability",
+        "values.amax(-2).double() - probs.amax(-2).log().double()",
+        "values.amax(-2).double()",
+        ("test_likelihoods.py", "terms_found_together"),
     ),
     Mutant(
         "few samples end where a site within asks for nothing",

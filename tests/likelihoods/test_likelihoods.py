@@ -751,6 +751,62 @@ def test_what_functions_share_asks_for_no_more_samples():
     assert bool((_nodes_of_rows(covariance, least=1)[0][:2] == 3 * 32).all())
 
 
+def _wide_site(likelihood, targets, size, *, dtype):
+    root = torch.randn(40, size, size, generator=torch.Generator().manual_seed(4), dtype=dtype)
+    covariance = torch.logspace(-1.0, 2.0, 40, dtype=dtype)[:, None, None] * (root @ root.mT)
+    return VariationalSite.from_covariance(Observations(likelihood, targets), covariance)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("shares", [False, True])
+def test_terms_found_together_are_those_found_alone(dtype, shares):
+    """Of labels and of shares of the classes, from narrow to wide marginals; the log-density to the digits of float64."""
+    generator = torch.Generator().manual_seed(1)
+    targets = torch.randint(3, (40,), generator=generator)
+    if shares:
+        targets = torch.nn.functional.normalize(torch.rand(40, 3, generator=generator, dtype=torch.float64), 1.0)
+    site = _wide_site(CategoricalLikelihood(3), targets, 3, dtype=dtype)
+    f = 3.0 * torch.randn(40, 3, generator=generator, dtype=dtype)
+    log_density, *derivatives = site.evaluate(f)
+    assert log_density == pytest.approx(site.log_density(f), rel=1e-6 if dtype is torch.float32 else 1e-12)
+    for ours, alone in zip(derivatives, site.derivatives(f), strict=True):
+        assert torch.equal(ours, alone)
+
+
+class Doubtful(CategoricalLikelihood):
+    """Of a person who says that labels are worth half."""
+
+    def expected_log_density(self, mean, offsets, weights, targets):
+        return 0.5 * super().expected_log_density(mean, offsets, weights, targets)
+
+
+def test_terms_of_ones_own_are_asked_for_together_too():
+    targets = torch.arange(40) % 3
+    plain, own = (_wide_site(kind(3), targets, 3, dtype=torch.float64) for kind in (CategoricalLikelihood, Doubtful))
+    f = torch.zeros(40, 3, dtype=torch.float64)
+    assert own.evaluate(f)[0] == pytest.approx(0.5 * plain.evaluate(f)[0], rel=1e-12)
+
+
+def test_finer_nodes_are_made_once_for_nodes_that_stay(monkeypatch):
+    """And again for those that were changed in place; nobody keeps them when the nodes are gone."""
+    made, finer = [], sampled._finer
+    monkeypatch.setattr(sampled, "_finer", lambda *arguments: (made.append(1), finer(*arguments))[1])
+    site = _wide_site(CategoricalLikelihood(3), torch.arange(40) % 3, 3, dtype=torch.float64)
+    f = torch.zeros(40, 3, dtype=torch.float64)
+    first, count = site.evaluate(f), len(made)
+    assert count > 0
+    assert site.evaluate(f)[0] == first[0]
+    assert len(made) == count
+    with torch.inference_mode():
+        assert site.evaluate(f)[0] == first[0]
+    site.offsets.mul_(0.5)
+    fresh = VariationalSite(site.observations, site.offsets.clone(), site.weights)
+    assert site.evaluate(f)[0] == fresh.evaluate(f)[0] != first[0]
+    kept = len(sampled._groups_of_nodes)
+    del site, fresh
+    assert len(sampled._groups_of_nodes) == kept - 2
+
+
 def test_few_samples_stay_few_inside_of_what_changes_nothing():
     covariance = 50.0 * torch.eye(3).double().repeat(2, 1, 1)
     with sampled.few_samples():
