@@ -125,15 +125,9 @@ MUTANTS = (
     ),
     Mutant(
         "an approximation that is behind is looked at again",
-        "if lead is not None and lead < -_LEAD:",
+        "if lead is not None and lead < 0.0:",
         "if lead is not None and lead < -99.0:",
         ("test_learning.py", "falls_behind"),
-    ),
-    Mutant(
-        "a lead is believed on few rows",
-        "enough = _CONFIRMED if lead is not None and lead > 0.0 else _ENOUGH",
-        "enough = _ENOUGH",
-        ("test_learning.py", "confirmed_on_more"),
     ),
     # ------------------------------------------------------------------ learning: averaging, keep-best
     Mutant(

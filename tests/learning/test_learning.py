@@ -725,15 +725,13 @@ def test_an_approximation_that_falls_behind_is_not_looked_at_again(monkeypatch):
     assert asked == [calibration.APPROXIMATIONS, *[("laplace",)] * 3]
 
 
-@pytest.mark.parametrize(("lead", "rows"), [(-0.5, 900), (0.5, 2700), (None, 900)])
-def test_a_lead_is_confirmed_on_more_rows(lead, rows, monkeypatch):
+def test_quarters_are_held_out_until_they_say_enough(monkeypatch):
     x, y = make_binary(3600, dtype=torch.float32)
-    monkeypatch.setattr(calibration, "_lead", lambda _: lead)
-    monkeypatch.setattr(calibration, "_CONFIRMED", 1900)
-    kernel = gpytorch.kernels.LinearKernel()
     solver = SubspaceNewton(covariance_rank=3, num_neighbours=0)
-    model = SimpleGP(x, y, BernoulliLikelihood(), kernel=kernel, solver=solver)
-    assert calibrate_predictions(model).num_held_out == rows
+    model = SimpleGP(x, y, BernoulliLikelihood(), kernel=gpytorch.kernels.LinearKernel(), solver=solver)
+    assert calibrate_predictions(model).num_held_out == 2700
+    monkeypatch.setattr(calibration, "_ENOUGH", 900)
+    assert calibrate_predictions(model).num_held_out == 900
 
 
 def test_of_many_rows_two_thousand_are_held_out_of_as_many_as_pay():
