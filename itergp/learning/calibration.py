@@ -30,7 +30,7 @@ SHARPER = (512.0, 2048.0, 8192.0, 32768.0)
 # Shares of the log-density that humility may cost: that much in any case, and as much as that if a standard error allows it.
 _INVISIBLE, _TOLERANCE = 0.002, 0.005
 _LEAD = 1.0  # standard errors by which a variational posterior must be better than Laplace's
-_ENOUGH = 2000  # held-out rows that choose, and that a variational posterior must be better on
+_ENOUGH = 2000  # held-out rows that choose; of many latent functions fewer, as many as take the time
 # With several latent functions, share of all rows that a variational posterior must be compared with to be a candidate: a
 # covariance of the same rank says less of more rows, and the mean follows it. (penbased, 1,500 of 8,794 rows: test NLL 0.065,
 # and 0.028 of the mode plugged in.)
@@ -39,7 +39,7 @@ _TRANSFERS = 0.6
 # candidate. Of fewer rows than predictions condition on, means are worse and more is left of the variance.
 _MOST_ROWS = 8000
 _VALUES, _LAPLACE_VALUES = 20_000, 80_000
-_LEAST_ROWS, _MANY_LATENTS = 1000, 20
+_LEAST_ROWS = 1000
 _SAME = 0.001  # share of the log-density by which a sharp candidate may differ from the plugged-in mean
 
 
@@ -133,10 +133,10 @@ def _rows_to_draw(observations: Observations) -> int:
     least = (
         _LEAST_ROWS if latents <= _MANY_LATENTS else _LEAST_ROWS + 1
     )  # up to 1,000 rows each quarter is held out in turn
-    drawn = max(least, min(_MOST_ROWS, _VALUES // latents))
+    drawn = max(_LEAST_ROWS, min(_MOST_ROWS, _VALUES // latents))
     if latents == 1 or observations.likelihood.quadratic or 0.75 * min(drawn, total) >= _TRANSFERS * total:
         return drawn
-    return max(least, min(_MOST_ROWS, _LAPLACE_VALUES // latents))
+    return max(_LEAST_ROWS, min(_MOST_ROWS, _LAPLACE_VALUES // latents))
 
 
 def judge_predictions(
@@ -317,7 +317,7 @@ def _in_time(
         OutOfTimeError: If there is no time for one.
     """
     parts: list[_Part] = []
-    judged = 0
+    judged, enough = 0, min(_ENOUGH, _VALUES // model.observations.likelihood.num_latents)
     for split in splits:
         try:
             moments = _marginals(model, prior, *split, approximations, deadline)
@@ -328,7 +328,7 @@ def _in_time(
             break
         judged += split[1].numel()
         lead = _lead(_joined(parts)[0])
-        if deadline.over or judged >= _ENOUGH:
+        if deadline.over or judged >= enough:
             break
         approximations = tuple(one for one in approximations if one in parts[-1].moments)
         if lead is not None and lead < 0.0:
