@@ -130,9 +130,6 @@ def calibrate_predictions(
 def _rows_to_draw(observations: Observations) -> int:
     """As many rows as can be conditioned on in a small part of the time that learning takes."""
     latents, total = observations.likelihood.num_latents, observations.num_rows
-    least = (
-        _LEAST_ROWS if latents <= _MANY_LATENTS else _LEAST_ROWS + 1
-    )  # up to 1,000 rows each quarter is held out in turn
     drawn = max(_LEAST_ROWS, min(_MOST_ROWS, _VALUES // latents))
     if latents == 1 or observations.likelihood.quadratic or 0.75 * min(drawn, total) >= _TRANSFERS * total:
         return drawn
