@@ -125,7 +125,7 @@ MUTANTS = (
     ),
     Mutant(
         "an approximation that is behind is looked at again",
-        "if lead is not None and lead < 0.0:",
+        "if lead is not None and lead < -_LEAD:",
         "if lead is not None and lead < -99.0:",
         ("test_learning.py", "falls_behind"),
     ),

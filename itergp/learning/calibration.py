@@ -308,7 +308,7 @@ def _in_time(
 ) -> list[_Part]:
     """As many of the splits, in their order, as say enough and there is time for; the first of them at least.
 
-    A variational posterior that falls behind, and is the dearer one, is not looked at again.
+    A variational posterior that falls a standard error behind, and is the dearer one, is not looked at again.
 
     Raises:
         OutOfTimeError: If there is no time for one.
@@ -328,7 +328,7 @@ def _in_time(
         if deadline.over or judged >= enough:
             break
         approximations = tuple(one for one in approximations if one in parts[-1].moments)
-        if lead is not None and lead < 0.0:
+        if lead is not None and lead < -_LEAD:
             approximations = ("laplace",)
     return parts
 

@@ -123,9 +123,9 @@ def by_width(
     parts = []
     for group in groups:
         m, y = (mean[group.rows], targets[group.rows]) if separable else (mean, targets)
-        part = average(m, *group.nodes, y)
+        part = average(m, *group.nodes(group.level, weights), y)
         if group.share is not None:  # without jumps, which rounds would not settle between
-            coarser = average(m, *group.coarser_nodes, y)
+            coarser = average(m, *group.nodes(group.level - 1, weights), y)
             part = [_mixed(coarse, fine, group.share) for coarse, fine in zip(coarser, part, strict=True)]
         parts.append(part)
     order = torch.cat([group.rows for group in groups]).argsort()
@@ -140,7 +140,7 @@ class _Group:
         rows: Their numbers ``(n,)``.
         level: How often the few pairs are multiplied.
         share: Of the nodes of this level ``(n,)``; None for all.
-        given: Offsets ``(S, n, C)`` and weights of the nodes that were given.
+        given: Offsets ``(S, n, C)`` of the nodes that were given.
         given_level: Their level.
         covariance: Marginals ``(n, C, C)``.
         keeps: Whether finer nodes are kept once made.
@@ -149,28 +149,19 @@ class _Group:
     rows: Tensor
     level: int
     share: Tensor | None
-    given: tuple[Tensor, Tensor]
+    given: Tensor
     given_level: int
     covariance: Tensor
     keeps: bool
     _kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    @property
-    def nodes(self) -> tuple[Tensor, Tensor]:
-        """Offsets ``(S, n, C)`` and weights ``(S,)`` of this level."""
-        return self._at(self.level)
-
-    @property
-    def coarser_nodes(self) -> tuple[Tensor, Tensor]:
-        """The same of the level below."""
-        return self._at(self.level - 1)
-
-    def _at(self, level: int) -> tuple[Tensor, Tensor]:
+    def nodes(self, level: int, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets ``(S, n, C)`` and weights ``(S,)`` of a level; those of the given nodes are ``weights``."""
         if level <= self.given_level:
-            return self.given
+            return self.given, weights
         if level in self._kept:
             return self._kept[level]
-        nodes = _finer(self.given[0].detach(), self.covariance, level)
+        nodes = _finer(self.given.detach(), self.covariance, level)
         if self.keeps:
             self._kept[level] = nodes
         return nodes
@@ -207,8 +198,7 @@ def _grouped(
     for level, share, rows in _groups(fineness, latents if separable else 0):
         numbers += 2 * num_pairs(latents) * _FINER**level * len(rows) * latents
         keeps = keep and numbers <= _KEPT_NUMBERS
-        nodes = offsets[:, rows], weights
-        groups.append(_Group(rows, level, share, nodes, given, covariance[rows], keeps))
+        groups.append(_Group(rows, level, share, offsets[:, rows], given, covariance[rows], keeps))
     return groups
 
 

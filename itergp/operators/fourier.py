@@ -32,9 +32,8 @@ _GRIDS = 4  # held at once, for every column
 # Seconds of a core for a kernel entry: evaluated for its row and its column, or kept, and for every column multiplied.
 _SECONDS_EVALUATED, _SECONDS_KEPT, _SECONDS_MULTIPLIED = 1.5e-9, 2.5e-10, 3e-11
 _SHARE_HELD = 0.5  # of the memory budget
-_WORTH_DESIGNING = (
-    0.015  # seconds of a product: of shorter ones, a posterior takes no more than a lattice takes to be designed
-)
+# Seconds of a product: of shorter ones, a posterior takes no more than a lattice takes to be designed.
+_WORTH_DESIGNING = 0.015
 
 
 class FourierOperator(KernelOperator):
