@@ -13,6 +13,7 @@ from linear_operator.operators import BlockDiagLinearOperator, BlockInterleavedL
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.operators.special import HasModules, checked_tables
 
 
 def as_latent_functions(prior: Any) -> Any:
@@ -55,12 +56,18 @@ def require_values(prior: Any, num_latents: int | None = None) -> None:
         )
 
 
-def of_values(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A model's ``forward``, its result checked by ``require_values``, with independent outputs as latent functions."""
+def of_values(forward: Callable[..., Any], model: HasModules) -> Callable[..., Any]:
+    """A model's ``forward``, its result checked by ``require_values``, with independent outputs as latent functions.
+
+    Args:
+        forward: With or without keywords.
+        model: Whose it is.
+    """
 
     @functools.wraps(forward)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        prior = forward(*args, **kwargs)
+        with checked_tables(model):
+            prior = forward(*args, **kwargs)
         require_values(prior)
         return as_latent_functions(prior)
 

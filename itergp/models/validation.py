@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import gpytorch
 import torch
@@ -40,7 +40,9 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
         kinds = ", ".join(sorted({type(x).__name__ for x in given})) or "nothing"
         kinds = f"a list of {kinds}" if isinstance(inputs, list) else kinds
         raise InputError(f"`{name}` must be a torch tensor or a tuple of them. Got {kinds}. Use torch.as_tensor(x).")
-    _require_dense(given, name)
+    for x in given:
+        if x.layout is not torch.strided:
+            raise InputError(f"`{name}` must be dense. Got {x.layout}. Call .to_dense().")
     first, *others = (x.unsqueeze(-1) if x.dim() == 1 else x for x in given)
     _refuse_autocast(first)
     checked = (first, *(x if x.is_floating_point() else x.long() for x in others))
@@ -68,6 +70,7 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
             raise InputError(
                 f"All of `{name}` must share rows, dtype and device. Got {_kind(first)} and {_kind(x)}. Convert them."
             )
+        require_values_of(x, name)
         if rows := _rows_not_finite(x):
             raise InputError(
                 f"`{name}` must be finite. Got NaN or infinite values in {rows} of {x.shape[:-1].numel()} row(s). "
@@ -76,10 +79,30 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
     return checked
 
 
-def _require_dense(given: tuple[Tensor, ...], name: str) -> None:
-    for x in given:
-        if x.layout is not torch.strided:
-            raise InputError(f"`{name}` must be dense. Got {x.layout}. Call .to_dense().")
+def require_values_of(x: Tensor, name: str) -> None:
+    """A tensor must hold its values.
+
+    Raises:
+        InputError: If it is on the meta device.
+    """
+    # A subclass of tensors may have its values elsewhere.
+    if x.device.type == "meta" and type(x) in (Tensor, torch.nn.Parameter):
+        raise InputError(
+            f"`{name}` must hold values. Got a tensor on the meta device, which has a shape alone. Make it on a device with "
+            "memory, such as 'cpu'."
+        )
+
+
+def refuse_to_empty() -> NoReturn:
+    """Says what to do instead of ``to_empty``.
+
+    Raises:
+        InputError: Always.
+    """
+    raise InputError(
+        "A model must keep its data and hyperparameters. Got to_empty, after which both are whatever memory holds. Use "
+        "model.to(device), or make a model on the device and load_state_dict."
+    )
 
 
 def _refuse_autocast(x: Tensor) -> None:
@@ -164,6 +187,7 @@ def _as_weight(sample_weight: Tensor, rows: Tensor) -> Tensor:
         raise InputError(
             f"`sample_weight` must be a tensor of shape ({rows.shape[0]},), one weight per row. Got {got}."
         )
+    require_values_of(sample_weight, "sample_weight")
     weight = sample_weight.to(rows)
     if not bool((torch.isfinite(weight) & (weight >= 0)).all()) or not bool((weight > 0).any()):
         raise InputError(

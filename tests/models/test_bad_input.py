@@ -762,3 +762,37 @@ def test_transforms_of_functions_are_refused():
     with pytest.raises(InputError, match=r"must be readable .* Got a transform of torch\.func.*functional\.jacobian"):
         torch.func.jacrev(lambda at: model(at).mean)(x[:3])
     assert torch.autograd.functional.jacobian(lambda at: model(at).mean, x[:3]).shape == (3, 3, x.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("act", "name"),
+    [
+        (lambda model: model.to("meta"), "training data and hyperparameters"),
+        (lambda model: GP(X.to("meta"), Y.to("meta"), BernoulliLikelihood()), "train_inputs"),
+        (lambda model: model.predict(X.to("meta")), "inputs"),
+        (lambda model: model(X.to("meta")), "inputs"),
+        (lambda model: model.set_train_data(X.to("meta"), Y.to("meta"), strict=False), "inputs"),
+        (
+            lambda model: NonConjugateGP(X, Y, BernoulliLikelihood(), sample_weight=torch.ones(ROWS, device="meta")),
+            "sample_weight",
+        ),
+    ],
+)
+def test_tensors_without_values(act, name):
+    model = GP(X, Y, BernoulliLikelihood()).eval()
+    before = model.predict(X).probs
+    with pytest.raises(
+        InputError, match=rf"`{name}` must hold values\. Got a tensor on the meta device, .* such as 'cpu'"
+    ):
+        act(model)
+    assert torch.equal(model.predict(X).probs, before), "the model is unchanged"
+
+
+def test_a_model_is_not_emptied():
+    model = GP(X, Y, BernoulliLikelihood()).eval()
+    before = model.predict(X).probs
+    with pytest.raises(
+        InputError, match=r"must keep its data and hyperparameters\. Got to_empty, .* Use model\.to\(device\)"
+    ):
+        model.to_empty(device="cpu")
+    assert torch.equal(model.predict(X).probs, before)

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itergp.numerics.line_search import backtrack
+from itergp.numerics.line_search import MAX_HALVINGS, backtrack
 from itergp.persistence import DERIVED
 from itergp.posterior.problem import Problem
 from itergp.solvers.subspace.newton_system import NewtonSystem
 from itergp.solvers.subspace.search_space import SearchSpace
 
 _MAX_STEPS = 25
-_MAX_HALVINGS = 30
 
 
 @dataclass(frozen=True)
@@ -80,7 +79,7 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
         expected = float((slope * direction).sum())
         resolution = problem.resolution(f, g, objective, W)
         trial = partial(_along, problem, space, U, f, direction, change)
-        found = backtrack(trial, objective, expected, halvings=_MAX_HALVINGS, resolution=resolution)
+        found = backtrack(trial, objective, expected, halvings=MAX_HALVINGS, resolution=resolution)
         if found is None:
             shortest = 0.0
             break
