@@ -381,6 +381,7 @@ class IterNCGP(BaseSolver[IterNCGPState]):
             "room": None,
             "compression": self.compression,
             "reorthogonalise": self.reorthogonalise,
+            "exact": True,
         }
         curvature = problem.site.covariance_curvature(iterate.latent_values, iterate.curvature)
         averaged = replace(iterate, curvature=curvature)
