@@ -7,7 +7,7 @@ import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import gpytorch
@@ -25,7 +25,7 @@ from itergp.models.conditioned import Conditioned, KnownPosterior
 from itergp.models.conditioning import bounded, complete, find_posterior
 from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.models.endings import warn_if_far
-from itergp.models.exact_data_derivatives import posterior_of_data, wanted
+from itergp.models.exact_data_derivatives import posterior_of_data, wanted, wanted_in_hyperparameters
 from itergp.models.held_tensors import HeldTensors
 from itergp.models.hyperparameters import frozen, kept_tensors
 from itergp.models.identity import describe_prior, identity_of
@@ -79,7 +79,7 @@ class NonConjugateGP(gpytorch.models.GP):
     In training mode the call returns the prior at the training inputs; in evaluation mode the latent posterior. The
     posterior is found on demand and again whenever a hyperparameter, the data, the likelihood or the solver have changed.
     Predictions have derivatives in the inputs, for Gaussian noise in training inputs and targets too, not in hyperparameters:
-    learn those by ``itergp.objectives``.
+    learn those by ``itergp.objectives``. For Gaussian noise, ``gpytorch.settings.detach_test_caches(False)`` asks for them.
 
     Targets ``(*b, N)``, or inputs ``(*b, N, D)``, make a batch of independent models: hyperparameters with batch shape ``b``
     belong to one each, others are shared. What ``model(x)`` and objectives return has the batch shape in front; ``condition``,
@@ -868,8 +868,9 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _latent(self, inputs: tuple[Tensor, ...]) -> LatentPosterior:
         fit_grids(self, inputs)
-        if wanted(self.held_data.look()):
-            with frozen(self):
+        of_hyperparameters = wanted_in_hyperparameters(self.parameters(), lambda: self.observations)
+        if of_hyperparameters or wanted(self.held_data.look()):
+            with nullcontext() if of_hyperparameters else frozen(self):
                 return posterior_of_data(self.call_forward, self.observations, self.held_data.inputs, inputs)
         now = self.conditioned
         warn_if_far(now.solution, self.solver, stacklevel=5)
