@@ -36,6 +36,7 @@ from itergp.models.prior_shapes import PriorOfWeightedRows, of_values, require_v
 from itergp.models.run_options import RunOptions
 from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction, checked_stream
+from itergp.models.threads import turn
 from itergp.models.training_data import (
     append_rows,
     check_data,
@@ -542,6 +543,10 @@ class NonConjugateGP(gpytorch.models.GP):
 
         Keywords are handed to ``forward``, now and until the next call: the posterior is that of the prior with them.
         """
+        with turn():
+            return self._called(args, kwargs)
+
+    def _called(self, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> MultivariateNormal:
         self._call_forward_with(kwargs)
         if self.training:
             inputs = as_inputs(args, "inputs", batch=True)

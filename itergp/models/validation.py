@@ -45,6 +45,11 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
             raise InputError(f"`{name}` must be dense. Got {x.layout}. Call .to_dense().")
     first, *others = (x.unsqueeze(-1) if x.dim() == 1 else x for x in given)
     _refuse_autocast(first)
+    if torch.jit.is_tracing():
+        raise InputError(
+            "Posteriors must not be traced: loops that find and use them look at values. Got a call under torch.jit.trace. "
+            "Keep the model by model.save(path), and load it where it is to predict."
+        )
     checked = (first, *(x if x.is_floating_point() else x.long() for x in others))
     for x in checked:
         if x.dim() > 2 and not batch:

@@ -796,3 +796,16 @@ def test_a_model_is_not_emptied():
     ):
         model.to_empty(device="cpu")
     assert torch.equal(model.predict(X).probs, before)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("call", [lambda model, x: model(x).mean, lambda model, x: model.predict(x).probs])
+def test_posteriors_are_not_traced(call):
+    model = GP(X, Y, BernoulliLikelihood()).eval()
+    model.predict(X)
+    with (
+        torch.no_grad(),
+        gpytorch.settings.trace_mode(),
+        pytest.raises(InputError, match=r"under torch\.jit\.trace\. Keep"),
+    ):
+        torch.jit.trace(lambda x: call(model, x), X, check_trace=False)
