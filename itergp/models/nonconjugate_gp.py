@@ -32,7 +32,7 @@ from itergp.models.identity import describe_prior, identity_of
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, make_plan, problem_size
 from itergp.models.prior_evaluation import fit_grids, prior_at, prior_at_training_inputs
-from itergp.models.prior_shapes import PriorOfWeightedRows, of_values, require_values
+from itergp.models.prior_shapes import PriorOfWeightedRows, of_values, require_values, unchanged
 from itergp.models.run_options import RunOptions
 from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction, checked_stream
@@ -582,7 +582,16 @@ class NonConjugateGP(gpytorch.models.GP):
         )
 
     def __getattr__(self, name: str) -> Any:
-        """Python asks here also after a property has raised an AttributeError, which is then shown as it is."""
+        """Python asks here also after a property has raised an AttributeError, which is then shown as it is.
+
+        Raises:
+            AttributeError: If there is none of that name.
+        """
+        if name == "variational_strategy":  # of an ApproximateGP, which GPyTorch's variational objectives are for
+            raise AttributeError(
+                "A NonConjugateGP finds its posterior by itself and has no variational_strategy. Learn by itergp.fit(model), "
+                "or maximise itergp.objectives.ComputationAwareELBO(model.likelihood, model) in place of GPyTorch's objective."
+            )
         known = getattr(type(self), name, None)
         return known.__get__(self) if isinstance(known, property) else super().__getattr__(name)
 
@@ -845,7 +854,7 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _prior_by_gpytorch(self, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> MultivariateNormal:
         """What ``forward`` returns, to be evaluated by GPyTorch."""
-        with checked_tables(self) as tables:
+        with checked_tables(self) as tables, unchanged(inputs):
             prior = super().__call__(*inputs, **keywords)
             if tables and isinstance(prior, MultivariateNormal):  # GPyTorch evaluates it when nobody looks
                 prior.lazy_covariance_matrix.diagonal(dim1=-1, dim2=-2)

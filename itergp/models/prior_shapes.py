@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, NoReturn
 
 import gpytorch
@@ -56,6 +57,23 @@ def require_values(prior: Any, num_latents: int | None = None) -> None:
         )
 
 
+@contextmanager
+def unchanged(inputs: tuple[Any, ...]) -> Iterator[None]:
+    """Inputs of ``forward`` must be as they were when it returns: they are the training data themselves.
+
+    Raises:
+        InputError: If something was written into them.
+    """
+    tensors = [x for x in inputs if torch.is_tensor(x) and not x.is_inference()]
+    before = [x._version for x in tensors]
+    yield
+    if before != [x._version for x in tensors]:
+        raise InputError(
+            "forward must not write into its inputs, which are the training data themselves. Got inputs that it has changed. "
+            "Write x = x - shift, not x -= shift, or clone them first; then give the model its data again."
+        )
+
+
 def of_values(forward: Callable[..., Any], model: HasModules) -> Callable[..., Any]:
     """A model's ``forward``, its result checked by ``require_values``, with independent outputs as latent functions.
 
@@ -66,7 +84,7 @@ def of_values(forward: Callable[..., Any], model: HasModules) -> Callable[..., A
 
     @functools.wraps(forward)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        with checked_tables(model):
+        with checked_tables(model), unchanged(args):
             prior = forward(*args, **kwargs)
         require_values(prior)
         return as_latent_functions(prior)

@@ -798,6 +798,34 @@ def test_a_model_is_not_emptied():
     assert torch.equal(model.predict(X).probs, before)
 
 
+class Shifting(NonConjugateGP):
+    """Writes into what it is called with."""
+
+    def __init__(self, x, y):
+        super().__init__(x, y, BernoulliLikelihood())
+        self.covar_module = RBFKernel()
+
+    def forward(self, x):
+        x -= 0.5
+        return MultivariateNormal(torch.zeros_like(x[:, 0]), self.covar_module(x))
+
+
+@pytest.mark.parametrize(
+    "act", [lambda m: m.eval()(X[:3].clone()), lambda m: m.eval().predict(X[:3].clone()), lambda m: m(X.clone())]
+)
+def test_a_forward_that_writes_into_the_training_data(act):
+    with pytest.raises(InputError, match=r"must not write into its inputs, .* Write x = x - shift, .* its data again"):
+        act(Shifting(X.clone(), Y))
+
+
+def test_an_objective_of_gpytorchs_approximate_models_says_what_to_use():
+    model = GP(X, Y, BernoulliLikelihood())
+    assert not hasattr(model, "variational_strategy")
+    objective = gpytorch.mlls.VariationalELBO(model.likelihood, model, ROWS)
+    with pytest.raises(AttributeError, match=r"no variational_strategy\. Learn by itergp\.fit\(model\), or maximise"):
+        objective(model(X), Y)
+
+
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
 @pytest.mark.parametrize("call", [lambda model, x: model(x).mean, lambda model, x: model.predict(x).probs])
 def test_posteriors_are_not_traced(call):
