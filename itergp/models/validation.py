@@ -296,14 +296,18 @@ def check_test_inputs(inputs: tuple[Tensor, ...], train_inputs: tuple[Tensor, ..
             )
 
 
-def check_parameters(parameters: Iterable[tuple[str, Tensor]], inputs: Tensor) -> None:
+def check_parameters(parameters: Iterable[tuple[str, Tensor, Any]], inputs: Tensor) -> None:
     """Hyperparameters must have the dtype and device of the data, and be finite.
+
+    Args:
+        parameters: Names, raw values, and their constraints or None.
+        inputs: The data.
 
     Raises:
         InputError: Naming the first parameter that does not, or if autocast is on.
     """
     _refuse_autocast(inputs)
-    for name, parameter in parameters:
+    for name, parameter, constraint in parameters:
         if not parameter.is_floating_point():
             continue
         if parameter.dtype != inputs.dtype or parameter.device != inputs.device:
@@ -311,8 +315,16 @@ def check_parameters(parameters: Iterable[tuple[str, Tensor]], inputs: Tensor) -
                 f"Model and data must share dtype and device. Got parameter {name!r} {_kind(parameter)} and inputs "
                 f"{_kind(inputs)}. Call model.to(dtype=..., device=...) or convert the data."
             )
-        if not bool(torch.isfinite(parameter).all()):
+        if not bool(torch.isfinite(parameter).all()) and not _at_bound(parameter.detach(), constraint):
             raise InputError(f"Hyperparameters must be finite. Got NaN or infinity in {name!r}. Reset it.")
+
+
+def _at_bound(raw: Tensor, constraint: Any) -> bool:
+    """Whether a raw value that is not finite is that of a positive one at its bound, such as ``likelihood.noise = 1e-4``."""
+    if constraint is None:
+        return False
+    value = constraint.transform(raw)
+    return bool((torch.isfinite(value) & (value > 0.0)).all())
 
 
 def check_mean(mean: Tensor) -> None:

@@ -13,6 +13,7 @@ from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel, MaternKernel, PolynomialKernel, RBFKernel, ScaleKernel
 from helpers import (
     SimpleGP,
+    assert_close,
     make_batch_kernel,
     make_binary,
     make_classes,
@@ -291,6 +292,18 @@ def test_parameters_that_are_not_finite(value):
         model.predict(make_inputs(3))
     model.covar_module.base_kernel.lengthscale = 1.0
     assert model.solution.objective == pytest.approx(before.objective, rel=1e-2)
+
+
+def test_a_noise_at_its_bound_is_finite():
+    x, y = make_reals(12)
+    model = GP(x, y, gpytorch.likelihoods.GaussianLikelihood()).double().eval()
+    model.likelihood.noise = 1e-4
+    assert not bool(torch.isfinite(model.likelihood.noise_covar.raw_noise))
+    kernel = model.covar_module(x).to_dense().detach()
+    expected = kernel[:3] @ torch.linalg.solve(
+        kernel + 1e-4 * torch.eye(12).double(), y - model.mean_module(x).detach()
+    )
+    assert_close(model(x[:3]).mean, model.mean_module(x[:3]).detach() + expected, "posterior")
 
 
 class Negative(RBFKernel):
