@@ -6,6 +6,8 @@ import math
 import warnings
 
 from itergp.errors import ItergpWarning
+from itergp.likelihoods import Likelihood
+from itergp.models.conditioned import Conditioned
 from itergp.posterior.status import Reason
 from itergp.solvers import Solution
 
@@ -17,14 +19,18 @@ _ASKED = frozenset(
 )
 
 
-def is_far(solution: Solution, solver: object) -> bool:
+def is_far(solution: Solution, solver: object, likelihood: Likelihood) -> bool:
     """Whether a posterior is far from the one that was asked for.
 
     Args:
         solution: The posterior.
         solver: Which found it, with the limits that it was given.
+        likelihood: Of the rows. Where it is quadratic, a mean that ends by rounding is as near as numbers are, however large
+            the bound: with little noise a small distance is many nats.
     """
     reason = solution.status.reason
+    if reason is Reason.PRECISION and likelihood.quadratic:
+        return False
     if solution.converged or reason in _ASKED or getattr(solver, _LIMITS.get(reason, ""), None) is not None:
         return False
     if reason is Reason.ROUNDS:
@@ -37,12 +43,12 @@ def is_far(solution: Solution, solver: object) -> bool:
     return not 0.5 * gap < _FAR * solution.posterior.representer_weights.shape[0]
 
 
-def warn_if_far(solution: Solution, solver: object, stacklevel: int) -> None:
+def warn_if_far(conditioned: Conditioned, solver: object, stacklevel: int) -> None:
     """Says that predictions from such a posterior are not to be relied upon."""
-    if is_far(solution, solver):
+    if is_far(conditioned.solution, solver, conditioned.observations.likelihood):
         warnings.warn(
-            f"The posterior must be near to what data and prior say for predictions to be right. {solution.status} Until then "
-            "predictions may be far off: look at model.solution.",
+            f"The posterior must be near to what data and prior say for predictions to be right. "
+            f"{conditioned.solution.status} Until then predictions may be far off: look at model.solution.",
             ItergpWarning,
             stacklevel=stacklevel,
         )

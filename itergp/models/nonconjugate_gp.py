@@ -887,7 +887,7 @@ class NonConjugateGP(gpytorch.models.GP):
             with nullcontext() if of_hyperparameters else frozen(self):
                 return posterior_of_data(self.call_forward, self.observations, self.held_data.inputs, inputs)
         now = self.conditioned
-        warn_if_far(now.solution, self.solver, stacklevel=5)
+        warn_if_far(now, self.solver, stacklevel=5)
         # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
         gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         with kept_tensors(self), torch.set_grad_enabled(gradients), frozen(self):
@@ -899,7 +899,7 @@ class NonConjugateGP(gpytorch.models.GP):
     def _stream(self, x: Any, batch_size: int | None = None, progress: bool = False) -> Stream:
         inputs = checked_stream(self, x)  # whose references to the training data have ended before they are asked for
         now = self.conditioned
-        warn_if_far(now.solution, self.solver, stacklevel=5)
+        warn_if_far(now, self.solver, stacklevel=5)
         return Stream(self, now, inputs, batch_size, progress)
 
     def _current(self) -> KnownPosterior | None:

@@ -12,7 +12,7 @@ import torch
 from helpers import make_binary
 
 from itergp import ItergpWarning
-from itergp.likelihoods import BernoulliLikelihood, PoissonLikelihood
+from itergp.likelihoods import BernoulliLikelihood, GaussianLikelihood, PoissonLikelihood
 from itergp.models import GP
 from itergp.models.endings import is_far
 from itergp.posterior.status import Reason, Status
@@ -67,18 +67,22 @@ def test_a_posterior_that_is_far_is_said_to_be(reason, certified):
 def test_a_posterior_that_still_moved_is_far_by_its_residual():
     for residual, far in ((0.2, False), (2.0, True), (math.nan, True), (None, True)):
         model = _ended(Reason.ROUNDS, math.inf, residual)
-        assert is_far(model.current_solution, model.solver) == far
+        assert is_far(model.current_solution, model.solver, model.likelihood) == far
 
 
 def test_what_was_asked_for_is_not_said():
+    labels = BernoulliLikelihood()
     for reason in (Reason.CONVERGED, Reason.TIME, Reason.INTERRUPTED, Reason.SUPPORT, Reason.SETTLED, Reason.STEPS):
-        assert not is_far(_ended(reason, math.inf).current_solution, SubspaceNewton())
+        assert not is_far(_ended(reason, math.inf).current_solution, SubspaceNewton(), labels)
     far = _ended(Reason.PASSES, math.inf).current_solution
-    assert is_far(far, SubspaceNewton())
-    assert is_far(far, DenseNewton())
-    assert not is_far(far, SubspaceNewton(max_passes=3))
-    assert not is_far(_ended(Reason.RANK, math.inf).current_solution, SubspaceNewton(max_rank=8))
-    assert not is_far(_ended(Reason.PRECISION, math.inf, certified=False).current_solution, SubspaceNewton())
+    assert is_far(far, SubspaceNewton(), labels)
+    assert is_far(far, DenseNewton(), labels)
+    assert not is_far(far, SubspaceNewton(max_passes=3), labels)
+    assert not is_far(_ended(Reason.RANK, math.inf).current_solution, SubspaceNewton(max_rank=8), labels)
+    assert not is_far(_ended(Reason.PRECISION, math.inf, certified=False).current_solution, SubspaceNewton(), labels)
+    rounding = _ended(Reason.PRECISION, math.inf).current_solution
+    assert is_far(rounding, SubspaceNewton(), labels)
+    assert not is_far(rounding, SubspaceNewton(), GaussianLikelihood())
 
 
 @pytest.mark.parametrize("reason", [Reason.PRECISION, Reason.STALLED, Reason.DIVERGED])
