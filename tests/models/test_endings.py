@@ -31,6 +31,21 @@ def test_counts_of_a_trillion_from_a_prior_mean_of_zero(solver, approximation):
     assert float((model.predict(x).mean / counts - 1.0).abs().max()) < 1e-4
 
 
+@pytest.mark.parametrize(
+    "solver", [SubspaceNewton(), LinearTimeNewton(num_support=20)], ids=["subspace", "linear time"]
+)
+def test_weights_of_another_kernel_are_no_start_from_which_nothing_leads_back(solver):
+    x = torch.linspace(0.0, 1.0, 20, dtype=torch.float64).unsqueeze(-1)
+    counts = (1e6 * torch.exp(torch.sin(5.0 * x[:, 0]))).round()
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
+    model = GP(x, counts, PoissonLikelihood(), kernel=kernel, solver=solver).eval()
+    objectives = []
+    for lengthscale in (0.5, 2.0, 0.5):  # at the second, weights are a million
+        model.covar_module.base_kernel.lengthscale = lengthscale
+        objectives.append(model.condition().objective)
+    assert objectives[2] == pytest.approx(objectives[0], abs=1e-3)
+
+
 def _ended(reason: Reason, norm_squared: float, residual: float | None = None, *, certified: bool = True) -> GP:
     """A model whose posterior is said to have ended in some way."""
     x, y = make_binary(10)

@@ -56,6 +56,18 @@ def evaluate(problem: Problem, space: SearchSpace, coordinates: Tensor) -> Itera
     return Iterate(coordinates, f, gradient, curvature, _objective(problem, space, coordinates, f))
 
 
+def start_at(problem: Problem, space: SearchSpace, coordinates: Tensor) -> Iterate:
+    """The iterate at the coordinates of an earlier solution, or at the prior mean if the objective is lower there.
+
+    Under another kernel the same weights can be another function, from which Newton's method does not find back.
+    """
+    earlier = evaluate(problem, space, coordinates)
+    if not bool(coordinates.any()):
+        return earlier
+    nothing = evaluate(problem, space, torch.zeros_like(coordinates))
+    return earlier if earlier.objective <= nothing.objective else nothing
+
+
 def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: float) -> Iterate:
     """Minimises ``Psi(m + T U)`` over U by Newton's method with backtracking.
 
