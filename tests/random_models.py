@@ -472,6 +472,13 @@ class _ExactProduct(gk.ProductKernel):
         return math.prod(to_dense(kernel(x1, x2, diag=diag, **params)) for kernel in self.kernels)
 
 
+class _ExactSum(gk.AdditiveKernel):
+    """Sums of entries: GPyTorch adds a root to a dense matrix by the Cholesky factor of the latter, which may be singular."""
+
+    def forward(self, x1: Tensor, x2: Tensor, diag: bool = False, **params: Any) -> Tensor:
+        return sum(to_dense(kernel(x1, x2, diag=diag, **params)) for kernel in self.kernels)
+
+
 class _ExactProductStructure(gk.ProductStructureKernel):
     """The same over dimensions."""
 
@@ -494,6 +501,7 @@ class _ExactScale(gk.ScaleKernel):
 
 
 _EXACT_PRODUCTS = {
+    gk.AdditiveKernel: _ExactSum,
     gk.ProductKernel: _ExactProduct,
     gk.ProductStructureKernel: _ExactProductStructure,
     gk.ScaleKernel: _ExactScale,

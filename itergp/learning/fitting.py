@@ -385,6 +385,8 @@ def _learn(
         raise InputError(
             "`fit` needs parameters to learn. Got none that require gradients. Use model.condition() instead."
         )
+    for parameter in free:
+        parameter.leave_bound()
     stages = _stages(model, settings, renew_every=_RENEW_EVERY if comparison is None else 1)
     if comparison is not None:  # which did what the first stage is for
         iterations = max(1, round((1.0 - _SEARCHED_SHARE) * settings.max_iterations))

@@ -18,7 +18,8 @@ class FreeParameter:
 
     A parameter with a lower bound and no upper one (lengthscales, scales, noise) moves as the logarithm of its distance from
     the bound, so that steps are relative; a noise variance as its standard deviation does, twice as far, for it may
-    have to become thousands of times smaller. Any other parameter moves as it is.
+    have to become thousands of times smaller. What is at its very bound, where nothing has a slope, starts at twice the
+    bound. Any other parameter moves as it is.
 
     Attributes:
         name: Its name in the model.
@@ -48,6 +49,11 @@ class FreeParameter:
                 value = self.constraint.lower_bound.to(self.variable) + self.value.exp()
                 self.parameter.copy_(self.constraint.inverse_transform(value))
 
+    def leave_bound(self) -> None:
+        """Moves a parameter at its very bound, whose raw value is infinite and has no slope, to where the variable is."""
+        if self.constraint is not None and not bool(torch.isfinite(self.parameter).all()):
+            self.write()
+
     def read_gradient(self) -> None:
         """Gives the variable its gradient from the parameter's."""
         gradient = self.parameter.grad
@@ -76,8 +82,9 @@ def free_parameters(model: gpytorch.Module) -> list[FreeParameter]:
         )
         value = parameter.detach().clone()
         if one_sided:
-            tiny = torch.finfo(value.dtype).tiny
-            value = (constraint.transform(value) - constraint.lower_bound.to(value)).clamp_min(tiny).log()
+            bound, tiny = constraint.lower_bound.to(value), torch.finfo(value.dtype).tiny
+            distance = torch.where(value.isfinite(), constraint.transform(value) - bound, bound.abs())
+            value = distance.clamp_min(tiny).log()
         factor = _NOISE_FACTOR if one_sided and name.endswith("noise") else 1.0
         variable = (value / factor).requires_grad_(True)
         found.append(FreeParameter(name, parameter, constraint if one_sided else None, variable, factor))

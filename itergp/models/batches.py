@@ -25,6 +25,7 @@ from itergp.models.batch_elements import (
     prior_of_some_rows,
     require_same_prior,
 )
+from itergp.models.threads import turn
 from itergp.models.validation import as_inputs, as_observations
 from itergp.posterior.deferred import DeferredLinearOperator
 from itergp.solvers import Solution
@@ -123,7 +124,7 @@ class Batch:
 def either(
     method: Callable[Concatenate[Any, Options], Result],
 ) -> Callable[Concatenate[Any, Options], Result]:
-    """A method of a single model; of a batch, what ``OfBatches`` has under its name, or an error.
+    """A method of a single model; of a batch, what ``OfBatches`` has under its name, or an error. One thread at a time.
 
     What it returns is annotated as for a single model.
     """
@@ -133,10 +134,11 @@ def either(
     def called(self: Any, *args: Options.args, **kwargs: Options.kwargs) -> Any:
         if not self.held_data.inputs:
             refuse_without_data(name)
-        if self._batch is None:
-            return method(self, *args, **kwargs)
-        of_batches = getattr(OfBatches, name, None)
-        return refuse(self, name) if of_batches is None else of_batches(self, *args, **kwargs)
+        with turn():
+            if self._batch is None:
+                return method(self, *args, **kwargs)
+            of_batches = getattr(OfBatches, name, None)
+            return refuse(self, name) if of_batches is None else of_batches(self, *args, **kwargs)
 
     return called
 

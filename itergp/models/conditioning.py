@@ -29,7 +29,7 @@ from itergp.solvers import Solution, solve
 
 def find_posterior(model: Model, options: RunOptions) -> Conditioned:
     """The posterior at the present hyperparameters, from which the model is to predict; see ``NonConjugateGP.condition``."""
-    check_parameters(model.named_parameters(), model.held_data.inputs[0])
+    check_parameters(model.named_parameters_and_constraints(), model.held_data.inputs[0])
     gradients, untouched = torch.is_grad_enabled(), describe_prior(model)
     with kept_tensors(model), torch.no_grad():
         prior = model.prior_at()

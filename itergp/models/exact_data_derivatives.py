@@ -1,8 +1,8 @@
-"""The exact posterior of Gaussian noise as a function of the training data, for derivatives in them."""
+"""The exact posterior of Gaussian noise as a function of data and hyperparameters, for derivatives in them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import gpytorch
 import torch
@@ -22,6 +22,17 @@ def wanted(tensors: tuple[Tensor | None, ...]) -> bool:
     return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
+def wanted_in_hyperparameters(parameters: Iterable[Tensor], observations: Callable[[], Observations]) -> bool:
+    """Whether derivatives in hyperparameters are wanted, as ``gpytorch.settings.detach_test_caches(False)`` says, and known.
+
+    Args:
+        parameters: All hyperparameters.
+        observations: Gives those of the training rows.
+    """
+    asked = torch.is_grad_enabled() and gpytorch.settings.detach_test_caches.off()
+    return asked and any(parameter.requires_grad for parameter in parameters) and _is_exact(observations())
+
+
 def posterior_of_data(
     forward: Callable[[tuple[Tensor, ...]], MultivariateNormal],
     observations: Observations,
@@ -31,7 +42,7 @@ def posterior_of_data(
     """The latent posterior at new inputs, with derivatives in them, in the training inputs and in the targets.
 
     For Gaussian noise ``W^-1`` it is ``m_* + K_* V`` with ``V = H B^-1 H^T W^-1 g(m)``, ``B = I + H^T K H`` and ``H H^T = W``:
-    dense in float64, at N^3 operations. Hyperparameters are constants.
+    dense in float64, at N^3 operations. It has derivatives in hyperparameters too, unless they are frozen.
 
     Args:
         forward: The prior at some inputs.
@@ -66,12 +77,15 @@ def posterior_of_data(
     )
 
 
+def _is_exact(observations: Observations) -> bool:
+    return observations.likelihood.quadratic and observations.likelihood.num_latents == 1
+
+
 def _require_exact(observations: Observations, rows: int) -> None:
-    likelihood = observations.likelihood
-    if not likelihood.quadratic or likelihood.num_latents > 1:
+    if not _is_exact(observations):
         raise InputError(
             "Predictions have derivatives in training inputs and targets for Gaussian noise, otherwise in new inputs only. Got "
-            f"training data that require them with {type(likelihood).__name__}. Detach those, or predict under "
+            f"training data that require them with {type(observations.likelihood).__name__}. Detach those, or predict under "
             "torch.no_grad()."
         )
     if rows > _LIMIT:

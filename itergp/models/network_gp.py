@@ -24,6 +24,7 @@ from itergp.models.network_data import NetworkData, as_rows
 from itergp.models.network_evidence import Bound, EvidenceTerms
 from itergp.models.network_saving import load_network, save_network
 from itergp.models.streaming import check_prediction, predictive_of
+from itergp.models.validation import refuse_to_empty, require_values_of
 from itergp.numerics.blocks import psd_root
 from itergp.operators import default_memory_budget, slices
 from itergp.operators.layer_gradients import LayerGradients
@@ -703,9 +704,18 @@ class NetworkGP(nn.Module):
         self._known = ConditionedNetwork(weights, saved.information.to(weights), self._scale(), self._state())
         return self
 
+    def to_empty(self, *, device: Any, recurse: bool = True) -> NetworkGP:
+        """Refused: data and parameters would be whatever memory holds.
+
+        Raises:
+            InputError: Always.
+        """
+        refuse_to_empty()
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> NetworkGP:
         """Moves data and posterior along; another dtype asks for another posterior."""
         known = self._known
+        require_values_of(fn(next(self.parameters())), "training data and parameters")
         super()._apply(fn, recurse=recurse)
         self.data = self.data.to(fn)
         self._known = None

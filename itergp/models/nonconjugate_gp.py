@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import gpytorch
@@ -23,17 +24,19 @@ from itergp.models.batches import Batch, either, posterior_at, refuse_without_da
 from itergp.models.conditioned import Conditioned, KnownPosterior
 from itergp.models.conditioning import bounded, complete, find_posterior
 from itergp.models.distinct_rows import distinct_rows, share_latents
-from itergp.models.exact_data_derivatives import posterior_of_data, wanted
+from itergp.models.endings import warn_if_far
+from itergp.models.exact_data_derivatives import posterior_of_data, wanted, wanted_in_hyperparameters
 from itergp.models.held_tensors import HeldTensors
 from itergp.models.hyperparameters import frozen, kept_tensors
 from itergp.models.identity import describe_prior, identity_of
 from itergp.models.latent import LatentPosterior
 from itergp.models.planning import Plan, make_plan, problem_size
 from itergp.models.prior_evaluation import fit_grids, prior_at, prior_at_training_inputs
-from itergp.models.prior_shapes import PriorOfWeightedRows, of_values, require_values
+from itergp.models.prior_shapes import PriorOfWeightedRows, of_values, require_values, unchanged
 from itergp.models.run_options import RunOptions
 from itergp.models.saving import load_model, save_model
 from itergp.models.streaming import Stream, check_prediction, checked_stream
+from itergp.models.threads import turn
 from itergp.models.training_data import (
     append_rows,
     check_data,
@@ -43,7 +46,7 @@ from itergp.models.training_data import (
     warn_of_fill,
 )
 from itergp.models.uncertainty import UncertaintyDecomposition, decompose
-from itergp.models.validation import as_inputs, as_test_inputs
+from itergp.models.validation import as_inputs, as_test_inputs, refuse_to_empty, require_values_of
 from itergp.operators import (
     KernelOperator,
     OperatorClass,
@@ -54,6 +57,7 @@ from itergp.operators import (
     require_operator,
 )
 from itergp.operators.derived import snapshot
+from itergp.operators.special import checked_tables
 from itergp.persistence.checkpoint import CheckpointSection
 from itergp.persistence.description import describe
 from itergp.records import TraceRecord
@@ -76,7 +80,7 @@ class NonConjugateGP(gpytorch.models.GP):
     In training mode the call returns the prior at the training inputs; in evaluation mode the latent posterior. The
     posterior is found on demand and again whenever a hyperparameter, the data, the likelihood or the solver have changed.
     Predictions have derivatives in the inputs, for Gaussian noise in training inputs and targets too, not in hyperparameters:
-    learn those by ``itergp.objectives``.
+    learn those by ``itergp.objectives``. For Gaussian noise, ``gpytorch.settings.detach_test_caches(False)`` asks for them.
 
     Targets ``(*b, N)``, or inputs ``(*b, N, D)``, make a batch of independent models: hyperparameters with batch shape ``b``
     belong to one each, others are shared. What ``model(x)`` and objectives return has the batch shape in front; ``condition``,
@@ -539,6 +543,10 @@ class NonConjugateGP(gpytorch.models.GP):
 
         Keywords are handed to ``forward``, now and until the next call: the posterior is that of the prior with them.
         """
+        with turn():
+            return self._called(args, kwargs)
+
+    def _called(self, args: tuple[Tensor, ...], kwargs: dict[str, Any]) -> MultivariateNormal:
         self._call_forward_with(kwargs)
         if self.training:
             inputs = as_inputs(args, "inputs", batch=True)
@@ -551,16 +559,16 @@ class NonConjugateGP(gpytorch.models.GP):
                     "Call model.eval() to predict."
                 )
             self._require_nan_policy()
-            prior = super().__call__(*inputs, **kwargs)
+            prior = self._prior_by_gpytorch(inputs, kwargs)
             require_values(prior, self._num_latents)
             weight, targets = self.held_data.sample_weight, self.held_data.targets
             partly = targets.is_floating_point() and bool(targets.isnan().any())
             return PriorOfWeightedRows.of(prior, weight) if partly or weight is not None else prior
         if not self.held_data.inputs:
-            return super().__call__(*as_inputs(args, "inputs", batch=True), **kwargs)
+            return self._prior_by_gpytorch(as_inputs(args, "inputs", batch=True), kwargs)
         inputs = as_test_inputs(args, self.held_data.inputs, batch=True)
         if gpytorch.settings.prior_mode.on():
-            return super().__call__(*inputs, **kwargs)
+            return self._prior_by_gpytorch(inputs, kwargs)
         self._require_nan_policy()
         warn_of_fill(self.held_data.targets, self.held_data.sample_weight)
         if self._batch is not None or any(x.dim() > 2 for x in inputs):
@@ -574,7 +582,16 @@ class NonConjugateGP(gpytorch.models.GP):
         )
 
     def __getattr__(self, name: str) -> Any:
-        """Python asks here also after a property has raised an AttributeError, which is then shown as it is."""
+        """Python asks here also after a property has raised an AttributeError, which is then shown as it is.
+
+        Raises:
+            AttributeError: If there is none of that name.
+        """
+        if name == "variational_strategy":  # of an ApproximateGP, which GPyTorch's variational objectives are for
+            raise AttributeError(
+                "A NonConjugateGP finds its posterior by itself and has no variational_strategy. Learn by itergp.fit(model), "
+                "or maximise itergp.objectives.ComputationAwareELBO(model.likelihood, model) in place of GPyTorch's objective."
+            )
         known = getattr(type(self), name, None)
         return known.__get__(self) if isinstance(known, property) else super().__getattr__(name)
 
@@ -707,13 +724,24 @@ class NonConjugateGP(gpytorch.models.GP):
             # BoTorch's acquisition functions call .to(X) at every evaluation
             return super()._apply(fn, recurse=recurse)
         known = self.current_solution
-        result = super()._apply(fn, recurse=recurse)
         moved = HeldTensors(tuple(None if t is None else fn(t) for t in self.held_data.look()))
+        for tensor in (*moved.look(), *(fn(p) for p in itertools.islice(self.parameters(), 1))):
+            if tensor is not None:
+                require_values_of(tensor, "training data and hyperparameters")
+        result = super()._apply(fn, recurse=recurse)
         self.held_data, self._batch = moved, None if self._batch is None else Batch(self._batch.shape)
         self._known = None
         if known is not None and known.representer_weights.dtype == moved.like.dtype:
             self.adopt(known.to(moved.like))
         return result
+
+    def to_empty(self, *, device: Any, recurse: bool = True) -> NonConjugateGP:
+        """Refused: data and hyperparameters would be whatever memory holds.
+
+        Raises:
+            InputError: Always.
+        """
+        refuse_to_empty()
 
     def __getstate__(self) -> dict[str, Any]:
         """State for pickle and deepcopy: without kernel caches and search space, which can be rebuilt."""
@@ -752,7 +780,7 @@ class NonConjugateGP(gpytorch.models.GP):
     def call_forward(self, inputs: tuple[Tensor, ...]) -> MultivariateNormal:
         """What ``forward`` returns, with the keywords of the present posterior and kernels evaluated lazily."""
         with gpytorch.settings.lazily_evaluate_kernels(True):
-            return of_values(self.forward)(*inputs, **self.forward_keywords)
+            return of_values(self.forward, self)(*inputs, **self.forward_keywords)
 
     def make_operator(self, prior: Prior, observations: Observations | None = None) -> KernelOperator:
         """The kernel operator of a prior, of a snapshot of its kernel, so that it stays what a posterior was found with.
@@ -824,6 +852,14 @@ class NonConjugateGP(gpytorch.models.GP):
         if describe(keywords, "") != describe(self.forward_keywords, ""):
             self.forward_keywords = dict(keywords)
 
+    def _prior_by_gpytorch(self, inputs: tuple[Tensor, ...], keywords: dict[str, Any]) -> MultivariateNormal:
+        """What ``forward`` returns, to be evaluated by GPyTorch."""
+        with checked_tables(self) as tables, unchanged(inputs):
+            prior = super().__call__(*inputs, **keywords)
+            if tables and isinstance(prior, MultivariateNormal):  # GPyTorch evaluates it when nobody looks
+                prior.lazy_covariance_matrix.diagonal(dim1=-1, dim2=-2)
+        return prior
+
     def _observed(self, targets: Tensor, weight: Tensor | None) -> Observations:
         self._require_nan_policy()
         calculus = self.calculus
@@ -846,10 +882,12 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _latent(self, inputs: tuple[Tensor, ...]) -> LatentPosterior:
         fit_grids(self, inputs)
-        if wanted(self.held_data.look()):
-            with frozen(self):
+        of_hyperparameters = wanted_in_hyperparameters(self.parameters(), lambda: self.observations)
+        if of_hyperparameters or wanted(self.held_data.look()):
+            with nullcontext() if of_hyperparameters else frozen(self):
                 return posterior_of_data(self.call_forward, self.observations, self.held_data.inputs, inputs)
         now = self.conditioned
+        warn_if_far(now, self.solver, stacklevel=5)
         # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
         gradients = torch.is_grad_enabled() and any(x.requires_grad for x in inputs)
         with kept_tensors(self), torch.set_grad_enabled(gradients), frozen(self):
@@ -860,7 +898,9 @@ class NonConjugateGP(gpytorch.models.GP):
 
     def _stream(self, x: Any, batch_size: int | None = None, progress: bool = False) -> Stream:
         inputs = checked_stream(self, x)  # whose references to the training data have ended before they are asked for
-        return Stream(self, self.conditioned, inputs, batch_size, progress)
+        now = self.conditioned
+        warn_if_far(now, self.solver, stacklevel=5)
+        return Stream(self, now, inputs, batch_size, progress)
 
     def _current(self) -> KnownPosterior | None:
         """The posterior if it is known and up to date."""

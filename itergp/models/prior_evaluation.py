@@ -87,11 +87,11 @@ def _evaluate(model: HasPrior, inputs: tuple[Tensor, ...], *, fit: bool = True) 
     latents = model.calculus.num_latents
     with patient_grids(model):
         prior = Prior.from_forward(
-            of_values(forward), inputs, latents, fit=fit, renew_losses=False
+            of_values(forward, model), inputs, latents, fit=fit, renew_losses=False
         )  # those belong to an objective
     if prior.tabulated:
         with standing_grids(model):
-            require_true_products(prior.covariance, of_values(forward), inputs, model.modules())
+            require_true_products(prior.covariance, of_values(forward, model), inputs, model.modules())
     return prior
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, ClassVar, NoReturn
 
 import gpytorch
@@ -13,6 +14,7 @@ from linear_operator.operators import BlockDiagLinearOperator, BlockInterleavedL
 from torch import Tensor
 
 from itergp.errors import InputError
+from itergp.operators.special import HasModules, checked_tables
 
 
 def as_latent_functions(prior: Any) -> Any:
@@ -55,12 +57,35 @@ def require_values(prior: Any, num_latents: int | None = None) -> None:
         )
 
 
-def of_values(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A model's ``forward``, its result checked by ``require_values``, with independent outputs as latent functions."""
+@contextmanager
+def unchanged(inputs: tuple[Any, ...]) -> Iterator[None]:
+    """Inputs of ``forward`` must be as they were when it returns: they are the training data themselves.
+
+    Raises:
+        InputError: If something was written into them.
+    """
+    tensors = [x for x in inputs if torch.is_tensor(x) and not x.is_inference()]
+    before = [x._version for x in tensors]
+    yield
+    if before != [x._version for x in tensors]:
+        raise InputError(
+            "forward must not write into its inputs, which are the training data themselves. Got inputs that it has changed. "
+            "Write x = x - shift, not x -= shift, or clone them first; then give the model its data again."
+        )
+
+
+def of_values(forward: Callable[..., Any], model: HasModules) -> Callable[..., Any]:
+    """A model's ``forward``, its result checked by ``require_values``, with independent outputs as latent functions.
+
+    Args:
+        forward: With or without keywords.
+        model: Whose it is.
+    """
 
     @functools.wraps(forward)
     def checked(*args: Any, **kwargs: Any) -> Any:
-        prior = forward(*args, **kwargs)
+        with checked_tables(model), unchanged(args):
+            prior = forward(*args, **kwargs)
         require_values(prior)
         return as_latent_functions(prior)
 

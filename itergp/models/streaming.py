@@ -20,6 +20,7 @@ from itergp.models.hyperparameters import frozen, kept_tensors
 from itergp.models.latent import LatentPosterior, batches, weights_and_actions
 from itergp.models.prior_evaluation import HasPrior, fit_grids
 from itergp.models.protocol import Model
+from itergp.models.threads import turn
 from itergp.models.validation import as_inputs, check_test_inputs, like_known
 from itergp.operators import default_memory_budget
 from itergp.operators.special import has_moving_grid
@@ -109,7 +110,7 @@ class Stream:
                 part = tuple(x[rows].to(like) for x, like in zip(self.inputs, model.held_data.inputs, strict=True))
                 wanted = torch.is_grad_enabled() and any(x.requires_grad for x in part)
                 # The weights were found for these hyperparameters, so predictions have no useful derivative in them.
-                with kept_tensors(model), torch.set_grad_enabled(wanted), frozen(model):
+                with turn(), kept_tensors(model), torch.set_grad_enabled(wanted), frozen(model):
                     prior = model.prior_at(part)
                     latent = LatentPosterior.at(prior, operator, solution, covariance=covariance, blocks=blocks)
                 yield rows, latent

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 import gpytorch
 import torch
@@ -40,9 +40,16 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
         kinds = ", ".join(sorted({type(x).__name__ for x in given})) or "nothing"
         kinds = f"a list of {kinds}" if isinstance(inputs, list) else kinds
         raise InputError(f"`{name}` must be a torch tensor or a tuple of them. Got {kinds}. Use torch.as_tensor(x).")
-    _require_dense(given, name)
+    for x in given:
+        if x.layout is not torch.strided:
+            raise InputError(f"`{name}` must be dense. Got {x.layout}. Call .to_dense().")
     first, *others = (x.unsqueeze(-1) if x.dim() == 1 else x for x in given)
     _refuse_autocast(first)
+    if torch.jit.is_tracing():
+        raise InputError(
+            "Posteriors must not be traced: loops that find and use them look at values. Got a call under torch.jit.trace. "
+            "Keep the model by model.save(path), and load it where it is to predict."
+        )
     checked = (first, *(x if x.is_floating_point() else x.long() for x in others))
     for x in checked:
         if x.dim() > 2 and not batch:
@@ -68,6 +75,7 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
             raise InputError(
                 f"All of `{name}` must share rows, dtype and device. Got {_kind(first)} and {_kind(x)}. Convert them."
             )
+        require_values_of(x, name)
         if rows := _rows_not_finite(x):
             raise InputError(
                 f"`{name}` must be finite. Got NaN or infinite values in {rows} of {x.shape[:-1].numel()} row(s). "
@@ -76,10 +84,30 @@ def as_inputs(inputs: Any, name: str, *, batch: bool = False) -> tuple[Tensor, .
     return checked
 
 
-def _require_dense(given: tuple[Tensor, ...], name: str) -> None:
-    for x in given:
-        if x.layout is not torch.strided:
-            raise InputError(f"`{name}` must be dense. Got {x.layout}. Call .to_dense().")
+def require_values_of(x: Tensor, name: str) -> None:
+    """A tensor must hold its values.
+
+    Raises:
+        InputError: If it is on the meta device.
+    """
+    # A subclass of tensors may have its values elsewhere.
+    if x.device.type == "meta" and type(x) in (Tensor, torch.nn.Parameter):
+        raise InputError(
+            f"`{name}` must hold values. Got a tensor on the meta device, which has a shape alone. Make it on a device with "
+            "memory, such as 'cpu'."
+        )
+
+
+def refuse_to_empty() -> NoReturn:
+    """Says what to do instead of ``to_empty``.
+
+    Raises:
+        InputError: Always.
+    """
+    raise InputError(
+        "A model must keep its data and hyperparameters. Got to_empty, after which both are whatever memory holds. Use "
+        "model.to(device), or make a model on the device and load_state_dict."
+    )
 
 
 def _refuse_autocast(x: Tensor) -> None:
@@ -164,6 +192,7 @@ def _as_weight(sample_weight: Tensor, rows: Tensor) -> Tensor:
         raise InputError(
             f"`sample_weight` must be a tensor of shape ({rows.shape[0]},), one weight per row. Got {got}."
         )
+    require_values_of(sample_weight, "sample_weight")
     weight = sample_weight.to(rows)
     if not bool((torch.isfinite(weight) & (weight >= 0)).all()) or not bool((weight > 0).any()):
         raise InputError(
@@ -267,14 +296,18 @@ def check_test_inputs(inputs: tuple[Tensor, ...], train_inputs: tuple[Tensor, ..
             )
 
 
-def check_parameters(parameters: Iterable[tuple[str, Tensor]], inputs: Tensor) -> None:
+def check_parameters(parameters: Iterable[tuple[str, Tensor, Any]], inputs: Tensor) -> None:
     """Hyperparameters must have the dtype and device of the data, and be finite.
+
+    Args:
+        parameters: Names, raw values, and their constraints or None.
+        inputs: The data.
 
     Raises:
         InputError: Naming the first parameter that does not, or if autocast is on.
     """
     _refuse_autocast(inputs)
-    for name, parameter in parameters:
+    for name, parameter, constraint in parameters:
         if not parameter.is_floating_point():
             continue
         if parameter.dtype != inputs.dtype or parameter.device != inputs.device:
@@ -282,8 +315,16 @@ def check_parameters(parameters: Iterable[tuple[str, Tensor]], inputs: Tensor) -
                 f"Model and data must share dtype and device. Got parameter {name!r} {_kind(parameter)} and inputs "
                 f"{_kind(inputs)}. Call model.to(dtype=..., device=...) or convert the data."
             )
-        if not bool(torch.isfinite(parameter).all()):
+        if not bool(torch.isfinite(parameter).all()) and not _at_bound(parameter.detach(), constraint):
             raise InputError(f"Hyperparameters must be finite. Got NaN or infinity in {name!r}. Reset it.")
+
+
+def _at_bound(raw: Tensor, constraint: Any) -> bool:
+    """Whether a raw value that is not finite is that of a positive one at its bound, such as ``likelihood.noise = 1e-4``."""
+    if constraint is None:
+        return False
+    value = constraint.transform(raw)
+    return bool((torch.isfinite(value) & (value > 0.0)).all())
 
 
 def check_mean(mean: Tensor) -> None:

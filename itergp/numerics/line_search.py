@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+# Of a step of Newton's: more than the digits of float64, so that rounding, not a count, ends a search.
+MAX_HALVINGS = 60
 SUFFICIENT = 1e-4  # share of the decrease that the slope promises (Nocedal & Wright 2006, equation 3.4)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Protocol
 
 import gpytorch
@@ -98,15 +99,44 @@ def _whitened(kernel: InducingPointKernel, inputs: Tensor, entries: Entries) -> 
 
 def _table_rows(kernel: IndexKernel, values: Tensor) -> Tensor:
     """Values ``(..., n, 1)`` as rows ``(..., n)`` of the kernel's table."""
-    values = values.detach().squeeze(-1)
-    rows, size = values.round().long(), kernel.covar_factor.shape[-2]
+    _require_rows(kernel, values)
+    return values.detach().squeeze(-1).long()
+
+
+def _require_rows(kernel: IndexKernel, values: Tensor) -> None:
+    """Values must be rows of the kernel's table: GPyTorch cuts fractions off, and torch names neither kernel nor table."""
+    rows, size = values.detach().round(), kernel.covar_factor.shape[-2]
     wrong = (rows < 0) | (rows >= size) | (rows != values)
     if bool(wrong.any()):
         raise InputError(
             f"The column of an IndexKernel with num_tasks={size} must hold whole numbers 0..{size - 1}. Got "
-            f"{float(values[wrong][0]):.6g}. Leave that column as it is when others are standardised, or re-encode it."
+            f"{float(values[wrong][0]):.6g}. Leave that column as it is when others are standardised, re-encode it, or "
+            "raise num_tasks."
         )
-    return rows
+
+
+@contextmanager
+def checked_tables(model: HasModules) -> Iterator[bool]:
+    """Whatever an ``IndexKernel`` is evaluated on meanwhile must be rows of its table, as in ``covar_x.mul(covar_i)``.
+
+    Yields:
+        Whether there is one.
+    """
+    tables = [m for m in model.modules() if isinstance(m, IndexKernel) and type(m).forward is IndexKernel.forward]
+    replaced = [table for table in tables if "forward" not in vars(table)]  # by nobody else
+    for table in replaced:
+        vars(table)["forward"] = partial(_checked_forward, table)
+    try:
+        yield bool(tables)
+    finally:
+        for table in replaced:
+            del vars(table)["forward"]
+
+
+def _checked_forward(kernel: IndexKernel, i1: Tensor, i2: Tensor, **keywords: Any) -> Any:
+    _require_rows(kernel, i1)
+    _require_rows(kernel, i2)
+    return IndexKernel.forward(kernel, i1, i2, **keywords)
 
 
 def fit_state(kernel: Kernel, features: Tensor, evaluate: Callable[[], Any], *, renew_losses: bool) -> None:

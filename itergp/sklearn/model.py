@@ -24,6 +24,7 @@ DOUBLE_ROWS = 2000  # up to here float64 costs next to nothing
 _MOST_IN_SINGLE = 100.0
 _PROBES = 6
 _WORTH_A_WARNING = 1e-3  # nats per row
+_OUT_OF_DIGITS = (Reason.PRECISION, Reason.STALLED, Reason.DIVERGED)
 
 
 def __getattr__(name: str) -> Any:
@@ -104,7 +105,7 @@ def as_device(device: Any) -> torch.device:
     """
     try:
         wanted = torch.device("cpu" if device is None else device)
-        torch.empty(0, device=wanted)
+        torch.zeros(1, device=wanted).item()  # the meta device has no values
     except (RuntimeError, AssertionError, TypeError) as error:
         raise InputError(
             f"`device` must be a device that torch can use. Got {device!r}. Pass 'cpu', or install a torch with CUDA."
@@ -116,7 +117,7 @@ def lacks_digits(solution: Solution) -> bool:
     """Whether a posterior is not what was asked for because numbers have too few digits, or because it still moved."""
     gap = math.inf if solution.certificate is None else solution.certificate.objective_gap
     far = gap > _WORTH_A_WARNING * len(solution.representer_weights)
-    return (solution.status.reason is Reason.PRECISION and far) or solution.status.reason is Reason.ROUNDS
+    return (solution.status.reason in _OUT_OF_DIGITS and far) or solution.status.reason is Reason.ROUNDS
 
 
 def warn_of_ending(solution: Solution, stacklevel: int) -> None:

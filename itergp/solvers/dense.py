@@ -12,7 +12,7 @@ from torch import Tensor
 from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.numerics.blocks import apply_blocks, curvature_eigen, curvature_root
-from itergp.numerics.line_search import backtrack
+from itergp.numerics.line_search import MAX_HALVINGS, backtrack
 from itergp.persistence import DERIVED
 from itergp.posterior.dense import apply_kernels, couples, dense_posterior, factorise
 from itergp.posterior.posterior import Posterior, prior_covariance
@@ -26,7 +26,6 @@ from itergp.solvers.run.budget import UNLIMITED, Budget
 from itergp.solvers.subspace.subspace_newton import SubspaceNewton
 
 _DEFAULT_MAX_STEPS = 100
-_MAX_HALVINGS = 40
 _POLISHED = 0.25  # of the squared residual: what a step of rounding leaves
 _ROUNDING = torch.finfo(torch.float64).eps
 _EXPECTED_STEPS, _MATRICES = 8, 5
@@ -180,7 +179,7 @@ class DenseNewton(BaseSolver[DenseState]):
             # Too near for the objective to judge, Newton's step is right. A NaN is for the driver to report.
             return -math.inf if polishing or math.isnan(trial.objective) else trial.objective
 
-        found = backtrack(objective, state.objective, slope, halvings=_MAX_HALVINGS)
+        found = backtrack(objective, state.objective, slope, halvings=MAX_HALVINGS)
         if found is None:
             return self._follow(state, state, 0.0, polished=True)
         length, gain = found[0], state.objective - trial.objective

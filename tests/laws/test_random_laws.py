@@ -7,7 +7,7 @@ import warnings
 import pytest
 from hypothesis import HealthCheck, given, settings
 from random_laws import LAWS
-from random_models import specs
+from random_models import Spec, specs
 from random_run import outcome_of_law
 
 
@@ -24,3 +24,10 @@ def test_a_law_holds_for_random_models(law):
         warnings.simplefilter("ignore")
         hold()
     assert outcomes.count("right") > 0, outcomes  # and not all skipped or refused
+
+
+def test_the_slope_of_what_looks_at_no_input_is_zero():
+    spec = Spec(
+        ("constant", None, False), rows=5, new=5, likelihood="ordinal-logit", mean="constant", level=10.0, seed=917
+    )
+    assert outcome_of_law("sloping", spec) == "right"

@@ -845,6 +845,15 @@ def test_lengthscales_are_limited_by_the_columns_that_a_kernel_sees(name):
     assert_close(found, expected)
 
 
+def test_a_noise_at_its_very_bound_leaves_it():
+    x = torch.linspace(-3.0, 3.0, 60, dtype=torch.float64).unsqueeze(-1)
+    y = torch.sin(x[:, 0]) + 0.3 * torch.randn(60, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    model = itergp.models.GP(x, y, gpytorch.likelihoods.GaussianLikelihood()).double()
+    model.likelihood.noise = 1e-4  # whose raw value is minus infinity
+    fit(model, optimizer="adam", max_iterations=8, calibrate=False)
+    assert model.likelihood.noise.item() > 2.5e-4
+
+
 def test_learning_starts_within_constraints():
     """Of which the start that the data ask for may know nothing."""
     interval, most = gpytorch.constraints.Interval(0.5, 0.6), gpytorch.constraints.Interval(0.0, 3.0)

@@ -13,6 +13,7 @@ from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import Kernel, MaternKernel, PolynomialKernel, RBFKernel, ScaleKernel
 from helpers import (
     SimpleGP,
+    assert_close,
     make_batch_kernel,
     make_binary,
     make_classes,
@@ -291,6 +292,18 @@ def test_parameters_that_are_not_finite(value):
         model.predict(make_inputs(3))
     model.covar_module.base_kernel.lengthscale = 1.0
     assert model.solution.objective == pytest.approx(before.objective, rel=1e-2)
+
+
+def test_a_noise_at_its_bound_is_finite():
+    x, y = make_reals(12)
+    model = GP(x, y, gpytorch.likelihoods.GaussianLikelihood()).double().eval()
+    model.likelihood.noise = 1e-4
+    assert not bool(torch.isfinite(model.likelihood.noise_covar.raw_noise))
+    kernel = model.covar_module(x).to_dense().detach()
+    expected = kernel[:3] @ torch.linalg.solve(
+        kernel + 1e-4 * torch.eye(12).double(), y - model.mean_module(x).detach()
+    )
+    assert_close(model(x[:3]).mean, model.mean_module(x[:3]).detach() + expected, "posterior")
 
 
 class Negative(RBFKernel):
@@ -762,3 +775,78 @@ def test_transforms_of_functions_are_refused():
     with pytest.raises(InputError, match=r"must be readable .* Got a transform of torch\.func.*functional\.jacobian"):
         torch.func.jacrev(lambda at: model(at).mean)(x[:3])
     assert torch.autograd.functional.jacobian(lambda at: model(at).mean, x[:3]).shape == (3, 3, x.shape[1])
+
+
+@pytest.mark.parametrize(
+    ("act", "name"),
+    [
+        (lambda model: model.to("meta"), "training data and hyperparameters"),
+        (lambda model: GP(X.to("meta"), Y.to("meta"), BernoulliLikelihood()), "train_inputs"),
+        (lambda model: model.predict(X.to("meta")), "inputs"),
+        (lambda model: model(X.to("meta")), "inputs"),
+        (lambda model: model.set_train_data(X.to("meta"), Y.to("meta"), strict=False), "inputs"),
+        (
+            lambda model: NonConjugateGP(X, Y, BernoulliLikelihood(), sample_weight=torch.ones(ROWS, device="meta")),
+            "sample_weight",
+        ),
+    ],
+)
+def test_tensors_without_values(act, name):
+    model = GP(X, Y, BernoulliLikelihood()).eval()
+    before = model.predict(X).probs
+    with pytest.raises(
+        InputError, match=rf"`{name}` must hold values\. Got a tensor on the meta device, .* such as 'cpu'"
+    ):
+        act(model)
+    assert torch.equal(model.predict(X).probs, before), "the model is unchanged"
+
+
+def test_a_model_is_not_emptied():
+    model = GP(X, Y, BernoulliLikelihood()).eval()
+    before = model.predict(X).probs
+    with pytest.raises(
+        InputError, match=r"must keep its data and hyperparameters\. Got to_empty, .* Use model\.to\(device\)"
+    ):
+        model.to_empty(device="cpu")
+    assert torch.equal(model.predict(X).probs, before)
+
+
+class Shifting(NonConjugateGP):
+    """Writes into what it is called with."""
+
+    def __init__(self, x, y):
+        super().__init__(x, y, BernoulliLikelihood())
+        self.covar_module = RBFKernel()
+
+    def forward(self, x):
+        x -= 0.5
+        return MultivariateNormal(torch.zeros_like(x[:, 0]), self.covar_module(x))
+
+
+@pytest.mark.parametrize(
+    "act", [lambda m: m.eval()(X[:3].clone()), lambda m: m.eval().predict(X[:3].clone()), lambda m: m(X.clone())]
+)
+def test_a_forward_that_writes_into_the_training_data(act):
+    with pytest.raises(InputError, match=r"must not write into its inputs, .* Write x = x - shift, .* its data again"):
+        act(Shifting(X.clone(), Y))
+
+
+def test_an_objective_of_gpytorchs_approximate_models_says_what_to_use():
+    model = GP(X, Y, BernoulliLikelihood())
+    assert not hasattr(model, "variational_strategy")
+    objective = gpytorch.mlls.VariationalELBO(model.likelihood, model, ROWS)
+    with pytest.raises(AttributeError, match=r"no variational_strategy\. Learn by itergp\.fit\(model\), or maximise"):
+        objective(model(X), Y)
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.parametrize("call", [lambda model, x: model(x).mean, lambda model, x: model.predict(x).probs])
+def test_posteriors_are_not_traced(call):
+    model = GP(X, Y, BernoulliLikelihood()).eval()
+    model.predict(X)
+    with (
+        torch.no_grad(),
+        gpytorch.settings.trace_mode(),
+        pytest.raises(InputError, match=r"under torch\.jit\.trace\. Keep"),
+    ):
+        torch.jit.trace(lambda x: call(model, x), X, check_trace=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from contextlib import nullcontext
 
 import gpytorch
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 from helpers import CASES, CORE, assert_close, make_binary, make_inputs, make_kernel
 
 import itergp
-from itergp import InputError
+from itergp import InputError, ItergpWarning
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
 from itergp.models import GP, NonConjugateGP
 from itergp.models.gp import MAX_ARD_COLUMNS
@@ -54,7 +55,9 @@ def test_defaults_predict_for_every_likelihood(name):
     latents = model.observations.likelihood.num_latents
     assert model.mean_module.constant.shape == ((latents,) if latents > 1 else ())
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
-    with torch.no_grad():
+    # Newton's method does not find the mode of a density with a kink, which is said.
+    far = pytest.warns(ItergpWarning, match="far off") if name == "laplace" else nullcontext()
+    with torch.no_grad(), far:
         assert model.eval().predict(x[:3]).batch_shape == (3,)
 
 

@@ -947,6 +947,28 @@ def test_predictions_have_derivatives_in_the_training_data_of_gaussian_noise(fix
         assert_close(ours, theirs, "derivative")
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_predictions_have_derivatives_in_hyperparameters_of_gaussian_noise_where_gpytorch_is_asked_for_them(fixed):
+    x, y = make_reals(20)
+    test, noise = make_inputs(6, seed=3), torch.linspace(0.1, 0.5, 20).double()
+    gradients = []
+    for kind in (SimpleGP, Exact):
+        likelihood = gl.GaussianLikelihood()
+        if fixed:
+            likelihood = gl.FixedNoiseGaussianLikelihood(noise, learn_additional_noise=True)
+        model = kind(x, y, likelihood).double().eval()
+        with gpytorch.settings.detach_test_caches(False):
+            latent = model(test)
+        total = (latent.mean * torch.arange(6)).sum() + latent.covariance_matrix.square().sum()
+        gradients.append(torch.autograd.grad(total, [parameter for _, parameter in sorted(model.named_parameters())]))
+    for ours, theirs in zip(*gradients, strict=True):
+        assert_close(ours, theirs, "derivative")
+    ours = SimpleGP(x, y, gl.GaussianLikelihood()).double().eval()
+    with torch.no_grad(), gpytorch.settings.detach_test_caches(False):
+        assert not ours(test).mean.requires_grad
+    assert not ours(test).mean.requires_grad
+
+
 def test_derivatives_in_the_training_data_of_other_likelihoods_are_refused():
     x, y = make_reals(20)
     for inputs, targets in ((x.clone().requires_grad_(), y), (x, y.clone().requires_grad_())):

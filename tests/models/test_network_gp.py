@@ -713,3 +713,15 @@ def test_what_does_not_fit_is_refused():
     for message, make in wrong.items():
         with pytest.raises(InputError, match=message):
             make()
+
+
+def test_a_network_is_not_emptied():
+    model = NetworkGP(mlp(), torch.randn(ROWS, 4), torch.randint(CLASSES, (ROWS,)), CategoricalLikelihood(CLASSES))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(InputError, match=r"Got to_empty, .* Use model\.to\(device\)"):
+        model.to_empty(device="cpu")
+    with pytest.raises(
+        InputError, match=r"`training data and parameters` must hold values\. Got a tensor on the meta device"
+    ):
+        model.to("meta")
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

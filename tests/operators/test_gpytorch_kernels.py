@@ -15,6 +15,7 @@ import pytest
 import torch
 from gpytorch.distributions import MultivariateNormal
 from helpers import SimpleGP, assert_close, make_inputs
+from linear_operator.operators import LinearOperator
 from torch import Tensor
 
 import itergp
@@ -594,8 +595,8 @@ def test_keywords_that_are_tensors_have_derivatives():
 class Tasks(NonConjugateGP):
     """GPyTorch's Hadamard multitask notebook."""
 
-    def __init__(self, task: Tensor, y: Tensor, likelihood: gl.Likelihood):
-        super().__init__((_inputs(), task), y, likelihood, solver=SOLVER)
+    def __init__(self, task: Tensor | None, y: Tensor | None, likelihood: gl.Likelihood):
+        super().__init__(None if task is None else (_inputs(), task), y, likelihood, solver=SOLVER)
         self.mean_module, self.covar_module = gpytorch.means.ConstantMean(), gk.RBFKernel()
         self.task = gk.IndexKernel(num_tasks=3, rank=1)
 
@@ -679,6 +680,46 @@ def test_index_kernels_are_their_table(batch):
         bad = torch.full((1, 1), wrong, dtype=torch.float64)
         with pytest.raises(InputError, match=rf"num_tasks=4 must hold whole numbers 0\.\.3\. Got {wrong:g}"):
             evaluate_kernel(kernel, rows, bad, count)
+
+
+@pytest.mark.parametrize("wrong", [3.0, -1.0, 1.5])
+@pytest.mark.parametrize(
+    "act",
+    [
+        lambda model, good, bad: (
+            Tasks(bad, model.train_targets, _gaussian()).double().eval().predict((_inputs(), good))
+        ),
+        lambda model, good, bad: model.eval().predict((_inputs(), bad)),
+        lambda model, good, bad: model.eval()(_inputs(), bad).mean,
+        lambda model, good, bad: Tasks(bad, model.train_targets, _gaussian()).double()(_inputs(), bad),
+        lambda model, good, bad: itergp.fit(Tasks(bad, model.train_targets, _gaussian()).double(), max_iterations=1),
+        lambda model, good, bad: Tasks(None, None, _gaussian()).double().eval()(_inputs(), bad),
+    ],
+    ids=["training", "prediction", "call", "training mode", "fit", "prior"],
+)
+def test_tasks_outside_of_the_table(act, wrong, monkeypatch):
+    good = _tasks(ROWS, 1).double()
+    bad = good.clone()
+    bad[5] = wrong
+    model = Tasks(good, _targets(_inputs()), _gaussian()).double()
+    message = rf"num_tasks=3 must hold whole numbers 0\.\.2\. Got {wrong:g}\. .* raise num_tasks"
+    for product in (LinearOperator.mul, LinearOperator.__mul__):
+        monkeypatch.setattr(
+            Tasks,
+            "forward",
+            lambda m, x, i, times=product: MultivariateNormal(m.mean_module(x), times(m.covar_module(x), m.task(i))),
+        )
+        with pytest.raises(InputError, match=message):
+            act(model, good, bad)
+    assert "forward" not in vars(model.task), "the kernel is as it was"
+
+
+def test_a_column_outside_of_the_table_in_training_mode():
+    kernel = gk.RBFKernel(active_dims=[0, 1]) * gk.IndexKernel(num_tasks=3, active_dims=[2])
+    x = torch.cat([_inputs(), torch.full((ROWS, 1), 1.5, dtype=torch.float64)], -1)
+    model = SimpleGP(x, _targets(x), _gaussian(), kernel=kernel).double().train()
+    with pytest.raises(InputError, match=r"num_tasks=3 must hold whole numbers 0\.\.2\. Got 1\.5"):
+        model(x)
 
 
 def test_scaled_index_kernels_of_several_functions():

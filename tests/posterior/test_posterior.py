@@ -406,6 +406,13 @@ def test_rounds_that_converged_have_a_certificate_within_the_tolerance(name, tol
     assert solution.certificate.objective_gap <= tolerance * 80
 
 
+def test_rounds_that_converged_go_on_until_the_mean_is_certain(monkeypatch):
+    asked, answers = [], iter([False, False, False])  # for the certificate, for a step, and at the end of the round
+    monkeypatch.setattr(SubspaceNewton, "certain", lambda *_: asked.append(None) or next(answers, True))
+    _model(SINGLE, rows=20).condition()
+    assert len(asked) > 3
+
+
 def test_a_limit_of_rounds_is_an_honest_status(monkeypatch):
     monkeypatch.setattr("itergp.solvers.run.rounds.MAX_ROUNDS", 1)
     solution = _counting(8.0, SubspaceNewton(tolerance=1e-12)).condition()

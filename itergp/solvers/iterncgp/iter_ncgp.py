@@ -190,6 +190,8 @@ class IterNCGP(BaseSolver[IterNCGPState]):
                 iterate = NewtonIterate.at(problem, weights, earlier.latent_values.to(problem.mean))
             else:
                 iterate = recomputed(problem, weights)
+            # Under another kernel the same weights can be another function, from which Newton's method does not find back.
+            iterate = iterate if iterate.objective <= start.objective else start
         buffer = recycled_buffer(problem, warm_start if self.recycle else None, self.max_rank)
         belief = self._linearise(problem, iterate, buffer, 0)
         return IterNCGPState(belief, iterate, iterate, start.objective, Memory())
@@ -381,6 +383,7 @@ class IterNCGP(BaseSolver[IterNCGPState]):
             "room": None,
             "compression": self.compression,
             "reorthogonalise": self.reorthogonalise,
+            "exact": True,
         }
         curvature = problem.site.covariance_curvature(iterate.latent_values, iterate.curvature)
         averaged = replace(iterate, curvature=curvature)

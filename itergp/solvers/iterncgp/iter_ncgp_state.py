@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from enum import Enum
 
+import torch
 from torch import Tensor
 
 from itergp.posterior.precision import multiply
@@ -89,6 +90,7 @@ def linear_system(
     room: int | None,
     compression: str,
     reorthogonalise: bool,
+    exact: bool = False,
 ) -> LinearBelief:
     """The Newton system at an iterate, given the actions that the buffer holds: no kernel product.
 
@@ -100,8 +102,10 @@ def linear_system(
         room: Most actions to keep; the rest is compressed away.
         compression: How, see ``LinearBelief.compress``.
         reorthogonalise: Whether actions are made orthogonal.
+        exact: Whether noise is as large as it is, as a covariance needs it: where it is bounded for float32, a row counts as
+            saying more than it does, which the mean does not notice.
     """
-    noise = Noise.from_curvature(iterate.curvature, problem.mean.dtype)
+    noise = Noise.from_curvature(iterate.curvature, torch.float64 if exact else problem.mean.dtype)
     right = pseudo_targets(problem, iterate, noise.apply(iterate.gradient))
     belief = LinearBelief(buffer, noise, right.to(problem.mean), reorthogonalise)
     if room is not None:

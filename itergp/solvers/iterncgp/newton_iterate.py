@@ -8,12 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itergp.numerics.line_search import backtrack
+from itergp.numerics.line_search import MAX_HALVINGS, backtrack
 from itergp.persistence import DERIVED
 from itergp.posterior.problem import Problem, inner
 from itergp.posterior.solution import is_finite
-
-_MAX_HALVINGS = 30
 
 
 @dataclass(frozen=True)
@@ -91,7 +89,7 @@ def backtracking_step(
         values, f = point(length)
         return problem.objective(f, values)
 
-    found = backtrack(objective, start.objective, slope, halvings=_MAX_HALVINGS, resolution=resolution)
+    found = backtrack(objective, start.objective, slope, halvings=MAX_HALVINGS, resolution=resolution)
     if found is None:
         return start, 0.0
     return NewtonIterate.at(problem, *point(found[0])), found[0]

@@ -30,7 +30,7 @@ from itergp.solvers.proposals import values_and_rows
 from itergp.solvers.protocol import BaseSolver, Solver
 from itergp.solvers.run.budget import Budget
 from itergp.solvers.subspace.actions import leading_actions
-from itergp.solvers.subspace.newton import Iterate, evaluate, minimise
+from itergp.solvers.subspace.newton import Iterate, evaluate, minimise, start_at
 from itergp.solvers.subspace.recycled import RecycledSpace, recycled_space
 from itergp.solvers.subspace.search_state import SearchState
 from itergp.solvers.subspace.subspace_newton import SubspaceNewton
@@ -224,7 +224,7 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
                     space = space.with_rows(rows, problem.kernel_operator)
                 coordinates = space.project(warm_start.representer_weights.to(problem.mean))
                 coordinates = torch.linalg.solve(space.gram, coordinates.unsqueeze(-1)).squeeze(-1)
-        return LinearTimeState(space, evaluate(problem, space, coordinates), settled=settled)
+        return LinearTimeState(space, start_at(problem, space, coordinates), settled=settled)
 
     def _limit(self, problem: Problem) -> int:
         operator = problem.kernel_operator

@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itergp.numerics.line_search import backtrack
+from itergp.numerics.line_search import MAX_HALVINGS, backtrack
 from itergp.persistence import DERIVED
 from itergp.posterior.problem import Problem
 from itergp.solvers.subspace.newton_system import NewtonSystem
 from itergp.solvers.subspace.search_space import SearchSpace
 
 _MAX_STEPS = 25
-_MAX_HALVINGS = 30
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,18 @@ def evaluate(problem: Problem, space: SearchSpace, coordinates: Tensor) -> Itera
     return Iterate(coordinates, f, gradient, curvature, 0.5 * float(quadratic) - log_density)
 
 
+def start_at(problem: Problem, space: SearchSpace, coordinates: Tensor) -> Iterate:
+    """The iterate at the coordinates of an earlier solution, or at the prior mean if the objective is lower there.
+
+    Under another kernel the same weights can be another function, from which Newton's method does not find back.
+    """
+    earlier = evaluate(problem, space, coordinates)
+    if not bool(coordinates.any()):
+        return earlier
+    nothing = evaluate(problem, space, torch.zeros_like(coordinates))
+    return earlier if earlier.objective <= nothing.objective else nothing
+
+
 def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: float) -> Iterate:
     """Minimises ``Psi(m + T U)`` over U by Newton's method with backtracking.
 
@@ -79,7 +90,7 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
         direction = -space.partition.broadcast(system.solve(slope, at.curvature, product))
         resolution = problem.resolution(at.latent_values, at.gradient, at.objective, at.curvature)
         line, expected = _Line(problem, space, at.coordinates, direction), float((slope * direction).sum())
-        found = backtrack(line, at.objective, expected, halvings=_MAX_HALVINGS, resolution=resolution)
+        found = backtrack(line, at.objective, expected, halvings=MAX_HALVINGS, resolution=resolution)
         if found is None:
             shortest = 0.0
             break

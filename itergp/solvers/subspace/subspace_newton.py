@@ -35,7 +35,7 @@ from itergp.solvers.run.budget import Budget
 from itergp.solvers.subspace.actions import leading_actions
 from itergp.solvers.subspace.directions import holds, shared_directions
 from itergp.solvers.subspace.joint_space import JointSpace, empty_space
-from itergp.solvers.subspace.newton import Iterate, evaluate, minimise
+from itergp.solvers.subspace.newton import Iterate, evaluate, minimise, start_at
 from itergp.solvers.subspace.newton_matrix import information_block
 from itergp.solvers.subspace.recycled import RecycledSpace, recycled_space
 from itergp.solvers.subspace.search_space import SearchSpace
@@ -257,7 +257,7 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
 
     # ------------------------------------------------------------------- start
     def init(self, problem: Problem, warm_start: Solution | None = None) -> SubspaceState:
-        """Starts at the prior mean, or from an earlier solution's weights and search space.
+        """Starts at the prior mean, or at an earlier solution's weights if the objective is lower there, in its search space.
 
         Raises:
             InputError: If ``max_rank`` has no room for a step.
@@ -269,8 +269,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
                 f"`max_rank` must be at least twice the number of latent functions, {2 * latents}. Got {limit}. Raise it."
             )
         space, coordinates = self._recycle(problem, warm_start)
-        iterate = evaluate(problem, space, coordinates)
-        return SubspaceState(space, iterate, space.weights(coordinates), Memory())
+        iterate = start_at(problem, space, coordinates)
+        return SubspaceState(space, iterate, space.weights(iterate.coordinates), Memory())
 
     def _recycle(self, problem: Problem, earlier: Solution | None) -> tuple[SearchSpace, Tensor]:
         empty = empty_space(problem.operator)
