@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from itergp.diagnostics.metrics import Reliability, class_probabilities, reliability
 from itergp.learning.held_out import held_out_splits
@@ -172,10 +173,15 @@ def calibrate_network(model: NetworkGP, x: Any, y: Any) -> Calibration:
     densities: dict[Choice, Tensor] = {}
     humility: dict[Choice, float] = {}
     with torch.no_grad():
-        moments = model.latent_moments(rows)
-        _compare("laplace", held_out, moments, densities, humility)
-        chosen, error = humblest(densities, humility)
-        curve = _reliability(held_out, moments[0], tempered(moments[1], moments[2], chosen[1]))
+        if model.draws_functions:
+            _compare_drawn(model, rows, held_out, densities, humility)
+            chosen, error = humblest(densities, humility)
+            curve = _reliability_of(held_out, model.predict(rows, tempering=chosen[1]))
+        else:
+            moments = model.latent_moments(rows)
+            _compare("laplace", held_out, moments, densities, humility)
+            chosen, error = humblest(densities, humility)
+            curve = _reliability(held_out, moments[0], tempered(moments[1], moments[2], chosen[1]))
     model.tempering = chosen[1]
     means = {key: float(value.mean()) for key, value in densities.items()}
     return Calibration(*chosen, means, error, held_out.num_rows, curve)
@@ -198,6 +204,25 @@ def _compare(
         densities[approximation, exponent] = density
         shares = left.diagonal(dim1=-2, dim2=-1) / variance
         humility[approximation, exponent] = float(shares.double().mean())
+        if exponent >= EXPONENTS[-1] and abs(float(density.mean()) - limit) <= _SAME * abs(limit):
+            break
+
+
+def _compare_drawn(
+    model: NetworkGP,
+    rows: Any,
+    held_out: Observations,
+    densities: dict[Choice, Tensor],
+    humility: dict[Choice, float],
+) -> None:
+    """What ``_compare`` finds, of many classes, by functions that are drawn once for all exponents."""
+    exponents = (*EXPONENTS, *SHARPER, math.inf)
+    found, share = model.tempered_log_densities(rows, held_out.targets.long(), exponents)
+    densities["laplace", math.inf] = found[-1]
+    limit = float(found[-1].mean())
+    for exponent, density in zip(exponents[:-1], found[:-1], strict=True):
+        densities["laplace", exponent] = density
+        humility["laplace", exponent] = float(share.pow(exponent + 1.0).mean())
         if exponent >= EXPONENTS[-1] and abs(float(density.mean()) - limit) <= _SAME * abs(limit):
             break
 
@@ -292,7 +317,11 @@ def _marginals(
 
 
 def _reliability(observations: Observations, mean: Tensor, covariance: Tensor) -> Reliability | None:
-    probs = getattr(observations.likelihood.predictive(mean, covariance), "probs", None)
+    return _reliability_of(observations, observations.likelihood.predictive(mean, covariance))
+
+
+def _reliability_of(observations: Observations, predictive: Distribution) -> Reliability | None:
+    probs = getattr(predictive, "probs", None)
     if not torch.is_tensor(probs):
         return None
     return reliability(class_probabilities(probs), observations.targets.long())

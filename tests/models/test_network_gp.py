@@ -14,10 +14,13 @@ from torch.func import functional_call, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from itergp.errors import InputError
+from itergp.learning import calibrate_network
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Observations
 from itergp.models import GP, NetworkGP
 from itergp.operators import JacobianOperator, linearise
 from itergp.posterior.row_information import RowInformation
+from itergp.posterior.softmax_information import SoftmaxInformation
+from itergp.posterior.tempering import tempered
 from itergp.solvers import SubspaceNewton, policies, solve
 
 ROWS, NEW, CLASSES = 40, 7, 3
@@ -293,6 +296,133 @@ def test_many_classes_are_multiplied_by(monkeypatch):
     low = NetworkGP(network, x, y, likelihood, rank=20)
     assert float(torch.linalg.eigvalsh(low(new).covariance_matrix - covariance).min()) > -1e-9
     assert low.evidence("lower").item() <= evidence <= low.evidence("upper").item()
+
+
+@pytest.fixture
+def few_are_many(monkeypatch):
+    """Three classes are treated as hundreds are."""
+    monkeypatch.setattr("itergp.posterior.gauss_newton.MANY_LATENTS", 2)
+    monkeypatch.setattr("itergp.models.network_gp.MANY_LATENTS", 2)
+
+
+@pytest.mark.parametrize("prior", [{"2": 0.7}, {"2.weight": 0.5, "2.bias": 2.0}])
+@pytest.mark.parametrize("parameters", [["2"], ["2.weight"]])
+def test_rows_of_a_last_layer_are_the_dense_posterior(few_are_many, parameters, prior):
+    network, x, y, new = problem()
+    likelihood = CategoricalLikelihood(CLASSES)
+    if parameters == ["2.weight"]:
+        prior = {"2.weight": 0.5}
+    options = {"parameters": parameters, "prior_precision": prior}
+    weight = 1 + torch.arange(len(y)) % 3
+    model = NetworkGP(network, x, y, likelihood, sample_weight=weight.double(), **options)
+    assert isinstance(model.conditioned.information, SoftmaxInformation)
+    assert model.conditioned.exact
+    names = model.linearisation.names
+    sizes = {name: dict(network.named_parameters())[name].numel() for name in names}
+    precision = torch.cat([torch.full((sizes[name],), prior.get(name, prior.get("2"))) for name in names])
+    every = torch.arange(len(y)).repeat_interleave(weight)
+    _, covariance, evidence = reference(network, x[every], y[every], new, likelihood, precision, names)
+    torch.testing.assert_close(model(new).covariance_matrix, covariance, rtol=1e-6, atol=1e-9)
+    blocks, variances = row_blocks(covariance, CLASSES), model.latent_moments(new)
+    torch.testing.assert_close(variances[1], blocks, rtol=1e-6, atol=1e-9)
+    left, whole = model._variances(new, model.conditioned)
+    torch.testing.assert_close(left, blocks.diagonal(dim1=1, dim2=2), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(whole, variances[2])
+    for bound in ("lower", "upper"):
+        assert model.evidence(bound).item() == pytest.approx(evidence, abs=1e-6)
+
+
+@pytest.mark.parametrize("row_directions", [1, 7])
+def test_fewer_rows_of_a_last_layer_can_only_widen(few_are_many, row_directions):
+    network, x, y, new = problem()
+    likelihood = CategoricalLikelihood(CLASSES)
+    model = NetworkGP(network, x, y, likelihood, parameters=["2"], row_directions=row_directions)
+    assert len(model.conditioned.information.probs) == row_directions
+    assert not model.conditioned.exact
+    _, covariance, evidence = reference(network, x, y, new, likelihood, 1.0, ["2.weight", "2.bias"])
+    assert float(torch.linalg.eigvalsh(model(new).covariance_matrix - covariance).min()) > -1e-9
+    assert model.evidence("lower").item() <= evidence <= model.evidence("upper").item()
+
+
+@pytest.mark.parametrize("row_directions", ["auto", 7])
+@pytest.mark.parametrize("bound", ["lower", "upper"])
+def test_derivatives_of_the_evidence_of_a_last_layer(few_are_many, row_directions, bound):
+    network, x, y, _ = problem()
+    options = {"parameters": ["2"], "prior_precision": {"2.weight": 0.5, "2.bias": 2.0}}
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), row_directions=row_directions, **options)
+    model.evidence(bound).backward()
+    found = model.log_prior_precision.grad.clone()
+    for i in range(2):
+        values = []
+        for step in (1e-4, -1e-4):
+            with torch.no_grad():
+                model.log_prior_precision[i] += step
+                # The terms hold at any precision: their derivative is that of the rows that were chosen.
+                terms = model._terms()[0]
+                values.append(float(terms.evidence(model.log_prior_precision, bound)))
+                model.log_prior_precision[i] -= step
+        assert float(found[i]) == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-4, abs=1e-5)
+
+
+def test_the_prior_of_a_last_layer_is_learned_as_that_of_few_classes(few_are_many, monkeypatch):
+    network, x, y, _ = problem()
+    options = {"parameters": ["2"], "prior_precision": 0.1}
+    many = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), **options)
+    history = many.learn_prior(rounds=2)
+    monkeypatch.undo()
+    few = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), coverage=1.0, **options)
+    few.learn_prior(rounds=2)
+    assert history[-1] > history[0]
+    torch.testing.assert_close(many.prior_precision, few.prior_precision, rtol=1e-2, atol=0.0)
+
+
+@pytest.mark.parametrize("row_directions", ["auto", 0])
+@pytest.mark.parametrize("tempering", [0.0, 0.5])
+def test_predictions_of_many_classes_are_averages_over_functions(few_are_many, monkeypatch, row_directions, tempering):
+    network, x, y, new = problem()
+    options = {"parameters": ["2"], "rank": 4, "row_directions": row_directions}
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), **options)
+    mean, covariance, prior = model.latent_moments(new)
+    expected = model.calculus.predictive(mean, tempered(covariance, prior, tempering)).probs
+
+    def refuse(*args):
+        raise AssertionError("covariances between the classes of a row")
+
+    monkeypatch.setattr("itergp.operators.linearisation.FinalLayer.prior_blocks", refuse)
+    monkeypatch.setattr("itergp.posterior.softmax_information.SoftmaxInformation.function_covariance", refuse)
+    found = model.predict(new, tempering=tempering)
+    assert bool(((found.probs - expected).abs() < 6.0 * found.standard_error + 1e-3).all())
+    assert float(found.standard_error.max()) < 0.02
+    torch.testing.assert_close(model.predict(new[3:5], tempering=tempering).probs, found.probs[3:5])
+    labels = torch.arange(len(new)) % CLASSES
+    densities, share = model.tempered_log_densities(new, labels, [tempering, math.inf])
+    torch.testing.assert_close(densities[0], found.log_prob(labels), rtol=1e-3, atol=1e-3)
+    plugged_in = torch.log_softmax(model.linearisation.outputs(new), -1).gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(densities[1], plugged_in)
+    assert bool(((share > 0.0) & (share < 1.0)).all())
+
+
+def test_many_classes_are_tempered_by_the_training_rows(few_are_many, tmp_path):
+    network, x, _, new = problem()
+    with torch.no_grad():
+        network[2].weight.mul_(3.0)
+    labels = network.eval()(x).argmax(-1)
+    options = {"parameters": ["2"], "prior_precision": 0.01}
+    model = NetworkGP(network, x, labels, CategoricalLikelihood(CLASSES), **options)
+    chosen = model.default_tempering()
+    assert chosen > 0.0
+    densities = model.tempered_log_densities(x, labels, [0.0, chosen, math.inf])[0].mean(-1)
+    assert densities[1] >= densities[2] - 0.011 * densities[2].abs()
+    assert densities[0] < densities[1]
+    assert torch.equal(model.predict(new).probs, model.predict(new, tempering=chosen).probs)
+    model.save(tmp_path / "model")
+    again = NetworkGP(copy.deepcopy(network), None, None, CategoricalLikelihood(CLASSES), **options)
+    again.load(tmp_path / "model")
+    assert again.tempering == chosen
+    torch.testing.assert_close(again.predict(new).probs, model.predict(new).probs)
+    calibrated = calibrate_network(model, new, torch.arange(len(new)) % CLASSES)
+    assert model.tempering == calibrated.tempering
+    assert calibrated.expected_calibration_error is not None
 
 
 # ------------------------------------------------------------------- data, parameters, prior

@@ -10,6 +10,7 @@ from torch.nn import functional
 from itergp.errors import InputError
 from itergp.operators import linearise
 from itergp.operators.layer_gradients import LayerGradients
+from itergp.operators.linearisation import Linearisation
 from itergp.operators.row_gradients import RowGradients, WeightLayout
 
 CLASSES, ROWS = 3, 5
@@ -160,3 +161,21 @@ def test_rows_at_once_leave_room_for_what_goes_through_a_convolution():
     budget = 4 * 100 * 1024 * 9  # bytes of a hundred rows' positions
     assert 1 <= ours.rows_at_once(CLASSES, budget) <= 100 / CLASSES
     assert ours.rows_at_once(CLASSES, 1) == 1
+
+
+def test_many_outputs_are_tried_by_few_of_their_functions(monkeypatch):
+    """All outputs at once would be as many gradients of all weights, which is most of the memory that a model takes."""
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 50))
+    probe = torch.randn(2, 3)
+    linearisation = Linearisation(network, None, probe, 50)
+    shapes = []
+    taken = Linearisation.row_gradients
+
+    def recorded(self, rows, cotangents):
+        shapes.append(tuple(cotangents.shape))
+        return taken(self, rows, cotangents)
+
+    monkeypatch.setattr(Linearisation, "row_gradients", recorded)
+    LayerGradients(linearisation, probe)
+    assert shapes
+    assert all(count <= 8 for _, count, _ in shapes)
