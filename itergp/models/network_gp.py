@@ -32,7 +32,7 @@ from itergp.operators import default_memory_budget, slices
 from itergp.operators.layer_gradients import LayerGradients
 from itergp.operators.linearisation import Chosen, FinalLayer, Linearisation, Rows, linearise, num_rows, take
 from itergp.operators.row_gradients import RowGradients
-from itergp.posterior.gauss_newton import MANY_LATENTS, GaussNewton, Overview, leading_actions, look_over
+from itergp.posterior.gauss_newton import MANY_LATENTS, Curvatures, GaussNewton, Overview, leading_actions, look_over
 from itergp.posterior.precision import marginal_covariance
 from itergp.posterior.row_information import RowInformation
 from itergp.posterior.softmax_information import SoftmaxInformation, SoftmaxRows, is_plain_softmax
@@ -53,7 +53,7 @@ _MOST_JOINT = 4096  # latent values of a joint distribution
 _MOST_ROWS, _MOST_BYTES = 1024, 2**27  # of predictions at a time
 _MOST_GROUPED = 512  # directions by which the evidence of several groups of weights is known
 _PRODUCTS = 24  # bytes for each product of a prediction's gradient with one of the data's
-_STEPS, _FEW_STEPS = 50, 8  # of the optimiser of prior precisions, within a round, and where each costs a factorisation
+_STEPS, _FEW_EVALUATIONS = 50, 8  # of prior precisions, within a round, and where each costs a factorisation
 
 _TEMPERED_ROWS, _TEMPERED_LOSS = (
     128,
@@ -284,13 +284,15 @@ class NetworkGP(nn.Module):
         size, learns = len(weights), self._learns_likelihood()
         rank, single = self._rank(size), self._single()
         coverage = 1.0 if rank is None or learns else self.coverage
-        overview = look_over(self.linearisation, self._parts, coverage, single)
+        curvatures: Curvatures | None = [] if self.data.loader is None else None  # whose batches may be others
+        overview = look_over(self.linearisation, self._parts, coverage, single, curvatures)
         if (
             learns and overview.num_single < overview.num_directions
         ):  # the evidence knows the derivative of actions alone
             overview = replace(overview, num_single=0, split=math.inf)
         self._require_same_rows(overview)
-        problem = GaussNewton(self.linearisation, self._parts, self._scale(), overview, self.layers)
+        scale = self._scale()
+        problem = GaussNewton(self.linearisation, self._parts, scale, overview, self.layers, curvatures=curvatures)
         if (found := self._with_softmax_rows(problem, weights, state)) is not None:
             return found
         if rank is None or rank >= min(size, overview.num_directions):
@@ -679,8 +681,10 @@ class NetworkGP(nn.Module):
 
     def _learn_precision(self, bound: Bound) -> None:
         terms, _ = self._terms()
-        steps = _STEPS if terms.rows is None else _FEW_STEPS
-        optimiser = torch.optim.LBFGS([self.log_prior_precision], max_iter=steps, line_search_fn="strong_wolfe")
+        options: dict[str, Any] = {"max_iter": _STEPS, "line_search_fn": "strong_wolfe"}
+        if terms.rows is not None:
+            options["max_eval"] = _FEW_EVALUATIONS
+        optimiser = torch.optim.LBFGS([self.log_prior_precision], **options)
 
         def closure() -> Tensor:
             optimiser.zero_grad()

@@ -284,13 +284,14 @@ def gram_matrix(first: Tensor, second: Tensor) -> Tensor:
     return symmetric(total) if first is second else total
 
 
-def orthonormal(columns: Tensor, floor: float) -> Tensor:
-    """An orthonormal basis ``(P, k')`` of the span of columns ``(P, k)``, in two rounds; dependent ones are left out.
+def orthonormal(columns: Tensor, floor: float, rounds: int = 2) -> Tensor:
+    """An orthonormal basis ``(P, k')`` of the span of columns ``(P, k)``; dependent ones are left out.
 
     Args:
         columns: ``(P, k)``.
         floor: Squared length, as a share of the largest, below which a direction is left out.
+        rounds: Two for a basis that is orthonormal to rounding, one for one that is well-conditioned.
     """
-    for _ in range(2):
+    for _ in range(rounds):
         columns = columns @ whitening(gram_matrix(columns, columns), floor, relative=True, scaled=True).to(columns)
     return columns

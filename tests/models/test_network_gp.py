@@ -18,6 +18,9 @@ from itergp.learning import calibrate_network
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Observations
 from itergp.models import GP, NetworkGP
 from itergp.operators import JacobianOperator, linearise
+from itergp.operators.layer_gradients import LayerGradients
+from itergp.operators.linearisation import Linearisation, num_rows
+from itergp.posterior.gauss_newton import GaussNewton
 from itergp.posterior.row_information import RowInformation
 from itergp.posterior.softmax_information import SoftmaxInformation
 from itergp.posterior.tempering import tempered
@@ -250,6 +253,40 @@ def test_rows_one_by_one_are_the_dense_posterior(name):
     fewer = NetworkGP(network, x, y, likelihood, prior_precision=0.5, rank=5, coverage=1.0, row_directions=0)
     variances = [float(one(new).covariance_matrix.diagonal().sum()) for one in (part, fewer)]
     assert variances[0] < min(variances[1], 1.2 * float(covariance.diagonal().sum()))
+
+
+@pytest.mark.parametrize("kept", [2**28, 0], ids=["kept", "found again"])
+@pytest.mark.parametrize("passes", [1, 3])
+def test_actions_are_normal_and_go_through_the_network_once(monkeypatch, kept, passes):
+    """A gradient of each direction is all that a search takes, where these fit: rows are not gone through again."""
+    monkeypatch.setattr("itergp.posterior.gauss_newton._KEPT_BYTES", kept)
+    network, x, y, _ = problem("convolution", rows=60)
+    options = {"rank": 6, "row_directions": 0, "passes": passes, "coverage": 0.95}
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), prior_precision=0.3, **options)
+    taken, forward, at, outputs = [], [], LayerGradients.at, Linearisation.outputs
+
+    def counted(self, rows, cotangents, scale):
+        taken.append(cotangents.shape[0] * cotangents.shape[1])
+        return at(self, rows, cotangents, scale)
+
+    def looked(self, rows):
+        forward.append(num_rows(rows))
+        return outputs(self, rows)
+
+    monkeypatch.setattr(LayerGradients, "at", counted)
+    monkeypatch.setattr(Linearisation, "outputs", looked)
+    directions, products = model.conditioned.actions
+    kept_directions = model.conditioned.overview.num_kept
+    assert sum(taken) == kept_directions * (1 if kept else passes + 1)
+    assert sum(forward) == 60
+    problem_ = GaussNewton(model.linearisation, model._parts, model._scale(), model.conditioned.overview, model.layers)
+    H = problem_.matrix()
+    torch.testing.assert_close(directions.mT @ H @ directions, torch.eye(6).double())
+    torch.testing.assert_close(products, H @ directions)
+    best = torch.linalg.eigvalsh(H)[-6:].sum()
+    found = products.square().sum()  # the trace of H within the actions, at most that of its leading eigenvectors
+    assert float(found) > (0.9 if passes == 1 else 0.99) * float(best)
+    assert float(found) <= float(best) * (1.0 + 1e-9)
 
 
 def test_rows_that_are_certain_cost_nothing():

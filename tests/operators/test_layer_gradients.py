@@ -11,7 +11,7 @@ from itergp.errors import InputError
 from itergp.operators import linearise
 from itergp.operators.layer_gradients import LayerGradients
 from itergp.operators.linearisation import Linearisation
-from itergp.operators.row_gradients import RowGradients, WeightLayout
+from itergp.operators.row_gradients import RowGradients, WeightBlock, WeightLayout
 
 CLASSES, ROWS = 3, 5
 
@@ -110,11 +110,31 @@ def test_products_are_those_of_dense_gradients():
     torch.testing.assert_close(found.times(weights), dense @ weights)
     mix = torch.randn(2 * ROWS, 3).double()
     torch.testing.assert_close(flat.mixed(mix), rows.mT @ mix)
+    torch.testing.assert_close(found.mixed(mix.view(ROWS, 2, 3)), rows.mT @ mix)
+    torch.testing.assert_close(found.times(WeightBlock.of(found.layout, weights)), dense @ weights)
+    torch.testing.assert_close(WeightBlock.of(found.layout, weights).weights(), weights)
+    torch.testing.assert_close(RowGradients.stacked([found[:2], found[2:]]).dense(), dense)
     columns = torch.zeros_like(rows)
     for where, values in flat.columns():
         columns[:, where] = values
     torch.testing.assert_close(columns, rows)
     assert WeightLayout.from_tensor(found.layout.as_tensor()) == found.layout
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sparse_mixtures_are_those_of_dense_gradients(name):
+    ours, x, cotangents, scale = gradients(NETWORKS[name][0])
+    found = ours.at(x, cotangents, scale)
+    buckets, signs = torch.randint(6, (*found.shape, 3)), torch.randn(*found.shape, 3).double()
+    buckets[0, 0] = 1  # in one of them more than once
+    mix = (
+        torch.zeros(found.shape[0] * found.shape[1], 6)
+        .double()
+        .scatter_add_(1, buckets.flatten(0, 1), signs.flatten(0, 1))
+    )
+    total = torch.ones(6, found.layout.num_weights).double()
+    found.collect_into(total, buckets, signs)
+    torch.testing.assert_close(total - 1.0, mix.mT @ found.dense().flatten(0, 1))
 
 
 @pytest.mark.parametrize(("size", "expected"), [(9, 9), (10, 10), (12, 10)])
