@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 from torch.utils._pytree import tree_leaves
 
 from itergp.checks import require_positive
+from itergp.diagnostics import Eigenspace, eigenspace
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.likelihoods.base import node_offsets
@@ -52,7 +53,9 @@ _SAME = 1e-4  # relative difference of two passes over the same rows that is rou
 _MOST_JOINT = 4096  # latent values of a joint distribution
 _MOST_ROWS, _MOST_BYTES = 1024, 2**27  # of predictions at a time
 _MOST_GROUPED = 512  # directions by which the evidence of several groups of weights is known
+_PAYS = 4  # times as many weights as numbers of a gradient by layers, for these to be used
 _PRODUCTS = 24  # bytes for each product of a prediction's gradient with one of the data's
+_OVERSAMPLED = 8  # columns beyond the rank that the search for an eigenspace has, and half of the rank
 _STEPS, _FEW_EVALUATIONS = 50, 8  # of prior precisions, within a round, and where each costs a factorisation
 
 _TEMPERED_ROWS, _TEMPERED_LOSS = (
@@ -273,6 +276,52 @@ class NetworkGP(nn.Module):
         """The posterior of the chosen weights: samples, log-densities, marginal variances, and the next task's penalty."""
         fit = self.conditioned
         return WeightPosterior(self.linearisation, fit.weights, fit.scale, fit.information)
+
+    @torch.no_grad()
+    def eigenspace(
+        self, rank: int = 20, *, posterior: bool = False, coverage: float | None = None, passes: int = 3, seed: int = 0
+    ) -> Eigenspace:
+        """Leading eigenspace of what the data say about the weights, ``J^T W J``: directions in which they are known best.
+
+        Its overlap with a choice of weights, such as the largest, says whether that choice is one of what matters.
+
+        Args:
+            rank: Eigenvectors.
+            posterior: Whether the prior precision is added: the posterior's precision.
+            coverage: Share of the curvature that is looked at; default the model's.
+            passes: Products in the search; more resolve values that are close to one another.
+            seed: Of the search.
+
+        Returns:
+            Eigenvalues, eigenvectors in the order of ``weight_posterior().mean``, and residuals.
+
+        Raises:
+            InputError: If there are no data, or not so many directions.
+        """
+        if self.data.empty:
+            raise InputError(
+                "An eigenspace needs the training data. Got a model without. Pass x and y to the one that loads."
+            )
+        require_positive("rank", rank, integer=True)
+        share = self.coverage if coverage is None else coverage
+        curvatures: Curvatures | None = [] if self.data.loader is None else None
+        overview = look_over(self.linearisation, self._parts, share, 0, curvatures)
+        ones = torch.ones_like(self._scale())
+        most = min(len(ones), overview.num_kept)
+        if rank > most:
+            raise InputError(
+                f"`rank` must be at most {most}, the directions that the data say something about. Got {rank}."
+            )
+        problem = GaussNewton(self.linearisation, self._parts, ones, overview, self.layers, curvatures=curvatures)
+        precision = self._scale().square().reciprocal().unsqueeze(-1) if posterior else None
+
+        def product(block: Tensor) -> Tensor:
+            found = problem.product(block)
+            return found if precision is None else found + precision * block
+
+        width = min(most, rank + _OVERSAMPLED + rank // 2)
+        start = problem.sketch(width, torch.Generator().manual_seed(seed))
+        return eigenspace(product, start, rank, passes=passes)
 
     @torch.no_grad()
     def _find(self, weights: Tensor, state: tuple[Any, ...]) -> ConditionedNetwork:
@@ -612,8 +661,15 @@ class NetworkGP(nn.Module):
             prior = self.linearisation.prior_blocks(rows, fit.scale)
             known = self._known_part(rows, fit, information)
             return marginal_covariance(prior, known), prior.diagonal(dim1=-2, dim2=-1)
+        if isinstance(information, LowRankInformation) and self._layers_pay:
+            return information.row_covariance(self._row_gradients(rows, fit))
         gradients = self._gradients(rows, fit)
         return information.covariance(gradients), gradients.square().sum(-1)
+
+    @property
+    def _layers_pay(self) -> bool:
+        """Whether gradients by layers are much smaller than those of all weights."""
+        return _PAYS * self.layers.layout.width < self.linearisation.num_weights
 
     def _gradients(self, rows: Rows, fit: ConditionedNetwork) -> Tensor:
         """Whitened gradients ``(m, C, P)``."""
@@ -913,6 +969,10 @@ class NetworkGP(nn.Module):
             products = max(1, most // (_PRODUCTS * lin.num_latents * known.information.rank))
             return min(_MOST_ROWS, squares, products, self.layers.rows_at_once(lin.num_latents, most))
         count = 0 if lin.structured else lin.num_latents
+        if known is not None and isinstance(known.information, LowRankInformation) and self._layers_pay and count:
+            width = max((layer.outputs for layer in self.layers.layout.layers), default=1)
+            products = max(1, most // (_PRODUCTS * max(width, count) * max(1, known.information.rank)))
+            return min(_MOST_ROWS, squares, products, self.layers.rows_at_once(count, most))
         return min(_MOST_ROWS, squares, lin.rows_at_once(count, most))
 
     def _groups(self) -> Tensor:

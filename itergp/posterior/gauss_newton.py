@@ -176,7 +176,7 @@ class GaussNewton:
             by_count: dict[int, list[RowGradients]] = {}
             for gradients in self._looked_at():
                 by_count.setdefault(gradients.shape[1], []).append(gradients)
-            self._kept = [RowGradients.stacked(parts) for parts in by_count.values()]
+            self._kept = [RowGradients.stacked(by_count.pop(count)) for count in [*by_count]]  # freeing one by one
         yield from self._kept
 
     def single_gradients(self) -> RowGradients:

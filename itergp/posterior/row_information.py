@@ -13,12 +13,10 @@ from itergp.numerics.cholesky import try_cholesky
 from itergp.numerics.spectral import symmetric
 from itergp.operators.row_gradients import RowGradients, WeightLayout
 from itergp.operators.tiles import slices
-from itergp.posterior.weights import Information, gram_matrix
+from itergp.posterior.weights import ROUNDING, Information, gram_matrix
 
 _AT_ONCE = 512  # gradients whose products with all others are taken at a time
 _ITERATIONS = 3  # towards leading directions of a Gram matrix
-# Units of the dtype, as shares of prior variances, by which rounding may narrow a variance: they are added.
-_ROUNDING = 8.0
 _LIFTS = (4.0, 64.0, 1e4)  # of a Gram matrix's diagonal, in units of the dtype
 
 
@@ -128,7 +126,7 @@ class RowInformation(Information):
         """The difference, on whose diagonal rounding is no knowledge."""
         diagonal = prior.diagonal(dim1=-2, dim2=-1).double()
         left = prior.double() - half @ half.mT
-        rounding = _ROUNDING * torch.finfo(prior.dtype).eps * diagonal
+        rounding = ROUNDING * torch.finfo(prior.dtype).eps * diagonal
         own = left.diagonal(dim1=-2, dim2=-1)
         own.copy_(own.clamp_min(0.0) + rounding)
         return left.to(prior)
@@ -165,7 +163,7 @@ class RowInformation(Information):
             own = torch.cat([gradients.mT, self.actions[where]], 1)
             known[where] = self._whitened(own).square().sum(-1)
         eps = torch.finfo(self.actions.dtype).eps
-        return ((1.0 - known).clamp_min(0.0) + _ROUNDING * eps).to(self.actions)
+        return ((1.0 - known).clamp_min(0.0) + ROUNDING * eps).to(self.actions)
 
     def _transposed(self, weights: Tensor) -> Tensor:
         """``G^T`` times vectors of weights ``(P, k)``."""

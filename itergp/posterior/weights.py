@@ -13,10 +13,13 @@ from itergp.errors import InputError
 from itergp.numerics.cholesky import diagonal_lifts, tolerant_cholesky
 from itergp.numerics.spectral import psd_eigen, symmetric, whitening
 from itergp.operators.linearisation import Linearisation
+from itergp.operators.row_gradients import RowGradients
 from itergp.operators.tiles import slices
 
 _CHUNK_WEIGHTS = 2**16
 _MOST_VALUES = 2**26  # numbers of a triangular solve at a time
+# Units of the dtype, as shares of prior variances, by which rounding may narrow a variance: they are added.
+ROUNDING = 8.0
 
 
 class Information(ABC):
@@ -104,6 +107,18 @@ class LowRankInformation(Information):
         outside = gradients - inside @ self.basis.mT
         inside = inside * (1.0 + self.values).rsqrt().to(inside)
         return outside @ outside.mT + inside @ inside.mT
+
+    def row_covariance(self, gradients: RowGradients) -> tuple[Tensor, Tensor]:
+        """Covariances ``(n, C, C)`` and prior variances ``(n, C)`` of the functions of each row, without dense gradients."""
+        prior = gradients.blocks()
+        share = (self.values / (1.0 + self.values)).sqrt()
+        inside = gradients.times(self.basis).double() * share
+        left = prior.double() - inside @ inside.mT
+        variances = prior.diagonal(dim1=-2, dim2=-1)
+        rounding = ROUNDING * torch.finfo(prior.dtype).eps * variances.double()
+        own = left.diagonal(dim1=-2, dim2=-1)
+        own.copy_(own.clamp_min(0.0) + rounding)
+        return left.to(prior), variances
 
     def sample(self, noise: Tensor) -> Tensor:
         """``noise + Q ((1 + values)^{-1/2} - 1) Q^T noise``."""

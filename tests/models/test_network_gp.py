@@ -20,6 +20,7 @@ from itergp.models import GP, NetworkGP
 from itergp.operators import JacobianOperator, linearise
 from itergp.operators.layer_gradients import LayerGradients
 from itergp.operators.linearisation import Linearisation, num_rows
+from itergp.operators.row_gradients import RowGradients
 from itergp.posterior.gauss_newton import GaussNewton
 from itergp.posterior.row_information import RowInformation
 from itergp.posterior.softmax_information import SoftmaxInformation
@@ -782,6 +783,34 @@ def test_single_precision_is_near_double():
         ratio = covariance.diagonal(dim1=1, dim2=2) / exact.diagonal(dim1=1, dim2=2)
         assert float(ratio.min()) > 1.0 - 1e-4
     assert model.evidence().item() <= expected.evidence().item() + 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_predictions_of_a_low_rank_take_no_dense_gradients(monkeypatch, dtype):
+    network, x, new = (
+        nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 3)),
+        torch.randn(90, 30),
+        torch.randn(9, 30),
+    )
+    options = {"rank": 20, "row_directions": 0, "coverage": 1.0}
+    model = NetworkGP(network, x, torch.arange(90) % 3, CategoricalLikelihood(3), prior_precision=0.1, **options).to(
+        dtype
+    )
+    fit = model.conditioned
+    gradients = model._gradients(new.to(dtype), fit)
+    expected = fit.information.to(gradients.double()).covariance(gradients.double())
+
+    def refuse(self):
+        raise AssertionError("dense gradients")
+
+    monkeypatch.setattr(RowGradients, "dense", refuse)
+    _, covariance, prior = model.latent_moments(new.to(dtype))
+    tolerance = 64.0 * torch.finfo(dtype).eps
+    torch.testing.assert_close(prior.double(), gradients.double().square().sum(-1), rtol=tolerance, atol=0.0)
+    size = float(prior.max())
+    torch.testing.assert_close(covariance.double(), expected, rtol=0.0, atol=tolerance * size)
+    left, exact = (one.diagonal(dim1=1, dim2=2) for one in (covariance.double(), expected))
+    assert bool((left >= exact * (1.0 - 1e-9)).all())
 
 
 @pytest.mark.parametrize("seed", [0, 2])
