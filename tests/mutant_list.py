@@ -420,7 +420,7 @@ MUTANTS = (
     ),
     Mutant(
         "rounding may narrow the variance of a weight",
-        "return ((1.0 - known).clamp_min(0.0) + _ROUNDING * eps).to(self.actions)",
+        "return ((1.0 - known).clamp_min(0.0) + ROUNDING * eps).to(self.actions)",
         "return (1.0 - known).clamp_min(0.0).to(self.actions)",
         ("test_network_gp.py", "narrows_no_variance"),
     ),
@@ -435,6 +435,24 @@ MUTANTS = (
         "pairwise(self.rows.scaled(mask), self.actions * mask.unsqueeze(-1))",
         "pairwise(self.rows.scaled(mask), self.actions)",
         ("test_network_gp.py", "groups_of_weights"),
+    ),
+    Mutant(
+        "rows of a last layer are those that say least",
+        "kept = curvature.topk(min(most, informative)).indices",
+        "kept = curvature.topk(min(most, informative), largest=False).indices",
+        ("test_network_gp.py", "fewer_rows_of_a_last_layer"),
+    ),
+    Mutant(
+        "many classes are tempered as much as there is",
+        "TEMPERINGS[int(allowed.nonzero()[0])]",
+        "TEMPERINGS[int(allowed.nonzero()[-1])]",
+        ("test_network_gp.py", "tempered_by_the_training_rows"),
+    ),
+    Mutant(
+        "gradients are found again for every product",
+        "            self._kept = [RowGradients.stacked(",
+        "            yield from [RowGradients.stacked(",
+        ("test_network_gp.py", "through_the_network_once"),
     ),
     # ------------------------------------------------------------------ gradients by layers
     Mutant(

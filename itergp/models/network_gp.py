@@ -48,6 +48,7 @@ from itergp.posterior.weights import (
 
 _COVERAGE, _PASSES = 0.999, 1
 _SINGLE, _GRAMS = 4096, 8  # directions of rows looked at one by one, and matrices of that size that there is memory for
+_MOST_WORK = 2**40  # products, a minute, for rows of a softmax's last layer
 _RANK, _LEAST_RANK, _SHARE = 300, 20, 32  # of the memory budget, for directions, by "auto"
 _SAME = 1e-4  # relative difference of two passes over the same rows that is rounding
 _MOST_JOINT = 4096  # latent values of a joint distribution
@@ -124,6 +125,7 @@ class NetworkGP(nn.Module):
         rank: Directions of the weights that are computed: ``"auto"`` for 300, or as many as there is memory for; None for all.
         row_directions: Directions of rows' latent values, those of most curvature, that are looked at one by one, without loss:
             ``"auto"`` for 4,096, or as many as there is memory for; 0 for none. The rank is for what is left of the coverage.
+            Where there are more of them, or more than 64 classes, they are rows of a softmax's last layer, with all directions.
         coverage: Share of the curvature of the training rows that is looked at. Rows that the network is certain of have next
             to none, and cost nothing; leaving them out can only widen the covariance. 1 where the likelihood is to be learned.
         passes: Products with the Gauss-Newton matrix in the search for directions; more make a low rank tighter.
@@ -377,6 +379,7 @@ class NetworkGP(nn.Module):
         if overview.num_kept > overview.num_single:
             others = replace(problem, single=False)
             rest = leading_actions(others, rank, self.passes)[1]
+            others.release()
         information = RowInformation.of(problem.single_gradients(), rest)
         complete = overview.num_single == overview.num_directions
         actions = None if complete else (rest[:, :0], rest)
@@ -394,7 +397,8 @@ class NetworkGP(nn.Module):
         if covered or self.row_directions == 0 or not isinstance(linearisation, FinalLayer):
             return None
         most = self._most_softmax_rows(linearisation, overview.num_rows)
-        if not is_plain_softmax(self.calculus) or most < (overview.num_rows if self.rank is None else 1):
+        least = 1 if self._many_latents and self.rank is not None else overview.num_rows  # else there are directions
+        if not is_plain_softmax(self.calculus) or most < least:
             return None
         rows = SoftmaxRows.of(linearisation, self._parts(), problem.scale, most)
         information = SoftmaxInformation.of(linearisation.layer, rows.features, rows.probs, rows.row_weights)
@@ -410,7 +414,8 @@ class NetworkGP(nn.Module):
         """Rows of a softmax's last layer that there is memory for, at most; 0 where factors of the classes take too much."""
         budget = self.memory_budget or default_memory_budget(self._group.device)
         latents, width = linearisation.num_latents, linearisation.layer.width
-        wanted = min(size, _SINGLE) if self.row_directions == "auto" else min(size, self.row_directions)
+        cheap = max(1, math.isqrt(_MOST_WORK // (latents * width)))
+        wanted = min(size, _SINGLE, cheap) if self.row_directions == "auto" else min(size, self.row_directions)
         if self.rank is None:
             wanted = size
         while wanted and SoftmaxInformation.num_bytes(wanted, latents, width) > budget:
@@ -505,7 +510,12 @@ class NetworkGP(nn.Module):
         fit = self.conditioned
         if self._tempered is None or self._tempered[0] is not fit:
             rows, observed = next(iter(self._parts()))
-            few = evenly_spaced(num_rows(rows), _TEMPERED_ROWS, self._group.device)
+            weight = observed.sample_weight
+            seen = torch.arange(num_rows(rows), device=self._group.device)
+            seen = seen if weight is None else seen[weight > 0.0]  # the others have no label
+            if not len(seen):
+                return 0.0
+            few = seen[evenly_spaced(len(seen), _TEMPERED_ROWS, self._group.device)]
             labels = observed.targets.long()[few]
             means = self.tempered_log_densities(take(rows, few), labels, TEMPERINGS)[0].mean(-1)
             allowed = means >= means.max() - _TEMPERED_LOSS * means.max().abs()

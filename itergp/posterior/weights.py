@@ -112,13 +112,8 @@ class LowRankInformation(Information):
         """Covariances ``(n, C, C)`` and prior variances ``(n, C)`` of the functions of each row, without dense gradients."""
         prior = gradients.blocks()
         share = (self.values / (1.0 + self.values)).sqrt()
-        inside = gradients.times(self.basis).double() * share
-        left = prior.double() - inside @ inside.mT
-        variances = prior.diagonal(dim1=-2, dim2=-1)
-        rounding = ROUNDING * torch.finfo(prior.dtype).eps * variances.double()
-        own = left.diagonal(dim1=-2, dim2=-1)
-        own.copy_(own.clamp_min(0.0) + rounding)
-        return left.to(prior), variances
+        known = gradients.times(self.basis).double() * share
+        return remaining_covariance(prior, known), prior.diagonal(dim1=-2, dim2=-1)
 
     def sample(self, noise: Tensor) -> Tensor:
         """``noise + Q ((1 + values)^{-1/2} - 1) Q^T noise``."""
@@ -288,6 +283,16 @@ class WeightPosterior:
                 )
             parts.append(value.reshape(*value.shape[:lead], -1))
         return torch.cat(parts, -1)
+
+
+def remaining_covariance(prior: Tensor, known: Tensor) -> Tensor:
+    """``K - V V^T`` ``(..., C, C)``, on whose diagonal rounding is no knowledge, for K and V ``(..., C, r)``, float64."""
+    diagonal = prior.diagonal(dim1=-2, dim2=-1).double()
+    left = prior.double() - known @ known.mT
+    rounding = ROUNDING * torch.finfo(prior.dtype).eps * diagonal
+    own = left.diagonal(dim1=-2, dim2=-1)
+    own.copy_(own.clamp_min(0.0) + rounding)
+    return left.to(prior)
 
 
 # ------------------------------------------------------------------ products of tall matrices

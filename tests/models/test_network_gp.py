@@ -17,6 +17,7 @@ from itergp.errors import InputError
 from itergp.learning import calibrate_network
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Observations
 from itergp.models import GP, NetworkGP
+from itergp.models.network_gp import TEMPERINGS
 from itergp.operators import JacobianOperator, linearise
 from itergp.operators.layer_gradients import LayerGradients
 from itergp.operators.linearisation import Linearisation, num_rows
@@ -375,11 +376,35 @@ def test_fewer_rows_of_a_last_layer_can_only_widen(few_are_many, row_directions)
     network, x, y, new = problem()
     likelihood = CategoricalLikelihood(CLASSES)
     model = NetworkGP(network, x, y, likelihood, parameters=["2"], row_directions=row_directions)
-    assert len(model.conditioned.information.probs) == row_directions
+    probs = network.eval()(x).detach().softmax(-1)
+    curvature = 1.0 - probs.square().sum(-1)
+    most = curvature.topk(row_directions).indices.sort().values
+    torch.testing.assert_close(model.conditioned.information.probs, probs[most])
     assert not model.conditioned.exact
     _, covariance, evidence = reference(network, x, y, new, likelihood, 1.0, ["2.weight", "2.bias"])
     assert float(torch.linalg.eigvalsh(model(new).covariance_matrix - covariance).min()) > -1e-9
     assert model.evidence("lower").item() <= evidence <= model.evidence("upper").item()
+
+
+def test_few_classes_keep_directions_of_rows_that_are_left_out():
+    """Rows of a last layer stand for its directions where they are all there, for then nothing is left to a low rank."""
+    network, x, y, _ = problem()
+    options = {"parameters": ["2"], "coverage": 1.0, "rank": 4}
+    for row_directions, kind in ((7, RowInformation), (len(y), SoftmaxInformation), (2 * len(y), RowInformation)):
+        model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), row_directions=row_directions, **options)
+        assert isinstance(model.conditioned.information, kind)
+
+
+def test_rows_without_a_label_say_nothing_of_many_classes(few_are_many):
+    network, x, y, new = problem()
+    y = y.clone()
+    y[:9] = -1
+    options = {"parameters": ["2"], "prior_precision": 0.1}
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), missing_targets=True, **options)
+    without = NetworkGP(network, x[9:], y[9:], CategoricalLikelihood(CLASSES), **options)
+    torch.testing.assert_close(model.latent_marginals(new), without.latent_marginals(new))
+    assert model.default_tempering() == without.default_tempering()
+    assert len(model.conditioned.information.features) == len(y) - 9
 
 
 @pytest.mark.parametrize("row_directions", ["auto", 7])
@@ -449,9 +474,11 @@ def test_many_classes_are_tempered_by_the_training_rows(few_are_many, tmp_path):
     model = NetworkGP(network, x, labels, CategoricalLikelihood(CLASSES), **options)
     chosen = model.default_tempering()
     assert chosen > 0.0
-    densities = model.tempered_log_densities(x, labels, [0.0, chosen, math.inf])[0].mean(-1)
-    assert densities[1] >= densities[2] - 0.011 * densities[2].abs()
-    assert densities[0] < densities[1]
+    densities = model.tempered_log_densities(x, labels, TEMPERINGS)[0].mean(-1)
+    allowed = densities.max() - 0.01 * densities.max().abs()
+    where = TEMPERINGS.index(chosen)
+    assert densities[where] >= allowed
+    assert bool((densities[:where] < allowed).all())
     assert torch.equal(model.predict(new).probs, model.predict(new, tempering=chosen).probs)
     model.save(tmp_path / "model")
     again = NetworkGP(copy.deepcopy(network), None, None, CategoricalLikelihood(CLASSES), **options)
