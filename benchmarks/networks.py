@@ -236,7 +236,6 @@ def methods(name: str) -> dict[str, Callable[[Task], Outcome]]:
             "last layer": itergp_of(100, classes=1000),
             "last layer, untempered": itergp_of(100, classes=1000, tempering=0.0),
             "last layer, tempered": itergp_of(100, temper=True, classes=1000),
-            "last layer, learned, untempered": itergp_of(100, learn=True, classes=1000, tempering=0.0),
             "last layer, rank 100 alone": itergp_of(100, **alone),
             "last layer, rank 100 alone, untempered": itergp_of(100, **alone, tempering=0.0),
             "last layer, rank 100 alone, tempered": itergp_of(100, temper=True, **alone),
