@@ -56,7 +56,7 @@ _MOST_ROWS, _MOST_BYTES = 1024, 2**27  # of predictions at a time
 _MOST_GROUPED = 512  # directions by which the evidence of several groups of weights is known
 _PAYS = 4  # times as many weights as numbers of a gradient by layers, for these to be used
 _PRODUCTS = 24  # bytes for each product of a prediction's gradient with one of the data's
-_OVERSAMPLED = 8  # columns beyond the rank that the search for an eigenspace has, and half of the rank
+_OVERSAMPLED = 4  # columns beyond half of the rank that a pass of the search for an eigenspace has
 _STEPS, _FEW_EVALUATIONS = 50, 8  # of prior precisions, within a round, and where each costs a factorisation
 
 _TEMPERED_ROWS, _TEMPERED_LOSS = (
@@ -281,7 +281,7 @@ class NetworkGP(nn.Module):
 
     @torch.no_grad()
     def eigenspace(
-        self, rank: int = 20, *, posterior: bool = False, coverage: float | None = None, passes: int = 3, seed: int = 0
+        self, rank: int = 20, *, posterior: bool = False, coverage: float | None = None, passes: int = 5, seed: int = 0
     ) -> Eigenspace:
         """Leading eigenspace of what the data say about the weights, ``J^T W J``: directions in which they are known best.
 
@@ -321,7 +321,7 @@ class NetworkGP(nn.Module):
             found = problem.product(block)
             return found if precision is None else found + precision * block
 
-        width = min(most, rank + _OVERSAMPLED + rank // 2)
+        width = min(most, max(rank // 2 + _OVERSAMPLED, -(-rank // passes)))
         start = problem.sketch(width, torch.Generator().manual_seed(seed))
         return eigenspace(product, start, rank, passes=passes)
 
