@@ -1,7 +1,7 @@
 """What reads the record of a run: explanations, progress, live views and plots; and metrics of predictions."""
 
 from itergp.diagnostics.class_maps import plot_class_map, plot_uncertainty_map
-from itergp.diagnostics.eigenspace import Eigenspace, Overlap, eigenspace
+from itergp.diagnostics.eigenspace import Eigenspace, Overlap
 from itergp.diagnostics.explain import Explanation
 from itergp.diagnostics.findings import Finding
 from itergp.diagnostics.live import Live
@@ -48,7 +48,6 @@ __all__ = [
     "censoring_survival",
     "class_probabilities",
     "concordance_index",
-    "eigenspace",
     "expected_calibration_error",
     "negative_log_likelihood",
     "plot_class_map",

@@ -17,7 +17,7 @@ from torch.distributions import Distribution
 from torch.utils._pytree import tree_leaves
 
 from itergp.checks import require_positive
-from itergp.diagnostics import Eigenspace, eigenspace
+from itergp.diagnostics import Eigenspace
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.likelihoods.base import node_offsets
@@ -28,6 +28,7 @@ from itergp.models.network_sampling import FunctionSamples, parts
 from itergp.models.network_saving import load_network, save_network
 from itergp.models.streaming import check_prediction, predictive_of
 from itergp.numerics.blocks import psd_root
+from itergp.numerics.krylov import leading_eigenspace
 from itergp.numerics.sampling import evenly_spaced
 from itergp.operators import default_memory_budget, slices
 from itergp.operators.layer_gradients import LayerGradients
@@ -323,7 +324,7 @@ class NetworkGP(nn.Module):
 
         width = min(most, max(rank // 2 + _OVERSAMPLED, -(-rank // passes)))
         start = problem.sketch(width, torch.Generator().manual_seed(seed))
-        return eigenspace(product, start, rank, passes=passes)
+        return Eigenspace(*leading_eigenspace(product, start, rank, passes))
 
     @torch.no_grad()
     def _find(self, weights: Tensor, state: tuple[Any, ...]) -> ConditionedNetwork:
