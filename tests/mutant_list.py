@@ -250,8 +250,8 @@ MUTANTS = (
     # ------------------------------------------------------------------ tempering
     Mutant(
         "tempering by one of the latent functions",
-        "total = prior_variance.sum(-1).clamp_min(torch.finfo(covariance.dtype).tiny)",
-        "total = prior_variance.amax(-1).clamp_min(torch.finfo(covariance.dtype).tiny)",
+        "total = prior_variance.sum(-1).clamp_min(torch.finfo(variance.dtype).tiny)",
+        "total = prior_variance.amax(-1).clamp_min(torch.finfo(variance.dtype).tiny)",
         ("test_posterior.py", "tempering"),
     ),
     Mutant(
