@@ -116,13 +116,13 @@ def classes_task() -> Task:
     """2,000 rows of 1,000 classes and a network of which the last layer is uncertain."""
     torch.manual_seed(0)
     centres = torch.randn(1000, 32)
-    y, held_out = torch.arange(2000) % 1000, torch.arange(200)
+    y, held_out = torch.arange(2000) % 1000, torch.arange(300) * 3
     x, new = (centres[labels] + 0.5 * torch.randn(len(labels), 32) for labels in (y, held_out))
     network = nn.Sequential(nn.Linear(32, 64), nn.ReLU(), nn.Linear(64, 1000))
     train(network, x, y, 1.0, 30)
     for parameter in network[0].parameters():
         parameter.requires_grad_(False)
-    return Task(network, x, y, new, held_out, 1.0)
+    return Task(network, x, y, new[100:], held_out[100:], 1.0, new[:100], held_out[:100])
 
 
 # ------------------------------------------------------------------------- methods
@@ -145,10 +145,12 @@ def itergp_of(
 
     def run(task: Task) -> Outcome:
         likelihood = itergp.likelihoods.CategoricalLikelihood(options.get("classes", 10))
-        settings = {name: value for name, value in options.items() if name not in ("classes", "evidence")}
+        own = ("classes", "evidence", "tempering")
+        settings = {name: value for name, value in options.items() if name not in own}
         model = NetworkGP(
             task.network, task.x, task.y, likelihood, prior_precision=task.precision, rank=rank, **settings
         )
+        model.tempering = options.get("tempering")
         started = time.process_time()
         if learn:
             model.learn_prior(rounds=2)
@@ -228,7 +230,16 @@ def _loader(x: Tensor, y: Tensor, size: int) -> torch.utils.data.DataLoader:
 def methods(name: str) -> dict[str, Callable[[Task], Outcome]]:
     """What is compared on a task."""
     if name == "classes":
-        return {"network itself": plug_in, "last layer, rank 100": itergp_of(100, classes=1000)}
+        alone = {"classes": 1000, "row_directions": 0}
+        return {
+            "network itself": plug_in,
+            "last layer": itergp_of(100, classes=1000),
+            "last layer, untempered": itergp_of(100, classes=1000, tempering=0.0),
+            "last layer, tempered": itergp_of(100, temper=True, classes=1000),
+            "last layer, rank 100 alone": itergp_of(100, **alone),
+            "last layer, rank 100 alone, untempered": itergp_of(100, **alone, tempering=0.0),
+            "last layer, rank 100 alone, tempered": itergp_of(100, temper=True, **alone),
+        }
     few = {"row_directions": 1000, "coverage": 0.97}
     found: dict[str, Callable[[Task], Outcome]] = {
         "network itself": plug_in,

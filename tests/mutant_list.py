@@ -262,8 +262,8 @@ MUTANTS = (
     # ------------------------------------------------------------------ tempering
     Mutant(
         "tempering by one of the latent functions",
-        "total = prior_variance.sum(-1).clamp_min(torch.finfo(covariance.dtype).tiny)",
-        "total = prior_variance.amax(-1).clamp_min(torch.finfo(covariance.dtype).tiny)",
+        "total = prior_variance.sum(-1).clamp_min(torch.finfo(variance.dtype).tiny)",
+        "total = prior_variance.amax(-1).clamp_min(torch.finfo(variance.dtype).tiny)",
         ("test_posterior.py", "tempering"),
     ),
     Mutant(
@@ -444,7 +444,7 @@ MUTANTS = (
     ),
     Mutant(
         "rounding may narrow the variance of a weight",
-        "return ((1.0 - known).clamp_min(0.0) + _ROUNDING * eps).to(self.actions)",
+        "return ((1.0 - known).clamp_min(0.0) + ROUNDING * eps).to(self.actions)",
         "return (1.0 - known).clamp_min(0.0).to(self.actions)",
         ("test_network_gp.py", "narrows_no_variance"),
     ),
@@ -459,6 +459,24 @@ MUTANTS = (
         "pairwise(self.rows.scaled(mask), self.actions * mask.unsqueeze(-1))",
         "pairwise(self.rows.scaled(mask), self.actions)",
         ("test_network_gp.py", "groups_of_weights"),
+    ),
+    Mutant(
+        "rows of a last layer are those that say least",
+        "kept = curvature.topk(min(most, informative)).indices",
+        "kept = curvature.topk(min(most, informative), largest=False).indices",
+        ("test_network_gp.py", "fewer_rows_of_a_last_layer"),
+    ),
+    Mutant(
+        "many classes are tempered as much as there is",
+        "TEMPERINGS[int(allowed.nonzero()[0])]",
+        "TEMPERINGS[int(allowed.nonzero()[-1])]",
+        ("test_network_gp.py", "tempered_by_the_training_rows"),
+    ),
+    Mutant(
+        "gradients are found again for every product",
+        "            self._kept = [RowGradients.stacked(",
+        "            yield from [RowGradients.stacked(",
+        ("test_network_gp.py", "through_the_network_once"),
     ),
     # ------------------------------------------------------------------ gradients by layers
     Mutant(

@@ -1,6 +1,7 @@
 """What reads the record of a run: explanations, progress, live views and plots; and metrics of predictions."""
 
 from itergp.diagnostics.class_maps import plot_class_map, plot_uncertainty_map
+from itergp.diagnostics.eigenspace import Eigenspace, Overlap
 from itergp.diagnostics.explain import Explanation
 from itergp.diagnostics.findings import Finding
 from itergp.diagnostics.live import Live
@@ -28,11 +29,13 @@ from itergp.diagnostics.uncertainty_plot import plot_uncertainty
 from itergp.records import FitRecord, LearningTrace, RunSettings, StageRecord, TraceRecord
 
 __all__ = [
+    "Eigenspace",
     "Explanation",
     "Finding",
     "FitRecord",
     "LearningTrace",
     "Live",
+    "Overlap",
     "ProgressBar",
     "Reliability",
     "RunSettings",

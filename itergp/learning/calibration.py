@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Distribution
 
 from itergp.diagnostics.metrics import Reliability, class_probabilities, reliability
 from itergp.learning.held_out import held_out_splits, quarters
@@ -182,10 +183,15 @@ def calibrate_network(model: NetworkGP, x: Any, y: Any) -> Calibration:
     data = NetworkData.of(x, y, None, missing_targets=False)
     rows, held_out = data.whole(model.calculus, model.linearisation.parameters()[0])
     with torch.no_grad():
-        moments = model.latent_moments(rows)
-        densities, humility = _joined([_Part.of(held_out, {"laplace": moments})])
-        chosen, error = humblest(densities, humility)
-        curve = _reliability(held_out, moments[0], tempered(moments[1], moments[2], chosen[1]))
+        if model.draws_functions:
+            densities, humility = _by_functions(model, rows, held_out)
+            chosen, error = humblest(densities, humility)
+            curve = _reliability_of(held_out, model.predict(rows, tempering=chosen[1]))
+        else:
+            moments = model.latent_moments(rows)
+            densities, humility = _joined([_Part.of(held_out, {"laplace": moments})])
+            chosen, error = humblest(densities, humility)
+            curve = _reliability(held_out, moments[0], tempered(moments[1], moments[2], chosen[1]))
     model.tempering = chosen[1]
     means = {key: float(value.mean()) for key, value in densities.items()}
     return Calibration(*chosen, means, error, held_out.num_rows, curve)
@@ -272,6 +278,20 @@ def _of_one_approximation(
     kept = "variational" if lead > _LEAD else "laplace"
     of_kept = {key: value for key, value in densities.items() if key[0] == kept}
     return of_kept, {key: value for key, value in humility.items() if key[0] == kept}
+
+
+def _by_functions(
+    model: NetworkGP, rows: Any, held_out: Observations
+) -> tuple[dict[Choice, Tensor], dict[Choice, float]]:
+    """What ``_joined`` gives, of many classes, by functions that are drawn once for all exponents."""
+    found, share = model.tempered_log_densities(rows, held_out.targets.long(), (*EXPONENTS, *SHARPER, math.inf))
+    densities, humility, limit = {("laplace", math.inf): found[-1]}, {}, float(found[-1].mean())
+    for exponent, density in zip((*EXPONENTS, *SHARPER), found[:-1], strict=True):
+        densities["laplace", exponent] = density
+        humility["laplace", exponent] = float(share.pow(exponent + 1.0).mean())
+        if exponent >= EXPONENTS[-1] and abs(float(density.mean()) - limit) <= _SAME * abs(limit):
+            break
+    return densities, humility
 
 
 def humblest(
@@ -372,7 +392,11 @@ def _marginals(
 
 
 def _reliability(observations: Observations, mean: Tensor, covariance: Tensor) -> Reliability | None:
-    probs = getattr(observations.likelihood.predictive(mean, covariance), "probs", None)
+    return _reliability_of(observations, observations.likelihood.predictive(mean, covariance))
+
+
+def _reliability_of(observations: Observations, predictive: Distribution) -> Reliability | None:
+    probs = getattr(predictive, "probs", None)
     if not torch.is_tensor(probs):
         return None
     return reliability(class_probabilities(probs), observations.targets.long())

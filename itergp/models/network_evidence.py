@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from itergp.numerics.cholesky import diagonal_lifts, tolerant_cholesky
+from itergp.posterior.softmax_information import SoftmaxInformation
 
 Bound = Literal["lower", "upper"]
 _EPS = torch.finfo(torch.float64).eps
@@ -34,6 +35,8 @@ class EvidenceTerms:
         left_out: n.
         matrix: H ``(P, P)`` where it is there.
         group: Group of each weight ``(P,)``.
+        rows: B of a softmax's last layer, where it is found anew at every precision; or None.
+        column_group: Group of each column of its features ``(d,)``.
     """
 
     log_precision: Tensor
@@ -43,6 +46,8 @@ class EvidenceTerms:
     left_out: int
     matrix: Tensor | None
     group: Tensor
+    rows: SoftmaxInformation | None = None
+    column_group: Tensor | None = None
 
     def evidence(self, log_precision: Tensor, bound: Bound = "lower") -> Tensor:
         """The evidence less ``log p(y | f*)``, nats; differentiable.
@@ -61,6 +66,9 @@ class EvidenceTerms:
         if self.matrix is not None:
             root = (0.5 * (self.log_precision - log_precision)).exp()[self.group]
             return _log_determinant(root.unsqueeze(-1) * self.matrix * root)
+        if self.rows is not None:
+            within, traces = self._of_rows(log_precision)
+            return self._bounded(within, (ratios * self.traces).sum() - traces, bound)
         assert self.grams is not None
         if self.grams.dim() == 2:
             diagonal = ratios[0] * self.grams[0]
@@ -68,13 +76,29 @@ class EvidenceTerms:
         else:
             gram = (ratios[:, None, None] * self.grams).sum(0)
             diagonal, within = gram.diagonal(), _log_determinant(gram)
+        return self._bounded(within, (ratios * self.traces).sum() - diagonal.sum(), bound)
+
+    def _bounded(self, within: Tensor, rest: Tensor, bound: Bound) -> Tensor:
         if bound == "upper" or self.left_out == 0:
             return within
-        rest = ((ratios * self.traces).sum() - diagonal.sum()).clamp_min(0.0)
-        return within + self.left_out * torch.log1p(rest / self.left_out)
+        return within + self.left_out * torch.log1p(rest.clamp_min(0.0) / self.left_out)
+
+    def _of_rows(self, log_precision: Tensor) -> tuple[Tensor, Tensor]:
+        """``log |I + B|`` and ``tr B``; the derivative of the first is ``tr (I + B)^{-1} - P`` within each group."""
+        assert self.rows is not None
+        assert self.column_group is not None
+        ratios = (self.log_precision - log_precision).exp()[self.column_group]
+        known = self.rows if bool((ratios == 1.0).all()) else self.rows.rescaled(ratios.detach())
+        value = log_precision.new_tensor(known.log_determinant())
+        if log_precision.requires_grad:
+            left = (known.blocks.diagonal(dim1=-2, dim2=-1) - 1.0).sum(0)
+            value = value + (left * (log_precision - log_precision.detach())[self.column_group]).sum()
+        return value, (ratios * self.rows.traces()).sum()
 
     def rest(self) -> float:
         """``tr H - tr B`` at the precision that it was found at."""
+        if self.rows is not None:
+            return max(0.0, float(self.traces.sum() - self.rows.traces().sum()))
         if self.grams is None:
             return 0.0
         within = self.grams if self.grams.dim() == 2 else self.grams.diagonal(dim1=-2, dim2=-1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,23 +17,29 @@ from torch.distributions import Distribution
 from torch.utils._pytree import tree_leaves
 
 from itergp.checks import require_positive
+from itergp.diagnostics import Eigenspace
 from itergp.errors import InputError
 from itergp.likelihoods import Likelihood, Observations, as_likelihood
 from itergp.likelihoods.base import node_offsets
+from itergp.likelihoods.predictive import CategoricalPredictive
 from itergp.models.network_data import NetworkData, as_rows
 from itergp.models.network_evidence import Bound, EvidenceTerms
+from itergp.models.network_sampling import FunctionSamples, parts
 from itergp.models.network_saving import load_network, save_network
 from itergp.models.streaming import check_prediction, predictive_of
 from itergp.models.validation import refuse_to_empty, require_values_of
 from itergp.numerics.blocks import psd_root
+from itergp.numerics.krylov import leading_eigenspace
+from itergp.numerics.sampling import evenly_spaced
 from itergp.operators import default_memory_budget, slices
 from itergp.operators.layer_gradients import LayerGradients
-from itergp.operators.linearisation import Chosen, Linearisation, Rows, linearise, num_rows, take
+from itergp.operators.linearisation import Chosen, FinalLayer, Linearisation, Rows, linearise, num_rows, take
 from itergp.operators.row_gradients import RowGradients
-from itergp.posterior.gauss_newton import MANY_LATENTS, GaussNewton, Overview, leading_actions, look_over
+from itergp.posterior.gauss_newton import MANY_LATENTS, Curvatures, GaussNewton, Overview, leading_actions, look_over
 from itergp.posterior.precision import marginal_covariance
 from itergp.posterior.row_information import RowInformation
-from itergp.posterior.tempering import tempered
+from itergp.posterior.softmax_information import SoftmaxInformation, SoftmaxRows, is_plain_softmax
+from itergp.posterior.tempering import tempered, variance_share
 from itergp.posterior.weights import (
     DenseInformation,
     Information,
@@ -44,13 +50,22 @@ from itergp.posterior.weights import (
 
 _COVERAGE, _PASSES = 0.999, 1
 _SINGLE, _GRAMS = 4096, 8  # directions of rows looked at one by one, and matrices of that size that there is memory for
+_MOST_WORK = 2**40  # products, a minute, for rows of a softmax's last layer
 _RANK, _LEAST_RANK, _SHARE = 300, 20, 32  # of the memory budget, for directions, by "auto"
 _SAME = 1e-4  # relative difference of two passes over the same rows that is rounding
 _MOST_JOINT = 4096  # latent values of a joint distribution
 _MOST_ROWS, _MOST_BYTES = 1024, 2**27  # of predictions at a time
 _MOST_GROUPED = 512  # directions by which the evidence of several groups of weights is known
+_PAYS = 4  # times as many weights as numbers of a gradient by layers, for these to be used
 _PRODUCTS = 24  # bytes for each product of a prediction's gradient with one of the data's
-_STEPS = 50  # of the optimiser of prior precisions, within a round
+_OVERSAMPLED = 4  # columns beyond half of the rank that a pass of the search for an eigenspace has
+_STEPS, _FEW_EVALUATIONS = 50, 8  # of prior precisions, within a round, and where each costs a factorisation
+
+_TEMPERED_ROWS, _TEMPERED_LOSS = (
+    128,
+    0.01,
+)  # training rows that choose how many classes are tempered, and what it may cost
+TEMPERINGS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, math.inf)
 
 Prior = float | Tensor | Mapping[str, float]
 
@@ -112,6 +127,7 @@ class NetworkGP(nn.Module):
         rank: Directions of the weights that are computed: ``"auto"`` for 300, or as many as there is memory for; None for all.
         row_directions: Directions of rows' latent values, those of most curvature, that are looked at one by one, without loss:
             ``"auto"`` for 4,096, or as many as there is memory for; 0 for none. The rank is for what is left of the coverage.
+            Where there are more of them, or more than 64 classes, they are rows of a softmax's last layer, with all directions.
         coverage: Share of the curvature of the training rows that is looked at. Rows that the network is certain of have next
             to none, and cost nothing; leaving them out can only widen the covariance. 1 where the likelihood is to be learned.
         passes: Products with the Gauss-Newton matrix in the search for directions; more make a low rank tighter.
@@ -121,7 +137,8 @@ class NetworkGP(nn.Module):
 
     Attributes:
         log_prior_precision: Logarithm of the precision of each group of weights ``(G,)``, a parameter.
-        tempering: Exponent of ``predict`` by default, as in ``NonConjugateGP``.
+        tempering: Exponent of ``predict`` by default, as in ``NonConjugateGP``. None, the default, is 0, but of more than 64
+            classes what the training rows allow: ``default_tempering``.
 
     Raises:
         InputError: If network, data, likelihood and prior do not fit each other.
@@ -180,10 +197,12 @@ class NetworkGP(nn.Module):
         self.network, self.likelihood, self.chosen = network, likelihood, parameters
         self.rank, self.row_directions, self.coverage = rank, row_directions, coverage
         self.passes, self.memory_budget = passes, memory_budget
-        self.tempering = 0.0
+        self.tempering: float | None = None
         self.calculus  # noqa: B018 - a likelihood that cannot be used is refused now
         self._prior, self._prior_mean = prior_precision, prior_mean
         self._known: ConditionedNetwork | None = None
+        self._drawn: tuple[ConditionedNetwork, FunctionSamples] | None = None
+        self._tempered: tuple[ConditionedNetwork, float] | None = None
         self._linearisation: Linearisation | None = None
         self._layers: LayerGradients | None = None
         data = NetworkData.of(x, y, sample_weight, missing_targets=missing_targets)
@@ -263,6 +282,52 @@ class NetworkGP(nn.Module):
         return WeightPosterior(self.linearisation, fit.weights, fit.scale, fit.information)
 
     @torch.no_grad()
+    def eigenspace(
+        self, rank: int = 20, *, posterior: bool = False, coverage: float | None = None, passes: int = 5, seed: int = 0
+    ) -> Eigenspace:
+        """Leading eigenspace of what the data say about the weights, ``J^T W J``: directions in which they are known best.
+
+        Its overlap with a choice of weights, such as the largest, says whether that choice is one of what matters.
+
+        Args:
+            rank: Eigenvectors.
+            posterior: Whether the prior precision is added: the posterior's precision.
+            coverage: Share of the curvature that is looked at; default the model's.
+            passes: Products in the search; more resolve values that are close to one another.
+            seed: Of the search.
+
+        Returns:
+            Eigenvalues, eigenvectors in the order of ``weight_posterior().mean``, and residuals.
+
+        Raises:
+            InputError: If there are no data, or not so many directions.
+        """
+        if self.data.empty:
+            raise InputError(
+                "An eigenspace needs the training data. Got a model without. Pass x and y to the one that loads."
+            )
+        require_positive("rank", rank, integer=True)
+        share = self.coverage if coverage is None else coverage
+        curvatures: Curvatures | None = [] if self.data.loader is None else None
+        overview = look_over(self.linearisation, self._parts, share, 0, curvatures)
+        ones = torch.ones_like(self._scale())
+        most = min(len(ones), overview.num_kept)
+        if rank > most:
+            raise InputError(
+                f"`rank` must be at most {most}, the directions that the data say something about. Got {rank}."
+            )
+        problem = GaussNewton(self.linearisation, self._parts, ones, overview, self.layers, curvatures=curvatures)
+        precision = self._scale().square().reciprocal().unsqueeze(-1) if posterior else None
+
+        def product(block: Tensor) -> Tensor:
+            found = problem.product(block)
+            return found if precision is None else found + precision * block
+
+        width = min(most, max(rank // 2 + _OVERSAMPLED, -(-rank // passes)))
+        start = problem.sketch(width, torch.Generator().manual_seed(seed))
+        return Eigenspace(*leading_eigenspace(product, start, rank, passes))
+
+    @torch.no_grad()
     def _find(self, weights: Tensor, state: tuple[Any, ...]) -> ConditionedNetwork:
         if self.data.empty:
             raise InputError(
@@ -272,13 +337,17 @@ class NetworkGP(nn.Module):
         size, learns = len(weights), self._learns_likelihood()
         rank, single = self._rank(size), self._single()
         coverage = 1.0 if rank is None or learns else self.coverage
-        overview = look_over(self.linearisation, self._parts, coverage, single)
+        curvatures: Curvatures | None = [] if self.data.loader is None else None  # whose batches may be others
+        overview = look_over(self.linearisation, self._parts, coverage, single, curvatures)
         if (
             learns and overview.num_single < overview.num_directions
         ):  # the evidence knows the derivative of actions alone
             overview = replace(overview, num_single=0, split=math.inf)
         self._require_same_rows(overview)
-        problem = GaussNewton(self.linearisation, self._parts, self._scale(), overview, self.layers)
+        scale = self._scale()
+        problem = GaussNewton(self.linearisation, self._parts, scale, overview, self.layers, curvatures=curvatures)
+        if (found := self._with_softmax_rows(problem, weights, state)) is not None:
+            return found
         if rank is None or rank >= min(size, overview.num_directions):
             problem.overview = overview = replace(overview, least=0.0, num_kept=overview.num_directions)
             found = ConditionedNetwork(weights, self._none(), problem.scale, state, overview)
@@ -312,10 +381,52 @@ class NetworkGP(nn.Module):
         if overview.num_kept > overview.num_single:
             others = replace(problem, single=False)
             rest = leading_actions(others, rank, self.passes)[1]
+            others.release()
         information = RowInformation.of(problem.single_gradients(), rest)
         complete = overview.num_single == overview.num_directions
         actions = None if complete else (rest[:, :0], rest)
         return ConditionedNetwork(weights, information, problem.scale, state, overview, actions)
+
+    def _with_softmax_rows(
+        self, problem: GaussNewton, weights: Tensor, state: tuple[Any, ...]
+    ) -> ConditionedNetwork | None:
+        """What rows say about a softmax's last layer, where directions one by one are not all, or None.
+
+        For a rank of None all rows, or none.
+        """
+        overview, linearisation = problem.overview, self.linearisation
+        covered = overview.num_single >= overview.num_kept or (self.rank is None and not self._many_latents)
+        if covered or self.row_directions == 0 or not isinstance(linearisation, FinalLayer):
+            return None
+        most = self._most_softmax_rows(linearisation, overview.num_rows)
+        least = 1 if self._many_latents and self.rank is not None else overview.num_rows  # else there are directions
+        if not is_plain_softmax(self.calculus) or most < least:
+            return None
+        rows = SoftmaxRows.of(linearisation, self._parts(), problem.scale, most)
+        information = SoftmaxInformation.of(linearisation.layer, rows.features, rows.probs, rows.row_weights)
+        if information is None:
+            return None
+        none = problem.scale.new_zeros(len(weights), 0)
+        kept = len(rows.probs) * (linearisation.num_latents - 1)
+        overview = replace(overview, num_kept=kept, num_single=kept)
+        actions = None if rows.complete else (none, none)
+        return ConditionedNetwork(weights, information, problem.scale, state, overview, actions)
+
+    def _most_softmax_rows(self, linearisation: FinalLayer, size: int) -> int:
+        """Rows of a softmax's last layer that there is memory for, at most; 0 where factors of the classes take too much."""
+        budget = self.memory_budget or default_memory_budget(self._group.device)
+        latents, width = linearisation.num_latents, linearisation.layer.width
+        cheap = max(1, math.isqrt(_MOST_WORK // (latents * width)))
+        wanted = min(size, _SINGLE, cheap) if self.row_directions == "auto" else min(size, self.row_directions)
+        if self.rank is None:
+            wanted = size
+        while wanted and SoftmaxInformation.num_bytes(wanted, latents, width) > budget:
+            wanted //= 2
+        return wanted
+
+    @property
+    def _many_latents(self) -> bool:
+        return self.linearisation.num_latents > MANY_LATENTS
 
     def _single(self) -> int:
         """Directions of rows that may be looked at one by one."""
@@ -363,6 +474,7 @@ class NetworkGP(nn.Module):
         Args:
             x: Inputs, as the network takes them.
             tempering: As in ``NonConjugateGP.predict``: 0 integrates the posterior, infinity plugs in the network's output.
+                Default ``self.tempering``.
             **observation: What the likelihood wants to know about new rows, a number or ``(M,)``.
 
         Returns:
@@ -372,13 +484,105 @@ class NetworkGP(nn.Module):
             InputError: If the inputs are not those of the network, or the likelihood does not know a keyword.
         """
         calculus = self.calculus
-        exponent = check_prediction(calculus, self.tempering if tempering is None else tempering, observation)
+        exponent = check_prediction(calculus, self._exponent() if tempering is None else tempering, observation)
         integrated = exponent < math.inf
+        if integrated and self.draws_functions:
+            return self._predict_by_samples(x, exponent)
         batches = (
             (which, mean, tempered(covariance, variance, exponent) if integrated else covariance)
             for which, mean, covariance, variance in self._marginals(x, integrated=integrated)
         )
         return predictive_of(calculus, batches, observation)
+
+    @property
+    def draws_functions(self) -> bool:
+        """Whether predictions are averages over functions: of so many classes that covariances between them are too large."""
+        return self._many_latents and is_plain_softmax(self.calculus)
+
+    @torch.no_grad()
+    def default_tempering(self) -> float:
+        """Of more than 64 classes the least exponent that costs training rows at most 1 % of their log-density, else 0.
+
+        Of many classes each is all but excluded everywhere, has little curvature and keeps most of its prior variance: that one
+        of them exceeds the right one is then all but sure, and the posterior as it is may be worse than chance. Rows that the
+        network was not trained on choose better: ``itergp.learning.calibrate_network``.
+        """
+        if not self.draws_functions or self.data.empty:
+            return 0.0
+        fit = self.conditioned
+        if self._tempered is None or self._tempered[0] is not fit:
+            rows, observed = next(iter(self._parts()))
+            weight = observed.sample_weight
+            seen = torch.arange(num_rows(rows), device=self._group.device)
+            seen = seen if weight is None else seen[weight > 0.0]  # the others have no label
+            if not len(seen):
+                return 0.0
+            few = seen[evenly_spaced(len(seen), _TEMPERED_ROWS, self._group.device)]
+            labels = observed.targets.long()[few]
+            means = self.tempered_log_densities(take(rows, few), labels, TEMPERINGS)[0].mean(-1)
+            allowed = means >= means.max() - _TEMPERED_LOSS * means.max().abs()
+            self._tempered = (fit, TEMPERINGS[int(allowed.nonzero()[0])])
+        return self._tempered[1]
+
+    def _exponent(self) -> float:
+        return self.default_tempering() if self.tempering is None else self.tempering
+
+    @torch.no_grad()
+    def _predict_by_samples(self, x: Any, exponent: float) -> CategoricalPredictive:
+        samples, found = self._samples(), []
+        for _, part in parts(self._rows(x), self.linearisation.num_latents):
+            share = None if exponent == 0.0 else self._remaining(part).pow(exponent)
+            found.append(samples.probabilities(part, share))
+        probs, errors = (torch.cat(own) for own in zip(*found, strict=True))
+        return CategoricalPredictive(probs, errors)
+
+    @torch.no_grad()
+    def tempered_log_densities(self, x: Any, labels: Tensor, exponents: Sequence[float]) -> tuple[Tensor, Tensor]:
+        """Log-densities of labels ``(len(exponents), M)``, and the share of prior variance that is left ``(M,)``, float64.
+
+        Of a model that ``draws_functions``: by the same ones for all exponents.
+
+        Args:
+            x: Inputs, as the network takes them.
+            labels: Theirs ``(M,)``.
+            exponents: Of the tempering; infinity plugs in the network's output.
+        """
+        samples, densities, left = self._samples(), [], []
+        for i, part in parts(self._rows(x), self.linearisation.num_latents):
+            share = self._remaining(part)
+            powers = [torch.zeros_like(share) if p == math.inf else share.pow(p) for p in exponents]
+            densities.append(samples.log_densities(part, labels[i], powers))
+            left.append(share.double())
+        return torch.cat(densities, 1), torch.cat(left)
+
+    def _samples(self) -> FunctionSamples:
+        """Functions of the posterior as it is, drawn once."""
+        fit = self.conditioned
+        if self._drawn is None or self._drawn[0] is not fit:
+            self._drawn = (fit, FunctionSamples.of(self.weight_posterior()))
+        return self._drawn[1]
+
+    def _remaining(self, rows: Rows) -> Tensor:
+        """The share of the prior variance of a row's latent functions that is left ``(m,)``."""
+        left, prior = self._variances(rows, self.conditioned)
+        return variance_share(left, prior)
+
+    def _variances(self, rows: Rows, fit: ConditionedNetwork) -> tuple[Tensor, Tensor]:
+        """Posterior and prior variances ``(m, C)``."""
+        lin, information = self.linearisation, fit.information
+        if not isinstance(lin, FinalLayer) or isinstance(information, (DenseInformation, RowInformation)):
+            covariance, prior = self._covariance(rows, fit)
+            return covariance.diagonal(dim1=-2, dim2=-1), prior
+        prior = lin.prior_variances(rows, fit.scale)
+        if isinstance(information, SoftmaxInformation):
+            return information.function_variances(lin.design(rows, fit.scale)).to(prior), prior
+        assert isinstance(information, LowRankInformation)
+        return (prior - self._known_part(rows, fit, information).square().sum(-1)).clamp_min(0.0), prior
+
+    def _known_part(self, rows: Rows, fit: ConditionedNetwork, information: LowRankInformation) -> Tensor:
+        """V ``(m, C, r)`` with covariances ``K - V V^T``."""
+        shrunk = (information.values / (1.0 + information.values)).sqrt().to(fit.scale)
+        return self.linearisation.push(rows, information.basis * (fit.scale.unsqueeze(-1) * shrunk))
 
     def latent_marginals(self, x: Any) -> tuple[Tensor, Tensor]:
         """Latent means ``(M, C)`` and covariances ``(M, C, C)`` at inputs.
@@ -418,6 +622,9 @@ class NetworkGP(nn.Module):
         fit = self.conditioned
         if isinstance(fit.information, RowInformation):
             covariance = fit.information.joint_covariance(self._row_gradients(rows, fit).flatten())
+        elif isinstance(fit.information, SoftmaxInformation) and isinstance(self.linearisation, FinalLayer):
+            joint = fit.information.function_covariance(self.linearisation.design(rows, fit.scale))
+            covariance = joint.flatten(2).flatten(0, 1).to(fit.scale)
         else:
             covariance = fit.information.covariance(self._gradients(rows, fit).flatten(0, 1))
         mean = self.linearisation.outputs(rows)
@@ -459,13 +666,22 @@ class NetworkGP(nn.Module):
         information = fit.information
         if isinstance(information, RowInformation):
             return information.row_covariance(self._row_gradients(rows, fit))
+        if isinstance(information, SoftmaxInformation) and isinstance(self.linearisation, FinalLayer):
+            covariance = information.row_covariance(self.linearisation.design(rows, fit.scale))
+            return covariance.to(fit.scale), self.linearisation.prior_variances(rows, fit.scale)
         if self.linearisation.structured and isinstance(information, LowRankInformation):
             prior = self.linearisation.prior_blocks(rows, fit.scale)
-            shrunk = (information.values / (1.0 + information.values)).sqrt().to(fit.scale)
-            known = self.linearisation.push(rows, information.basis * (fit.scale.unsqueeze(-1) * shrunk))
+            known = self._known_part(rows, fit, information)
             return marginal_covariance(prior, known), prior.diagonal(dim1=-2, dim2=-1)
+        if isinstance(information, LowRankInformation) and self._layers_pay:
+            return information.row_covariance(self._row_gradients(rows, fit))
         gradients = self._gradients(rows, fit)
         return information.covariance(gradients), gradients.square().sum(-1)
+
+    @property
+    def _layers_pay(self) -> bool:
+        """Whether gradients by layers are much smaller than those of all weights."""
+        return _PAYS * self.layers.layout.width < self.linearisation.num_weights
 
     def _gradients(self, rows: Rows, fit: ConditionedNetwork) -> Tensor:
         """Whitened gradients ``(m, C, P)``."""
@@ -533,7 +749,10 @@ class NetworkGP(nn.Module):
 
     def _learn_precision(self, bound: Bound) -> None:
         terms, _ = self._terms()
-        optimiser = torch.optim.LBFGS([self.log_prior_precision], max_iter=_STEPS, line_search_fn="strong_wolfe")
+        options: dict[str, Any] = {"max_iter": _STEPS, "line_search_fn": "strong_wolfe"}
+        if terms.rows is not None:
+            options["max_eval"] = _FEW_EVALUATIONS
+        optimiser = torch.optim.LBFGS([self.log_prior_precision], **options)
 
         def closure() -> Tensor:
             optimiser.zero_grad()
@@ -596,6 +815,8 @@ class NetworkGP(nn.Module):
         zeros = torch.zeros_like(log_precision)
         if fit.matrix is not None:
             return EvidenceTerms(log_precision, distances, None, zeros, 0, fit.matrix, group)
+        if isinstance(fit.information, SoftmaxInformation):
+            return self._terms_of_softmax(fit, fit.information, log_precision, distances, masks)
         if isinstance(fit.information, RowInformation):
             return self._terms_of_rows(fit, fit.information, log_precision, distances, masks)
         if fit.actions is None:
@@ -632,6 +853,27 @@ class NetworkGP(nn.Module):
         return EvidenceTerms(
             log_precision, distances, grams, problem.traces(masks), max(0, left_out), None, self._groups()
         )
+
+    def _terms_of_softmax(
+        self,
+        fit: ConditionedNetwork,
+        information: SoftmaxInformation,
+        log_precision: Tensor,
+        distances: Tensor,
+        masks: list[Tensor],
+    ) -> EvidenceTerms:
+        """Its rows, which say what they do at any precision."""
+        overview, lin = fit.overview, self.linearisation
+        assert overview is not None
+        assert isinstance(lin, FinalLayer)
+        places = [lin.layer.matrix] * lin.layer.inputs + [lin.layer.bias] * (lin.layer.bias >= 0)
+        columns, traces, left_out = self._groups()[places], torch.zeros_like(log_precision), 0
+        if not fit.exact:
+            problem = GaussNewton(lin, self._parts, fit.scale, overview, self.layers)
+            traces = problem.traces(masks)
+            left_out = max(0, min(len(fit.weights), overview.num_directions) - information.rank)
+        group = self._groups()
+        return EvidenceTerms(log_precision, distances, None, traces, left_out, None, group, information, columns)
 
     def _of_likelihood(self, terms: EvidenceTerms, bound: Bound) -> Tensor:
         """``log p(y | f*)``, with the derivative of the log-determinant in the curvature, which the likelihood changes."""
@@ -675,12 +917,14 @@ class NetworkGP(nn.Module):
             InputError: If the file cannot be written.
         """
         fit = self.conditioned
-        save_network(path, self.network, self.likelihood, self.log_prior_precision, fit.information, self._probe)
+        state = (self.log_prior_precision, fit.information, self._probe, self._exponent())
+        save_network(path, self.network, self.likelihood, *state)
 
     def load(self, path: str | os.PathLike[str]) -> NetworkGP:
         """Restores what ``save`` wrote into a model of the same network and likelihood, perhaps built without data.
 
-        The network takes the saved weights. Predictions are the saved model's; the evidence needs data.
+        The network takes the saved weights, and the model the saved tempering. Predictions are the saved model's; the
+        evidence needs data.
 
         Args:
             path: The file.
@@ -700,6 +944,7 @@ class NetworkGP(nn.Module):
             )
         with torch.no_grad():
             self.log_prior_precision.copy_(saved.log_prior_precision)
+        self.tempering = saved.tempering
         weights = self.linearisation.weights()
         self._known = ConditionedNetwork(weights, saved.information.to(weights), self._scale(), self._state())
         return self
@@ -745,6 +990,10 @@ class NetworkGP(nn.Module):
             products = max(1, most // (_PRODUCTS * lin.num_latents * known.information.rank))
             return min(_MOST_ROWS, squares, products, self.layers.rows_at_once(lin.num_latents, most))
         count = 0 if lin.structured else lin.num_latents
+        if known is not None and isinstance(known.information, LowRankInformation) and self._layers_pay and count:
+            width = max((layer.outputs for layer in self.layers.layout.layers), default=1)
+            products = max(1, most // (_PRODUCTS * max(width, count) * max(1, known.information.rank)))
+            return min(_MOST_ROWS, squares, products, self.layers.rows_at_once(count, most))
         return min(_MOST_ROWS, squares, lin.rows_at_once(count, most))
 
     def _groups(self) -> Tensor:

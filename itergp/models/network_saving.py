@@ -12,6 +12,7 @@ from itergp.errors import InputError
 from itergp.operators.linearisation import Rows
 from itergp.persistence.files import read_file, write_file
 from itergp.posterior.row_information import RowInformation
+from itergp.posterior.softmax_information import SoftmaxInformation
 from itergp.posterior.weights import DenseInformation, Information, LowRankInformation
 
 _NETWORK, _LIKELIHOOD, _PROBE, _INFORMATION = "network.", "likelihood.", "probe.", "information."
@@ -26,11 +27,13 @@ class SavedNetwork:
         log_prior_precision: ``(G,)``.
         information: What the data said.
         probe: Inputs of a few rows.
+        tempering: Of predictions.
     """
 
     log_prior_precision: Tensor
     information: Information
     probe: Rows
+    tempering: float = 0.0
 
 
 def save_network(
@@ -40,6 +43,7 @@ def save_network(
     log_prior_precision: Tensor,
     information: Information,
     probe: Rows,
+    tempering: float,
 ) -> None:
     """Writes a posterior to one file; see ``NetworkGP.save``."""
     leaves, _ = tree_flatten(probe)
@@ -56,6 +60,7 @@ def save_network(
         "information": type(information).__name__,
         "keys": keys,
         "tuple": isinstance(probe, tuple),
+        "tempering": str(tempering),  # which may be infinite
     }
     write_file(path, {name: value.contiguous() for name, value in tensors.items()}, about)
 
@@ -82,7 +87,7 @@ def load_network(path: str | os.PathLike[str], network: nn.Module, likelihood: n
             )
     for module, state in states:
         module.load_state_dict(state)
-    kinds: tuple[type[Information], ...] = (LowRankInformation, DenseInformation, RowInformation)
+    kinds: tuple[type[Information], ...] = (LowRankInformation, DenseInformation, RowInformation, SoftmaxInformation)
     kind = {one.__name__: one for one in kinds}[about["information"]]
     parts = _within(tensors, _PROBE)
     values = [parts[str(i)] for i in range(len(parts))]
@@ -91,7 +96,8 @@ def load_network(path: str | os.PathLike[str], network: nn.Module, likelihood: n
         probe = dict(zip(about["keys"], values, strict=True))
     elif about["tuple"]:
         probe = tuple(values)
-    return SavedNetwork(tensors["log_prior_precision"], kind.from_tensors(_within(tensors, _INFORMATION)), probe)
+    information = kind.from_tensors(_within(tensors, _INFORMATION))
+    return SavedNetwork(tensors["log_prior_precision"], information, probe, float(about.get("tempering", 0.0)))
 
 
 def _within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:

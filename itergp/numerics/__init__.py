@@ -3,6 +3,7 @@
 from itergp.numerics.blocks import apply_blocks, curvature_eigen, curvature_root, psd_root
 from itergp.numerics.cholesky import diagonal_lifts, first_cholesky, tolerant_cholesky, try_cholesky
 from itergp.numerics.distinct_rows import DistinctRows
+from itergp.numerics.krylov import leading_eigenspace
 from itergp.numerics.line_search import backtrack, backtrack_each
 from itergp.numerics.rounding import Thresholds, thresholds
 from itergp.numerics.sampling import evenly_spaced, sample_of_rows
@@ -19,6 +20,7 @@ __all__ = [
     "diagonal_lifts",
     "evenly_spaced",
     "first_cholesky",
+    "leading_eigenspace",
     "leading_eigenvectors",
     "psd_root",
     "sample_of_rows",

@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map
 
 from itergp.errors import InputError
+from itergp.operators.row_gradients import LayerWeights
 
 Rows: TypeAlias = Any  # inputs of some rows: a tensor, or a tuple or dictionary of such
 Chosen: TypeAlias = Sequence[str] | Callable[[str, nn.Parameter], bool] | None
@@ -217,6 +218,9 @@ class FinalLayer(Linearisation):
             )
         self._layer = layer
         self._kinds = [name.rpartition(".")[-1] for name in self.names]
+        starts = dict(zip(self._kinds, torch.tensor([0, *self.sizes]).cumsum(0).tolist(), strict=False))
+        inputs = layer.in_features if "weight" in starts else 0
+        self.layer = LayerWeights(num_latents, inputs, starts.get("weight", -1), starts.get("bias", -1))
 
     @property
     def structured(self) -> bool:
@@ -229,6 +233,21 @@ class FinalLayer(Linearisation):
         with evaluating(self.network), _watching(self._layer) as seen:
             _call(self.network, rows)
         return seen[-1][0]
+
+    @torch.no_grad()
+    def design(self, rows: Rows, scale: Tensor) -> Tensor:
+        """Features in units of the prior, that of the bias last ``(n, d)``: J is ``I (x) design``.
+
+        Args:
+            rows: Inputs of n rows.
+            scale: Prior standard deviations ``(P,)``, the same ones within a parameter tensor.
+        """
+        features, parts = self.features(rows), []
+        if "weight" in self._kinds:
+            parts.append(features * scale[self.layer.matrix])
+        if "bias" in self._kinds:
+            parts.append(scale[self.layer.bias].expand(len(features), 1))
+        return torch.cat(parts, 1)
 
     @torch.no_grad()
     def push(self, rows: Rows, tangents: Tensor) -> Tensor:
@@ -267,10 +286,15 @@ class FinalLayer(Linearisation):
     @torch.no_grad()
     def prior_blocks(self, rows: Rows, scale: Tensor) -> Tensor:
         """``J_n diag(scale)^2 J_n^T`` of each row ``(n, C, C)``, which is diagonal."""
+        return torch.diag_embed(self.prior_variances(rows, scale))
+
+    @torch.no_grad()
+    def prior_variances(self, rows: Rows, scale: Tensor) -> Tensor:
+        """The diagonals of ``prior_blocks`` ``(n, C)``."""
         features, variance = self.features(rows), 0.0
         for kind, part in zip(self._kinds, scale.square().split(self.sizes), strict=True):
             variance = variance + (part if kind == "bias" else features.square() @ part.view(self.num_latents, -1).mT)
-        return torch.diag_embed(torch.as_tensor(variance).expand(len(features), -1))
+        return torch.as_tensor(variance).expand(len(features), -1)
 
 
 def linearise(network: nn.Module, chosen: Chosen, probe: Rows, num_latents: int) -> Linearisation:

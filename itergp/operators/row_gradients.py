@@ -80,6 +80,13 @@ class WeightLayout:
         """Other weights ``(P', k)`` among all ``(P, k)``."""
         return torch.cat([weights[start:stop] for start, stop in self.plain]) if self.plain else weights[:0]
 
+    def put_plain(self, values: Tensor, into: Tensor) -> None:
+        """Other weights ``(..., P')`` into all ``(..., P)``."""
+        start = 0
+        for first, last in self.plain:
+            into[..., first:last] = values[..., start : start + last - first]
+            start += last - first
+
     def as_tensor(self) -> Tensor:
         """All of it as whole numbers, for a file."""
         layers = [(one.outputs, one.inputs, one.matrix, one.bias) for one in self.layers]
@@ -92,6 +99,42 @@ class WeightLayout:
         layers = tuple(LayerWeights(*rest[4 * i : 4 * i + 4]) for i in range(count))
         runs = rest[4 * count :]
         return cls(size, layers, tuple(zip(runs[::2], runs[1::2], strict=True)))
+
+
+@dataclass(frozen=True)
+class WeightBlock:
+    """Vectors of weights ``(P, k)``, arranged as products with gradients want them.
+
+    Attributes:
+        layout: Which weights are where.
+        plain: Weights outside of the layers ``(P', k)``.
+        matrices: Of each layer, with its bias as one input more ``(i, o k)``.
+    """
+
+    layout: WeightLayout
+    plain: Tensor
+    matrices: tuple[Tensor, ...]
+
+    @classmethod
+    def of(cls, layout: WeightLayout, weights: Tensor) -> WeightBlock:
+        """From weights ``(P, k)``; differentiable."""
+        matrices = tuple(layer.of(weights).movedim(1, 0).flatten(1) for layer in layout.layers)
+        return cls(layout, layout.plain_of(weights), matrices)
+
+    @classmethod
+    def zeros(cls, layout: WeightLayout, count: int, like: Tensor) -> WeightBlock:
+        """Of ``count`` vectors, for sums."""
+        matrices = tuple(like.new_zeros(layer.width, layer.outputs * count) for layer in layout.layers)
+        return cls(layout, like.new_zeros(layout.num_plain, count), matrices)
+
+    def weights(self) -> Tensor:
+        """Weights ``(P, k)``."""
+        count = self.plain.shape[1]
+        total = self.plain.new_zeros(count, self.layout.num_weights)
+        self.layout.put_plain(self.plain.mT, total)
+        for layer, matrix in zip(self.layout.layers, self.matrices, strict=True):
+            layer.put(matrix.view(-1, layer.outputs, count).permute(2, 1, 0), total)
+        return total.mT
 
 
 @dataclass(frozen=True)
@@ -146,6 +189,14 @@ class RowGradients:
     def _arrays(self) -> tuple[Tensor, ...]:
         return (self.plain, *self.left, *self.right)
 
+    @classmethod
+    def stacked(cls, parts: list[RowGradients]) -> RowGradients:
+        """Rows of several with as many functions each, one after the other."""
+        own = [part._arrays() for part in parts]
+        arrays = [torch.cat(group) for group in zip(*own, strict=True)]
+        layers = len(parts[0].left)
+        return cls(parts[0].layout, arrays[0], tuple(arrays[1 : 1 + layers]), tuple(arrays[1 + layers :]))
+
     def flatten(self) -> RowGradients:
         """Each function as a row of its own: ``(n m, 1, P)``."""
         count = self.shape[1]
@@ -197,11 +248,11 @@ class RowGradients:
             total = total + left.square().sum(-1) * right.square().sum(-1, keepdim=True)
         return total
 
-    def times(self, weights: Tensor) -> Tensor:
+    def times(self, weights: Tensor | WeightBlock) -> Tensor:
         """Products with vectors of weights ``(P, k)``: ``(n, m, k)``; differentiable."""
-        total = self.plain @ self.layout.plain_of(weights)
-        for layer, left, right in zip(self.layout.layers, self.left, self.right, strict=True):
-            matrix = layer.of(weights).movedim(1, 0).flatten(1)  # (i, o k)
+        block = weights if isinstance(weights, WeightBlock) else WeightBlock.of(self.layout, weights)
+        total = self.plain @ block.plain
+        for layer, left, right, matrix in zip(self.layout.layers, self.left, self.right, block.matrices, strict=True):
             step = max(1, _CHUNK_NUMBERS // max(1, matrix.shape[1]))
             parts = [
                 torch.bmm(own, (part @ matrix).view(len(part), layer.outputs, -1))
@@ -211,19 +262,49 @@ class RowGradients:
         return total
 
     def mixed(self, coefficients: Tensor) -> Tensor:
-        """Sums ``(P, k)`` of a flat one's gradients, with coefficients ``(n, k)``."""
-        total = coefficients.new_zeros(coefficients.shape[1], self.layout.num_weights)
-        columns = coefficients.mT
-        self._put_plain(columns @ self.plain[:, 0], total)
-        for layer, left, right in zip(self.layout.layers, self.left, self.right, strict=True):
-            for column, into in zip(columns, total, strict=True):
-                layer.put((left[:, 0] * column.unsqueeze(-1)).mT @ right, into)
-        return total.mT
+        """Sums ``(P, k)`` of gradients, with coefficients ``(n, m, k)``, or ``(n, k)`` of a flat one."""
+        coefficients = coefficients.unsqueeze(1) if coefficients.dim() == 2 else coefficients
+        total = WeightBlock.zeros(self.layout, coefficients.shape[-1], coefficients)
+        self.mix_into(total, coefficients)
+        return total.weights()
+
+    def mix_into(self, total: WeightBlock, coefficients: Tensor) -> None:
+        """Adds what ``mixed`` gives, for coefficients ``(n, m, k)``.
+
+        The functions of a row share what goes into its layers, and are added up before it is multiplied by.
+        """
+        total.plain.addmm_(self.plain.flatten(0, 1).mT, coefficients.flatten(0, 1))
+        for left, right, product in zip(self.left, self.right, total.matrices, strict=True):
+            step = max(1, _CHUNK_NUMBERS // max(1, product.shape[1]))
+            for own, part, mix in zip(left.split(step), right.split(step), coefficients.split(step), strict=True):
+                product.addmm_(part.mT, torch.bmm(own.mT, mix).flatten(1))
+
+    def collect_into(self, total: Tensor, buckets: Tensor, signs: Tensor) -> None:
+        """Adds each gradient to some of so many sums ``(c, P)``, with signs: a sparse mixture, at the cost of its entries.
+
+        Args:
+            total: The sums.
+            buckets: Which of them each gradient is added to ``(n, m, s)``.
+            signs: Factors ``(n, m, s)``.
+        """
+        functions, where = self.shape[1], buckets.flatten()
+        order = where.argsort(stable=True)
+        members = order.div(buckets.shape[-1], rounding_mode="floor")  # which of the gradients
+        sizes = torch.bincount(where, minlength=len(total)).tolist()
+        factors = signs.flatten()[order].unsqueeze(-1)
+        plain, lefts = self.plain.flatten(0, 1), [left.flatten(0, 1) for left in self.left]
+        for into, which, factor in zip(total, members.split(sizes), factors.split(sizes), strict=True):
+            rows = which.div(functions, rounding_mode="floor")
+            own = self.plain.new_zeros(self.layout.num_weights)
+            self.layout.put_plain((factor.mT @ plain[which]).squeeze(0), own)
+            for layer, left, right in zip(self.layout.layers, lefts, self.right, strict=True):
+                layer.put((factor * left[which]).mT @ right[rows], own)
+            into += own
 
     def dense(self) -> Tensor:
         """All of it ``(n, m, P)``."""
         total = self.plain.new_zeros(*self.shape, self.layout.num_weights)
-        self._put_plain(self.plain, total)
+        self.layout.put_plain(self.plain, total)
         for layer, left, right in zip(self.layout.layers, self.left, self.right, strict=True):
             layer.put(left.unsqueeze(-1) * right[:, None, None], total)
         return total
@@ -245,9 +326,3 @@ class RowGradients:
                 yield slice(begin, begin + values.shape[1]), values
             if layer.bias >= 0:
                 yield slice(layer.bias, layer.bias + layer.outputs), left[:, 0] * right[:, -1:]
-
-    def _put_plain(self, values: Tensor, into: Tensor) -> None:
-        start = 0
-        for first, last in self.layout.plain:
-            into[..., first:last] = values[..., start : start + last - first]
-            start += last - first

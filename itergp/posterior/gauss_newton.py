@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -12,19 +13,22 @@ from torch import Tensor
 from itergp.likelihoods import Observations
 from itergp.numerics.blocks import curvature_eigen
 from itergp.numerics.rounding import thresholds
-from itergp.numerics.spectral import eigh
+from itergp.numerics.spectral import eigh, symmetric
 from itergp.operators.layer_gradients import LayerGradients
 from itergp.operators.linearisation import Linearisation, Rows, num_rows, take
-from itergp.operators.row_gradients import RowGradients
+from itergp.operators.row_gradients import RowGradients, WeightBlock
 from itergp.operators.tiles import slices
 from itergp.posterior.weights import gram_matrix, orthonormal
 
 Part = tuple[Rows, Observations]
 Data = Callable[[], Iterable[Part]]
+Curvatures = list[tuple[Tensor, Tensor]]  # eigenvalues and eigenvectors, batch by batch
 MANY_LATENTS = 64  # of which curvatures are multiplied by, not taken apart
 _OVERSAMPLED = 16  # columns beyond the rank that a search has
 _GRADIENT_BYTES, _KEPT_BYTES = 2**26, 2**28  # of rows' gradients at a time, and kept between passes
 _MOST_CURVATURES = 2**25  # numbers
+_BUCKETS = 8  # mixtures that each direction of the data is part of
+_KEPT_NUMBERS = 2**24  # of curvatures, kept from one pass for the others
 _SAME = 1e-4  # relative difference of two curvatures that may be one
 
 
@@ -66,6 +70,7 @@ class GaussNewton:
         overview: Of the data.
         layers: Gradients of rows, by layers.
         single: Whether directions that are looked at one by one are part of H.
+        curvatures: Of the rows' latent values, as ``look_over`` found them; None to find them in every pass.
     """
 
     linearisation: Linearisation
@@ -74,35 +79,50 @@ class GaussNewton:
     overview: Overview
     layers: LayerGradients
     single: bool = True
-    _kept: list[Tensor] | None = field(default=None, repr=False)
+    curvatures: Curvatures | None = field(default=None, repr=False)
+    _kept: list[RowGradients] | None = field(default=None, repr=False)
 
     # --------------------------------------------------------------------- products
     def product(self, block: Tensor) -> Tensor:
         """H times a block ``(P, k)``: ``(P, k)``."""
-        total = torch.zeros_like(block)
+        return self.product_and_form(block)[0]
+
+    def product_and_form(self, block: Tensor) -> tuple[Tensor, Tensor]:
+        """H times a block X ``(P, k)``, and ``X^T H X`` ``(k, k)``, float64."""
         if not self.by_rows:
+            total = torch.zeros_like(block)
             scaled = block * self.scale.unsqueeze(-1)
             for rows, observed in self._parts():
                 curved = self._curved(rows, observed, self.linearisation.push(rows, scaled))
                 total += self.linearisation.pull(rows, curved)
-            return total.mul_(self.scale.unsqueeze(-1))
+            total.mul_(self.scale.unsqueeze(-1))
+            return total, symmetric(gram_matrix(block, total))
+        form = torch.zeros(block.shape[1], block.shape[1], dtype=torch.float64, device=block.device)
+        arranged = WeightBlock.of(self.layers.layout, block)
+        sums = WeightBlock.zeros(self.layers.layout, block.shape[1], block)
         for gradients in self.weighted_gradients():
-            total.addmm_(gradients.mT, gradients @ block)
-        return total
+            seen = gradients.times(arranged)
+            wide = seen.flatten(0, 1).double()
+            form.addmm_(wide.mT, wide)
+            gradients.mix_into(sums, seen)
+        return sums.weights(), form
 
     def sketch(self, width: int, generator: torch.Generator) -> Tensor:
-        """Random mixtures of the data's directions ``(P, width)``."""
-        total = self.scale.new_zeros(len(self.scale), width)
+        """Random mixtures of the data's directions ``(P, width)``: sparse ones where gradients are row by row."""
         if not self.by_rows:
+            total = self.scale.new_zeros(len(self.scale), width)
             for rows, observed in self._parts():
                 shape = (num_rows(rows), self.linearisation.num_latents, width)
                 noise = torch.randn(shape, generator=generator, dtype=total.dtype).to(total.device)
                 total += self.linearisation.pull(rows, self._curved(rows, observed, noise))
             return total.mul_(self.scale.unsqueeze(-1))
+        total = self.scale.new_zeros(width, len(self.scale))
         for gradients in self.weighted_gradients():
-            noise = torch.randn(len(gradients), width, generator=generator, dtype=total.dtype).to(total.device)
-            total.addmm_(gradients.mT, noise)
-        return total
+            shape = (*gradients.shape, _BUCKETS)
+            buckets = torch.randint(width, shape, generator=generator).to(total.device)
+            signs = torch.randint(2, shape, generator=generator).to(total).mul_(2.0).sub_(1.0)
+            gradients.collect_into(total, buckets, signs)
+        return total.mT
 
     def matrix(self) -> Tensor:
         """H ``(P, P)``, float64."""
@@ -110,7 +130,7 @@ class GaussNewton:
         if not self.by_rows:
             return self.product(torch.eye(size).to(self.scale)).double()
         total = torch.zeros(size, size, dtype=torch.float64, device=self.scale.device)
-        for gradients in self.weighted_gradients():
+        for gradients in self._dense():
             wide = gradients.double()
             total.addmm_(wide.mT, wide)
         return total
@@ -118,7 +138,7 @@ class GaussNewton:
     def root(self) -> Tensor:
         """U ``(P, m)`` with ``H = U U^T``, for few directions of the data."""
         if self.by_rows:
-            found = [*self.weighted_gradients()]
+            found = [*self._dense()]
             return torch.cat(found).mT if found else self.scale.new_zeros(len(self.scale), 0)
         columns = []
         for rows, observed in self._parts():
@@ -146,19 +166,22 @@ class GaussNewton:
                 total[i] += (curvature * self.linearisation.prior_blocks(rows, self.scale * group)).sum().double()
         return total
 
-    def weighted_gradients(self) -> Iterator[Tensor]:
-        """Whitened gradients of what is looked at, times the root of its curvature: blocks ``(m, P)`` that H is the sum of."""
+    def weighted_gradients(self) -> Iterator[RowGradients]:
+        """Whitened gradients of what is looked at, times the root of its curvature: H is the sum of their squares."""
         count = self.overview.num_kept - (0 if self.single else self.overview.num_single)
-        if count * self.scale.numel() * self.scale.element_size() > _KEPT_BYTES:
-            yield from self._dense()
+        if count * self.layers.layout.width * self.scale.element_size() > _KEPT_BYTES:
+            yield from self._looked_at()
             return
         if self._kept is None:
-            self._kept = [*self._dense()]
+            by_count: dict[int, list[RowGradients]] = {}
+            for gradients in self._looked_at():
+                by_count.setdefault(gradients.shape[1], []).append(gradients)
+            self._kept = [RowGradients.stacked(by_count.pop(count)) for count in [*by_count]]  # freeing one by one
         yield from self._kept
 
     def single_gradients(self) -> RowGradients:
         """Those of the directions that are looked at one by one ``(num_single, 1, P)``."""
-        found = self._gradients(self.overview.split)
+        found = (gradients.flatten() for gradients in self._gradients(self.overview.split))
         return RowGradients.joined(found, self.overview.num_single, self.layers.layout, self.scale)
 
     def release(self) -> None:
@@ -172,17 +195,22 @@ class GaussNewton:
         return self.linearisation.num_latents <= MANY_LATENTS and not self.linearisation.structured
 
     def _dense(self) -> Iterator[Tensor]:
+        """What is looked at, in blocks ``(k, P)``."""
         step = max(1, _GRADIENT_BYTES // (self.scale.numel() * self.scale.element_size()))
+        for found in self._looked_at():
+            flat = found.flatten()
+            for i in slices(flat.shape[0], step):
+                yield flat[i].dense()[:, 0]
+
+    def _looked_at(self) -> Iterator[RowGradients]:
         # Rounding, which batches in another order change, must not count a direction by itself and among the others.
         most = math.inf if self.single else self.overview.split * (1.0 - _SAME)
-        for found in self._gradients(self.overview.least, most):
-            for i in slices(found.shape[0], step):
-                yield found[i].dense()[:, 0]
+        return self._gradients(self.overview.least, most)
 
     def _gradients(self, least: float, most: float = math.inf) -> Iterator[RowGradients]:
-        """Flat whitened gradients of directions of some curvature, times its root."""
-        for rows, observed in self.data():
-            values, vectors = curvature_eigen(_curvature_at(self.linearisation.outputs(rows), observed))
+        """Whitened gradients of directions of some curvature, times its root, of rows with as many of them."""
+        for (rows, observed), curvatures in zip(self.data(), self.curvatures or repeat(None), strict=False):
+            values, vectors = curvatures or _curvature_eigen(self.linearisation, rows, observed)
             counts, above = (values > least).sum(-1), (values > most).sum(-1)
             for pair in torch.stack([counts, above], -1).unique(dim=0):
                 count, left_out = pair.tolist()
@@ -192,7 +220,7 @@ class GaussNewton:
                 chosen = slice(-count, -left_out or None)
                 for which in own.split(self.layers.rows_at_once(count - left_out, _GRADIENT_BYTES)):
                     weighted = vectors[which, :, chosen] * values[which, None, chosen].sqrt()
-                    yield self.layers.at(take(rows, which), weighted.mT, self.scale).flatten()
+                    yield self.layers.at(take(rows, which), weighted.mT, self.scale)
 
     def _parts(self) -> Iterator[Part]:
         most = max(1, _MOST_CURVATURES // self.linearisation.num_latents**2)
@@ -213,7 +241,13 @@ class GaussNewton:
 
 
 @torch.no_grad()
-def look_over(linearisation: Linearisation, data: Data, coverage: float, most_single: int = 0) -> Overview:
+def look_over(
+    linearisation: Linearisation,
+    data: Data,
+    coverage: float,
+    most_single: int = 0,
+    curvatures: Curvatures | None = None,
+) -> Overview:
     """One pass forward through the network.
 
     Args:
@@ -221,14 +255,21 @@ def look_over(linearisation: Linearisation, data: Data, coverage: float, most_si
         data: The training data.
         coverage: Share of the curvature that is to be looked at.
         most_single: Directions of the data that may be looked at one by one.
+        curvatures: A list that takes those of every batch, for ``GaussNewton``; it is left empty where they are large.
     """
-    log_density, size, found = 0.0, 0, []
+    log_density, size, kept, found = 0.0, 0, 0, []
     for rows, observed in data():
         latents = linearisation.outputs(rows)
         log_density += float(observed.log_density(latents).sum(dtype=torch.float64))
         size += len(latents)
         if linearisation.num_latents <= MANY_LATENTS:
-            found.append(curvature_eigen(_curvature_at(latents, observed))[0].flatten())
+            own = curvature_eigen(_curvature_at(latents, observed))
+            found.append(own[0].flatten())
+            kept += own[1].numel()
+            if curvatures is not None and kept <= _KEPT_NUMBERS:
+                curvatures.append(own)
+    if curvatures is not None and kept > _KEPT_NUMBERS:
+        curvatures.clear()
     if not found:
         every = size * linearisation.num_latents
         return Overview(log_density, size, every, every, 0.0)
@@ -258,15 +299,18 @@ def leading_actions(problem: GaussNewton, rank: int, passes: int, seed: int = 0)
     overview = problem.overview
     count = overview.num_kept - (0 if problem.single else overview.num_single)
     width = min(rank + _OVERSAMPLED, count, len(problem.scale))
-    basis = orthonormal(problem.sketch(width, generator), floor)
+    basis = orthonormal(problem.sketch(width, generator), floor, rounds=1)
     for _ in range(passes - 1):
-        basis = orthonormal(problem.product(basis), floor)
-    products = problem.product(basis)
-    cross = gram_matrix(basis, products)
-    values, vectors = eigh(0.5 * (cross + cross.mT))
+        basis = orthonormal(problem.product(basis), floor, rounds=1)
+    products, form = problem.product_and_form(basis)
+    values, vectors = eigh(form)
     keep = (values > floor * values.amax().clamp_min(0.0)) if values.numel() else values > 0.0
     mix = (vectors[:, keep] * values[keep].rsqrt())[:, -rank:].to(basis)
     return basis @ mix, products @ mix
+
+
+def _curvature_eigen(linearisation: Linearisation, rows: Rows, observed: Observations) -> tuple[Tensor, Tensor]:
+    return curvature_eigen(_curvature_at(linearisation.outputs(rows), observed))
 
 
 def _curvature_at(latents: Tensor, observed: Observations) -> Tensor:

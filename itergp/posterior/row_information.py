@@ -13,12 +13,10 @@ from itergp.numerics.cholesky import try_cholesky
 from itergp.numerics.spectral import symmetric
 from itergp.operators.row_gradients import RowGradients, WeightLayout
 from itergp.operators.tiles import slices
-from itergp.posterior.weights import Information, gram_matrix
+from itergp.posterior.weights import ROUNDING, Information, gram_matrix, remaining_covariance
 
 _AT_ONCE = 512  # gradients whose products with all others are taken at a time
 _ITERATIONS = 3  # towards leading directions of a Gram matrix
-# Units of the dtype, as shares of prior variances, by which rounding may narrow a variance: they are added.
-_ROUNDING = 8.0
 _LIFTS = (4.0, 64.0, 1e4)  # of a Gram matrix's diagonal, in units of the dtype
 
 
@@ -101,19 +99,19 @@ class RowInformation(Information):
         """Covariances ``(n, C, C)`` and prior variances ``(n, C)`` of the functions of each row."""
         prior = gradients.blocks()
         half = self._whitened(self._products(gradients))
-        return self._less(prior, half), prior.diagonal(dim1=-2, dim2=-1)
+        return remaining_covariance(prior, half), prior.diagonal(dim1=-2, dim2=-1)
 
     def joint_covariance(self, gradients: RowGradients) -> Tensor:
         """Covariance ``(k, k)`` of flat gradients."""
         half = self._whitened(self._products(gradients)[:, 0])
-        return self._less(gradients.inner(gradients)[:, 0], half)
+        return remaining_covariance(gradients.inner(gradients)[:, 0], half)
 
     def covariance(self, gradients: Tensor) -> Tensor:
         """For whitened gradients ``(..., C, P)`` without structure."""
         with_rows = self.rows.times(gradients.flatten(0, -2).mT)[:, 0].mT
         products = torch.cat([with_rows, gradients.flatten(0, -2) @ self.actions], -1)
         half = self._whitened(products.view(*gradients.shape[:-1], -1))
-        return self._less(gradients @ gradients.mT, half)
+        return remaining_covariance(gradients @ gradients.mT, half)
 
     def _products(self, gradients: RowGradients) -> Tensor:
         """Products ``(n, m, q)`` with G."""
@@ -123,15 +121,6 @@ class RowInformation(Information):
     def _whitened(self, products: Tensor) -> Tensor:
         flat = products.flatten(0, -2).double().mul_(math.sqrt(self.multiple))
         return torch.linalg.solve_triangular(self.factor, flat.mT, upper=False).mT.view(products.shape)
-
-    def _less(self, prior: Tensor, half: Tensor) -> Tensor:
-        """The difference, on whose diagonal rounding is no knowledge."""
-        diagonal = prior.diagonal(dim1=-2, dim2=-1).double()
-        left = prior.double() - half @ half.mT
-        rounding = _ROUNDING * torch.finfo(prior.dtype).eps * diagonal
-        own = left.diagonal(dim1=-2, dim2=-1)
-        own.copy_(own.clamp_min(0.0) + rounding)
-        return left.to(prior)
 
     # ------------------------------------------------------------------------ weights
     @property
@@ -165,7 +154,7 @@ class RowInformation(Information):
             own = torch.cat([gradients.mT, self.actions[where]], 1)
             known[where] = self._whitened(own).square().sum(-1)
         eps = torch.finfo(self.actions.dtype).eps
-        return ((1.0 - known).clamp_min(0.0) + _ROUNDING * eps).to(self.actions)
+        return ((1.0 - known).clamp_min(0.0) + ROUNDING * eps).to(self.actions)
 
     def _transposed(self, weights: Tensor) -> Tensor:
         """``G^T`` times vectors of weights ``(P, k)``."""

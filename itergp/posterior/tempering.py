@@ -15,8 +15,13 @@ def remaining_share(covariance: Tensor, prior_variance: Tensor) -> Tensor:
         covariance: Posterior covariances of the latent functions of each row ``(M, C, C)``.
         prior_variance: Prior variances ``(M, C)``.
     """
-    total = prior_variance.sum(-1).clamp_min(torch.finfo(covariance.dtype).tiny)
-    return (covariance.diagonal(dim1=-2, dim2=-1).sum(-1) / total).clamp(0.0, 1.0)
+    return variance_share(covariance.diagonal(dim1=-2, dim2=-1), prior_variance)
+
+
+def variance_share(variance: Tensor, prior_variance: Tensor) -> Tensor:
+    """``remaining_share`` of the variances ``(M, C)`` alone."""
+    total = prior_variance.sum(-1).clamp_min(torch.finfo(variance.dtype).tiny)
+    return (variance.sum(-1) / total).clamp(0.0, 1.0)
 
 
 def tempered(covariance: Tensor, prior_variance: Tensor, exponent: float) -> Tensor:

@@ -13,10 +13,13 @@ from itergp.errors import InputError
 from itergp.numerics.cholesky import diagonal_lifts, tolerant_cholesky
 from itergp.numerics.spectral import psd_eigen, symmetric, whitening
 from itergp.operators.linearisation import Linearisation
+from itergp.operators.row_gradients import RowGradients
 from itergp.operators.tiles import slices
 
 _CHUNK_WEIGHTS = 2**16
 _MOST_VALUES = 2**26  # numbers of a triangular solve at a time
+# Units of the dtype, as shares of prior variances, by which rounding may narrow a variance: they are added.
+ROUNDING = 8.0
 
 
 class Information(ABC):
@@ -104,6 +107,13 @@ class LowRankInformation(Information):
         outside = gradients - inside @ self.basis.mT
         inside = inside * (1.0 + self.values).rsqrt().to(inside)
         return outside @ outside.mT + inside @ inside.mT
+
+    def row_covariance(self, gradients: RowGradients) -> tuple[Tensor, Tensor]:
+        """Covariances ``(n, C, C)`` and prior variances ``(n, C)`` of the functions of each row, without dense gradients."""
+        prior = gradients.blocks()
+        share = (self.values / (1.0 + self.values)).sqrt()
+        known = gradients.times(self.basis).double() * share
+        return remaining_covariance(prior, known), prior.diagonal(dim1=-2, dim2=-1)
 
     def sample(self, noise: Tensor) -> Tensor:
         """``noise + Q ((1 + values)^{-1/2} - 1) Q^T noise``."""
@@ -275,6 +285,16 @@ class WeightPosterior:
         return torch.cat(parts, -1)
 
 
+def remaining_covariance(prior: Tensor, known: Tensor) -> Tensor:
+    """``K - V V^T`` ``(..., C, C)``, on whose diagonal rounding is no knowledge, for K and V ``(..., C, r)``, float64."""
+    diagonal = prior.diagonal(dim1=-2, dim2=-1).double()
+    left = prior.double() - known @ known.mT
+    rounding = ROUNDING * torch.finfo(prior.dtype).eps * diagonal
+    own = left.diagonal(dim1=-2, dim2=-1)
+    own.copy_(own.clamp_min(0.0) + rounding)
+    return left.to(prior)
+
+
 # ------------------------------------------------------------------ products of tall matrices
 def gram_matrix(first: Tensor, second: Tensor) -> Tensor:
     """``first^T second`` ``(r, s)``, summed in float64, for ``(P, r)`` and ``(P, s)``."""
@@ -284,13 +304,14 @@ def gram_matrix(first: Tensor, second: Tensor) -> Tensor:
     return symmetric(total) if first is second else total
 
 
-def orthonormal(columns: Tensor, floor: float) -> Tensor:
-    """An orthonormal basis ``(P, k')`` of the span of columns ``(P, k)``, in two rounds; dependent ones are left out.
+def orthonormal(columns: Tensor, floor: float, rounds: int = 2) -> Tensor:
+    """An orthonormal basis ``(P, k')`` of the span of columns ``(P, k)``; dependent ones are left out.
 
     Args:
         columns: ``(P, k)``.
         floor: Squared length, as a share of the largest, below which a direction is left out.
+        rounds: Two for a basis that is orthonormal to rounding, one for one that is well-conditioned.
     """
-    for _ in range(2):
+    for _ in range(rounds):
         columns = columns @ whitening(gram_matrix(columns, columns), floor, relative=True, scaled=True).to(columns)
     return columns

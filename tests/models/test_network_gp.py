@@ -14,10 +14,18 @@ from torch.func import functional_call, jacrev
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from itergp.errors import InputError
+from itergp.learning import calibrate_network
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Observations
 from itergp.models import GP, NetworkGP
+from itergp.models.network_gp import TEMPERINGS
 from itergp.operators import JacobianOperator, linearise
+from itergp.operators.layer_gradients import LayerGradients
+from itergp.operators.linearisation import Linearisation, num_rows
+from itergp.operators.row_gradients import RowGradients
+from itergp.posterior.gauss_newton import GaussNewton
 from itergp.posterior.row_information import RowInformation
+from itergp.posterior.softmax_information import SoftmaxInformation
+from itergp.posterior.tempering import tempered
 from itergp.solvers import SubspaceNewton, policies, solve
 
 ROWS, NEW, CLASSES = 40, 7, 3
@@ -249,6 +257,40 @@ def test_rows_one_by_one_are_the_dense_posterior(name):
     assert variances[0] < min(variances[1], 1.2 * float(covariance.diagonal().sum()))
 
 
+@pytest.mark.parametrize("kept", [2**28, 0], ids=["kept", "found again"])
+@pytest.mark.parametrize("passes", [1, 3])
+def test_actions_are_normal_and_go_through_the_network_once(monkeypatch, kept, passes):
+    """A gradient of each direction is all that a search takes, where these fit: rows are not gone through again."""
+    monkeypatch.setattr("itergp.posterior.gauss_newton._KEPT_BYTES", kept)
+    network, x, y, _ = problem("convolution", rows=60)
+    options = {"rank": 6, "row_directions": 0, "passes": passes, "coverage": 0.95}
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), prior_precision=0.3, **options)
+    taken, forward, at, outputs = [], [], LayerGradients.at, Linearisation.outputs
+
+    def counted(self, rows, cotangents, scale):
+        taken.append(cotangents.shape[0] * cotangents.shape[1])
+        return at(self, rows, cotangents, scale)
+
+    def looked(self, rows):
+        forward.append(num_rows(rows))
+        return outputs(self, rows)
+
+    monkeypatch.setattr(LayerGradients, "at", counted)
+    monkeypatch.setattr(Linearisation, "outputs", looked)
+    directions, products = model.conditioned.actions
+    kept_directions = model.conditioned.overview.num_kept
+    assert sum(taken) == kept_directions * (1 if kept else passes + 1)
+    assert sum(forward) == 60
+    problem_ = GaussNewton(model.linearisation, model._parts, model._scale(), model.conditioned.overview, model.layers)
+    H = problem_.matrix()
+    torch.testing.assert_close(directions.mT @ H @ directions, torch.eye(6).double())
+    torch.testing.assert_close(products, H @ directions)
+    best = torch.linalg.eigvalsh(H)[-6:].sum()
+    found = products.square().sum()  # the trace of H within the actions, at most that of its leading eigenvectors
+    assert float(found) > (0.9 if passes == 1 else 0.99) * float(best)
+    assert float(found) <= float(best) * (1.0 + 1e-9)
+
+
 def test_rows_that_are_certain_cost_nothing():
     network, x, y, _ = problem(rows=300)
     with torch.no_grad():
@@ -293,6 +335,159 @@ def test_many_classes_are_multiplied_by(monkeypatch):
     low = NetworkGP(network, x, y, likelihood, rank=20)
     assert float(torch.linalg.eigvalsh(low(new).covariance_matrix - covariance).min()) > -1e-9
     assert low.evidence("lower").item() <= evidence <= low.evidence("upper").item()
+
+
+@pytest.fixture
+def few_are_many(monkeypatch):
+    """Three classes are treated as hundreds are."""
+    monkeypatch.setattr("itergp.posterior.gauss_newton.MANY_LATENTS", 2)
+    monkeypatch.setattr("itergp.models.network_gp.MANY_LATENTS", 2)
+
+
+@pytest.mark.parametrize("prior", [{"2": 0.7}, {"2.weight": 0.5, "2.bias": 2.0}])
+@pytest.mark.parametrize("parameters", [["2"], ["2.weight"]])
+def test_rows_of_a_last_layer_are_the_dense_posterior(few_are_many, parameters, prior):
+    network, x, y, new = problem()
+    likelihood = CategoricalLikelihood(CLASSES)
+    if parameters == ["2.weight"]:
+        prior = {"2.weight": 0.5}
+    options = {"parameters": parameters, "prior_precision": prior}
+    weight = 1 + torch.arange(len(y)) % 3
+    model = NetworkGP(network, x, y, likelihood, sample_weight=weight.double(), **options)
+    assert isinstance(model.conditioned.information, SoftmaxInformation)
+    assert model.conditioned.exact
+    names = model.linearisation.names
+    sizes = {name: dict(network.named_parameters())[name].numel() for name in names}
+    precision = torch.cat([torch.full((sizes[name],), prior.get(name, prior.get("2"))) for name in names])
+    every = torch.arange(len(y)).repeat_interleave(weight)
+    _, covariance, evidence = reference(network, x[every], y[every], new, likelihood, precision, names)
+    torch.testing.assert_close(model(new).covariance_matrix, covariance, rtol=1e-6, atol=1e-9)
+    blocks, variances = row_blocks(covariance, CLASSES), model.latent_moments(new)
+    torch.testing.assert_close(variances[1], blocks, rtol=1e-6, atol=1e-9)
+    left, whole = model._variances(new, model.conditioned)
+    torch.testing.assert_close(left, blocks.diagonal(dim1=1, dim2=2), rtol=1e-6, atol=1e-9)
+    torch.testing.assert_close(whole, variances[2])
+    for bound in ("lower", "upper"):
+        assert model.evidence(bound).item() == pytest.approx(evidence, abs=1e-6)
+
+
+@pytest.mark.parametrize("row_directions", [1, 7])
+def test_fewer_rows_of_a_last_layer_can_only_widen(few_are_many, row_directions):
+    network, x, y, new = problem()
+    likelihood = CategoricalLikelihood(CLASSES)
+    model = NetworkGP(network, x, y, likelihood, parameters=["2"], row_directions=row_directions)
+    probs = network.eval()(x).detach().softmax(-1)
+    curvature = 1.0 - probs.square().sum(-1)
+    most = curvature.topk(row_directions).indices.sort().values
+    torch.testing.assert_close(model.conditioned.information.probs, probs[most])
+    assert not model.conditioned.exact
+    _, covariance, evidence = reference(network, x, y, new, likelihood, 1.0, ["2.weight", "2.bias"])
+    assert float(torch.linalg.eigvalsh(model(new).covariance_matrix - covariance).min()) > -1e-9
+    assert model.evidence("lower").item() <= evidence <= model.evidence("upper").item()
+
+
+def test_few_classes_keep_directions_of_rows_that_are_left_out():
+    """Rows of a last layer stand for its directions where they are all there, for then nothing is left to a low rank."""
+    network, x, y, _ = problem()
+    options = {"parameters": ["2"], "coverage": 1.0, "rank": 4}
+    for row_directions, kind in ((7, RowInformation), (len(y), SoftmaxInformation), (2 * len(y), RowInformation)):
+        model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), row_directions=row_directions, **options)
+        assert isinstance(model.conditioned.information, kind)
+
+
+def test_rows_without_a_label_say_nothing_of_many_classes(few_are_many):
+    network, x, y, new = problem()
+    y = y.clone()
+    y[:9] = -1
+    options = {"parameters": ["2"], "prior_precision": 0.1}
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), missing_targets=True, **options)
+    without = NetworkGP(network, x[9:], y[9:], CategoricalLikelihood(CLASSES), **options)
+    torch.testing.assert_close(model.latent_marginals(new), without.latent_marginals(new))
+    assert model.default_tempering() == without.default_tempering()
+    assert len(model.conditioned.information.features) == len(y) - 9
+
+
+@pytest.mark.parametrize("row_directions", ["auto", 7])
+@pytest.mark.parametrize("bound", ["lower", "upper"])
+def test_derivatives_of_the_evidence_of_a_last_layer(few_are_many, row_directions, bound):
+    network, x, y, _ = problem()
+    options = {"parameters": ["2"], "prior_precision": {"2.weight": 0.5, "2.bias": 2.0}}
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), row_directions=row_directions, **options)
+    model.evidence(bound).backward()
+    found = model.log_prior_precision.grad.clone()
+    for i in range(2):
+        values = []
+        for step in (1e-4, -1e-4):
+            with torch.no_grad():
+                model.log_prior_precision[i] += step
+                # The terms hold at any precision: their derivative is that of the rows that were chosen.
+                terms = model._terms()[0]
+                values.append(float(terms.evidence(model.log_prior_precision, bound)))
+                model.log_prior_precision[i] -= step
+        assert float(found[i]) == pytest.approx((values[0] - values[1]) / 2e-4, rel=1e-4, abs=1e-5)
+
+
+def test_the_prior_of_a_last_layer_is_learned_as_that_of_few_classes(few_are_many, monkeypatch):
+    network, x, y, _ = problem()
+    options = {"parameters": ["2"], "prior_precision": 0.1}
+    many = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), **options)
+    history = many.learn_prior(rounds=2)
+    monkeypatch.undo()
+    few = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), coverage=1.0, **options)
+    few.learn_prior(rounds=2)
+    assert history[-1] > history[0]
+    torch.testing.assert_close(many.prior_precision, few.prior_precision, rtol=1e-2, atol=0.0)
+
+
+@pytest.mark.parametrize("row_directions", ["auto", 0])
+@pytest.mark.parametrize("tempering", [0.0, 0.5])
+def test_predictions_of_many_classes_are_averages_over_functions(few_are_many, monkeypatch, row_directions, tempering):
+    network, x, y, new = problem()
+    options = {"parameters": ["2"], "rank": 4, "row_directions": row_directions}
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), **options)
+    mean, covariance, prior = model.latent_moments(new)
+    expected = model.calculus.predictive(mean, tempered(covariance, prior, tempering)).probs
+
+    def refuse(*args):
+        raise AssertionError("covariances between the classes of a row")
+
+    monkeypatch.setattr("itergp.operators.linearisation.FinalLayer.prior_blocks", refuse)
+    monkeypatch.setattr("itergp.posterior.softmax_information.SoftmaxInformation.function_covariance", refuse)
+    found = model.predict(new, tempering=tempering)
+    assert bool(((found.probs - expected).abs() < 6.0 * found.standard_error + 1e-3).all())
+    assert float(found.standard_error.max()) < 0.02
+    torch.testing.assert_close(model.predict(new[3:5], tempering=tempering).probs, found.probs[3:5])
+    labels = torch.arange(len(new)) % CLASSES
+    densities, share = model.tempered_log_densities(new, labels, [tempering, math.inf])
+    torch.testing.assert_close(densities[0], found.log_prob(labels), rtol=1e-3, atol=1e-3)
+    plugged_in = torch.log_softmax(model.linearisation.outputs(new), -1).gather(1, labels[:, None])[:, 0]
+    torch.testing.assert_close(densities[1], plugged_in)
+    assert bool(((share > 0.0) & (share < 1.0)).all())
+
+
+def test_many_classes_are_tempered_by_the_training_rows(few_are_many, tmp_path):
+    network, x, _, new = problem()
+    with torch.no_grad():
+        network[2].weight.mul_(3.0)
+    labels = network.eval()(x).argmax(-1)
+    options = {"parameters": ["2"], "prior_precision": 0.01}
+    model = NetworkGP(network, x, labels, CategoricalLikelihood(CLASSES), **options)
+    chosen = model.default_tempering()
+    assert chosen > 0.0
+    densities = model.tempered_log_densities(x, labels, TEMPERINGS)[0].mean(-1)
+    allowed = densities.max() - 0.01 * densities.max().abs()
+    where = TEMPERINGS.index(chosen)
+    assert densities[where] >= allowed
+    assert bool((densities[:where] < allowed).all())
+    assert torch.equal(model.predict(new).probs, model.predict(new, tempering=chosen).probs)
+    model.save(tmp_path / "model")
+    again = NetworkGP(copy.deepcopy(network), None, None, CategoricalLikelihood(CLASSES), **options)
+    again.load(tmp_path / "model")
+    assert again.tempering == chosen
+    torch.testing.assert_close(again.predict(new).probs, model.predict(new).probs)
+    calibrated = calibrate_network(model, new, torch.arange(len(new)) % CLASSES)
+    assert model.tempering == calibrated.tempering
+    assert calibrated.expected_calibration_error is not None
 
 
 # ------------------------------------------------------------------- data, parameters, prior
@@ -615,6 +810,34 @@ def test_single_precision_is_near_double():
         ratio = covariance.diagonal(dim1=1, dim2=2) / exact.diagonal(dim1=1, dim2=2)
         assert float(ratio.min()) > 1.0 - 1e-4
     assert model.evidence().item() <= expected.evidence().item() + 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_predictions_of_a_low_rank_take_no_dense_gradients(monkeypatch, dtype):
+    network, x, new = (
+        nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 3)),
+        torch.randn(90, 30),
+        torch.randn(9, 30),
+    )
+    options = {"rank": 20, "row_directions": 0, "coverage": 1.0}
+    model = NetworkGP(network, x, torch.arange(90) % 3, CategoricalLikelihood(3), prior_precision=0.1, **options).to(
+        dtype
+    )
+    fit = model.conditioned
+    gradients = model._gradients(new.to(dtype), fit)
+    expected = fit.information.to(gradients.double()).covariance(gradients.double())
+
+    def refuse(self):
+        raise AssertionError("dense gradients")
+
+    monkeypatch.setattr(RowGradients, "dense", refuse)
+    _, covariance, prior = model.latent_moments(new.to(dtype))
+    tolerance = 64.0 * torch.finfo(dtype).eps
+    torch.testing.assert_close(prior.double(), gradients.double().square().sum(-1), rtol=tolerance, atol=0.0)
+    size = float(prior.max())
+    torch.testing.assert_close(covariance.double(), expected, rtol=0.0, atol=tolerance * size)
+    left, exact = (one.diagonal(dim1=1, dim2=2) for one in (covariance.double(), expected))
+    assert bool((left >= exact * (1.0 - 1e-9)).all())
 
 
 @pytest.mark.parametrize("seed", [0, 2])

@@ -10,7 +10,8 @@ from torch.nn import functional
 from itergp.errors import InputError
 from itergp.operators import linearise
 from itergp.operators.layer_gradients import LayerGradients
-from itergp.operators.row_gradients import RowGradients, WeightLayout
+from itergp.operators.linearisation import Linearisation
+from itergp.operators.row_gradients import RowGradients, WeightBlock, WeightLayout
 
 CLASSES, ROWS = 3, 5
 
@@ -109,11 +110,31 @@ def test_products_are_those_of_dense_gradients():
     torch.testing.assert_close(found.times(weights), dense @ weights)
     mix = torch.randn(2 * ROWS, 3).double()
     torch.testing.assert_close(flat.mixed(mix), rows.mT @ mix)
+    torch.testing.assert_close(found.mixed(mix.view(ROWS, 2, 3)), rows.mT @ mix)
+    torch.testing.assert_close(found.times(WeightBlock.of(found.layout, weights)), dense @ weights)
+    torch.testing.assert_close(WeightBlock.of(found.layout, weights).weights(), weights)
+    torch.testing.assert_close(RowGradients.stacked([found[:2], found[2:]]).dense(), dense)
     columns = torch.zeros_like(rows)
     for where, values in flat.columns():
         columns[:, where] = values
     torch.testing.assert_close(columns, rows)
     assert WeightLayout.from_tensor(found.layout.as_tensor()) == found.layout
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_sparse_mixtures_are_those_of_dense_gradients(name):
+    ours, x, cotangents, scale = gradients(NETWORKS[name][0])
+    found = ours.at(x, cotangents, scale)
+    buckets, signs = torch.randint(6, (*found.shape, 3)), torch.randn(*found.shape, 3).double()
+    buckets[0, 0] = 1  # in one of them more than once
+    mix = (
+        torch.zeros(found.shape[0] * found.shape[1], 6)
+        .double()
+        .scatter_add_(1, buckets.flatten(0, 1), signs.flatten(0, 1))
+    )
+    total = torch.ones(6, found.layout.num_weights).double()
+    found.collect_into(total, buckets, signs)
+    torch.testing.assert_close(total - 1.0, mix.mT @ found.dense().flatten(0, 1))
 
 
 @pytest.mark.parametrize(("size", "expected"), [(9, 9), (10, 10), (12, 10)])
@@ -160,3 +181,21 @@ def test_rows_at_once_leave_room_for_what_goes_through_a_convolution():
     budget = 4 * 100 * 1024 * 9  # bytes of a hundred rows' positions
     assert 1 <= ours.rows_at_once(CLASSES, budget) <= 100 / CLASSES
     assert ours.rows_at_once(CLASSES, 1) == 1
+
+
+def test_many_outputs_are_tried_by_few_of_their_functions(monkeypatch):
+    """All outputs at once would be as many gradients of all weights, which is most of the memory that a model takes."""
+    network = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 50))
+    probe = torch.randn(2, 3)
+    linearisation = Linearisation(network, None, probe, 50)
+    shapes = []
+    taken = Linearisation.row_gradients
+
+    def recorded(self, rows, cotangents):
+        shapes.append(tuple(cotangents.shape))
+        return taken(self, rows, cotangents)
+
+    monkeypatch.setattr(Linearisation, "row_gradients", recorded)
+    LayerGradients(linearisation, probe)
+    assert shapes
+    assert all(count <= 8 for _, count, _ in shapes)
