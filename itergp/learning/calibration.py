@@ -29,7 +29,7 @@ EXPONENTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 # many classes, most are excluded at any input, and keep nearly all of their variance.
 SHARPER = (512.0, 2048.0, 8192.0, 32768.0)
 # Shares of the log-density that humility may cost: that much in any case, and as much as that if a standard error allows it.
-_INVISIBLE, _TOLERANCE = 0.001, 0.003
+_INVISIBLE, _TOLERANCE = 0.002, 0.005
 _LEAD = 1.0  # standard errors by which a variational posterior must be better than Laplace's
 _ENOUGH = 2000  # held-out rows that choose; of many latent functions fewer, as many as take the time
 # With several latent functions, share of all rows that a variational posterior must be compared with to be a candidate: a
@@ -94,8 +94,8 @@ def calibrate_predictions(
 
     A quarter of the rows drawn is held out, up to 2,000 rows, or, of few rows, some or all quarters in turn. A variational
     posterior is chosen if its best exponent is better than Laplace's best by a standard error. Of the exponents that are within
-    one standard error of the best, the humblest is chosen: that which leaves most latent variance. (A difference of 0.1 % of
-    the log-density is small whatever its standard error, one of 0.3 % is not.) With several latent functions and many more rows
+    one standard error of the best, the humblest is chosen: that which leaves most latent variance. (A difference of 0.2 % of
+    the log-density is small whatever its standard error, one of 0.5 % is not.) With several latent functions and many more rows
     than are drawn, only Laplace's posterior is a candidate.
 
     Args:
