@@ -122,6 +122,21 @@ class AbstractOperator(ABC):
         """Bounds ``(C',)`` on the spectral norm of what products are of, less each ``K_c``; None for rounding alone."""
         return None
 
+    def product_of_first_rows(self, earlier: AbstractOperator | None, block: Tensor) -> Tensor | None:
+        """What a product has at the rows that an earlier operator has not, of a block that is zero there; or None.
+
+        None unless that operator's rows are the first of these, and its kernel is the same.
+
+        Args:
+            earlier: The operator of fewer rows, ``M`` of them.
+            block: At its rows ``(C', M, k)``.
+
+        Returns:
+            ``(C', N - M, k)``: rows that arrive later cost what they add.
+        """
+        del earlier, block
+        return None
+
     def preconditioner(self, curvature: Tensor) -> Preconditioner | None:
         """What stands for K in systems with a curvature, which solvers then use by themselves; None if nothing does.
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.operators.abstract import AbstractOperator, KernelCounts
 from itergp.operators.block_product import BlockProduct
-from itergp.operators.derived import requires_grad
+from itergp.operators.derived import DerivedKernel, requires_grad
 from itergp.operators.forms import PairwiseForm, as_form
 from itergp.operators.groups import evaluates_groups
 from itergp.operators.memory import default_memory_budget
@@ -26,6 +26,7 @@ from itergp.operators.recompute import Recomputation
 from itergp.operators.scan_form import as_scan_form
 from itergp.operators.special import has_own_diagonal
 from itergp.operators.tiles import run, side_of_block, slices, symmetric, threads_for
+from itergp.persistence.description import describe
 
 
 class KernelOperator(AbstractOperator):
@@ -147,6 +148,29 @@ class KernelOperator(AbstractOperator):
         if self._needs_grad(inputs, block):
             return self._cross_with_grad(inputs, self.inputs, block)
         return self._cross(inputs.detach(), block.detach())
+
+    def product_of_first_rows(self, earlier: AbstractOperator | None, block: Tensor) -> Tensor | None:
+        """See ``AbstractOperator``; for kernels that are functions of two rows, and products without errors of their own."""
+        if not isinstance(earlier, KernelOperator) or not self._continues(earlier):
+            return None
+        return earlier.cross_matmul(self.inputs[..., earlier.num_rows :, :], block)
+
+    def _continues(self, earlier: KernelOperator) -> bool:
+        size = earlier.num_rows
+        if (
+            self.rows.sharded
+            or earlier.rows.sharded
+            or size >= self.num_rows
+            or self.num_kernels != earlier.num_kernels
+        ):
+            return False
+        if self.product_error is not None or earlier.product_error is not None or self.couples_latents:
+            return False
+        if isinstance(self.kernel, DerivedKernel) or has_own_diagonal(self.kernel):
+            return False
+        if describe(self.kernel, "kernel") != describe(earlier.kernel, "kernel"):
+            return False
+        return torch.equal(self.inputs[..., :size, :], earlier.inputs)
 
     def with_columns(self, rows: Tensor, use: Callable[[slice, Tensor], None]) -> None:
         """Hands a function the kernel columns of some training rows, a block at a time.

@@ -280,7 +280,6 @@ class Solution:
         """
         prefix = torch.equal(places, torch.arange(len(places), device=places.device))
         start = self.warm_start.with_more_rows(size - len(places)) if prefix and self.warm_start is not None else None
-        start = None if start is None else replace(start, operator=None)  # whose products are those of other rows
         posterior = self.posterior.at_rows(places, size)
         return replace(self.with_report(certificate=None), posterior=posterior, warm_start=start)
 

@@ -711,14 +711,73 @@ def test_a_warm_start_comes_back_to_the_solver_unopened():
     assert model.solver.found == [None]
     assert first.warm_start == Opaque(operator=first.operator)
     model.covar_module.base_kernel.lengthscale = 0.7
-    model.condition()
+    second = model.condition()
     assert model.solver.found[-1] == first.warm_start  # of another kernel, as its operator says
     model.append_train_data(x[25:28], y[25:28])
     model.append_train_data(x[28:], y[28:])
     model.condition()
-    assert model.solver.found[-1] == Opaque(appended=(3, 2))
+    assert model.solver.found[-1] == Opaque(appended=(3, 2), operator=second.operator)  # of the rows before
     assert copy.deepcopy(model).last_solution.warm_start is None
     assert first.to(torch.zeros(1)).warm_start is first.without_warm_start().warm_start is None
+
+
+def _appended(change=None, **options):
+    """A model of 200 rows that was conditioned on 170 of them before, with its operator's products until then."""
+    x, y = make_classes(200)
+    options = {"kernel": make_kernel(0.5, 10.0), "solver": SubspaceNewton(tolerance=1e-14), **options}
+    model = SimpleGP(x[:170], y[:170], CategoricalLikelihood(3), approximation="laplace", **options).double().eval()
+    model.condition()
+    model.append_train_data(x[170:180], y[170:180])
+    model.append_train_data(x[180:], y[180:])
+    if change is not None:
+        change(model)
+    started = []
+
+    def watched(space, earlier, operator, plain=SearchSpace.continued):
+        started.append(plain(space, earlier, operator))
+        return started[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(SearchSpace, "continued", watched)
+        model.condition()
+    fresh = SimpleGP(x, y, CategoricalLikelihood(3), approximation="laplace", **options).double().eval()
+    fresh.load_state_dict(model.state_dict())
+    return model, fresh, started
+
+
+@pytest.mark.parametrize("kernel", [make_kernel(0.5, 10.0), make_batch_kernel(3)])
+def test_rows_that_arrive_later_cost_no_product_of_those_before(kernel):
+    model, fresh, (space,) = _appended(kernel=kernel)
+    dense = model.solution.operator.dense().double()
+    assert_close(space.products, dense @ space.directions)
+    assert bool((space.directions[:, 170:] == 0.0).all())
+    assert model.solution.kernel_passes < fresh.condition().kernel_passes
+    assert model.solution.status.converged
+    assert_close(model.solution.latent_values, fresh.solution.latent_values, "posterior")
+
+
+def _longer(model):
+    model.covar_module.base_kernel.lengthscale = 0.6
+
+
+def _other_rows(model):
+    with torch.no_grad():
+        model.train_inputs[0][3] += 0.1
+
+
+def _rougher(model):
+    model.covar_module.base_kernel.nu = 2.5
+
+
+@pytest.mark.parametrize("change", [_longer, _other_rows, _rougher])
+def test_products_of_another_kernel_or_of_other_rows_are_not_used_again(change):
+    model, fresh, (space,) = _appended(change)
+    assert space is None
+    if change is _other_rows:
+        fresh.set_train_data(model.train_inputs[0], model.train_targets)
+    if change is _rougher:
+        _rougher(fresh)
+    assert_close(model.solution.latent_values, fresh.condition().latent_values, "posterior")
 
 
 def test_a_solution_says_all_that_posterior_and_report_say():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
@@ -20,7 +20,7 @@ class RecycledSpace(WarmStart):
 
     Attributes:
         space: The space; its products are those of ``operator``.
-        coordinates: Of V in it ``(C, B)``; None once that has other rows.
+        coordinates: Of V in it ``(C, B)``, or None.
     """
 
     space: SearchSpace | JointSpace | SupportSpace | JointSupportSpace
@@ -28,7 +28,7 @@ class RecycledSpace(WarmStart):
 
     def with_more_rows(self, count: int) -> RecycledSpace:
         """The same directions, zero at the new rows; products are those of the old rows, until a solver renews them."""
-        return RecycledSpace(self.space.with_more_rows(count))
+        return replace(self, space=self.space.with_more_rows(count))
 
 
 def recycled_space(solution: Solution | None) -> RecycledSpace | None:

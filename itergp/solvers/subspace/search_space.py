@@ -89,6 +89,19 @@ class SearchSpace:
 
         return replace(self, directions=padded(self.directions), products=padded(self.products))
 
+    def continued(self, earlier: AbstractOperator | None, operator: AbstractOperator) -> SearchSpace | None:
+        """A space ``with_more_rows`` with its products at these, too, or None if they take a pass.
+
+        Args:
+            earlier: Of the rows before, of which the products are.
+            operator: Of all rows.
+        """
+        if earlier is None or operator.num_rows != self.directions.shape[1]:
+            return None
+        known = earlier.num_rows
+        rest = operator.product_of_first_rows(earlier, self.directions[:, :known])
+        return None if rest is None else replace(self, products=torch.cat([self.products[:, :known], rest], 1))
+
     # ---------------------------------------------------------- latent functions
     def coordinate_sets(self, latents: int) -> int:
         """Sets of coordinates of a point of the space: one for each of so many latent functions."""

@@ -283,6 +283,10 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             return empty, nothing
         if earlier.operator is problem.operator and recycled is not None and recycled.coordinates is not None:
             return recycled.space.at_all_rows(recycled.coordinates, earlier.curvature, self.initial_rank(problem))
+        if recycled is not None and recycled.coordinates is not None and recycled.space.support is None:
+            continued = recycled.space.continued(earlier.operator, problem.operator)
+            if continued is not None:
+                return continued, recycled.coordinates
         if self.max_passes is not None and self.max_passes < _RECYCLING_PASSES:
             return empty, nothing
         # Another kernel: the directions are worth keeping, their products are not. One pass renews them.
