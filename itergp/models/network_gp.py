@@ -36,7 +36,6 @@ from itergp.operators.layer_gradients import LayerGradients
 from itergp.operators.linearisation import Chosen, FinalLayer, Linearisation, Rows, linearise, num_rows, take
 from itergp.operators.row_gradients import RowGradients
 from itergp.posterior.gauss_newton import MANY_LATENTS, Curvatures, GaussNewton, Overview, leading_actions, look_over
-from itergp.posterior.precision import marginal_covariance
 from itergp.posterior.row_information import RowInformation
 from itergp.posterior.softmax_information import SoftmaxInformation, SoftmaxRows, is_plain_softmax
 from itergp.posterior.tempering import tempered, variance_share
@@ -46,6 +45,8 @@ from itergp.posterior.weights import (
     LowRankInformation,
     WeightPosterior,
     gram_matrix,
+    remaining_covariance,
+    remaining_variance,
 )
 
 _COVERAGE, _PASSES = 0.999, 1
@@ -577,7 +578,8 @@ class NetworkGP(nn.Module):
         if isinstance(information, SoftmaxInformation):
             return information.function_variances(lin.design(rows, fit.scale)).to(prior), prior
         assert isinstance(information, LowRankInformation)
-        return (prior - self._known_part(rows, fit, information).square().sum(-1)).clamp_min(0.0), prior
+        known = self._known_part(rows, fit, information).double()
+        return remaining_variance(prior, known.square().sum(-1)), prior
 
     def _known_part(self, rows: Rows, fit: ConditionedNetwork, information: LowRankInformation) -> Tensor:
         """V ``(m, C, r)`` with covariances ``K - V V^T``."""
@@ -671,8 +673,8 @@ class NetworkGP(nn.Module):
             return covariance.to(fit.scale), self.linearisation.prior_variances(rows, fit.scale)
         if self.linearisation.structured and isinstance(information, LowRankInformation):
             prior = self.linearisation.prior_blocks(rows, fit.scale)
-            known = self._known_part(rows, fit, information)
-            return marginal_covariance(prior, known), prior.diagonal(dim1=-2, dim2=-1)
+            known = self._known_part(rows, fit, information).double()
+            return remaining_covariance(prior, known), prior.diagonal(dim1=-2, dim2=-1)
         if isinstance(information, LowRankInformation) and self._layers_pay:
             return information.row_covariance(self._row_gradients(rows, fit))
         gradients = self._gradients(rows, fit)

@@ -191,8 +191,10 @@ class GaussNewton:
     # ----------------------------------------------------------------------- inside
     @property
     def by_rows(self) -> bool:
-        """Whether gradients are taken row by row."""
-        return self.linearisation.num_latents <= MANY_LATENTS and not self.linearisation.structured
+        """Whether gradients are taken row by row, as they must be where some directions of a row are left out."""
+        all_of_a_row = self.single or not self.overview.num_single
+        structured = self.linearisation.structured and all_of_a_row
+        return self.linearisation.num_latents <= MANY_LATENTS and not structured
 
     def _dense(self) -> Iterator[Tensor]:
         """What is looked at, in blocks ``(k, P)``."""

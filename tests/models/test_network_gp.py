@@ -234,6 +234,29 @@ def test_few_directions_say_nearly_all():
     assert abs(model.evidence().item() - evidence) < 1.0
 
 
+@pytest.mark.parametrize("row_directions", [0, 7, 12])
+@pytest.mark.parametrize("rank", [3, 12])
+def test_a_last_layer_is_never_below_exact(rank, row_directions):
+    """Directions of rows that are looked at one by one are not among the others."""
+    network, x, y, new = problem()
+    likelihood = CategoricalLikelihood(CLASSES)
+    _, covariance, _ = reference(network, x, y, new, likelihood, 0.05, ["2.weight", "2.bias"])
+    options = {"parameters": ["2"], "rank": rank, "row_directions": row_directions, "coverage": 1.0}
+    model = NetworkGP(network, x, y, likelihood, prior_precision=0.05, **options)
+    excess = torch.linalg.eigvalsh(model(new).covariance_matrix - covariance)
+    assert float(excess.min()) > -1e-9 * float(covariance.diagonal().max())
+
+
+def test_rounding_never_narrows_a_low_rank_of_a_last_layer():
+    torch.manual_seed(0)
+    network, x, y = nn.Sequential(nn.Linear(2, 60), nn.Tanh(), nn.Linear(60, 1)), torch.randn(900, 2), torch.randn(900)
+    likelihood, new = GaussianLikelihood(), x[:200]
+    options = {"parameters": ["2"], "prior_precision": 0.01, "row_directions": 0}
+    variances = NetworkGP(network, x, y, likelihood, rank=59, **options).latent_moments(new)[1].double().flatten()
+    exact = NetworkGP(network.double(), x.double(), y.double(), likelihood.double(), rank=None, **options)
+    assert bool((variances >= exact.latent_moments(new.double())[1].flatten()).all())
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_rows_one_by_one_are_the_dense_posterior(name):
     """All directions of all rows, or those of a coverage and actions of the rest: exact, or nearly so, and never below."""
