@@ -24,13 +24,12 @@ from itergp.likelihoods.base import node_offsets
 from itergp.likelihoods.predictive import CategoricalPredictive
 from itergp.models.network_data import NetworkData, as_rows
 from itergp.models.network_evidence import Bound, EvidenceTerms
-from itergp.models.network_sampling import FunctionSamples, parts
+from itergp.models.network_sampling import FunctionSamples, sampled_parts
 from itergp.models.network_saving import load_network, save_network
 from itergp.models.streaming import check_prediction, predictive_of
 from itergp.models.validation import refuse_to_empty, require_values_of
 from itergp.numerics.blocks import psd_root
 from itergp.numerics.krylov import leading_eigenspace
-from itergp.numerics.sampling import evenly_spaced
 from itergp.operators import default_memory_budget, slices
 from itergp.operators.layer_gradients import LayerGradients
 from itergp.operators.linearisation import Chosen, FinalLayer, Linearisation, Rows, linearise, num_rows, take
@@ -62,10 +61,7 @@ _PRODUCTS = 24  # bytes for each product of a prediction's gradient with one of 
 _OVERSAMPLED = 4  # columns beyond half of the rank that a pass of the search for an eigenspace has
 _STEPS, _FEW_EVALUATIONS = 50, 8  # of prior precisions, within a round, and where each costs a factorisation
 
-_TEMPERED_ROWS, _TEMPERED_LOSS = (
-    128,
-    0.01,
-)  # training rows that choose how many classes are tempered, and what it may cost
+_TEMPERED_ROWS, _TEMPERED_LOSS = 128, 0.01  # training rows that choose the tempering of many classes, and its cost
 TEMPERINGS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, math.inf)
 
 Prior = float | Tensor | Mapping[str, float]
@@ -431,7 +427,7 @@ class NetworkGP(nn.Module):
 
     def _single(self) -> int:
         """Directions of rows that may be looked at one by one."""
-        if self.linearisation.num_latents > MANY_LATENTS:
+        if self._many_latents:
             return 0
         if self.row_directions != "auto":
             return self.row_directions
@@ -505,22 +501,19 @@ class NetworkGP(nn.Module):
         """Of more than 64 classes the least exponent that costs training rows at most 1 % of their log-density, else 0.
 
         Of many classes each is all but excluded everywhere, has little curvature and keeps most of its prior variance: that one
-        of them exceeds the right one is then all but sure, and the posterior as it is may be worse than chance. Rows that the
+        of them exceeds the right one is then all but sure, and the posterior as it is may be worse than chance. The rows are
+        128, spread evenly over the data: of a loader that shuffles, others every time the posterior is found. Rows that the
         network was not trained on choose better: ``itergp.learning.calibrate_network``.
         """
         if not self.draws_functions or self.data.empty:
             return 0.0
         fit = self.conditioned
         if self._tempered is None or self._tempered[0] is not fit:
-            rows, observed = next(iter(self._parts()))
-            weight = observed.sample_weight
-            seen = torch.arange(num_rows(rows), device=self._group.device)
-            seen = seen if weight is None else seen[weight > 0.0]  # the others have no label
-            if not len(seen):
+            rows = self.data.spread(self.calculus, self.linearisation.parameters()[0], _TEMPERED_ROWS)
+            if not rows:
                 return 0.0
-            few = seen[evenly_spaced(len(seen), _TEMPERED_ROWS, self._group.device)]
-            labels = observed.targets.long()[few]
-            means = self.tempered_log_densities(take(rows, few), labels, TEMPERINGS)[0].mean(-1)
+            found = [self.tempered_log_densities(x, labels.long(), TEMPERINGS)[0] for x, labels in rows]
+            means = torch.cat(found, 1).mean(-1)
             allowed = means >= means.max() - _TEMPERED_LOSS * means.max().abs()
             self._tempered = (fit, TEMPERINGS[int(allowed.nonzero()[0])])
         return self._tempered[1]
@@ -531,7 +524,7 @@ class NetworkGP(nn.Module):
     @torch.no_grad()
     def _predict_by_samples(self, x: Any, exponent: float) -> CategoricalPredictive:
         samples, found = self._samples(), []
-        for _, part in parts(self._rows(x), self.linearisation.num_latents):
+        for _, part in sampled_parts(self._rows(x), self.linearisation.num_latents):
             share = None if exponent == 0.0 else self._remaining(part).pow(exponent)
             found.append(samples.probabilities(part, share))
         probs, errors = (torch.cat(own) for own in zip(*found, strict=True))
@@ -549,7 +542,7 @@ class NetworkGP(nn.Module):
             exponents: Of the tempering; infinity plugs in the network's output.
         """
         samples, densities, left = self._samples(), [], []
-        for i, part in parts(self._rows(x), self.linearisation.num_latents):
+        for i, part in sampled_parts(self._rows(x), self.linearisation.num_latents):
             share = self._remaining(part)
             powers = [torch.zeros_like(share) if p == math.inf else share.pow(p) for p in exponents]
             densities.append(samples.log_densities(part, labels[i], powers))
@@ -560,7 +553,8 @@ class NetworkGP(nn.Module):
         """Functions of the posterior as it is, drawn once."""
         fit = self.conditioned
         if self._drawn is None or self._drawn[0] is not fit:
-            self._drawn = (fit, FunctionSamples.of(self.weight_posterior()))
+            budget = self.memory_budget or default_memory_budget(self._group.device)
+            self._drawn = (fit, FunctionSamples.of(self.weight_posterior(), budget // 4))
         return self._drawn[1]
 
     def _remaining(self, rows: Rows) -> Tensor:
@@ -572,8 +566,10 @@ class NetworkGP(nn.Module):
         """Posterior and prior variances ``(m, C)``."""
         lin, information = self.linearisation, fit.information
         if not isinstance(lin, FinalLayer) or isinstance(information, (DenseInformation, RowInformation)):
-            covariance, prior = self._covariance(rows, fit)
-            return covariance.diagonal(dim1=-2, dim2=-1), prior
+            found = [self._covariance(take(rows, i), fit) for i in slices(num_rows(rows), self._rows_at_once())]
+            own = [(covariance.diagonal(dim1=-2, dim2=-1), prior) for covariance, prior in found]
+            left, prior = (torch.cat(several) for several in zip(*own, strict=True))
+            return left, prior
         prior = lin.prior_variances(rows, fit.scale)
         if isinstance(information, SoftmaxInformation):
             return information.function_variances(lin.design(rows, fit.scale)).to(prior), prior

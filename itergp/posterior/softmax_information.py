@@ -281,9 +281,8 @@ class SoftmaxRows:
 
 
 def is_plain_softmax(likelihood: Likelihood) -> bool:
-    """Whether the curvature is that of the softmax, and not of a subclass that has another."""
-    plain = CategoricalLikelihood
-    return isinstance(likelihood, plain) and type(likelihood).derivatives is plain.derivatives
+    """Whether densities and predictions are those of the softmax, and not of a subclass that has others."""
+    return isinstance(likelihood, CategoricalLikelihood) and likelihood.is_plain
 
 
 _TENSORS = ("features", "probs", "row_weights", "factors", "factor")
