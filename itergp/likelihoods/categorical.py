@@ -67,7 +67,7 @@ class CategoricalLikelihood(Likelihood):
 
     def pooled(self, targets: Tensor, weight: Tensor, rows: Tensor, num_rows: int) -> Tensor | None:
         """The share of every class among the labels of a row ``(N, C)``, float64."""
-        if not self.is_plain:
+        if not self.plain_softmax:
             return None
         size = self.num_classes
         counts = torch.zeros(num_rows * size, dtype=torch.float64, device=targets.device)
@@ -119,14 +119,14 @@ class CategoricalLikelihood(Likelihood):
         self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All three from one softmax."""
-        if not self.is_plain:
+        if not self.plain_softmax:
             return super().expected_terms(mean, offsets, weights, targets)
         log_density, gradient, curvature = self._by_width(_expected_terms, mean, offsets, weights, targets)
         return log_density, gradient, curvature
 
     @property
-    def is_plain(self) -> bool:
-        """Whether densities and predictions are those of the softmax, and not a subclass's own."""
+    def plain_softmax(self) -> bool:
+        """Whether no subclass has its own."""
         return all(getattr(type(self), name) is getattr(CategoricalLikelihood, name) for name in _OWN)
 
     def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Categorical:

@@ -36,7 +36,7 @@ from itergp.operators.linearisation import Chosen, FinalLayer, Linearisation, Ro
 from itergp.operators.row_gradients import RowGradients
 from itergp.posterior.gauss_newton import MANY_LATENTS, Curvatures, GaussNewton, Overview, leading_actions, look_over
 from itergp.posterior.row_information import RowInformation
-from itergp.posterior.softmax_information import SoftmaxInformation, SoftmaxRows, is_plain_softmax
+from itergp.posterior.softmax_information import SoftmaxInformation, SoftmaxRows
 from itergp.posterior.tempering import tempered, variance_share
 from itergp.posterior.weights import (
     DenseInformation,
@@ -397,7 +397,7 @@ class NetworkGP(nn.Module):
             return None
         most = self._most_softmax_rows(linearisation, overview.num_rows)
         least = 1 if self._many_latents and self.rank is not None else overview.num_rows  # else there are directions
-        if not is_plain_softmax(self.calculus) or most < least:
+        if not self.calculus.plain_softmax or most < least:
             return None
         rows = SoftmaxRows.of(linearisation, self._parts(), problem.scale, most)
         information = SoftmaxInformation.of(linearisation.layer, rows.features, rows.probs, rows.row_weights)
@@ -494,7 +494,7 @@ class NetworkGP(nn.Module):
     @property
     def draws_functions(self) -> bool:
         """Whether predictions are averages over functions: of so many classes that covariances between them are too large."""
-        return self._many_latents and is_plain_softmax(self.calculus)
+        return self._many_latents and self.calculus.plain_softmax
 
     @torch.no_grad()
     def default_tempering(self) -> float:

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from itergp.likelihoods import CategoricalLikelihood, Likelihood, Observations
+from itergp.likelihoods import Observations
 from itergp.numerics.cholesky import try_cholesky
 from itergp.operators.linearisation import FinalLayer, Rows
 from itergp.operators.row_gradients import LayerWeights
@@ -278,11 +278,6 @@ class SoftmaxRows:
         kept = curvature.topk(min(most, informative)).indices.sort().values
         complete = self.complete and informative <= most
         return SoftmaxRows(self.features[kept], self.probs[kept], self.row_weights[kept], complete)
-
-
-def is_plain_softmax(likelihood: Likelihood) -> bool:
-    """Whether densities and predictions are those of the softmax, and not of a subclass that has others."""
-    return isinstance(likelihood, CategoricalLikelihood) and likelihood.is_plain
 
 
 _TENSORS = ("features", "probs", "row_weights", "factors", "factor")

@@ -240,11 +240,12 @@ def test_a_last_layer_is_never_below_exact(rank, row_directions):
     """Directions of rows that are looked at one by one are not among the others."""
     network, x, y, new = problem()
     likelihood = CategoricalLikelihood(CLASSES)
-    _, covariance, _ = reference(network, x, y, new, likelihood, 0.05, ["2.weight", "2.bias"])
+    _, covariance, evidence = reference(network, x, y, new, likelihood, 0.05, ["2.weight", "2.bias"])
     options = {"parameters": ["2"], "rank": rank, "row_directions": row_directions, "coverage": 1.0}
     model = NetworkGP(network, x, y, likelihood, prior_precision=0.05, **options)
     excess = torch.linalg.eigvalsh(model(new).covariance_matrix - covariance)
     assert float(excess.min()) > -1e-9 * float(covariance.diagonal().max())
+    assert model.evidence("lower").item() <= evidence + 1e-6 <= model.evidence("upper").item() + 2e-6
 
 
 def test_rounding_never_narrows_a_low_rank_of_a_last_layer():
