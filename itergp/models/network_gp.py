@@ -824,7 +824,7 @@ class NetworkGP(nn.Module):
             return EvidenceTerms(log_precision, distances, grams, zeros, 0, None, group)
         grams = torch.stack([gram_matrix(own, own) for own in (fit.actions[1][mask] for mask in masks)])
         problem = GaussNewton(self.linearisation, self._parts, fit.scale, overview, self.layers)
-        left_out = min(len(fit.weights), overview.num_directions) - grams.shape[-1]
+        left_out = overview.rank_left(len(fit.weights), 0, grams.shape[-1])
         return EvidenceTerms(log_precision, distances, grams, problem.traces(masks), left_out, None, group)
 
     def _terms_of_rows(
@@ -847,10 +847,10 @@ class NetworkGP(nn.Module):
                 log_precision, distances, grams, torch.zeros_like(log_precision), 0, None, self._groups()
             )
         problem = GaussNewton(self.linearisation, self._parts, fit.scale, overview, self.layers)
-        left_out = min(len(fit.weights), overview.num_directions) - grams.shape[-1]
-        return EvidenceTerms(
-            log_precision, distances, grams, problem.traces(masks), max(0, left_out), None, self._groups()
-        )
+        size, actions = len(fit.weights), information.actions.shape[1]
+        left = overview.rank_left(size, information.rank - actions, actions)
+        left_out = min(size, information.rank - grams.shape[-1] + left)
+        return EvidenceTerms(log_precision, distances, grams, problem.traces(masks), left_out, None, self._groups())
 
     def _terms_of_softmax(
         self,
@@ -869,7 +869,7 @@ class NetworkGP(nn.Module):
         if not fit.exact:
             problem = GaussNewton(lin, self._parts, fit.scale, overview, self.layers)
             traces = problem.traces(masks)
-            left_out = max(0, min(len(fit.weights), overview.num_directions) - information.rank)
+            left_out = overview.rank_left(len(fit.weights), information.num_directions, 0)
         group = self._groups()
         return EvidenceTerms(log_precision, distances, None, traces, left_out, None, group, information, columns)
 

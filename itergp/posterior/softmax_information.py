@@ -84,9 +84,14 @@ class SoftmaxInformation(Information):
         return 8 * (_ARRAYS * (num_rows**2 + num_latents * width**2 + _NUMBERS) + num_rows * (num_latents + width))
 
     @property
+    def num_directions(self) -> int:
+        """Directions of latent values that the rows say something about."""
+        return self.probs.numel() - len(self.probs)
+
+    @property
     def rank(self) -> int:
-        """Directions of latent values that the rows say something about, and no more than weights."""
-        return min(self.layer.outputs * self.layer.width, self.probs.numel() - len(self.probs))
+        """As many, and no more than weights."""
+        return min(self.layer.outputs * self.layer.width, self.num_directions)
 
     # -------------------------------------------------------------------- covariances
     @cached_property

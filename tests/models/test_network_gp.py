@@ -395,7 +395,7 @@ def test_rows_of_a_last_layer_are_the_dense_posterior(few_are_many, parameters, 
         assert model.evidence(bound).item() == pytest.approx(evidence, abs=1e-6)
 
 
-@pytest.mark.parametrize("row_directions", [1, 7])
+@pytest.mark.parametrize("row_directions", [1, 7, 11, 30])
 def test_fewer_rows_of_a_last_layer_can_only_widen(few_are_many, row_directions):
     network, x, y, new = problem()
     likelihood = CategoricalLikelihood(CLASSES)
