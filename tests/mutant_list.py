@@ -370,8 +370,8 @@ MUTANTS = (
     ),
     Mutant(
         "averages of rows come back by their levels",
-        "order = torch.cat(places).argsort()\n    return [torch.cat(found)[order]",
-        "return [torch.cat(found)",
+        "torch.cat([group.rows for group in groups]).argsort()",
+        "torch.arange(sum(len(group.rows) for group in groups))",
         ("test_likelihoods.py", "samples_are_more"),
     ),
     Mutant(
@@ -438,8 +438,8 @@ MUTANTS = (
     ),
     Mutant(
         "rounding may narrow the variance of a function",
-        "own.copy_(own.clamp_min(0.0) + rounding)",
-        "own.copy_(own.clamp_min(0.0))",
+        "((prior.double() - known).clamp_min(0.0) + ROUNDING * eps * prior.double()).to(prior)",
+        "(prior.double() - known).clamp_min(0.0).to(prior)",
         ("test_network_gp.py", "narrows_no_variance"),
     ),
     Mutant(
@@ -465,6 +465,18 @@ MUTANTS = (
         "kept = curvature.topk(min(most, informative)).indices",
         "kept = curvature.topk(min(most, informative), largest=False).indices",
         ("test_network_gp.py", "fewer_rows_of_a_last_layer"),
+    ),
+    Mutant(
+        "directions of a last layer that are looked at one by one are among the others too",
+        "all_of_a_row = self.single or not self.overview.num_single",
+        "all_of_a_row = True",
+        ("test_network_gp.py", "a_last_layer_is_never_below_exact"),
+    ),
+    Mutant(
+        "the first rows choose how many classes are tempered",
+        "kept = [one for one in kept if one[0] % step == 0]",
+        "kept = kept[:most]",
+        ("test_network_gp.py", "rows_of_all_the_data"),
     ),
     Mutant(
         "many classes are tempered as much as there is",

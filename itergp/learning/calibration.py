@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from itergp.checks import require_positive
 from itergp.diagnostics.metrics import Reliability, class_probabilities, reliability
 from itergp.learning.held_out import held_out_splits, quarters
 from itergp.likelihoods import Observations
@@ -105,8 +106,10 @@ def calibrate_predictions(
         deadline: When to choose by the quarters, and between the approximations, that are known by then.
 
     Raises:
-        OutOfTimeError: If nothing is.
+        InputError: If fewer than two rows can be drawn.
+        OutOfTimeError: If nothing is known by then.
     """
+    require_positive("num_rows", num_rows, integer=True)
     observations = model.observations
     splits = quarters(observations, num_rows=num_rows or _rows_to_draw(observations), seed=seed)
     with torch.no_grad():
@@ -260,8 +263,12 @@ def _lead(densities: dict[Choice, Tensor]) -> float | None:
     if len(best) < 2:
         return None
     difference = best["variational"] - best["laplace"]
-    error = float(difference.std(correction=0)) / math.sqrt(len(difference))
-    return float(difference.mean()) / max(error, 1e-300)
+    return float(difference.mean()) / max(_standard_error(difference), 1e-300)
+
+
+def _standard_error(difference: Tensor) -> float:
+    """Of the mean of differences ``(M,)``, which nobody knows of one."""
+    return float(difference.std(correction=0)) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
 
 
 def _of_one_approximation(
@@ -311,7 +318,7 @@ def humblest(
     near, errors = [best], {best: 0.0}
     for key, value in candidates.items():
         difference = candidates[best] - value
-        error = float(difference.std(correction=0)) / math.sqrt(len(difference))
+        error = _standard_error(difference)
         if key != best and float(difference.mean()) <= min(max(error, least), most):
             near.append(key)
             errors[key] = error

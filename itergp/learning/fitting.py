@@ -22,6 +22,7 @@ from itergp.checks import require_positive
 from itergp.diagnostics import ProgressBar, Trace
 from itergp.errors import InputError, ItergpWarning, SolverError
 from itergp.learning.calibration import Calibration, calibrate_predictions
+from itergp.learning.held_out import num_weighted
 from itergp.learning.humility import limit_lengthscales
 from itergp.learning.learner import OPTIMIZERS, Learner, Position, Stage, Stop, resume_objective
 from itergp.learning.parameters import FreeParameter, free_parameters
@@ -466,7 +467,7 @@ def _calibrate(model: NonConjugateGP, seed: int, seconds: dict[str, float], dead
         deadline.over
         or model.data_batch_shape
         or not model.observations.likelihood.exchangeable
-        or model.train_targets.shape[0] < 2
+        or num_weighted(model.observations) < 2
     ):
         return None
     begun = time.perf_counter()

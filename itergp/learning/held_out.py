@@ -5,12 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from itergp.errors import InputError
 from itergp.likelihoods import Observations
 
 _FOLDS = 4
 _MOST_TO_JUDGE = 12_000  # finalists by
 _FEW_ROWS = 1000  # up to here a quarter says little: every row is held out once, or a third
 _MOST_HELD_OUT = 2000
+
+
+def num_weighted(observations: Observations) -> int:
+    """Rows that have a weight; missing targets have none."""
+    weight = observations.sample_weight
+    return observations.num_rows if weight is None else int((weight > 0).sum())
 
 
 def _shuffled(observations: Observations, seed: int) -> Tensor:
@@ -71,8 +78,16 @@ def quarters(observations: Observations, *, num_rows: int, seed: int) -> list[tu
 
     Returns:
         Pairs of row numbers: those to condition on, and those that are held out.
+
+    Raises:
+        InputError: If there are fewer than two rows.
     """
     drawn = _shuffled(observations, seed)[:num_rows]
+    if len(drawn) < 2:
+        raise InputError(
+            f"Rows are held out of two or more that have a target and a weight. Got {len(drawn)}. Condition on it without a "
+            "choice by others."
+        )
     if len(drawn) >= _FOLDS * _MOST_HELD_OUT:
         return [(drawn[_MOST_HELD_OUT:], drawn[:_MOST_HELD_OUT])]
     folds = drawn.tensor_split(min(_FOLDS, len(drawn)))

@@ -313,6 +313,11 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         return scale if float(scale.detach().amax()) > _FEW_NODES_REACH * self.latent_width else None
 
     @property
+    def plain_softmax(self) -> bool:
+        """Whether densities and predictions are those of the softmax, and not a subclass's own."""
+        return False
+
+    @property
     def num_nodes(self) -> int:
         """Nodes of a row that ``standard_nodes`` gives."""
         return _NUM_NODES if self.num_latents == 1 else 2 * num_pairs(self.num_latents)

@@ -19,7 +19,14 @@ from itergp.numerics.blocks import Root
 
 _FEW_LATENTS = 8  # up to so many, outer products are summed pair by pair
 # What must be the present class's for shares of the classes to be observations, and for terms to be found together.
-_KNOW_SHARES = ("log_density", "derivatives", "expected_log_density", "expected_derivatives", "predictive_log_density")
+_OWN = (
+    "log_density",
+    "derivatives",
+    "expected_log_density",
+    "expected_derivatives",
+    "predictive",
+    "predictive_log_density",
+)
 _CACHED_NUMBERS = 2**18  # nodes times latent functions times rows at a time
 _SUMMED_NUMBERS = 2**15  # the same in float64, for sums
 
@@ -60,7 +67,7 @@ class CategoricalLikelihood(Likelihood):
 
     def pooled(self, targets: Tensor, weight: Tensor, rows: Tensor, num_rows: int) -> Tensor | None:
         """The share of every class among the labels of a row ``(N, C)``, float64."""
-        if not self._is_softmax:
+        if not self.plain_softmax:
             return None
         size = self.num_classes
         counts = torch.zeros(num_rows * size, dtype=torch.float64, device=targets.device)
@@ -112,15 +119,15 @@ class CategoricalLikelihood(Likelihood):
         self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """All three from one softmax."""
-        if not self._is_softmax:
+        if not self.plain_softmax:
             return super().expected_terms(mean, offsets, weights, targets)
         log_density, gradient, curvature = self._by_width(_expected_terms, mean, offsets, weights, targets)
         return log_density, gradient, curvature
 
     @property
-    def _is_softmax(self) -> bool:
-        """Whether no subclass has terms of its own."""
-        return all(getattr(type(self), name) is getattr(CategoricalLikelihood, name) for name in _KNOW_SHARES)
+    def plain_softmax(self) -> bool:
+        """Whether no subclass has its own."""
+        return all(getattr(type(self), name) is getattr(CategoricalLikelihood, name) for name in _OWN)
 
     def forward(self, function_samples: Tensor, *args: Any, **kwargs: Any) -> Categorical:
         """Conditional distribution at latent values ``(..., N, C)``."""

@@ -88,8 +88,9 @@ def _matched(samples: Tensor) -> Tensor:
 @lru_cache(maxsize=32)
 def _even_samples(pairs: int, latents: int) -> Tensor:
     """Evenly spread standard normal samples ``(pairs, C)`` with identity second moments: Sobol points, scrambled."""
-    points = torch.quasirandom.SobolEngine(latents, scramble=True, seed=0).draw(pairs, dtype=torch.float64)
-    return _matched(torch.special.ndtri(points.clamp(1e-12, 1.0 - 1e-12)))
+    with torch.inference_mode(False):  # for calls with derivatives too
+        points = torch.quasirandom.SobolEngine(latents, scramble=True, seed=0).draw(pairs, dtype=torch.float64)
+        return _matched(torch.special.ndtri(points.clamp(1e-12, 1.0 - 1e-12)))
 
 
 def by_width(
@@ -123,9 +124,9 @@ def by_width(
     parts = []
     for group in groups:
         m, y = (mean[group.rows], targets[group.rows]) if separable else (mean, targets)
-        part = average(m, *group.nodes(group.level, weights), y)
+        part = average(m, *group.nodes(group.level, offsets, weights), y)
         if group.share is not None:  # without jumps, which rounds would not settle between
-            coarser = average(m, *group.nodes(group.level - 1, weights), y)
+            coarser = average(m, *group.nodes(group.level - 1, offsets, weights), y)
             part = [_mixed(coarse, fine, group.share) for coarse, fine in zip(coarser, part, strict=True)]
         parts.append(part)
     order = torch.cat([group.rows for group in groups]).argsort()
@@ -140,31 +141,29 @@ class _Group:
         rows: Their numbers ``(n,)``.
         level: How often the few pairs are multiplied.
         share: Of the nodes of this level ``(n,)``; None for all.
-        given: Offsets ``(S, n, C)`` of the nodes that were given.
-        given_level: Their level.
+        given_level: That of the nodes that are given.
         covariance: Marginals ``(n, C, C)``.
-        keeps: Whether finer nodes are kept once made.
+        keeps: Whether nodes are kept once they were chosen or made.
     """
 
     rows: Tensor
     level: int
     share: Tensor | None
-    given: Tensor
     given_level: int
     covariance: Tensor
     keeps: bool
     _kept: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def nodes(self, level: int, weights: Tensor) -> tuple[Tensor, Tensor]:
-        """Offsets ``(S, n, C)`` and weights ``(S,)`` of a level; those of the given nodes are ``weights``."""
-        if level <= self.given_level:
-            return self.given, weights
-        if level in self._kept:
-            return self._kept[level]
-        nodes = _finer(self.given.detach(), self.covariance, level)
-        if self.keeps:
-            self._kept[level] = nodes
-        return nodes
+    def nodes(self, level: int, offsets: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """Offsets ``(S, n, C)`` and weights ``(S,)`` of a level, from the nodes of all rows that are given."""
+        level = max(level, self.given_level)
+        nodes = self._kept.get(level)
+        if nodes is None:
+            given = offsets[:, self.rows]
+            nodes = (given, weights) if level == self.given_level else _finer(given.detach(), self.covariance, level)
+            if self.keeps:
+                self._kept[level] = nodes
+        return nodes[0], weights if level == self.given_level else nodes[1]
 
 
 # A site asks for the same expectations again and again: finer nodes live as long as the nodes that they stand for.
@@ -176,8 +175,9 @@ def _kept_groups(offsets: Tensor, weights: Tensor, width: float, separable: bool
     if offsets.requires_grad:
         return _grouped(offsets, weights, width, separable, least, keep=False)
     kept = _groups_of_nodes.setdefault(offsets, {})
+    # What is made in inference mode has no derivative to be part of, later.
     version = None if offsets.is_inference() else offsets._version
-    key = width, separable, least, version
+    key = width, separable, least, torch.is_inference_mode_enabled(), version
     if key not in kept:
         kept[key] = _grouped(offsets, weights, width, separable, least, keep=True)
     groups: list[_Group] | None = kept[key]
@@ -196,9 +196,9 @@ def _grouped(
     if not float(fineness.detach().amax()) > given:  # nor where it is NaN, which is for the solver to report
         return None
     for level, share, rows in _groups(fineness, latents if separable else 0):
-        numbers += 2 * num_pairs(latents) * _FINER**level * len(rows) * latents
+        numbers += len(rows) * latents * (len(weights) + 2 * num_pairs(latents) * _FINER**level)
         keeps = keep and numbers <= _KEPT_NUMBERS
-        groups.append(_Group(rows, level, share, offsets[:, rows], given, covariance[rows], keeps))
+        groups.append(_Group(rows, level, share, given, covariance[rows], keeps))
     return groups
 
 

@@ -15,7 +15,8 @@ from itergp.errors import InputError, ItergpWarning
 from itergp.likelihoods import Likelihood, Observations
 from itergp.models.arrays import as_tensor, is_array
 from itergp.models.validation import as_observations
-from itergp.operators.linearisation import Rows, num_rows, take
+from itergp.numerics.sampling import evenly_spaced
+from itergp.operators.linearisation import Rows, joined, num_rows, take
 
 _ROWS_AT_ONCE = 256  # of a pass forward
 
@@ -140,6 +141,28 @@ class NetworkData:
                 warnings.simplefilter("ignore", ItergpWarning)  # of one batch, which may well be of one class
                 observed = self._observed(likelihood, rows, targets, like)
             yield rows, observed
+
+    def spread(self, likelihood: Likelihood, like: Tensor, most: int) -> list[tuple[Rows, Tensor]]:
+        """Rows that have a target, and these, at most so many, spread evenly over the data in their order.
+
+        Those of one shape are together. Other arguments and errors as in ``parts``.
+        """
+        kept: list[tuple[int, Rows, Tensor]] = []
+        step, seen = 1, 0
+        for rows, observed in self.parts(likelihood, like):
+            for i in range(num_rows(rows)) if observed.sample_weight is None else observed.sample_weight.nonzero():
+                if seen % step == 0:
+                    which = [int(i)]  # a copy, which does not hold the batch
+                    kept.append((seen, take(rows, which), observed.targets[which]))
+                seen += 1
+            while len(kept) > 2 * most:
+                step *= 2
+                kept = [one for one in kept if one[0] % step == 0]
+        by_shape: dict[tuple[torch.Size, ...], list[tuple[Rows, Tensor]]] = {}
+        for i in evenly_spaced(len(kept), most, torch.device("cpu")).tolist():
+            shape = tuple(x.shape for x in tree_leaves(kept[i][1]))
+            by_shape.setdefault(shape, []).append(kept[i][1:])
+        return [(joined([rows for rows, _ in own]), torch.cat([y for _, y in own])) for own in by_shape.values()]
 
     def to(self, move: Callable[[Tensor], Tensor]) -> NetworkData:
         """The same with tensors in memory moved."""

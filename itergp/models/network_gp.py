@@ -24,21 +24,19 @@ from itergp.likelihoods.base import node_offsets
 from itergp.likelihoods.predictive import CategoricalPredictive
 from itergp.models.network_data import NetworkData, as_rows
 from itergp.models.network_evidence import Bound, EvidenceTerms
-from itergp.models.network_sampling import FunctionSamples, parts
+from itergp.models.network_sampling import FunctionSamples, sampled_parts
 from itergp.models.network_saving import load_network, save_network
 from itergp.models.streaming import check_prediction, predictive_of
 from itergp.models.validation import refuse_to_empty, require_values_of
 from itergp.numerics.blocks import psd_root
 from itergp.numerics.krylov import leading_eigenspace
-from itergp.numerics.sampling import evenly_spaced
 from itergp.operators import default_memory_budget, slices
 from itergp.operators.layer_gradients import LayerGradients
 from itergp.operators.linearisation import Chosen, FinalLayer, Linearisation, Rows, linearise, num_rows, take
 from itergp.operators.row_gradients import RowGradients
 from itergp.posterior.gauss_newton import MANY_LATENTS, Curvatures, GaussNewton, Overview, leading_actions, look_over
-from itergp.posterior.precision import marginal_covariance
 from itergp.posterior.row_information import RowInformation
-from itergp.posterior.softmax_information import SoftmaxInformation, SoftmaxRows, is_plain_softmax
+from itergp.posterior.softmax_information import SoftmaxInformation, SoftmaxRows
 from itergp.posterior.tempering import tempered, variance_share
 from itergp.posterior.weights import (
     DenseInformation,
@@ -46,6 +44,8 @@ from itergp.posterior.weights import (
     LowRankInformation,
     WeightPosterior,
     gram_matrix,
+    remaining_covariance,
+    remaining_variance,
 )
 
 _COVERAGE, _PASSES = 0.999, 1
@@ -61,10 +61,7 @@ _PRODUCTS = 24  # bytes for each product of a prediction's gradient with one of 
 _OVERSAMPLED = 4  # columns beyond half of the rank that a pass of the search for an eigenspace has
 _STEPS, _FEW_EVALUATIONS = 50, 8  # of prior precisions, within a round, and where each costs a factorisation
 
-_TEMPERED_ROWS, _TEMPERED_LOSS = (
-    128,
-    0.01,
-)  # training rows that choose how many classes are tempered, and what it may cost
+_TEMPERED_ROWS, _TEMPERED_LOSS = 128, 0.01  # training rows that choose the tempering of many classes, and its cost
 TEMPERINGS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, math.inf)
 
 Prior = float | Tensor | Mapping[str, float]
@@ -400,7 +397,7 @@ class NetworkGP(nn.Module):
             return None
         most = self._most_softmax_rows(linearisation, overview.num_rows)
         least = 1 if self._many_latents and self.rank is not None else overview.num_rows  # else there are directions
-        if not is_plain_softmax(self.calculus) or most < least:
+        if not self.calculus.plain_softmax or most < least:
             return None
         rows = SoftmaxRows.of(linearisation, self._parts(), problem.scale, most)
         information = SoftmaxInformation.of(linearisation.layer, rows.features, rows.probs, rows.row_weights)
@@ -430,7 +427,7 @@ class NetworkGP(nn.Module):
 
     def _single(self) -> int:
         """Directions of rows that may be looked at one by one."""
-        if self.linearisation.num_latents > MANY_LATENTS:
+        if self._many_latents:
             return 0
         if self.row_directions != "auto":
             return self.row_directions
@@ -497,29 +494,26 @@ class NetworkGP(nn.Module):
     @property
     def draws_functions(self) -> bool:
         """Whether predictions are averages over functions: of so many classes that covariances between them are too large."""
-        return self._many_latents and is_plain_softmax(self.calculus)
+        return self._many_latents and self.calculus.plain_softmax
 
     @torch.no_grad()
     def default_tempering(self) -> float:
         """Of more than 64 classes the least exponent that costs training rows at most 1 % of their log-density, else 0.
 
         Of many classes each is all but excluded everywhere, has little curvature and keeps most of its prior variance: that one
-        of them exceeds the right one is then all but sure, and the posterior as it is may be worse than chance. Rows that the
+        of them exceeds the right one is then all but sure, and the posterior as it is may be worse than chance. The rows are
+        128, spread evenly over the data: of a loader that shuffles, others every time the posterior is found. Rows that the
         network was not trained on choose better: ``itergp.learning.calibrate_network``.
         """
         if not self.draws_functions or self.data.empty:
             return 0.0
         fit = self.conditioned
         if self._tempered is None or self._tempered[0] is not fit:
-            rows, observed = next(iter(self._parts()))
-            weight = observed.sample_weight
-            seen = torch.arange(num_rows(rows), device=self._group.device)
-            seen = seen if weight is None else seen[weight > 0.0]  # the others have no label
-            if not len(seen):
+            rows = self.data.spread(self.calculus, self.linearisation.parameters()[0], _TEMPERED_ROWS)
+            if not rows:
                 return 0.0
-            few = seen[evenly_spaced(len(seen), _TEMPERED_ROWS, self._group.device)]
-            labels = observed.targets.long()[few]
-            means = self.tempered_log_densities(take(rows, few), labels, TEMPERINGS)[0].mean(-1)
+            found = [self.tempered_log_densities(x, labels.long(), TEMPERINGS)[0] for x, labels in rows]
+            means = torch.cat(found, 1).mean(-1)
             allowed = means >= means.max() - _TEMPERED_LOSS * means.max().abs()
             self._tempered = (fit, TEMPERINGS[int(allowed.nonzero()[0])])
         return self._tempered[1]
@@ -530,7 +524,7 @@ class NetworkGP(nn.Module):
     @torch.no_grad()
     def _predict_by_samples(self, x: Any, exponent: float) -> CategoricalPredictive:
         samples, found = self._samples(), []
-        for _, part in parts(self._rows(x), self.linearisation.num_latents):
+        for _, part in sampled_parts(self._rows(x), self.linearisation.num_latents):
             share = None if exponent == 0.0 else self._remaining(part).pow(exponent)
             found.append(samples.probabilities(part, share))
         probs, errors = (torch.cat(own) for own in zip(*found, strict=True))
@@ -548,7 +542,7 @@ class NetworkGP(nn.Module):
             exponents: Of the tempering; infinity plugs in the network's output.
         """
         samples, densities, left = self._samples(), [], []
-        for i, part in parts(self._rows(x), self.linearisation.num_latents):
+        for i, part in sampled_parts(self._rows(x), self.linearisation.num_latents):
             share = self._remaining(part)
             powers = [torch.zeros_like(share) if p == math.inf else share.pow(p) for p in exponents]
             densities.append(samples.log_densities(part, labels[i], powers))
@@ -559,7 +553,8 @@ class NetworkGP(nn.Module):
         """Functions of the posterior as it is, drawn once."""
         fit = self.conditioned
         if self._drawn is None or self._drawn[0] is not fit:
-            self._drawn = (fit, FunctionSamples.of(self.weight_posterior()))
+            budget = self.memory_budget or default_memory_budget(self._group.device)
+            self._drawn = (fit, FunctionSamples.of(self.weight_posterior(), budget // 4))
         return self._drawn[1]
 
     def _remaining(self, rows: Rows) -> Tensor:
@@ -571,13 +566,16 @@ class NetworkGP(nn.Module):
         """Posterior and prior variances ``(m, C)``."""
         lin, information = self.linearisation, fit.information
         if not isinstance(lin, FinalLayer) or isinstance(information, (DenseInformation, RowInformation)):
-            covariance, prior = self._covariance(rows, fit)
-            return covariance.diagonal(dim1=-2, dim2=-1), prior
+            found = [self._covariance(take(rows, i), fit) for i in slices(num_rows(rows), self._rows_at_once())]
+            own = [(covariance.diagonal(dim1=-2, dim2=-1), prior) for covariance, prior in found]
+            left, prior = (torch.cat(several) for several in zip(*own, strict=True))
+            return left, prior
         prior = lin.prior_variances(rows, fit.scale)
         if isinstance(information, SoftmaxInformation):
             return information.function_variances(lin.design(rows, fit.scale)).to(prior), prior
         assert isinstance(information, LowRankInformation)
-        return (prior - self._known_part(rows, fit, information).square().sum(-1)).clamp_min(0.0), prior
+        known = self._known_part(rows, fit, information).double()
+        return remaining_variance(prior, known.square().sum(-1)), prior
 
     def _known_part(self, rows: Rows, fit: ConditionedNetwork, information: LowRankInformation) -> Tensor:
         """V ``(m, C, r)`` with covariances ``K - V V^T``."""
@@ -671,8 +669,8 @@ class NetworkGP(nn.Module):
             return covariance.to(fit.scale), self.linearisation.prior_variances(rows, fit.scale)
         if self.linearisation.structured and isinstance(information, LowRankInformation):
             prior = self.linearisation.prior_blocks(rows, fit.scale)
-            known = self._known_part(rows, fit, information)
-            return marginal_covariance(prior, known), prior.diagonal(dim1=-2, dim2=-1)
+            known = self._known_part(rows, fit, information).double()
+            return remaining_covariance(prior, known), prior.diagonal(dim1=-2, dim2=-1)
         if isinstance(information, LowRankInformation) and self._layers_pay:
             return information.row_covariance(self._row_gradients(rows, fit))
         gradients = self._gradients(rows, fit)
@@ -826,7 +824,7 @@ class NetworkGP(nn.Module):
             return EvidenceTerms(log_precision, distances, grams, zeros, 0, None, group)
         grams = torch.stack([gram_matrix(own, own) for own in (fit.actions[1][mask] for mask in masks)])
         problem = GaussNewton(self.linearisation, self._parts, fit.scale, overview, self.layers)
-        left_out = min(len(fit.weights), overview.num_directions) - grams.shape[-1]
+        left_out = overview.rank_left(len(fit.weights), 0, grams.shape[-1])
         return EvidenceTerms(log_precision, distances, grams, problem.traces(masks), left_out, None, group)
 
     def _terms_of_rows(
@@ -849,10 +847,10 @@ class NetworkGP(nn.Module):
                 log_precision, distances, grams, torch.zeros_like(log_precision), 0, None, self._groups()
             )
         problem = GaussNewton(self.linearisation, self._parts, fit.scale, overview, self.layers)
-        left_out = min(len(fit.weights), overview.num_directions) - grams.shape[-1]
-        return EvidenceTerms(
-            log_precision, distances, grams, problem.traces(masks), max(0, left_out), None, self._groups()
-        )
+        size, actions = len(fit.weights), information.actions.shape[1]
+        left = overview.rank_left(size, information.rank - actions, actions)
+        left_out = min(size, information.rank - grams.shape[-1] + left)
+        return EvidenceTerms(log_precision, distances, grams, problem.traces(masks), left_out, None, self._groups())
 
     def _terms_of_softmax(
         self,
@@ -871,7 +869,7 @@ class NetworkGP(nn.Module):
         if not fit.exact:
             problem = GaussNewton(lin, self._parts, fit.scale, overview, self.layers)
             traces = problem.traces(masks)
-            left_out = max(0, min(len(fit.weights), overview.num_directions) - information.rank)
+            left_out = overview.rank_left(len(fit.weights), information.num_directions, 0)
         group = self._groups()
         return EvidenceTerms(log_precision, distances, None, traces, left_out, None, group, information, columns)
 

@@ -19,21 +19,27 @@ _NUMBERS = 2**23  # latent values at a time
 
 @dataclass(frozen=True)
 class FunctionSamples:
-    """Functions ``f(x; w*) +- J(x) (w - w*)`` of weights that were drawn once for all rows.
+    """Functions ``f(x; w*) +- J(x) (w - w*)`` of weights that are drawn once for all rows.
 
     Attributes:
-        linearisation: The network.
-        deviations: ``w - w*`` of each replicate ``(P, PAIRS)``.
+        posterior: Of the weights.
+        kept: ``w - w*`` of each replicate ``(P, PAIRS)``; None to draw the same ones again and again, of many weights.
     """
 
-    linearisation: Linearisation
-    deviations: Sequence[Tensor]
+    posterior: WeightPosterior
+    kept: Sequence[Tensor] | None
 
     @classmethod
-    def of(cls, posterior: WeightPosterior) -> FunctionSamples:
-        """The same ones every time."""
-        drawn = [posterior.deviations(PAIRS, seed=seed) for seed in range(REPLICATES)]
-        return cls(posterior.linearisation, drawn)
+    def of(cls, posterior: WeightPosterior, memory_budget: int) -> FunctionSamples:
+        """The same ones every time.
+
+        Args:
+            posterior: Of the weights.
+            memory_budget: Bytes for what is kept.
+        """
+        size = REPLICATES * PAIRS * posterior.mean.numel() * posterior.mean.element_size()
+        found = cls(posterior, None)
+        return found if size > memory_budget else cls(posterior, [*found._deviations()])
 
     def probabilities(self, rows: Rows, share: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """``E[softmax(f)]`` ``(m, C)`` of some rows, and the standard errors.
@@ -55,17 +61,22 @@ class FunctionSamples:
             labels: Theirs ``(m,)``.
             shares: For each of the results, multiples of the covariance ``(m,)``.
         """
-        latents, totals = self.linearisation.outputs(rows), [0.0 * shares[0].double() for _ in shares]
+        latents = self.linearisation.outputs(rows)
+        totals = [torch.full_like(share, -math.inf, dtype=torch.float64) for share in shares]
         index = labels.view(-1, 1, 1).expand(-1, 1, PAIRS)
         for offsets in self._offsets(rows):
             for i, share in enumerate(shares):
                 around = share.sqrt()[:, None, None] * offsets
                 for sign in (1.0, -1.0):
                     f = torch.add(latents.unsqueeze(-1), around, alpha=sign)
-                    own = (f.gather(1, index).squeeze(1) - torch.logsumexp(f, 1)).exp()
-                    totals[i] = totals[i] + own.double().sum(-1)
-        tiny = torch.finfo(latents.dtype).tiny
-        return (torch.stack(totals) / (2 * REPLICATES * PAIRS)).clamp_min(tiny).log()
+                    own = f.gather(1, index).squeeze(1) - torch.logsumexp(f, 1)
+                    totals[i] = torch.logaddexp(totals[i], own.double().logsumexp(-1))
+        return torch.stack(totals) - math.log(2 * REPLICATES * PAIRS)
+
+    @property
+    def linearisation(self) -> Linearisation:
+        """The network."""
+        return self.posterior.linearisation
 
     def _pairs(self, rows: Rows, share: Tensor | None) -> Iterator[tuple[Tensor, Tensor]]:
         latents = self.linearisation.outputs(rows).unsqueeze(-1)
@@ -74,11 +85,15 @@ class FunctionSamples:
             yield latents + around, latents - around
 
     def _offsets(self, rows: Rows) -> Iterator[Tensor]:
-        for deviations in self.deviations:
+        for deviations in self._deviations() if self.kept is None else self.kept:
             yield self.linearisation.push(rows, deviations)
 
+    def _deviations(self) -> Iterator[Tensor]:
+        for seed in range(REPLICATES):
+            yield self.posterior.deviations(PAIRS, seed=seed)
 
-def parts(rows: Rows, num_latents: int) -> Iterator[tuple[slice, Rows]]:
+
+def sampled_parts(rows: Rows, num_latents: int) -> Iterator[tuple[slice, Rows]]:
     """Slices of rows, and so many rows as there are latent values of at a time."""
     for i in slices(num_rows(rows), max(1, _NUMBERS // (num_latents * PAIRS))):
         yield i, take(rows, i)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from itergp.errors import InputError
 from itergp.operators.row_gradients import LayerWeights
@@ -390,6 +390,12 @@ def num_rows(rows: Rows) -> int:
 def take(rows: Rows, which: Any) -> Rows:
     """Some of the rows."""
     return tree_map(lambda x: x[which], rows)
+
+
+def joined(parts: Sequence[Rows]) -> Rows:
+    """Rows of several, one after the other."""
+    leaves, (_, spec) = [tree_leaves(part) for part in parts], tree_flatten(parts[0])
+    return tree_unflatten([torch.cat(own) for own in zip(*leaves, strict=True)], spec)
 
 
 def _arguments(rows: Rows) -> tuple[tuple[Any, ...], dict[str, Any]]:

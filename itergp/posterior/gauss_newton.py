@@ -54,6 +54,17 @@ class Overview:
     num_single: int = 0
     split: float = math.inf
 
+    def rank_left(self, num_weights: int, single: int, actions: int) -> int:
+        """The rank at most of what single directions and actions along others leave of H.
+
+        Args:
+            num_weights: P.
+            single: Directions that are known without loss.
+            actions: Of the others that are looked at, which leave nothing of these along themselves.
+        """
+        along = actions if self.num_kept == self.num_directions else 0
+        return max(0, min(num_weights - along, self.num_directions - single - actions))
+
 
 @dataclass
 class GaussNewton:
@@ -191,8 +202,10 @@ class GaussNewton:
     # ----------------------------------------------------------------------- inside
     @property
     def by_rows(self) -> bool:
-        """Whether gradients are taken row by row."""
-        return self.linearisation.num_latents <= MANY_LATENTS and not self.linearisation.structured
+        """Whether gradients are taken row by row, as they must be where some directions of a row are left out."""
+        all_of_a_row = self.single or not self.overview.num_single
+        structured = self.linearisation.structured and all_of_a_row
+        return self.linearisation.num_latents <= MANY_LATENTS and not structured
 
     def _dense(self) -> Iterator[Tensor]:
         """What is looked at, in blocks ``(k, P)``."""

@@ -9,7 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from itergp.likelihoods import CategoricalLikelihood, Likelihood, Observations
+from itergp.likelihoods import Observations
 from itergp.numerics.cholesky import try_cholesky
 from itergp.operators.linearisation import FinalLayer, Rows
 from itergp.operators.row_gradients import LayerWeights
@@ -84,9 +84,14 @@ class SoftmaxInformation(Information):
         return 8 * (_ARRAYS * (num_rows**2 + num_latents * width**2 + _NUMBERS) + num_rows * (num_latents + width))
 
     @property
+    def num_directions(self) -> int:
+        """Directions of latent values that the rows say something about."""
+        return self.probs.numel() - len(self.probs)
+
+    @property
     def rank(self) -> int:
-        """Directions of latent values that the rows say something about, and no more than weights."""
-        return min(self.layer.outputs * self.layer.width, self.probs.numel() - len(self.probs))
+        """As many, and no more than weights."""
+        return min(self.layer.outputs * self.layer.width, self.num_directions)
 
     # -------------------------------------------------------------------- covariances
     @cached_property
@@ -278,12 +283,6 @@ class SoftmaxRows:
         kept = curvature.topk(min(most, informative)).indices.sort().values
         complete = self.complete and informative <= most
         return SoftmaxRows(self.features[kept], self.probs[kept], self.row_weights[kept], complete)
-
-
-def is_plain_softmax(likelihood: Likelihood) -> bool:
-    """Whether the curvature is that of the softmax, and not of a subclass that has another."""
-    plain = CategoricalLikelihood
-    return isinstance(likelihood, plain) and type(likelihood).derivatives is plain.derivatives
 
 
 _TENSORS = ("features", "probs", "row_weights", "factors", "factor")

@@ -287,12 +287,16 @@ class WeightPosterior:
 
 def remaining_covariance(prior: Tensor, known: Tensor) -> Tensor:
     """``K - V V^T`` ``(..., C, C)``, on whose diagonal rounding is no knowledge, for K and V ``(..., C, r)``, float64."""
-    diagonal = prior.diagonal(dim1=-2, dim2=-1).double()
     left = prior.double() - known @ known.mT
-    rounding = ROUNDING * torch.finfo(prior.dtype).eps * diagonal
-    own = left.diagonal(dim1=-2, dim2=-1)
-    own.copy_(own.clamp_min(0.0) + rounding)
+    diagonal = remaining_variance(prior.diagonal(dim1=-2, dim2=-1), known.square().sum(-1))
+    left.diagonal(dim1=-2, dim2=-1).copy_(diagonal)
     return left.to(prior)
+
+
+def remaining_variance(prior: Tensor, known: Tensor) -> Tensor:
+    """What is left of prior variances where so much is known, float64; rounding of the former's dtype is no knowledge."""
+    eps = torch.finfo(prior.dtype).eps
+    return ((prior.double() - known).clamp_min(0.0) + ROUNDING * eps * prior.double()).to(prior)
 
 
 # ------------------------------------------------------------------ products of tall matrices

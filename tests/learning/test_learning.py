@@ -22,6 +22,7 @@ from helpers import (
 
 import itergp
 from itergp.diagnostics import plot_trajectory
+from itergp.errors import InputError
 from itergp.kernels import (
     AdditiveLaplacianKernel,
     CategoricalKernel,
@@ -679,6 +680,25 @@ def test_what_calibration_chooses_is_the_models(monkeypatch):
     model = binary(60)
     fit(model, max_iterations=1)
     assert (model.approximation, model.tempering) == ("laplace", 4.0)
+
+
+def test_one_row_says_nothing_of_others():
+    """Of one row nothing is held out; of two, one row at a time tells no approximation from another."""
+    x, y = make_binary(20)
+    weight = torch.zeros(20).double()
+    weight[3] = 1.0
+    model = SimpleGP(x, y, BernoulliLikelihood(), kernel=default_kernel(), sample_weight=weight)
+    assert fit(model, max_iterations=2).calibration is None
+    with pytest.raises(InputError, match="two or more"):
+        calibrate_predictions(model)
+    for number in (0, -3, 2.5):
+        with pytest.raises(InputError, match="num_rows"):
+            calibrate_predictions(model, num_rows=number)
+    density = {
+        (kind, 0.0): torch.tensor([value]).double() for kind, value in (("laplace", -1.0), ("variational", -0.5))
+    }
+    kept, _ = calibration._of_one_approximation(density, dict.fromkeys(density, 0.5))
+    assert [*kept] == [("laplace", 0.0)]
 
 
 def test_a_variational_posterior_of_few_rows_is_not_chosen_for_many_of_several_functions():

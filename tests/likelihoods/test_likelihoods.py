@@ -807,6 +807,33 @@ def test_finer_nodes_are_made_once_for_nodes_that_stay(monkeypatch):
     assert len(sampled._groups_of_nodes) == kept - 2
 
 
+def test_nodes_that_were_made_in_inference_mode_serve_derivatives():
+    site = _wide_site(CategoricalLikelihood(3), torch.arange(40) % 3, 3, dtype=torch.float64)
+    sampled._even_samples.cache_clear()
+    f = torch.zeros(40, 3, dtype=torch.float64)
+    with torch.inference_mode():
+        site.evaluate(f)
+    mean, offsets = f.clone().requires_grad_(), site.offsets.clone().requires_grad_()
+    for nodes in (site.offsets, offsets):
+        site.observations.expected_log_density(mean, nodes, site.weights).sum().backward()
+    torch.testing.assert_close(mean.grad, 2.0 * site.derivatives(f)[0])
+    assert bool(offsets.grad.any())
+
+
+def test_nodes_beyond_what_is_kept_are_chosen_anew(monkeypatch):
+    site = _wide_site(CategoricalLikelihood(3), torch.arange(40) % 3, 3, dtype=torch.float64)
+    f = torch.zeros(40, 3, dtype=torch.float64)
+    kept = site.evaluate(f)
+    monkeypatch.setattr(sampled, "_KEPT_NUMBERS", 0)
+    fresh = VariationalSite(site.observations, site.offsets.clone(), site.weights)
+    for _ in range(2):
+        found = fresh.evaluate(f)
+        assert found[0] == kept[0]
+        assert torch.equal(found[2], kept[2])
+    groups = [group for own in sampled._groups_of_nodes[fresh.offsets].values() for group in own]
+    assert not any(group._kept for group in groups)
+
+
 def test_few_samples_stay_few_inside_of_what_changes_nothing():
     covariance = 50.0 * torch.eye(3).double().repeat(2, 1, 1)
     with sampled.few_samples():

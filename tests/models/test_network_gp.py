@@ -234,6 +234,30 @@ def test_few_directions_say_nearly_all():
     assert abs(model.evidence().item() - evidence) < 1.0
 
 
+@pytest.mark.parametrize("row_directions", [0, 7, 12])
+@pytest.mark.parametrize("rank", [3, 12])
+def test_a_last_layer_is_never_below_exact(rank, row_directions):
+    """Directions of rows that are looked at one by one are not among the others."""
+    network, x, y, new = problem()
+    likelihood = CategoricalLikelihood(CLASSES)
+    _, covariance, evidence = reference(network, x, y, new, likelihood, 0.05, ["2.weight", "2.bias"])
+    options = {"parameters": ["2"], "rank": rank, "row_directions": row_directions, "coverage": 1.0}
+    model = NetworkGP(network, x, y, likelihood, prior_precision=0.05, **options)
+    excess = torch.linalg.eigvalsh(model(new).covariance_matrix - covariance)
+    assert float(excess.min()) > -1e-9 * float(covariance.diagonal().max())
+    assert model.evidence("lower").item() <= evidence + 1e-6 <= model.evidence("upper").item() + 2e-6
+
+
+def test_rounding_never_narrows_a_low_rank_of_a_last_layer():
+    torch.manual_seed(0)
+    network, x, y = nn.Sequential(nn.Linear(2, 60), nn.Tanh(), nn.Linear(60, 1)), torch.randn(900, 2), torch.randn(900)
+    likelihood, new = GaussianLikelihood(), x[:200]
+    options = {"parameters": ["2"], "prior_precision": 0.01, "row_directions": 0}
+    variances = NetworkGP(network, x, y, likelihood, rank=59, **options).latent_moments(new)[1].double().flatten()
+    exact = NetworkGP(network.double(), x.double(), y.double(), likelihood.double(), rank=None, **options)
+    assert bool((variances >= exact.latent_moments(new.double())[1].flatten()).all())
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_rows_one_by_one_are_the_dense_posterior(name):
     """All directions of all rows, or those of a coverage and actions of the rest: exact, or nearly so, and never below."""
@@ -371,7 +395,7 @@ def test_rows_of_a_last_layer_are_the_dense_posterior(few_are_many, parameters, 
         assert model.evidence(bound).item() == pytest.approx(evidence, abs=1e-6)
 
 
-@pytest.mark.parametrize("row_directions", [1, 7])
+@pytest.mark.parametrize("row_directions", [1, 7, 11, 30])
 def test_fewer_rows_of_a_last_layer_can_only_widen(few_are_many, row_directions):
     network, x, y, new = problem()
     likelihood = CategoricalLikelihood(CLASSES)
@@ -488,6 +512,76 @@ def test_many_classes_are_tempered_by_the_training_rows(few_are_many, tmp_path):
     calibrated = calibrate_network(model, new, torch.arange(len(new)) % CLASSES)
     assert model.tempering == calibrated.tempering
     assert calibrated.expected_calibration_error is not None
+
+
+@pytest.mark.parametrize("loader", [False, True])
+def test_rows_of_all_the_data_choose_the_tempering_of_many_classes(few_are_many, loader):
+    """Data are often sorted by class: the first rows are of one."""
+    network, x, _, _ = problem()
+    x, y = x.repeat(10, 1), torch.arange(10 * ROWS) * CLASSES // (10 * ROWS)
+    given = (torch.utils.data.DataLoader([*zip(x, y, strict=True)], batch_size=32), None) if loader else (x, y)
+    model = NetworkGP(network, *given, CategoricalLikelihood(CLASSES), parameters=["2"])
+    ((rows, labels),) = model.data.spread(model.calculus, x, 128)
+    assert len(rows) == len(labels) == 128
+    assert labels.bincount().min() > 40
+    seen = []
+    model.tempered_log_densities = lambda rows, labels, exponents: (
+        seen.append(labels) or torch.zeros(len(exponents), len(labels)),
+        None,
+    )
+    model.default_tempering()
+    assert torch.equal(torch.cat(seen), labels)
+
+
+def test_rows_of_several_shapes_choose_the_tempering_together(few_are_many):
+    network = nn.Sequential(nn.AdaptiveAvgPool1d(4), mlp()).double()
+    batches = [(torch.randn(5, length).double(), torch.arange(5) % CLASSES) for length in (8, 12, 8)]
+    model = NetworkGP(network, batches, None, CategoricalLikelihood(CLASSES), parameters=["1.2"])
+    assert sorted(len(labels) for _, labels in model.data.spread(model.calculus, batches[0][0], 128)) == [5, 10]
+    assert model.default_tempering() in TEMPERINGS
+
+
+def test_a_likelihood_with_predictions_of_its_own_keeps_them(few_are_many):
+    class Lapses(CategoricalLikelihood):
+        def predictive(self, mean, covariance, **observation):
+            return torch.distributions.Categorical(
+                probs=0.9 * super().predictive(mean, covariance).probs + 0.1 / CLASSES
+            )
+
+    network, x, y, new = problem()
+    model = NetworkGP(network, x, y, Lapses(CLASSES), parameters=["2"])
+    assert float(model.predict(100.0 * new, tempering=math.inf).probs.min()) > 0.03
+    assert float(model.predict(100.0 * new, tempering=0.5).probs.min()) > 0.03
+
+
+def test_a_sure_and_wrong_network_is_as_wrong_as_it_is(few_are_many):
+    network, x, y, new = problem()
+    with torch.no_grad():
+        network[2].bias[0] = 500.0
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), parameters=["2"], prior_precision=1e4)
+    labels = torch.ones(len(new), dtype=torch.long)
+    found = model.tempered_log_densities(new, labels, [math.inf])[0][0]
+    torch.testing.assert_close(found, torch.log_softmax(network.eval()(new).detach(), -1)[:, 1])
+
+
+def test_gradients_of_many_classes_are_few_rows_at_a_time(few_are_many, monkeypatch):
+    network, x, y, new = problem()
+    model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), rank=5)
+    expected, sizes, covariance = model._remaining(new), [], model._covariance
+    monkeypatch.setattr(model, "_rows_at_once", lambda: 2)
+    monkeypatch.setattr(model, "_covariance", lambda rows, fit: sizes.append(len(rows)) or covariance(rows, fit))
+    torch.testing.assert_close(model._remaining(new), expected)
+    assert max(sizes) == 2
+
+
+def test_functions_of_many_weights_are_drawn_again_and_not_kept(few_are_many):
+    network, x, y, new = problem()
+    probs = []
+    for budget in (2**30, 2**14):
+        model = NetworkGP(network, x, y, CategoricalLikelihood(CLASSES), rank=5, memory_budget=budget)
+        probs.append(model.predict(new, tempering=0.0).probs)
+        assert (model._samples().kept is None) == (budget < 2**20)
+    torch.testing.assert_close(*probs)
 
 
 # ------------------------------------------------------------------- data, parameters, prior
