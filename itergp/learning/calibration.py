@@ -114,21 +114,46 @@ def calibrate_predictions(
     splits = quarters(observations, num_rows=num_rows or _rows_to_draw(observations), seed=seed)
     with torch.no_grad():
         prior = model.prior_at()
-        several, compared = observations.likelihood.num_latents > 1, splits[0][0].numel()
-        few = several and compared < _TRANSFERS * observations.num_rows
-        approximations: tuple[str, ...] = APPROXIMATIONS
-        if few and not observations.likelihood.quadratic:
-            approximations = ("laplace",)
+        approximations = _approximations(observations, *(rows.numel() for rows in splits[0]))
         parts = _in_time(model, prior, splits, approximations, deadline)
         rows = torch.cat([held_out for _, held_out in splits[: len(parts)]])
         densities, humility = _joined(parts)
         chosen, error = humblest(*_of_one_approximation(densities, humility))
+        drawn = sum(rows.numel() for rows in splits[0])
+        if observations.likelihood.num_latents > 1 and drawn < _with_weight(observations):
+            chosen = chosen[0], _sharper(chosen[1])
         mean, covariance, variance = (torch.cat([part.moments[chosen[0]][i] for part in parts]) for i in range(3))
         held_out = observations.take(rows)
         curve = _reliability(held_out, mean, tempered(covariance, variance, chosen[1]))
+        density = held_out.predictive_log_density(mean, tempered(covariance, variance, chosen[1])).double()
     means = {key: float(value.mean()) for key, value in densities.items()}
-    judged = HeldOutDensities(rows, densities[chosen])
-    return Calibration(*chosen, means, error, held_out.num_rows, curve, judged)
+    return Calibration(*chosen, means, error, held_out.num_rows, curve, HeldOutDensities(rows, density))
+
+
+def _with_weight(observations: Observations) -> int:
+    """Rows that have a weight."""
+    weight = observations.sample_weight
+    return observations.num_rows if weight is None else int((weight > 0).sum())
+
+
+def _sharper(exponent: float) -> float:
+    """The next exponent.
+
+    With several latent functions the same rank leaves more of the variance of more rows than were drawn, and to take as much of
+    it away asks for more (penbased, 6,000 and 8,794 rows conditioned on: at 512 the test log-density is 1 to 2 % behind the
+    plugged-in mean, and on held-out rows none).
+    """
+    exponents = (*EXPONENTS, *SHARPER)
+    return exponents[min(exponents.index(exponent) + 1, len(exponents) - 1)]
+
+
+def _approximations(observations: Observations, conditioned: int, held_out: int) -> tuple[str, ...]:
+    """Which are candidates, by the numbers of rows."""
+    likelihood = observations.likelihood
+    if likelihood.num_latents == 1 or likelihood.quadratic:
+        return APPROXIMATIONS
+    affordable = conditioned + held_out <= max(_LEAST_ROWS, _VALUES // likelihood.num_latents)
+    return APPROXIMATIONS if affordable and conditioned >= _TRANSFERS * observations.num_rows else ("laplace",)
 
 
 def _rows_to_draw(observations: Observations) -> int:

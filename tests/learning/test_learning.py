@@ -754,6 +754,29 @@ def test_quarters_are_held_out_until_they_say_enough(monkeypatch):
     assert calibrate_predictions(model).num_held_out == 900
 
 
+@pytest.mark.parametrize("exponent", [0.0, 128.0, 32768.0])
+def test_of_more_rows_than_were_drawn_more_variance_is_taken_away(exponent, monkeypatch):
+    """With several latent functions, whose covariance of the same rank says less of more rows."""
+    monkeypatch.setattr(calibration, "humblest", lambda *_: (("laplace", exponent), 0.0))
+    monkeypatch.setattr(calibration, "_of_one_approximation", lambda *both: both)
+    x, y = make_classes(240, dtype=torch.float32)
+    several = SimpleGP(x, y, CategoricalLikelihood(3), kernel=default_kernel())
+    assert calibrate_predictions(several, num_rows=240).tempering == exponent
+    sharper = {0.0: 0.25, 128.0: 512.0, 32768.0: 32768.0}[exponent]
+    assert calibrate_predictions(several, num_rows=60).tempering == sharper
+    alone = SimpleGP(*make_binary(240, dtype=torch.float32), BernoulliLikelihood(), kernel=default_kernel())
+    assert calibrate_predictions(alone, num_rows=60).tempering == exponent
+
+
+def test_a_variational_posterior_is_a_candidate_where_it_takes_little_time():
+    for classes, rows, both in ((3, 240, True), (3, 8000, True), (3, 9000, False), (10, 2000, True), (10, 8000, False)):
+        observations = Observations(CategoricalLikelihood(classes), torch.zeros(rows, dtype=torch.int64))
+        drawn = calibration._rows_to_draw(observations)
+        split = calibration.quarters(observations, num_rows=drawn, seed=0)[0]
+        found = calibration._approximations(observations, *(len(part) for part in split))
+        assert found == (calibration.APPROXIMATIONS if both else ("laplace",))
+
+
 def test_of_many_rows_two_thousand_are_held_out_of_as_many_as_pay():
     targets = torch.zeros(30_000)
     for likelihood, conditioned in ((BernoulliLikelihood(), 6000), (CategoricalLikelihood(26), 2307)):
