@@ -80,6 +80,9 @@ def _calibration(results: Results) -> str:
     return _table(title, ("data", "prediction", "is", "NLL", "accuracy", "calibration error", "AUROC"), rows)
 
 
+_OUTSIDE = ("default", "mode", "untempered", "exact")
+
+
 def _defaults(results: Results) -> str:
     rows = []
     for name in dict.fromkeys(a["data"] for a in results.select("defaults")):
@@ -87,18 +90,18 @@ def _defaults(results: Results) -> str:
         chosen = ", ".join(f"{a['approximation']} {float(a['tempering']):g}" for a in lines)
         mean = {
             key: sum(a[key] for a in lines) / len(lines)
-            for key in ("default_nll", "mode_nll", "exact_nll", "default_auroc", "mode_auroc", "exact_auroc")
+            for key in ("default_nll", "mode_nll", *(f"{what}_auroc" for what in _OUTSIDE))
             if all(key in a for a in lines)
         }
         ratio = sum(a["default_nll"] / a["mode_nll"] for a in lines) / len(lines)
         figures = [f"{mean[key]:.4f}" for key in ("default_nll", "mode_nll")] + [f"{ratio:.4f}"]
-        figures += [f"{mean[key]:.2f}" if key in mean else "" for key in ("default_auroc", "mode_auroc", "exact_auroc")]
+        figures += [f"{mean[f'{what}_auroc']:.2f}" if f"{what}_auroc" in mean else "" for what in _OUTSIDE]
         rows.append([name, str(len(lines)), chosen, *figures])
     title = (
         'Default predictions of `itergp.fit(model, structures="auto")` beside the mode of the same model plugged in: test NLL, the mean '
-        "ratio of the two, and AUROC of the entropy against rows unlike the data, also of the exact posterior."
+        "ratio of the two, and AUROC of the entropy against rows unlike the data, also of the untempered posterior and the exact one."
     )
-    head = ("data", "splits", "chosen", "NLL", "plugged in", "ratio", "AUROC", "plugged in", "exact")
+    head = ("data", "splits", "chosen", "NLL", "plugged in", "ratio", "AUROC", "plugged in", "untempered", "exact")
     return _table(title, head, rows)
 
 
