@@ -10,6 +10,7 @@ from benchmarks.posterior.results import Results
 
 _RIVALS = {"vecchia": "Vecchia", "full_scale_vecchia": "full-scale Vecchia"}
 _SHOWN = (1.0, 2.0, 4.0, 6.0, 10.0)  # distances from two moons
+_OUTSIDE = ("default", "mode", "untempered", "exact")  # predictions whose AUROC is shown
 
 
 def write(results: Results, path: Path) -> None:
@@ -78,9 +79,6 @@ def _calibration(results: Results) -> str:
         "Test rows, and AUROC of the entropy against rows unlike the data; hyperparameters of one `itergp.fit`, seed 0."
     )
     return _table(title, ("data", "prediction", "is", "NLL", "accuracy", "calibration error", "AUROC"), rows)
-
-
-_OUTSIDE = ("default", "mode", "untempered", "exact")
 
 
 def _defaults(results: Results) -> str:
