@@ -40,7 +40,7 @@ def is_far(solution: Solution, solver: object, likelihood: Likelihood) -> bool:
     gap = solution.posterior.norm_squared if certificate is None else certificate.norm_squared
     if certificate is None and math.isinf(gap):  # not known
         return False
-    return not 0.5 * gap < _FAR * solution.posterior.representer_weights.shape[0]
+    return not 0.5 * gap < _FAR * solution.rows.global_size(len(solution.representer_weights))
 
 
 def warn_if_far(conditioned: Conditioned, solver: object, stacklevel: int) -> None:

@@ -15,6 +15,7 @@ from itergp import ItergpWarning
 from itergp.likelihoods import BernoulliLikelihood, GaussianLikelihood, PoissonLikelihood
 from itergp.models import GP
 from itergp.models.endings import is_far
+from itergp.parallel import RowPartition
 from itergp.posterior.status import Reason, Status
 from itergp.sklearn.model import warn_of_ending
 from itergp.solvers import DenseNewton, LinearTimeNewton, SubspaceNewton
@@ -44,6 +45,20 @@ def test_weights_of_another_kernel_are_no_start_from_which_nothing_leads_back(so
         model.covar_module.base_kernel.lengthscale = lengthscale
         objectives.append(model.condition().objective)
     assert objectives[2] == pytest.approx(objectives[0], abs=1e-3)
+
+
+class Shard(RowPartition):
+    """A tenth of the rows."""
+
+    def global_size(self, local_size: int) -> int:
+        return 10 * local_size
+
+
+def test_far_is_by_the_rows_of_all_processes():
+    for gap, far in ((150.0, False), (250.0, True)):
+        solution = _ended(Reason.PRECISION, gap).solution
+        solution = replace(solution, posterior=replace(solution.posterior, rows=Shard()))
+        assert is_far(solution, SubspaceNewton(), BernoulliLikelihood()) == far
 
 
 def _ended(reason: Reason, norm_squared: float, residual: float | None = None, *, certified: bool = True) -> GP:
