@@ -16,6 +16,7 @@ from itergp.solvers.subspace.newton_system import NewtonSystem
 from itergp.solvers.subspace.search_space import SearchSpace
 
 _MAX_STEPS = 25
+_FEW_STEPS = 3  # of more, latent values are computed anew, without the drift of many updates
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,11 @@ class Iterate:
 
 def evaluate(problem: Problem, space: SearchSpace, coordinates: Tensor) -> Iterate:
     """The iterate at given coordinates."""
-    f = problem.mean + space.latent(coordinates)
+    return _at(problem, space, coordinates, problem.mean + space.latent(coordinates))
+
+
+def _at(problem: Problem, space: SearchSpace, coordinates: Tensor, f: Tensor) -> Iterate:
+    """The iterate at coordinates whose latent values ``(N, C)`` are known."""
     log_density, gradient, curvature = problem.evaluate(f)
     quadratic = space.partition.broadcast((coordinates * space.metric(coordinates)).sum())
     return Iterate(coordinates, f, gradient, curvature, 0.5 * float(quadratic) - log_density)
@@ -89,7 +94,7 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
         product = problem.site.curvature_product(at.latent_values, at.curvature)
         direction = -space.partition.broadcast(system.solve(slope, at.curvature, product))
         resolution = problem.resolution(at.latent_values, at.gradient, at.objective, at.curvature)
-        line, expected = _Line(problem, space, at.coordinates, direction), float((slope * direction).sum())
+        line, expected = _Line(problem, space, at, direction), float((slope * direction).sum())
         found = backtrack(line, at.objective, expected, halvings=MAX_HALVINGS, resolution=resolution)
         if found is None:
             shortest = 0.0
@@ -97,18 +102,25 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
         at, shortest, steps = line.last, min(shortest, found[0]), steps + 1
     else:
         finished = False
+    if steps > _FEW_STEPS:
+        at = evaluate(problem, space, at.coordinates)
     return replace(at, steps=steps, step_length=shortest, finished=finished)
 
 
 class _Line:
-    """The objective at lengths along a direction, with all that is known at the last of them."""
+    """The objective at lengths along a direction, with all that is known at the last of them.
+
+    Latent values are those of the start and a change: where coordinates are large and cancel, differences of the objective
+    along the line are then those of the change, not of the rounding of each product with the space.
+    """
 
     last: Iterate
 
-    def __init__(self, problem: Problem, space: SearchSpace, coordinates: Tensor, direction: Tensor) -> None:
-        self._at = partial(evaluate, problem, space)
-        self._coordinates, self._direction = coordinates, direction
+    def __init__(self, problem: Problem, space: SearchSpace, start: Iterate, direction: Tensor) -> None:
+        self._at = partial(_at, problem, space)
+        self._start, self._direction, self._change = start, direction, space.latent(direction)
 
     def __call__(self, length: float) -> float:
-        self.last = self._at(self._coordinates + length * self._direction)
+        values = self._start.latent_values + length * self._change
+        self.last = self._at(self._start.coordinates + length * self._direction, values)
         return self.last.objective
