@@ -302,10 +302,9 @@ class LinearTimeNewton(BaseSolver[LinearTimeState]):
     # --------------------------------------------------------------------- end
     def status(self, problem: Problem, state: LinearTimeState, budget: Budget) -> Status | None:
         """Why the support does not grow any more, or None while it does."""
-        size = state.space.rows.numel()
-        if size == 0 or state.steps == 0 or not state.iterate.finished:
-            return None
-        gain = state.gain / problem.num_rows
+        size, gain = state.space.rows.numel(), state.gain / problem.num_rows
+        if size == 0 or state.steps == 0 or (not state.iterate.finished and gain > self.tolerance):
+            return None  # a search that goes on without gaining follows rounding
         detail = (
             f"{size:,} of {problem.num_rows:,} rows; the last change lowered the objective by {gain:.2g} nats per row"
         )
