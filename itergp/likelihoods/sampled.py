@@ -28,10 +28,10 @@ _SPARE_PAIRS = 4  # more than functions, for their second moments to be far from
 _MOST_MATCHED = 64  # functions; of more, samples are independent
 _CHUNK_ROWS, _MATCHED_ROWS = 8192, 512
 _FEW_PAIRS_REACH = 1.75  # widest deviation of a difference, in widths of the likelihood, for which few pairs do
-_FINER = 3  # times as many pairs for twice the deviation
+FINER = 3  # times as many pairs for twice the deviation
 _MOST_LEVELS = 2
 _CHUNK_NUMBERS = 2**18  # latent values of finer nodes at once
-_KEPT_NUMBERS = 2**24  # of a site, that are kept for its next expectation
+KEPT_NUMBERS = 2**24  # of a site, that are kept for its next expectation
 
 _few = ContextVar("few", default=False)
 Averages = Callable[[Tensor, Tensor, Tensor, Tensor], list[Tensor]]
@@ -196,8 +196,8 @@ def _grouped(
     if not float(fineness.detach().amax()) > given:  # nor where it is NaN, which is for the solver to report
         return None
     for level, share, rows in _groups(fineness, latents if separable else 0):
-        numbers += len(rows) * latents * (len(weights) + 2 * num_pairs(latents) * _FINER**level)
-        keeps = keep and numbers <= _KEPT_NUMBERS
+        numbers += len(rows) * latents * (len(weights) + 2 * num_pairs(latents) * FINER**level)
+        keeps = keep and numbers <= KEPT_NUMBERS
         groups.append(_Group(rows, level, share, given, covariance[rows], keeps))
     return groups
 
@@ -209,7 +209,7 @@ def _mixed(coarse: Tensor, fine: Tensor, share: Tensor) -> Tensor:
 
 def _level_of(num_nodes: int, latents: int) -> int:
     """How often the few pairs were multiplied already."""
-    return int(math.log(num_nodes / (2 * num_pairs(latents)), _FINER) + 1e-9)
+    return int(math.log(num_nodes / (2 * num_pairs(latents)), FINER) + 1e-9)
 
 
 def _fineness(covariance: Tensor, width: float) -> Tensor:
@@ -232,7 +232,7 @@ def _groups(fineness: Tensor, latents: int) -> Iterator[tuple[int, Tensor | None
             rows = ((levels == level) & (whole != mixed)).nonzero().squeeze(-1)
             most = max(1, len(rows))
             if level > 0 and latents > 0:
-                most = max(1, _CHUNK_NUMBERS // (2 * num_pairs(latents) * _FINER ** int(level) * latents))
+                most = max(1, _CHUNK_NUMBERS // (2 * num_pairs(latents) * FINER ** int(level) * latents))
             for some in rows.split(most) if len(rows) else ():
                 yield int(level), fineness[some] - (level - 1) if mixed else None, some
 
@@ -245,7 +245,7 @@ def _finer(few: Tensor, covariance: Tensor, level: int) -> tuple[Tensor, Tensor]
     another, which rounding of the nodes hardly changes: an orthogonal factor of them may turn by any angle where it is large.
     """
     latents = few.shape[-1]
-    samples = _even_samples(num_pairs(latents) * _FINER**level, latents).to(covariance)
+    samples = _even_samples(num_pairs(latents) * FINER**level, latents).to(covariance)
     root = psd_root(covariance)
     standard, _ = torch.linalg.solve_ex(root.detach(), few[:latents].permute(1, 2, 0))
     units = torch.nn.functional.normalize(standard.nan_to_num(posinf=0.0, neginf=0.0), dim=-2)

@@ -502,6 +502,22 @@ class NonConjugateGP(gpytorch.models.GP):
         return stream.predictives(tempering, self.calculus.observation_at(stream.inputs) | observation)
 
     @either
+    def tempering_factors(self, x: Any, *, tempering: float | None = None) -> Tensor:
+        """What tempering multiplies the latent deviations of each row by ``(M,)``: ``(tr Sigma / tr K)^(p / 2)``.
+
+        Rows and columns of the joint covariance of ``model(x)`` times them are that of several inputs as ``predict`` integrates
+        each of them.
+
+        Args:
+            x: Inputs ``(M, D)``, or a tuple of such, processed in batches.
+            tempering: As in ``predict``.
+
+        Raises:
+            InputError: As ``predict`` does.
+        """
+        return self._stream(x).tempering_factors(self._check_prediction(tempering, {}))
+
+    @either
     def latent_mean(self, x: Any, *, progress: bool = False) -> Tensor:
         """Posterior mean of the latent functions ``(M, C)``, without the cost of a covariance.
 

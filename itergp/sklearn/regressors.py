@@ -378,9 +378,7 @@ class GPRegressor(BaseRegressor):
             mean, covariance = self.predict(X, return_cov=True)
             return random.multivariate_normal(mean, covariance, n_samples).T
         inputs = self._new_inputs(X)
-        with torch.no_grad():
-            latent = self.model_(inputs)
-            mean, dense = as_numpy(latent.mean), as_numpy(latent.lazy_covariance_matrix.to_dense())
+        mean, dense = self._joint_latents(inputs)
         drawn = random.multivariate_normal(mean.reshape(-1), dense, n_samples).reshape(n_samples, *mean.shape)
         seed = int(random.randint(2**31 - 1))
         values = draw_responses(self.model_.calculus, drawn, seed, inputs, **options)
@@ -449,10 +447,8 @@ class GPRegressor(BaseRegressor):
     def _covariance(self, X: Any, mean: Array, std: Array, options: dict[str, Any]) -> Array:
         """Covariances of observations ``(M, M)``, or ``(M, M, C)``."""
         inputs = self._new_inputs(X)
-        with torch.no_grad():
-            latent = self.model_(inputs)
-            centre = as_numpy(latent.mean).reshape(len(inputs), -1)
-            dense = as_numpy(latent.lazy_covariance_matrix.to_dense())
+        centre, dense = self._joint_latents(inputs)
+        centre = centre.reshape(len(inputs), -1)
         count = centre.shape[1]  # latent functions, innermost
         means, deviations, units = (np.reshape(part, (-1, self.n_outputs_)) for part in (mean, std, self._unit()))
         found = []
@@ -466,6 +462,14 @@ class GPRegressor(BaseRegressor):
             np.fill_diagonal(between, deviations[:, c] ** 2)
             found.append(between)
         return found[0] if self.n_outputs_ == 1 else np.stack(found, -1)
+
+    def _joint_latents(self, inputs: Tensor) -> tuple[Array, Array]:
+        """Means ``(M,)`` or ``(M, C)`` and joint covariance ``(M C, M C)`` of latent functions, tempered as predictions are."""
+        with torch.no_grad():
+            latent, factors = self.model_(inputs), as_numpy(self.model_.tempering_factors(inputs))
+            mean, dense = as_numpy(latent.mean), as_numpy(latent.lazy_covariance_matrix.to_dense())
+        factors = np.repeat(factors, len(dense) // len(factors))
+        return mean, factors[:, None] * dense * factors
 
     def _log_prob(self, predictive: Any, targets: Tensor) -> Tensor:
         densities = super()._log_prob(predictive, targets)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from itergp.likelihoods.sampled import FINER, KEPT_NUMBERS
 from itergp.operators import kept_entries
 
 _NODE_ARRAYS = 5  # measured, with several latent functions: 5 where rows are averaged in pieces, 7 where at once
@@ -77,8 +78,10 @@ class Demand:
 def likelihood_memory(size: ProblemSize) -> int:
     """Bytes of f, g, W and covariances of this and the last posterior, and of every node.
 
-    Nodes are those of this and the next site, and as many again and more while one is made or averaged over.
+    Nodes are those of this and the next site, and as many again and more while one is made or averaged over; of several latent
+    functions also finer ones, as if every row's marginal asked for those of the first level.
     """
     latents = size.num_latents
     nodes = size.num_nodes if size.variational else 1
-    return size.num_rows * latents * (4 + 3 * latents + _NODE_ARRAYS * nodes) * size.itemsize
+    finer = min(KEPT_NUMBERS, FINER * size.num_rows * latents * nodes) if size.variational and latents > 1 else 0
+    return (size.num_rows * latents * (4 + 3 * latents + _NODE_ARRAYS * nodes) + finer) * size.itemsize

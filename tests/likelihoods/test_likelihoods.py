@@ -824,7 +824,7 @@ def test_nodes_beyond_what_is_kept_are_chosen_anew(monkeypatch):
     site = _wide_site(CategoricalLikelihood(3), torch.arange(40) % 3, 3, dtype=torch.float64)
     f = torch.zeros(40, 3, dtype=torch.float64)
     kept = site.evaluate(f)
-    monkeypatch.setattr(sampled, "_KEPT_NUMBERS", 0)
+    monkeypatch.setattr(sampled, "KEPT_NUMBERS", 0)
     fresh = VariationalSite(site.observations, site.offsets.clone(), site.weights)
     for _ in range(2):
         found = fresh.evaluate(f)

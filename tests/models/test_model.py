@@ -461,7 +461,7 @@ def test_conditioning_again_starts_where_the_last_ended():
     before, first = _predictions(model), model.solution
     again = model.condition()
     assert again.kernel_passes < first.kernel_passes
-    assert again.certificate.norm_squared <= first.certificate.norm_squared
+    assert again.certificate.norm_squared <= (1.0 + 1e-9) * first.certificate.norm_squared  # the same, but for rounding
     for one, other in zip(_predictions(model), before, strict=True):
         assert_close(one, other, "posterior", dtype=torch.float32)
 

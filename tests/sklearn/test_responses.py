@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import scipy.sparse
@@ -167,10 +169,13 @@ def test_successes_among_trials_are_as_many_labels():
     np.testing.assert_allclose(total, 1.0, atol=1e-6)
 
 
+@pytest.mark.parametrize("tempering", [0.0, 2.0, math.inf])
 @pytest.mark.parametrize("name", NAMES)
-def test_covariances_and_draws_agree(name):
+def test_covariances_and_draws_agree(name, tempering):
+    """With what predictions integrate, however it is tempered."""
     X, y, known = make_data(name)
     regressor = GPRegressor(likelihood=name, **QUICK).fit(X, y, **known)
+    regressor.model_.tempering = tempering
     new = X[:6]
     options = {"trials": 3} if known else {}
     mean, covariance = regressor.predict(new, return_cov=True, **options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -98,6 +99,7 @@ def minimise(problem: Problem, space: SearchSpace, start: Iterate, tolerance: fl
         found = backtrack(line, at.objective, expected, halvings=MAX_HALVINGS, resolution=resolution)
         if found is None:
             shortest = 0.0
+            at = line.last if math.isnan(line.last.objective) else at  # for the driver to report
             break
         at, shortest, steps = line.last, min(shortest, found[0]), steps + 1
     else:
