@@ -756,6 +756,22 @@ def test_rows_that_arrive_later_cost_no_product_of_those_before(kernel):
     assert_close(model.solution.latent_values, fresh.solution.latent_values, "posterior")
 
 
+def test_rows_that_arrive_again_and_again_do_not_make_the_space_larger():
+    """Of 1,200 to 1,500 rows: with every direction kept it grows by 64 each time."""
+    x, y = make_binary(1500)
+    options = {"kernel": make_kernel(0.3, 4.0), "solver": SubspaceNewton(covariance_rank=32, num_neighbours=0)}
+    model = SimpleGP(x[:1200], y[:1200], BernoulliLikelihood(), approximation="laplace", **options).double().eval()
+    ranks = [model.condition().warm_start.space.rank]
+    for start in range(1200, 1500, 50):
+        model.append_train_data(x[start : start + 50], y[start : start + 50])
+        ranks.append(model.condition().warm_start.space.rank)
+    assert max(ranks[3:]) == ranks[2]
+    fresh = SimpleGP(x, y, BernoulliLikelihood(), approximation="laplace", **options).double().eval()
+    with torch.no_grad():
+        ours, theirs = model(x[:50]), fresh(x[:50])
+    assert float(((ours.mean - theirs.mean) / theirs.variance.sqrt()).abs().max()) < 0.1
+
+
 def _longer(model):
     model.covar_module.base_kernel.lengthscale = 0.6
 

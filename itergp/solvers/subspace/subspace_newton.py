@@ -43,6 +43,7 @@ from itergp.solvers.subspace.search_state import SearchState
 
 _DEFAULT_MAX_PASSES = 60
 _DEFAULT_TOLERANCE = 1e-4
+_CONTINUED = 128  # directions that are kept for rows which arrive later
 _RECYCLING_PASSES = 6  # a smaller budget is better spent on new directions
 _DEFAULT_MAX_RANK, _SMALLEST_MAX_RANK = 1024, 64
 _EXPECTED_PASSES, _EXPECTED_PRECONDITIONED = 12, 6
@@ -283,10 +284,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             return empty, nothing
         if earlier.operator is problem.operator and recycled is not None and recycled.coordinates is not None:
             return recycled.space.at_all_rows(recycled.coordinates, earlier.curvature, self.initial_rank(problem))
-        if recycled is not None and recycled.coordinates is not None and recycled.space.support is None:
-            continued = recycled.space.continued(earlier.operator, problem.operator)
-            if continued is not None:
-                return continued, recycled.coordinates
+        if (continued := self._continued(problem, earlier)) is not None:
+            return continued
         if self.max_passes is not None and self.max_passes < _RECYCLING_PASSES:
             return empty, nothing
         # Another kernel: the directions are worth keeping, their products are not. One pass renews them.
@@ -298,6 +297,23 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         space, _ = empty.extend(block, problem.operator)
         gram = space.gram.expand(sets, -1, -1)
         return space, torch.linalg.solve(gram, space.project(weights).unsqueeze(-1)).squeeze(-1)
+
+    def _continued(self, problem: Problem, earlier: Solution) -> tuple[SearchSpace, Tensor] | None:
+        """The space and coordinates of a solution of the first rows, with the products at the others, or None.
+
+        No more than some directions and the mean are kept: where rows arrive again and again, the space would become larger
+        every time, and each step in it dearer.
+        """
+        recycled = recycled_space(earlier)
+        if recycled is None or recycled.coordinates is None or recycled.space.support is not None:
+            return None
+        space = recycled.space.continued(earlier.operator, problem.operator)
+        if space is None:
+            return None
+        start = evaluate(problem, space, recycled.coordinates)
+        state = SubspaceState(space, start, earlier.representer_weights, Memory())
+        state = self._make_room(problem, state, 0, min(_CONTINUED, self.initial_rank(problem)))
+        return state.space, state.iterate.coordinates
 
     # -------------------------------------------------------------------- step
     def step(self, problem: Problem, state: SubspaceState, budget: Budget) -> SubspaceState:
