@@ -13,7 +13,7 @@ from torch.distributions import Distribution
 
 from itergp.checks import require_positive
 from itergp.diagnostics.metrics import Reliability, class_probabilities, reliability
-from itergp.learning.held_out import held_out_splits, quarters
+from itergp.learning.held_out import held_out_splits, num_weighted, quarters
 from itergp.likelihoods import Observations
 from itergp.models import LatentPosterior, NetworkGP, NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
@@ -120,20 +120,14 @@ def calibrate_predictions(
         densities, humility = _joined(parts)
         chosen, error = humblest(*_of_one_approximation(densities, humility))
         drawn = sum(rows.numel() for rows in splits[0])
-        if observations.likelihood.num_latents > 1 and drawn < _with_weight(observations):
+        if observations.likelihood.num_latents > 1 and drawn < num_weighted(observations):
             chosen = chosen[0], _sharper(chosen[1])
         mean, covariance, variance = (torch.cat([part.moments[chosen[0]][i] for part in parts]) for i in range(3))
-        held_out = observations.take(rows)
-        curve = _reliability(held_out, mean, tempered(covariance, variance, chosen[1]))
-        density = held_out.predictive_log_density(mean, tempered(covariance, variance, chosen[1])).double()
+        held_out, left = observations.take(rows), tempered(covariance, variance, chosen[1])
+        curve = _reliability(held_out, observations.likelihood.predictive(mean, left))
+        density = held_out.predictive_log_density(mean, left).double()
     means = {key: float(value.mean()) for key, value in densities.items()}
     return Calibration(*chosen, means, error, held_out.num_rows, curve, HeldOutDensities(rows, density))
-
-
-def _with_weight(observations: Observations) -> int:
-    """Rows that have a weight."""
-    weight = observations.sample_weight
-    return observations.num_rows if weight is None else int((weight > 0).sum())
 
 
 def _sharper(exponent: float) -> float:
@@ -152,17 +146,23 @@ def _approximations(observations: Observations, conditioned: int, held_out: int)
     likelihood = observations.likelihood
     if likelihood.num_latents == 1 or likelihood.quadratic:
         return APPROXIMATIONS
-    affordable = conditioned + held_out <= max(_LEAST_ROWS, _VALUES // likelihood.num_latents)
-    return APPROXIMATIONS if affordable and conditioned >= _TRANSFERS * observations.num_rows else ("laplace",)
+    cheap = conditioned + held_out <= _affordable(likelihood.num_latents, _VALUES)
+    return APPROXIMATIONS if cheap and conditioned >= _TRANSFERS * observations.num_rows else ("laplace",)
 
 
 def _rows_to_draw(observations: Observations) -> int:
     """As many rows as can be conditioned on in a small part of the time that learning takes."""
-    latents, total = observations.likelihood.num_latents, observations.num_rows
-    drawn = max(_LEAST_ROWS, min(_MOST_ROWS, _VALUES // latents))
-    if latents == 1 or observations.likelihood.quadratic or 0.75 * min(drawn, total) >= _TRANSFERS * total:
+    latents = observations.likelihood.num_latents
+    drawn = _affordable(latents, _VALUES)
+    held_out = min(drawn, observations.num_rows) // 4
+    if _approximations(observations, min(drawn, observations.num_rows) - held_out, held_out) == APPROXIMATIONS:
         return drawn
-    return max(_LEAST_ROWS, min(_MOST_ROWS, _LAPLACE_VALUES // latents))
+    return _affordable(latents, _LAPLACE_VALUES)
+
+
+def _affordable(latents: int, values: int) -> int:
+    """Rows of so many latent values."""
+    return max(_LEAST_ROWS, min(_MOST_ROWS, values // latents))
 
 
 def judge_predictions(
@@ -212,14 +212,17 @@ def calibrate_network(model: NetworkGP, x: Any, y: Any) -> Calibration:
     rows, held_out = data.whole(model.calculus, model.linearisation.parameters()[0])
     with torch.no_grad():
         if model.draws_functions:
-            densities, humility = _by_functions(model, rows, held_out)
-            chosen, error = humblest(densities, humility)
-            curve = _reliability_of(held_out, model.predict(rows, tempering=chosen[1]))
+            part = _Part.by_functions(model, rows, held_out)
         else:
-            moments = model.latent_moments(rows)
-            densities, humility = _joined([_Part.of(held_out, {"laplace": moments})])
-            chosen, error = humblest(densities, humility)
-            curve = _reliability(held_out, moments[0], tempered(moments[1], moments[2], chosen[1]))
+            part = _Part.of(held_out, {"laplace": model.latent_moments(rows)})
+        densities, humility = _joined([part])
+        chosen, error = humblest(densities, humility)
+        if part.moments:
+            mean, covariance, variance = part.moments["laplace"]
+            predictive = held_out.likelihood.predictive(mean, tempered(covariance, variance, chosen[1]))
+        else:
+            predictive = model.predict(rows, tempering=chosen[1])
+        curve = _reliability(held_out, predictive)
     model.tempering = chosen[1]
     means = {key: float(value.mean()) for key, value in densities.items()}
     return Calibration(*chosen, means, error, held_out.num_rows, curve)
@@ -230,7 +233,8 @@ class _Part:
     """What is known of some held-out rows.
 
     Attributes:
-        moments: Latent means ``(m, C)``, covariances ``(m, C, C)`` and prior variances ``(m, C)`` by approximation.
+        moments: Latent means ``(m, C)``, covariances ``(m, C, C)`` and prior variances ``(m, C)`` by approximation; none of
+            many classes.
         densities: Log-densities ``(m,)`` by candidate, and by approximation with infinity for its mean plugged in.
         shares: Shares of the prior variance that a candidate leaves ``(m,)``.
     """
@@ -245,15 +249,31 @@ class _Part:
         part = cls(moments, {}, {})
         for approximation, (mean, covariance, variance) in moments.items():
             plugged_in = held_out.predictive_log_density(mean, torch.zeros_like(covariance)).double()
-            part.densities[approximation, math.inf], limit = plugged_in, float(plugged_in.mean())
+            part.densities[approximation, math.inf] = plugged_in
             for exponent in (*EXPONENTS, *SHARPER):
                 left = tempered(covariance, variance, exponent)
+                share = (left.diagonal(dim1=-2, dim2=-1) / variance).double().mean(-1)
                 density = held_out.predictive_log_density(mean, left).double()
-                part.densities[approximation, exponent] = density
-                part.shares[approximation, exponent] = (left.diagonal(dim1=-2, dim2=-1) / variance).double().mean(-1)
-                if exponent >= EXPONENTS[-1] and abs(float(density.mean()) - limit) <= _SAME * abs(limit):
+                if part._add((approximation, exponent), density, share):
                     break
         return part
+
+    @classmethod
+    def by_functions(cls, model: NetworkGP, rows: Any, held_out: Observations) -> _Part:
+        """The same of many classes, by functions that are drawn once for all exponents."""
+        exponents = (*EXPONENTS, *SHARPER, math.inf)
+        found, share = model.tempered_log_densities(rows, held_out.targets.long(), exponents)
+        part = cls({}, {("laplace", math.inf): found[-1]}, {})
+        for exponent, density in zip(exponents[:-1], found[:-1], strict=True):
+            if part._add(("laplace", exponent), density, share.pow(exponent + 1.0)):
+                break
+        return part
+
+    def _add(self, candidate: Choice, density: Tensor, share: Tensor) -> bool:
+        """Adds a candidate, and says whether it is all but the plugged-in mean."""
+        self.densities[candidate], self.shares[candidate] = density, share
+        limit = float(self.densities[candidate[0], math.inf].mean())
+        return candidate[1] >= EXPONENTS[-1] and abs(float(density.mean()) - limit) <= _SAME * abs(limit)
 
     def density(self, candidate: Choice) -> Tensor:
         """Of a candidate, or, beyond those that were compared, of the plugged-in mean."""
@@ -270,7 +290,7 @@ def _joined(parts: list[_Part]) -> tuple[dict[Choice, Tensor], dict[Choice, floa
     Of approximations that are known for all of them. The mode of a density with kinks may not be found: it is no candidate
     beside a posterior that is.
     """
-    known = [one for one in parts[0].moments if all(one in part.moments for part in parts)]
+    known = set.intersection(*({approximation for approximation, _ in part.densities} for part in parts))
     candidates = {key: None for part in parts for key in part.densities if key[0] in known}
     densities = {key: torch.cat([part.density(key) for part in parts]) for key in candidates}
     finite = [key for key in candidates if key[1] < math.inf]
@@ -310,20 +330,6 @@ def _of_one_approximation(
     kept = "variational" if lead > _LEAD else "laplace"
     of_kept = {key: value for key, value in densities.items() if key[0] == kept}
     return of_kept, {key: value for key, value in humility.items() if key[0] == kept}
-
-
-def _by_functions(
-    model: NetworkGP, rows: Any, held_out: Observations
-) -> tuple[dict[Choice, Tensor], dict[Choice, float]]:
-    """What ``_joined`` gives, of many classes, by functions that are drawn once for all exponents."""
-    found, share = model.tempered_log_densities(rows, held_out.targets.long(), (*EXPONENTS, *SHARPER, math.inf))
-    densities, humility, limit = {("laplace", math.inf): found[-1]}, {}, float(found[-1].mean())
-    for exponent, density in zip((*EXPONENTS, *SHARPER), found[:-1], strict=True):
-        densities["laplace", exponent] = density
-        humility["laplace", exponent] = float(share.pow(exponent + 1.0).mean())
-        if exponent >= EXPONENTS[-1] and abs(float(density.mean()) - limit) <= _SAME * abs(limit):
-            break
-    return densities, humility
 
 
 def humblest(
@@ -423,11 +429,7 @@ def _marginals(
     return results
 
 
-def _reliability(observations: Observations, mean: Tensor, covariance: Tensor) -> Reliability | None:
-    return _reliability_of(observations, observations.likelihood.predictive(mean, covariance))
-
-
-def _reliability_of(observations: Observations, predictive: Distribution) -> Reliability | None:
+def _reliability(observations: Observations, predictive: Distribution) -> Reliability | None:
     probs = getattr(predictive, "probs", None)
     if not torch.is_tensor(probs):
         return None

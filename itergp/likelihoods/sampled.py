@@ -173,20 +173,21 @@ _groups_of_nodes: MutableMapping[Tensor, dict[Any, Any]] = WeakTensorKeyDictiona
 def _kept_groups(offsets: Tensor, weights: Tensor, width: float, separable: bool, least: int) -> list[_Group] | None:
     """Groups of rows with their nodes, kept where no derivative goes through them; None if all rows keep what they have."""
     if offsets.requires_grad:
-        return _grouped(offsets, weights, width, separable, least, keep=False)
+        return _make_groups(offsets, weights, width, separable, least, keep=False)
     kept = _groups_of_nodes.setdefault(offsets, {})
     # What is made in inference mode has no derivative to be part of, later.
     version = None if offsets.is_inference() else offsets._version
     key = width, separable, least, torch.is_inference_mode_enabled(), version
     if key not in kept:
-        kept[key] = _grouped(offsets, weights, width, separable, least, keep=True)
+        kept[key] = _make_groups(offsets, weights, width, separable, least, keep=True)
     groups: list[_Group] | None = kept[key]
     return groups
 
 
-def _grouped(
+def _make_groups(
     offsets: Tensor, weights: Tensor, width: float, separable: bool, least: int, *, keep: bool
 ) -> list[_Group] | None:
+    """Rows by the nodes that their marginals ask for; None if all keep those that are given."""
     latents = offsets.shape[-1]
     covariance = torch.cat([node_covariance(part, weights) for part in offsets.split(_MATCHED_ROWS, 1)])
     fineness = _fineness(covariance, width).clamp_min(least)
@@ -195,7 +196,7 @@ def _grouped(
     given, groups, numbers = _level_of(len(weights), latents), [], 0
     if not float(fineness.detach().amax()) > given:  # nor where it is NaN, which is for the solver to report
         return None
-    for level, share, rows in _groups(fineness, latents if separable else 0):
+    for level, share, rows in _rows_of_levels(fineness, latents if separable else 0):
         numbers += len(rows) * latents * (len(weights) + 2 * num_pairs(latents) * FINER**level)
         keeps = keep and numbers <= KEPT_NUMBERS
         groups.append(_Group(rows, level, share, given, covariance[rows], keeps))
@@ -220,7 +221,7 @@ def _fineness(covariance: Tensor, width: float) -> Tensor:
     return (deviation / _FEW_PAIRS_REACH).log2().clamp(0, _MOST_LEVELS)
 
 
-def _groups(fineness: Tensor, latents: int) -> Iterator[tuple[int, Tensor | None, Tensor]]:
+def _rows_of_levels(fineness: Tensor, latents: int) -> Iterator[tuple[int, Tensor | None, Tensor]]:
     """Levels, the shares of them or None for all, and their rows, at most so many at once as their nodes allow.
 
     All that there are where ``latents`` is 0.

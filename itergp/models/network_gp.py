@@ -37,7 +37,7 @@ from itergp.operators.row_gradients import RowGradients
 from itergp.posterior.gauss_newton import MANY_LATENTS, Curvatures, GaussNewton, Overview, leading_actions, look_over
 from itergp.posterior.row_information import RowInformation
 from itergp.posterior.softmax_information import SoftmaxInformation, SoftmaxRows
-from itergp.posterior.tempering import tempered, variance_share
+from itergp.posterior.tempering import share_power, tempered, variance_share
 from itergp.posterior.weights import (
     DenseInformation,
     Information,
@@ -525,7 +525,7 @@ class NetworkGP(nn.Module):
     def _predict_by_samples(self, x: Any, exponent: float) -> CategoricalPredictive:
         samples, found = self._samples(), []
         for _, part in sampled_parts(self._rows(x), self.linearisation.num_latents):
-            share = None if exponent == 0.0 else self._remaining(part).pow(exponent)
+            share = None if exponent == 0.0 else share_power(self._remaining(part), exponent)
             found.append(samples.probabilities(part, share))
         probs, errors = (torch.cat(own) for own in zip(*found, strict=True))
         return CategoricalPredictive(probs, errors)
@@ -544,7 +544,7 @@ class NetworkGP(nn.Module):
         samples, densities, left = self._samples(), [], []
         for i, part in sampled_parts(self._rows(x), self.linearisation.num_latents):
             share = self._remaining(part)
-            powers = [torch.zeros_like(share) if p == math.inf else share.pow(p) for p in exponents]
+            powers = [share_power(share, p) for p in exponents]
             densities.append(samples.log_densities(part, labels[i], powers))
             left.append(share.double())
         return torch.cat(densities, 1), torch.cat(left)

@@ -24,7 +24,7 @@ from itergp.models.threads import turn
 from itergp.models.validation import as_inputs, check_test_inputs, like_known
 from itergp.operators import default_memory_budget
 from itergp.operators.special import has_moving_grid
-from itergp.posterior.tempering import remaining_share, tempered
+from itergp.posterior.tempering import remaining_share, share_power, tempered
 from itergp.solvers import Solution
 
 _COPIES = 4  # of new inputs: converted, scaled, with their norms, in the order of a product
@@ -127,15 +127,15 @@ class Stream:
                 yield rows, mean, mean.new_zeros(*mean.shape, mean.shape[1])
 
     def tempering_factors(self, tempering: float) -> Tensor:
-        """Powers of the share of the prior variance that is left ``(M,)``, by which tempering multiplies latent deviations."""
-        parts = self.latents(covariance=True)
-        return gathered(
-            (
-                (rows, remaining_share(part.row_covariance(), part.prior_variance) ** (0.5 * tempering))
-                for rows, part in parts
-            ),
-            self.num_rows,
+        """Roots of what tempering multiplies row covariances by ``(M,)``."""
+        if tempering == 0.0 or math.isinf(tempering):
+            like = self.conditioned.solution.representer_weights
+            return like.new_full((self.num_rows,), 0.0 if tempering else 1.0)
+        shares = (
+            (rows, remaining_share(part.row_covariance(), part.prior_variance))
+            for rows, part in self.latents(covariance=True)
         )
+        return share_power(gathered(shares, self.num_rows), 0.5 * tempering)
 
     def predictives(self, tempering: float, observation: dict[str, Any]) -> Iterator[tuple[slice, Distribution]]:
         """Slices of rows and the predictive distribution there."""

@@ -24,6 +24,19 @@ def variance_share(variance: Tensor, prior_variance: Tensor) -> Tensor:
     return (variance.sum(-1) / total).clamp(0.0, 1.0)
 
 
+def share_power(share: Tensor, exponent: float) -> Tensor:
+    """What tempering multiplies covariances by: a power of the share that is left ``(M,)``, and nothing for infinity.
+
+    Args:
+        share: 0 to 1 ``(M,)``.
+        exponent: p, 0 or more.
+    """
+    if math.isinf(exponent):
+        return torch.zeros_like(share)
+    # A power below one of a share of zero has no derivative.
+    return share.clamp_min(torch.finfo(share.dtype).tiny).pow(exponent)
+
+
 def tempered(covariance: Tensor, prior_variance: Tensor, exponent: float) -> Tensor:
     """Row covariances times a power of the share of the prior variance that is left: ``Sigma (tr Sigma / tr K)^p``.
 
@@ -47,6 +60,4 @@ def tempered(covariance: Tensor, prior_variance: Tensor, exponent: float) -> Ten
         return covariance
     if exponent == math.inf:
         return torch.zeros_like(covariance)
-    # The power of a share of zero has no derivative if it is below one.
-    share = remaining_share(covariance, prior_variance).clamp_min(torch.finfo(covariance.dtype).tiny)
-    return covariance * share.pow(exponent)[..., None, None]
+    return covariance * share_power(remaining_share(covariance, prior_variance), exponent)[..., None, None]

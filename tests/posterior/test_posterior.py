@@ -468,6 +468,23 @@ def test_tempering_leaves_ignorance_alone():
     assert not bool(tempered(covariance, prior, math.inf).any())
 
 
+@pytest.mark.parametrize("exponent", [0.0, 0.5, 3.0, math.inf])
+@pytest.mark.parametrize("name", ["gaussian", "categorical"])
+def test_factors_of_tempering_are_those_of_predictions(name, exponent):
+    """Near to the data, and so far that nothing is known and only infinity changes anything."""
+    model, x = (
+        make_model(name, approximation="laplace"),
+        torch.cat([make_inputs(4, seed=3), torch.full((1, 2), 1e6)]).double(),
+    )
+    model.tempering = exponent
+    with torch.no_grad():
+        factors = model.tempering_factors(x)
+        whole, integrated = (next(model._stream(x).marginals(p))[2] for p in (0.0, exponent))
+    assert_close(factors.square()[:, None, None] * whole, integrated)
+    assert float(factors[-1]) == pytest.approx(0.0 if math.isinf(exponent) else 1.0)
+    assert torch.equal(model.tempering_factors(x, tempering=0.0), torch.ones(5, dtype=torch.float64))
+
+
 def test_the_humblest_of_equals_is_chosen():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(400, generator=generator).double()
