@@ -20,12 +20,11 @@ from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.models.network_data import NetworkData
 from itergp.objectives import NEVER, Deadline, OutOfTimeError
 from itergp.operators import Prior
-from itergp.posterior.tempering import tempered
+from itergp.posterior.tempering import EXPONENTS, tempered
 from itergp.solvers import APPROXIMATIONS, Reason, Solution, solve
 
 Choice = tuple[str, float]  # approximation and exponent of tempering
 
-EXPONENTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
 # Candidates besides, until one is all but the plugged-in mean where the data say anything (and the prior where they do not): of
 # many classes, most are excluded at any input, and keep nearly all of their variance.
 SHARPER = (512.0, 2048.0, 8192.0, 32768.0)

@@ -37,7 +37,7 @@ from itergp.operators.row_gradients import RowGradients
 from itergp.posterior.gauss_newton import MANY_LATENTS, Curvatures, GaussNewton, Overview, leading_actions, look_over
 from itergp.posterior.row_information import RowInformation
 from itergp.posterior.softmax_information import SoftmaxInformation, SoftmaxRows
-from itergp.posterior.tempering import share_power, tempered, variance_share
+from itergp.posterior.tempering import EXPONENTS, share_power, tempered, variance_share
 from itergp.posterior.weights import (
     DenseInformation,
     Information,
@@ -62,7 +62,7 @@ _OVERSAMPLED = 4  # columns beyond half of the rank that a pass of the search fo
 _STEPS, _FEW_EVALUATIONS = 50, 8  # of prior precisions, within a round, and where each costs a factorisation
 
 _TEMPERED_ROWS, _TEMPERED_LOSS = 128, 0.01  # training rows that choose the tempering of many classes, and its cost
-TEMPERINGS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, math.inf)
+TEMPERINGS = (*EXPONENTS, math.inf)
 
 Prior = float | Tensor | Mapping[str, float]
 
@@ -336,9 +336,8 @@ class NetworkGP(nn.Module):
         coverage = 1.0 if rank is None or learns else self.coverage
         curvatures: Curvatures | None = [] if self.data.loader is None else None  # whose batches may be others
         overview = look_over(self.linearisation, self._parts, coverage, single, curvatures)
-        if (
-            learns and overview.num_single < overview.num_directions
-        ):  # the evidence knows the derivative of actions alone
+        # The evidence knows the derivative of actions alone.
+        if learns and overview.num_single < overview.num_directions:
             overview = replace(overview, num_single=0, split=math.inf)
         self._require_same_rows(overview)
         scale = self._scale()

@@ -7,6 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+# Exponents that are compared where one is chosen: from the posterior itself to where its mean is all but plugged in.
+EXPONENTS = (0.0, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0)
+
 
 def remaining_share(covariance: Tensor, prior_variance: Tensor) -> Tensor:
     """The share of the prior variance of a row's latent functions that is left, 0 to 1: ``tr(Sigma) / tr(K)`` ``(M,)``.
