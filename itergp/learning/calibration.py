@@ -123,7 +123,7 @@ def calibrate_predictions(
             chosen = chosen[0], _sharper(chosen[1])
         mean, covariance, variance = (torch.cat([part.moments[chosen[0]][i] for part in parts]) for i in range(3))
         held_out, left = observations.take(rows), tempered(covariance, variance, chosen[1])
-        curve = _reliability(held_out, observations.likelihood.predictive(mean, left))
+        curve = _reliability(held_out, held_out.likelihood.predictive(mean, left))
         density = held_out.predictive_log_density(mean, left).double()
     means = {key: float(value.mean()) for key, value in densities.items()}
     return Calibration(*chosen, means, error, held_out.num_rows, curve, HeldOutDensities(rows, density))
