@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,24 +11,26 @@ from torch.distributions import Distribution
 
 from itergp.checks import require_positive
 from itergp.diagnostics.metrics import Reliability, class_probabilities, reliability
+from itergp.learning.candidates import (
+    LEAD,
+    SHARPER,
+    Candidates,
+    Choice,
+    humblest,
+    joined,
+    lead_of,
+    marginals,
+    of_one_approximation,
+)
 from itergp.learning.held_out import held_out_splits, num_weighted, quarters
 from itergp.likelihoods import Observations
-from itergp.models import LatentPosterior, NetworkGP, NonConjugateGP
-from itergp.models.distinct_rows import distinct_rows, share_latents
+from itergp.models import NetworkGP, NonConjugateGP
 from itergp.models.network_data import NetworkData
 from itergp.objectives import NEVER, Deadline, OutOfTimeError
 from itergp.operators import Prior
 from itergp.posterior.tempering import EXPONENTS, tempered
-from itergp.solvers import APPROXIMATIONS, Reason, Solution, solve
+from itergp.solvers import APPROXIMATIONS
 
-Choice = tuple[str, float]  # approximation and exponent of tempering
-
-# Candidates besides, until one is all but the plugged-in mean where the data say anything (and the prior where they do not): of
-# many classes, most are excluded at any input, and keep nearly all of their variance.
-SHARPER = (512.0, 2048.0, 8192.0, 32768.0)
-# Shares of the log-density that humility may cost: that much in any case, and as much as that if a standard error allows it.
-_INVISIBLE, _TOLERANCE = 0.002, 0.005
-_LEAD = 1.0  # standard errors by which a variational posterior must be better than Laplace's
 _ENOUGH = 2000  # held-out rows that choose; of many latent functions fewer, as many as take the time
 # With several latent functions, share of all rows that a variational posterior must be compared with to be a candidate: a
 # covariance of the same rank says less of more rows, and the mean follows it. (penbased, 1,500 of 8,794 rows: test NLL 0.065,
@@ -41,7 +41,6 @@ _TRANSFERS = 0.6
 _MOST_ROWS = 8000
 _VALUES, _LAPLACE_VALUES = 20_000, 80_000
 _LEAST_ROWS = 1000
-_SAME = 0.001  # share of the log-density by which a sharp candidate may differ from the plugged-in mean
 
 
 @dataclass(frozen=True)
@@ -116,8 +115,8 @@ def calibrate_predictions(
         approximations = _approximations(observations, *(rows.numel() for rows in splits[0]))
         parts = _in_time(model, prior, splits, approximations, deadline)
         rows = torch.cat([held_out for _, held_out in splits[: len(parts)]])
-        densities, humility = _joined(parts)
-        chosen, error = humblest(*_of_one_approximation(densities, humility))
+        densities, humility = joined(parts)
+        chosen, error = humblest(*of_one_approximation(densities, humility))
         drawn = sum(rows.numel() for rows in splits[0])
         if observations.likelihood.num_latents > 1 and drawn < num_weighted(observations):
             chosen = chosen[0], _sharper(chosen[1])
@@ -183,7 +182,7 @@ def judge_predictions(
     with torch.no_grad():
         prior, observations = model.prior_at(), model.observations
         for train, held_out in held_out_splits(observations, num_rows=num_rows, seed=seed):
-            found = _marginals(model, prior, train, held_out, kinds, deadline)
+            found = marginals(model, prior, train, held_out, kinds, deadline)
             mean, covariance, variance = found.get(model.approximation, found["laplace"])
             left = tempered(covariance, variance, model.tempering)
             rows.append(held_out)
@@ -211,10 +210,10 @@ def calibrate_network(model: NetworkGP, x: Any, y: Any) -> Calibration:
     rows, held_out = data.whole(model.calculus, model.linearisation.parameters()[0])
     with torch.no_grad():
         if model.draws_functions:
-            part = _Part.by_functions(model, rows, held_out)
+            part = Candidates.by_functions(model, rows, held_out)
         else:
-            part = _Part.of(held_out, {"laplace": model.latent_moments(rows)})
-        densities, humility = _joined([part])
+            part = Candidates.of(held_out, {"laplace": model.latent_moments(rows)})
+        densities, humility = joined([part])
         chosen, error = humblest(densities, humility)
         if part.moments:
             mean, covariance, variance = part.moments["laplace"]
@@ -227,142 +226,13 @@ def calibrate_network(model: NetworkGP, x: Any, y: Any) -> Calibration:
     return Calibration(*chosen, means, error, held_out.num_rows, curve)
 
 
-@dataclass(frozen=True)
-class _Part:
-    """What is known of some held-out rows.
-
-    Attributes:
-        moments: Latent means ``(m, C)``, covariances ``(m, C, C)`` and prior variances ``(m, C)`` by approximation; none of
-            many classes.
-        densities: Log-densities ``(m,)`` by candidate, and by approximation with infinity for its mean plugged in.
-        shares: Shares of the prior variance that a candidate leaves ``(m,)``.
-    """
-
-    moments: Mapping[str, tuple[Tensor, ...]]
-    densities: dict[Choice, Tensor]
-    shares: dict[Choice, Tensor]
-
-    @classmethod
-    def of(cls, held_out: Observations, moments: Mapping[str, tuple[Tensor, ...]]) -> _Part:
-        """Compares exponents, of each approximation as many as it takes to be all but the plugged-in mean."""
-        part = cls(moments, {}, {})
-        for approximation, (mean, covariance, variance) in moments.items():
-            plugged_in = held_out.predictive_log_density(mean, torch.zeros_like(covariance)).double()
-            part.densities[approximation, math.inf] = plugged_in
-            for exponent in (*EXPONENTS, *SHARPER):
-                left = tempered(covariance, variance, exponent)
-                share = (left.diagonal(dim1=-2, dim2=-1) / variance).double().mean(-1)
-                density = held_out.predictive_log_density(mean, left).double()
-                if part._add((approximation, exponent), density, share):
-                    break
-        return part
-
-    @classmethod
-    def by_functions(cls, model: NetworkGP, rows: Any, held_out: Observations) -> _Part:
-        """The same of many classes, by functions that are drawn once for all exponents."""
-        exponents = (*EXPONENTS, *SHARPER, math.inf)
-        found, share = model.tempered_log_densities(rows, held_out.targets.long(), exponents)
-        part = cls({}, {("laplace", math.inf): found[-1]}, {})
-        for exponent, density in zip(exponents[:-1], found[:-1], strict=True):
-            if part._add(("laplace", exponent), density, share.pow(exponent + 1.0)):
-                break
-        return part
-
-    def _add(self, candidate: Choice, density: Tensor, share: Tensor) -> bool:
-        """Adds a candidate, and says whether it is all but the plugged-in mean."""
-        self.densities[candidate], self.shares[candidate] = density, share
-        limit = float(self.densities[candidate[0], math.inf].mean())
-        return candidate[1] >= EXPONENTS[-1] and abs(float(density.mean()) - limit) <= _SAME * abs(limit)
-
-    def density(self, candidate: Choice) -> Tensor:
-        """Of a candidate, or, beyond those that were compared, of the plugged-in mean."""
-        return self.densities.get(candidate, self.densities[candidate[0], math.inf])
-
-    def share(self, candidate: Choice) -> Tensor:
-        """What a candidate leaves of the prior variance; nothing beyond those that were compared."""
-        return self.shares.get(candidate, torch.zeros_like(self.density(candidate)))
-
-
-def _joined(parts: list[_Part]) -> tuple[dict[Choice, Tensor], dict[Choice, float]]:
-    """Log-densities of all held-out rows by candidate, and the mean share of the prior variance that each leaves.
-
-    Of approximations that are known for all of them. The mode of a density with kinks may not be found: it is no candidate
-    beside a posterior that is.
-    """
-    known = set.intersection(*({approximation for approximation, _ in part.densities} for part in parts))
-    candidates = {key: None for part in parts for key in part.densities if key[0] in known}
-    densities = {key: torch.cat([part.density(key) for part in parts]) for key in candidates}
-    finite = [key for key in candidates if key[1] < math.inf]
-    return densities, {key: float(torch.cat([part.share(key) for part in parts]).mean()) for key in finite}
-
-
-def _lead(densities: dict[Choice, Tensor]) -> float | None:
-    """By how many standard errors the best variational candidate is ahead of Laplace's; None if there is only one of them."""
-    best: dict[str, Tensor] = {}
-    for (approximation, exponent), value in densities.items():
-        mean = float(value.mean())
-        known = best.get(approximation)
-        if exponent < math.inf and math.isfinite(mean) and (known is None or mean > float(known.mean())):
-            best[approximation] = value
-    if len(best) < 2:
-        return None
-    difference = best["variational"] - best["laplace"]
-    return float(difference.mean()) / max(_standard_error(difference), 1e-300)
-
-
-def _standard_error(difference: Tensor) -> float:
-    """Of the mean of differences ``(M,)``, which nobody knows of one."""
-    return float(difference.std(correction=0)) / math.sqrt(len(difference)) if len(difference) > 1 else math.inf
-
-
-def _of_one_approximation(
-    densities: dict[Choice, Tensor], humility: dict[Choice, float]
-) -> tuple[dict[Choice, Tensor], dict[Choice, float]]:
-    """The candidates of Laplace's approximation, or, if the best of those is a standard error ahead, of the variational one.
-
-    Learning tunes the mode that is plugged in, which Laplace's come to as exponents grow. Variational means lie further out:
-    where much of their variance is taken away, what few rows pay for that is easily missed among those held out.
-    """
-    lead = _lead(densities)
-    if lead is None:
-        return densities, humility
-    kept = "variational" if lead > _LEAD else "laplace"
-    of_kept = {key: value for key, value in densities.items() if key[0] == kept}
-    return of_kept, {key: value for key, value in humility.items() if key[0] == kept}
-
-
-def humblest(
-    densities: dict[Choice, Tensor], humility: dict[Choice, float], most: float = _TOLERANCE
-) -> tuple[Choice, float]:
-    """The candidate that leaves most variance among those no worse than the best, and the standard error of their difference.
-
-    Args:
-        densities: Log-densities of the held-out rows ``(M,)`` by candidate.
-        humility: Share of the prior variance that each candidate leaves.
-        most: Share of the best's log-density that is too much to give up, whatever its standard error.
-    """
-    candidates = {key: value for key, value in densities.items() if key[1] < math.inf}
-    means = {key: float(value.mean()) for key, value in candidates.items()}
-    best = max(means, key=lambda key: means[key] if math.isfinite(means[key]) else -math.inf)
-    least, most = _INVISIBLE * abs(means[best]), most * abs(means[best])
-    near, errors = [best], {best: 0.0}
-    for key, value in candidates.items():
-        difference = candidates[best] - value
-        error = _standard_error(difference)
-        if key != best and float(difference.mean()) <= min(max(error, least), most):
-            near.append(key)
-            errors[key] = error
-    chosen = max(near, key=lambda key: humility[key])
-    return chosen, errors[chosen]
-
-
 def _in_time(
     model: NonConjugateGP,
     prior: Prior,
     splits: list[tuple[Tensor, Tensor]],
     approximations: tuple[str, ...],
     deadline: Deadline,
-) -> list[_Part]:
+) -> list[Candidates]:
     """As many of the splits, in their order, as say enough and there is time for; the first of them at least.
 
     A variational posterior that falls a standard error behind, and is the dearer one, is not looked at again.
@@ -370,62 +240,24 @@ def _in_time(
     Raises:
         OutOfTimeError: If there is no time for one.
     """
-    parts: list[_Part] = []
+    parts: list[Candidates] = []
     judged, enough = 0, min(_ENOUGH, _VALUES // model.observations.likelihood.num_latents)
     for split in splits:
         try:
-            moments = _marginals(model, prior, *split, approximations, deadline)
-            parts.append(_Part.of(model.observations.take(split[1]), moments))
+            moments = marginals(model, prior, *split, approximations, deadline)
+            parts.append(Candidates.of(model.observations.take(split[1]), moments))
         except OutOfTimeError:
             if not parts:
                 raise
             break
         judged += split[1].numel()
-        lead = _lead(_joined(parts)[0])
+        lead = lead_of(joined(parts)[0])
         if deadline.over or judged >= enough:
             break
         approximations = tuple(one for one in approximations if one in parts[-1].moments)
-        if lead is not None and lead < -_LEAD:
+        if lead is not None and lead < -LEAD:
             approximations = ("laplace",)
     return parts
-
-
-def _marginals(
-    model: NonConjugateGP,
-    prior: Prior,
-    train: Tensor,
-    held_out: Tensor,
-    approximations: tuple[str, ...],
-    deadline: Deadline,
-) -> dict[str, tuple[Tensor, Tensor, Tensor]]:
-    """Latent means, covariances and prior variances of held-out rows by approximation, of those that were found in time.
-
-    The first is always among them.
-    """
-    deadline.check()
-    part, seen = share_latents(distinct_rows(model, prior, train), prior.take(train), model.observations.take(train))
-    validation = prior.take(held_out)
-    operator = model.make_operator(part, seen)
-    results: dict[str, tuple[Tensor, Tensor, Tensor]] = {}
-    solution: Solution | None = None
-    for approximation in sorted(approximations):  # the Laplace mode is where the variational solve starts
-        solution = solve(
-            operator,
-            part.mean,
-            seen,
-            model.solver,
-            approximation=approximation,
-            warm_start=solution,
-            time_limit=deadline.left(),
-        )
-        if deadline.over and results:
-            break
-        deadline.check()
-        if approximation != approximations[0] and solution.status.reason is Reason.PRECISION:
-            continue
-        latent = LatentPosterior.at(validation, operator, solution)
-        results[approximation] = latent.mean, latent.row_covariance(), latent.prior_variance
-    return results
 
 
 def _reliability(observations: Observations, predictive: Distribution) -> Reliability | None:

@@ -25,6 +25,7 @@ from itergp.learning.calibration import Calibration, calibrate_predictions
 from itergp.learning.held_out import num_weighted
 from itergp.learning.humility import limit_lengthscales
 from itergp.learning.learner import OPTIMIZERS, Learner, Position, Stage, Stop, resume_objective
+from itergp.learning.output_scale import raise_output_scales
 from itergp.learning.parameters import FreeParameter, free_parameters
 from itergp.learning.resuming import open_checkpointer, save_learned
 from itergp.learning.structure_search import ENOUGH_ROWS, Comparison, StructureSearch
@@ -285,7 +286,7 @@ def _fit(model: NonConjugateGP, settings: Settings, options: RunOptions) -> Any:
     model.eval()
     seconds["learn"] = time.perf_counter() - learned.started
     latest = settings.deadline(called, 1.0 - _LAST_SHARE)
-    calibration = _calibrate(model, settings.seed, seconds, latest) if settings.calibrate else None
+    calibration = _calibrate(model, settings, seconds, latest) if settings.calibrate else None
     begun, left = time.perf_counter(), settings.deadline(called).left()
     solution = model.condition(
         progress=options.progress,
@@ -461,7 +462,9 @@ def _largest_subset(model: NonConjugateGP) -> int:
     return max(_LEAST_ROWS, min(rows, _REFINEMENT_COST // latents**2))
 
 
-def _calibrate(model: NonConjugateGP, seed: int, seconds: dict[str, float], deadline: Deadline) -> Calibration | None:
+def _calibrate(
+    model: NonConjugateGP, settings: Settings, seconds: dict[str, float], deadline: Deadline
+) -> Calibration | None:
     """Chooses the predictive distribution on held-out rows, if some can be held out in time, and makes it the model's."""
     if (
         deadline.over
@@ -470,10 +473,13 @@ def _calibrate(model: NonConjugateGP, seed: int, seconds: dict[str, float], dead
         or num_weighted(model.observations) < 2
     ):
         return None
-    begun = time.perf_counter()
+    begun, seed = time.perf_counter(), settings.seed
     calibration = None
+    half = Deadline(0.5 * (begun + deadline.at))
     with contextlib.suppress(OutOfTimeError):
-        limit_lengthscales(model, seed=seed, deadline=Deadline(0.5 * (begun + deadline.at)))
+        limit_lengthscales(model, seed=seed, deadline=half)
+        if model.observations.likelihood.num_latents == 1 and _learns_the_mode(model, settings):
+            raise_output_scales(model, seed=seed, deadline=half)
     # Where time may end, few rows choose first: of many classes, any choice beats the posterior itself (leaves, 1,430 rows of
     # 32 classes: held-out log-density -5.1, tempered -0.02).
     with contextlib.suppress(OutOfTimeError):
@@ -508,8 +514,7 @@ def _stages(model: NonConjugateGP, settings: Settings, *, renew_every: int) -> l
         return [Stage("learn", objective, max_iterations, learning_rate, "adam" if optimizer == "auto" else optimizer)]
     element = model.batch_elements[0]
     likelihood = element.observations.likelihood
-    few = element.train_targets.shape[0] <= _FEW_ROWS or not PredictiveLogDensity.supports(likelihood)
-    if objective == "elbo" or (objective == "auto" and few):
+    if objective == "elbo" or (objective == "auto" and _prefers_bound(element)):
         options: dict[str, Any] = {"initialise_kernel": False}  # that is over
         if optimizer != "lbfgs" and likelihood.exchangeable and _has_large_support(element):
             options |= {"batch_rows": _BATCH_ROWS, "seed": seed}
@@ -521,10 +526,8 @@ def _stages(model: NonConjugateGP, settings: Settings, *, renew_every: int) -> l
         return [Stage("learn", bound, max_iterations, learning_rate, "adam" if optimizer == "auto" else optimizer)]
     if objective not in ("auto", "predictive"):
         raise InputError(f"`objective` must be 'auto', 'predictive', 'elbo' or an objective. Got {objective!r}.")
-    # A noise or dispersion to learn would stand in for the latent variance that plugging in leaves out; and without a choice
-    # of how much of it predictions integrate, they integrate all.
-    integrate = any(parameter.requires_grad for parameter in likelihood.parameters()) or not settings.calibrate
-    options = {"predictive": model.approximation if integrate else "plug-in", "initialise_kernel": False}
+    predictive = "plug-in" if _learns_the_mode(model, settings) else model.approximation
+    options = {"predictive": predictive, "initialise_kernel": False}
     options |= {"renew_every": renew_every, "tolerance": 1e-3, "seed": seed}
     if optimizer == "lbfgs":  # a line search compares values: one split, and no trace of earlier evaluations in them
         options |= {"renew_every": None, "tolerance": 1e-6, "warm_start": False}
@@ -542,6 +545,25 @@ def _stages(model: NonConjugateGP, settings: Settings, *, renew_every: int) -> l
         Stage("subset", subset, share, learning_rate, optimizer),
         Stage("refinement", refined, max(1, max_iterations - share), _REFINEMENT_RATE * learning_rate, optimizer),
     ]
+
+
+def _prefers_bound(model: NonConjugateGP) -> bool:
+    """Whether the bound on the evidence is the objective where none is named."""
+    few = model.train_targets.shape[0] <= _FEW_ROWS
+    return few or not PredictiveLogDensity.supports(model.observations.likelihood)
+
+
+def _learns_the_mode(model: NonConjugateGP, settings: Settings) -> bool:
+    """Whether what is learned is the density of held-out rows at the mode.
+
+    A noise or dispersion to learn would stand in for the latent variance that plugging in leaves out; and without a choice of
+    how much of it predictions integrate, they integrate all.
+    """
+    element, objective = model.batch_elements[0], settings.objective
+    if objective != "predictive" and (objective != "auto" or _prefers_bound(element)):
+        return False
+    learned = any(parameter.requires_grad for parameter in element.observations.likelihood.parameters())
+    return settings.calibrate and not learned
 
 
 def _has_large_support(model: NonConjugateGP) -> bool:

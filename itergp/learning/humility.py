@@ -13,7 +13,7 @@ from torch import Tensor
 
 from itergp.errors import SolverError
 from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel
-from itergp.learning.calibration import humblest
+from itergp.learning.candidates import humblest
 from itergp.learning.held_out import held_out_splits
 from itergp.learning.judging import DENSE_TOLERANCE
 from itergp.learning.lengthscale_prior import has_own_prior

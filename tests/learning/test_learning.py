@@ -32,7 +32,8 @@ from itergp.kernels import (
     TiedMaternKernel,
 )
 from itergp.learning import calibrate_predictions, calibration, fit
-from itergp.learning.calibration import EXPONENTS, Calibration, _of_one_approximation
+from itergp.learning.calibration import Calibration
+from itergp.learning.candidates import of_one_approximation
 from itergp.learning.humility import limit_lengthscales
 from itergp.learning.learner import Adam, Learner, Stage, Stop
 from itergp.learning.parameters import free_parameters
@@ -47,6 +48,7 @@ from itergp.models import GP
 from itergp.models.starting_values import initialise
 from itergp.objectives import ComputationAwareELBO, Deadline, LaplaceEvidence, PredictiveLogDensity
 from itergp.objectives.base import Objective
+from itergp.posterior.tempering import EXPONENTS
 from itergp.records.listeners import Listeners
 from itergp.solvers import LinearTimeNewton, SubspaceNewton
 
@@ -697,7 +699,7 @@ def test_one_row_says_nothing_of_others():
     density = {
         (kind, 0.0): torch.tensor([value]).double() for kind, value in (("laplace", -1.0), ("variational", -0.5))
     }
-    kept, _ = calibration._of_one_approximation(density, dict.fromkeys(density, 0.5))
+    kept, _ = calibration.of_one_approximation(density, dict.fromkeys(density, 0.5))
     assert [*kept] == [("laplace", 0.0)]
 
 
@@ -727,20 +729,20 @@ def test_a_variational_posterior_is_chosen_if_it_is_a_standard_error_better(ahea
         ("variational", 8.0): base + ahead + noise,
     }
     shares = {key: 1.0 / (1.0 + key[1]) for key in densities if key[1] < math.inf}
-    of_kept, _ = _of_one_approximation(densities, shares)
+    of_kept, _ = of_one_approximation(densities, shares)
     assert {approximation for approximation, _ in of_kept} == {kept}
 
 
 def test_an_approximation_that_falls_behind_is_not_looked_at_again(monkeypatch):
     model, asked = SimpleGP(*make_classes(240, dtype=torch.float32), CategoricalLikelihood(3)), []
-    marginals = calibration._marginals
+    marginals = calibration.marginals
 
     def counted(*arguments):
         asked.append(arguments[4])
         return marginals(*arguments)
 
-    monkeypatch.setattr(calibration, "_marginals", counted)
-    monkeypatch.setattr(calibration, "_lead", lambda _: -3.0)
+    monkeypatch.setattr(calibration, "marginals", counted)
+    monkeypatch.setattr(calibration, "lead_of", lambda _: -3.0)
     assert {a for a, _ in calibrate_predictions(model).log_densities} == {"laplace"}
     assert asked == [calibration.APPROXIMATIONS, *[("laplace",)] * 3]
 
@@ -758,7 +760,7 @@ def test_quarters_are_held_out_until_they_say_enough(monkeypatch):
 def test_of_more_rows_than_were_drawn_more_variance_is_taken_away(exponent, monkeypatch):
     """With several latent functions, whose covariance of the same rank says less of more rows."""
     monkeypatch.setattr(calibration, "humblest", lambda *_: (("laplace", exponent), 0.0))
-    monkeypatch.setattr(calibration, "_of_one_approximation", lambda *both: both)
+    monkeypatch.setattr(calibration, "of_one_approximation", lambda *both: both)
     x, y = make_classes(240, dtype=torch.float32)
     several = SimpleGP(x, y, CategoricalLikelihood(3), kernel=default_kernel())
     assert calibrate_predictions(several, num_rows=240).tempering == exponent
