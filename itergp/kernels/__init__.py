@@ -5,6 +5,7 @@ from itergp.kernels.categorical import CategoricalKernel
 from itergp.kernels.laplacian import LaplacianKernel
 from itergp.kernels.ordered import OrderedCategoricalKernel
 from itergp.kernels.pairs import PairwiseLaplacianKernel
+from itergp.kernels.proposals import propose_pairs
 from itergp.kernels.tied import TiedLaplacianKernel, TiedMaternKernel, TiedRBFKernel
 
 __all__ = [
@@ -16,4 +17,5 @@ __all__ = [
     "TiedLaplacianKernel",
     "TiedMaternKernel",
     "TiedRBFKernel",
+    "propose_pairs",
 ]
