@@ -97,6 +97,20 @@ def additive_binary(num_rows: int, num_inputs: int = 10, seed: int = 0, num_test
     return split(f"additive binary {num_rows:,}", x, y, num_test, seed, standardise=False)
 
 
+INTERACTIONS = [(0, 3), (1, 2)]
+
+
+def interacting_binary(num_rows: int, num_inputs: int = 10, seed: int = 0, num_test: int = 10_000) -> Split:
+    """The same, and a function of each of two pairs of inputs: one with a jump at both axes, one with waves."""
+    rng = np.random.RandomState(seed)
+    steps = np.cumsum(rng.randn(num_inputs, 200), axis=1) / 14.0
+    x = rng.randn(num_rows + num_test, num_inputs)
+    (a, b), (c, d) = INTERACTIONS
+    f = _additive(x, steps) + 1.5 * np.sign(x[:, a] * x[:, b]) + np.sin(3.0 * x[:, c]) * np.cos(3.0 * x[:, d])
+    y = (rng.rand(len(x)) < 1.0 / (1.0 + np.exp(f.mean() - f))).astype(int)
+    return split(f"interacting binary {num_rows:,}", x, y, num_test, seed, standardise=False)
+
+
 def _additive(x: np.ndarray, steps: np.ndarray) -> np.ndarray:
     """Sums of functions of single inputs."""
     f = np.zeros(len(x))

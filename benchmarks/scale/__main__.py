@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.scale import items, maps
+from benchmarks.scale import items, maps, pairs
 from benchmarks.scale.report import write_report
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -45,6 +45,8 @@ PLAN: list[tuple[str, str, dict[str, Any], int]] = [
         for n in (100_000, 1_000_000)
         for a in APPROXIMATIONS
     ),
+    *(("pairs", "pairs_pass", {"rows": n}, n) for n in (100_000, 1_000_000)),
+    ("pairs", "pairs", {"rows": 100_000}, 100_000),
     *(("maps", "maps_pass", {"rows": n}, n) for n in MAP_SIZES),
     *(("maps", "maps_exact", {"rows": n}, n) for n in MAP_SIZES if n <= LARGEST_EXACT),
     *(("maps", "maps_itergp", {"rows": n, "method": m}, n) for m in OF_MAPS for n in MAP_SIZES),
@@ -70,7 +72,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.item:
         torch.set_num_threads(options.threads)
-        room = items if hasattr(items, options.item[0]) else maps
+        room = next(room for room in (items, maps, pairs) if hasattr(room, options.item[0]))
         print(json.dumps(getattr(room, options.item[0])(**json.loads(options.item[1]))))
         return
     path = RESULTS / "scale.jsonl"
@@ -83,7 +85,7 @@ def main() -> None:
             continue
         print(f"{name} {arguments} ...", flush=True)
         threads = (
-            1 if group in ("additive", "cost", "file", "maps") else options.threads
+            1 if group in ("additive", "cost", "file", "maps", "pairs") else options.threads
         )  # as many as each of several jobs would have
         line = {"group": group, "item": name, "arguments": arguments, **_measured(name, arguments, threads)}
         print({key: value for key, value in line.items() if isinstance(value, (int, float))}, flush=True)

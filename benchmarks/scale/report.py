@@ -14,7 +14,7 @@ COLOURS = {"full": "#1b6ca8", "linear": "#c8553d", "svgp": "#7a7a7a"}
 
 def write_report(lines: list[dict[str, Any]], folder: Path) -> None:
     """Writes ``scale.md`` and, with measurements of cost, the picture."""
-    sections = [_kernel(lines), _mixture(lines), _flights(lines), _million(lines), _additive(lines)]
+    sections = [_kernel(lines), _mixture(lines), _flights(lines), _million(lines), _additive(lines), _pairs(lines)]
     sections += [_file(lines), _maps(lines), _map_passes(lines), _cost(lines)]
     threads = sorted({line["threads"] for line in lines})
     counts = " or ".join(str(count) for count in threads)
@@ -142,6 +142,44 @@ def _additive(lines: list[dict[str, Any]]) -> list[str]:
         "|---|---|---|---|---|---|---|---|",
     ]
     return [*head, "", *table, *rows]
+
+
+def _pairs(lines: list[dict[str, Any]]) -> list[str]:
+    passes, models = [], []
+    for a, r in _of(lines, "pairs_pass"):
+        if "failed" in r:
+            passes.append(f"| {a['rows']:,} | {r['failed']} | | | | | | |")
+            continue
+        passes.append(
+            f"| {a['rows']:,} | {r['pair, first']:.1f} | {r['pair, 1']:.2f} | {r['pair, 8']:.2f} | {r['column, 1']:.3f} | "
+            f"{r['blocks']:.0f} | {r['pair, held']:.2f} | {r['error']:.0e} |"
+        )
+    for a, r in _of(lines, "pairs"):
+        for name in ("with", "without") if "failed" not in r else ():
+            one = r[name]
+            models.append(
+                f"| {a['rows']:,} | {name} | {one['seconds']:.0f} | {one['passes']} | {one['gap_per_row']:.1g} | "
+                f"{one['prediction']:.1f} | {one['nll']:.4f} |"
+            )
+    if not passes and not models:
+        return []
+    head = [
+        "## Pairs of inputs",
+        "",
+        "`PairwiseLaplacianKernel` of one pair, float32, CPU seconds of one thread; beside one column of one input, and one of blocks, "
+        "extrapolated.",
+        "",
+        "| rows | first | 1 column | 8 columns | of one input | blocks | GiB held | error |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    between = [
+        "",
+        "Ten inputs and two pairs that interact, with and without a kernel of these pairs.",
+        "",
+        "| rows | pairs | s | passes | gap, nats | predictions, s | test NLL |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    return [*head, *passes, *(between if models else []), *models]
 
 
 def _file(lines: list[dict[str, Any]]) -> list[str]:

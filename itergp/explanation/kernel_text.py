@@ -11,6 +11,8 @@ from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel, ScaleKernel
 from numpy.typing import NDArray
 from torch import Tensor
 
+from itergp.kernels import PairwiseLaplacianKernel
+
 Array = NDArray[np.float64]
 
 _MOST_NAMED = 12
@@ -52,7 +54,9 @@ def _formula(kernel: Kernel, columns: KernelColumns, around: list[int] | None) -
         return " * ".join(map(_in_brackets, parts)) if product else " + ".join(parts)
     inner_parts = [child for child in kernel.children() if isinstance(child, Kernel)]
     arguments = [f"{name}={_parameter(getattr(kernel, name), columns, own)}" for name in _plain_parameters(kernel)]
-    if kernel.has_lengthscale and kernel.lengthscale is not None:
+    if isinstance(kernel, PairwiseLaplacianKernel) and own is not None:
+        arguments.insert(0, _lengthscales_of_pairs(kernel, columns, own))
+    elif kernel.has_lengthscale and kernel.lengthscale is not None:
         arguments.insert(0, _lengthscales(kernel.lengthscale, columns, own))
     arguments += [_formula(part, columns, None) for part in inner_parts]
     return f"{_name(kernel)}({', '.join(arguments)})"
@@ -75,6 +79,15 @@ def _lengthscales(values: Tensor, columns: KernelColumns, own: list[int] | None)
         return f"lengthscale={_join(table[:, 0])}" if table.shape[1] == 1 else f"lengthscale={_numbers(values)}"
     first = {columns.names[index]: place for place, index in reversed([*enumerate(own)])}
     shown = [f"{name}: {_join(table[:, place] * columns.units[own[place]])}" for name, place in first.items()][::-1]
+    more = len(shown) - _MOST_NAMED
+    return ", ".join(shown[:_MOST_NAMED]) + (f", and {more} more" if more > 0 else "")
+
+
+def _lengthscales_of_pairs(kernel: PairwiseLaplacianKernel, columns: KernelColumns, own: list[int]) -> str:
+    """Both of every pair, whose columns may be in others as well."""
+    table = kernel.lengthscale.detach().double().cpu().numpy().reshape(-1, len(own))
+    each = [f"{columns.names[i]}: {_join(table[:, place] * columns.units[i])}" for place, i in enumerate(own)]
+    shown = [f"({first}, {second})" for first, second in zip(each[::2], each[1::2], strict=True)]
     more = len(shown) - _MOST_NAMED
     return ", ".join(shown[:_MOST_NAMED]) + (f", and {more} more" if more > 0 else "")
 

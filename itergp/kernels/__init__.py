@@ -4,6 +4,8 @@ from itergp.kernels.additive import AdditiveLaplacianKernel
 from itergp.kernels.categorical import CategoricalKernel
 from itergp.kernels.laplacian import LaplacianKernel
 from itergp.kernels.ordered import OrderedCategoricalKernel
+from itergp.kernels.pairs import PairwiseLaplacianKernel
+from itergp.kernels.proposals import propose_pairs
 from itergp.kernels.tied import TiedLaplacianKernel, TiedMaternKernel, TiedRBFKernel
 
 __all__ = [
@@ -11,7 +13,9 @@ __all__ = [
     "CategoricalKernel",
     "LaplacianKernel",
     "OrderedCategoricalKernel",
+    "PairwiseLaplacianKernel",
     "TiedLaplacianKernel",
     "TiedMaternKernel",
     "TiedRBFKernel",
+    "propose_pairs",
 ]

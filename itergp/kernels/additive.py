@@ -10,9 +10,10 @@ from torch import Tensor
 from itergp.errors import InputError
 from itergp.kernels.columnwise import ColumnwiseKernel
 from itergp.kernels.distances import scaled
+from itergp.kernels.shares import Shares
 
 
-class AdditiveLaplacianKernel(ColumnwiseKernel):
+class AdditiveLaplacianKernel(Shares, ColumnwiseKernel):
     r"""``k(x, x') = sum_d w_d exp(-|x_d - x'_d| / l_d)`` with weights that are positive and sum to one.
 
     A function of each input, added up: the limit of many stumps, and the first order of a Laplacian kernel. Its variance is
@@ -29,6 +30,7 @@ class AdditiveLaplacianKernel(ColumnwiseKernel):
 
     Attributes:
         lengthscale: ``(*batch_shape, 1, D)``, in units of the inputs.
+        weights: Shares of the inputs in the variance ``(*batch_shape, D)``.
 
     Raises:
         InputError: If ``num_dims`` is not a positive number.
@@ -44,22 +46,6 @@ class AdditiveLaplacianKernel(ColumnwiseKernel):
         super().__init__(num_dims, **options)
         self.num_dims = int(num_dims)
         self.register_parameter("raw_weights", torch.nn.Parameter(torch.zeros(*self.batch_shape, self.num_dims)))
-
-    @property
-    def weights(self) -> Tensor:
-        """Shares of the inputs in the variance ``(*batch_shape, D)``."""
-        return self.raw_weights.softmax(-1)
-
-    @weights.setter
-    def weights(self, value: Tensor) -> None:
-        value = torch.as_tensor(value).to(self.raw_weights)
-        if value.shape[-1:] not in ((1,), (self.num_dims,)) or bool((value <= 0).any()):
-            raise InputError(
-                f"`weights` must be {self.num_dims} positive numbers, of which the proportions count. Got {value.tolist()}. "
-                "Leave inputs of no weight out with active_dims."
-            )
-        value = value / value.expand(*value.shape[:-1], self.num_dims).sum(-1, keepdim=True)
-        self.initialize(raw_weights=value.log().expand_as(self.raw_weights))
 
     def forward(
         self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False, **params: Any

@@ -12,7 +12,7 @@ from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, RQKernel
 from torch import Tensor
 
 from itergp.errors import SolverError
-from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel
+from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel, PairwiseLaplacianKernel
 from itergp.learning.candidates import humblest
 from itergp.learning.held_out import held_out_splits
 from itergp.learning.judging import DENSE_TOLERANCE
@@ -93,7 +93,8 @@ def _held_out_density(model: NonConjugateGP, seed: int, deadline: Deadline) -> T
 
 def _is_free(module: torch.nn.Module) -> TypeGuard[Kernel]:
     """Whether a module is a kernel with learned lengthscales in units of its inputs."""
-    if not isinstance(module, (MaternKernel, RBFKernel, RQKernel, LaplacianKernel, AdditiveLaplacianKernel)):
+    ours = (LaplacianKernel, AdditiveLaplacianKernel, PairwiseLaplacianKernel)
+    if not isinstance(module, (MaternKernel, RBFKernel, RQKernel, *ours)):
         return False
     return bool(module.raw_lengthscale.requires_grad) and not has_own_prior(module)
 

@@ -14,7 +14,7 @@ from gpytorch.constraints import Interval
 from gpytorch.kernels import ArcKernel, Kernel, PeriodicKernel, ScaleKernel, SpectralDeltaKernel
 from torch import Tensor
 
-from itergp.kernels import AdditiveLaplacianKernel, CategoricalKernel, LaplacianKernel
+from itergp.kernels import AdditiveLaplacianKernel, CategoricalKernel, LaplacianKernel, PairwiseLaplacianKernel
 from itergp.models.protocol import Model
 
 INITIAL_OUTPUTSCALE = 10.0
@@ -91,7 +91,7 @@ def _allowed(constraint: Interval, value: Tensor) -> Tensor:
 
 def _median_distances(kernel: Kernel, columns: Tensor) -> Tensor:
     """Between rows ``(..., n, D)`` in the norm of a kernel: a number, or ``(D,)`` for a sum over columns."""
-    if not isinstance(kernel, AdditiveLaplacianKernel):
+    if not isinstance(kernel, (AdditiveLaplacianKernel, PairwiseLaplacianKernel)):
         return _median_distance(columns, 1.0 if isinstance(kernel, LaplacianKernel) else 2.0)
     own = torch.stack([_median_distance(column.unsqueeze(-1), 1.0) for column in columns.unbind(-1)])
     whole = own[own > 0.0].mean() if bool(own.any()) else own.new_ones(())

@@ -24,7 +24,36 @@ _SAMPLED_PAIRS = 2**28  # rows times pairs of functions beyond which a sample of
 _CHUNK_NUMBERS = 2**19  # of an array that is worked on: more leave the cache
 
 
-class BinnedColumn:
+class Bins:
+    """Sets of rows that share a value.
+
+    Args:
+        index: Of the set that each row is in ``(n,)``, 0 to ``g - 1``.
+        counts: Rows of each ``(g,)``.
+
+    Attributes:
+        index: As given, int32.
+        size: g.
+    """
+
+    def __init__(self, index: Tensor, counts: Tensor) -> None:
+        self.index, self.size = index.to(torch.int32), counts.shape[0]
+        self._order, self._counts = None, counts
+        if index.device.type != "cpu":  # sums by atomic additions would differ from run to run
+            self._order = index.argsort(stable=True).to(torch.int32)
+
+    def sums(self, values: Tensor) -> Tensor:
+        """Sums ``(g,)`` over the rows of each bin of ``(n,)``, float64."""
+        if self._order is None:
+            return torch.bincount(self.index, values.double(), self.size)
+        return torch.segment_reduce(values.double().index_select(0, self._order), "sum", lengths=self._counts)
+
+    def at_rows(self, table: Tensor) -> Tensor:
+        """Values ``(n, ...)`` of each row's bin from ``(g, ...)``."""
+        return table.index_select(0, self.index)
+
+
+class BinnedColumn(Bins):
     """One column of inputs, its values put into bins: each distinct value has one of its own where these are few enough.
 
     Otherwise none is wider than ``2 / most`` of the range, and none has more than ``2 / most`` of the rows but by ties.
@@ -50,37 +79,42 @@ class BinnedColumn:
             cell = (0.5 * most * (first / values.shape[0] + (values - values[0]) / span)).long()
             fresh[1:] = cell[1:] > cell[:-1]
         bins = fresh.cumsum(0) - 1
-        self.size = int(bins[-1]) + 1
-        counts = torch.bincount(bins, minlength=self.size)
-        self.index = bins.to(torch.int32)[rank]
-        self._order, self._counts = None, counts
-        if values.device.type != "cpu":  # sums by atomic additions would differ from run to run
-            self._order = self.index.argsort(stable=True).to(torch.int32)
+        counts = torch.bincount(bins, minlength=int(bins[-1]) + 1)
+        super().__init__(bins[rank], counts)
         self.centres = torch.segment_reduce(values, "mean", lengths=counts)
 
-    def sums(self, values: Tensor) -> Tensor:
-        """Sums ``(g,)`` over the rows of each bin of ``(n,)``, float64."""
-        if self._order is None:
-            return torch.bincount(self.index, values.double(), self.size)
-        return torch.segment_reduce(values.double().index_select(0, self._order), "sum", lengths=self._counts)
 
-    def at_rows(self, table: Tensor) -> Tensor:
-        """Values ``(n, ...)`` of each row's bin from ``(g, ...)``."""
-        return table.index_select(0, self.index)
+class BinnedPair(Bins):
+    """Two columns of inputs, each in bins: those pairs of these that rows have.
+
+    Args:
+        first: Bins of the one.
+        second: Of the other.
+
+    Attributes:
+        centres: Of both bins of each pair ``(g, 2)``, float64.
+    """
+
+    def __init__(self, first: BinnedColumn, second: BinnedColumn) -> None:
+        cell = first.index.long() * second.size + second.index
+        cells, index, counts = cell.unique(return_inverse=True, return_counts=True)
+        super().__init__(index, counts)
+        both = first.centres[cells // second.size], second.centres[cells % second.size]
+        self.centres = torch.stack(both, -1)
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A function of one input, of one latent function.
+    """A function of one input, or of two, of one latent function.
 
     Attributes:
         latent: Whose.
-        bins: Of its input.
+        bins: Of its inputs.
         kernel: Of the bins' centres ``(g, g)``, float64.
     """
 
     latent: int
-    bins: BinnedColumn
+    bins: Bins
     kernel: Tensor
 
 
@@ -96,13 +130,13 @@ class BinnedPreconditioner(Preconditioner):
     Time ``O(N D)`` a step, and ``g^3`` for each input and curvature; memory ``g^2`` numbers for each input, and N for the bins.
 
     Args:
-        columns: Bins of every input, for each of ``C'`` kernels.
+        columns: Bins of every input, and of pairs of them, for each of ``C'`` kernels.
         kernels: Of their centres ``(g, g)``, float64, alike.
         curvature: W ``(N, C, C)``.
     """
 
     def __init__(
-        self, columns: Sequence[Sequence[BinnedColumn]], kernels: Sequence[Sequence[Tensor]], curvature: Tensor
+        self, columns: Sequence[Sequence[Bins]], kernels: Sequence[Sequence[Tensor]], curvature: Tensor
     ) -> None:
         self._curvature, self._parts = curvature, []
         self._levels: tuple[_EachByItself, _AllTogether] | None = None

@@ -16,7 +16,7 @@ from itergp.operators.coupled import JointOperator, KroneckerOperator, kronecker
 from itergp.operators.fourier import FourierOperator
 from itergp.operators.keops import KeOpsOperator, keops_pays
 from itergp.operators.memory import default_memory_budget
-from itergp.operators.scan import LEAST_ROWS, LEAST_ROWS_WITHOUT_MATRIX, ScanOperator
+from itergp.operators.scan import LEAST_ROWS, LEAST_ROWS_OF_PAIRS, LEAST_ROWS_WITHOUT_MATRIX, ScanOperator
 from itergp.operators.scan_form import as_scan_form
 from itergp.operators.sharded import ShardedOperator
 from itergp.parallel import ALL_ROWS, ProcessPartition, RowPartition
@@ -52,11 +52,12 @@ def make_operator(
 ) -> KernelOperator:
     """Builds the operator for a kernel and its training inputs.
 
-    ``"auto"`` multiplies sums of Matern kernels of one input each by scans, from a few thousand rows on, and smooth radial
-    kernels of one to three inputs by Fourier transforms, where curvature is small, and their grid small enough for the rows. Of
-    other kernels it keeps the dense matrix when it fits the memory budget. Otherwise it uses blocks or, on CUDA for RBF and
-    Matern kernels of at most 64 input dimensions, KeOps where a product of some rows shows it to be faster. ``"sharded"``
-    divides the rows among the processes of ``torch.distributed``; a single process has them all, as with ``"auto"``.
+    ``"auto"`` multiplies sums of Matern kernels of one input each, and of a ``PairwiseLaplacianKernel``, by scans, from a few
+    thousand rows on, and smooth radial kernels of one to three inputs by Fourier transforms, where curvature is small, and
+    their grid small enough for the rows. Of other kernels it keeps the dense matrix when it fits the memory budget. Otherwise
+    it uses blocks or, on CUDA for RBF and Matern kernels of at most 64 input dimensions, KeOps where a product of some rows
+    shows it to be faster. ``"sharded"`` divides the rows among the processes of ``torch.distributed``; a single process has
+    them all, as with ``"auto"``.
 
     Args:
         kernel: Any GPyTorch kernel.
@@ -81,7 +82,7 @@ def make_operator(
             return ShardedOperator(kernel, inputs, num_kernels=num_kernels, memory_budget=memory_budget)
         kind = "auto"
     budget = default_memory_budget(inputs.device) if memory_budget is None else memory_budget
-    if kind == "auto" and inputs.shape[-2] >= LEAST_ROWS and as_scan_form(kernel, num_kernels, inputs.shape[-1]):
+    if kind == "auto" and _scans_pay(kernel, inputs, num_kernels, LEAST_ROWS):
         kind = "scan"
     elif kind == "auto" and (fourier := FourierOperator.where_it_pays(kernel, inputs, num_kernels, budget, curvature)):
         return fourier
@@ -107,8 +108,14 @@ def kind_without_matrix(kernel: Kernel, inputs: Tensor, num_kernels: int) -> Ope
         inputs: ``(N, D)`` or ``(C, N, D)``.
         num_kernels: 1 for a shared kernel, otherwise C.
     """
-    pays = inputs.shape[-2] >= LEAST_ROWS_WITHOUT_MATRIX
-    return "scan" if pays and as_scan_form(kernel, num_kernels, inputs.shape[-1]) else "blocked"
+    return "scan" if _scans_pay(kernel, inputs, num_kernels, LEAST_ROWS_WITHOUT_MATRIX) else "blocked"
+
+
+def _scans_pay(kernel: Kernel, inputs: Tensor, num_kernels: int, least_rows: int) -> bool:
+    """Whether products are by scans from so many rows on, or with pairs of inputs from more."""
+    rows = inputs.shape[-2]
+    form = as_scan_form(kernel, num_kernels, inputs.shape[-1]) if rows >= least_rows else None
+    return form is not None and rows >= least_rows * (LEAST_ROWS_OF_PAIRS if form.pairs else 1)
 
 
 def _coupled(

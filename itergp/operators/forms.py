@@ -15,6 +15,7 @@ from itergp.kernels import (
     CategoricalKernel,
     LaplacianKernel,
     OrderedCategoricalKernel,
+    PairwiseLaplacianKernel,
     TiedLaplacianKernel,
 )
 from itergp.operators.derived import CalledKernel, SumOfTerms
@@ -230,6 +231,8 @@ def _tree(kernel: Kernel, num_kernels: int, columns: Tensor, *, taken: bool = Fa
         return _joined(Sum, [_tree(part, num_kernels, columns) for part in kernel.kernels])
     if type(kernel) is ProductKernel:
         return _joined(Product, [_tree(part, num_kernels, columns) for part in kernel.kernels])
+    if type(kernel) is PairwiseLaplacianKernel:
+        return _pairs(kernel, num_kernels, columns)
     return _leaf(kernel, num_kernels, columns)
 
 
@@ -259,6 +262,20 @@ def _times(tree: _Tree, factor: Tensor) -> _Tree:
         return tree.scaled(factor)
     number = len(tree.parts) if tree.kind is Sum else 1
     return replace(tree, parts=(*(_times(part, factor) for part in tree.parts[:number]), *tree.parts[number:]))
+
+
+def _pairs(kernel: PairwiseLaplacianKernel, num_kernels: int, columns: Tensor) -> _Tree | None:
+    """A leaf for every pair, of a kernel that has taken its columns."""
+    lengthscale = kernel.lengthscale.reshape(-1, 1, 2 * len(kernel.pairs))
+    if lengthscale.shape[0] not in (1, num_kernels) or columns.numel() != lengthscale.shape[-1]:
+        return None
+    weights = kernel.weights.reshape(-1, len(kernel.pairs)).expand(num_kernels, -1)
+    ones, name, leaves = weights.detach().new_ones(num_kernels, 1), type(kernel).__name__, []
+    for p, weight in enumerate(weights.unbind(-1)):
+        own = slice(2 * p, 2 * p + 2)
+        read = Columns(columns[own], scale=log2_scale(lengthscale[..., own], num_kernels), kernel=name)
+        leaves.append(ExponentialForm((read,), (), ones[:, :0], ones).scaled(weight))
+    return _joined(Sum, leaves)
 
 
 def _leaf(kernel: Kernel, num_kernels: int, columns: Tensor) -> LeafForm | None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from itergp.operators.scans import ExponentialPolynomial, Interpolation, Scan, SortedColumn
+from itergp.operators.scans import ExponentialPolynomial, Interpolation, Scan, SortedColumn, chunked
 
 
 class Lines:
@@ -100,15 +100,15 @@ def _products(
 ) -> list[Tensor]:
     """For each function ``(T, k, M)``."""
     columns = of_cols.columns
-    scan = Scan(columns, rates, max(function.degree for function in functions))
-    chunked = scan.chunked(list(block))
+    scan = Scan.of(columns, rates, max(function.degree for function in functions))
+    vectors = chunked(columns, list(block))
     if of_rows is of_cols and not any(function.odd for function in functions):
-        products = scan.products(chunked, functions)
+        products = scan.products(vectors, functions)
         return [torch.stack([c.restored(p) for c, p in zip(columns, part, strict=True)]) for part in products]
-    before, after = scan.states(chunked)
+    before, after = scan.states(vectors)
     products = []
     for function in functions:
-        points = zip(columns, of_rows.values, scan.rates, strict=True)
+        points = zip(columns, of_rows.values, rates.detach().double(), strict=True)
         across = [Interpolation(column, x, rate, function) for column, x, rate in points]
         products.append(
             torch.stack([one([s[t] for s in before], [s[t] for s in after]) for t, one in enumerate(across)])

@@ -72,35 +72,39 @@ class ExponentialPolynomial:
         return value.mul_(torch.exp(-distance))
 
 
-class SortedColumn:
-    """One column of inputs in ascending order, and where its rows stand in the layout of chunks.
+class ChunkedOrder:
+    """An order of rows, and where they stand in the layout of chunks.
 
     Row ``m L + l`` of the order is row ``l`` of chunk ``m``, and stands at ``(l, m)`` of an ``(L, M)`` array.
 
     Args:
-        values: ``(n,)``.
+        order: Number of the row at each place ``(n,)``.
+        steps: Rows L of a chunk; of fewer rows these.
     """
 
-    def __init__(self, values: Tensor) -> None:
-        self.values, order = values.detach().sort(stable=True)
-        size = values.shape[0]
-        self.steps, self.chunks = _layout(size)
+    def __init__(self, order: Tensor, steps: int = _CHUNK_ROWS) -> None:
+        size = order.shape[0]
+        self.steps, self.chunks = _layout(size, steps)
         self.missing = self.steps * self.chunks - size  # rows of the last chunk
         padded = pad(order, (0, self.missing)).view(self.chunks, self.steps).mT
         self.order = padded.reshape(-1).to(torch.int32)
-        rank = torch.arange(size, device=values.device)
+        rank = torch.arange(size, device=order.device)
         self.places = torch.empty_like(self.order[:size])
-        self.places[order] = (rank % self.steps * self.chunks + rank // self.steps).to(torch.int32)
+        self.places[order.long()] = self.place(rank).to(torch.int32)
 
     @property
     def size(self) -> int:
         """Rows n."""
-        return self.values.shape[0]
+        return self.places.shape[0]
+
+    def rows(self) -> Tensor:
+        """Number of the row at each place ``(n,)``, int32."""
+        return self.order.view(self.steps, self.chunks).mT.reshape(-1)[: self.size]
 
     @staticmethod
-    def memory_of(size: int, itemsize: int) -> int:
-        """Bytes that a column of so many rows keeps."""
-        return size * (itemsize + 8)
+    def memory_of_order(size: int) -> int:
+        """Bytes that an order of so many rows keeps."""
+        return 8 * size
 
     def chunked(self, rows: Tensor, out: Tensor) -> None:
         """Writes vectors ``(B, n)`` in the layout of chunks into ``(B, L, M)``, zeros where there are no rows."""
@@ -141,11 +145,6 @@ class SortedColumn:
         for i in slices(self.size, _MOVED_ROWS):
             out[i].add_(torch.from_numpy(source.take(self.places[i].numpy(), axis=0)), alpha=weight)
 
-    def padded_values(self) -> Tensor:
-        """Values ``(M L,)`` in float64, the last one repeated."""
-        values = self.values.double()
-        return torch.cat([values, values[-1:].expand(self.missing)])
-
     def rank(self) -> Tensor:
         """The number of each row in the order ``(n,)``."""
         places = self.places.long()
@@ -156,46 +155,69 @@ class SortedColumn:
         return rank % self.steps * self.chunks + rank // self.steps
 
 
-class Scan:
-    """Sums over the rows before, and after, every row of T sorted columns of the same length.
+class SortedColumn(ChunkedOrder):
+    """One column of inputs in ascending order, in the layout of chunks.
 
     Args:
-        columns: T columns.
-        rates: What distances are multiplied by ``(T,)``.
+        values: ``(n,)``.
+    """
+
+    def __init__(self, values: Tensor) -> None:
+        self.values, order = values.detach().sort(stable=True)
+        super().__init__(order)
+
+    @staticmethod
+    def memory_of(size: int, itemsize: int) -> int:
+        """Bytes that a column of so many rows keeps."""
+        return size * itemsize + ChunkedOrder.memory_of_order(size)
+
+    def by_row(self) -> Tensor:
+        """Values in the order of the rows ``(n,)``."""
+        return self.values[self.rank()]
+
+    def gaps(self) -> Tensor:
+        """How far the input of each row is from that of the row before ``(n,)``, float64."""
+        values = self.values.double()
+        return values.diff(prepend=values[:1])
+
+
+class Scan:
+    """Sums over the rows before, and after, every row of T orders of the same length.
+
+    Args:
+        gaps: Distances of rows from those before them ``(T, n)``, float64, infinity where nothing is summed across.
         degree: Highest power of the distance q.
+        dtype: Of the vectors.
 
     Attributes:
         shape: Rows L of a chunk, and chunks M.
     """
 
-    def __init__(self, columns: Sequence[SortedColumn], rates: Tensor, degree: int) -> None:
-        self.columns, self.degree = columns, degree
-        self.rates = rates.detach().double()
-        dtype = columns[0].values.dtype
-        self.shape = steps, chunks = columns[0].steps, columns[0].chunks
-        positions = torch.stack([c.padded_values() for c in columns])
-        self._forward = _coefficients(positions, self.rates, degree, steps, dtype)
+    def __init__(self, gaps: Tensor, degree: int, dtype: torch.dtype) -> None:
+        self.degree = degree
+        self.shape = steps, chunks = _layout(gaps.shape[-1])
+        gaps = pad(gaps.clamp(0.0, _LARGEST_GAP), (0, steps * chunks - gaps.shape[-1]))
+        self._forward = _coefficients(gaps, degree, steps, dtype)
         last = [part.roll(-1, -1) for part in self._forward[0]]  # the gap to the next chunk
         self._backward = [*self._forward[1:], last]
         self._above: _Carries | None = None
         self._below: _Carries | None = None
         if chunks > 1:
-            grid = positions.view(len(columns), chunks, steps)
-            self._above = _Carries(grid[..., -1], self.rates, degree)
-            self._below = _Carries(-grid[..., 0].flip(-1), self.rates, degree)
+            between = [g.view(-1, chunks, steps).sum(-1) for g in (gaps, pad(gaps[:, 1:], (0, 1)))]
+            self._above = _Carries(between[0], degree)  # last rows of chunks, and first ones from the end
+            self._below = _Carries(between[1].flip(-1), degree)
+
+    @classmethod
+    def of(cls, columns: Sequence[SortedColumn], rates: Tensor, degree: int) -> Scan:
+        """Of sorted columns, with what their distances are multiplied by ``(T,)``."""
+        gaps = torch.stack([column.gaps() for column in columns])
+        # Differences of the inputs are exact, those of scaled ones would not be.
+        return cls(gaps.mul_(rates.detach().double()[:, None]), degree, columns[0].values.dtype)
 
     @staticmethod
     def memory_of(size: int, degree: int, itemsize: int) -> int:
         """Bytes that a column of so many rows keeps: factors of every row, and in float64 those of chunks, both ways."""
         return size * (degree + 1) * (itemsize + 1)
-
-    def chunked(self, blocks: Sequence[Tensor]) -> Tensor:
-        """Vectors ``(B, n)``, one block for each column, in the layout of chunks ``(T, B, L, M)``."""
-        first = blocks[0]
-        out = first.new_empty(len(blocks), first.shape[0], *self.shape)
-        for column, block, part in zip(self.columns, blocks, out, strict=True):
-            column.chunked(block, part)
-        return out
 
     def products(self, block: Tensor, functions: Sequence[ExponentialPolynomial]) -> list[Tensor]:
         """``sum_j f(a_ij) v_j`` at every row, for even functions.
@@ -268,17 +290,16 @@ class _Carries:
     """The same sums over what chunks hand on, in float64.
 
     Args:
-        positions: Ascending ``(T, n)``.
-        rates: What distances are multiplied by ``(T,)``.
+        gaps: Between what hands on and what is handed to ``(T, n)``.
         degree: q.
     """
 
-    def __init__(self, positions: Tensor, rates: Tensor, degree: int) -> None:
-        self._size = positions.shape[-1]
+    def __init__(self, gaps: Tensor, degree: int) -> None:
+        self._size = gaps.shape[-1]
         self._shape = steps, chunks = _layout(self._size)
-        positions = torch.cat([positions, positions[:, -1:].expand(-1, steps * chunks - self._size)], -1)
-        self._steps = _coefficients(positions, rates, degree, steps, torch.float64)
-        self._above = _Carries(positions[:, steps - 1 :: steps], rates, degree) if chunks > 1 else None
+        gaps = pad(gaps.clamp_max(_LARGEST_GAP), (0, steps * chunks - self._size))
+        self._steps = _coefficients(gaps, degree, steps, torch.float64)
+        self._above = _Carries(gaps.view(-1, chunks, steps).sum(-1), degree) if chunks > 1 else None
 
     def __call__(self, totals: State) -> State:
         """States ``(T, B, n)`` at the end of each row, from what each row adds."""
@@ -359,16 +380,22 @@ def _weighted(sums: Sequence[Tensor], place: Tensor, weights: Sequence[Tensor]) 
     return total
 
 
-def _layout(size: int) -> tuple[int, int]:
+def chunked(columns: Sequence[ChunkedOrder], blocks: Sequence[Tensor]) -> Tensor:
+    """Vectors ``(B, n)``, one block for each order, in the layout of chunks ``(T, B, L, M)``."""
+    out = blocks[0].new_empty(len(blocks), blocks[0].shape[0], columns[0].steps, columns[0].chunks)
+    for column, block, part in zip(columns, blocks, out, strict=True):
+        column.chunked(block, part)
+    return out
+
+
+def _layout(size: int, rows: int = _CHUNK_ROWS) -> tuple[int, int]:
     """Rows of a chunk and number of chunks."""
-    steps = max(1, min(_CHUNK_ROWS, size))
+    steps = max(1, min(rows, size))
     return steps, max(1, math.ceil(size / steps))
 
 
-def _coefficients(positions: Tensor, rates: Tensor, degree: int, steps: int, dtype: torch.dtype) -> list[list[Tensor]]:
-    """For every step of a chunk ``d^k exp(-d)``, k = 0..q, of the gap before its row: each ``(T, 1, M)``."""
-    # Differences of the inputs are exact, those of scaled ones would not be.
-    gaps = positions.diff(dim=-1, prepend=positions[:, :1]).mul_(rates[:, None]).clamp_(0.0, _LARGEST_GAP)
+def _coefficients(gaps: Tensor, degree: int, steps: int, dtype: torch.dtype) -> list[list[Tensor]]:
+    """For every step of a chunk ``d^k exp(-d)``, k = 0..q, of the gap d before its row: each ``(T, 1, M)``."""
     power = torch.exp(-gaps)
     powers = []
     for k in range(degree + 1):

@@ -20,7 +20,9 @@ from itergp.baselines.rows import TASK_OF
 from itergp.diagnostics.estimates import Estimate
 from itergp.diagnostics.residual_noise import CountNoise
 from itergp.explanation import baselines, held_out, scores
+from itergp.explanation.kernel_text import KernelColumns, describe_kernel
 from itergp.explanation.report import judge, make_report
+from itergp.kernels import PairwiseLaplacianKernel
 from itergp.sklearn import GPClassifier, GPCountRegressor, GPRegressor
 from itergp.sklearn.comparison import as_rows, standard_methods
 
@@ -339,6 +341,15 @@ def test_a_kernel_prints_lengthscales_in_the_units_of_columns():
     assert type(again) is gpytorch.kernels.ScaleKernel
     other = GPRegressor(kernel=model.kernel_, optimizer=None)
     assert other.get_params()["kernel"] is not None
+
+
+def test_kernels_of_pairs_print_both_lengthscales_of_each():
+    kernel = PairwiseLaplacianKernel([(0, 1), (1, 2)])
+    kernel.lengthscale = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    text = describe_kernel(
+        gpytorch.kernels.ScaleKernel(kernel), KernelColumns(["a", "b", "c"], np.array([1.0, 10.0, 1.0]))
+    )
+    assert "PairwiseLaplacian((a: 1, b: 20), (b: 30, c: 4), weights=0.5, 0.5)" in text.replace("0.5 | 0.5", "0.5, 0.5")
 
 
 def test_kernels_of_ranks_say_so():

@@ -19,6 +19,7 @@ from itergp.kernels import (
     CategoricalKernel,
     LaplacianKernel,
     OrderedCategoricalKernel,
+    PairwiseLaplacianKernel,
     TiedLaplacianKernel,
     TiedMaternKernel,
     TiedRBFKernel,
@@ -60,6 +61,8 @@ def _positions(codes: Tensor) -> Tensor:
 
 
 WEIGHTS = torch.tensor([0.2, 0.5, 0.3], dtype=torch.float64)
+PAIR_COLUMNS, PAIR_LENGTHS = torch.tensor([[0, 2], [2, 1]]), torch.tensor([[0, 2], [1, 0]])
+PAIR_WEIGHTS = torch.tensor([0.3, 0.7], dtype=torch.float64)
 TIED = LENGTHSCALES[[0, 1, 1]]
 # name -> how it is made, its inputs, and its entries from |x - y| and whether x equals y
 CASES = {
@@ -77,6 +80,17 @@ CASES = {
         lambda **o: _set(AdditiveLaplacianKernel(3, **o), lengthscale=LENGTHSCALES, weights=10.0 * WEIGHTS),
         _real,
         lambda x, y: torch.exp(-_differences(x, y) / LENGTHSCALES) @ WEIGHTS,
+    ),
+    "pairs": (
+        lambda **o: _set(
+            PairwiseLaplacianKernel(PAIR_COLUMNS.tolist(), **o),
+            lengthscale=LENGTHSCALES[PAIR_LENGTHS.flatten()],
+            weights=2.0 * PAIR_WEIGHTS,
+        ),
+        _real,
+        lambda x, y: (
+            torch.exp(-_differences(x, y)[..., PAIR_COLUMNS] / LENGTHSCALES[PAIR_LENGTHS]).prod(-1) @ PAIR_WEIGHTS
+        ),
     ),
     "categorical": (
         lambda **o: _set(CategoricalKernel(3, **o), lengthscale=LENGTHSCALES),
@@ -180,7 +194,7 @@ def test_derivatives_equal_finite_differences(name):
 
 
 def test_equal_values_have_no_derivative():
-    for kernel in (LaplacianKernel(), AdditiveLaplacianKernel(3)):
+    for kernel in (LaplacianKernel(), AdditiveLaplacianKernel(3), PairwiseLaplacianKernel([(0, 1), (1, 2)])):
         x = torch.ones(4, 3, requires_grad=True)
         kernel(x, x.detach().clone()).to_dense().sum().backward()
         assert not x.grad.any()
@@ -223,6 +237,7 @@ def test_constraints_and_priors():
     for kernel in (
         LaplacianKernel(ard_num_dims=3, lengthscale_constraint=bounds),
         AdditiveLaplacianKernel(3, lengthscale_constraint=bounds),
+        PairwiseLaplacianKernel([(0, 1)], lengthscale_constraint=bounds),
         CategoricalKernel(3, lengthscale_constraint=bounds),
         TiedLaplacianKernel(GROUPS, lengthscale_constraint=bounds),
     ):
@@ -308,6 +323,34 @@ def test_levels_with_an_order_are_known():
         OrderedCategoricalKernel(1)
 
 
+@pytest.mark.parametrize("pairs", [[], [(0, 0)], [(0, 1), (1, 0)], [(0, -1)], [(0, 1, 2)]])
+def test_pairs_are_of_two_columns(pairs):
+    with pytest.raises(InputError, match="`pairs` must hold different pairs of two different columns"):
+        PairwiseLaplacianKernel(pairs)
+    with pytest.raises(InputError, match=r"Got .* and active_dims"):
+        PairwiseLaplacianKernel([(0, 1)], active_dims=(0, 1))
+
+
+@torch.no_grad()
+def test_batches_of_pairs_keep_their_columns():
+    x, kernel = _real(7), CASES["pairs"][0](batch_shape=torch.Size([2, 3])).double()
+    expected = CASES["pairs"][0]()(x).to_dense()
+    for part, shape in (
+        (kernel[1, 2], ()),
+        (kernel[0], (3,)),
+        (CASES["pairs"][0]().expand_batch(torch.Size([2])), (2,)),
+    ):
+        assert_close(part.double()(x).to_dense(), expected.expand(*shape, 7, 7))
+
+
+def test_weights_of_pairs_are_shares():
+    kernel = PairwiseLaplacianKernel([(0, 1), (2, 1)])
+    kernel.weights = torch.tensor([1.0, 3.0])
+    assert_close(kernel.weights, torch.tensor([0.25, 0.75]))
+    with pytest.raises(InputError, match="`weights` must be 2 positive numbers"):
+        kernel.weights = torch.ones(3)
+
+
 def test_numbers_of_columns_are_positive():
     for kind in (AdditiveLaplacianKernel, CategoricalKernel):
         with pytest.raises(InputError, match="`num_dims` must be"):
@@ -320,6 +363,6 @@ def test_columns_by_themselves():
     kernel = CASES["laplacian"][0]().double()
     lines = kernel(x, last_dim_is_batch=True).to_dense()
     assert_close(lines.prod(0), kernel(x).to_dense())
-    for other in (AdditiveLaplacianKernel(3), CategoricalKernel(3)):
+    for other in (AdditiveLaplacianKernel(3), CategoricalKernel(3), PairwiseLaplacianKernel([(0, 1)])):
         with pytest.raises(InputError, match="last_dim_is_batch"):
             other(_codes(6), last_dim_is_batch=True).to_dense()

@@ -9,7 +9,7 @@ from device import DEVICE, MixedDevices, OnDevice, device
 from helpers import CASES, SimpleGP, assert_close, make_batch_kernel, make_inputs, make_kernel, make_model
 
 import itergp
-from itergp.kernels import AdditiveLaplacianKernel
+from itergp.kernels import AdditiveLaplacianKernel, PairwiseLaplacianKernel
 from itergp.objectives import ComputationAwareELBO, LaplaceEvidence, PredictiveLogDensity
 from itergp.operators import make_operator
 from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, SubspaceNewton
@@ -191,10 +191,13 @@ def test_kernels_of_their_own_and_weights(solver):
     assert_same_on_the_device(make)
 
 
-def test_additive_kernels():
+@pytest.mark.parametrize("pairs", [False, True])
+def test_additive_kernels(pairs):
     def make():
         x, y = CASES["categorical"].data(ROWS)
-        options = {"kernel": AdditiveLaplacianKernel(x.shape[-1]), "operator": "scan", "approximation": "laplace"}
+        kernel = AdditiveLaplacianKernel(x.shape[-1])
+        kernel = kernel + PairwiseLaplacianKernel([(0, 1)]) if pairs else kernel
+        options = {"kernel": kernel, "operator": "scan", "approximation": "laplace"}
         return (
             SimpleGP(x, y, CASES["categorical"].make(), solver=SubspaceNewton(covariance_rank=20), **options)
             .double()

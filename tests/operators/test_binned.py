@@ -8,7 +8,7 @@ from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import MaternKernel, ScaleKernel
 from helpers import assert_close
 
-from itergp.kernels import AdditiveLaplacianKernel
+from itergp.kernels import AdditiveLaplacianKernel, PairwiseLaplacianKernel
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, PoissonLikelihood
 from itergp.models import GP, NonConjugateGP
 from itergp.operators import DenseOperator, ScanOperator, binned
@@ -33,9 +33,16 @@ def _laplacian(batch: int = 0, columns: int = COLUMNS):
     return ScaleKernel(kernel, batch_shape=shape)
 
 
+def _pairs(batch: int = 0):
+    shape = torch.Size([batch] if batch else [])
+    return ScaleKernel(PairwiseLaplacianKernel([(0, 1), (2, 0)], batch_shape=shape), batch_shape=shape)
+
+
 KERNELS = {
     "laplacian": _laplacian,
     "smooth": lambda batch=0: _matern(1.5, 0, 0.8, batch) + _matern(2.5, 2, 0.6, batch),
+    "pairs": lambda batch=0: _laplacian(batch) + _pairs(batch),
+    "pairs alone": lambda batch=0: _pairs(batch),
     "two of one column": lambda batch=0: _matern(0.5, 1, 0.2, batch) + _matern(2.5, 1, 2.0, batch),
 }
 

@@ -18,6 +18,7 @@ from itergp.kernels import (
     CategoricalKernel,
     LaplacianKernel,
     OrderedCategoricalKernel,
+    PairwiseLaplacianKernel,
     TiedLaplacianKernel,
     TiedMaternKernel,
 )
@@ -63,6 +64,7 @@ FORMS: dict[str, Callable[..., Kernel]] = {
     "one lengthscale": lambda **o: LaplacianKernel(active_dims=REAL, **o),
     "tied": lambda **o: TiedLaplacianKernel((0, 1, 0), active_dims=REAL, **o),
     "additive": lambda **o: AdditiveLaplacianKernel(3, active_dims=REAL, **o),
+    "pairs": lambda **o: PairwiseLaplacianKernel([(REAL[0], REAL[2]), (REAL[1], REAL[0])], **o),
     "categorical": lambda **o: CategoricalKernel(2, active_dims=CODES, **o),
     "ordered": lambda **o: OrderedCategoricalKernel(4, active_dims=LEVEL, **o),
     "mixed product": _mixed_product,

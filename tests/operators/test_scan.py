@@ -14,7 +14,7 @@ from gpytorch.means import ZeroMean
 from helpers import DTYPES, assert_close
 
 from itergp.errors import InputError
-from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel
+from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel, PairwiseLaplacianKernel
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
 from itergp.models import GP, NonConjugateGP
 from itergp.objectives import ComputationAwareELBO, PredictiveLogDensity
@@ -22,7 +22,7 @@ from itergp.operators import DenseOperator, Prior, ScanOperator, make_operator
 from itergp.operators.radial import evaluate_kernel
 from itergp.operators.scan_form import as_scan_form
 from itergp.operators.scan_product import Lines, scan_product
-from itergp.operators.scans import ExponentialPolynomial, Scan, SortedColumn
+from itergp.operators.scans import ExponentialPolynomial, Scan, SortedColumn, chunked
 from itergp.solvers import DenseNewton, LinearTimeNewton, SubspaceNewton
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")  # AdditiveStructureKernel
@@ -49,6 +49,15 @@ def _laplacian(columns: int = COLUMNS, batch: int = 0):
     return ScaleKernel(kernel, batch_shape=shape)
 
 
+def _pairs(batch: int = 0):
+    """Of a column with ties, as the first and as the second of a pair."""
+    shape = torch.Size([batch] if batch else [])
+    kernel = PairwiseLaplacianKernel([(0, 1), (1, 2)], batch_shape=shape)
+    kernel.lengthscale = 0.3 + torch.arange(1.0, 5.0) * torch.ones(*shape, 1, 4)
+    kernel.raw_weights.data = torch.arange(2.0).expand(*shape, 2).clone()
+    return ScaleKernel(kernel, batch_shape=shape)
+
+
 def _structure():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -64,10 +73,13 @@ KERNELS = {
     "additive laplacian": _laplacian,
     "laplacian": lambda: LaplacianKernel(active_dims=[2]) + _matern(1.5, 0, 1.0),
     "structure": _structure,
+    "pairs": lambda: _pairs(),
+    "pairs and columns": lambda: _pairs() + _laplacian() + _matern(2.5, 0, 0.7),
 }
 BATCHES = {
     "batch": lambda: _matern(0.5, 0, 0.4, scale=2.0, batch=2) + _matern(2.5, 2, 0.7, scale=0.5, batch=2),
     "batch laplacian": lambda: _laplacian(batch=2),
+    "batch pairs": lambda: _pairs(batch=2) + _laplacian(batch=2),
 }
 
 
@@ -176,8 +188,9 @@ def test_rounding_does_not_grow_with_the_rows(nu, rate):
         products = []
         for dtype in (torch.float32, torch.float64):
             column = SortedColumn(x.to(dtype))
-            scan = Scan([column], rates, profile.degree)
-            products.append(column.restored(scan.products(scan.chunked([block.to(dtype)]), [profile])[0][0]).double())
+            scan = Scan.of([column], rates, profile.degree)
+            vectors = chunked([column], [block.to(dtype)])
+            products.append(column.restored(scan.products(vectors, [profile])[0][0]).double())
         error = (products[0] - products[1]).norm(dim=1) / products[1].norm(dim=1)
         assert error.max() < 1e-6
 
@@ -189,7 +202,7 @@ def test_the_answer_does_not_depend_on_the_number_of_threads():
         for number in (1, 2):
             torch.set_num_threads(number)
             with torch.no_grad():
-                parts = [make_operator(kernel, x, kind="scan").matmul(torch.ones(60_000, k)) for k in (1, 40)]
+                parts = [make_operator(kernel, x, kind="scan").matmul(torch.ones(60_000, k)) for k in (1, 12, 40)]
             products.append(parts)
     finally:
         torch.set_num_threads(threads)
@@ -255,6 +268,7 @@ NOT_ADDITIVE = {
     "other": lambda: _matern(0.5, 0, 1.0) + PeriodicKernel(active_dims=[1]),
     "product": lambda: _matern(0.5, 0, 1.0) * _matern(0.5, 1, 1.0),
     "columns of another": lambda: LaplacianKernel() + _matern(0.5, 0, 1.0),
+    "subclass of pairs": lambda: type("Mine", (PairwiseLaplacianKernel,), {})([(0, 1)]),
     "subclass": lambda: type("Mine", (MaternKernel,), {})(nu=0.5, active_dims=[0]),
 }
 
@@ -271,7 +285,7 @@ def test_other_kernels_are_refused(name):
 @pytest.mark.parametrize("name", KERNELS)
 def test_auto_chooses_scans_of_many_rows(name):
     kernel = KERNELS[name]().double()
-    assert type(make_operator(kernel, _inputs(5_000))) is ScanOperator
+    assert type(make_operator(kernel, _inputs(9_000))) is ScanOperator
     assert type(make_operator(kernel, _inputs(500))) is DenseOperator
 
 
