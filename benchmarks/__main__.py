@@ -5,6 +5,7 @@
     python -m benchmarks run --preset reference --budget-minutes 40
     python -m benchmarks report                        # page, LaTeX tables and figures from the results alone
     python -m benchmarks micro main HEAD               # kernel pass, whitening, ...: ratios between two revisions
+    python -m benchmarks compare main HEAD             # predictions, time and memory of two revisions on the same splits
 
 `run` goes on where it was interrupted: one line of JSON for each run, which is never changed.
 """

@@ -103,8 +103,8 @@ class LightGBM(Method):
             model.fit(x, y, callbacks=[checkpoint])
         else:
             stop = lightgbm.early_stopping(_PATIENCE, verbose=False)
-            train, held_out = _held_out(y, self.validation, budget.seed, stratify=not counts)
-            model.fit(x[train], y[train], eval_set=[(x[held_out], y[held_out])], callbacks=[stop])
+            train, rest = held_out(y, self.validation, budget.seed, stratify=not counts)
+            model.fit(x[train], y[train], eval_set=[(x[rest], y[rest])], callbacks=[stop])
         callback(predictor(model.booster_), rounds=int(model.best_iteration_ or self.rounds))
 
 
@@ -137,7 +137,7 @@ class CatBoost(Method):
             callback(from_numpy(model.predict_proba))
 
 
-def _held_out(y: Any, share: float, seed: int, *, stratify: bool) -> Any:
+def held_out(y: Any, share: float, seed: int, *, stratify: bool) -> Any:
     """Rows to learn from and rows to stop by, with one of each label among the former."""
     import numpy as np
     from sklearn.model_selection import train_test_split

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import math
 import sys
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from benchmarks.methods import methods
 from benchmarks.suite import store
 from benchmarks.suite.presets import PRESETS, Preset
 from benchmarks.suite.runner import run_preset
-from benchmarks.workloads import RULESETS, workloads
+from benchmarks.workloads import RULESETS, TUNED, workloads
 from itergp.errors import InputError
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -38,18 +39,10 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("list", help="workloads, methods, presets").set_defaults(command=show_list)
 
     run = commands.add_parser("run", help="run a preset, or what is left of it")
-    run.add_argument("--preset", choices=sorted(PRESETS), default="reference")
+    _add_choice(run, "reference", list(RULESETS))
     run.add_argument("--quick", action="store_const", const="quick", dest="preset", help="the same as --preset quick")
-    run.add_argument("--workloads", nargs="+", metavar="NAME", help="only these")
-    run.add_argument("--methods", nargs="+", metavar="NAME", help="only these")
-    run.add_argument("--rulesets", nargs="+", choices=list(RULESETS), help="only these")
-    run.add_argument("--seeds", type=int, help="how many")
     run.add_argument("--trials", type=int, help="settings tried per method in the tuned ruleset")
-    run.add_argument("--share", type=float, help="times the workload's training time")
-    run.add_argument("--most-seconds", type=float, help="training time of a run at most")
     run.add_argument("--budget-minutes", type=float, help="when to stop; start again to go on")
-    run.add_argument("--importance", type=int, choices=(1, 2, 3), help="least important settings to run")
-    run.add_argument("--threads", type=int, default=2, help="of every run; default 2")
     run.add_argument("--results", type=Path, help="file of results; default benchmarks/results/suite/PRESET.jsonl")
     run.set_defaults(command=do_run)
 
@@ -64,6 +57,17 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("--readme", type=Path, help="also renew the claims in this file")
     report.set_defaults(command=do_report)
 
+    compare = commands.add_parser("compare", help="two revisions on the same splits, with paired standard errors")
+    compare.add_argument("revisions", nargs=2, metavar="REVISION", help="of git's; B less A is shown")
+    _add_choice(compare, "quick", [name for name in RULESETS if name != TUNED])
+    compare.add_argument("--output", type=Path, help="file of JSON lines, one for each method on each workload")
+    compare.add_argument(
+        "--fail",
+        action="store_true",
+        help="exit with 1 where B is worse by more than two standard errors and 0.5 %%, or has no result",
+    )
+    compare.set_defaults(command=do_compare)
+
     micro = commands.add_parser("micro", help="parts of the computation, as ratios between two revisions")
     micro.add_argument("revisions", nargs="*", metavar="REVISION", help="two of git's; none times what is here")
     micro.add_argument("--rows", type=int, default=5_000)
@@ -71,6 +75,19 @@ def _parser() -> argparse.ArgumentParser:
     micro.add_argument("--threads", type=int, default=2)
     micro.set_defaults(command=do_micro)
     return parser
+
+
+def _add_choice(parser: argparse.ArgumentParser, preset: str, rulesets: list[str]) -> None:
+    """What is to be run, and for how long."""
+    parser.add_argument("--preset", choices=sorted(PRESETS), default=preset)
+    parser.add_argument("--workloads", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these")
+    parser.add_argument("--rulesets", nargs="+", choices=rulesets, help="only these")
+    parser.add_argument("--seeds", type=int, help="how many")
+    parser.add_argument("--share", type=float, help="times the workload's training time")
+    parser.add_argument("--most-seconds", type=float, help="training time of a run at most")
+    parser.add_argument("--importance", type=int, choices=(1, 2, 3), help="least important settings to run")
+    parser.add_argument("--threads", type=int, default=2, help="of every run; default 2")
 
 
 def show_list(options: argparse.Namespace) -> None:
@@ -94,22 +111,41 @@ def show_list(options: argparse.Namespace) -> None:
 
 def do_run(options: argparse.Namespace) -> None:
     """Runs a preset with what was changed on the command line."""
-    names = (
-        "workloads",
-        "methods",
-        "rulesets",
-        "seeds",
-        "trials",
-        "share",
-        "most_seconds",
-        "budget_minutes",
-        "importance",
-    )
-    changes: dict[str, Any] = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
-    preset: Preset = replace(PRESETS[options.preset], **changes)
+    preset = _preset(options)
     path = options.results or store.FOLDER / f"{options.preset}.jsonl"
     run_preset(preset, path, options.threads, lambda text: print(text, flush=True))
+
+
+def _preset(options: argparse.Namespace) -> Preset:
+    given = {spec.name: getattr(options, spec.name, None) for spec in fields(Preset)}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    changes = {name: tuple(value) if isinstance(value, list) else value for name, value in changes.items()}
+    return replace(PRESETS[options.preset], **changes)
+
+
+def do_compare(options: argparse.Namespace) -> int:
+    """Compares two revisions; 1 where the second is worse and that was asked for."""
+    from benchmarks.suite import paired, revisions
+
+    preset = _preset(options)
+    if options.methods is None:
+        known = methods() if preset.methods is None else preset.methods
+        preset = replace(preset, methods=tuple(name for name in known if name in revisions.OWN))
+    if options.most_seconds is None:
+        preset = replace(preset, most_seconds=math.inf)  # a run that is cut short is no result
+    found = revisions.compare(options.revisions, preset, options.threads, show=_to_standard_error)
+    print(paired.shown(found, options.revisions))
+    if options.output is not None:
+        commits = [revisions.resolve(revisions.ROOT, name) for name in options.revisions]
+        for change in found:
+            store.append(
+                options.output, change.line(commits) | {"at": store.now(), **store.environment(options.threads)}
+            )
+    return int(options.fail and any(change.verdict in ("worse", "lost") for change in found))
+
+
+def _to_standard_error(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def do_report(options: argparse.Namespace) -> None:

@@ -55,6 +55,8 @@ class _Watch:
             self.facts.update({key: value for key, value in event["facts"].items() if value is not None})
         elif kind == "result":
             self.line["test"] = event["result"]
+        elif kind == "rows":
+            self.line["log_density"] = event["log_density"]
         elif kind == "done":
             self.status = _ENDS.get(event["reason"], "used all its time")
             self.line.update(seconds=event["seconds"], cpu=event["cpu"])
@@ -95,16 +97,17 @@ class _Watch:
         }
 
 
-def execute(run: Run, processes: Any, memory_bytes: int) -> dict[str, Any]:
+def execute(run: Run, processes: Any, memory_bytes: int, *, rows: bool = False) -> dict[str, Any]:
     """Runs to an end, whatever it is.
 
     Args:
         run: The run.
         processes: Where processes come from, see ``context``.
         memory_bytes: Resident memory at which a run is ended.
+        rows: Whether the line has the ``log_density`` of every test row by the last predictions.
     """
     receiver, sender = processes.Pipe(duplex=False)
-    process = processes.Process(target=work, args=(run, sender), daemon=True)
+    process = processes.Process(target=work, args=(run, sender, rows), daemon=True)
     process.start()
     sender.close()
     watch = _Watch(run)

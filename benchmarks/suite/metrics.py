@@ -12,6 +12,7 @@ from itergp.diagnostics import accuracy, negative_log_likelihood, reliability
 
 NOMINAL = 0.9
 LOWER_IS_BETTER = ("nll", "brier", "ece")
+LEAST = 1e-12  # probability that counts as none
 
 
 def scores(probs: Tensor, y: Tensor, kind: str) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def scores(probs: Tensor, y: Tensor, kind: str) -> dict[str, Any]:
     bins = reliability(probs, y)
     outcome = torch.nn.functional.one_hot(y, probs.shape[1])
     return {
-        "nll": negative_log_likelihood(probs.clamp_min(1e-12), y),
+        "nll": negative_log_likelihood(probs.clamp_min(LEAST), y),
         "accuracy": accuracy(probs, y),
         "brier": float((probs - outcome).square().sum(-1).mean()),
         "ece": bins.expected_calibration_error,

@@ -9,9 +9,10 @@ from typing import Any
 
 import psutil
 import torch
+from torch import Tensor
 
 from benchmarks.methods.base import OutOfTime, Predict
-from benchmarks.suite.metrics import auroc, entropy, scores
+from benchmarks.suite.metrics import LEAST, auroc, entropy, scores
 from benchmarks.workloads import Problem
 
 SPACING = 1.1  # checkpoints nearer than this factor in time are passed over
@@ -111,6 +112,12 @@ class Recorder:
         self.clock.stop()
         if not self._evaluated:
             self._evaluate()
+
+    def log_densities(self) -> Tensor:
+        """Log-density ``(M,)`` of every test outcome by the latest predictions, which are those that a user is left with."""
+        assert self._latest is not None
+        probs = self._latest[0](self._problem.test_x).double()
+        return probs.clamp_min(LEAST).log().gather(1, self._problem.test_y[:, None])[:, 0]
 
     def _evaluate(self) -> None:
         assert self._latest is not None

@@ -18,8 +18,8 @@ from benchmarks.suite.presets import Preset, plan
 from benchmarks.suite.worker import Run
 from benchmarks.workloads import workloads
 
-_MEMORY_SHARE = 0.7  # of the memory that is available at the start
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
+MEMORY_SHARE = 0.7  # of the memory that is available at the start
+THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "LOKY_MAX_CPU_COUNT")
 _OVERHEAD = 4.0  # seconds to start, load, warm up and evaluate, before anything is known
 
 
@@ -32,7 +32,7 @@ def run_preset(preset: Preset, path: Path, threads: int, show: Callable[[str], N
         threads: Threads of every run.
         show: Where progress goes.
     """
-    for variable in _THREAD_VARIABLES:
+    for variable in THREAD_VARIABLES:
         os.environ[variable] = str(threads)  # inherited by every process that is started from now on
     done = store.load([path]) if path.exists() else []
     known = {store.key(line) for line in done}
@@ -57,7 +57,7 @@ def _go(
 ) -> int:
     processes, started = context(), time.monotonic()
     limit = 60.0 * preset.budget_minutes
-    memory = int(_MEMORY_SHARE * psutil.virtual_memory().available)
+    memory = int(MEMORY_SHARE * psutil.virtual_memory().available)
     for index, run in enumerate(left):
         spent = time.monotonic() - started
         expected = _expected(run, done)

@@ -26,7 +26,7 @@ def append(path: Path, line: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     torn = path.exists() and path.stat().st_size > 0 and not path.read_bytes().endswith(b"\n")
     with path.open("a") as file:
-        file.write(("\n" if torn else "") + json.dumps(_plain(line)) + "\n")
+        file.write(("\n" if torn else "") + json.dumps(plain(line)) + "\n")
 
 
 def load(paths: list[Path]) -> list[dict[str, Any]]:
@@ -100,12 +100,12 @@ def _revision() -> str:
     return found.stdout.strip()
 
 
-def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: None stands for them."""
+def plain(value: Any) -> Any:
+    """What JSON can hold: it has no NaN and no infinity: None stands for them."""
     if isinstance(value, dict):
-        return {str(name): _plain(item) for name, item in value.items()}
+        return {str(name): plain(item) for name, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None
     return value

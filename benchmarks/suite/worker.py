@@ -50,8 +50,14 @@ class Run:
         return methods()[self.method].tuned(self.trial, self.seed)
 
 
-def work(run: Run, channel: Any) -> None:
-    """Runs, and sends events through the channel; the last is ``done`` or ``failed``."""
+def work(run: Run, channel: Any, rows: bool = False) -> None:
+    """Runs, and sends events through the channel; the last is ``done`` or ``failed``.
+
+    Args:
+        run: The run.
+        channel: Where events go.
+        rows: Whether the log-density of every test row by the last predictions is sent, too.
+    """
     torch.set_num_threads(run.threads)
     os.environ["KEOPS_VERBOSE"] = "0"
     warnings.simplefilter("ignore")  # results say what happened
@@ -72,6 +78,8 @@ def work(run: Run, channel: Any) -> None:
         except OutOfTime as ended:
             reason = str(ended)
         recorder.finish()
+        if rows:
+            channel.send({"event": "rows", "log_density": recorder.log_densities().tolist()})
         clock = recorder.clock
         channel.send({"event": "done", "reason": reason, "seconds": clock.wall, "cpu": clock.cpu})
     except Exception as error:  # a failure is a result

@@ -69,6 +69,77 @@ class CatBoost(Method):
 
 
 @dataclass
+class Trees(Method):
+    """Rivals that take columns of numbers and levels with gaps: XGBoost, an explainable boosting machine, and a forest.
+
+    Attributes:
+        kind: ``"xgboost"``, ``"ebm"`` or ``"forest"``.
+    """
+
+    kind: str = "xgboost"
+    name: str = ""
+    tasks: Sequence[str] = (*LABELLED, COUNTS, REGRESSION)
+    package: str = ""
+
+    def __post_init__(self) -> None:
+        names = {"xgboost": "boosting (XGBoost)", "ebm": "EBM", "forest": "random forest"}
+        packages = {"xgboost": "xgboost", "ebm": "interpret", "forest": "sklearn"}
+        self.name, self.package = names[self.kind], packages[self.kind]
+
+    def forecast(self, train: Rows, test: Rows, seed: int) -> Forecast:
+        """See the base class."""
+        coded = CodedTable.learn(train.table)
+        (x, levels), (test_x, _) = coded.for_trees(train.table), coded.for_trees(test.table)
+        make = {"xgboost": _xgboost, "ebm": _ebm, "forest": _forest}[self.kind]
+        labelled = train.task in LABELLED
+        for i in levels:  # a level that training did not have is no level
+            test_x[test_x[:, i] > np.nanmax(x[:, i]), i] = np.nan
+
+        def fit(x: Array, y: Array, weights: Array) -> Predictor:
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", "Missing values detected")  # which EBM does not draw
+                model = make(train.task, seed, levels, x.shape[1]).fit(x, y, sample_weight=weights)
+            return model.predict_proba if labelled else model.predict
+
+        if labelled:
+            return of_labels(fit(x, train.codes, train.weights)(test_x), train.labels, test)
+        return forecast_means(fit, x, train, test_x, test, seed)
+
+
+def _xgboost(task: str, seed: int, levels: list[int], columns: int) -> Any:
+    """Its defaults; levels as such."""
+    import xgboost
+
+    types = ["c" if index in levels else "q" for index in range(columns)]
+    options: dict[str, Any] = {"random_state": seed, "n_jobs": 1, "enable_categorical": True, "feature_types": types}
+    if task in LABELLED:
+        return xgboost.XGBClassifier(**options)
+    return xgboost.XGBRegressor(objective="count:poisson" if task == COUNTS else "reg:squarederror", **options)
+
+
+def _ebm(task: str, seed: int, levels: list[int], columns: int) -> Any:
+    """Its defaults; levels as such."""
+    from interpret import glassbox
+
+    types = ["nominal" if index in levels else "continuous" for index in range(columns)]
+    options: dict[str, Any] = {"random_state": seed, "n_jobs": 1, "feature_types": types}
+    if task in LABELLED:
+        return glassbox.ExplainableBoostingClassifier(**options)
+    return glassbox.ExplainableBoostingRegressor(objective="poisson_deviance" if task == COUNTS else "rmse", **options)
+
+
+def _forest(task: str, seed: int, levels: list[int], columns: int) -> Any:
+    """500 trees with leaves of ten rows, whose frequencies are probabilities (Malley et al. 2012); levels by their codes."""
+    from sklearn import ensemble
+
+    options: dict[str, Any] = {"n_estimators": 500, "min_samples_leaf": 10, "random_state": seed, "n_jobs": 1}
+    if task in LABELLED:
+        return ensemble.RandomForestClassifier(**options)
+    options |= {"criterion": "poisson" if task == COUNTS else "squared_error"}
+    return ensemble.RandomForestRegressor(**options, max_features=1.0 / 3.0)
+
+
+@dataclass
 class Lifelines(Method):
     """An accelerated failure time regression of lifelines with a small L2 penalty."""
 
@@ -152,7 +223,18 @@ def methods(time_limit: float | None = None) -> dict[str, Method]:
         SurvivalEnsemble("RandomSurvivalForest", options={"min_samples_leaf": 15, "n_jobs": 1}),
         SurvivalEnsemble("GradientBoostingSurvivalAnalysis"),
     ]
-    every = [Own(options, name=OURS), Boosting(), LightGBM(), CatBoost(), Linear(), *aft, *ensembles, Baseline()]
+    trees = [Trees("xgboost"), Trees("ebm"), Trees("forest")]
+    every = [
+        Own(options, name=OURS),
+        Boosting(),
+        LightGBM(),
+        CatBoost(),
+        *trees,
+        Linear(),
+        *aft,
+        *ensembles,
+        Baseline(),
+    ]
     return {method.name: method for method in every}
 
 
