@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -17,7 +18,7 @@ from itergp.models.leaf_posteriors import LeafPosteriors, LeafTask
 from itergp.models.leaf_saving import load_leaves, save_leaves
 from itergp.models.nonconjugate_gp import NonConjugateGP
 from itergp.models.planning import LeafPlan, make_plan, problem_size
-from itergp.models.streaming import Stream, check_prediction, checked_stream, gathered, predictive_of
+from itergp.models.streaming import check_prediction, checked_stream, gathered, of_rows, predictive_of
 from itergp.posterior.status import Status
 from itergp.posterior.tempering import tempered
 
@@ -26,23 +27,25 @@ class LeafGP:
     """A model whose rows are divided into leaves, each with a posterior of its own: cost grows with the rows, not their square.
 
     The hyperparameters are the model's, which ``itergp.fit`` learns on subsets whatever the number of rows. A tree divides the
-    inputs, in lengthscales, at the median of the widest of them until a leaf has at most ``num_rows`` rows; rows near a border
-    belong to both sides. Each leaf is conditioned on its rows as ``model.condition`` does, with the model's solver and approximation,
-    and certified. With weights ``w_l(x)``, which fade across borders and add up to 1, the posterior is
+    inputs, in lengthscales, at the median of the one that varies most, until a leaf has at most ``num_rows`` rows; rows near a
+    border belong to both sides. Each leaf is conditioned on its rows as ``model.condition`` conditions on all, with the model's
+    solver and approximation, and certified. With weights ``w_l(x)`` that fade across borders and add up to 1, the latent
+    posterior has
 
-        mean  sum_l w_l m_l,      covariance  c sum_l (w_l / c_l) S_l,     c_l = sqrt(tr S_l),   c = sum_l w_l c_l
+        mean  sum_l w_l m_l      and covariance  c sum_l (w_l / c_l) S_l,      c_l = sqrt(tr S_l),  c = sum_l w_l c_l
 
-    for latent means and covariances ``m_l`` and ``S_l`` of the leaves. The covariance bounds that of the error of this mean, and is not below the
-    exact one for the curvature that the leaves have (theory page, leaves). One leaf is the model itself.
+    of the leaves' means ``m_l`` and covariances ``S_l``. This covariance bounds the error of that mean, and is not below the
+    exact one for the curvature that the leaves have: see the theory page, leaves. A single leaf is the model itself.
 
-    Predictions carry no derivatives in the inputs, and are of one row at a time: no bound on the joint covariance of several is
-    known. Where ``operator="sharded"`` and ``torch.distributed`` has several processes, leaves are divided among them; all run
-    the same program.
+    Predictions have no derivatives in the inputs, and are of one row at a time: no bound on a joint covariance of several is
+    known. Where ``operator="sharded"`` and ``torch.distributed`` has several processes, they divide the leaves and all run the
+    same program.
 
     Args:
         model: A ``NonConjugateGP`` with data. Where its hyperparameters, data or solver change, leaves are found again.
         num_rows: Rows of a leaf, at most, those near borders included.
-        overlap: Share of the rows of every node of the tree, around its median, that both sides condition on; 0 to less than a half.
+        overlap: Share of the rows of every node of the tree, around its median, that both sides condition on: at least 0, less
+            than a half.
 
     Raises:
         InputError: If the model is not one that leaves can be made of, or a number is out of range.
@@ -107,8 +110,8 @@ class LeafGP:
 
         Args:
             progress: Draw a bar of leaves; None to do so in a terminal after two seconds.
-            checkpoint: Folder in which each leaf is kept once it is found. Leaves that are there, of the same model, data and settings, are
-                not found again, by however many processes they were found.
+            checkpoint: Folder in which each leaf is kept once it is found. Leaves that are there, of the same model, data and
+                settings, are not found again, whichever process found them.
             time_limit: Seconds for all leaves: each gets its share of what is left. Posteriors so far are valid.
 
         Returns:
@@ -130,9 +133,9 @@ class LeafGP:
 
     @property
     def objective_gap(self) -> float | None:
-        """Bound on the sum over leaves of how far each objective is from its minimum, nats; None where a leaf has no certificate.
+        """Bound on how far the objectives of all leaves together are from their minima, nats.
 
-        Infinity where a solver does not know it, as ``LinearTimeNewton`` without a polish.
+        None where a leaf has no certificate, infinity where it is not known, as by ``LinearTimeNewton`` without a polish.
         """
         gaps = self._current().objective_gaps
         return None if any(math.isnan(gap) for gap in gaps) else sum(gaps)
@@ -144,7 +147,7 @@ class LeafGP:
         """Predictive distribution of observations at new inputs, row by row, as ``NonConjugateGP.predict`` gives it.
 
         Args:
-            x: Inputs ``(M, D)``, or a tuple of such: tensors, NumPy arrays, data frames or Arrow data; the same in every process.
+            x: Inputs ``(M, D)``, or a tuple of such, of any kind that a model takes; the same in every process.
             tempering: Exponent, 0 or more, for the blended covariance; default that of the model.
             progress: Draw a progress bar.
             **observation: What the likelihood wants to know about new rows.
@@ -152,12 +155,30 @@ class LeafGP:
         Raises:
             InputError: If the inputs do not look like the training inputs, or the likelihood does not know a keyword.
         """
-        tempering = self._exponent(tempering, observation)
-        inputs, leaves = checked_stream(self.model, x), self._predictor()
-        moments = leaves.moments(inputs, covariance=tempering < math.inf, progress=progress)
-        marginals = ((rows, mean, tempered(spread, prior, tempering)) for rows, mean, spread, prior in moments)
+        inputs, marginals = self._marginals(x, None, tempering, observation, progress)
         known = self.model.calculus.observation_at(inputs) | observation
         return predictive_of(self.model.calculus, marginals, known)
+
+    def predict_batches(
+        self, x: Any, batch_size: int | None = None, *, tempering: float | None = None, **observation: Any
+    ) -> Iterator[tuple[slice, Distribution]]:
+        """``predict`` for many rows, batch by batch; the model must not be changed while batches are drawn.
+
+        Args:
+            x: As in ``predict``; a memory-mapped array is converted batch by batch.
+            batch_size: Rows of a batch; by default so many that their moments take some megabytes. Large batches are faster:
+                every leaf is asked once for each.
+            tempering: As in ``predict``.
+            **observation: As in ``predict``.
+
+        Returns:
+            An iterator of pairs: the slice of the rows of a batch, and their predictive distribution.
+        """
+        require_positive("batch_size", batch_size, integer=True)
+        inputs, marginals = self._marginals(x, batch_size, tempering, observation, progress=False)
+        likelihood = self.model.calculus
+        known = likelihood.observation_at(inputs) | observation
+        return ((i, likelihood.predictive(mean, left, **of_rows(known, i))) for i, mean, left in marginals)
 
     def latent_mean(self, x: Any) -> Tensor:
         """Blended posterior mean of the latent functions ``(M, C)``, without the cost of a covariance.
@@ -225,7 +246,7 @@ class LeafGP:
         assert self._known is not None
         return self._known
 
-    def _predictor(self) -> LeafPosteriors:
+    def _predictor(self, stacklevel: int = 4) -> LeafPosteriors:
         """The posteriors, of which it is said if they are not to be relied upon."""
         now = self._current()
         if now.num_far > 0:
@@ -235,11 +256,16 @@ class LeafGP:
                 f"{now.num_far} of {len(now.statuses)} that are not, such as: {worst} Until then predictions may be far off: "
                 "look at leaves.statuses.",
                 ItergpWarning,
-                stacklevel=4,
+                stacklevel=stacklevel,
             )
         return now
 
-    def _exponent(self, tempering: float | None, observation: dict[str, Any]) -> float:
-        return check_prediction(
-            self.model.calculus, self.model.tempering if tempering is None else tempering, observation
-        )
+    def _marginals(
+        self, x: Any, batch_size: int | None, tempering: float | None, observation: dict[str, Any], progress: bool
+    ) -> tuple[tuple[Tensor, ...], Iterator[tuple[slice, Tensor, Tensor]]]:
+        """Inputs, checked, and an iterator of slices of them, latent means and tempered covariances."""
+        exponent = self.model.tempering if tempering is None else tempering
+        exponent = check_prediction(self.model.calculus, exponent, observation)
+        inputs, leaves = checked_stream(self.model, x), self._predictor(stacklevel=5)
+        found = leaves.moments(inputs, covariance=exponent < math.inf, batch_size=batch_size, progress=progress)
+        return inputs, ((rows, mean, tempered(spread, prior, exponent)) for rows, mean, spread, prior in found)

@@ -249,21 +249,22 @@ class LeafPosteriors:
 
     @torch.no_grad()
     def moments(
-        self, inputs: tuple[Tensor, ...], *, covariance: bool, progress: bool = False
+        self, inputs: tuple[Tensor, ...], *, covariance: bool, batch_size: int | None = None, progress: bool = False
     ) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
         """Slices of inputs, and blended means ``(m, C)``, covariances ``(m, C, C)`` and prior variances ``(m, C)`` there.
 
         Args:
             inputs: ``(M, D)`` each, the same in every process.
             covariance: Whether covariances and prior variances are wanted; without, they are zeros.
+            batch_size: Rows of a slice; None for a number by the size of their moments.
             progress: Draw a progress bar.
         """
         model, size = self.task.model, inputs[0].shape[0]
         latents = self.task.prior.mean.shape[1]
         with ProgressBar(enabled=progress if self.task.partition.first else False) as bar:
             bar.begin("predict", unit="rows", total=size)
-            for rows in slices(size, max(1, _CHUNK_NUMBERS // (latents * (latents + 2) + 1))):
-                held = model.held_data.inputs
+            held, step = model.held_data.inputs, max(1, _CHUNK_NUMBERS // (latents * (latents + 2) + 1))
+            for rows in slices(size, batch_size or step):
                 part = tuple(x[rows].to(like) for x, like in zip(inputs, held, strict=True))
                 yield rows, *self._blended(part, latents, covariance=covariance)
                 bar.advance("predict", rows.stop)

@@ -37,7 +37,7 @@ def save_leaves(leaves: LeafPosteriors, path: str | os.PathLike[str]) -> None:
 
 
 def load_leaves(model: NonConjugateGP, path: str | os.PathLike[str]) -> tuple[dict[str, Any], LeafPosteriors | None]:
-    """Restores leaves from a file: their settings, and posteriors, None where the model has another prior; see ``LeafGP.load``."""
+    """Settings and posteriors from a file, the latter None where the model has another prior; see ``LeafGP.load``."""
     tensors, about = read_file(path)
     if about.get("kind") != _KIND:
         raise InputError(

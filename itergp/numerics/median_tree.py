@@ -47,7 +47,9 @@ class MedianTree:
             num_points: Points of a leaf, at most.
             overlap: Share of a node's points, around the median, that both children get; at least 0, less than a half.
         """
-        columns, bands, children = [], [], []
+        columns: list[int] = []
+        bands: list[tuple[float, float]] = []
+        children: list[list[int]] = []
         waiting: list[tuple[Tensor, int]] = [(torch.arange(points.shape[0], device=points.device), -1)]
         while waiting:
             rows, place = waiting.pop()
