@@ -229,7 +229,6 @@ FEW = (
     "own kernels, Laplace",
     "linear time, softmax",
     "linear time, few actions",
-    "leaves",
 )
 
 
