@@ -72,6 +72,7 @@ class LeafGP:
         if isinstance(overlap, bool) or not isinstance(overlap, (int, float)) or not 0.0 <= overlap < 0.5:
             raise InputError(f"`overlap` must be a share, 0 or more and less than 0.5. Got {overlap!r}. Pass 0.1.")
         self.model, self.num_rows, self.overlap = model, int(num_rows), float(overlap)
+        self._task: LeafTask | None = None
         self._known: LeafPosteriors | None = None
 
     def __repr__(self) -> str:
@@ -83,7 +84,7 @@ class LeafGP:
     @property
     def leaf_sizes(self) -> tuple[int, ...]:
         """Rows that each leaf is conditioned on, those near borders counted in each."""
-        return self._task().sizes
+        return self._divided().sizes
 
     @property
     def num_leaves(self) -> int:
@@ -92,7 +93,7 @@ class LeafGP:
 
     def plan(self) -> LeafPlan:
         """What ``condition`` is expected to take, from the largest leaf; times the kernel for a fraction of a second."""
-        task = self._task()
+        task = self._divided()
         largest = max(range(len(task.rows)), key=task.sizes.__getitem__)
         problem = task.problem(largest)
         size = problem_size(problem.operator, problem.observations, self.model.approximation)
@@ -106,12 +107,12 @@ class LeafGP:
         checkpoint: str | os.PathLike[str] | None = None,
         time_limit: float | None = None,
     ) -> tuple[Status, ...]:
-        """Finds the posterior of every leaf.
+        """Finds the posterior of every leaf, starting from the last one if nothing has changed.
 
         Args:
             progress: Draw a bar of leaves; None to do so in a terminal after two seconds.
             checkpoint: Folder in which each leaf is kept once it is found. Leaves that are there, of the same model, data and
-                settings, are not found again, whichever process found them.
+                settings, are not found again, whichever process found them, unless they ran out of time.
             time_limit: Seconds for all leaves: each gets its share of what is left. Posteriors so far are valid.
 
         Returns:
@@ -123,12 +124,16 @@ class LeafGP:
             SolverError: If a NaN appears.
         """
         require_positive("time_limit", time_limit)
-        self._known = self._task().find(progress=progress, checkpoint=checkpoint, time_limit=time_limit)
+        task = self._divided()
+        if self._known is not None and self._known.task is not task:
+            self._known = None  # whose memory is needed
+        start = None if self._known is None else self._known.own
+        self._known = task.find(start, progress=progress, checkpoint=checkpoint, time_limit=time_limit)
         return self._known.statuses
 
     @property
     def statuses(self) -> tuple[Status, ...]:
-        """How each leaf ended, and what to try."""
+        """How each leaf ended, and what to try; without the figures of leaves in other processes."""
         return self._current().statuses
 
     @property
@@ -226,6 +231,7 @@ class LeafGP:
             InputError: If the file is missing, damaged or of something else, or class, kernel or likelihood differ.
         """
         settings, self._known = load_leaves(self.model, path)
+        self._task = None if self._known is None else self._known.task
         self.num_rows, self.overlap = settings["num_rows"], settings["overlap"]
         return self
 
@@ -234,19 +240,20 @@ class LeafGP:
     def _settings(self) -> dict[str, Any]:
         return {"num_rows": self.num_rows, "overlap": self.overlap}
 
-    def _task(self) -> LeafTask:
-        known = self._known
-        if known is not None and known.task.serves(self.model, self._settings):
-            return known.task
-        return LeafTask.of(self.model, self._settings)
+    def _divided(self) -> LeafTask:
+        """The leaves of the present model."""
+        if self._task is None or not self._task.serves(self.model, self._settings):
+            self._task = LeafTask.of(self.model, self._settings)
+        return self._task
 
     def _current(self) -> LeafPosteriors:
-        if self._known is None or not self._known.task.serves(self.model, self._settings):
+        """Their posteriors, found now if they are not known."""
+        if self._known is None or self._known.task is not self._divided():
             self.condition()
         assert self._known is not None
         return self._known
 
-    def _predictor(self, stacklevel: int = 4) -> LeafPosteriors:
+    def _predictor(self, stacklevel: int = 3) -> LeafPosteriors:
         """The posteriors, of which it is said if they are not to be relied upon."""
         now = self._current()
         if now.num_far > 0:
@@ -266,6 +273,6 @@ class LeafGP:
         """Inputs, checked, and an iterator of slices of them, latent means and tempered covariances."""
         exponent = self.model.tempering if tempering is None else tempering
         exponent = check_prediction(self.model.calculus, exponent, observation)
-        inputs, leaves = checked_stream(self.model, x), self._predictor(stacklevel=5)
+        inputs, leaves = checked_stream(self.model, x), self._predictor(stacklevel=4)
         found = leaves.moments(inputs, covariance=exponent < math.inf, batch_size=batch_size, progress=progress)
         return inputs, ((rows, mean, tempered(spread, prior, exponent)) for rows, mean, spread, prior in found)

@@ -27,6 +27,7 @@ from itergp.models.nonconjugate_gp import NonConjugateGP
 from itergp.models.planning import check_memory, problem_size
 from itergp.models.prior_evaluation import is_row_by_row
 from itergp.models.streaming import Stream
+from itergp.models.threads import turn
 from itergp.models.validation import check_kernel, check_mean, check_parameters
 from itergp.numerics.median_tree import MedianTree
 from itergp.operators import KernelOperator, Prior, free_memory, make_operator, own_rows, slices
@@ -120,7 +121,8 @@ class LeafTask:
 
     def points(self, inputs: tuple[Tensor, ...]) -> Tensor:
         """New inputs ``(M, D)`` each in the units of the tree."""
-        return self.locator.scaled_inputs(self.model.prior_at(inputs).features)
+        with turn(), kept_tensors(self.model), torch.no_grad():
+            return self.locator.scaled_inputs(self.model.prior_at(inputs).features)
 
     def problem(self, number: int) -> LeafProblem:
         """What one leaf is found from."""
@@ -137,19 +139,33 @@ class LeafTask:
         return Conditioned(left, self.key, problem.operator, problem.observations, self.model.training)
 
     def find(
-        self, *, progress: bool | None, checkpoint: str | os.PathLike[str] | None, time_limit: float | None
+        self,
+        start: tuple[Conditioned, ...] | None,
+        *,
+        progress: bool | None,
+        checkpoint: str | os.PathLike[str] | None,
+        time_limit: float | None,
     ) -> LeafPosteriors:
-        """The posteriors of the leaves of this process; see ``LeafGP.condition``."""
+        """The posteriors of the leaves of this process; see ``LeafGP.condition``.
+
+        Args:
+            start: Earlier ones to go on from, or None.
+            progress: Whether to draw a bar.
+            checkpoint: Folder of leaves that are found.
+            time_limit: Seconds for all of them.
+        """
         until = math.inf if time_limit is None else time.perf_counter() + time_limit
         found: list[Conditioned] = []
         failure: InputError | SolverError | None = None
         with self.partition.abort_together(), ProgressBar(enabled=progress if self.partition.first else False) as bar:
             try:
-                keeper = None if checkpoint is None else _Folder.of(self, checkpoint)
+                folder = None if checkpoint is None else _Folder.of(self, checkpoint)
                 bar.begin("leaves", unit="leaves", total=len(self.own))
                 for place, number in enumerate(self.own):
                     share = (until - time.perf_counter()) / (len(self.own) - place)
-                    found.append(self._find_one(number, keeper, None if time_limit is None else max(share, 1e-3)))
+                    limit = None if time_limit is None else max(share, 1e-3)
+                    first = None if start is None else start[place].solution
+                    found.append(self._find_one(number, first, folder, limit))
                     bar.advance("leaves", place + 1)
                     if place == 0:
                         self._require_room(found[0])
@@ -162,21 +178,31 @@ class LeafTask:
         return LeafPosteriors.of(self, tuple(found))
 
     # ------------------------------------------------------------------ inside
-    def _find_one(self, number: int, keeper: _Folder | None, time_limit: float | None) -> Conditioned:
+    def _find_one(
+        self, number: int, start: Solution | None, folder: _Folder | None, time_limit: float | None
+    ) -> Conditioned:
         model, problem = self.model, self.problem(number)
-        file = None if keeper is None else keeper.file(number)
+        file = None if folder is None else folder.file(number)
         solution = None if file is None else finished_solution(file, problem.operator.device)
-        if solution is None:
+        if solution is None or solution.status.reason is Reason.TIME:
+            start = start if solution is None else solution
             check_kernel(problem.operator)
             size = problem_size(problem.operator, problem.observations, model.approximation)
             check_memory(problem.operator, model.solver, size)
-            settings: dict[str, Any] = {"approximation": model.approximation, "time_limit": time_limit}
+            settings: dict[str, Any] = {"approximation": model.approximation, "warm_start": start}
             with kept_tensors(model):
                 solution = solve(
-                    problem.operator, problem.mean.contiguous(), problem.observations, model.solver, **settings
+                    problem.operator,
+                    problem.mean.contiguous(),
+                    problem.observations,
+                    model.solver,
+                    time_limit=time_limit,
+                    **settings,
                 )
-            if solution.status.reason is Reason.INTERRUPTED:  # leaves so far are in the checkpoint
-                raise KeyboardInterrupt
+            if solution.status.reason is Reason.INTERRUPTED:
+                raise KeyboardInterrupt(
+                    f"{number - self.own.start} leaves were found before, and are in the checkpoint if there is one."
+                )
             if file is not None:
                 save_final(file, solution)
         problem.operator.release()

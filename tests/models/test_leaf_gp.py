@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 
 import gpytorch
 import pytest
@@ -15,6 +16,7 @@ from itergp.errors import InputError, ItergpWarning
 from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel
 from itergp.likelihoods import BernoulliLikelihood
 from itergp.models import LeafGP, NonConjugateGP, leaf_posteriors
+from itergp.posterior.status import Status
 from itergp.solvers import DenseNewton, LinearTimeNewton, Reason, SubspaceNewton
 
 ROWS = 120
@@ -22,12 +24,12 @@ ROWS = 120
 
 def leaf_rows(leaves: LeafGP) -> list[Tensor]:
     """Training rows of each leaf."""
-    return list(leaves._task().rows)
+    return list(leaves._divided().rows)
 
 
 def leaf_weights(leaves: LeafGP, x: Tensor) -> Tensor:
     """Weights ``(L, M)`` at inputs."""
-    task = leaves._task()
+    task = leaves._divided()
     dense = torch.zeros(leaves.num_leaves, x.shape[0], dtype=torch.float64)
     for own, (rows, weights) in zip(dense, task.tree.leaves(task.points((x,))), strict=True):
         own[rows] = weights
@@ -138,10 +140,10 @@ def test_one_leaf_is_the_model(name, dtype):
 
 def test_predictions_are_continuous_with_their_slopes_across_borders():
     leaves = LeafGP(make_model("bernoulli-logit", ROWS), num_rows=50, overlap=0.2)
-    borders = leaves._task().tree.bands[0]
-    units = float(leaves._task().points((torch.eye(2, dtype=torch.float64),)).diff(dim=0).abs().max())
-    column = int(leaves._task().tree.columns[0])
-    start = leaves._task().points((torch.zeros(1, 2, dtype=torch.float64),))[0, column]
+    borders = leaves._divided().tree.bands[0]
+    units = float(leaves._divided().points((torch.eye(2, dtype=torch.float64),)).diff(dim=0).abs().max())
+    column = int(leaves._divided().tree.columns[0])
+    start = leaves._divided().points((torch.zeros(1, 2, dtype=torch.float64),))[0, column]
     step = 1e-4
     for border in ((borders - start) / units).tolist():
         x = torch.zeros(3, 2, dtype=torch.float64)
@@ -300,7 +302,7 @@ def test_leaves_that_are_far_are_told():
     leaves.condition()
     now = leaves._known
     assert now.num_far == 0
-    far = leaf_posteriors.Status(Reason.PASSES)
+    far = Status(Reason.PASSES)
     leaves._known = replace(now, num_far=2, statuses=(far, *now.statuses[1:]))
     with pytest.warns(ItergpWarning, match=rf"2 of {leaves.num_leaves} that are not, such as: .* Raise max_passes"):
         leaves.predict(make_inputs(3))
@@ -312,6 +314,46 @@ def test_a_time_limit_is_shared_by_the_leaves():
     statuses = leaves.condition(time_limit=1e-3)
     assert {status.reason for status in statuses} == {Reason.TIME}
     assert bool(leaves.predict(make_inputs(5)).probs.isfinite().all())
+
+
+def test_leaves_that_ran_out_of_time_go_on(tmp_path):
+    make = partial(make_model, "categorical", ROWS, approximation="laplace", solver=SubspaceNewton(tolerance=1e-9))
+    leaves = LeafGP(make(), num_rows=50)
+    leaves.condition(checkpoint=tmp_path / "leaves", time_limit=1e-3)
+    again = LeafGP(make(), num_rows=50)
+    for each in (leaves, again):
+        statuses = each.condition(checkpoint=None if each is leaves else tmp_path / "leaves")
+        assert all(status.converged for status in statuses)
+    assert_close(again.latent_mean(make_inputs(5)), leaves.latent_mean(make_inputs(5)), "posterior")
+    passes = [leaf.solution.kernel_passes for leaf in leaves._known.own]
+    leaves.condition()
+    assert sum(leaf.solution.kernel_passes for leaf in leaves._known.own) < sum(passes)
+
+
+def test_an_interrupt_keeps_the_leaves_so_far(tmp_path, monkeypatch):
+    leaves, solve = LeafGP(make_model("bernoulli-logit", ROWS), num_rows=50), leaf_posteriors.solve
+    calls = []
+
+    def interrupted(*args, **kwargs):
+        calls.append(1)
+        solution = solve(*args, **kwargs)
+        return solution.with_report(status=Status(Reason.INTERRUPTED)) if len(calls) == 3 else solution
+
+    monkeypatch.setattr(leaf_posteriors, "solve", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="2 leaves were found"):
+        leaves.condition(checkpoint=tmp_path / "leaves")
+    assert len(list((tmp_path / "leaves").iterdir())) == 2
+    leaves.condition(checkpoint=tmp_path / "leaves")
+    assert len(calls) == 1 + leaves.num_leaves
+
+
+def test_a_leaf_without_information_is_the_prior():
+    x, y = CASES["bernoulli-logit"].data(ROWS)
+    y[x[:, 0] > -0.5] = -1
+    model = SimpleGP(x, y, BernoulliLikelihood(), missing_targets=True).double().eval()
+    mean, covariance, _ = LeafGP(model, num_rows=40).latent_moments(torch.tensor([[3.0, 0.0]], dtype=torch.float64))
+    assert float(mean.abs().max()) < 1e-9
+    assert float(covariance) == pytest.approx(4.0)
 
 
 def test_a_leaf_without_a_certificate_gives_none():
