@@ -79,8 +79,14 @@ class LeafTask:
             known: Tree and rows, if they are known already.
 
         Raises:
-            InputError: If the prior is no function of rows, inputs have no scale, or there are fewer leaves than processes.
+            InputError: If prior or likelihood are no functions of rows, inputs have no scale, or leaves are fewer than
+                processes.
         """
+        if not model.calculus.exchangeable:  # some rows would have the noise of others
+            raise InputError(
+                "Leaves need a likelihood of which some rows can be looked at alone. Got "
+                f"{type(model.likelihood).__name__}, which holds something for each row. Condition the model itself."
+            )
         check_parameters(model.named_parameters_and_constraints(), model.held_data.inputs[0])
         untouched = describe_prior(model)
         with kept_tensors(model), torch.no_grad():
