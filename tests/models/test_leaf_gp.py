@@ -394,7 +394,9 @@ def test_models_that_leaves_cannot_be_made_of():
     with pytest.raises(InputError, match=r"(?s)Leaves need a kernel made of those .*Got LinearKernel"):
         LeafGP(linear).condition()
     noise = torch.linspace(0.1, 1.0, 20, dtype=torch.float64)
-    known = SimpleGP(x, y, gpytorch.likelihoods.FixedNoiseGaussianLikelihood(noise, learn_additional_noise=True)).double()
+    known = SimpleGP(
+        x, y, gpytorch.likelihoods.FixedNoiseGaussianLikelihood(noise, learn_additional_noise=True)
+    ).double()
     with pytest.raises(InputError, match=r"Got FixedNoiseGaussianLikelihood, which holds something for each row"):
         LeafGP(known, num_rows=10).condition()
     leaves = LeafGP(make_model("bernoulli-logit", 20, kernel=make_kernel()))
