@@ -553,4 +553,29 @@ MUTANTS = (
         "return cls",
         ("test_bad_input.py", "on_the_training_inputs_only"),
     ),
+    # ------------------------------------------------------------------ leaves
+    Mutant(
+        "errors of leaves are taken for independent",
+        "spread.index_add_(0, which, weight / root * found.flatten(1))",
+        "spread.index_add_(0, which, weight.square() / root * found.flatten(1))",
+        ("test_leaf_gp.py", "bound_holds"),
+    ),
+    Mutant(
+        "weights of leaves have kinks",
+        "return share.square() * (3.0 - 2.0 * share)",
+        "return share",
+        ("test_median_tree.py", "slope"),
+    ),
+    Mutant(
+        "leaves know nothing of rows beyond their border",
+        "half = int(0.5 * overlap * size)",
+        "half = 0",
+        ("test_median_tree.py", "share_of_rows"),
+    ),
+    Mutant(
+        "leaves are found anew although nothing has changed",
+        "start = None if self._known is None else self._known.own",
+        "start = None",
+        ("test_leaf_gp.py", "go_on"),
+    ),
 )

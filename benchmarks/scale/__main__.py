@@ -30,6 +30,9 @@ MAP_SIZES = (1_000, 5_000, 20_000, 100_000, 200_000)
 OF_MAPS = ("itergp", "itergp, support")
 LARGEST_EXACT, LARGEST_ITERATIVE = 5_000, 20_000  # rows of maps, by dense algebra and by GPBoost's iterative method
 
+LEAF_DATA = (("flights", 50_000), ("smooth", 50_000), ("flights", 307_346))
+LEAF_METHODS = (("support", 1024), ("support", 4096), ("leaves", 1000), ("leaves", 2000), ("leaves", 4000))
+
 # Group, function, arguments, rows.
 PLAN: list[tuple[str, str, dict[str, Any], int]] = [
     ("kernel", "kernel_pass", {"rows": [10_000, 20_000, 40_000, 80_000]}, 80_000),
@@ -40,6 +43,11 @@ PLAN: list[tuple[str, str, dict[str, Any], int]] = [
     ("flights", "flights_in_time", {"support": 4096}, 307_346),
     ("flights", "flights_svgp", {"seconds": 120.0}, 307_346),
     ("million", "million", {"rows": 1_000_000}, 1_000_000),
+    *(
+        ("leaves", "leaves", {"data": data, "rows": n, "method": method, "size": size}, n)
+        for data, n in LEAF_DATA
+        for method, size in LEAF_METHODS
+    ),
     *(
         ("additive", "additive", {"rows": n, "approximation": a}, n)
         for n in (100_000, 1_000_000)
@@ -85,7 +93,7 @@ def main() -> None:
             continue
         print(f"{name} {arguments} ...", flush=True)
         threads = (
-            1 if group in ("additive", "cost", "file", "maps", "pairs") else options.threads
+            1 if group in ("additive", "cost", "file", "leaves", "maps", "pairs") else options.threads
         )  # as many as each of several jobs would have
         line = {"group": group, "item": name, "arguments": arguments, **_measured(name, arguments, threads)}
         print({key: value for key, value in line.items() if isinstance(value, (int, float))}, flush=True)

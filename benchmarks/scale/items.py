@@ -8,6 +8,7 @@ import platform
 import resource
 import tempfile
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from benchmarks.models import default_model, given_model, scores
 from itergp.diagnostics import class_probabilities
 from itergp.kernels import AdditiveLaplacianKernel
 from itergp.likelihoods import BernoulliLikelihood
-from itergp.models import GP
+from itergp.models import GP, LeafGP
 from itergp.operators import make_operator
 from itergp.solvers import LinearTimeNewton, SubspaceNewton
 from itergp.tables import TableEncoder, TableFile
@@ -148,6 +149,34 @@ def flights_svgp(seconds: float) -> dict[str, Any]:
 def million(rows: int) -> dict[str, Any]:
     """A synthetic binary problem from raw data to predictions in linear time."""
     return _end_to_end(smooth_binary(rows), LinearTimeNewton())
+
+
+def leaves(data: str, rows: int, method: str, size: int) -> dict[str, Any]:
+    """Leaves of so many rows, or a support of as many, at hyperparameters learned before: CPU seconds, certified gap, scores."""
+    split = flights() if data == "flights" else smooth_binary(rows)
+    split = replace(split, train_x=split.train_x[:rows], train_y=split.train_y[:rows])
+    model = default_model(split)
+    model.solver = LinearTimeNewton(num_support=256)  # of what follows learning, and is not measured
+    itergp.fit(model)
+    model.eval()
+    begun = time.process_time()
+    model.solver = SubspaceNewton() if method == "leaves" else LinearTimeNewton(num_support=size)
+    predictor = LeafGP(model, num_rows=size) if method == "leaves" else model
+    predictor.condition()
+    conditioned = time.process_time()
+    probs = class_probabilities(predictor.predict(split.test_x, tempering=0.0).probs)
+    predicted = time.process_time()
+    found: dict[str, Any] = {"leaves": 0, "leaf_rows": 0}
+    if isinstance(predictor, LeafGP):
+        found = {"leaves": predictor.num_leaves, "leaf_rows": sum(predictor.leaf_sizes)}
+        found["gap_per_row"] = (predictor.objective_gap or math.nan) / found["leaf_rows"]
+    return {
+        "seconds": conditioned - begun,
+        "prediction": predicted - conditioned,
+        "memory": peak_memory(),
+        **found,
+        **scores(probs, split),
+    }
 
 
 def additive(rows: int, inputs: int = 10, approximation: str = "laplace") -> dict[str, Any]:

@@ -14,7 +14,15 @@ COLOURS = {"full": "#1b6ca8", "linear": "#c8553d", "svgp": "#7a7a7a"}
 
 def write_report(lines: list[dict[str, Any]], folder: Path) -> None:
     """Writes ``scale.md`` and, with measurements of cost, the picture."""
-    sections = [_kernel(lines), _mixture(lines), _flights(lines), _million(lines), _additive(lines), _pairs(lines)]
+    sections = [
+        _kernel(lines),
+        _mixture(lines),
+        _flights(lines),
+        _million(lines),
+        _leaves(lines),
+        _additive(lines),
+        _pairs(lines),
+    ]
     sections += [_file(lines), _maps(lines), _map_passes(lines), _cost(lines)]
     threads = sorted({line["threads"] for line in lines})
     counts = " or ".join(str(count) for count in threads)
@@ -117,6 +125,25 @@ def _million(lines: list[dict[str, Any]]) -> list[str]:
     ]
     table = ["| rows | support | s | test NLL | gradient boosting | peak GiB |", "|---|---|---|---|---|---|"]
     return [*head, "", *table, *rows]
+
+
+def _leaves(lines: list[dict[str, Any]]) -> list[str]:
+    rows = []
+    for a, r in _of(lines, "leaves"):
+        name = f"{a['data']} | {a['rows']:,} | {'leaves' if a['method'] == 'leaves' else 'support'} of {a['size']:,}"
+        if "failed" in r:
+            rows.append(f"| {name} | | {r['failed']} | | | | |")
+            continue
+        leaves = f"{r['leaves']:,} of {r['leaf_rows']:,} in all" if r["leaves"] else ""
+        gap = f"{r['gap_per_row']:.1g}" if "gap_per_row" in r else ""
+        rows.append(
+            f"| {name} | {leaves} | {r['seconds']:.1f} | {r['prediction']:.1f} | {r['nll']:.4f} | {gap} | {r['memory']:.1f} |"
+        )
+    if not rows:
+        return []
+    note = "The same hyperparameters, learned before; CPU seconds of one thread, predictions of 20,000 rows."
+    columns = "| data | rows | | leaves | s | predictions, s | test NLL | gap per row, nats | peak GiB |"
+    return ["## Leaves", "", note, "", columns, "|---|---|---|---|---|---|---|---|---|", *rows]
 
 
 def _additive(lines: list[dict[str, Any]]) -> list[str]:

@@ -3,9 +3,10 @@
 from itergp.models.gp import GP
 from itergp.models.input_transforms import InputTransform, QuantileTransform, Standardize
 from itergp.models.latent import LatentPosterior
+from itergp.models.leaf_gp import LeafGP
 from itergp.models.network_gp import NetworkGP
 from itergp.models.nonconjugate_gp import NonConjugateGP
-from itergp.models.planning import Plan
+from itergp.models.planning import LeafPlan, Plan
 from itergp.models.uncertainty import UncertaintyDecomposition
 from itergp.posterior.weights import WeightPosterior
 
@@ -13,6 +14,8 @@ __all__ = [
     "GP",
     "InputTransform",
     "LatentPosterior",
+    "LeafGP",
+    "LeafPlan",
     "NetworkGP",
     "NonConjugateGP",
     "Plan",

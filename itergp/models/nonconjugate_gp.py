@@ -798,12 +798,15 @@ class NonConjugateGP(gpytorch.models.GP):
         with gpytorch.settings.lazily_evaluate_kernels(True):
             return of_values(self.forward, self)(*inputs, **self.forward_keywords)
 
-    def make_operator(self, prior: Prior, observations: Observations | None = None) -> KernelOperator:
+    def make_operator(
+        self, prior: Prior, observations: Observations | None = None, *, alone: bool = False
+    ) -> KernelOperator:
         """The kernel operator of a prior, of a snapshot of its kernel, so that it stays what a posterior was found with.
 
         Args:
             prior: At the rows of latent values.
             observations: Of these rows; without them, ``"auto"`` chooses no operator whose products have errors of their own.
+            alone: Whether this process has all of these rows, also where others divide those of the model.
         """
         with torch.no_grad():
             kernel = snapshot(prior.kernel)
@@ -811,7 +814,7 @@ class NonConjugateGP(gpytorch.models.GP):
             kernel,
             prior.features.detach(),
             num_kernels=prior.num_kernels,
-            kind=self.operator_kind,
+            kind="auto" if alone and self.operator_kind == "sharded" else self.operator_kind,
             memory_budget=self.memory_budget,
             curvature=math.inf if observations is None else observations.largest_curvature,
         )

@@ -66,6 +66,42 @@ class Plan:
         return text if self.fits else f"{text} It does not fit: {_REMEDY}"
 
 
+@dataclass(frozen=True)
+class LeafPlan:
+    """What conditioning the leaves of a model is expected to take, from the largest of them.
+
+    Attributes:
+        leaf: The plan of the largest leaf.
+        sizes: Rows of each leaf, those near borders counted in each.
+        given_rows: Training rows of the model.
+        processes: That divide the leaves.
+    """
+
+    leaf: Plan
+    sizes: tuple[int, ...]
+    given_rows: int
+    processes: int = 1
+
+    @property
+    def num_leaves(self) -> int:
+        """Number of leaves."""
+        return len(self.sizes)
+
+    @property
+    def seconds(self) -> float:
+        """Expected time, of each process: a leaf's grows with the square of its rows."""
+        largest = max(self.sizes)
+        return self.leaf.seconds * sum((size / largest) ** 2 for size in self.sizes) / self.processes
+
+    def __str__(self) -> str:
+        """How many leaves, their rows, and the time of all of them."""
+        shared = f" in each of {self.processes} processes" if self.processes > 1 else ""
+        return (
+            f"{self.num_leaves:,} leaves of {min(self.sizes):,} to {max(self.sizes):,} rows, {sum(self.sizes):,} in all for "
+            f"{self.given_rows:,}: about {_duration(self.seconds)}{shared}. The largest: {self.leaf}"
+        )
+
+
 _REMEDY = (
     "lower covariance_rank or max_rank, or use LinearTimeNewton(num_support=...), "
     "which keeps one number per row and support row."

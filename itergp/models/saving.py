@@ -119,12 +119,12 @@ def restore_model(model: Model, saved: StateDict) -> None:
         tensors[f"{_DATA}targets"].to(device, copy=True),
         None if weight is None else weight.to(device, copy=True),
     )
-    if _POSTERIOR in about and _has_prior(model, about):
+    if _POSTERIOR in about and has_prior(model, about):
         known = StateDict(tensors, {_POSTERIOR: _upgraded(about)}).section(_POSTERIOR)
         model.adopt(read_solution(known, device))
 
 
-def _has_prior(model: Model, about: dict[str, Any]) -> bool:
+def has_prior(model: Model, about: dict[str, Any]) -> bool:
     """Whether a model with the saved parameters has the prior of the saved posterior; warns if not."""
     same_python = about["libraries"].get("python") == _PYTHON
     found = prior_difference(about.get("prior", {}), identity_of(model).prior, code=same_python)

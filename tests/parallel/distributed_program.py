@@ -29,7 +29,7 @@ from itergp.errors import InputError, SolverError
 from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel
 from itergp.learning.learner import Stop
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
-from itergp.models import latent
+from itergp.models import LeafGP, latent
 from itergp.operators import make_operator, tiles
 from itergp.posterior import local_actions, posterior
 from itergp.solvers import DenseNewton, LinearTimeNewton, Reason, SubspaceNewton, policies
@@ -168,6 +168,27 @@ def _learned(kind: str) -> Results:
     )
 
 
+def _leaves(name: str, approximation: str) -> Callable[[str], Results]:
+    """Leaves, of which every process has some, and moments that are sums over all of them."""
+
+    def run(kind: str) -> Results:
+        solver = SubspaceNewton(tolerance=1e-6)
+        leaves = LeafGP(
+            make_model(name, ROWS, approximation=approximation, operator=kind, solver=solver), num_rows=50, overlap=0.2
+        )
+        mean, covariance, variance = leaves.latent_moments(make_inputs(23, seed=9))
+        reasons = [list(Reason).index(status.reason) for status in leaves.statuses]
+        return {
+            "mean": mean,
+            "covariance": covariance,
+            "prior variance": variance,
+            "numbers": torch.tensor([leaves.objective_gap, *leaves.leaf_sizes, *reasons], dtype=torch.float64),
+            "probs": torch.cat([part.probs for _, part in leaves.predict_batches(make_inputs(23, seed=9), 5)]),
+        }
+
+    return run
+
+
 SCENARIOS: dict[str, Callable[[str], Results]] = {
     "binary": _case("bernoulli-logit", "variational"),
     "binary, Laplace": _case("bernoulli-logit", "laplace"),
@@ -194,6 +215,8 @@ SCENARIOS: dict[str, Callable[[str], Results]] = {
     "linear time, few actions": _linear("bernoulli-logit", "leverage", covariance_rank=10),
     "linear time, random": _linear("categorical", "random", covariance_rank=20),
     "linear time, polished": _linear("categorical", "variance", polish=SubspaceNewton(tolerance=1e-6)),
+    "leaves": _leaves("bernoulli-logit", "variational"),
+    "leaves, softmax": _leaves("categorical", "laplace"),
     "float32, softmax": _case("categorical", "variational", torch.float32, covariance_rank=3 * ROWS),
     "float32, binary": _case("bernoulli-logit", "variational", torch.float32, covariance_rank=ROWS),
 }
@@ -277,6 +300,34 @@ def check_refusals(rank: int) -> None:
     few = SimpleGP(*make_binary(1), BernoulliLikelihood(), operator="sharded").double()
     with pytest.raises(InputError, match=r"must get a row"):
         few.condition()
+
+
+def check_leaves(folder: Path, rank: int) -> None:
+    """Leaves in a folder are everybody's; an error in one process is one in all; what cannot be divided says so."""
+    model = make_model("categorical", ROWS, operator="sharded")
+    leaves, x = LeafGP(model, num_rows=50), make_inputs(7)
+    leaves.condition(checkpoint=folder / "leaves")
+    assert len(list((folder / "leaves").iterdir())) == leaves.num_leaves
+    torch.save(leaves.predict(x).probs, folder / f"leaves.{rank}.pt")
+    with pytest.raises(InputError, match=r"Leaves are saved where one process has all of them"):
+        leaves.save(folder / "leaves.safetensors")
+    with pytest.raises(InputError, match=r"same new inputs"):
+        leaves.predict(x + rank)
+    with pytest.raises(InputError, match=r"must get a leaf. Got 1 for 2 processes"):
+        LeafGP(model, num_rows=ROWS).condition()
+    dist.barrier()
+    if rank == 1:
+        path = sorted((folder / "leaves").iterdir())[-1]
+        path.write_bytes(path.read_bytes()[:-100])
+        expected: type[Exception] = InputError
+    else:
+        expected = SolverError
+    dist.barrier()
+    with pytest.raises(expected, match=r"damaged" if rank == 1 else r"Got an error in another one"):
+        LeafGP(model, num_rows=50).condition(checkpoint=folder / "leaves")
+    model.covar_module.outputscale = 2.0 + rank
+    with pytest.raises(InputError, match=r"same hyperparameters"):
+        leaves.predict(x)
 
 
 def check_stopping(rank: int) -> None:
@@ -483,6 +534,7 @@ def main(folder: Path, part: str) -> None:
         check_products()
     if part == "raise":
         check_saving(folder)
+        check_leaves(folder, rank)
         check_refusals(rank)
         check_stopping(rank)
     check_failure(rank, part)

@@ -17,6 +17,7 @@ from helpers import SimpleGP, assert_close, make_binary, make_inputs, make_model
 import itergp
 from itergp.errors import InputError
 from itergp.likelihoods import BernoulliLikelihood
+from itergp.models import LeafGP
 from itergp.operators import BlockedOperator, DenseOperator, make_operator, sharded
 from itergp.parallel import ALL_ROWS, ProcessPartition, RowPartition
 from itergp.solvers import SubspaceNewton
@@ -81,6 +82,12 @@ def test_one_process_reads_what_two_saved(pair):
     assert model.current_solution is not None
     for rank in range(2):
         assert_close(torch.load(pair / f"predicted.{rank}.pt"), model.predict(make_inputs(7)).probs)
+
+
+def test_one_process_finds_the_same_leaves(pair):
+    leaves = LeafGP(make_model("categorical", ROWS), num_rows=50)
+    for rank in range(2):
+        assert_close(torch.load(pair / f"leaves.{rank}.pt"), leaves.predict(make_inputs(7)).probs)
 
 
 def test_three_processes_find_it_too_and_notice_when_one_dies(tmp_path):
