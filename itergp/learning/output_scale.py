@@ -18,6 +18,7 @@ from itergp.objectives import NEVER, Deadline, OutOfTimeError
 from itergp.solvers import APPROXIMATIONS
 
 _STEP, _LARGEST = 3.0, 243.0  # of factors
+_LEAD = 2.0  # standard errors by which a factor must be better than the one before
 _MOST_TO_LEARN, _MOST_TO_JUDGE = 2000, 2000
 
 
@@ -27,7 +28,7 @@ def raise_output_scales(model: NonConjugateGP, *, seed: int = 0, deadline: Deadl
     The density at a mode pays for every function that is too sure of itself, and asks for a small prior variance. A prediction
     that integrates over the posterior is less sure where the data say little, and can afford a larger one, which lets it follow
     the data where they say much. Conditions on up to 2,000 rows and judges by as many others; a factor is raised while the best
-    of its exponents is better by more than a standard error.
+    of its exponents is better by more than two standard errors.
 
     Args:
         model: The model, of one latent function.
@@ -57,7 +58,7 @@ def raise_output_scales(model: NonConjugateGP, *, seed: int = 0, deadline: Deadl
                 except (SolverError, OutOfTimeError):
                     break
             gain = density - best
-            if not float(gain.mean()) > standard_error(gain):
+            if not float(gain.mean()) > _LEAD * standard_error(gain):
                 break
             factor, best = _STEP * factor, density
         for kernel in scales:
