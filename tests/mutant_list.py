@@ -119,13 +119,13 @@ MUTANTS = (
     ),
     Mutant(
         "a variational posterior need not be a standard error better",
-        'kept = "variational" if lead > _LEAD else "laplace"',
+        'kept = "variational" if lead > LEAD else "laplace"',
         'kept = "variational" if lead > 0.0 else "laplace"',
         ("test_learning.py", "standard_error_better"),
     ),
     Mutant(
         "an approximation that is behind is looked at again",
-        "if lead is not None and lead < -_LEAD:",
+        "if lead is not None and lead < -LEAD:",
         "if lead is not None and lead < -99.0:",
         ("test_learning.py", "falls_behind"),
     ),
