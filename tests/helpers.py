@@ -85,6 +85,19 @@ def assert_close(actual: Tensor, expected: Tensor, kind: str = "product", *, dty
 
 
 # ------------------------------------------------------------------------ data
+def by_threads(compute: Callable[[], list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+    """What is computed, without derivatives, by one thread and by two."""
+    threads, found = torch.get_num_threads(), []
+    try:
+        for number in (1, 2):
+            torch.set_num_threads(number)
+            with torch.no_grad():
+                found.append(compute())
+    finally:
+        torch.set_num_threads(threads)
+    return found[0], found[1]
+
+
 def make_inputs(num_rows: int, num_columns: int = 2, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
     """Standard normal inputs ``(N, D)``, the same points in every dtype."""
     generator = torch.Generator().manual_seed(seed)

@@ -4,16 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
-from torch import Tensor
-
-from itergp.errors import InputError
-from itergp.kernels.columnwise import ColumnwiseKernel
-from itergp.kernels.distances import scaled
-from itergp.kernels.shares import Shares
+from itergp.kernels.sum_of_laplacians import SumOfLaplacians
 
 
-class AdditiveLaplacianKernel(Shares, ColumnwiseKernel):
+class AdditiveLaplacianKernel(SumOfLaplacians):
     r"""``k(x, x') = sum_d w_d exp(-|x_d - x'_d| / l_d)`` with weights that are positive and sum to one.
 
     A function of each input, added up: the limit of many stumps, and the first order of a Laplacian kernel. Its variance is
@@ -45,27 +39,3 @@ class AdditiveLaplacianKernel(Shares, ColumnwiseKernel):
     def __init__(self, num_dims: int, **options: Any) -> None:
         super().__init__(num_dims, **options)
         self.num_dims = int(num_dims)
-        self.register_parameter("raw_weights", torch.nn.Parameter(torch.zeros(*self.batch_shape, self.num_dims)))
-
-    def forward(
-        self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False, **params: Any
-    ) -> Tensor:
-        """Entries ``(..., b, m)``, or with ``diag`` those of rows with their counterparts ``(..., b)``.
-
-        Raises:
-            InputError: If every column is asked for by itself.
-        """
-        if last_dim_is_batch:
-            raise InputError(
-                "AdditiveLaplacianKernel adds its columns up, and has no last_dim_is_batch. Got last_dim_is_batch=True. Use "
-                "LaplacianKernel for kernels of each column."
-            )
-        (first, second), weights = scaled(x1, x2, self.lengthscale), self.weights
-        if diag:
-            return ((-(first - second).abs()).exp() * weights.unsqueeze(-2)).sum(-1)
-        total: Tensor | None = None
-        for x, y, weight in zip(first.unbind(-1), second.unbind(-1), weights.unbind(-1), strict=True):
-            term = (-(x.unsqueeze(-1) - y.unsqueeze(-2)).abs()).exp() * weight[..., None, None]
-            total = term if total is None else total + term
-        assert total is not None
-        return total

@@ -6,17 +6,13 @@ import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from gpytorch.kernels import Kernel
-from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.kernels.columnwise import ColumnwiseKernel
-from itergp.kernels.distances import scaled
-from itergp.kernels.shares import Shares
+from itergp.kernels.sum_of_laplacians import SumOfLaplacians
 
 
-class PairwiseLaplacianKernel(Shares, ColumnwiseKernel):
+class PairwiseLaplacianKernel(SumOfLaplacians):
     r"""``k(x, x') = sum_p w_p exp(-|x_a - x'_a| / l_p - |x_b - x'_b| / m_p)`` over pairs ``(a, b)`` of inputs.
 
     Functions of two inputs, added up: beside an ``AdditiveLaplacianKernel``, the interactions that it has none of. The weights
@@ -44,6 +40,8 @@ class PairwiseLaplacianKernel(Shares, ColumnwiseKernel):
         (torch.Size([1, 4]), torch.Size([2]))
     """
 
+    columns_of_term = 2
+
     def __init__(self, pairs: Sequence[tuple[int, int]], **options: Any) -> None:
         found = tuple(tuple(int(column) for column in pair) for pair in pairs)
         wrong = [p for p in found if len(set(p)) != 2 or len(p) != 2 or min(p) < 0]
@@ -56,7 +54,6 @@ class PairwiseLaplacianKernel(Shares, ColumnwiseKernel):
         options["active_dims"] = tuple(column for pair in found for column in pair)
         super().__init__(2 * len(found), **options)
         self.pairs = found
-        self.register_parameter("raw_weights", torch.nn.Parameter(torch.zeros(*self.batch_shape, len(found))))
 
     def __getitem__(self, index: Any) -> PairwiseLaplacianKernel:
         """One kernel, or some, of a batch."""
@@ -73,29 +70,3 @@ class PairwiseLaplacianKernel(Shares, ColumnwiseKernel):
         changed = change(plain)
         changed.active_dims = self.active_dims
         return changed
-
-    def forward(
-        self, x1: Tensor, x2: Tensor, diag: bool = False, last_dim_is_batch: bool = False, **params: Any
-    ) -> Tensor:
-        """Entries ``(..., b, m)``, or with ``diag`` those of rows with their counterparts ``(..., b)``.
-
-        Raises:
-            InputError: If every column is asked for by itself.
-        """
-        if last_dim_is_batch:
-            raise InputError(
-                "PairwiseLaplacianKernel adds its pairs up, and has no last_dim_is_batch. Got last_dim_is_batch=True. Use "
-                "LaplacianKernel for kernels of each column."
-            )
-        (first, second), weights = scaled(x1, x2, self.lengthscale), self.weights
-        if diag:
-            apart = (first - second).abs().unflatten(-1, (-1, 2)).sum(-1)
-            return ((-apart).exp() * weights.unsqueeze(-2)).sum(-1)
-        total: Tensor | None = None
-        for p, weight in enumerate(weights.unbind(-1)):
-            (a, b), (c, d) = (rows[..., 2 * p : 2 * p + 2].unbind(-1) for rows in (first, second))
-            apart = (a.unsqueeze(-1) - c.unsqueeze(-2)).abs() + (b.unsqueeze(-1) - d.unsqueeze(-2)).abs()
-            term = (-apart).exp() * weight[..., None, None]
-            total = term if total is None else total + term
-        assert total is not None
-        return total

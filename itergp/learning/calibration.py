@@ -11,9 +11,10 @@ from torch.distributions import Distribution
 
 from itergp.checks import require_positive
 from itergp.diagnostics.metrics import Reliability, class_probabilities, reliability
-from itergp.learning.candidates import (
+from itergp.learning.held_out import held_out_splits, num_weighted, quarters
+from itergp.learning.predictives import (
+    COMPARED,
     LEAD,
-    SHARPER,
     Candidates,
     Choice,
     humblest,
@@ -22,13 +23,12 @@ from itergp.learning.candidates import (
     marginals,
     of_one_approximation,
 )
-from itergp.learning.held_out import held_out_splits, num_weighted, quarters
 from itergp.likelihoods import Observations
 from itergp.models import NetworkGP, NonConjugateGP
 from itergp.models.network_data import NetworkData
 from itergp.objectives import NEVER, Deadline, OutOfTimeError
 from itergp.operators import Prior
-from itergp.posterior.tempering import EXPONENTS, tempered
+from itergp.posterior.tempering import tempered
 from itergp.solvers import APPROXIMATIONS
 
 _ENOUGH = 2000  # held-out rows that choose; of many latent functions fewer, as many as take the time
@@ -135,8 +135,7 @@ def _sharper(exponent: float) -> float:
     it away asks for more (penbased, 6,000 and 8,794 rows conditioned on: at 512 the test log-density is 1 to 2 % behind the
     plugged-in mean, and on held-out rows none).
     """
-    exponents = (*EXPONENTS, *SHARPER)
-    return exponents[min(exponents.index(exponent) + 1, len(exponents) - 1)]
+    return COMPARED[min(COMPARED.index(exponent) + 1, len(COMPARED) - 1)]
 
 
 def _approximations(observations: Observations, conditioned: int, held_out: int) -> tuple[str, ...]:

@@ -13,10 +13,10 @@ from torch import Tensor
 
 from itergp.errors import SolverError
 from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel, PairwiseLaplacianKernel
-from itergp.learning.candidates import humblest
 from itergp.learning.held_out import held_out_splits
 from itergp.learning.judging import DENSE_TOLERANCE
 from itergp.learning.lengthscale_prior import has_own_prior
+from itergp.learning.predictives import humblest
 from itergp.models import LatentPosterior, NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.models.starting_values import rows_seen

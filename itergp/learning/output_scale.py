@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import torch
 from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel, ScaleKernel
 from torch import Tensor
 
 from itergp.errors import SolverError
-from itergp.learning.candidates import Candidates, marginals, standard_error
 from itergp.learning.held_out import learning_split
+from itergp.learning.predictives import Candidates, marginals, standard_error
 from itergp.models import NonConjugateGP
 from itergp.objectives import NEVER, Deadline, OutOfTimeError
 from itergp.solvers import APPROXIMATIONS
@@ -50,19 +49,18 @@ def raise_output_scales(model: NonConjugateGP, *, seed: int = 0, deadline: Deadl
             best = _best_density(model, *rows, APPROXIMATIONS, deadline)
         except SolverError:
             return 1.0
-        factor = 1.0
-        while factor < _LARGEST:
-            with _multiplied(scales, _STEP * factor):
-                try:
+        given, factor = [kernel.outputscale.clone() for kernel in scales], 1.0
+        try:
+            with contextlib.suppress(SolverError, OutOfTimeError):
+                while factor < _LARGEST:
+                    _multiply(scales, given, _STEP * factor)
                     density = _best_density(model, *rows, ("variational",), deadline)
-                except (SolverError, OutOfTimeError):
-                    break
-            gain = density - best
-            if not float(gain.mean()) > _LEAD * standard_error(gain):
-                break
-            factor, best = _STEP * factor, density
-        for kernel in scales:
-            kernel.outputscale = factor * kernel.outputscale
+                    gain = density - best
+                    if not float(gain.mean()) > _LEAD * standard_error(gain):
+                        break
+                    factor, best = _STEP * factor, density
+        finally:
+            _multiply(scales, given, factor)
     return factor
 
 
@@ -83,18 +81,10 @@ def _learned_scales(kernel: Kernel) -> list[ScaleKernel]:
         return next((scales for factor in kernel.kernels if (scales := _learned_scales(factor))), [])
     if not isinstance(kernel, ScaleKernel):
         return []
-    free = kernel.raw_outputscale.requires_grad and "outputscale_prior" not in kernel._priors
+    free = kernel.raw_outputscale.requires_grad and getattr(kernel, "outputscale_prior", None) is None
     return [kernel] if free and kernel.raw_outputscale_constraint.upper_bound.isinf().all() else []
 
 
-@contextmanager
-def _multiplied(scales: list[ScaleKernel], factor: float) -> Iterator[None]:
-    """Output scales times a factor for a while."""
-    kept = [kernel.outputscale.clone() for kernel in scales]
-    try:
-        for kernel in scales:
-            kernel.outputscale = factor * kernel.outputscale
-        yield
-    finally:
-        for kernel, value in zip(scales, kept, strict=True):
-            kernel.outputscale = value
+def _multiply(scales: list[ScaleKernel], given: list[Tensor], factor: float) -> None:
+    for kernel, value in zip(scales, given, strict=True):
+        kernel.outputscale = factor * value

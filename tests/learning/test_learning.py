@@ -33,10 +33,10 @@ from itergp.kernels import (
 )
 from itergp.learning import calibrate_predictions, calibration, fit
 from itergp.learning.calibration import Calibration
-from itergp.learning.candidates import of_one_approximation
 from itergp.learning.humility import limit_lengthscales
 from itergp.learning.learner import Adam, Learner, Stage, Stop
 from itergp.learning.parameters import free_parameters
+from itergp.learning.predictives import of_one_approximation
 from itergp.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,

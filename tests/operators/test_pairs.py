@@ -9,7 +9,8 @@ import time
 import pytest
 import torch
 from gpytorch.kernels import ScaleKernel
-from helpers import DTYPES, assert_close
+from helpers import DTYPES, assert_close, by_threads
+from torch import Tensor
 
 from itergp.kernels import AdditiveLaplacianKernel, PairwiseLaplacianKernel
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood
@@ -126,17 +127,13 @@ def test_rounding_does_not_grow_with_the_rows():
 
 
 def test_the_answer_does_not_depend_on_the_number_of_threads():
-    x, threads, products = _inputs(20_000, torch.float32), torch.get_num_threads(), []
-    block = torch.randn(20_000, 12)
-    try:
-        for number in (1, 2):
-            torch.set_num_threads(number)
-            with torch.no_grad():
-                operator = make_operator(_kernel(), x, kind="scan")
-                products.append([operator.matmul(block[:, :k]) for k in (1, 12)])
-    finally:
-        torch.set_num_threads(threads)
-    for one, two in zip(*products, strict=True):
+    x, block = _inputs(20_000, torch.float32), torch.randn(20_000, 12)
+
+    def products() -> list[Tensor]:
+        operator = make_operator(_kernel(), x, kind="scan")
+        return [operator.matmul(block[:, :k]) for k in (1, 12)]
+
+    for one, two in zip(*by_threads(products), strict=True):
         assert torch.equal(one, two)
 
 

@@ -11,7 +11,7 @@ import torch
 from gpytorch.distributions import MultivariateNormal
 from gpytorch.kernels import AdditiveStructureKernel, MaternKernel, PeriodicKernel, RBFKernel, ScaleKernel
 from gpytorch.means import ZeroMean
-from helpers import DTYPES, assert_close
+from helpers import DTYPES, assert_close, by_threads
 
 from itergp.errors import InputError
 from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel, PairwiseLaplacianKernel
@@ -197,16 +197,11 @@ def test_rounding_does_not_grow_with_the_rows(nu, rate):
 
 def test_the_answer_does_not_depend_on_the_number_of_threads():
     x, kernel = _inputs(60_000, torch.float32), KERNELS["every smoothness"]().float()
-    threads, products = torch.get_num_threads(), []
-    try:
-        for number in (1, 2):
-            torch.set_num_threads(number)
-            with torch.no_grad():
-                parts = [make_operator(kernel, x, kind="scan").matmul(torch.ones(60_000, k)) for k in (1, 12, 40)]
-            products.append(parts)
-    finally:
-        torch.set_num_threads(threads)
-    for one, two in zip(*products, strict=True):
+
+    def products() -> list[torch.Tensor]:
+        return [make_operator(kernel, x, kind="scan").matmul(torch.ones(60_000, k)) for k in (1, 12, 40)]
+
+    for one, two in zip(*by_threads(products), strict=True):
         assert torch.equal(one, two)
 
 

@@ -21,7 +21,7 @@ from itergp.models.uncertainty import exact_variance
 from itergp.objectives import ComputationAwareELBO
 from itergp.operators import Neighbourhoods, make_operator
 from itergp.operators.neighbours import NearestRows
-from itergp.posterior.tempering import remaining_share, tempered
+from itergp.posterior.tempering import EXPONENTS, remaining_share, tempered
 from itergp.solvers import (
     DenseNewton,
     IterNCGP,
@@ -488,7 +488,7 @@ def test_factors_of_tempering_are_those_of_predictions(name, exponent):
 def test_the_humblest_of_equals_is_chosen():
     generator = torch.Generator().manual_seed(0)
     noise = torch.randn(400, generator=generator).double()
-    equal = {("variational", p): -1.0 + 0.1 * noise for p in calibration.EXPONENTS}
+    equal = {("variational", p): -1.0 + 0.1 * noise for p in EXPONENTS}
     humility = {key: 1.0 / (1.0 + key[1]) for key in equal}
     assert calibration.humblest(equal, humility) == (("variational", 0.0), 0.0)
     better = equal | {("variational", 4.0): equal["variational", 4.0] + 0.2}

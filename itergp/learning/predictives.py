@@ -20,9 +20,10 @@ from itergp.solvers import Reason, Solution, solve
 
 Choice = tuple[str, float]  # approximation and exponent of tempering
 
-# Candidates besides, until one is all but the plugged-in mean where the data say anything (and the prior where they do not): of
-# many classes, most are excluded at any input, and keep nearly all of their variance.
-SHARPER = (512.0, 2048.0, 8192.0, 32768.0)
+# Exponents that are compared: the usual ones, and sharper ones until one is all but the plugged-in mean where the data say
+# anything (and the prior where they do not): of many classes, most are excluded at any input, and keep nearly all of their
+# variance.
+COMPARED = (*EXPONENTS, 512.0, 2048.0, 8192.0, 32768.0)
 # Shares of the log-density that humility may cost: that much in any case, and as much as that if a standard error allows it.
 _INVISIBLE, _TOLERANCE = 0.002, 0.005
 LEAD = 1.0  # standard errors by which a variational posterior must be better than Laplace's
@@ -51,7 +52,7 @@ class Candidates:
         for approximation, (mean, covariance, variance) in moments.items():
             plugged_in = held_out.predictive_log_density(mean, torch.zeros_like(covariance)).double()
             part.densities[approximation, math.inf] = plugged_in
-            for exponent in (*EXPONENTS, *SHARPER):
+            for exponent in COMPARED:
                 left = tempered(covariance, variance, exponent)
                 share = (left.diagonal(dim1=-2, dim2=-1) / variance).double().mean(-1)
                 density = held_out.predictive_log_density(mean, left).double()
@@ -62,7 +63,7 @@ class Candidates:
     @classmethod
     def by_functions(cls, model: NetworkGP, rows: Any, held_out: Observations) -> Candidates:
         """The same of many classes, by functions that are drawn once for all exponents."""
-        exponents = (*EXPONENTS, *SHARPER, math.inf)
+        exponents = (*COMPARED, math.inf)
         found, share = model.tempered_log_densities(rows, held_out.targets.long(), exponents)
         part = cls({}, {("laplace", math.inf): found[-1]}, {})
         for exponent, density in zip(exponents[:-1], found[:-1], strict=True):
