@@ -30,6 +30,7 @@ class AdditiveLaplacianKernel(SumOfLaplacians):
         InputError: If ``num_dims`` is not a positive number.
 
     Examples:
+        >>> import torch
         >>> kernel = AdditiveLaplacianKernel(num_dims=2)
         >>> kernel.weights = torch.tensor([0.25, 0.75])
         >>> kernel.weights
