@@ -16,6 +16,9 @@ from itergp.numerics.spectral import eigh
 _ACCURACY = 3e-4
 _REPLICATES = 8
 _MAX_POINTS = 8192
+_CACHED = (
+    2**15
+)  # values of a function at several nodes, evaluated at once: of few rows a loop over nodes is all overhead
 _CHUNK = 2**20  # latent values evaluated at once: few enough to stay in cache
 
 
@@ -43,7 +46,7 @@ def _expected_cdf(
     mean: Tensor,
     variance: Tensor,
     cdf: Callable[[Tensor], Tensor],
-    density: Callable[[float], float],
+    density: Callable[[Tensor], Tensor],
     *,
     step: float,
     first: float,
@@ -56,22 +59,28 @@ def _expected_cdf(
     """
     mean64, scale = mean.double(), variance.double().clamp_min(1e-300).sqrt()  # with a derivative at zero
     nodes, weights = gauss_hermite(32, like=mean64)
-    total_small, total_large = torch.zeros_like(mean64), torch.zeros_like(mean64)
-    for node, weight in zip(nodes.tolist(), weights.tolist(), strict=True):
-        total_small = total_small + weight * cdf(mean64 + scale * node)
+    small = _weighted_sum(lambda z: cdf(mean64 + scale * z), nodes, weights, mean64)
+    nodes = torch.arange(round((last - first) / step) + 1).to(mean64) * step + first
     safe = scale.clamp_min(1e-3)
-    for index in range(round((last - first) / step) + 1):
-        t = first + index * step
-        total_large = total_large + step * density(t) * torch.special.ndtr((mean64 - t) / safe)
-    return torch.where(scale < 1.0, total_small, total_large.clamp(0.0, 1.0)).to(mean)
+    large = _weighted_sum(lambda t: torch.special.ndtr((mean64 - t) / safe), nodes, step * density(nodes), mean64)
+    return torch.where(scale < 1.0, small, large.clamp(0.0, 1.0)).to(mean)
 
 
-def _logistic_density(t: float) -> float:
-    return math.exp(-abs(t)) / (1.0 + math.exp(-abs(t))) ** 2
+def _weighted_sum(function: Callable[[Tensor], Tensor], nodes: Tensor, weights: Tensor, like: Tensor) -> Tensor:
+    """``sum_i w_i f(t_i)`` of a function of nodes ``(n, 1, ...)`` to values ``(n, *like.shape)``."""
+    shape, at_once = (-1, *[1] * like.dim()), max(1, _CACHED // max(1, like.numel()))
+    total = torch.zeros_like(like)
+    for t, weight in zip(nodes.split(at_once), weights.split(at_once), strict=True):
+        total = total + torch.tensordot(weight, function(t.view(shape)), 1)
+    return total
 
 
-def _gumbel_density(t: float) -> float:
-    return math.exp(t - math.exp(t))
+def _logistic_density(t: Tensor) -> Tensor:
+    return torch.sigmoid(t) * torch.sigmoid(-t)
+
+
+def _gumbel_density(t: Tensor) -> Tensor:
+    return (t - t.exp()).exp()
 
 
 def _gumbel_cdf(f: Tensor) -> Tensor:

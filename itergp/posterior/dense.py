@@ -55,7 +55,7 @@ def kernel_columns(kernel: Tensor, root: Tensor) -> Tensor:
     if couples(kernel, size):
         products = torch.einsum("nmd,mdb->nmb", kernel[0].view(size * latents, size, latents), root)
     else:
-        products = torch.einsum("cnm,mcb->ncmb", kernel.expand(latents, -1, -1), root)
+        products = kernel.expand(latents, -1, -1).movedim(0, 1).unsqueeze(-1) * root.movedim(0, 1)
     return products.reshape(size, latents, size * latents)
 
 

@@ -11,12 +11,15 @@ from torch import Tensor
 from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
 from itergp.likelihoods.base import node_offsets
 from itergp.numerics.blocks import apply_blocks, curvature_root, psd_root
+from itergp.numerics.fixed_point import AndersonExtrapolation
 from itergp.operators import AbstractOperator
-from itergp.posterior.dense import apply_kernels, dense_posterior, factorise, kernel_columns
-from itergp.posterior.precision import LowRankPrecision, marginal_covariance
+from itergp.posterior.dense import apply_kernels, factorise, kernel_columns
+from itergp.posterior.precision import is_negative, marginal_covariance
 
 _MAX_STEPS = 60
 _MAX_HALVINGS = 12
+_NEAR = 0.1  # nats per row that a step gains: nearer, the last steps tell of the next
+_ROUNDING = 1e-10  # of an eigenvalue to the largest
 _LIFT = 4.0  # units of rounding, times the root of N
 _WIDER, _RESPONSE = 1.01, 0.3  # the mean moves against a wider marginal, which leaves less than a third of its answer
 
@@ -38,6 +41,21 @@ class GaussianSites:
         shift = torch.lerp(self.shift, other.shift, share[:, None])
         return GaussianSites(shift, torch.lerp(self.curvature, other.curvature, share[:, None, None]))
 
+    def flat(self) -> Tensor:
+        """All natural parameters ``(N C + N C^2,)``."""
+        return torch.cat([self.shift.flatten(), self.curvature.flatten()])
+
+    def at(self, flat: Tensor) -> GaussianSites | None:
+        """Sites of other natural parameters, None if a curvature is not positive semi-definite."""
+        shift, curvature = flat.split([self.shift.numel(), self.curvature.numel()])
+        curvature = curvature.view_as(self.curvature)
+        if not bool(torch.isfinite(flat).all()):
+            return None
+        values = torch.linalg.eigvalsh(curvature)  # that of softmax is singular
+        if bool((values[..., 0] < -_ROUNDING * values[..., -1]).any()):
+            return None
+        return GaussianSites(shift.view_as(self.shift), curvature)
+
 
 @dataclass(frozen=True)
 class DensePosterior:
@@ -47,7 +65,6 @@ class DensePosterior:
         sites: The sites.
         weights: V ``(N, C)``, with mean ``m + K V``, float64.
         centred: ``K V``.
-        precision: Every pseudo-observation as an action.
         marginals: Latent covariances ``(N, C, C)``, float64.
         bound: The evidence lower bound.
     """
@@ -55,7 +72,6 @@ class DensePosterior:
     sites: GaussianSites
     weights: Tensor
     centred: Tensor
-    precision: LowRankPrecision
     marginals: Tensor
     bound: float
 
@@ -105,11 +121,8 @@ class DenseProblem:
             curvature: W ``(N, C, C)``.
             seed: Of the samples that expectations under several latent functions are averages over.
         """
-        root = curvature_root(curvature)
-        _, factor = factorise(self.kernel, root)
-        products = kernel_columns(self.kernel, root)
-        whitened = torch.linalg.solve_triangular(factor.mT, products.flatten(0, 1), upper=True, left=False)
-        marginals = marginal_covariance(self.variances, whitened.view_as(products))
+        factor, whitened = self._whitened(curvature_root(curvature))
+        marginals = marginal_covariance(self.variances, whitened)
         centred = apply_kernels(self.kernel, weights)
         mean = self.mean + centred
         nodes, node_weights = self.observations.standard_nodes(mean.detach(), seed)
@@ -122,29 +135,35 @@ class DenseProblem:
     def variational_posterior(self, start: GaussianSites | None, *, tolerance: float) -> DensePosterior | None:
         """Ascends the evidence lower bound by natural gradients until a step gains less than a tolerance.
 
-        A full step replaces the sites by expected gradient and curvature under the present posterior (Khan & Lin 2017); it
-        is shortened until the bound does not fall by more than the tolerance. A step costs a Cholesky factor and two products
-        of size N C.
+        A full step replaces the sites by expected gradient and curvature under the present posterior (Khan & Lin 2017). Where
+        curvature shrinks variances that made it, such steps oscillate for long: the next sites are first extrapolated from the
+        last steps, and where the bound then falls, the step is taken as it is, shortened until the bound does not fall by more
+        than the tolerance. A step costs a Cholesky factor and a triangular solve of size N C.
 
         Args:
             start: Sites of a similar problem, or None for those at the prior mean.
             tolerance: Of the bound, in nats per row.
 
         Returns:
-            The posterior, or None if no bound is finite or steps do not suffice.
+            The posterior, or None if no bound is finite, or steps or digits do not suffice.
         """
         enough = tolerance * self.mean.shape[0]
         current = None if start is None else self.posterior(start)
         current = current or self.posterior(self._at_prior_mean())
         if current is None:
             return None
+        extrapolation, near = AndersonExtrapolation(), start is not None
         for _ in range(_MAX_STEPS):
-            following = self._ascend(current, enough)
-            if following is None:  # as high as samples of several latent functions let it come
-                return current
+            target = self._target(current)
+            following = self._extrapolated(current, target, enough, extrapolation) if near else None
+            own = following is None  # nothing to extrapolate from, or no gain
+            following = self._ascend(current, target, enough) if following is None else following
+            if following is None:  # as high as samples of several latent functions, or digits, let it come
+                return current if near else None
             gain, current = following.bound - current.bound, following
-            if gain <= enough:
+            if own and gain <= enough:
                 return current
+            near = gain < _NEAR * self.mean.shape[0]
         return None
 
     def posterior(self, sites: GaussianSites) -> DensePosterior | None:
@@ -152,31 +171,50 @@ class DenseProblem:
         root = curvature_root(sites.curvature)
         if not bool(torch.isfinite(root).all() & torch.isfinite(sites.shift).all()):
             return None
-        precision, marginals = dense_posterior(self.kernel, root, self.variances)
-        seen = apply_kernels(self.kernel, sites.shift)
-        actions = precision.actions.flatten(0, 1)
-        solved = torch.cholesky_solve(actions.mT @ seen.reshape(-1, 1), precision.factor)
-        weights = sites.shift - (actions @ solved).view_as(seen)
+        factor, whitened = self._whitened(root)
+        if is_negative(self.variances, whitened, self.variances.dtype):
+            raise torch.linalg.LinAlgError("a posterior variance is negative")
+        marginals = marginal_covariance(self.variances, whitened)
+        seen = apply_blocks(root.mT, apply_kernels(self.kernel, sites.shift))
+        solved = torch.cholesky_solve(seen.reshape(-1, 1), factor).view_as(seen)
+        weights = sites.shift - apply_blocks(root, solved)
         centred = apply_kernels(self.kernel, weights)
         fit = VariationalSite.from_covariance(self.observations, marginals).log_density(self.mean + centred)
-        trace = (sites.curvature * marginals).sum()  # tr((I + B)^{-1} B) with B = A^T K A
-        divergence = (weights * centred).sum() - trace + 2.0 * precision.factor.diagonal().log().sum()
+        trace = (sites.curvature * marginals).sum()  # tr((I + B)^{-1} B) with B = H^T K H
+        divergence = (weights * centred).sum() - trace + 2.0 * factor.diagonal().log().sum()
         bound = fit - 0.5 * float(divergence)
         if not torch.isfinite(torch.tensor(bound)):
             return None
-        return DensePosterior(sites, weights, centred, precision, marginals, bound)
+        return DensePosterior(sites, weights, centred, marginals, bound)
 
     # ------------------------------------------------------------------ inside
     def _at_prior_mean(self) -> GaussianSites:
         gradient, curvature = LaplaceSite(self.observations).derivatives(self.mean)
         return GaussianSites(gradient, curvature)
 
-    def _ascend(self, current: DensePosterior, enough: float) -> DensePosterior | None:
+    def _whitened(self, root: Tensor) -> tuple[Tensor, Tensor]:
+        """L ``(N C, N C)`` with ``L L^T = I + H^T K H``, and ``K H L^{-T}`` ``(N, C, N C)``, of the roots H of curvatures."""
+        _, factor = factorise(self.kernel, root)
+        products = kernel_columns(self.kernel, root)
+        whitened = torch.linalg.solve_triangular(factor.mT, products.flatten(0, 1), upper=True, left=False)
+        return factor, whitened.view_as(products)
+
+    def _extrapolated(
+        self, current: DensePosterior, target: GaussianSites, enough: float, extrapolation: AndersonExtrapolation
+    ) -> DensePosterior | None:
+        """Under sites that steps so far lead to, if the bound is higher by more than is enough."""
+        here = current.sites.flat()
+        ahead = extrapolation.after(here, target.flat() - here)
+        sites = None if ahead is None else current.sites.at(ahead)
+        trial = None if sites is None else self.posterior(sites)
+        if trial is not None and trial.bound > current.bound + enough:
+            return trial
+        extrapolation.restart()
+        return None
+
+    def _ascend(self, current: DensePosterior, target: GaussianSites, enough: float) -> DensePosterior | None:
         """The longest step, of halvings, that does not lower the bound by more than is enough; None if there is none."""
-        f = self.mean + current.centred
-        gradient, curvature = self._expected(f, current.marginals)
-        target = GaussianSites(gradient + apply_blocks(curvature, current.centred), curvature)
-        share = self._shares(f, current.marginals, curvature)
+        share = self._shares(current, target.curvature)
         for _ in range(_MAX_HALVINGS):
             trial = self.posterior(current.sites.towards(target, share))
             if trial is not None and trial.bound >= current.bound - enough:
@@ -184,20 +222,25 @@ class DenseProblem:
             share = 0.5 * share
         return None
 
+    def _target(self, current: DensePosterior) -> GaussianSites:
+        gradient, curvature = self._expected(self.mean + current.centred, current.marginals)
+        return GaussianSites(gradient + apply_blocks(curvature, current.centred), curvature)
+
     def _expected(self, f: Tensor, marginals: Tensor) -> tuple[Tensor, Tensor]:
         site = VariationalSite.from_covariance(self.observations, marginals)
         gradient, curvature = site.derivatives(f)
         return gradient, site.covariance_curvature(f, curvature)
 
-    def _shares(self, f: Tensor, marginals: Tensor, curvature: Tensor) -> Tensor:
+    def _shares(self, current: DensePosterior, curvature: Tensor) -> Tensor:
         """How far each row may go ``(N,)``: ``1 / (1 + r v^2 dW / dv)``.
 
         Under ``exp(f)`` curvature grows like ``exp(v / 2)``, and a row whose variance falls as its curvature grows would
         overshoot.
         """
         if self.observations.likelihood.bounded_curvature:
-            return f.new_ones(f.shape[0])
-        change = self._expected(f, _WIDER * marginals)[1] - curvature
+            return curvature.new_ones(curvature.shape[0])
+        marginals = current.marginals
+        change = self._expected(self.mean + current.centred, _WIDER * marginals)[1] - curvature
         response = (change * marginals.mT).sum((-2, -1)) / math.log(_WIDER)
         return 1.0 / (1.0 + _RESPONSE * response.nan_to_num(posinf=0.0).clamp_min(0.0))
 

@@ -9,6 +9,7 @@ from helpers import CASES, make_batch_kernel, make_kernel, make_model
 
 from itergp.likelihoods import GaussianLikelihood
 from itergp.models import GP
+from itergp.numerics.fixed_point import AndersonExtrapolation
 from itergp.objectives import ComputationAwareELBO
 from itergp.posterior.natural_gradients import DenseProblem
 from itergp.solvers import DenseNewton, Reason, SubspaceNewton
@@ -85,3 +86,29 @@ def test_a_bound_in_float32_is_one():
         objective = ComputationAwareELBO(model.likelihood, model.train(), initialise_kernel=False)
         values.append(objective(model(*model.train_inputs), model.train_targets).item())
     assert values[0] == pytest.approx(values[1], abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["poisson", "bernoulli-cloglog"])
+def test_a_prior_that_says_nothing_is_no_reason_to_give_up(name):
+    problem = _problem(make_model(name, num_rows=80, kernel=make_kernel(0.05, 100.0)))
+    assert problem.variational_posterior(None, tolerance=1e-8) is not None
+
+
+def test_a_step_that_cannot_be_taken_far_from_the_top_is_no_posterior():
+    problem = _problem(make_model("weibull", num_rows=80, kernel=make_kernel(0.05, 100.0)))
+    assert problem.variational_posterior(None, tolerance=1e-8) is None  # the bound at the prior mean is -1e37
+
+
+def test_sites_that_oscillate_settle_in_few_steps(monkeypatch):
+    """Curvature that shrinks the variance which made it: by steps of their own, sites turn back and forth for very long."""
+    problem, counted = _problem(make_model("bernoulli-probit", num_rows=80, kernel=make_kernel(0.05, 100.0))), []
+    posterior = DenseProblem.posterior
+    monkeypatch.setattr(DenseProblem, "posterior", lambda self, sites: counted.append(sites) or posterior(self, sites))
+    steps = []
+    for extrapolate in (True, False):
+        counted.clear()
+        if not extrapolate:
+            monkeypatch.setattr(AndersonExtrapolation, "after", lambda self, point, residual: None)
+        assert problem.variational_posterior(None, tolerance=1e-8) is not None
+        steps.append(len(counted))
+    assert steps[0] < 0.7 * steps[1], steps
