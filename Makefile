@@ -1,9 +1,10 @@
 # Everything runs in .venv, which the first target makes from constraints.txt.
 #
 #     make demo     install and run the demonstration
-#     make test     install and run every test
+#     make test     install and run the tests
+#     make exhaustive  what that leaves out of sweeps over very many cases
 #     make check    lint, types, docs and tests
-#     make oldest   every test on the oldest versions that pyproject.toml promises
+#     make oldest   the tests on the oldest versions that pyproject.toml promises
 #     make bench    compare with other methods, five minutes
 #
 # PYTHON picks the interpreter that makes .venv, and .venv-oldest, for which there are packages up to Python 3.12; PYTEST_ARGS goes to pytest, in place of two workers of one thread each (for
@@ -22,13 +23,16 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 export NO_MKDOCS_2_WARNING := 1
 export KEOPS_VERBOSE := 0
 
-.PHONY: demo test lint types docs check oldest bench bench-reference clean
+.PHONY: demo test exhaustive lint types docs check oldest bench bench-reference clean
 
 demo: $(STAMP)
 	$(BIN)/itergp demo
 
 test: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --doctest-modules itergp tests $(PYTEST_ARGS)
+
+exhaustive: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -m exhaustive $(PYTEST_ARGS)
 
 lint: $(STAMP)
 	$(BIN)/ruff format --check .

@@ -459,7 +459,7 @@ def test_what_was_once_wrong_is_right(spec):
     assert not _fails(check(spec))
 
 
-@settings(max_examples=200, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
+@settings(max_examples=80, derandomize=True, suppress_health_check=list(HealthCheck), deadline=None)
 @given(specs())
 def test_a_random_model_is_right_or_says_why_not(spec):
     assert not _fails(check(spec))
