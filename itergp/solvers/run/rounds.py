@@ -25,6 +25,7 @@ from itergp.solvers.protocol import Rounds
 
 MAX_ROUNDS = 120  # the widest marginals take that many; most take fewer than ten
 _FEW_SAMPLES_ROUNDS = 10  # of few samples: with wide marginals they may oscillate
+_FEW_SAMPLES_RESIDUAL = 0.1  # posterior deviations at which more samples take over, which move a mean by more than that
 _SHARE = 0.1
 _ROUNDING = 1000.0  # units of the dtype's resolution: smaller changes of marginals are rounding
 _RESIDUAL, _SAMPLED_RESIDUAL = 0.02, 0.1  # posterior deviations
@@ -328,7 +329,7 @@ def settle(
         state, stop = refine(problem, state), ended()
         shifted = solver.with_mean(problem, state, posterior)
         shift = moved(problem, shifted.latent_values, posterior.latent_values, posterior.latent_covariance)
-        settled = advance is not None and max(shift, widening) <= tolerance
+        settled = advance is not None and max(shift, widening) <= max(tolerance, _FEW_SAMPLES_RESIDUAL)
         if few and stop is None and (settled or number == _FEW_SAMPLES_ROUNDS):
             few = False
             damping.begin()
