@@ -16,9 +16,7 @@ from itergp.numerics.spectral import eigh
 _ACCURACY = 3e-4
 _REPLICATES = 8
 _MAX_POINTS = 8192
-_CACHED = (
-    2**15
-)  # values of a function at several nodes, evaluated at once: of few rows a loop over nodes is all overhead
+_CACHED = 2**15  # values at several nodes, evaluated at once: of few rows, a loop over nodes is all overhead
 _CHUNK = 2**20  # latent values evaluated at once: few enough to stay in cache
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from dataclasses import dataclass
 
@@ -158,8 +159,8 @@ class DenseProblem:
             following = self._extrapolated(current, target, enough, extrapolation) if near else None
             own = following is None  # nothing to extrapolate from, or no gain
             following = self._ascend(current, target, enough) if following is None else following
-            if following is None:  # as high as samples of several latent functions, or digits, let it come
-                return current if near else None
+            if following is None:  # as high as samples of several latent functions let it come, or digits do not tell
+                return current if near and math.ulp(current.bound) < enough else None
             gain, current = following.bound - current.bound, following
             if own and gain <= enough:
                 return current
@@ -206,9 +207,10 @@ class DenseProblem:
         here = current.sites.flat()
         ahead = extrapolation.after(here, target.flat() - here)
         sites = None if ahead is None else current.sites.at(ahead)
-        trial = None if sites is None else self.posterior(sites)
-        if trial is not None and trial.bound > current.bound + enough:
-            return trial
+        with contextlib.suppress(torch.linalg.LinAlgError):  # of curvature that no step of its own would come to
+            trial = None if sites is None else self.posterior(sites)
+            if trial is not None and trial.bound > current.bound + enough:
+                return trial
         extrapolation.restart()
         return None
 

@@ -97,6 +97,7 @@ def test_a_prior_that_says_nothing_is_no_reason_to_give_up(name):
 def test_a_step_that_cannot_be_taken_far_from_the_top_is_no_posterior():
     problem = _problem(make_model("weibull", num_rows=80, kernel=make_kernel(0.05, 100.0)))
     assert problem.variational_posterior(None, tolerance=1e-8) is None  # the bound at the prior mean is -1e37
+    assert problem.variational_posterior(problem._at_prior_mean(), tolerance=1e-8) is None
 
 
 def test_sites_that_oscillate_settle_in_few_steps(monkeypatch):
