@@ -28,7 +28,7 @@ from itergp.solvers.run.budget import Budget
 BLOCK = 250
 
 
-def _process_seconds(budget: Budget) -> float:
+def process_seconds(budget: Budget) -> float:
     """Time of this process since it was first asked for: whoever shares the machine ends no solve."""
     return time.process_time() - vars(budget).setdefault("first_asked", time.process_time())
 
@@ -100,7 +100,7 @@ def draw(
             if outcome.startswith("no reference"):  # which the generator should not make
                 faults.append({"fault": outcome, "spec": repr(spec)})
 
-    with warnings.catch_warnings(), mock.patch.object(Budget, "seconds", _process_seconds):
+    with warnings.catch_warnings(), mock.patch.object(Budget, "seconds", process_seconds):
         warnings.simplefilter("ignore")
         one()
     return outcomes, faults
