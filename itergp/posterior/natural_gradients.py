@@ -156,13 +156,12 @@ class DenseProblem:
         extrapolation, near = AndersonExtrapolation(), start is not None
         for _ in range(_MAX_STEPS):
             target = self._target(current)
-            following = self._extrapolated(current, target, enough, extrapolation) if near else None
-            own = following is None  # nothing to extrapolate from, or no gain
-            following = self._ascend(current, target, enough) if following is None else following
+            ahead = self._extrapolated(current, target, enough, extrapolation) if near else None
+            following = ahead or self._ascend(current, target, enough)
             if following is None:  # as high as samples of several latent functions let it come, or digits do not tell
                 return current if near and math.ulp(current.bound) < enough else None
             gain, current = following.bound - current.bound, following
-            if own and gain <= enough:
+            if ahead is None and gain <= enough:  # only a step of its own can tell the top
                 return current
             near = gain < _NEAR * self.mean.shape[0]
         return None

@@ -15,7 +15,7 @@ from itergp.solvers.run.budget import Budget
 
 
 def _slow_seconds(budget: Budget) -> float:
-    """By a clock of which a slow machine, or one that is shared, sees as little as a fast one."""
+    """By a clock so slow that no limit of time ends what takes longer on a busy machine."""
     return 0.25 * process_seconds(budget)
 
 

@@ -29,7 +29,10 @@ PROGRAM = """
         y = torch.from_numpy((x[:, 0] > 0).astype(np.int64))
         solver = LinearTimeNewton(num_support=32, covariance_rank=16, num_neighbours=0)
         model = GP(x, y, BernoulliLikelihood(), solver=solver, approximation="laplace", memory_budget=budget).eval()
-        itergp.fit(model, max_iterations=steps) if steps else model.condition()
+        if steps:
+            itergp.fit(model, max_iterations=steps)
+        else:
+            model.condition()
         return sum(len(part.probs) for _, part in model.predict_batches(x))
 
     run(np.random.default_rng(0).normal(size=(2000, 5)).astype(np.float32), 1, 2**26)  # what libraries keep for themselves
