@@ -23,6 +23,19 @@ class Mutant:
 
 
 MUTANTS = (
+    # -------------------------------------------------------------- the bound of few rows
+    Mutant(
+        "a start too low for digits taken for the posterior",
+        "return current if near and math.ulp(current.bound) < enough else None",
+        "return current",
+        ("test_natural_gradients.py", "far_from_the_top"),
+    ),
+    Mutant(
+        "sites that are never extrapolated",
+        "near = gain < _NEAR * self.mean.shape[0]",
+        "near = False",
+        ("test_natural_gradients.py", "oscillate or says_nothing"),
+    ),
     # ------------------------------------------------------------------ certificate
     Mutant(
         "certificate a hundred times too loose",
