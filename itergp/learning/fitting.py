@@ -25,7 +25,6 @@ from itergp.learning.calibration import Calibration, calibrate_predictions
 from itergp.learning.held_out import num_weighted
 from itergp.learning.humility import limit_lengthscales
 from itergp.learning.learner import OPTIMIZERS, Learner, Position, Stage, Stop, resume_objective
-from itergp.learning.output_scale import raise_output_scales
 from itergp.learning.parameters import FreeParameter, free_parameters
 from itergp.learning.resuming import open_checkpointer, save_learned
 from itergp.learning.structure_search import ENOUGH_ROWS, Comparison, StructureSearch
@@ -478,13 +477,16 @@ def _calibrate(
     half = Deadline(0.5 * (begun + deadline.at))
     with contextlib.suppress(OutOfTimeError):
         limit_lengthscales(model, seed=seed, deadline=half)
-        if model.observations.likelihood.num_latents == 1 and _learns_the_mode(model, settings):
-            raise_output_scales(model, seed=seed, deadline=half)
+    single = model.observations.likelihood.num_latents == 1
+    raise_scales = single and _learns_the_mode(model, settings)
     # Where time may end, few rows choose first: of many classes, any choice beats the posterior itself (leaves, 1,430 rows of
     # 32 classes: held-out log-density -5.1, tempered -0.02).
     with contextlib.suppress(OutOfTimeError):
         for number in (None,) if deadline.left() is None else (_FIRST_ROWS, None):
-            calibration = calibrate_predictions(model, num_rows=number, seed=seed, deadline=deadline)
+            raises = raise_scales and number is None
+            calibration = calibrate_predictions(
+                model, num_rows=number, seed=seed, deadline=deadline, raise_scales=raises
+            )
             model.approximation, model.tempering = calibration.approximation, calibration.tempering
     seconds["calibrate"] = time.perf_counter() - begun
     return calibration

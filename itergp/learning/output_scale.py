@@ -3,74 +3,53 @@
 from __future__ import annotations
 
 import contextlib
-import math
+from collections.abc import Callable
 
 import torch
 from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel, ScaleKernel
 from torch import Tensor
 
 from itergp.errors import SolverError
-from itergp.learning.held_out import learning_split
-from itergp.learning.predictives import Candidates, marginals, standard_error
+from itergp.learning.predictives import Candidates, standard_error
 from itergp.models import NonConjugateGP
-from itergp.objectives import NEVER, Deadline, OutOfTimeError
-from itergp.solvers import APPROXIMATIONS
+from itergp.objectives import OutOfTimeError
 
 _STEP, _LARGEST = 3.0, 243.0  # of factors
 _LEAD = 2.0  # standard errors by which a factor must be better than the one before
-_MOST_TO_LEARN, _MOST_TO_JUDGE = 2000, 2000
 
 
-def raise_output_scales(model: NonConjugateGP, *, seed: int = 0, deadline: Deadline = NEVER) -> float:
+def raise_output_scales(model: NonConjugateGP, learned: Candidates, compare: Callable[[], Candidates]) -> Candidates:
     """Multiplies learned output scales by 3, 9, 27, ... as far as held-out rows prefer the variational posterior that follows.
 
     The density at a mode pays for every function that is too sure of itself, and asks for a small prior variance. A prediction
     that integrates over the posterior is less sure where the data say little, and can afford a larger one, which lets it follow
-    the data where they say much. Conditions on up to 2,000 rows and judges by as many others; a factor is raised while the best
-    of its exponents is better by more than two standard errors.
+    the data where they say much. A factor is raised while the best exponent is better by more than two standard errors.
 
     Args:
         model: The model, of one latent function.
-        seed: Of the rows that are held out.
-        deadline: When to give up, with the best factor so far.
+        learned: What is known of held-out rows at the output scales that were learned.
+        compare: What is known of them by the variational posterior at the model's present output scales. Its
+            ``SolverError`` or ``OutOfTimeError`` ends this with what was gained.
 
     Returns:
-        The factor; one where there is no output scale that was learned, without a prior of the user's.
-
-    Raises:
-        OutOfTimeError: If the deadline is past before there is anything to compare.
+        What is known of them at the output scales that the model has then; ``learned`` itself where these stay: where no other
+        is better, and where none was learned without a prior of the user's.
     """
     with torch.no_grad():
         scales = _learned_scales(model.prior_at().kernel)
-        if not scales:
-            return 1.0
-        rows = learning_split(model.observations, most_to_learn=_MOST_TO_LEARN, most_to_judge=_MOST_TO_JUDGE, seed=seed)
-        try:
-            best = _best_density(model, *rows, APPROXIMATIONS, deadline)
-        except SolverError:
-            return 1.0
-        given, factor = [kernel.outputscale.clone() for kernel in scales], 1.0
+        given, factor, best = [kernel.outputscale.clone() for kernel in scales], 1.0, learned
         try:
             with contextlib.suppress(SolverError, OutOfTimeError):
-                while factor < _LARGEST:
+                while scales and factor < _LARGEST:
                     _multiply(scales, given, _STEP * factor)
-                    density = _best_density(model, *rows, ("variational",), deadline)
-                    gain = density - best
+                    raised = compare()
+                    gain = raised.best_density() - best.best_density()
                     if not float(gain.mean()) > _LEAD * standard_error(gain):
                         break
-                    factor, best = _STEP * factor, density
+                    factor, best = _STEP * factor, raised
         finally:
             _multiply(scales, given, factor)
-    return factor
-
-
-def _best_density(
-    model: NonConjugateGP, train: Tensor, held_out: Tensor, approximations: tuple[str, ...], deadline: Deadline
-) -> Tensor:
-    """Log-densities of held-out rows ``(M,)`` by the best of the candidates, the plugged-in mean aside."""
-    moments = marginals(model, model.prior_at(), train, held_out, approximations, deadline)
-    densities = Candidates.of(model.observations.take(held_out), moments).densities
-    return max((value for key, value in densities.items() if key[1] < math.inf), key=lambda value: float(value.mean()))
+    return best
 
 
 def _learned_scales(kernel: Kernel) -> list[ScaleKernel]:

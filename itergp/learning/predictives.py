@@ -81,6 +81,11 @@ class Candidates:
         """Of a candidate, or, beyond those that were compared, of the plugged-in mean."""
         return self.densities.get(candidate, self.densities[candidate[0], math.inf])
 
+    def best_density(self) -> Tensor:
+        """Log-densities ``(m,)`` by the best of the candidates, the plugged-in mean aside."""
+        candidates = (value for (_, exponent), value in self.densities.items() if exponent < math.inf)
+        return max(candidates, key=lambda value: float(value.mean()))
+
     def share(self, candidate: Choice) -> Tensor:
         """What a candidate leaves of the prior variance; nothing beyond those that were compared."""
         return self.shares.get(candidate, torch.zeros_like(self.density(candidate)))

@@ -733,7 +733,9 @@ def test_a_variational_posterior_is_chosen_if_it_is_a_standard_error_better(ahea
     assert {approximation for approximation, _ in of_kept} == {kept}
 
 
-def test_an_approximation_that_falls_behind_is_not_looked_at_again(monkeypatch):
+@pytest.mark.parametrize(("lead", "telling", "dropped"), [(-3.0, 1000, True), (-0.5, 60, True), (-0.5, 1000, False)])
+def test_an_approximation_that_falls_behind_is_not_looked_at_again(lead, telling, dropped, monkeypatch):
+    """A standard error behind on any rows, or at all on as many as tell."""
     model, asked = SimpleGP(*make_classes(240, dtype=torch.float32), CategoricalLikelihood(3)), []
     marginals = calibration.marginals
 
@@ -742,9 +744,11 @@ def test_an_approximation_that_falls_behind_is_not_looked_at_again(monkeypatch):
         return marginals(*arguments)
 
     monkeypatch.setattr(calibration, "marginals", counted)
-    monkeypatch.setattr(calibration, "lead_of", lambda _: -3.0)
-    assert {a for a, _ in calibrate_predictions(model).log_densities} == {"laplace"}
-    assert asked == [calibration.APPROXIMATIONS, *[("laplace",)] * 3]
+    monkeypatch.setattr(calibration, "lead_of", lambda _: lead)
+    monkeypatch.setattr(calibration, "_TELLING", telling)
+    left = ("laplace",) if dropped else calibration.APPROXIMATIONS
+    assert {a for a, _ in calibrate_predictions(model).log_densities} == set(left)
+    assert asked == [calibration.APPROXIMATIONS, *[left] * 3]
 
 
 def test_quarters_are_held_out_until_they_say_enough(monkeypatch):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from unittest import mock
 
 import gpytorch
 import pytest
@@ -11,8 +12,9 @@ from gpytorch.kernels import LinearKernel, MaternKernel, ScaleKernel
 
 import itergp
 from itergp.errors import SolverError
-from itergp.learning import calibrate_predictions, output_scale
+from itergp.learning import Calibration, calibrate_predictions, calibration, output_scale
 from itergp.learning.output_scale import raise_output_scales
+from itergp.learning.predictives import Candidates
 from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood
 from itergp.models import GP
 from itergp.objectives import Deadline, OutOfTimeError
@@ -37,22 +39,23 @@ def test_labels_without_noise_are_better_followed():
     x, y = (part[600:] for part in chequers(1000))
     model = classifier(600)
 
-    def score() -> float:
-        found = calibrate_predictions(model)
+    def score(raise_scales: bool) -> float:
+        found = calibrate_predictions(model, raise_scales=raise_scales)
         model.approximation, model.tempering = found.approximation, found.tempering
         with torch.no_grad():
             return float(model.predict(x).log_prob(y.float()).mean())
 
-    before = score()
-    factor = raise_output_scales(model)
-    assert factor >= 9.0
-    assert model.covar_module.outputscale.item() == pytest.approx(factor)
-    assert score() > before + 0.02
+    before = score(False)
+    assert model.covar_module.outputscale.item() == 1.0
+    after = score(True)
+    assert model.covar_module.outputscale.item() >= 8.9
+    assert model.approximation == "variational"
+    assert after > before + 0.02
 
 
 def test_labels_with_noise_ask_for_nothing():
     model = classifier(600, flipped=0.3, variance=4.0)
-    assert raise_output_scales(model) == 1.0
+    calibrate_predictions(model, raise_scales=True)
     assert model.covar_module.outputscale.item() == 4.0
 
 
@@ -76,42 +79,55 @@ def test_scales_that_are_the_users_stay(why):
     if why == "none":
         kernel = MaternKernel()
     model = GP(*chequers(100), BernoulliLikelihood(), kernel=kernel).eval()
-    assert raise_output_scales(model) == 1.0
+    learned = candidates(-1.0)
+    assert raise_output_scales(model, learned, mock.Mock(side_effect=AssertionError)) is learned
+
+
+def candidates(density: float) -> Candidates:
+    """Of ten rows; the plugged-in mean is better, and does not count."""
+    densities = {("variational", math.inf): torch.zeros(10), ("variational", 1.0): torch.full((10,), density)}
+    return Candidates({}, densities, {})
 
 
 @pytest.mark.parametrize("error", [SolverError("no"), OutOfTimeError()])
-def test_a_posterior_that_is_not_found_ends_it_with_what_was_gained(error, monkeypatch):
-    densities, asked = iter([-1.0, -0.9, error]), []
-
-    def density(*arguments):
-        asked.append(arguments[3])
-        found = next(densities)
-        if isinstance(found, Exception):
-            raise found
-        return torch.full((10,), found)
-
-    monkeypatch.setattr(output_scale, "_best_density", density)
-    model = classifier(100)
-    assert raise_output_scales(model) == 3.0
+def test_a_posterior_that_is_not_found_ends_it_with_what_was_gained(error):
+    better, model = candidates(-0.9), classifier(100)
+    assert raise_output_scales(model, candidates(-1.0), mock.Mock(side_effect=[better, error])) is better
     assert model.covar_module.outputscale.item() == pytest.approx(3.0)
-    assert asked == [output_scale.APPROXIMATIONS, ("variational",), ("variational",)]
+
+
+def test_a_scale_that_is_no_better_is_taken_back():
+    learned, model = candidates(-1.0), classifier(100)
+    assert raise_output_scales(model, learned, lambda: candidates(-1.0)) is learned
+    assert model.covar_module.outputscale.item() == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("lead", [-0.5, 0.0, None])
+def test_a_variational_posterior_that_is_not_ahead_needs_no_other_scale(lead, monkeypatch):
+    monkeypatch.setattr(calibration, "lead_of", lambda _: lead)
+    monkeypatch.setattr(calibration, "raise_output_scales", mock.Mock(side_effect=AssertionError))
+    calibrate_predictions(classifier(100), raise_scales=True)
 
 
 def test_time_that_is_over_leaves_scales_as_they_are():
     model = classifier(100)
     with pytest.raises(OutOfTimeError, match=r"^$"):
-        raise_output_scales(model, deadline=Deadline(-math.inf))
+        calibrate_predictions(model, deadline=Deadline(-math.inf), raise_scales=True)
     assert model.covar_module.outputscale.item() == 1.0
 
 
-@pytest.mark.parametrize("kind", ["binary", "few rows", "noise to learn", "classes", "a bound", "not to choose"])
+@pytest.mark.parametrize("kind", ["binary", "few rows", "noise to learn", "classes", "a bound"])
 def test_fit_does_so_where_it_learns_a_mode_of_one_function(kind, monkeypatch):
     called = []
-    monkeypatch.setattr("itergp.learning.fitting.raise_output_scales", lambda *_, **__: called.append(True))
+
+    def calibrated(*_, raise_scales, **__):
+        called.append(raise_scales)
+        return Calibration("laplace", 0.0, {}, 0.0, 10, None)
+
+    monkeypatch.setattr("itergp.learning.fitting.calibrate_predictions", calibrated)
     x, y = chequers(200 if kind == "few rows" else 520)
     likelihood = {"noise to learn": GaussianLikelihood(), "classes": CategoricalLikelihood(2)}
     targets = y.float() if kind == "noise to learn" else y
     model = GP(x, targets, likelihood.get(kind, BernoulliLikelihood()))
-    options = {"a bound": {"objective": "elbo"}, "not to choose": {"calibrate": False}}.get(kind, {})
-    itergp.fit(model, max_iterations=1, **options)
-    assert bool(called) is (kind == "binary")
+    itergp.fit(model, max_iterations=1, **({"objective": "elbo"} if kind == "a bound" else {}))
+    assert called == [kind == "binary"]
