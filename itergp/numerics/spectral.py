@@ -6,6 +6,8 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
+_MANY = 400  # rows of a matrix of which some eigenvectors take less time than all
+
 
 def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues ``(..., b)``, ascending, and eigenvectors of symmetric matrices ``(..., b, b)``.
@@ -61,14 +63,29 @@ def whitening(gram: Tensor, floor: float | Tensor, *, relative: bool = False, sc
 def leading_eigenvectors(matrix: Tensor, count: int, *, descending: bool = False) -> Tensor:
     """Eigenvectors ``(..., b, count)`` of a symmetric ``(..., b, b)`` with the largest eigenvalues, which ascend by default.
 
-    All ``b`` of them where that is fewer than ``count``.
+    All ``b`` of them where that is fewer than ``count``. A few of many are found by themselves, in half the time.
     """
-    _, vectors = eigh(matrix)
+    count = min(count, matrix.shape[-1])
+    vectors = _some_eigenvectors(matrix, count)
+    if vectors is None:
+        _, vectors = eigh(matrix)
     size = vectors.shape[-1]
-    count = min(count, size)
     if descending:
         return vectors[..., torch.arange(size - 1, size - 1 - count, -1, device=matrix.device)]
     return vectors[..., size - count :]
+
+
+def _some_eigenvectors(matrix: Tensor, count: int) -> Tensor | None:
+    """The last eigenvectors ``(b, count)`` by relatively robust representations, or None where all take no longer."""
+    size = matrix.shape[-1]
+    few = size >= _MANY and 0 < count <= size // 2
+    if matrix.dim() > 2 or matrix.device.type != "cpu" or not few or not bool(torch.isfinite(matrix).all()):
+        return None
+    try:
+        found = scipy.linalg.eigh(matrix.detach().numpy(), subset_by_index=[size - count, size - 1], driver="evr")
+    except scipy.linalg.LinAlgError:
+        return None
+    return torch.from_numpy(found[1])
 
 
 def psd_eigen(matrix: Tensor) -> tuple[Tensor, Tensor]:

@@ -733,10 +733,25 @@ def test_a_variational_posterior_is_chosen_if_it_is_a_standard_error_better(ahea
     assert {approximation for approximation, _ in of_kept} == {kept}
 
 
-@pytest.mark.parametrize(("lead", "telling", "dropped"), [(-3.0, 1000, True), (-0.5, 60, True), (-0.5, 1000, False)])
-def test_an_approximation_that_falls_behind_is_not_looked_at_again(lead, telling, dropped, monkeypatch):
-    """A standard error behind on any rows, or at all on as many as tell."""
-    model, asked = SimpleGP(*make_classes(240, dtype=torch.float32), CategoricalLikelihood(3)), []
+@pytest.mark.parametrize(
+    ("latents", "lead", "telling", "dropped"),
+    [
+        (1, -3.0, 1000, True),
+        (1, -0.5, 60, True),
+        (1, -0.5, 1000, False),
+        (1, 0.5, 60, False),
+        (3, -3.0, 1000, True),
+        (3, 0.5, 60, True),
+        (3, 0.5, 1000, False),
+        (3, 1.5, 60, False),
+    ],
+)
+def test_an_approximation_that_falls_behind_is_not_looked_at_again(latents, lead, telling, dropped, monkeypatch):
+    """A standard error behind on any rows, or at all on as many as tell; of several functions, if not ahead by one."""
+    make, likelihood = (
+        (make_binary, BernoulliLikelihood()) if latents == 1 else (make_classes, CategoricalLikelihood(3))
+    )
+    model, asked = SimpleGP(*make(240, dtype=torch.float32), likelihood), []
     marginals = calibration.marginals
 
     def counted(*arguments):

@@ -12,6 +12,8 @@ from torch import Tensor
 from itergp.checks import require_positive
 from itergp.solvers.policies.base import BasePolicy, View, columns
 
+_FEW_COLUMNS = 64  # whose products with one another cost less than eight passes over the rows
+
 
 @dataclass(frozen=True, kw_only=True)
 class BlockGradient(BasePolicy):
@@ -53,22 +55,27 @@ def cluster_rows(inputs: Tensor, num_blocks: int) -> Tensor:
     Returns:
         Labels ``(N,)``.
     """
-    labels = torch.zeros(inputs.shape[0], dtype=torch.int64, device=inputs.device)
+    clusters = [torch.arange(inputs.shape[0], device=inputs.device)]
     for _ in range(int(math.log2(max(1, min(num_blocks, inputs.shape[0] // 4))))):
-        labels = _halve(inputs, labels)
+        clusters = [half for rows in clusters for half in _halves(inputs, rows)]
+    labels = torch.empty(inputs.shape[0], dtype=torch.int64, device=inputs.device)
+    for label, rows in enumerate(clusters):
+        labels[rows] = label
     return labels
 
 
-def _halve(inputs: Tensor, labels: Tensor) -> Tensor:
-    halves = torch.empty_like(labels)
-    for label in range(int(labels.max()) + 1):
-        rows = (labels == label).nonzero().squeeze(-1)
-        part = inputs[rows] - inputs[rows].mean(0)
-        axis = part.new_ones(part.shape[1])
-        for _ in range(8):  # power iteration: a rough principal axis is enough
-            axis = part.mT @ (part @ axis)
-            axis = axis / axis.norm().clamp_min(torch.finfo(axis.dtype).tiny)
-        order = (part @ axis).argsort(stable=True)
-        halves[rows[order[: rows.numel() // 2]]] = 2 * label
-        halves[rows[order[rows.numel() // 2 :]]] = 2 * label + 1
-    return halves
+def _halves(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    part = inputs[rows]
+    part = part - part.mean(0)
+    order = rows[(part @ _rough_axis(part)).argsort(stable=True)]
+    return order[: rows.numel() // 2], order[rows.numel() // 2 :]
+
+
+def _rough_axis(part: Tensor) -> Tensor:
+    """The principal axis ``(D,)`` of centred rows ``(n, D)``, of any length, as power iteration nears it in eight steps."""
+    total = part.square().sum().clamp_min(torch.finfo(part.dtype).tiny)
+    spread = part.mT @ part if part.shape[1] <= _FEW_COLUMNS else None
+    axis = part.new_ones(part.shape[1])
+    for _ in range(8):
+        axis = (part.mT @ (part @ axis) if spread is None else spread @ axis) / total
+    return axis
