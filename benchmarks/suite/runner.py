@@ -31,10 +31,14 @@ def run_preset(preset: Preset, path: Path, threads: int, show: Callable[[str], N
         path: The file of results.
         threads: Threads of every run.
         show: Where progress goes.
+
+    Raises:
+        InputError: If a name is unknown, or the file was timed on another machine.
     """
     for variable in THREAD_VARIABLES:
         os.environ[variable] = str(threads)  # inherited by every process that is started from now on
     done = store.load([path]) if path.exists() else []
+    store.require_same_machine(done, path, threads)
     known = {store.key(line) for line in done}
     runs, refusals = plan(preset, threads)
     for refusal in refusals:

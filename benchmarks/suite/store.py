@@ -81,13 +81,34 @@ def now() -> str:
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
+def require_same_machine(lines: list[dict[str, Any]], path: Path, threads: int) -> None:
+    """Times in one file are compared with one another, and have to be those of one machine.
+
+    Raises:
+        InputError: If a line was timed on another one, or by other threads.
+    """
+    here = environment(threads)["machine"]
+    for line in lines:
+        there = line.get("machine") or {}
+        for name in ("processor", "threads"):
+            if there.get(name, here[name]) != here[name]:
+                raise InputError(
+                    f"Results in one file must be timed on one machine. Got {path}, timed with {name} {there[name]!r}, where "
+                    f"this one has {here[name]!r}. Give another file to `--results`."
+                )
+
+
 def _processor() -> str:
-    path = Path("/proc/cpuinfo")
+    """Its name, and its generation, without which those of cloud machines say little: half the speed goes by the same name."""
+    path, known = Path("/proc/cpuinfo"), dict[str, str]()
     if path.exists():
-        for line in path.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or "unknown"
+        parts = (line.partition(":") for line in path.read_text().split("\n\n")[0].splitlines())
+        known = {name.strip(): value.strip() for name, _, value in parts}
+    name = known.get("model name") or platform.processor() or "unknown"
+    generation = ", ".join(
+        f"{word} {known[key]}" for word, key in (("family", "cpu family"), ("model", "model")) if key in known
+    )
+    return f"{name}, {generation}" if generation else name
 
 
 def _revision() -> str:

@@ -9,6 +9,7 @@ import importlib.util
 import itertools
 import json
 import math
+import re
 import time
 import warnings
 from dataclasses import replace
@@ -633,6 +634,25 @@ def test_the_posterior_is_measured_drawn_and_not_measured_again(tmp_path):
     assert len(path.read_text().splitlines()) == len(lines)
     assert "<svg" in (tmp_path / "posterior-variance.svg").read_text()
     assert "| breast cancer |" in path.with_suffix(".md").read_text()
+
+
+@pytest.mark.parametrize(("name", "value"), [("processor", "another, family 25, model 1"), ("threads", 7)])
+def test_a_file_of_results_is_of_one_machine(name, value, tmp_path):
+    """Its times are compared with one another."""
+    path, line = tmp_path / "runs.jsonl", {"workload": "a", "method": "b", "ruleset": "c", "seed": 0, "trial": 0}
+    store.append(path, line)  # one that was refused was not timed
+    here = store.environment(1)["machine"]
+    store.append(path, line | {"machine": here})
+    store.require_same_machine(store.load([path]), path, 1)
+    store.append(path, line | {"machine": here | {name: value}})
+    with pytest.raises(InputError, match=f"one machine.*{name} {value!r}.*--results"):
+        run_preset(PRESETS["smoke"], path, 1)
+
+
+@pytest.mark.skipif(not Path("/proc/cpuinfo").exists(), reason="only Linux says it there")
+def test_a_processor_is_named_with_its_generation():
+    if "cpu family" in Path("/proc/cpuinfo").read_text():  # of x86
+        assert re.search(r", family \d+, model \d+$", store.environment(1)["machine"]["processor"])
 
 
 # ------------------------------------------------------------------- end to end
