@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -110,8 +108,8 @@ def calibrate_predictions(
         num_rows: Rows to draw, at most. Default: up to 8,000, fewer of several latent functions.
         seed: Of the draw.
         deadline: When to choose by the quarters, and between the approximations, that are known by then.
-        raise_scales: Whether to multiply the output scales of the model, of one latent function, as far as the first rows held
-            out prefer it, if they prefer the variational posterior at all.
+        raise_scales: Whether to multiply the output scales of the model, of one latent function, as far as the rows held out
+            prefer it, if they prefer the variational posterior at all.
 
     Raises:
         InputError: If fewer than two rows can be drawn.
@@ -245,8 +243,7 @@ def _in_time(
 
     A variational posterior, the dearer one, would have to end ahead by a standard error. One that is behind is not looked at
     again, and with several latent functions, whose rounds take 20 to 40 times as long as the mode (digits), one that is not
-    that far ahead. (Of few rows it may be a standard error behind.) Where it is ahead on the first of the splits, output
-    scales may be raised for it.
+    that far ahead. (Of few rows it may be a standard error behind.) Where it ends ahead, output scales may be raised for it.
 
     Raises:
         OutOfTimeError: If there is no time for one.
@@ -263,14 +260,15 @@ def _in_time(
             break
         judged += split[1].numel()
         lead = lead_of(joined(parts)[0])
-        if raise_scales and len(parts) == 1 and lead is not None and lead > 0.0:
-            half = Deadline(0.5 * (time.perf_counter() + deadline.at))
-            parts = [raise_output_scales(model, parts[0], partial(_compared, model, split, ("variational",), half))]
         if deadline.over or judged >= enough:
             break
         approximations = tuple(one for one in approximations if one in parts[-1].moments)
         if lead is not None and lead < (telling if judged >= _TELLING else -LEAD):
             approximations = ("laplace",)
+    if raise_scales and lead is not None and lead > 0.0:
+        return raise_output_scales(
+            model, parts, lambda number: _compared(model, splits[number], ("variational",), deadline)
+        )
     return parts
 
 

@@ -10,7 +10,7 @@ from gpytorch.kernels import AdditiveKernel, Kernel, ProductKernel, ScaleKernel
 from torch import Tensor
 
 from itergp.errors import SolverError
-from itergp.learning.predictives import Candidates, standard_error
+from itergp.learning.predictives import Candidates, best_density, standard_error
 from itergp.models import NonConjugateGP
 from itergp.objectives import OutOfTimeError
 
@@ -18,18 +18,21 @@ _STEP, _LARGEST = 3.0, 243.0  # of factors
 _LEAD = 2.0  # standard errors by which a factor must be better than the one before
 
 
-def raise_output_scales(model: NonConjugateGP, learned: Candidates, compare: Callable[[], Candidates]) -> Candidates:
+def raise_output_scales(
+    model: NonConjugateGP, learned: list[Candidates], compare: Callable[[int], Candidates]
+) -> list[Candidates]:
     """Multiplies learned output scales by 3, 9, 27, ... as far as held-out rows prefer the variational posterior that follows.
 
     The density at a mode pays for every function that is too sure of itself, and asks for a small prior variance. A prediction
     that integrates over the posterior is less sure where the data say little, and can afford a larger one, which lets it follow
-    the data where they say much. A factor is raised while the best exponent is better by more than two standard errors.
+    the data where they say much. A factor is raised while the best exponent is better by more than two standard errors; it is
+    given up as soon as the splits so far say that it is no better.
 
     Args:
         model: The model, of one latent function.
-        learned: What is known of held-out rows at the output scales that were learned.
-        compare: What is known of them by the variational posterior at the model's present output scales. Its
-            ``SolverError`` or ``OutOfTimeError`` ends this with what was gained.
+        learned: What is known of the held-out rows of each split at the output scales that were learned.
+        compare: A function of a split's number: what is known of its held-out rows by the variational posterior at the model's
+            present output scales. Its ``SolverError`` or ``OutOfTimeError`` ends this with what was gained.
 
     Returns:
         What is known of them at the output scales that the model has then; ``learned`` itself where these stay: where no other
@@ -42,14 +45,24 @@ def raise_output_scales(model: NonConjugateGP, learned: Candidates, compare: Cal
             with contextlib.suppress(SolverError, OutOfTimeError):
                 while scales and factor < _LARGEST:
                     _multiply(scales, given, _STEP * factor)
-                    raised = compare()
-                    gain = raised.best_density() - best.best_density()
-                    if not float(gain.mean()) > _LEAD * standard_error(gain):
+                    raised = _better(best, compare)
+                    if raised is None:
                         break
                     factor, best = _STEP * factor, raised
         finally:
             _multiply(scales, given, factor)
     return best
+
+
+def _better(best: list[Candidates], compare: Callable[[int], Candidates]) -> list[Candidates] | None:
+    """What is known of all splits at other scales, if it is clearly better than what was best."""
+    raised: list[Candidates] = []
+    for number in range(len(best)):
+        raised.append(compare(number))
+        gain = best_density(raised) - best_density(best[: number + 1])
+        if not float(gain.mean()) > 0.0:
+            return None
+    return raised if float(gain.mean()) > _LEAD * standard_error(gain) else None
 
 
 def _learned_scales(kernel: Kernel) -> list[ScaleKernel]:

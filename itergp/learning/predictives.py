@@ -81,11 +81,6 @@ class Candidates:
         """Of a candidate, or, beyond those that were compared, of the plugged-in mean."""
         return self.densities.get(candidate, self.densities[candidate[0], math.inf])
 
-    def best_density(self) -> Tensor:
-        """Log-densities ``(m,)`` by the best of the candidates, the plugged-in mean aside."""
-        candidates = (value for (_, exponent), value in self.densities.items() if exponent < math.inf)
-        return max(candidates, key=lambda value: float(value.mean()))
-
     def share(self, candidate: Choice) -> Tensor:
         """What a candidate leaves of the prior variance; nothing beyond those that were compared."""
         return self.shares.get(candidate, torch.zeros_like(self.density(candidate)))
@@ -102,6 +97,12 @@ def joined(parts: list[Candidates]) -> tuple[dict[Choice, Tensor], dict[Choice, 
     densities = {key: torch.cat([part.density(key) for part in parts]) for key in candidates}
     finite = [key for key in candidates if key[1] < math.inf]
     return densities, {key: float(torch.cat([part.share(key) for part in parts]).mean()) for key in finite}
+
+
+def best_density(parts: list[Candidates]) -> Tensor:
+    """Log-densities ``(M,)`` of all held-out rows by the best of the candidates, the plugged-in mean aside."""
+    candidates = (value for (_, exponent), value in joined(parts)[0].items() if exponent < math.inf)
+    return max(candidates, key=lambda value: float(value.mean()))
 
 
 def lead_of(densities: dict[Choice, Tensor]) -> float | None:

@@ -83,22 +83,28 @@ def test_scales_that_are_the_users_stay(why):
     assert raise_output_scales(model, learned, mock.Mock(side_effect=AssertionError)) is learned
 
 
-def candidates(density: float) -> Candidates:
-    """Of ten rows; the plugged-in mean is better, and does not count."""
-    densities = {("variational", math.inf): torch.zeros(10), ("variational", 1.0): torch.full((10,), density)}
-    return Candidates({}, densities, {})
+def candidates(*densities: float) -> list[Candidates]:
+    """Of ten rows of each split; the plugged-in mean is better, and does not count."""
+    plugged_in, approximation = {("variational", math.inf): torch.zeros(10)}, ("variational", 1.0)
+    return [Candidates({}, plugged_in | {approximation: torch.full((10,), value)}, {}) for value in densities]
 
 
 @pytest.mark.parametrize("error", [SolverError("no"), OutOfTimeError()])
 def test_a_posterior_that_is_not_found_ends_it_with_what_was_gained(error):
-    better, model = candidates(-0.9), classifier(100)
-    assert raise_output_scales(model, candidates(-1.0), mock.Mock(side_effect=[better, error])) is better
+    better, model = candidates(-0.9, -0.8), classifier(100)
+    compare = mock.Mock(side_effect=[*better, candidates(-0.7)[0], error])
+    assert raise_output_scales(model, candidates(-1.0, -1.0), compare) == better
     assert model.covar_module.outputscale.item() == pytest.approx(3.0)
+    assert [call.args for call in compare.call_args_list] == [(0,), (1,), (0,), (1,)]
 
 
-def test_a_scale_that_is_no_better_is_taken_back():
-    learned, model = candidates(-1.0), classifier(100)
-    assert raise_output_scales(model, learned, lambda: candidates(-1.0)) is learned
+@pytest.mark.parametrize(("densities", "asked"), [((-1.0, -0.5), 1), ((-0.9, -1.2), 2), ((-0.1, -1.8), 2)])
+def test_a_scale_that_is_not_clearly_better_is_taken_back(densities, asked):
+    """No better on the first rows, or on all, or by less than two standard errors."""
+    learned, model = candidates(-1.0, -1.0), classifier(100)
+    compare = mock.Mock(side_effect=candidates(*densities))
+    assert raise_output_scales(model, learned, compare) is learned
+    assert compare.call_count == asked
     assert model.covar_module.outputscale.item() == pytest.approx(1.0)
 
 
