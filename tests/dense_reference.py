@@ -271,12 +271,26 @@ class Reference:
 
     def covariance(self, curvature: Tensor, *, new: bool) -> Tensor:
         """``K - K W (I + K W)^{-1} K`` at the new inputs, or at the training inputs, joint."""
+        own, cross = (self.new, self.cross) if new else (self.training, self.training)
+        return own - self._weights(curvature, cross) @ cross.mT
+
+    def amplification(self, curvature: Tensor, *, new: bool) -> float:
+        """By how much an error in every entry of K, each by itself, enters the posterior covariance at most, to first order.
+
+        The covariance is ``L K L^T`` for the joint K, and changes by ``L E L^T``, with L the identity less weights; single
+        errors of size e add up to a deviation of no more than ``sqrt(2) e |L_i| |L_j|``.
+        """
+        weights = self._weights(curvature, self.cross if new else self.training)
+        if not new:
+            weights = torch.eye(weights.shape[0]).double() - weights
+        return math.sqrt(2.0) * (float(new) + float(weights.square().sum(-1).max()))
+
+    def _weights(self, curvature: Tensor, cross: Tensor) -> Tensor:
+        """``K_* W (I + K W)^{-1}``, for a curvature that is positive semi-definite."""
         values, vectors = torch.linalg.eigh(0.5 * (curvature + curvature.mT).double())
         root = _blocks(vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2))
-        own, cross = (self.new, self.cross) if new else (self.training, self.training)
         inside = torch.eye(root.shape[0]).double() + root.mT @ self.training @ root
-        projected = root.mT @ cross.mT
-        return own - projected.mT @ torch.linalg.solve(inside, projected)
+        return torch.linalg.solve(inside, root.mT @ cross.mT).mT @ root.mT
 
     @cached_property
     def prior_variance(self) -> Tensor:
@@ -449,8 +463,11 @@ class Check:
             return
         for new in (True, False):
             expected = self.reference.covariance(W, new=new)
-            spread = _SPREAD * (expected - self.other.covariance(W, new=new)).abs().max()
-            allowed = self.rounding * self.largest + float(spread)
+            spread = float((expected - self.other.covariance(W, new=new)).abs().max())
+            # That is one rounding of all entries; another as large may come out larger.
+            entries = float((self.reference.joint - self.other.joint).abs().max())
+            spread = _SPREAD * max(spread, entries * self.reference.amplification(W, new=new))
+            allowed = self.rounding * self.largest + spread
             diagonal = expected.diagonal()
             allowed = allowed + 2.5 * deviations * diagonal.abs()
             if new:
