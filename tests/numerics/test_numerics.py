@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 
 import pytest
@@ -56,6 +57,24 @@ def test_leading_eigenvectors_are_those_of_the_largest_eigenvalues():
     assert_close(gram @ vectors, vectors * values[-2:], "product")
     assert torch.equal(leading_eigenvectors(gram, 2, descending=True), vectors.flip(-1))
     assert leading_eigenvectors(gram, 0).shape == (6, 0)
+
+
+def test_few_of_many_eigenvectors_are_found_without_the_others(monkeypatch):
+    """In float32 too; all are asked for where many are wanted, of a batch, or of what is not finite."""
+    every, asked = torch.linalg.eigh, []
+    monkeypatch.setattr(torch.linalg, "eigh", lambda matrix: asked.append(matrix) or every(matrix))
+    for dtype in (torch.float32, torch.float64):
+        gram = random_gram(400, 400).to(dtype)
+        vectors = leading_eigenvectors(gram, 5, descending=True)
+        values = every(gram)[0][-5:].flip(-1)
+        assert not asked
+        assert vectors.dtype == dtype
+        assert_close((gram @ vectors).double() / values.double(), vectors.double(), "product", dtype=dtype)
+    leading_eigenvectors(gram, 300)
+    leading_eigenvectors(gram.expand(2, -1, -1), 5)
+    with contextlib.suppress(torch.linalg.LinAlgError):
+        leading_eigenvectors(gram * torch.nan, 5)
+    assert len(asked) == 3
 
 
 def test_lifting_raises_small_eigenvalues_only():
