@@ -157,8 +157,14 @@ def execute(job: Job, most_seconds: float) -> dict[str, Any]:
 
 
 def run_all(jobs: list[Job], path: Path, most_seconds: float) -> None:
-    """Runs what has no line yet."""
-    known = {key(line) for line in store.load([path])} if path.exists() else set()
+    """Runs what has no line yet.
+
+    Raises:
+        InputError: If the file was timed on another machine.
+    """
+    lines = store.load([path]) if path.exists() else []
+    store.require_same_machine([line.get("environment") or {} for line in lines], path, 1)
+    known = {key(line) for line in lines}
     left = [job for job in jobs if job.key not in known]
     print(f"{len(jobs)} runs, {len(jobs) - len(left)} of them done; results in {path}.", flush=True)
     for number, job in enumerate(left, 1):

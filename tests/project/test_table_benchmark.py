@@ -126,6 +126,14 @@ def test_failures_are_results(tmp_path, monkeypatch):
     assert runner.Job("titanic", "itergp", 0, 100, 5.0).key != runner.Job("titanic", "itergp", 0, 100).key
 
 
+def test_results_of_another_machine_are_not_gone_on_with(tmp_path, capsys):
+    """CPU seconds are compared with those of rivals."""
+    path, here = tmp_path / "tables.jsonl", store.environment(1)
+    store.append(path, {"environment": here | {"machine": here["machine"] | {"processor": "another"}}})
+    assert main(["--tables", "claims", "--seeds", "0", "--results", str(path)]) == 2
+    assert "one machine" in capsys.readouterr().err
+
+
 def test_unknown_names_are_refused(tmp_path, capsys):
     assert main(["--tables", "no such table", "--results", str(tmp_path / "r.jsonl")]) == 2
     assert "Every table must be one of" in capsys.readouterr().err
