@@ -138,7 +138,7 @@ MUTANTS = (
     ),
     Mutant(
         "an approximation that is behind is looked at again",
-        "if lead is not None and lead < (telling if judged >= _TELLING else -LEAD):",
+        "if lead is not None and lead < (least if judged >= _TELLING else -LEAD):",
         "if lead is not None and lead < -99.0:",
         ("test_learning.py", "falls_behind"),
     ),

@@ -98,7 +98,8 @@ def calibrate_predictions(
     """Compares predictive distributions on rows that were held out of the posterior, at the model's hyperparameters.
 
     A quarter of the rows drawn is held out, up to 2,000 rows, or, of few rows, some or all quarters in turn. A variational
-    posterior is chosen if its best exponent is better than Laplace's best by a standard error. Of the exponents that are within
+    posterior is chosen if its best exponent is better than Laplace's best by a standard error; one that is behind on the first
+    of them, or of several latent functions not that far ahead, is dropped before the others. Of the exponents that are within
     one standard error of the best, the humblest is chosen: that which leaves most latent variance. (A difference of 0.2 % of
     the log-density is small whatever its standard error, one of 0.5 % is not.) With several latent functions and many more rows
     than are drawn, only Laplace's posterior is a candidate.
@@ -250,7 +251,8 @@ def _in_time(
     """
     parts: list[Candidates] = []
     latents = model.observations.likelihood.num_latents
-    judged, enough, telling = 0, min(_ENOUGH, _VALUES // latents), 0.0 if latents == 1 else LEAD
+    judged, enough = 0, min(_ENOUGH, _VALUES // latents)
+    least = 0.0 if latents == 1 else LEAD  # of a variational posterior's lead
     for split in splits:
         try:
             parts.append(_compared(model, split, approximations, deadline))
@@ -263,7 +265,7 @@ def _in_time(
         if deadline.over or judged >= enough:
             break
         approximations = tuple(one for one in approximations if one in parts[-1].moments)
-        if lead is not None and lead < (telling if judged >= _TELLING else -LEAD):
+        if lead is not None and lead < (least if judged >= _TELLING else -LEAD):
             approximations = ("laplace",)
     if raise_scales and lead is not None and lead > 0.0:
         return raise_output_scales(

@@ -79,8 +79,9 @@ def test_scales_that_are_the_users_stay(why):
     if why == "none":
         kernel = MaternKernel()
     model = GP(*chequers(100), BernoulliLikelihood(), kernel=kernel).eval()
-    learned = candidates(-1.0)
-    assert raise_output_scales(model, learned, mock.Mock(side_effect=AssertionError)) is learned
+    learned, compare = candidates(-1.0), mock.Mock(side_effect=AssertionError)
+    assert raise_output_scales(model, learned, compare) is learned
+    assert compare.call_count == 0
 
 
 def candidates(*densities: float) -> list[Candidates]:
@@ -111,8 +112,10 @@ def test_a_scale_that_is_not_clearly_better_is_taken_back(densities, asked):
 @pytest.mark.parametrize("lead", [-0.5, 0.0, None])
 def test_a_variational_posterior_that_is_not_ahead_needs_no_other_scale(lead, monkeypatch):
     monkeypatch.setattr(calibration, "lead_of", lambda _: lead)
-    monkeypatch.setattr(calibration, "raise_output_scales", mock.Mock(side_effect=AssertionError))
+    raised = mock.Mock(side_effect=AssertionError)
+    monkeypatch.setattr(calibration, "raise_output_scales", raised)
     calibrate_predictions(classifier(100), raise_scales=True)
+    assert raised.call_count == 0
 
 
 def test_time_that_is_over_leaves_scales_as_they_are():

@@ -65,6 +65,7 @@ def cluster_rows(inputs: Tensor, num_blocks: int) -> Tensor:
 
 
 def _halves(inputs: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Numbers of the rows on either side of the middle along their rough principal axis."""
     part = inputs[rows]
     part = part - part.mean(0)
     order = rows[(part @ _rough_axis(part)).argsort(stable=True)]
