@@ -149,7 +149,9 @@ def _sharper(exponent: float) -> float:
 def _approximations(observations: Observations, conditioned: int, held_out: int) -> tuple[str, ...]:
     """Which are candidates, by the numbers of rows."""
     likelihood = observations.likelihood
-    if likelihood.num_latents == 1 or likelihood.quadratic:
+    if likelihood.quadratic:  # both are the same
+        return ("laplace",)
+    if likelihood.num_latents == 1:
         return APPROXIMATIONS
     cheap = conditioned + held_out <= _affordable(likelihood.num_latents, _VALUES)
     return APPROXIMATIONS if cheap and conditioned >= _TRANSFERS * observations.num_rows else ("laplace",)

@@ -18,8 +18,9 @@ from itergp.numerics.blocks import psd_root
 from itergp.numerics.distinct_rows import DistinctRows
 from itergp.objectives.adjoint import linearise, solve_adjoint, solve_adjoint_exactly
 from itergp.objectives.base import DifferentiableCovariance, HeldLocal, Objective, differentiable, prior_marginals
+from itergp.objectives.exact_covariance import ExactCovariance, LinearPredictors
 from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
-from itergp.posterior.precision import cross_multiply, multiply
+from itergp.posterior.precision import cross_multiply, multiply, tangent
 from itergp.posterior.tempering import tempered
 from itergp.solvers import DenseNewton, Problem, Solution, Solver, SubspaceNewton, solve, solve_problem
 from itergp.solvers.few_values import are_few
@@ -28,6 +29,10 @@ from itergp.solvers.subspace.recycled import search_space_of
 PREDICTIVES = ("plug-in", "laplace", "variational")
 
 _DENSE_TOLERANCE = 1e-8  # nats per row: a Newton step more costs little
+# Rows of one latent function up to which dense factors take less time than anything else: where the noise is Gaussian, and
+# where a covariance is wanted of other likelihoods.
+_EXACT_ROWS, _HELD_ROWS = 4000, 2500
+_ROUNDS = 3  # of curvature and marginals, which then belong to each other
 
 
 @dataclass
@@ -39,8 +44,30 @@ class _Split:
     warm: Solution | None = None
     actions: Tensor | None = None
     local: HeldLocal | None = None
+    curvature: Tensor | None = None
     distinct: DistinctRows | None = None
     is_known: bool = False  # which rows to learn from are distinct
+
+
+@dataclass(frozen=True)
+class _ExactMode:
+    """Of one latent function, from which held-out rows are predicted.
+
+    Attributes:
+        weights: Representer weights V ``(N, 1)``.
+        latent_values: ``m + K V`` ``(N, 1)``.
+        covariance: That all rows give.
+        offsets: Of the nodes at the training rows ``(S, N, 1)``, with derivatives in the variances; None without expectations.
+        node_weights: Their weights ``(S,)``.
+        spread: Variances at the training rows; None without expectations.
+    """
+
+    weights: Tensor
+    latent_values: Tensor
+    covariance: ExactCovariance
+    offsets: Tensor | None
+    node_weights: Tensor
+    spread: LinearPredictors | None = None
 
 
 @dataclass(frozen=True)
@@ -66,10 +93,12 @@ class PredictiveLogDensity(Objective):
     derivatives of two products with ``N x C`` arrays. The variational predictive integrates the latent posterior: g and W
     are expectations under the marginals of ``K - K A (I + A^T K A)^{-1} A^T K``, whose actions A are chosen anew with every
     split and held fixed in between, so that the derivative of the covariance is exact too. Gradients are exact as far as
-    mode and adjoint are solved, for every likelihood whose rows are exchangeable.
+    mode and adjoint are solved, for every likelihood whose rows are exchangeable. Of one latent function and few rows the
+    covariance is the exact one, with the curvature in the actions' place; with Gaussian noise nothing is held fixed.
 
     Cost of one evaluation with gradient: the passes of a mode (warm-started), about as many for the adjoint, and two
     differentiated products, of ``C`` columns (plug-in) or ``C (rank + 1)`` (variational); all over the rows of one split.
+    Of few rows dense factors take the place of what would take longer.
 
     Args:
         likelihood: The model's likelihood.
@@ -200,6 +229,8 @@ class PredictiveLogDensity(Objective):
         part, validation = prior.take(split.train), prior.take(split.held_out)
         seen, unseen = observations.take(split.train), observations.take(split.held_out)
         part, seen = share_latents(split.distinct, part, seen)
+        if self._is_exact(seen):
+            return self._held_out_exactly(part, validation, seen, unseen, split)
         operator = self._operator(part, kind="auto")
         smooth = differentiable(part, self.model)
         covariance = self._covariance(part, operator, smooth, seen, split)
@@ -222,11 +253,105 @@ class PredictiveLogDensity(Objective):
                 root = site.curvature_root(solution.latent_values, hessian) if definite else None
                 weighted = solve_adjoint(operator, space, hessian, right, tolerance, root, self.deadline)
             adjoint = right - multiply(operator, weighted.unsqueeze(-1))[..., 0]
-        moved_validation = validation.mean + cross_multiply(smooth, validation.features, weights.unsqueeze(-1))[..., 0]
-        moved = part.mean + multiply(smooth, weights.unsqueeze(-1))[..., 0]
-        surrogate = (gradient * moved_validation).sum() - (weighted * moved).sum() + (adjoint * implicit).sum()
+        surrogate = (gradient * validation.mean).sum() - (weighted * part.mean).sum() + (adjoint * implicit).sum()
+        surrogate = surrogate + tangent(smooth, gradient[..., None], weights[..., None], validation.features)
+        surrogate = surrogate - tangent(smooth, weighted[..., None], weights[..., None])
         # The value is that of the log-density; the surrogate only carries the gradient.
         return value + (surrogate - surrogate.detach())
+
+    def _held_out_exactly(
+        self, part: Prior, validation: Prior, seen: Observations, unseen: Observations, split: _Split
+    ) -> Tensor:
+        """The same of one latent function and few rows, by dense factors: with the covariance that all rows give."""
+        self.deadline.check()
+        smooth = differentiable(part, self.model)
+        mode = self._exact_mode(part, smooth, seen, split)
+        cross = smooth.cross_entries(validation.features)[0]
+        at = (validation.mean.detach() + cross @ mode.weights).requires_grad_(True)
+        prior, spread = prior_marginals(smooth, validation.features), None
+        if self.predictive == "plug-in":
+            value = unseen.log_density(at)
+        else:
+            spread = mode.covariance.predictors(prior[:, 0], cross)
+            variance = spread.variance.requires_grad_(True)
+            value = unseen.predictive_log_density(at, tempered(variance[:, None, None], prior, self.tempering))
+        value = value.sum(dtype=torch.float64)
+        slopes = torch.autograd.grad(value, [at] if spread is None else [at, spread.variance], retain_graph=True)
+        implicit, hessian = linearise(seen, mode.latent_values, mode.offsets, mode.node_weights)
+        weighted, adjoint = (x.to(at) for x in mode.covariance.adjoint(cross.mT @ slopes[0], hessian[:, 0, 0]))
+        carried = (adjoint * implicit).sum()
+        surrogate = (slopes[0] * validation.mean).sum() - (weighted * part.mean).sum() + carried
+        left, above, right = [-weighted], [slopes[0]], [mode.weights]
+        if mode.spread is not None:  # at the training rows, where expectations are taken
+            (slope,) = torch.autograd.grad(carried, mode.spread.variance, retain_graph=True)
+            surrogate = surrogate + (slope * mode.spread.known).sum()
+            left.append(slope * mode.spread.weights - torch.diag(2.0 * slope))
+            above.append(slope.new_zeros(len(cross), len(slope)))
+            right.append(mode.spread.weights)
+        if spread is not None:
+            surrogate = surrogate + (slopes[1] * spread.known).sum()
+            left.append(slopes[1] * spread.weights)
+            above.append(torch.diag(-2.0 * slopes[1]))
+            right.append(spread.weights)
+        columns = torch.cat(right, -1)
+        surrogate = surrogate + smooth.tangent(torch.cat(left, -1), columns)
+        surrogate = surrogate + smooth.tangent(torch.cat(above, -1), columns, validation.features)
+        return value + (surrogate - surrogate.detach())
+
+    def _exact_mode(self, part: Prior, smooth: KernelOperator, seen: Observations, split: _Split) -> _ExactMode:
+        """The mode, and the covariance: of Gaussian noise of both the only one, and otherwise for a curvature that is held."""
+        mean = part.mean.detach().contiguous()
+        operator = self._operator(part, kind="auto")
+        kernel, one = operator.dense()[0].double(), mean.new_ones(1)
+        if seen.likelihood.quadratic:
+            gradient, curvature = seen.derivatives(mean)
+            exact = ExactCovariance(kernel, curvature[:, 0, 0], mean.dtype)
+            weights, moved = (x.to(mean).unsqueeze(-1) for x in exact.mode(gradient[:, 0]))
+            return _ExactMode(weights, mean + moved, exact, None, one)
+        exact = ExactCovariance(kernel, self._held_curvature(mean, operator, kernel, seen, split), mean.dtype)
+        problem, spread, offsets, node_weights = Problem(mean, operator, LaplaceSite(seen)), None, None, one
+        if self.predictive == "variational":
+            spread = exact.predictors(prior_marginals(smooth, smooth.inputs)[:, 0])
+            nodes, node_weights = seen.standard_nodes(mean)
+            offsets = node_offsets(psd_root(spread.variance.requires_grad_(True)[:, None, None]), nodes)
+            problem = problem.with_site(VariationalSite(seen, offsets.detach(), node_weights))
+        solution = self._mode(problem, split)
+        weights, latent_values = solution.representer_weights, solution.latent_values
+        return _ExactMode(weights, latent_values, exact, offsets, node_weights, spread)
+
+    @torch.no_grad()
+    def _held_curvature(
+        self, mean: Tensor, operator: KernelOperator, kernel: Tensor, seen: Observations, split: _Split
+    ) -> Tensor:
+        """W ``(N,)`` at the posterior mean when the split was new."""
+        if split.curvature is None:
+            # Exact rounds start at the mode, or where there may be none from the variational posterior of a low rank.
+            begins = seen.likelihood.bounded_density
+            solver = SubspaceNewton(
+                covariance_rank=0 if begins else self.rank, num_neighbours=0, tolerance=self.tolerance
+            )
+            approximation = "laplace" if begins else self.predictive
+            left, warm = self.deadline.left(), split.warm
+            solution = solve(
+                operator, mean, seen, solver, approximation=approximation, warm_start=warm, time_limit=left
+            )
+            self.deadline.check()
+            split.warm, curvature = solution.without_warm_start(), solution.curvature
+            if curvature is None:
+                curvature = seen.derivatives(solution.latent_values)[1]
+            split.curvature = curvature[:, 0, 0].clamp_min(0.0)
+            for _ in range(_ROUNDS if self.predictive == "variational" else 0):
+                exact = ExactCovariance(kernel, split.curvature, mean.dtype)
+                marginals = exact.predictors(kernel.diagonal().to(mean)).variance[:, None, None]
+                problem = Problem(mean, operator, VariationalSite.from_covariance(seen, marginals))
+                values = self._mode(problem, split).latent_values
+                split.curvature = problem.site.derivatives(values)[1][:, 0, 0].clamp_min(0.0)
+        return split.curvature
+
+    def _is_exact(self, seen: Observations) -> bool:
+        """Whether dense factors find the posterior covariance, or that and the mode, in less time than passes."""
+        most = _EXACT_ROWS if seen.likelihood.quadratic else 0 if self.predictive == "plug-in" else _HELD_ROWS
+        return seen.likelihood.num_latents == 1 and seen.num_rows <= most
 
     def _operator(self, prior: Prior, *, kind: OperatorKind) -> KernelOperator:
         budget = self.model.memory_budget
@@ -274,7 +399,7 @@ class PredictiveLogDensity(Objective):
         self, part: Prior, smooth: KernelOperator, covariance: DifferentiableCovariance | None, seen: Observations
     ) -> tuple[Tensor | None, Tensor]:
         """Offsets of the nodes ``(S, N, C)`` at the training rows, differentiable, and their weights ``(S,)``."""
-        if covariance is None or self.predictive == "laplace":
+        if covariance is None or self.predictive == "laplace" or seen.likelihood.quadratic:
             return None, part.mean.new_ones(1)
         nodes, node_weights = seen.standard_nodes(part.mean.detach())
         marginal = covariance.marginal(prior_marginals(smooth, smooth.inputs), covariance.products, smooth.inputs)

@@ -149,6 +149,23 @@ class KernelOperator(AbstractOperator):
             return self._cross_with_grad(inputs, self.inputs, block)
         return self._cross(inputs.detach(), block.detach())
 
+    def tangent(self, left: Tensor, right: Tensor, inputs: Tensor | None = None) -> Tensor:
+        """Zero, with the derivatives of ``sum(left * (k(inputs, X) right))`` where left and right are held fixed.
+
+        Where the package evaluates the kernel itself, blocks are evaluated for these alone, and no product is.
+
+        Args:
+            left: ``(M, k)`` or ``(C', M, k)``.
+            right: ``(N, k)`` or ``(C', N, k)``.
+            inputs: ``(M, D)`` or ``(C, M, D)``; None for the training inputs.
+        """
+        plain = type(self)._cross_with_grad is KernelOperator._cross_with_grad and not self.couples_latents
+        form = as_form(self.kernel, self.num_kernels, self.inputs.shape[-1]) if plain else None
+        if form is not None:
+            return (left * form.product(self.inputs, inputs, self._centre, right, value=False)).sum()
+        found = (left * (self.matmul(right) if inputs is None else self.cross_matmul(inputs, right))).sum()
+        return found - found.detach()
+
     def product_of_first_rows(self, earlier: AbstractOperator | None, block: Tensor) -> Tensor | None:
         """See ``AbstractOperator``; for kernels that are functions of two rows, and products without errors of their own."""
         if not isinstance(earlier, KernelOperator) or not self._continues(earlier):
@@ -223,6 +240,17 @@ class KernelOperator(AbstractOperator):
         if rows is cols:
             entries.diagonal(dim1=-2, dim2=-1).copy_(self.diagonal(self.inputs[..., rows, :]).detach())
         return entries
+
+    def cross_entries(self, inputs: Tensor) -> Tensor:
+        """Kernel entries ``(C', M, N)`` between inputs ``(M, D)`` or ``(C, M, D)`` and all training rows, for small M and N."""
+        rows, cols = self.features(inputs), self.features(self.inputs)
+        matrix = rows.new_empty(self.num_kernels, inputs.shape[-2], self.num_rows, dtype=self.dtype)
+        side = side_of_block(self.device, self.num_kernels)
+        for i in slices(inputs.shape[-2], side):
+            for j in slices(self.num_rows, side):
+                matrix[:, i, j] = self._block(rows[..., i, :], cols[..., j, :])
+        self.counts.entries += matrix.numel()
+        return matrix
 
     def diagonal(self, inputs: Tensor | None = None) -> Tensor:
         """Prior variances ``(C', M)`` at ``inputs`` (default: the training inputs); differentiable."""

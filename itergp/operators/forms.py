@@ -61,8 +61,13 @@ class KernelForm(Protocol):
     def evaluate(self, rows: Tensor, cols: Tensor) -> Tensor:
         """The block ``(C', b, m)`` of entries, a tensor of its own."""
 
-    def product(self, inputs: Tensor, others: Tensor | None, centre: Tensor, block: Tensor) -> Tensor:
-        """``k(others, inputs)`` times a block ``(C', N, k)`` or ``(N, k)``, with derivatives in everything."""
+    def product(
+        self, inputs: Tensor, others: Tensor | None, centre: Tensor, block: Tensor, *, value: bool = True
+    ) -> Tensor:
+        """``k(others, inputs)`` times a block ``(C', N, k)`` or ``(N, k)``, with derivatives in everything.
+
+        Without ``value`` zeros stand for the product, which is not computed.
+        """
 
 
 @dataclass(frozen=True)
@@ -126,7 +131,9 @@ class PairwiseForm:
         """See ``KernelForm``."""
         return self._evaluated(slice(None)).evaluate(rows, cols)
 
-    def product(self, inputs: Tensor, others: Tensor | None, centre: Tensor, block: Tensor) -> Tensor:
+    def product(
+        self, inputs: Tensor, others: Tensor | None, centre: Tensor, block: Tensor, *, value: bool = True
+    ) -> Tensor:
         """See ``KernelForm``."""
         attached = inputs.requires_grad or (others is not None and others.requires_grad)
         tensors: list[Tensor] = []
@@ -137,7 +144,7 @@ class PairwiseForm:
                 rows, cols = rows.double(), cols.double()
             tensors += [rows, cols, leaf.rates(attached=attached), leaf.weights]
         columns = block.expand(len(tensors[0]), *block.shape[-2:])
-        return pairwise_product(_node(self.tree, attached), tensors, columns, symmetric=others is None)
+        return pairwise_product(_node(self.tree, attached), tensors, columns, symmetric=others is None, value=value)
 
 
 @dataclass(frozen=True)

@@ -53,6 +53,10 @@ class Node(ABC):
             wanted: Of which of them derivatives are wanted.
         """
 
+    def derivatives(self, block: Block, wanted: Wanted) -> Pull:
+        """What moves the entries alone; arguments as of ``linearise``."""
+        return self.linearise(block, wanted)[1]
+
     @abstractmethod
     def smooth(self, block: Block) -> Tensor:
         """Entries by operations that have derivatives of any order."""
@@ -185,6 +189,10 @@ class Additive(Leaf):
 
     def linearise(self, block: Block, wanted: Wanted) -> tuple[Tensor, Pull]:
         """See ``Node``."""
+        return self.entries(block), self.derivatives(block, wanted)
+
+    def derivatives(self, block: Block, wanted: Wanted) -> Pull:
+        """See ``Node``."""
 
         def pull(outer: Tensor) -> Gradients:
             of_first, of_second = torch.zeros_like(block[0]), torch.zeros_like(block[1])
@@ -201,7 +209,7 @@ class Additive(Leaf):
                     of_first[..., d], of_second[..., d] = pulled.sum(-1), -pulled.sum(-2)
             return [of_first, of_second, of_rates, of_weights]
 
-        return self.entries(block), pull
+        return pull
 
     def smooth(self, block: Block) -> Tensor:
         """See ``Node``."""
@@ -306,11 +314,12 @@ class Sum(Combination):
     def linearise(self, block: Block, wanted: Wanted) -> tuple[Tensor, Pull]:
         """See ``Node``."""
         values, pulls = _linearised(self.parts, block, wanted)
+        return self._combined(values[0].clone(), values[1:]), _of_each(pulls)
 
-        def pull(outer: Tensor) -> Gradients:
-            return [gradient for own in pulls for gradient in own(outer)]
-
-        return self._combined(values[0].clone(), values[1:]), pull
+    def derivatives(self, block: Block, wanted: Wanted) -> Pull:
+        """See ``Node``."""
+        shares = zip(_shares(self.parts, block), _shares(self.parts, wanted), strict=True)
+        return _of_each([part.derivatives(own, flags) for (part, own), (_, flags) in shares])
 
     def smooth(self, block: Block) -> Tensor:
         """See ``Node``."""
@@ -361,6 +370,15 @@ def _shares(parts: Sequence[Node], values: Sequence) -> Iterator[tuple[Node, Seq
         stop = start + TENSORS * part.num_leaves
         yield part, values[start:stop]
         start = stop
+
+
+def _of_each(pulls: Sequence[Pull]) -> Pull:
+    """What moves a sum."""
+
+    def pull(outer: Tensor) -> Gradients:
+        return [gradient for own in pulls for gradient in own(outer)]
+
+    return pull
 
 
 def _linearised(parts: Sequence[Node], block: Block, wanted: Wanted) -> tuple[list[Tensor], list[Pull]]:

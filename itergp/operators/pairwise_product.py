@@ -16,7 +16,9 @@ from itergp.operators.recompute import Recomputation
 from itergp.operators.tiles import slices
 
 
-def pairwise_product(node: Node, tensors: list[Tensor], block: Tensor, *, symmetric: bool) -> Tensor:
+def pairwise_product(
+    node: Node, tensors: list[Tensor], block: Tensor, *, symmetric: bool, value: bool = True
+) -> Tensor:
     """``entries(rows, cols) @ block``, differentiable in every tensor.
 
     Nothing larger than a cache-sized block of entries is stored. A symmetric product evaluates each block once.
@@ -28,18 +30,21 @@ def pairwise_product(node: Node, tensors: list[Tensor], block: Tensor, *, symmet
             same tensor when symmetric.
         block: ``(C', N, k)``.
         symmetric: Whether rows and columns are the same inputs.
+        value: Whether the product itself is computed; otherwise zeros stand for it, and only derivatives are.
 
     Returns:
         ``(C', M, k)``.
     """
-    return _PairwiseProduct.apply(node, symmetric, block, *tensors)
+    return _PairwiseProduct.apply(node, symmetric, value, block, *tensors)
 
 
 class _PairwiseProduct(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, node: Node, symmetric: bool, block: Tensor, *tensors: Tensor) -> Tensor:
+    def forward(ctx: Any, node: Node, symmetric: bool, value: bool, block: Tensor, *tensors: Tensor) -> Tensor:
         ctx.save_for_backward(block, *tensors)
         ctx.node, ctx.symmetric = node, symmetric
+        if not value:
+            return block.new_zeros(len(block), tensors[0].shape[1], block.shape[-1])
         product = BlockProduct(block, len(block), tensors[0].shape[1])
 
         def multiply(i: slice, j: slice) -> int:
@@ -55,21 +60,25 @@ class _PairwiseProduct(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         block, *tensors = ctx.saved_tensors
-        needed = ctx.needs_input_grad[2:]
+        needed = ctx.needs_input_grad[3:]
         if torch.is_grad_enabled():  # by create_graph=True
-            return None, None, *_differentiable_gradients(ctx.node, block, tensors, needed, grad)
+            return None, None, None, *_differentiable_gradients(ctx.node, block, tensors, needed, grad)
         grad = grad.contiguous()
         grad_block = BlockProduct(grad, len(block), block.shape[1])
         of_rows = {n: torch.zeros_like(t) for n, t in enumerate(tensors) if _is_of_rows(n) and needed[1 + n]}
         sums: dict[tuple[int, int], list[Tensor | None]] = {}  # of what moves parameters, by block
 
         def differentiate(i: slice, j: slice) -> int:
-            entries, pull = ctx.node.linearise(_at(tensors, i, j), needed[1:])
+            part, entries = _at(tensors, i, j), None
+            if needed[0]:
+                entries, pull = ctx.node.linearise(part, needed[1:])
+            else:
+                pull = ctx.node.derivatives(part, needed[1:])
             twice = ctx.symmetric and i.start != j.start
             inner = torch.bmm(grad[:, i], block[:, j].mT)  # derivative in the entries
             if twice:
                 inner = inner.baddbmm_(block[:, i], grad[:, j].mT)
-            if needed[0]:
+            if entries is not None:
                 grad_block.add(j, entries.mT.to(grad.dtype), i)
                 if twice:
                     grad_block.add(i, entries.to(grad.dtype), j)
@@ -77,7 +86,7 @@ class _PairwiseProduct(torch.autograd.Function):
             for n, total in of_rows.items():
                 total[:, i if n % TENSORS == 0 else j] += found[n]
             sums[i.start, j.start] = [None if _is_of_rows(n) or g is None else g.double() for n, g in enumerate(found)]
-            return entries.numel()
+            return inner.numel()
 
         _each_block(tensors, ctx.symmetric, differentiate)
         gradients: list[Tensor | None] = []
@@ -85,7 +94,7 @@ class _PairwiseProduct(torch.autograd.Function):
             values = [sums[key][n] for key in sorted(sums)]
             known = [value for value in values if value is not None]
             gradients.append(of_rows.get(n) if not known else torch.stack(known).sum(0).to(tensor))
-        return None, None, grad_block.result() if needed[0] else None, *gradients
+        return None, None, None, grad_block.result() if needed[0] else None, *gradients
 
 
 def _differentiable_gradients(

@@ -133,7 +133,9 @@ class RadialKernel:
         scale = lazy(self.output_scale.to(rows).view(1, 1, 1))
         return scale * profile_formula(((x - y) ** 2).sum(-1), self.smoothness)
 
-    def product(self, inputs: Tensor, others: Tensor | None, centre: Tensor, block: Tensor) -> Tensor:
+    def product(
+        self, inputs: Tensor, others: Tensor | None, centre: Tensor, block: Tensor, *, value: bool = True
+    ) -> Tensor:
         """``k(others, inputs)`` times a block ``(C', N, k)`` or ``(N, k)``, with derivatives in everything.
 
         Inputs many lengthscales apart are handled in float64, where distances from products keep the digits of neighbours.
@@ -143,6 +145,7 @@ class RadialKernel:
             others: ``(M, D)`` or ``(C', M, D)``; None for the inputs themselves.
             centre: Point near the middle of the inputs ``(D,)``.
             block: What is multiplied.
+            value: Whether the product itself is computed; otherwise zeros stand for it, and only derivatives are.
         """
         form, stretch = self, None
         if self.inputs_scale.shape[-1] == 1:  # one lengthscale moves every distance by the same factor
@@ -157,7 +160,14 @@ class RadialKernel:
         columns = block.expand(rows.shape[0], *block.shape[-2:])
         symmetric = others is None
         return radial_product(
-            rows, cols, self.output_scale, columns, self.smoothness, symmetric=symmetric, stretch=stretch
+            rows,
+            cols,
+            self.output_scale,
+            columns,
+            self.smoothness,
+            symmetric=symmetric,
+            stretch=stretch,
+            value=value,
         )
 
 

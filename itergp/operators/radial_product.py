@@ -27,6 +27,7 @@ def radial_product(
     *,
     symmetric: bool,
     stretch: Tensor | None = None,
+    value: bool = True,
 ) -> Tensor:
     """``output_scale * profile(stretch |rows - cols|) @ block``, differentiable in every tensor.
 
@@ -42,12 +43,13 @@ def radial_product(
         symmetric: Whether rows and columns are the same inputs.
         stretch: Ones ``(C',)`` that carry the derivative in one lengthscale for all inputs: much cheaper, for many inputs, than
             that of every scaled input.
+        value: Whether the product itself is computed; otherwise zeros stand for it, and only derivatives are.
 
     Returns:
         ``(C', M, k)``.
     """
     stretch = output_scale.detach().new_ones(rows.shape[0]) if stretch is None else stretch
-    return _RadialProduct.apply(rows, cols, output_scale, block, stretch, smoothness, symmetric)
+    return _RadialProduct.apply(rows, cols, output_scale, block, stretch, smoothness, symmetric, value)
 
 
 class _RadialProduct(torch.autograd.Function):
@@ -61,9 +63,12 @@ class _RadialProduct(torch.autograd.Function):
         stretch: Tensor,
         smoothness: float,
         symmetric: bool,
+        value: bool,
     ) -> Tensor:
         ctx.save_for_backward(rows, cols, scale, block, stretch)
         ctx.smoothness, ctx.symmetric = smoothness, symmetric
+        if not value:
+            return block.new_zeros(len(rows), rows.shape[1], block.shape[-1])
         first, second = with_norms(rows), with_norms(cols)
         product = BlockProduct(block, len(rows), rows.shape[1])
 
@@ -118,7 +123,7 @@ class _RadialProduct(torch.autograd.Function):
         grad_scale, grad_stretch = torch.stack([sums[key] for key in sorted(sums)]).sum(0)
         grad_rows, grad_cols = _apart(pulled_rows, rows), _apart(pulled_cols, cols)
         grad_scale = (grad_scale / scale.double()).to(scale)
-        return grad_rows, grad_cols, grad_scale, grad_block.result(), grad_stretch.to(scale), None, None
+        return grad_rows, grad_cols, grad_scale, grad_block.result(), grad_stretch.to(scale), None, None, None
 
 
 def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -129,7 +134,7 @@ def _differentiable_gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ..
     product = smooth_product(rows, cols, scale, block, stretch, ctx.smoothness)
     found = iter(torch.autograd.grad(product, wanted, grad, create_graph=True))
     gradients = [next(found) if needed else None for needed in ctx.needs_input_grad[: len(tensors)]]
-    return (*gradients, None, None)
+    return (*gradients, None, None, None)
 
 
 def _apart(pulled: BlockProduct, inputs: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from itergp.numerics.blocks import curvature_eigen
 from itergp.numerics.cholesky import tolerant_cholesky
 from itergp.numerics.rounding import thresholds
 from itergp.numerics.spectral import lifted, symmetric, whitening
-from itergp.operators import AbstractOperator, slices
+from itergp.operators import AbstractOperator, KernelOperator, slices
 from itergp.parallel import ALL_ROWS, RowPartition
 
 _CHUNK_ROWS = 8192
@@ -136,6 +136,13 @@ def cross_multiply(operator: AbstractOperator, inputs: Tensor, block: Tensor) ->
     if operator.num_kernels == 1:
         return operator.cross_matmul(inputs, block.reshape(size, latents * width))[0].unflatten(-1, (latents, width))
     return operator.cross_matmul(inputs, block.movedim(1, 0)).movedim(0, 1)
+
+
+def tangent(operator: KernelOperator, left: Tensor, right: Tensor, inputs: Tensor | None = None) -> Tensor:
+    """``KernelOperator.tangent`` of ``(M, C, k)`` and ``(N, C, k)``, latent function by latent function."""
+    if operator.num_kernels == 1:
+        return operator.tangent(left.flatten(1), right.flatten(1), inputs)
+    return operator.tangent(left.movedim(1, 0), right.movedim(1, 0), inputs)
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ from helpers import (
     CASES,
     REGULAR,
     SimpleGP,
+    assert_close,
     make_batch_kernel,
     make_binary,
     make_classes,
@@ -27,6 +28,7 @@ from itergp.likelihoods import (
     BernoulliLikelihood,
     BinomialLikelihood,
     CategoricalLikelihood,
+    GaussianLikelihood,
     PoissonLikelihood,
     WeibullLikelihood,
 )
@@ -37,6 +39,7 @@ from itergp.objectives import (
     LaplaceEvidence,
     OutOfTimeError,
     PredictiveLogDensity,
+    predictive_log_density,
 )
 from itergp.objectives.adjoint import solve_adjoint
 from itergp.solvers import DenseNewton, SubspaceNewton
@@ -304,8 +307,16 @@ def test_gradients_of_the_predictive_log_density(name):
     check_gradients(model, objective)
 
 
+@pytest.fixture(params=["dense factors", "passes"])
+def way(request, monkeypatch):
+    """Both ways in which the posterior of one latent function is found."""
+    if request.param == "passes":
+        monkeypatch.setattr(predictive_log_density, "_EXACT_ROWS", 0)
+        monkeypatch.setattr(predictive_log_density, "_HELD_ROWS", 0)
+
+
 @pytest.mark.parametrize("name", ["bernoulli-logit", "categorical", "poisson", "gaussian"])
-def test_gradients_of_the_variational_predictive(name):
+def test_gradients_of_the_variational_predictive(name, way):
     model = make_model(name)
     options = {"rank": 12, "renew_every": None, "tolerance": 1e-22, "warm_start": False}
     # The points that integrate the softmax turn with the covariance, and that turn is not part of the derivative.
@@ -315,7 +326,7 @@ def test_gradients_of_the_variational_predictive(name):
 
 @pytest.mark.parametrize("predictive", ["plug-in", "variational"])
 @pytest.mark.parametrize("name", ["student-t", "beta"])
-def test_gradients_of_the_predictive_log_density_without_a_closed_hessian(name, predictive):
+def test_gradients_of_the_predictive_log_density_without_a_closed_hessian(name, predictive, way):
     """The adjoint then uses the exact Hessian, which may be indefinite, and not the stand-in of the solver."""
     model = adapted(name)
     options = {"predictive": predictive, "rank": 12, "renew_every": None, "tolerance": 1e-22, "warm_start": False}
@@ -337,6 +348,48 @@ def test_folds_hold_every_row_out_once():
         total += predicted.log_prob(model.train_targets[split.held_out]).sum().item()
     assert value == pytest.approx(total / 40, rel=1e-6)
     check_gradients(model, objective)
+
+
+@pytest.mark.parametrize("predictive", ["plug-in", "laplace", "variational"])
+@pytest.mark.parametrize("name", ["gaussian", "poisson", "negative-binomial", "bernoulli-probit", "ordinal-logit"])
+def test_dense_factors_give_what_passes_and_all_actions_give(name, predictive, monkeypatch):
+    model, found = make_model(name).train(), []
+    model.sample_weight = torch.linspace(0.0, 2.0, len(model.train_targets), dtype=torch.float64)  # one says nothing
+    for most in (2500, 0):
+        monkeypatch.setattr(predictive_log_density, "_EXACT_ROWS", most)
+        monkeypatch.setattr(predictive_log_density, "_HELD_ROWS", most)
+        options = {"predictive": predictive, "tempering": 0.5, "rank": 100, "tolerance": 1e-20}
+        model.zero_grad()
+        value = PredictiveLogDensity(model.likelihood, model, **options)(
+            model(*model.train_inputs), model.train_targets
+        )
+        value.backward()
+        # The noise moves the curvature too, which actions hold fixed.
+        held = [p.grad.clone() for n, p in model.named_parameters() if "noise" not in n and p.grad is not None]
+        found.append([value.detach(), *held])
+    for first, second in zip(*found, strict=True):
+        assert torch.allclose(first, second, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("predictive", ["plug-in", "variational"])
+def test_with_gaussian_noise_the_density_of_held_out_rows_is_exact_in_every_hyperparameter(predictive):
+    """Of the noise too, by which the covariance is conditioned: by dense formulas and automatic differentiation."""
+    x, y = make_reals(60)
+    model = SimpleGP(x, y, GaussianLikelihood(0.05)).double().train()
+    objective = PredictiveLogDensity(model.likelihood, model, predictive=predictive, renew_every=1)
+    objective(model(x), model.train_targets).backward()
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+    model.zero_grad()
+    (train, held_out), noise = (objective._splits[0].train, objective._splits[0].held_out), model.likelihood.noise
+    kernel, mean = model.covar_module(x).to_dense(), model.mean_module(x)
+    inside = kernel[train][:, train] + noise * torch.eye(len(train))
+    across = torch.linalg.solve(inside, kernel[train][:, held_out])
+    centre = mean[held_out] + across.T @ (model.train_targets - mean)[train]
+    spread = (kernel.diagonal()[held_out] - (across * kernel[train][:, held_out]).sum(0)) * (predictive != "plug-in")
+    oracle = torch.distributions.Normal(centre, (spread + noise).sqrt()).log_prob(model.train_targets[held_out]).mean()
+    oracle.backward()
+    for name, parameter in model.named_parameters():
+        assert_close(found[name], parameter.grad, dtype=torch.float32)
 
 
 def test_the_variational_predictive_is_that_of_the_other_rows():

@@ -115,6 +115,7 @@ def test_products_are_those_of_the_module(name, batch, dtype, small_tiles):
     assert_close(operator.matmul(block), expected @ block.double())
     assert_close(operator.cross_matmul(new, block), across @ block.double())
     assert_close(operator.entries(torch.tensor([2, 5]), torch.tensor([5, 1, 2])), expected[:, [2, 5]][:, :, [5, 1, 2]])
+    assert_close(operator.cross_entries(new), across)
     assert_close(operator.diagonal(), expected.diagonal(dim1=-2, dim2=-1))
 
 
@@ -217,6 +218,28 @@ def test_derivatives_equal_finite_differences(name, small_tiles):
                     parameter.view(-1)[k] -= sign * step
             slope = (ends[0] - ends[1]) / (2.0 * step)
             assert abs(slope - float(parameter.grad.view(-1)[k])) <= 1e-5 * max(1.0, abs(slope))
+
+
+PLAIN = {
+    "radial": lambda **o: ScaleKernel(MaternKernel(nu=1.5, ard_num_dims=6, **o), **o),
+    "unknown": lambda **o: RQKernel(**o),
+}
+
+
+@pytest.mark.parametrize("batch", [False, True])
+@pytest.mark.parametrize("name", [*FORMS, *PLAIN])
+def test_a_tangent_has_the_derivatives_of_a_product_and_no_value(name, batch, small_tiles):
+    make, number = {**FORMS, **PLAIN}[name], 2 if batch else 1
+    kernel, x, new = _spread(make(**({"batch_shape": BATCH} if batch else {}))), _mixed(14), _mixed(9, seed=1)
+    right, operator = make_inputs(14, 2), BlockedOperator(kernel, x, num_kernels=number)
+    for inputs, product in ((None, operator.matmul(right)), (new, operator.cross_matmul(new, right))):
+        left = make_inputs(product.shape[1], 2, seed=2)
+        tangent = operator.tangent(left, right, inputs)
+        assert float(tangent.detach()) == 0.0
+        parameters = list(kernel.parameters())
+        expected = torch.autograd.grad((left * product).sum(), parameters)
+        for found, oracle in zip(torch.autograd.grad(tangent, parameters), expected, strict=True):
+            assert_close(found, oracle)
 
 
 # ---------------------------------------------------------------- recognition
