@@ -10,6 +10,7 @@ from torch import Tensor
 
 from itergp.numerics.cholesky import tolerant_cholesky
 
+_SMALL = 1e-6  # of a curvature times the prior variance, below which its inverse has lost half its digits
 _LIFTS = (1.0, 1e2, 1e4)  # of the kernel's diagonal, in units of rounding of its entries
 
 
@@ -87,13 +88,26 @@ class ExactCovariance:
 
     def predictors(self, prior: Tensor, cross: Tensor | None = None) -> LinearPredictors:
         """Those of inputs with prior variances ``(M,)`` and kernel entries ``(M, N)``; None for the training rows."""
-        entries = self._kernel if cross is None else cross
         with torch.no_grad():
-            inside = self._inside(self._root[:, None] * entries.mT.double())  # H^{-1} b
+            if cross is None:
+                entries, inside = self._kernel, self._at_training_rows()
+            else:
+                entries, inside = cross, self._inside(self._root[:, None] * cross.mT.double())
             weights = self._root[:, None] * inside
             variance = (prior.double() - (weights * entries.mT).sum(0)).to(prior)
             variance = torch.maximum(variance, torch.finfo(prior.dtype).eps * prior)
         return LinearPredictors(variance, weights.to(prior), prior + self._moved.to(prior) @ inside.square().to(prior))
+
+    def _at_training_rows(self) -> Tensor:
+        """``B^{-1} H K`` with ``B = I + H K H``: ``(I - B^{-1}) H^{-1}``, or solved for where H is too small to divide by."""
+        size, small = self._root.numel(), self._root.square() * self._kernel.diagonal() < _SMALL
+        inside = torch.cholesky_inverse(self._factor).neg_()
+        inside.diagonal().add_(1.0)
+        inside /= torch.where(small, 1.0, self._root)
+        if bool(small.any()):
+            columns = torch.arange(size, device=small.device)[small]
+            inside[:, columns] = self._inside(self._root[:, None] * self._kernel[:, columns])
+        return inside
 
     def _inside(self, right: Tensor) -> Tensor:
         return torch.cholesky_solve(right, self._factor)

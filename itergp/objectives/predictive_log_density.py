@@ -20,6 +20,7 @@ from itergp.objectives.adjoint import linearise, solve_adjoint, solve_adjoint_ex
 from itergp.objectives.base import DifferentiableCovariance, HeldLocal, Objective, differentiable, prior_marginals
 from itergp.objectives.exact_covariance import ExactCovariance, LinearPredictors
 from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
+from itergp.operators.forms import as_form
 from itergp.posterior.precision import cross_multiply, multiply, tangent
 from itergp.posterior.tempering import tempered
 from itergp.solvers import DenseNewton, Problem, Solution, Solver, SubspaceNewton, solve, solve_problem
@@ -30,9 +31,9 @@ PREDICTIVES = ("plug-in", "laplace", "variational")
 
 _DENSE_TOLERANCE = 1e-8  # nats per row: a Newton step more costs little
 # Rows of one latent function up to which dense factors take less time than anything else: where the noise is Gaussian, and
-# where a covariance is wanted of other likelihoods.
-_EXACT_ROWS, _HELD_ROWS = 4000, 2500
-_ROUNDS = 3  # of curvature and marginals, which then belong to each other
+# where a covariance is wanted of other likelihoods, with a kernel that has a metric for neighbours, and with one that has none.
+_EXACT_ROWS, _HELD_ROWS, _HELD_ROWS_WITHOUT_METRIC = 4000, 800, 2500
+_ROUNDS = 2  # of curvature and marginals, which then belong to each other
 
 
 @dataclass
@@ -229,7 +230,7 @@ class PredictiveLogDensity(Objective):
         part, validation = prior.take(split.train), prior.take(split.held_out)
         seen, unseen = observations.take(split.train), observations.take(split.held_out)
         part, seen = share_latents(split.distinct, part, seen)
-        if self._is_exact(seen):
+        if self._is_exact(part, seen):
             return self._held_out_exactly(part, validation, seen, unseen, split)
         operator = self._operator(part, kind="auto")
         smooth = differentiable(part, self.model)
@@ -348,10 +349,16 @@ class PredictiveLogDensity(Objective):
                 split.curvature = problem.site.derivatives(values)[1][:, 0, 0].clamp_min(0.0)
         return split.curvature
 
-    def _is_exact(self, seen: Observations) -> bool:
+    def _is_exact(self, part: Prior, seen: Observations) -> bool:
         """Whether dense factors find the posterior covariance, or that and the mode, in less time than passes."""
-        most = _EXACT_ROWS if seen.likelihood.quadratic else 0 if self.predictive == "plug-in" else _HELD_ROWS
-        return seen.likelihood.num_latents == 1 and seen.num_rows <= most
+        if seen.likelihood.num_latents > 1:
+            return False
+        if seen.likelihood.quadratic:
+            return seen.num_rows <= _EXACT_ROWS
+        if self.predictive == "plug-in" or seen.num_rows > _HELD_ROWS_WITHOUT_METRIC:
+            return False
+        form = as_form(part.kernel, part.num_kernels, part.features.shape[-1])
+        return seen.num_rows <= _HELD_ROWS or form is None or form.metric is None
 
     def _operator(self, prior: Prior, *, kind: OperatorKind) -> KernelOperator:
         budget = self.model.memory_budget
