@@ -591,4 +591,23 @@ MUTANTS = (
         "start = None",
         ("test_leaf_gp.py", "go_on"),
     ),
+    # ------------------------------------------------------------------ dense factors
+    Mutant(
+        "the noise does not move the covariance",
+        "torch.where(held > 0.0, held / torch.where(held > 0.0, curvature, 1.0), 1.0)",
+        "torch.ones_like(held)",
+        ("test_objectives.py", "exact_in_every_hyperparameter"),
+    ),
+    Mutant(
+        "variances at the training rows do not move with hyperparameters",
+        "surrogate = surrogate + (slope * mode.spread.known).sum()",
+        "surrogate = surrogate + 0.0",
+        ("test_objectives.py", "dense_factors_give or variational_predictive"),
+    ),
+    Mutant(
+        "columns of two values that say nothing about what differs",
+        "return torch.baddbmm(of_first - of_second, weighted, self.second.mT, alpha=2.0)",
+        "return (of_first - of_second).contiguous()",
+        ("test_forms.py", "two_values"),
+    ),
 )

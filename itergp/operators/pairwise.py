@@ -24,6 +24,7 @@ from itergp.kernels.distances import (
 )
 from itergp.operators.radial_derivatives import smooth_profile
 from itergp.operators.radial_product import profile, profile_and_slope, profile_formula, squared_distances, with_norms
+from itergp.operators.two_values import TwoValues
 
 LOG2_E, LOG_2 = math.log2(math.e), math.log(2.0)
 
@@ -174,18 +175,24 @@ class Exponential(Leaf):
 class Additive(Leaf):
     """``sum_d weight_d 2^-(rate_d |x_d - y_d|)``, with rates ``(C', D)`` that are 1, and weights ``(C', D)``."""
 
-    def _terms(self, block: Block) -> Iterator[Tensor]:
+    @staticmethod
+    def _terms(first: Tensor, second: Tensor) -> Iterator[Tensor]:
         """``2^-|x_d - y_d|``, each written over by the next."""
-        for difference in differences(block[0], block[1]):
+        for difference in differences(first, second):
             yield difference.abs_().neg_().exp2_()
 
     def entries(self, block: Block) -> Tensor:
         """See ``Node``."""
         first, second, _, weights = block
+        if (two := TwoValues.find(first, second)) is not None:
+            other, own = ~two.which, weights[:, two.which]
+            least = two.apart.neg().exp2() * own
+            total = two.where_equal(own - least).add_(least.sum(-1)[:, None, None])
+            return weighted_sum(self._terms(first[..., other], second[..., other]), weights[:, other], total)
         total = first.new_zeros(
             *torch.broadcast_shapes(first.shape[:-2], second.shape[:-2]), first.shape[-2], second.shape[-2]
         )
-        return weighted_sum(self._terms(block), weights, total)
+        return weighted_sum(self._terms(first, second), weights, total)
 
     def linearise(self, block: Block, wanted: Wanted) -> tuple[Tensor, Pull]:
         """See ``Node``."""
@@ -197,7 +204,16 @@ class Additive(Leaf):
         def pull(outer: Tensor) -> Gradients:
             of_first, of_second = torch.zeros_like(block[0]), torch.zeros_like(block[1])
             of_rates, of_weights = torch.zeros_like(block[2]), torch.zeros_like(block[3])
-            for d, difference in enumerate(differences(block[0], block[1])):
+            first, second, columns = block[0], block[1], torch.arange(block[0].shape[-1], device=outer.device)
+            if (two := TwoValues.find(first, second)) is not None:
+                equal, differ, along, across = two.pull(outer)
+                least = two.apart.neg().exp2()
+                slope = -LOG_2 * least * block[3][:, two.which]
+                of_weights[:, two.which] = equal + least * differ
+                of_rates[:, two.which] = slope * two.apart * differ
+                of_first[..., two.which], of_second[..., two.which] = slope[:, None] * along, -slope[:, None] * across
+                first, second, columns = first[..., ~two.which], second[..., ~two.which], columns[~two.which]
+            for d, difference in zip(columns.tolist(), differences(first, second), strict=True):
                 apart = difference.abs()
                 moved = apart.neg().exp2_().mul_(outer)
                 of_weights[:, d] = moved.sum((1, 2))

@@ -22,7 +22,7 @@ from itergp.kernels import (
     TiedLaplacianKernel,
     TiedMaternKernel,
 )
-from itergp.operators import BlockedOperator, Neighbourhoods, Prior, make_operator, tiles
+from itergp.operators import BlockedOperator, Neighbourhoods, Prior, make_operator, tiles, two_values
 from itergp.operators.forms import as_form
 from itergp.operators.radial import evaluate_kernel
 
@@ -218,6 +218,28 @@ def test_derivatives_equal_finite_differences(name, small_tiles):
                     parameter.view(-1)[k] -= sign * step
             slope = (ends[0] - ends[1]) / (2.0 * step)
             assert abs(slope - float(parameter.grad.view(-1)[k])) <= 1e-5 * max(1.0, abs(slope))
+
+
+@pytest.mark.parametrize("batch", [False, True])
+def test_columns_of_two_values_are_a_product(batch, monkeypatch, dtype, small_tiles):
+    """Of coded categories, as many of a table's columns are: the same numbers as column by column."""
+    x, new = (make_inputs(rows, 9, seed=seed).to(dtype) for rows, seed in ((30, 0), (8, 1)))
+    for rows in (x, new):
+        rows[:, 1:8] = 1.7 * (rows[:, 1:8] > 0.3) - 0.4
+    x[:, 2] = 5.0  # of one value in most blocks
+    new[:, 4] = 0.1  # another than the two
+    kernel, number = AdditiveLaplacianKernel(9, **({"batch_shape": BATCH} if batch else {})), 2 if batch else 1
+    _spread(kernel).to(dtype)
+    block, weights, found = make_inputs(30, 2, dtype), make_inputs(30, 2, dtype, seed=3), []
+    for fewest in (4, 100):
+        monkeypatch.setattr(two_values, "_FEWEST", fewest)
+        inputs = x.clone().requires_grad_(True)
+        operator = BlockedOperator(kernel, inputs, num_kernels=number)
+        value = (weights * operator.matmul(block)).sum() + operator.cross_matmul(new, block).square().sum()
+        tensors = [inputs, *kernel.parameters()]
+        found.append([operator.dense(), value.detach(), *torch.autograd.grad(value, tensors)])
+    for product, oracle in zip(*found, strict=True):
+        assert_close(product, oracle, dtype=dtype)
 
 
 PLAIN = {
