@@ -102,7 +102,7 @@ def calibrate_predictions(
     of them, or of several latent functions not that far ahead, is dropped before the others. Of the exponents that are within
     one standard error of the best, the humblest is chosen: that which leaves most latent variance. (A difference of 0.2 % of
     the log-density is small whatever its standard error, one of 0.5 % is not.) With several latent functions and many more rows
-    than are drawn, only Laplace's posterior is a candidate.
+    than are drawn, only Laplace's posterior is a candidate, and with Gaussian noise, where both are the same.
 
     Args:
         model: The model.

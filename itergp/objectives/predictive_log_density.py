@@ -21,6 +21,7 @@ from itergp.objectives.base import DifferentiableCovariance, HeldLocal, Objectiv
 from itergp.objectives.exact_covariance import ExactCovariance, LinearPredictors
 from itergp.operators import KernelOperator, OperatorKind, Prior, make_operator
 from itergp.operators.forms import as_form
+from itergp.operators.memory import default_memory_budget
 from itergp.posterior.precision import cross_multiply, multiply, tangent
 from itergp.posterior.tempering import tempered
 from itergp.solvers import DenseNewton, Problem, Solution, Solver, SubspaceNewton, solve, solve_problem
@@ -33,6 +34,7 @@ _DENSE_TOLERANCE = 1e-8  # nats per row: a Newton step more costs little
 # Rows of one latent function up to which dense factors take less time than anything else: where the noise is Gaussian, and
 # where a covariance is wanted of other likelihoods, with a kernel that has a metric for neighbours, and with one that has none.
 _EXACT_ROWS, _HELD_ROWS, _HELD_ROWS_WITHOUT_METRIC = 4000, 800, 2500
+_MATRICES = 6  # of float64 that these need at once
 _ROUNDS = 2  # of curvature and marginals, which then belong to each other
 
 
@@ -327,11 +329,11 @@ class PredictiveLogDensity(Objective):
         """W ``(N,)`` at the posterior mean when the split was new."""
         if split.curvature is None:
             # Exact rounds start at the mode, or where there may be none from the variational posterior of a low rank.
-            begins = seen.likelihood.bounded_density
+            has_mode = seen.likelihood.bounded_density
             solver = SubspaceNewton(
-                covariance_rank=0 if begins else self.rank, num_neighbours=0, tolerance=self.tolerance
+                covariance_rank=0 if has_mode else self.rank, num_neighbours=0, tolerance=self.tolerance
             )
-            approximation = "laplace" if begins else self.predictive
+            approximation = "laplace" if has_mode else self.predictive
             left, warm = self.deadline.left(), split.warm
             solution = solve(
                 operator, mean, seen, solver, approximation=approximation, warm_start=warm, time_limit=left
@@ -351,7 +353,8 @@ class PredictiveLogDensity(Objective):
 
     def _is_exact(self, part: Prior, seen: Observations) -> bool:
         """Whether dense factors find the posterior covariance, or that and the mode, in less time than passes."""
-        if seen.likelihood.num_latents > 1:
+        budget = self.model.memory_budget or default_memory_budget(part.mean.device)
+        if seen.likelihood.num_latents > 1 or _MATRICES * 8 * seen.num_rows**2 > budget:
             return False
         if seen.likelihood.quadratic:
             return seen.num_rows <= _EXACT_ROWS

@@ -159,11 +159,8 @@ class KernelOperator(AbstractOperator):
             right: ``(N, k)`` or ``(C', N, k)``.
             inputs: ``(M, D)`` or ``(C, M, D)``; None for the training inputs.
         """
-        plain = type(self)._cross_with_grad is KernelOperator._cross_with_grad and not self.couples_latents
-        form = as_form(self.kernel, self.num_kernels, self.inputs.shape[-1]) if plain else None
-        if form is not None:
-            return (left * form.product(self.inputs, inputs, self._centre, right, value=False)).sum()
-        found = (left * (self.matmul(right) if inputs is None else self.cross_matmul(inputs, right))).sum()
+        rows = self.inputs if inputs is None else inputs
+        found = (left * self._cross_with_grad(rows, self.inputs, right, value=False)).sum()
         return found - found.detach()
 
     def product_of_first_rows(self, earlier: AbstractOperator | None, block: Tensor) -> Tensor | None:
@@ -241,14 +238,20 @@ class KernelOperator(AbstractOperator):
             entries.diagonal(dim1=-2, dim2=-1).copy_(self.diagonal(self.inputs[..., rows, :]).detach())
         return entries
 
-    def cross_entries(self, inputs: Tensor) -> Tensor:
-        """Kernel entries ``(C', M, N)`` between inputs ``(M, D)`` or ``(C, M, D)`` and all training rows, for small M and N."""
-        rows, cols = self.features(inputs), self.features(self.inputs)
-        matrix = rows.new_empty(self.num_kernels, inputs.shape[-2], self.num_rows, dtype=self.dtype)
+    def cross_entries(self, inputs: Tensor, cols: Tensor | None = None) -> Tensor:
+        """Kernel entries ``(C', M, m)`` between inputs and training rows, for small M and m.
+
+        Args:
+            inputs: ``(M, D)`` or ``(C, M, D)``.
+            cols: Numbers of the training rows ``(m,)``; None for all N.
+        """
+        training = self.inputs if cols is None else self.inputs[..., cols, :]
+        first, second = self.features(inputs), self.features(training)
+        matrix = first.new_empty(self.num_kernels, inputs.shape[-2], training.shape[-2], dtype=self.dtype)
         side = side_of_block(self.device, self.num_kernels)
-        for i in slices(inputs.shape[-2], side):
-            for j in slices(self.num_rows, side):
-                matrix[:, i, j] = self._block(rows[..., i, :], cols[..., j, :])
+        for i in slices(matrix.shape[-2], side):
+            for j in slices(matrix.shape[-1], side):
+                matrix[:, i, j] = self._block(first[..., i, :], second[..., j, :])
         self.counts.entries += matrix.numel()
         return matrix
 
@@ -374,10 +377,11 @@ class KernelOperator(AbstractOperator):
             return False
         return any(t.requires_grad for t in tensors) or requires_grad(self.kernel)
 
-    def _cross_with_grad(self, rows: Tensor, cols: Tensor, block: Tensor) -> Tensor:
+    def _cross_with_grad(self, rows: Tensor, cols: Tensor, block: Tensor, *, value: bool = True) -> Tensor:
+        """The product with derivatives; without ``value`` these alone are wanted, and anything may stand for it."""
         form = as_form(self.kernel, self.num_kernels, cols.shape[-1])
         if form is not None:
-            return form.product(cols, None if rows is cols else rows, self._centre, block)
+            return form.product(cols, None if rows is cols else rows, self._centre, block, value=value)
 
         own_diagonal = rows is cols and has_own_diagonal(self.kernel)
 

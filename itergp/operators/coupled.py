@@ -66,6 +66,9 @@ class CoupledOperator(KernelOperator):
         """``k(inputs, X)`` times a block ``(C, N, k)``: ``(C, M, k)``, for inputs ``(M, D)``."""
         return self._product(inputs, self._checked(block), training=False)
 
+    def _cross_with_grad(self, rows: Tensor, cols: Tensor, block: Tensor, *, value: bool = True) -> Tensor:
+        return self._product(rows, self._checked(block), training=rows is cols)
+
     def with_columns(self, rows: Tensor, use: Callable[[slice, Tensor], None]) -> None:
         """Hands a function the columns of all latent values of some training rows, a block at a time.
 

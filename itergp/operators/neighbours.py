@@ -11,7 +11,6 @@ from torch import Tensor
 
 from itergp.operators.base import KernelOperator
 from itergp.operators.groups import evaluate_groups
-from itergp.operators.radial import evaluate_kernel
 from itergp.operators.tiles import slices
 
 # Columns that a tree can prune by. Of inputs with more it has so many of the leading principal axes, or of the widest columns.
@@ -157,14 +156,8 @@ class Neighbourhoods:
         training = operator.inputs.detach() if rows is None else operator.inputs.detach()[..., rows, :]
         variance = operator.diagonal(training).detach()[0].clamp_min(torch.finfo(operator.dtype).tiny)
         number, found = min(number, variance.numel()), []
-        form, cols = operator.form, self._features
         for part in inputs.split(_SCORED_ROWS, -2):
-            if form is None or cols is None:
-                entries = evaluate_kernel(operator.kernel, part, training, operator.num_kernels)[0]
-            else:
-                entries = form.of_kernel(0).evaluate(
-                    operator.features(part)[:1], cols[:1] if rows is None else cols[:1, rows]
-                )[0]
+            entries = operator.cross_entries(part, rows)[0]
             found.append((entries.square() / variance).topk(number, -1).indices)
         indices = torch.cat(found) if found else torch.zeros(0, number, dtype=torch.int64, device=inputs.device)
         return indices if rows is None else rows[indices]

@@ -355,7 +355,7 @@ class ScanOperator(KernelOperator):
         return torch.stack(parts).sum(0)
 
     # --------------------------------------------------------------- gradient
-    def _cross_with_grad(self, rows: Tensor, cols: Tensor, block: Tensor) -> Tensor:
+    def _cross_with_grad(self, rows: Tensor, cols: Tensor, block: Tensor, *, value: bool = True) -> Tensor:
         form = as_scan_form(self.kernel, self.num_kernels, cols.shape[-1])
         assert form is not None
         itself, own = rows is cols, cols is self.inputs

@@ -634,6 +634,13 @@ def test_held_out_rows_are_not_known():
     assert max(calibration.log_densities.values()) < -math.log(2.0) + 1e-3
 
 
+def test_calibration_looks_at_one_posterior_where_both_are_the_same():
+    x = make_inputs(80, dtype=torch.float32)
+    model = SimpleGP(x, torch.sin(3.0 * x[:, 0]), GaussianLikelihood(0.01))
+    calibration = calibrate_predictions(model)
+    assert {approximation for approximation, _ in calibration.log_densities} == {"laplace"}
+
+
 def test_calibration_finds_the_posterior_where_it_is_true():
     """Labels drawn from the model itself: integrating the posterior is then right, and plugging in overconfident."""
     generator = torch.Generator().manual_seed(0)

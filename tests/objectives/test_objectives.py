@@ -396,6 +396,32 @@ def test_with_gaussian_noise_the_density_of_held_out_rows_is_exact_in_every_hype
         assert_close(found[name], parameter.grad, dtype=torch.float32)
 
 
+@pytest.mark.parametrize("predictive", ["plug-in", "variational"])
+def test_a_noise_below_the_rounding_of_kernel_entries_has_a_density_and_a_gradient(predictive):
+    x, y = make_reals(60)
+    kernel = gpytorch.kernels.ScaleKernel(gpytorch.kernels.RBFKernel())
+    kernel.base_kernel.lengthscale = 20.0
+    model = SimpleGP(x.float(), y.float(), GaussianLikelihood(1e-7), kernel=kernel).float().train()
+    value = PredictiveLogDensity(model.likelihood, model, predictive=predictive, initialise_kernel=False)(
+        model(*model.train_inputs), model.train_targets
+    )
+    value.backward()
+    assert math.isfinite(value.item())
+    assert all(bool(torch.isfinite(parameter.grad).all()) for parameter in model.parameters())
+
+
+def test_dense_factors_stay_within_the_memory_budget(monkeypatch):
+    model, used = make_model("gaussian").train(), []
+    held_out = PredictiveLogDensity._held_out_exactly
+    monkeypatch.setattr(
+        PredictiveLogDensity, "_held_out_exactly", lambda self, *parts: used.append(1) or held_out(self, *parts)
+    )
+    for budget in (10**9, 10**4):
+        model.memory_budget = budget
+        PredictiveLogDensity(model.likelihood, model)(model(*model.train_inputs), model.train_targets)
+    assert used == [1]
+
+
 def test_the_variational_predictive_is_that_of_the_other_rows():
     model = make_model("poisson").train()
     x = model.train_inputs[0]

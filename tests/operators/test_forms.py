@@ -264,6 +264,17 @@ def test_a_tangent_has_the_derivatives_of_a_product_and_no_value(name, batch, sm
             assert_close(found, oracle)
 
 
+@pytest.mark.parametrize("kind", ["scan", "dense"])
+def test_a_tangent_is_that_of_any_operator(kind):
+    kernel, x = _spread(AdditiveLaplacianKernel(3)), make_inputs(20, 3)
+    right, left, gradients = make_inputs(20, 2), make_inputs(20, 2, seed=2), []
+    operator, reference = make_operator(kernel, x, kind=kind), BlockedOperator(kernel, x)
+    for value in (operator.tangent(left, right), (left * reference.matmul(right)).sum()):
+        gradients.append(torch.autograd.grad(value, list(kernel.parameters())))
+    for found, oracle in zip(*gradients, strict=True):
+        assert_close(found, oracle)
+
+
 # ---------------------------------------------------------------- recognition
 def test_what_is_recognised():
     def known(kernel: Kernel, columns: int = 6) -> bool:
