@@ -151,6 +151,8 @@ def _approximations(observations: Observations, conditioned: int, held_out: int)
     likelihood = observations.likelihood
     if likelihood.quadratic:  # both are the same
         return ("laplace",)
+    if not likelihood.bounded_density:  # a mode is what meets its targets
+        return ("variational",)
     if likelihood.num_latents == 1:
         return APPROXIMATIONS
     cheap = conditioned + held_out <= _affordable(likelihood.num_latents, _VALUES)
@@ -162,7 +164,7 @@ def _rows_to_draw(observations: Observations) -> int:
     latents = observations.likelihood.num_latents
     drawn = _affordable(latents, _VALUES)
     held_out = min(drawn, observations.num_rows) // 4
-    if _approximations(observations, min(drawn, observations.num_rows) - held_out, held_out) == APPROXIMATIONS:
+    if "variational" in _approximations(observations, min(drawn, observations.num_rows) - held_out, held_out):
         return drawn
     return _affordable(latents, _LAPLACE_VALUES)
 
@@ -186,13 +188,14 @@ def judge_predictions(
     Raises:
         OutOfTimeError: If that is past.
     """
-    kinds = ("laplace",) if model.approximation == "laplace" else ("laplace", "variational")
+    both = model.approximation == "variational" and model.observations.likelihood.bounded_density
+    kinds = ("laplace", "variational") if both else (model.approximation,)
     rows, densities = [], []
     with torch.no_grad():
         prior, observations = model.prior_at(), model.observations
         for train, held_out in held_out_splits(observations, num_rows=num_rows, seed=seed):
             found = marginals(model, prior, train, held_out, kinds, deadline)
-            mean, covariance, variance = found.get(model.approximation, found["laplace"])
+            mean, covariance, variance = found.get(model.approximation, found[kinds[0]])
             left = tempered(covariance, variance, model.tempering)
             rows.append(held_out)
             densities.append(observations.take(held_out).predictive_log_density(mean, left).double())

@@ -24,6 +24,7 @@ from itergp.errors import InputError, ItergpWarning, SolverError
 from itergp.learning.calibration import Calibration, calibrate_predictions
 from itergp.learning.held_out import num_weighted
 from itergp.learning.humility import limit_lengthscales
+from itergp.learning.judging import plugs_in
 from itergp.learning.learner import OPTIMIZERS, Learner, Position, Stage, Stop, resume_objective
 from itergp.learning.parameters import FreeParameter, free_parameters
 from itergp.learning.resuming import open_checkpointer, save_learned
@@ -558,14 +559,12 @@ def _prefers_bound(model: NonConjugateGP) -> bool:
 def _learns_the_mode(model: NonConjugateGP, settings: Settings) -> bool:
     """Whether what is learned is the density of held-out rows at the mode.
 
-    A noise or dispersion to learn would stand in for the latent variance that plugging in leaves out; and without a choice of
-    how much of it predictions integrate, they integrate all.
+    Without a choice of how much of the latent variance predictions integrate, they integrate all; see ``plugs_in`` too.
     """
     element, objective = model.batch_elements[0], settings.objective
     if objective != "predictive" and (objective != "auto" or _prefers_bound(element)):
         return False
-    learned = any(parameter.requires_grad for parameter in element.observations.likelihood.parameters())
-    return settings.calibrate and not learned
+    return settings.calibrate and plugs_in(element.observations.likelihood)
 
 
 def _has_large_support(model: NonConjugateGP) -> bool:

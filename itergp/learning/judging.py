@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import SolverError
-from itergp.likelihoods import Observations
+from itergp.likelihoods import Likelihood, Observations
 from itergp.models import GP, LatentPosterior
 from itergp.objectives import Deadline
 from itergp.operators import make_operator
@@ -14,14 +14,30 @@ from itergp.solvers import Reason, solve
 from itergp.solvers.few_values import solver_of_mode
 
 DENSE_TOLERANCE = 1e-6  # nats per row, where values are few
-_LOOSER = 10.0  # times the solver's tolerance: what is compared differs by far more
+
+
+def plugs_in(likelihood: Likelihood) -> bool:
+    """Whether hyperparameters are learned for, and judged by, the density at the mode.
+
+    A noise or dispersion to learn would stand in for the latent variance that plugging in leaves out; where densities have no
+    bound, a mode is what meets its targets; and with Gaussian noise the exact posterior costs hardly more.
+    """
+    learned = any(parameter.requires_grad for parameter in likelihood.parameters())
+    return likelihood.bounded_density and not likelihood.quadratic and not learned
+
+
+def approximation_of(likelihood: Likelihood) -> str:
+    """By which a posterior is found in the least time: the Laplace approximation wherever modes are smooth and bounded."""
+    return "laplace" if likelihood.bounded_density and likelihood.smooth else "variational"
 
 
 @torch.no_grad()
-def densities_at_mode(
+def held_out_densities(
     model: GP, data: GP, train: Tensor, held_out: Tensor, deadline: Deadline
 ) -> tuple[Tensor | None, bool]:
-    """Log-densities of held-out rows, given others, at the mode; and whether Ctrl-C ended the search for it.
+    """Log-densities of held-out rows, given others; and whether Ctrl-C ended the search for their posterior.
+
+    At the mode, or integrated over the posterior: see ``plugs_in``.
 
     Args:
         model: Whose kernel, mean, likelihood and transform of the inputs predict.
@@ -31,27 +47,60 @@ def densities_at_mode(
         deadline: When to give up.
 
     Returns:
-        ``(M,)``, float64, negative infinity where no mode is found; None if time is up before it is.
+        ``(M,)``, float64, negative infinity where no posterior is found; None if time is up before it is.
+    """
+    try:
+        latent, interrupted = _posterior(model, data, train, held_out, deadline)
+    except SolverError:
+        return torch.full((len(held_out),), -torch.inf, dtype=torch.float64), False
+    if latent is None:
+        return None, interrupted
+    unseen = _observations(model, data, held_out)
+    if plugs_in(model.calculus):
+        return unseen.log_density(latent.mean).double(), interrupted
+    return unseen.predictive_log_density(latent.mean, latent.row_covariance()).double(), interrupted
+
+
+@torch.no_grad()
+def held_out_residuals(model: GP, data: GP, train: Tensor, held_out: Tensor, deadline: Deadline) -> Tensor | None:
+    """Squared residuals of held-out rows over their predictive variances ``(M,)``, or None; see ``held_out_densities``."""
+    try:
+        latent, _ = _posterior(model, data, train, held_out, deadline)
+    except SolverError:
+        return None
+    if latent is None:
+        return None
+    unseen = _observations(model, data, held_out)
+    predictive = unseen.likelihood.predictive(latent.mean, latent.row_covariance())
+    return (unseen.targets - predictive.mean).square() / predictive.variance
+
+
+def _posterior(
+    model: GP, data: GP, train: Tensor, held_out: Tensor, deadline: Deadline
+) -> tuple[LatentPosterior | None, bool]:
+    """The latent posterior at held-out rows, with a covariance unless the mode is plugged in, or None; and of Ctrl-C.
+
+    Raises:
+        SolverError: If none is found.
     """
     if deadline.over:
         return None, False
-    inputs = data.train_inputs[0]
+    inputs, likelihood = data.train_inputs[0], model.calculus
     prior, validation = model.prior_at((inputs[train],)), model.prior_at((inputs[held_out],))
     operator = make_operator(
         prior.kernel, prior.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
     )
-    solver = solver_of_mode(model.solver.loosened(_LOOSER), model.calculus, len(train), tolerance=DENSE_TOLERANCE)
-    left = deadline.left()
-    seen, unseen = _observations(model, data, train), _observations(model, data, held_out)
-    try:
-        solution = solve(operator, prior.mean, seen, solver, approximation="laplace", time_limit=left)
-    except SolverError:
-        return torch.full((len(held_out),), -torch.inf, dtype=torch.float64), False
+    plugged = plugs_in(likelihood)
+    approximation = "laplace" if plugged else approximation_of(likelihood)
+    solver = model.solver
+    if plugged:
+        solver = solver_of_mode(solver, likelihood, len(train), tolerance=DENSE_TOLERANCE)
+    seen, left = _observations(model, data, train), deadline.left()
+    solution = solve(operator, prior.mean, seen, solver, approximation=approximation, time_limit=left)
     interrupted = solution.status.reason is Reason.INTERRUPTED
     if solution.status.reason is Reason.TIME:
         return None, interrupted
-    mean = LatentPosterior.at(validation, operator, solution, covariance=False).mean
-    return unseen.log_density(mean).double(), interrupted
+    return LatentPosterior.at(validation, operator, solution, covariance=not plugged), interrupted
 
 
 def _observations(model: GP, data: GP, rows: Tensor) -> Observations:

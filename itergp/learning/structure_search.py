@@ -8,6 +8,7 @@ import time
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from gpytorch.kernels import Kernel, ScaleKernel
@@ -16,17 +17,18 @@ from gpytorch.means import ConstantMean, Mean, ZeroMean
 from torch import Tensor
 
 from itergp.errors import ItergpWarning
-from itergp.learning.held_out import judging_splits, learning_split
-from itergp.learning.judging import densities_at_mode
+from itergp.learning.held_out import held_out_splits, judging_splits, learning_split
+from itergp.learning.judging import approximation_of, held_out_densities, held_out_residuals, plugs_in
 from itergp.learning.learner import Learner, Stage, Stop
 from itergp.learning.parameters import free_parameters
 from itergp.learning.structures import InputColumns, Structure
+from itergp.likelihoods import GaussianLikelihood, as_likelihood
 from itergp.likelihoods import Likelihood as LocalLikelihood
-from itergp.likelihoods import as_likelihood
 from itergp.models import GP
 from itergp.models.offset_mean import OffsetMean
 from itergp.models.starting_values import initialise_model
-from itergp.objectives import Deadline, PredictiveLogDensity
+from itergp.objectives import ComputationAwareELBO, Deadline, PredictiveLogDensity
+from itergp.objectives.base import Objective
 from itergp.records import Listener, Listeners
 from itergp.solvers import SubspaceNewton
 
@@ -38,6 +40,7 @@ _LEAST_ROWS, _LEAST_STEPS = 500, 4
 _HOPELESS = 2.0  # standard errors behind the best that end a candidate
 # Share of the log-density, and of a standard error: a weak signal of few rows is one, and what learned from none has no gain.
 _INVISIBLE, _LUCK = 0.003, 0.5
+_TOLERANCE = 1e-3  # of modes and posteriors, in nats per row: what is compared differs by far more
 _GRACE = 0.1  # share of the time of the search by which judging a candidate, and then a constant, may take longer
 _STAGE = "structures"
 _Split = tuple[Tensor, Tensor]  # rows to condition on, and rows that are held out
@@ -238,7 +241,11 @@ class StructureSearch:
         splits, phase = ([_part(split)], _BRIEF) if brief else ([split], _ROUNDS[0])
         # Likelihoods first: a wrong one costs more than any kernel, and time may end the round.
         turns = [reference, *others, *(one for one in own if one is not reference)]
-        self._round([one for one in turns if not one.rounds], splits, phase)
+        waiting = [one for one in turns if not one.rounds]
+        dear = [one for one in others if as_likelihood(self._competing[one.likelihood]).varying_noise]
+        self._round([one for one in waiting if one not in dear], splits, phase)
+        if dear and self._noise_varies(reference):
+            self._round(dear, splits, phase)
         tried = [one for one in (*own, *others) if one.rounds]
         preferred = _simplest([reference, *others]) if reference.rounds else own[0]
         if preferred in others:  # meets the structures that did best with the model's own likelihood
@@ -248,6 +255,27 @@ class StructureSearch:
         if brief:
             self._round(sorted(self._surviving(tried, len(tried)), key=_promise), [split], _ROUNDS[0])
         return tried
+
+    def _noise_varies(self, reference: _Contestant) -> bool:
+        """Whether squared residuals of held-out rows depend on the inputs, by more than a standard error of what that gains.
+
+        Cubic roots of them are nearly Gaussian where the noise is (Wilson and Hilferty 1931), and targets like any others.
+        """
+        if reference.model is None or reference.model.calculus.varying_noise or self._over():
+            return False
+        splits = held_out_splits(self.model.observations, num_rows=self._most, seed=self.seed)
+        found = [held_out_residuals(reference.model, self.model, *split, self.deadline) for split in splits]
+        known = [residuals for residuals in found if residuals is not None]
+        if len(known) < len(found):
+            return False
+        rows, roots = torch.cat([held_out for _, held_out in splits]), torch.cat(known).pow(1.0 / 3.0)
+        kernel = _REFERENCE.make_kernel(self.columns, torch.Size([]))
+        targets = (roots - roots.mean()) / roots.std()
+        model = GP(self.model.train_inputs[0][rows], targets, GaussianLikelihood(), mean=ConstantMean(), kernel=kernel)
+        search = replace(self, model=model, structures=[_REFERENCE], likelihoods=(), listener=Listeners())
+        _, comparison = search.run()
+        self._interrupted |= comparison.interrupted
+        return comparison.gain > comparison.gain_error
 
     def _is_short(self, first: _Contestant, splits: list[_Split], number: int) -> bool:
         """Whether time is limited, and a brief turn of the first says that so many longer ones would not fit."""
@@ -349,7 +377,7 @@ class StructureSearch:
             mean=mean,
             kernel=kernel,
             input_transform=structure.make_transform(x, self.columns),
-            solver=SubspaceNewton(covariance_rank=0),
+            solver=SubspaceNewton(covariance_rank=0 if plugs_in(calculus) else None, tolerance=_TOLERANCE),
             memory_budget=model.memory_budget,
             sample_weight=None if model.sample_weight is None else model.sample_weight[rows],
             missing_targets=model.missing_targets,
@@ -393,16 +421,7 @@ class StructureSearch:
 
     def _learn(self, model: GP, phase: _Round, seed: int, deadline: Deadline) -> Stop:
         """Steps of the optimiser, as far as time allows; says why they ended."""
-        objective = PredictiveLogDensity(
-            model.likelihood,
-            model,
-            predictive="plug-in",
-            num_rows=min(_rows_of(phase, model), model.train_targets.shape[0]),
-            renew_every=1,
-            tolerance=1e-3,
-            seed=seed,
-            initialise_kernel=False,
-        )
+        objective = _objective(model, min(_rows_of(phase, model), model.train_targets.shape[0]), seed)
         model.train()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", ItergpWarning)  # what becomes of a candidate shows in its density
@@ -413,10 +432,10 @@ class StructureSearch:
         return reason
 
     def _densities(self, model: GP, splits: list[_Split], deadline: Deadline) -> Tensor | None:
-        """Log-densities of held-out rows at the mode, float64, of all splits in a row; None if time is up before."""
+        """Log-densities of held-out rows, float64, of all splits in a row; None if time is up before."""
         found = []
         for split in splits:
-            densities, interrupted = densities_at_mode(model, self.model, *split, deadline)
+            densities, interrupted = held_out_densities(model, self.model, *split, deadline)
             self._interrupted |= interrupted
             if densities is None:
                 return None
@@ -433,6 +452,24 @@ class StructureSearch:
         near = [one for one in tried if one is best or one.behind(best)[0] <= _HOPELESS * one.behind(best)[1]]
         kept = sorted(near, key=_promise)[:most]
         return [one for one in contestants if one in kept]
+
+
+def _objective(model: GP, num_rows: int, seed: int) -> Objective:
+    """The density of held-out rows, by the posterior that judges; or the bound, where no mode begins one and values are few."""
+    likelihood = model.calculus
+    if not likelihood.bounded_density:
+        bound = ComputationAwareELBO(model.likelihood, model, initialise_kernel=False)
+        if bound.by_dense_matrices:
+            return bound
+    predictive = "plug-in" if plugs_in(likelihood) else approximation_of(likelihood)
+    options: dict[str, Any] = {
+        "num_rows": num_rows,
+        "renew_every": 1,
+        "tolerance": 1e-3,
+        "seed": seed,
+        "initialise_kernel": False,
+    }
+    return PredictiveLogDensity(model.likelihood, model, predictive=predictive, **options)
 
 
 def _rows_of(phase: _Round, model: GP) -> int:

@@ -47,10 +47,12 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             posteriors then need no care for curvature that is far away.
         bounded_density: Whether ``p(y | f)`` stays below a bound, wherever f is. Where it does not, a mode may be a spike at a
             single row, or there is none, and no variational posterior is begun from it.
+        smooth: Whether ``log p(y | f)`` has second derivatives in ``f``; modes sit on kinks, and are found slowly.
         exchangeable: Whether rows share one density, so that any subset of them can be looked at alone.
         observes: What an observation is: a ``"label"`` of a class, an ordered ``"level"``, a ``"count"``, a ``"real"`` or
             ``"positive"`` number, or a ``"share"`` of one.
         distinct_latents: Whether the latent functions mean different things, so that each wants a kernel of its own.
+        varying_noise: Whether a latent function is the scale of the noise of real targets, which then varies with the inputs.
         softmax: Whether ``p(y | f)`` is the softmax of the latent functions themselves, whose curvature has a structure.
         masks_targets: Whether targets stay NaN where they are missing, and the likelihood leaves them out output by output.
         accepts_missing: Whether targets may be missing without ``missing_targets`` saying so.
@@ -63,14 +65,21 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     latent_width: float = 1.0
     bounded_curvature: bool = False
     bounded_density: bool = True
+    smooth: ClassVar[bool] = True
     exchangeable: ClassVar[bool] = True
     observes: ClassVar[Observed] = "real"
     distinct_latents: ClassVar[bool] = False
+    varying_noise: ClassVar[bool] = False
     softmax: ClassVar[bool] = False
     masks_targets: ClassVar[bool] = False
     accepts_missing: ClassVar[bool] = False
     curvature: str = "hessian"
     predictive_options: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def raises_bound(self) -> bool:
+        """Whether natural gradients with W as the curvature raise the evidence lower bound: where W is no stand-in."""
+        return self.curvature == "hessian"
 
     # ------------------------------------------------------------ the calculus
     @abstractmethod

@@ -33,7 +33,13 @@ class HeteroscedasticGaussianLikelihood(Likelihood):
     curvature = "fisher"
     bounded_density = False  # a mean that meets its target wants no noise
     distinct_latents = True
+    varying_noise = True
     num_nodes: ClassVar[int] = _NODES_PER_FUNCTION**2
+
+    @property
+    def raises_bound(self) -> bool:
+        """Of the mean's function W is no stand-in, and of the log-noise it is constant, so that steps change the mean alone."""
+        return True
 
     def validate_targets(self, targets: Tensor) -> Tensor:
         """Targets must be finite; returned as floats."""

@@ -119,6 +119,7 @@ class LaplaceLikelihood(_RealLikelihood):
     """
 
     curvature = "fisher"
+    smooth = False
     bounded_curvature = True  # and so is the gradient: no mean has to fall far for a wide marginal
     noise = ConstrainedParameter()
     """Squared scale of the noise ``(1,)``."""

@@ -175,8 +175,7 @@ class ComputationAwareELBO(Objective):
         limits = solver.max_passes, solver.time_limit, self.batch_rows
         own = own_rows(model.operator_kind, model.train_targets.shape[0], model.train_targets.device)
         exact = values <= min(_DENSE_VALUES, solver.exact_values) and limits == (None, None, None) and not own.sharded
-        # Natural gradients ascend the bound by its own curvature, and not by a stand-in.
-        return exact and model.approximation == "variational" and model.calculus.curvature == "hessian"
+        return exact and model.approximation == "variational" and model.calculus.raises_bound
 
     def _dense_evidence(self, prior: Prior, observations: Observations) -> Tensor | None:
         """By dense matrices, or None where these do not find the posterior, or did not before."""

@@ -14,10 +14,10 @@ from itergp.likelihoods.base import node_offsets
 from itergp.numerics.blocks import apply_blocks, curvature_root, psd_root
 from itergp.numerics.fixed_point import AndersonExtrapolation
 from itergp.operators import AbstractOperator
-from itergp.posterior.dense import apply_kernels, factorise, kernel_columns
+from itergp.posterior.dense import apply_kernels, couples, factorise, kernel_columns
 from itergp.posterior.precision import is_negative, marginal_covariance
 
-_MAX_STEPS = 60
+_MAX_STEPS = 200  # where latent functions differ in scale, a step can leave nine tenths of what is missing
 _MAX_HALVINGS = 12
 _NEAR = 0.1  # nats per row that a step gains: nearer, the last steps tell of the next
 _ROUNDING = 1e-10  # of an eigenvalue to the largest
@@ -78,6 +78,29 @@ class DensePosterior:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """Latent functions that neither prior nor sites couple to others: one, or all together.
+
+    Attributes:
+        latents: Their numbers, C' of them.
+        root: H ``(N, C', C')``, of their curvature.
+        factor: L ``(N C', N C')`` with ``L L^T = I + H^T K H``.
+        whitened: ``K H L^{-T}`` ``(N, C', N C')``.
+    """
+
+    latents: slice
+    root: Tensor
+    factor: Tensor
+    whitened: Tensor
+
+    def weights(self, shift: Tensor, products: Tensor) -> Tensor:
+        """``b - H L^{-T} L^{-1} H^T K b`` from b and ``K b``, both ``(N, C)``."""
+        shift, products = shift[:, self.latents], products[:, self.latents]
+        seen = apply_blocks(self.root.mT, products)
+        return shift - apply_blocks(self.root, torch.cholesky_solve(seen.reshape(-1, 1), self.factor).view_as(seen))
+
+
+@dataclass(frozen=True)
 class DenseProblem:
     """A problem of few latent values.
 
@@ -122,15 +145,15 @@ class DenseProblem:
             curvature: W ``(N, C, C)``.
             seed: Of the samples that expectations under several latent functions are averages over.
         """
-        factor, whitened = self._whitened(curvature_root(curvature))
-        marginals = marginal_covariance(self.variances, whitened)
+        parts = self._parts(curvature)
+        marginals = self._marginals(parts)
         centred = apply_kernels(self.kernel, weights)
         mean = self.mean + centred
         nodes, node_weights = self.observations.standard_nodes(mean.detach(), seed)
         offsets = node_offsets(psd_root(marginals), nodes)
         fit = self.observations.expected_log_density(mean, offsets, node_weights).sum()
         trace = (curvature * marginals).sum()  # tr((I + B)^{-1} B) with B = H^T K H
-        return fit - 0.5 * ((weights * centred).sum() - trace + 2.0 * factor.diagonal().log().sum())
+        return fit - 0.5 * ((weights * centred).sum() - trace + _log_determinant(parts))
 
     @torch.no_grad()
     def variational_posterior(self, start: GaussianSites | None, *, tolerance: float) -> DensePosterior | None:
@@ -168,20 +191,17 @@ class DenseProblem:
 
     def posterior(self, sites: GaussianSites) -> DensePosterior | None:
         """The posterior under sites; None if it, or its bound, is not finite."""
-        root = curvature_root(sites.curvature)
-        if not bool(torch.isfinite(root).all() & torch.isfinite(sites.shift).all()):
+        if not bool(torch.isfinite(sites.flat()).all()):
             return None
-        factor, whitened = self._whitened(root)
-        if is_negative(self.variances, whitened, self.variances.dtype):
+        parts = self._parts(sites.curvature)
+        if any(is_negative(self._variances(part), part.whitened, self.variances.dtype) for part in parts):
             raise torch.linalg.LinAlgError("a posterior variance is negative")
-        marginals = marginal_covariance(self.variances, whitened)
-        seen = apply_blocks(root.mT, apply_kernels(self.kernel, sites.shift))
-        solved = torch.cholesky_solve(seen.reshape(-1, 1), factor).view_as(seen)
-        weights = sites.shift - apply_blocks(root, solved)
+        marginals, products = self._marginals(parts), apply_kernels(self.kernel, sites.shift)
+        weights = torch.cat([part.weights(sites.shift, products) for part in parts], -1)
         centred = apply_kernels(self.kernel, weights)
         fit = VariationalSite.from_covariance(self.observations, marginals).log_density(self.mean + centred)
         trace = (sites.curvature * marginals).sum()  # tr((I + B)^{-1} B) with B = H^T K H
-        divergence = (weights * centred).sum() - trace + 2.0 * factor.diagonal().log().sum()
+        divergence = (weights * centred).sum() - trace + _log_determinant(parts)
         bound = fit - 0.5 * float(divergence)
         if not torch.isfinite(torch.tensor(bound)):
             return None
@@ -192,12 +212,22 @@ class DenseProblem:
         gradient, curvature = LaplaceSite(self.observations).derivatives(self.mean)
         return GaussianSites(gradient, curvature)
 
-    def _whitened(self, root: Tensor) -> tuple[Tensor, Tensor]:
-        """L ``(N C, N C)`` with ``L L^T = I + H^T K H``, and ``K H L^{-T}`` ``(N, C, N C)``, of the roots H of curvatures."""
-        _, factor = factorise(self.kernel, root)
-        products = kernel_columns(self.kernel, root)
-        whitened = torch.linalg.solve_triangular(factor.mT, products.flatten(0, 1), upper=True, left=False)
-        return factor, whitened.view_as(products)
+    def _parts(self, curvature: Tensor) -> list[_Part]:
+        """The problem divided into latent functions that are independent under prior and sites, or as a whole."""
+        size, latents = curvature.shape[:2]
+        own = curvature.diagonal(dim1=-2, dim2=-1)
+        if latents == 1 or couples(self.kernel, size) or bool((curvature != torch.diag_embed(own)).any()):
+            return [_part(slice(None), self.kernel, curvature_root(curvature))]
+        kernel, roots = self.kernel.expand(latents, -1, -1), own.clamp_min(0.0).sqrt()[..., None, None]
+        return [_part(slice(c, c + 1), kernel[c : c + 1], roots[:, c]) for c in range(latents)]
+
+    def _variances(self, part: _Part) -> Tensor:
+        return self.variances if self.variances.dim() == 3 else self.variances[:, part.latents]
+
+    def _marginals(self, parts: list[_Part]) -> Tensor:
+        """Latent covariances ``(N, C, C)``."""
+        found = [marginal_covariance(self._variances(part), part.whitened) for part in parts]
+        return found[0] if len(found) == 1 else torch.diag_embed(torch.cat([one[..., 0] for one in found], -1))
 
     def _extrapolated(
         self, current: DensePosterior, target: GaussianSites, enough: float, extrapolation: AndersonExtrapolation
@@ -244,6 +274,18 @@ class DenseProblem:
         change = self._expected(self.mean + current.centred, _WIDER * marginals)[1] - curvature
         response = (change * marginals.mT).sum((-2, -1)) / math.log(_WIDER)
         return 1.0 / (1.0 + _RESPONSE * response.nan_to_num(posinf=0.0).clamp_min(0.0))
+
+
+def _part(latents: slice, kernel: Tensor, root: Tensor) -> _Part:
+    _, factor = factorise(kernel, root)
+    products = kernel_columns(kernel, root)
+    whitened = torch.linalg.solve_triangular(factor.mT, products.flatten(0, 1), upper=True, left=False)
+    return _Part(latents, root, factor, whitened.view_as(products))
+
+
+def _log_determinant(parts: list[_Part]) -> Tensor:
+    """Of ``I + H^T K H``."""
+    return 2.0 * torch.stack([part.factor.diagonal().log().sum() for part in parts]).sum()
 
 
 def _own_blocks(kernel: Tensor, size: int) -> Tensor:

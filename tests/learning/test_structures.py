@@ -22,12 +22,15 @@ from itergp.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
     GaussianLikelihood,
+    HeteroscedasticGaussianLikelihood,
+    LaplaceLikelihood,
     NegativeBinomialLikelihood,
     PoissonLikelihood,
     StudentTLikelihood,
 )
 from itergp.models import GP, QuantileTransform
 from itergp.objectives import Deadline, PredictiveLogDensity
+from itergp.records import Listeners
 from itergp.solvers import few_values, solve
 
 SIMPLE, ROUGH, RANKS = Structure("matern32"), Structure("laplacian"), Structure("laplacian", "ranks")
@@ -68,6 +71,74 @@ def test_the_comparison_reads_as_a_table(chosen):
     assert len(lines) == 4
     assert lines[-1].startswith("laplacian on ranks")
     assert lines[-1].endswith("chosen")
+
+
+@pytest.fixture(scope="module")
+def noisy():
+    """Comparisons of a constant noise with one that varies, of targets whose noise does and of others."""
+    found = []
+    for varies in (True, False):
+        generator = torch.Generator().manual_seed(0)
+        x = torch.linspace(-2.0, 2.0, 160, dtype=torch.float64)[:, None]
+        noise = 0.02 + torch.sigmoid(6.0 * x[:, 0]) if varies else 0.3
+        y = torch.sin(3.0 * x[:, 0]) + noise * torch.randn(160, generator=generator, dtype=torch.float64)
+        model, options = GP(x, y, GaussianLikelihood()), {"objective": "predictive", "max_iterations": 1}
+        result = itergp.fit(model, structures=[SIMPLE], likelihoods=[HeteroscedasticGaussianLikelihood()], **options)
+        found.append((model, result))
+    return found
+
+
+def test_noise_that_varies_is_noticed(noisy):
+    """Judged by a posterior that is integrated: the mode of a likelihood without a bound meets its targets, without noise."""
+    model, result = noisy[0]
+    assert type(model.likelihood) is HeteroscedasticGaussianLikelihood
+    first, second = result.comparison.trials
+    assert first.behind > 3.0 * first.standard_error
+    assert second.log_density > -1.0
+    assert {approximation for approximation, _ in result.calibration.log_densities} == {
+        "variational"
+    }  # no mode is looked at
+
+
+def test_where_residuals_say_nothing_noise_does_not_vary(noisy):
+    """The turn of two latent functions, many times as long as any other, is left out."""
+    model, result = noisy[1]
+    assert type(model.likelihood) is GaussianLikelihood
+    assert len(result.comparison.trials) == 1
+
+
+@pytest.mark.parametrize(
+    ("likelihood", "predictive"),
+    [
+        (GaussianLikelihood(), "laplace"),
+        (StudentTLikelihood(), "laplace"),
+        (LaplaceLikelihood(), "variational"),
+        (BernoulliLikelihood(), "plug-in"),
+    ],
+)
+def test_candidates_learn_what_predictions_will_be(likelihood, predictive, monkeypatch):
+    """A noise that is learned for the mode stands in for the variance around it, and lets rough kernels win."""
+    x, y = boxes(120)
+    targets = y if predictive == "plug-in" else y.double()
+    known, evidence = set(), PredictiveLogDensity.evidence
+
+    def noted(self, *others: object) -> torch.Tensor:
+        known.add(self.predictive)
+        return evidence(self, *others)
+
+    monkeypatch.setattr(PredictiveLogDensity, "evidence", noted)
+    model = GP(x, targets, likelihood)
+    search = StructureSearch(model, [SIMPLE], (), InputColumns.plain(x.shape[1]), 0, Deadline(), Listeners(), 1.0)
+    found, _ = search.run()
+    assert known == {predictive}
+    train, held_out = torch.arange(80), torch.arange(80, 120)
+    densities, _ = judging.held_out_densities(found, model, train, held_out, Deadline())
+    found.set_train_data(x[:80], targets[:80], strict=False)
+    latent = found(x[80:])
+    expected = found.predict(x[80:]).log_prob(targets[80:])
+    if predictive == "plug-in":
+        expected = found.calculus.log_density(latent.mean[:, None], targets[80:])
+    torch.testing.assert_close(densities, expected.detach(), rtol=0.02, atol=0.02)
 
 
 @pytest.mark.filterwarnings("ignore:Inputs should say something")  # after one step
@@ -166,7 +237,7 @@ def test_few_rows_are_judged_by_dense_matrices(likelihood, monkeypatch):
     train, held_out, solvers = torch.arange(160), torch.arange(160, 240), []
 
     def densities() -> torch.Tensor:
-        found, interrupted = judging.densities_at_mode(model, model, train, held_out, Deadline())
+        found, interrupted = judging.held_out_densities(model, model, train, held_out, Deadline())
         assert not interrupted
         return found
 
@@ -196,7 +267,7 @@ def test_finalists_are_judged_by_nearly_every_row(num_rows, folds):
 
 def test_where_time_is_short_each_has_a_brief_turn(monkeypatch):
     """By a clock that only evaluations move: six longer turns would not fit."""
-    now, evaluate, judge = 0.0, Learner.evaluate, structure_search.densities_at_mode
+    now, evaluate, judge = 0.0, Learner.evaluate, structure_search.held_out_densities
 
     def rows_of(model: GP) -> int:
         return model.train_targets.shape[0]
@@ -212,7 +283,7 @@ def test_where_time_is_short_each_has_a_brief_turn(monkeypatch):
         return judge(model, data, train, *others)
 
     monkeypatch.setattr(Learner, "evaluate", slowly)
-    monkeypatch.setattr(structure_search, "densities_at_mode", judged)
+    monkeypatch.setattr(structure_search, "held_out_densities", judged)
     monkeypatch.setattr(time, "perf_counter", lambda: now)
     x, y = boxes(1600)
     result = itergp.fit(model_of(x, y), structures="auto", time_limit=90.0, calibrate=False, progress=False)
