@@ -36,6 +36,31 @@ MUTANTS = (
         "near = False",
         ("test_natural_gradients.py", "oscillate or says_nothing"),
     ),
+    Mutant(
+        "latent functions that share the curvature of the first",
+        "kernel[c : c + 1], roots[:, c])",
+        "kernel[c : c + 1], roots[:, 0])",
+        ("test_natural_gradients.py", "one_by_one"),
+    ),
+    # ------------------------------------------------------------------ what candidates are judged by
+    Mutant(
+        "candidates with a noise to learn judged at the mode",
+        "return likelihood.bounded_density and not likelihood.quadratic and not learned",
+        "return likelihood.bounded_density",
+        ("test_structures.py", "candidates_learn"),
+    ),
+    Mutant(
+        "noise that varies whatever residuals say",
+        "return comparison.gain > comparison.gain_error",
+        "return True",
+        ("test_structures.py", "residuals_say_nothing"),
+    ),
+    Mutant(
+        "predictions chosen at a mode that meets its targets",
+        "if not likelihood.bounded_density:  # a mode is what meets its targets",
+        "if False:",
+        ("test_structures.py", "varies_is_noticed"),
+    ),
     # ------------------------------------------------------------------ certificate
     Mutant(
         "certificate a hundred times too loose",

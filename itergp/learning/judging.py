@@ -62,17 +62,19 @@ def held_out_densities(
 
 
 @torch.no_grad()
-def held_out_residuals(model: GP, data: GP, train: Tensor, held_out: Tensor, deadline: Deadline) -> Tensor | None:
+def held_out_residuals(
+    model: GP, data: GP, train: Tensor, held_out: Tensor, deadline: Deadline
+) -> tuple[Tensor | None, bool]:
     """Squared residuals of held-out rows over their predictive variances ``(M,)``, or None; see ``held_out_densities``."""
     try:
-        latent, _ = _posterior(model, data, train, held_out, deadline)
+        latent, interrupted = _posterior(model, data, train, held_out, deadline)
     except SolverError:
-        return None
+        return None, False
     if latent is None:
-        return None
+        return None, interrupted
     unseen = _observations(model, data, held_out)
     predictive = unseen.likelihood.predictive(latent.mean, latent.row_covariance())
-    return (unseen.targets - predictive.mean).square() / predictive.variance
+    return (unseen.targets - predictive.mean).square() / predictive.variance, interrupted
 
 
 def _posterior(

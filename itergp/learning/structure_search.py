@@ -263,19 +263,33 @@ class StructureSearch:
         """
         if reference.model is None or reference.model.calculus.varying_noise or self._over():
             return False
-        splits = held_out_splits(self.model.observations, num_rows=self._most, seed=self.seed)
-        found = [held_out_residuals(reference.model, self.model, *split, self.deadline) for split in splits]
-        known = [residuals for residuals in found if residuals is not None]
-        if len(known) < len(found):
+        try:
+            model = self._model_of_residuals(reference.model)
+            if model is None:
+                return False
+            search = replace(self, model=model, structures=[_REFERENCE], likelihoods=(), listener=Listeners())
+            _, comparison = search.run()
+        except KeyboardInterrupt:
+            self._interrupted = True
             return False
-        rows, roots = torch.cat([held_out for _, held_out in splits]), torch.cat(known).pow(1.0 / 3.0)
-        kernel = _REFERENCE.make_kernel(self.columns, torch.Size([]))
-        targets = (roots - roots.mean()) / roots.std()
-        model = GP(self.model.train_inputs[0][rows], targets, GaussianLikelihood(), mean=ConstantMean(), kernel=kernel)
-        search = replace(self, model=model, structures=[_REFERENCE], likelihoods=(), listener=Listeners())
-        _, comparison = search.run()
         self._interrupted |= comparison.interrupted
         return comparison.gain > comparison.gain_error
+
+    def _model_of_residuals(self, model: GP) -> GP | None:
+        """Of their cubic roots, standardised, as functions of the inputs; None if they are unknown, or say nothing at all."""
+        splits, known = held_out_splits(self.model.observations, num_rows=self._most, seed=self.seed), []
+        for split in splits:
+            residuals, interrupted = held_out_residuals(model, self.model, *split, self.deadline)
+            self._interrupted |= interrupted
+            if residuals is None or self._over():
+                return None
+            known.append(residuals)
+        rows, roots = torch.cat([held_out for _, held_out in splits]), torch.cat(known).pow(1.0 / 3.0)
+        spread = roots.std()
+        if not 0.0 < float(spread) < math.inf:  # a variance may be infinite
+            return None
+        kernel, targets = _REFERENCE.make_kernel(self.columns, torch.Size([])), (roots - roots.mean()) / spread
+        return GP(self.model.train_inputs[0][rows], targets, GaussianLikelihood(), mean=ConstantMean(), kernel=kernel)
 
     def _is_short(self, first: _Contestant, splits: list[_Split], number: int) -> bool:
         """Whether time is limited, and a brief turn of the first says that so many longer ones would not fit."""
@@ -465,7 +479,7 @@ def _objective(model: GP, num_rows: int, seed: int) -> Objective:
     options: dict[str, Any] = {
         "num_rows": num_rows,
         "renew_every": 1,
-        "tolerance": 1e-3,
+        "tolerance": _TOLERANCE,
         "seed": seed,
         "initialise_kernel": False,
     }

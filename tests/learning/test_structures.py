@@ -7,6 +7,7 @@ import warnings
 
 import pytest
 import torch
+from gpytorch.constraints import GreaterThan
 from gpytorch.kernels import MaternKernel, ScaleKernel
 from helpers import assert_close
 
