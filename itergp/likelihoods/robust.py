@@ -101,7 +101,8 @@ class StudentTLikelihood(_RealLikelihood):
         upper = math.log1p(reach) + min(reach, 3.0)
         log_precision = torch.linspace(-reach, upper, _NODES, dtype=torch.float64, device=half.device)
         log_weights = half * (log_precision - log_precision.exp())
-        return torch.softmax(log_weights, 0), noise * torch.exp(-log_precision), noise * half / (half - 1.0)
+        variance = noise * half / (half - 1.0).clamp_min(0.0)  # infinite up to two degrees of freedom
+        return torch.softmax(log_weights, 0), noise * torch.exp(-log_precision), variance
 
 
 class LaplaceLikelihood(_RealLikelihood):

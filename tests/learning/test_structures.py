@@ -108,6 +108,19 @@ def test_where_residuals_say_nothing_noise_does_not_vary(noisy):
     assert len(result.comparison.trials) == 1
 
 
+def test_residuals_of_noise_without_a_variance_say_nothing():
+    x = torch.linspace(-2.0, 2.0, 60, dtype=torch.float64)[:, None]
+    likelihood = StudentTLikelihood(deg_free=1.5, deg_free_constraint=GreaterThan(1.0))
+    likelihood.requires_grad_(False)
+    model, rival = GP(x, torch.sin(3.0 * x[:, 0]), likelihood), HeteroscedasticGaussianLikelihood()
+    search = StructureSearch(model, [SIMPLE], (rival,), InputColumns.plain(1), 0, Deadline(), Listeners(), 1.0)
+    assert len(search.run()[1].trials) == 1
+
+
+def test_modes_on_kinks_are_not_looked_for():
+    assert judging.approximation_of(LaplaceLikelihood()) == "variational"
+
+
 @pytest.mark.parametrize(
     ("likelihood", "predictive"),
     [

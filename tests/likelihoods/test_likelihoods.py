@@ -1466,3 +1466,13 @@ def test_finer_samples_have_the_moments_of_the_marginals():
     finer, weights = sampled._finer(base.node_offsets(sampled.psd_root(covariance), nodes), covariance, 2)
     torch.testing.assert_close(torch.einsum("s,sni,snj->nij", weights, finer, finer), covariance)
     assert float((finer[:, 0] - finer[:, 1]).abs().amax()) > 1.0  # others for every row
+
+
+@pytest.mark.parametrize("deg_free", [1.5, 2.0])
+def test_noise_with_heavy_tails_has_no_variance(deg_free):
+    """That of up to two degrees of freedom is infinite, and not what the formula of more says."""
+    likelihood = likelihoods.StudentTLikelihood(
+        deg_free=deg_free, deg_free_constraint=gpytorch.constraints.GreaterThan(1.0)
+    )
+    predictive = likelihood.predictive(torch.zeros(2, 1), torch.ones(2, 1, 1))
+    assert bool(torch.isposinf(predictive.variance).all())
