@@ -65,7 +65,10 @@ def held_out_densities(
 def held_out_residuals(
     model: GP, data: GP, train: Tensor, held_out: Tensor, deadline: Deadline
 ) -> tuple[Tensor | None, bool]:
-    """Squared residuals of held-out rows over their predictive variances ``(M,)``, or None; see ``held_out_densities``."""
+    """Squared residuals of held-out rows over their predictive variances ``(M,)``; see ``held_out_densities``.
+
+    None also where they are not twice as large as the latent variance: they are then those of the function, not of a noise.
+    """
     try:
         latent, interrupted = _posterior(model, data, train, held_out, deadline)
     except SolverError:
@@ -73,8 +76,12 @@ def held_out_residuals(
     if latent is None:
         return None, interrupted
     unseen = _observations(model, data, held_out)
-    predictive = unseen.likelihood.predictive(latent.mean, latent.row_covariance())
-    return (unseen.targets - predictive.mean).square() / predictive.variance, interrupted
+    covariance = latent.row_covariance()
+    predictive = unseen.likelihood.predictive(latent.mean, covariance)
+    squared = (unseen.targets - predictive.mean).square()
+    if float(squared.mean()) < 2.0 * float(covariance[:, 0, 0].mean()):
+        return None, interrupted
+    return squared / predictive.variance, interrupted
 
 
 def _posterior(
