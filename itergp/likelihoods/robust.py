@@ -22,11 +22,6 @@ _NODES = 200
 
 
 class _RealLikelihood(SingleLatentLikelihood):
-    @property
-    def raises_bound(self) -> bool:
-        """Expectations of W are a constant, so that steps change the mean alone, or those of the Hessian."""
-        return True
-
     def validate_targets(self, targets: Tensor) -> Tensor:
         """Targets must be finite; returned as floats."""
         check_targets(targets, type(self).__name__)

@@ -138,11 +138,11 @@ class DenseProblem:
         return cls(kernel, variances, mean.double(), observations)
 
     def bound(self, weights: Tensor, curvature: Tensor, *, seed: int = 0) -> Tensor:
-        """The evidence lower bound of ``N(m + K V, (K^{-1} + W)^{-1})`` with V held fixed; differentiable.
+        """The evidence lower bound of ``N(m + K V, (K^{-1} + W)^{-1})`` with V and W held fixed; differentiable.
 
         Args:
             weights: V ``(N, C)``.
-            curvature: W ``(N, C, C)``, which derivatives go through too.
+            curvature: W ``(N, C, C)``.
             seed: Of the samples that expectations under several latent functions are averages over.
         """
         parts = self._parts(curvature)
@@ -154,11 +154,6 @@ class DenseProblem:
         fit = self.observations.expected_log_density(mean, offsets, node_weights).sum()
         trace = (curvature * marginals).sum()  # tr((I + B)^{-1} B) with B = H^T K H
         return fit - 0.5 * ((weights * centred).sum() - trace + _log_determinant(parts))
-
-    def expected_curvature(self, posterior: DensePosterior) -> Tensor:
-        """W ``(N, C, C)`` under a posterior, differentiable in the parameters of the likelihood."""
-        with torch.enable_grad():
-            return self._expected((self.mean + posterior.centred).detach(), posterior.marginals)[1]
 
     @torch.no_grad()
     def variational_posterior(self, start: GaussianSites | None, *, tolerance: float) -> DensePosterior | None:
@@ -221,11 +216,10 @@ class DenseProblem:
         """The problem divided into latent functions that are independent under prior and sites, or as a whole."""
         size, latents = curvature.shape[:2]
         own = curvature.diagonal(dim1=-2, dim2=-1)
-        if couples(self.kernel, size) or bool((curvature != torch.diag_embed(own)).any()):
+        if latents == 1 or couples(self.kernel, size) or bool((curvature != torch.diag_embed(own)).any()):
             return [_part(slice(None), self.kernel, curvature_root(curvature))]
-        seen = own > 0.0  # elsewhere a root has no derivative
-        kernel, roots = self.kernel.expand(latents, -1, -1), torch.where(seen, own, 1.0).sqrt() * seen
-        return [_part(slice(c, c + 1), kernel[c : c + 1], roots[:, c, None, None]) for c in range(latents)]
+        kernel, roots = self.kernel.expand(latents, -1, -1), own.clamp_min(0.0).sqrt()[..., None, None]
+        return [_part(slice(c, c + 1), kernel[c : c + 1], roots[:, c]) for c in range(latents)]
 
     def _variances(self, part: _Part) -> Tensor:
         return self.variances if self.variances.dim() == 3 else self.variances[:, part.latents]
