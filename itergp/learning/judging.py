@@ -68,6 +68,7 @@ def held_out_residuals(
     """Squared residuals of held-out rows over their predictive variances ``(M,)``; see ``held_out_densities``.
 
     None also where they are not twice as large as the latent variance: they are then those of the function, not of a noise.
+    A mode that is plugged in has no latent variance.
     """
     try:
         latent, interrupted = _posterior(model, data, train, held_out, deadline)
@@ -76,7 +77,8 @@ def held_out_residuals(
     if latent is None:
         return None, interrupted
     unseen = _observations(model, data, held_out)
-    covariance = latent.row_covariance()
+    covariance = latent.mean.new_zeros(()) if plugs_in(model.calculus) else latent.row_covariance()
+    covariance = covariance.expand(*latent.mean.shape, latent.mean.shape[-1])
     predictive = unseen.likelihood.predictive(latent.mean, covariance)
     squared = (unseen.targets - predictive.mean).square()
     if float(squared.mean()) < 2.0 * float(covariance[:, 0, 0].mean()):

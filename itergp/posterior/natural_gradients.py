@@ -216,7 +216,7 @@ class DenseProblem:
         """The problem divided into latent functions that are independent under prior and sites, or as a whole."""
         size, latents = curvature.shape[:2]
         own = curvature.diagonal(dim1=-2, dim2=-1)
-        if latents == 1 or couples(self.kernel, size) or bool((curvature != torch.diag_embed(own)).any()):
+        if couples(self.kernel, size) or bool((curvature != torch.diag_embed(own)).any()):
             return [_part(slice(None), self.kernel, curvature_root(curvature))]
         kernel, roots = self.kernel.expand(latents, -1, -1), own.clamp_min(0.0).sqrt()[..., None, None]
         return [_part(slice(c, c + 1), kernel[c : c + 1], roots[:, c]) for c in range(latents)]

@@ -96,9 +96,8 @@ def test_noise_that_varies_is_noticed(noisy):
     first, second = result.comparison.trials
     assert first.behind > 3.0 * first.standard_error
     assert second.log_density > -1.0
-    assert {approximation for approximation, _ in result.calibration.log_densities} == {
-        "variational"
-    }  # no mode is looked at
+    looked_at = {approximation for approximation, _ in result.calibration.log_densities}
+    assert looked_at == {"variational"}
 
 
 def test_where_residuals_say_nothing_noise_does_not_vary(noisy):
@@ -115,6 +114,20 @@ def test_residuals_of_noise_without_a_variance_say_nothing():
     model, rival = GP(x, torch.sin(3.0 * x[:, 0]), likelihood), HeteroscedasticGaussianLikelihood()
     search = StructureSearch(model, [SIMPLE], (rival,), InputColumns.plain(1), 0, Deadline(), Listeners(), 1.0)
     assert len(search.run()[1].trials) == 1
+
+
+def test_residuals_of_a_mode_are_over_the_noise_alone():
+    """A posterior that was not asked for has no covariance; the prior's in its place would hide any noise."""
+    x = torch.linspace(-2.0, 2.0, 60, dtype=torch.float64)[:, None]
+    likelihood = StudentTLikelihood(noise=0.01)
+    likelihood.requires_grad_(False)
+    model, train, held_out = GP(x, torch.sin(3.0 * x[:, 0]), likelihood), torch.arange(0, 60, 2), torch.arange(1, 60, 2)
+    found, _ = judging.held_out_residuals(model, model, train, held_out, Deadline())
+    model.set_train_data(x[train], model.train_targets[train], strict=False)
+    model.approximation = "laplace"
+    mode = model.eval()(x[held_out]).mean
+    noise = likelihood.predictive(mode[:, None], torch.zeros(30, 1, 1, dtype=torch.float64)).variance
+    torch.testing.assert_close(found, (torch.sin(3.0 * x[held_out, 0]) - mode).square() / noise, rtol=0.05, atol=1e-4)
 
 
 def test_modes_on_kinks_are_not_looked_for():
