@@ -87,7 +87,8 @@ def _counts(values: Any, different: int) -> TaskGuess:
 
 
 def _real(values: Any, reason: str) -> TaskGuess:
-    around = values.astype(np.float64) - values.mean()
-    scale = float(np.sqrt((around**2).mean()))
-    heavy = float(((around / scale) ** 4).mean()) - 3.0 > _HEAVY
+    with np.errstate(invalid="ignore"):  # infinite targets are refused by estimators, in a sentence
+        around = values.astype(np.float64) - values.mean()
+        scale = float(np.sqrt((around**2).mean()))
+        heavy = float(((around / scale) ** 4).mean()) - 3.0 > _HEAVY
     return TaskGuess("regression", "student_t" if heavy else "gaussian", reason + (", a few far off" if heavy else ""))

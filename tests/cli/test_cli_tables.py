@@ -608,3 +608,8 @@ def test_standard_output_has_predictions_and_nothing_else(folder):
     written = pandas.read_csv(io.StringIO(ran.stdout))
     assert written.columns[0] == "prediction"
     assert len(written) == len(pandas.read_csv(folder / "class.csv"))
+
+
+def test_infinite_targets_are_left_to_who_refuses_them():
+    """By a sentence, before which no warning of arithmetic belongs."""
+    assert guess_task(np.array([0.5, 1.5, np.inf, 2.0])).task == "regression"
