@@ -387,7 +387,11 @@ CASES: dict[str, Case] = {
         **FISHER,
     ),
     "student-t": _member(
-        lambda: StudentTLikelihood(noise=0.1, deg_free=4.0), "real", lambda f: sps.t(4.0, f, 0.1**0.5), **FISHER
+        lambda: StudentTLikelihood(noise=0.1, deg_free=4.0),
+        "real",
+        lambda f: sps.t(4.0, f, 0.1**0.5),
+        curvature="complete-data",
+        log_concave=False,
     ),
     "laplace": _member(
         lambda: LaplaceLikelihood(noise=0.1),

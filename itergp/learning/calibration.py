@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from itergp.checks import require_positive
 from itergp.diagnostics.metrics import Reliability, class_probabilities, reliability
 from itergp.learning.held_out import held_out_splits, num_weighted, quarters
+from itergp.learning.judging import approximation_of
 from itergp.learning.output_scale import raise_output_scales
 from itergp.learning.predictives import (
     COMPARED,
@@ -151,7 +152,7 @@ def _approximations(observations: Observations, conditioned: int, held_out: int)
     likelihood = observations.likelihood
     if likelihood.quadratic:  # both are the same
         return ("laplace",)
-    if not likelihood.bounded_density:  # a mode is what meets its targets
+    if approximation_of(likelihood) == "variational":  # a mode is what meets its targets, or sits on kinks
         return ("variational",)
     if likelihood.num_latents == 1:
         return APPROXIMATIONS
@@ -188,7 +189,7 @@ def judge_predictions(
     Raises:
         OutOfTimeError: If that is past.
     """
-    both = model.approximation == "variational" and model.observations.likelihood.bounded_density
+    both = model.approximation == "variational" and approximation_of(model.observations.likelihood) == "laplace"
     kinds = ("laplace", "variational") if both else (model.approximation,)
     rows, densities = [], []
     with torch.no_grad():

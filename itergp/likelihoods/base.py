@@ -41,6 +41,8 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
         quadratic: Whether ``log p(y | f)`` is quadratic in ``f``; Laplace and variational posteriors then agree.
         curvature: ``"hessian"`` when W is the negative Hessian, else the positive semi-definite stand-in
             (``"fisher"``, ``"gauss-newton"``, ``"complete-data"`` or ``"absolute hessian"``).
+        majorises: Whether W is that of a quadratic which lies above the negative log-density and touches it at f, so that steps
+            descend from anywhere; covariances are then conditioned with another curvature, ``expected_curvature``.
         latent_width: Distance in f over which the derivatives change, a third of that of their nearest singularity in the
             complex plane: expectations over one function have nodes as near to one another.
         bounded_curvature: Whether W stays below a bound that is small in the units of f, wherever f is; variational
@@ -74,6 +76,7 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     masks_targets: ClassVar[bool] = False
     accepts_missing: ClassVar[bool] = False
     curvature: str = "hessian"
+    majorises: bool = False
     predictive_options: ClassVar[tuple[str, ...]] = ()
 
     @property

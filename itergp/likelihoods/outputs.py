@@ -86,6 +86,11 @@ class IndependentOutputsLikelihood(Likelihood):
         return next((member.curvature for member in self._members if member.curvature != "hessian"), "hessian")
 
     @property
+    def majorises(self) -> bool:  # type: ignore[override]
+        """Whether the curvature of any output does."""
+        return any(member.majorises for member in self._members)
+
+    @property
     def _members(self) -> list[Any]:
         return list(self.likelihoods)
 
@@ -173,30 +178,34 @@ class IndependentOutputsLikelihood(Likelihood):
 
     def expected_log_density(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
         """Sum over outputs of ``E[log p(y_c | f_c)]`` ``(N,)``."""
-        total, scale = torch.zeros_like(mean[:, 0]), self._scale(offsets, weights)
-        for c, (member, seen, column) in self._columns(targets):
-            nodes, node_weights = gauss_hermite(_NUM_NODES, like=mean)
-            own = nodes[:, None, None] * scale[:, c : c + 1]
-            value = member.expected_log_density(mean[:, c : c + 1], own, node_weights, column)
-            total = total + torch.where(seen, value, 0.0)
+        total = torch.zeros_like(mean[:, 0])
+        for _, member, seen, moments in self._moments(mean, offsets, weights, targets):
+            total = total + torch.where(seen, member.expected_log_density(*moments), 0.0)
         return total
 
     def expected_derivatives(
         self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
     ) -> tuple[Tensor, Tensor]:
         """Expected gradient ``(N, C)`` and diagonal curvature ``(N, C, C)``."""
-        pairs, scale = {}, self._scale(offsets, weights)
-        for c, (member, seen, column) in self._columns(targets):
-            nodes, node_weights = gauss_hermite(_NUM_NODES, like=mean)
-            own = nodes[:, None, None] * scale[:, c : c + 1]
-            pairs[c] = seen, member.expected_derivatives(mean[:, c : c + 1], own, node_weights, column)
-        return self._collected(pairs, mean)
+        parts = self._moments(mean, offsets, weights, targets)
+        return self._collected({c: (seen, member.expected_derivatives(*own)) for c, member, seen, own in parts}, mean)
 
-    @staticmethod
-    def _scale(offsets: Tensor, weights: Tensor) -> Tensor:
-        """Standard deviations ``(N, C)`` that nodes stand for."""
+    def expected_curvature(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+        """Expected diagonal curvature ``(N, C, C)`` that a covariance is conditioned with."""
+        parts = self._moments(mean, offsets, weights, targets)
+        found = {c: (seen, (own[0], member.expected_curvature(*own))) for c, member, seen, own in parts}
+        return self._collected(found, mean)[1]
+
+    def _moments(
+        self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor
+    ) -> Iterator[tuple[int, Any, Tensor, tuple[Tensor, ...]]]:
+        """Of each output: its number, likelihood, what was observed, and means, nodes, their weights and targets of its own."""
         variance = torch.einsum("s,snc->nc", weights.to(offsets), offsets.square())
-        return variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+        scale = variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
+        nodes, node_weights = gauss_hermite(_NUM_NODES, like=mean)
+        for c, (member, seen, column) in self._columns(targets):
+            own = nodes[:, None, None] * scale[:, c : c + 1]
+            yield c, member, seen, (mean[:, c : c + 1], own, node_weights, column)
 
     # -------------------------------------------------------------- predictive
     def predictive(self, mean: Tensor, covariance: Tensor) -> OutputsPredictive:

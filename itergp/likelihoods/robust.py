@@ -22,6 +22,11 @@ _NODES = 200
 
 
 class _RealLikelihood(SingleLatentLikelihood):
+    @property
+    def raises_bound(self) -> bool:
+        """Covariances are conditioned with a constant, so that steps change the mean alone, or with the expected Hessian."""
+        return True
+
     def validate_targets(self, targets: Tensor) -> Tensor:
         """Targets must be finite; returned as floats."""
         check_targets(targets, type(self).__name__)
@@ -44,8 +49,10 @@ class _RealLikelihood(SingleLatentLikelihood):
 class StudentTLikelihood(_RealLikelihood):
     """``y = f + noise`` with Student-t noise: real targets of which some may be far off.
 
-    Not log-concave, since the log-density flattens away from f; the curvature is the Fisher information. Parameters and
-    constraints are those of GPyTorch's likelihood of the same name.
+    Not log-concave, since the log-density flattens away from f. As a mixture of Gaussians over the precision of the noise it
+    is majorised by that of complete data, ``(dof + 1) / (dof noise + (y - f)^2)`` (Lange, Little & Taylor 1989), whose steps
+    pass over targets that are far off; covariances are conditioned with the Fisher information. Parameters and constraints
+    are those of GPyTorch's likelihood of the same name.
 
     Args:
         noise: Initial squared scale of the noise in response units; the variance is ``deg_free / (deg_free - 2)`` times it.
@@ -57,7 +64,9 @@ class StudentTLikelihood(_RealLikelihood):
     """
 
     log_concave = False
-    curvature = "fisher"
+    curvature = "complete-data"
+    majorises = True
+    bounded_curvature = True  # that of covariances is a constant
     noise = ConstrainedParameter()
     """Squared scale of the noise ``(1,)``."""
     deg_free = ConstrainedParameter()
@@ -88,8 +97,13 @@ class StudentTLikelihood(_RealLikelihood):
 
     def _derivatives(self, latent: Tensor, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor]:
         dof, noise, residual = self.deg_free.to(latent.dtype), self.noise.to(latent.dtype), y - latent
-        gradient = (dof + 1.0) * residual / (dof * noise + residual.square())
-        return gradient, (dof + 1.0) / ((dof + 3.0) * noise)
+        precision = (dof + 1.0) / (dof * noise + residual.square())  # that of the noise given the residual, on average
+        return precision * residual, precision
+
+    def expected_curvature(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
+        """Fisher information ``(N, 1, 1)``: the same wherever f is."""
+        dof, noise = self.deg_free.to(mean.dtype), self.noise.to(mean.dtype)
+        return ((dof + 1.0) / ((dof + 3.0) * noise)).expand(mean.shape)[..., None]
 
     def _conditional(self, latent: Tensor, *second: Tensor) -> StudentT:
         dof, noise = self.deg_free.to(latent.dtype), self.noise.to(latent.dtype)

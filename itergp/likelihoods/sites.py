@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from itergp.likelihoods.base import Likelihood, node_offsets
@@ -61,8 +62,10 @@ class LaplaceSite:
         return self.observations.curvature_product(f, curvature)
 
     def covariance_curvature(self, f: Tensor, curvature: Tensor) -> Tensor:
-        """The curvature ``(N, C, C)`` that a covariance is conditioned with: that of ``derivatives``."""
-        return curvature
+        """The curvature ``(N, C, C)`` that a covariance is conditioned with: that of ``derivatives`` unless it majorises."""
+        if not self.likelihood.majorises:
+            return curvature
+        return self.observations.expected_curvature(f, torch.zeros_like(f)[None], f.new_ones(1))
 
     def curvature_root(self, f: Tensor, curvature: Tensor) -> Root:
         """H and ``H^T`` with ``H H^T`` the curvature at ``f``."""
@@ -137,7 +140,7 @@ class VariationalSite:
 
         Where expectations are averages over samples, over more of them: see ``Likelihood.expected_curvature``.
         """
-        if f.shape[-1] > 1:
+        if f.shape[-1] > 1 or self.likelihood.majorises:
             curvature = self.observations.expected_curvature(f, self.offsets, self.weights.to(f))
         return curvature if self.steer is None else self.steer(f, curvature)
 

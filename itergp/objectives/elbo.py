@@ -183,6 +183,7 @@ class ComputationAwareELBO(Objective):
             return None
         prior, observations = share_latents(distinct_rows(self.model, prior), prior, observations)
         problem = DenseProblem.of(differentiable(prior, self.model), prior.mean, observations)
+        moved = None
         if self._is_due():
             try:
                 found = problem.variational_posterior(self._sites, tolerance=_SHARE * self.model.solver.tolerance)
@@ -192,10 +193,15 @@ class ComputationAwareELBO(Objective):
                 self._left_to_solver = True
                 return None
             self._sites, self._weights = found.sites, found.weights
+            if observations.likelihood.curvature != "hessian":  # where the bound is not stationary in W
+                moved = problem.expected_curvature(found)
         self._evaluations += 1
         assert self._sites is not None
         assert self._weights is not None
-        return problem.bound(self._weights, self._sites.curvature, seed=_SEED)
+        curvature = self._sites.curvature
+        if moved is not None:
+            curvature = curvature + (moved - moved.detach())
+        return problem.bound(self._weights, curvature, seed=_SEED)
 
     def _is_due(self) -> bool:
         """Whether the posterior is to be found again."""

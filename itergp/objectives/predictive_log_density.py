@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from itergp.errors import InputError
-from itergp.likelihoods import LaplaceSite, Likelihood, Observations, VariationalSite
+from itergp.likelihoods import LaplaceSite, Likelihood, Observations, Site, VariationalSite
 from itergp.likelihoods.base import node_offsets
 from itergp.models import NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
@@ -341,14 +341,14 @@ class PredictiveLogDensity(Objective):
             self.deadline.check()
             split.warm, curvature = solution.without_warm_start(), solution.curvature
             if curvature is None:
-                curvature = seen.derivatives(solution.latent_values)[1]
+                curvature = _covariance_curvature(LaplaceSite(seen), solution.latent_values)
             split.curvature = curvature[:, 0, 0].clamp_min(0.0)
             for _ in range(_ROUNDS if self.predictive == "variational" else 0):
                 exact = ExactCovariance(kernel, split.curvature, mean.dtype)
                 marginals = exact.predictors(kernel.diagonal().to(mean)).variance[:, None, None]
                 problem = Problem(mean, operator, VariationalSite.from_covariance(seen, marginals))
                 values = self._mode(problem, split).latent_values
-                split.curvature = problem.site.derivatives(values)[1][:, 0, 0].clamp_min(0.0)
+                split.curvature = _covariance_curvature(problem.site, values)[:, 0, 0].clamp_min(0.0)
         return split.curvature
 
     def _is_exact(self, part: Prior, seen: Observations) -> bool:
@@ -441,6 +441,11 @@ class PredictiveLogDensity(Objective):
             value = value.sum(dtype=torch.float64)
             (gradient,) = torch.autograd.grad(value, mean, retain_graph=True)
         return value, gradient
+
+
+def _covariance_curvature(site: Site, latent_values: Tensor) -> Tensor:
+    """W ``(N, C, C)`` that a covariance is conditioned with, at the mean of a site's posterior."""
+    return site.covariance_curvature(latent_values, site.derivatives(latent_values)[1])
 
 
 def _is_small(problem: Problem) -> bool:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
+from itergp.likelihoods import LaplaceSite, Observations, Site, VariationalSite
 from itergp.likelihoods.base import node_offsets
 from itergp.numerics.blocks import apply_blocks, curvature_root, psd_root
 from itergp.numerics.fixed_point import AndersonExtrapolation
@@ -32,30 +32,43 @@ class GaussianSites:
     Attributes:
         shift: b ``(N, C)``, float64.
         curvature: W ``(N, C, C)``, positive semi-definite, float64.
+        majoriser: Takes the place of W in the mean ``(N, C, C)``, where the likelihood majorises; otherwise None.
     """
 
     shift: Tensor
     curvature: Tensor
+    majoriser: Tensor | None = None
+
+    @property
+    def of_mean(self) -> Tensor:
+        """The curvature ``(N, C, C)`` that the shift belongs to."""
+        return self.curvature if self.majoriser is None else self.majoriser
+
+    def with_mean(self, shift: Tensor, curvature: Tensor) -> GaussianSites:
+        """Sites with another shift, and another curvature that it belongs to."""
+        if self.majoriser is None:
+            return GaussianSites(shift, curvature)
+        return GaussianSites(shift, self.curvature, curvature)
 
     def towards(self, other: GaussianSites, share: Tensor) -> GaussianSites:
-        """A mixture of natural parameters, with shares ``(N,)`` of the other's."""
+        """A mixture of natural parameters, with shares ``(N,)`` of the other's; a covariance of its own is the other's."""
         shift = torch.lerp(self.shift, other.shift, share[:, None])
-        return GaussianSites(shift, torch.lerp(self.curvature, other.curvature, share[:, None, None]))
+        return other.with_mean(shift, torch.lerp(self.of_mean, other.of_mean, share[:, None, None]))
 
     def flat(self) -> Tensor:
-        """All natural parameters ``(N C + N C^2,)``."""
-        return torch.cat([self.shift.flatten(), self.curvature.flatten()])
+        """All natural parameters of the mean ``(N C + N C^2,)``."""
+        return torch.cat([self.shift.flatten(), self.of_mean.flatten()])
 
     def at(self, flat: Tensor) -> GaussianSites | None:
         """Sites of other natural parameters, None if a curvature is not positive semi-definite."""
-        shift, curvature = flat.split([self.shift.numel(), self.curvature.numel()])
-        curvature = curvature.view_as(self.curvature)
+        shift, curvature = flat.split([self.shift.numel(), self.of_mean.numel()])
+        curvature = curvature.view_as(self.of_mean)
         if not bool(torch.isfinite(flat).all()):
             return None
         values = torch.linalg.eigvalsh(curvature)  # that of softmax is singular
         if bool((values[..., 0] < -_ROUNDING * values[..., -1]).any()):
             return None
-        return GaussianSites(shift.view_as(self.shift), curvature)
+        return self.with_mean(shift.view_as(self.shift), curvature)
 
 
 @dataclass(frozen=True)
@@ -138,11 +151,11 @@ class DenseProblem:
         return cls(kernel, variances, mean.double(), observations)
 
     def bound(self, weights: Tensor, curvature: Tensor, *, seed: int = 0) -> Tensor:
-        """The evidence lower bound of ``N(m + K V, (K^{-1} + W)^{-1})`` with V and W held fixed; differentiable.
+        """The evidence lower bound of ``N(m + K V, (K^{-1} + W)^{-1})`` with V held fixed; differentiable.
 
         Args:
             weights: V ``(N, C)``.
-            curvature: W ``(N, C, C)``.
+            curvature: W ``(N, C, C)``, which derivatives go through too.
             seed: Of the samples that expectations under several latent functions are averages over.
         """
         parts = self._parts(curvature)
@@ -154,6 +167,12 @@ class DenseProblem:
         fit = self.observations.expected_log_density(mean, offsets, node_weights).sum()
         trace = (curvature * marginals).sum()  # tr((I + B)^{-1} B) with B = H^T K H
         return fit - 0.5 * ((weights * centred).sum() - trace + _log_determinant(parts))
+
+    def expected_curvature(self, posterior: DensePosterior) -> Tensor:
+        """W ``(N, C, C)`` under a posterior, differentiable in the parameters of the likelihood."""
+        site = VariationalSite.from_covariance(self.observations, posterior.marginals)
+        with torch.enable_grad():
+            return self._sites(site, posterior.centred).curvature
 
     @torch.no_grad()
     def variational_posterior(self, start: GaussianSites | None, *, tolerance: float) -> DensePosterior | None:
@@ -193,11 +212,13 @@ class DenseProblem:
         """The posterior under sites; None if it, or its bound, is not finite."""
         if not bool(torch.isfinite(sites.flat()).all()):
             return None
-        parts = self._parts(sites.curvature)
+        parts = of_mean = self._parts(sites.curvature)
         if any(is_negative(self._variances(part), part.whitened, self.variances.dtype) for part in parts):
             raise torch.linalg.LinAlgError("a posterior variance is negative")
         marginals, products = self._marginals(parts), apply_kernels(self.kernel, sites.shift)
-        weights = torch.cat([part.weights(sites.shift, products) for part in parts], -1)
+        if sites.majoriser is not None:
+            of_mean = self._parts(sites.majoriser)
+        weights = torch.cat([part.weights(sites.shift, products) for part in of_mean], -1)
         centred = apply_kernels(self.kernel, weights)
         fit = VariationalSite.from_covariance(self.observations, marginals).log_density(self.mean + centred)
         trace = (sites.curvature * marginals).sum()  # tr((I + B)^{-1} B) with B = H^T K H
@@ -209,8 +230,16 @@ class DenseProblem:
 
     # ------------------------------------------------------------------ inside
     def _at_prior_mean(self) -> GaussianSites:
-        gradient, curvature = LaplaceSite(self.observations).derivatives(self.mean)
-        return GaussianSites(gradient, curvature)
+        return self._sites(LaplaceSite(self.observations), torch.zeros_like(self.mean))
+
+    def _sites(self, site: Site, centred: Tensor) -> GaussianSites:
+        """Sites with the gradient and curvature of a likelihood's at latent values ``m + K V``, given ``K V`` ``(N, C)``."""
+        f = self.mean + centred
+        gradient, curvature = site.derivatives(f)
+        majoriser = curvature if self.observations.likelihood.majorises else None
+        return GaussianSites(
+            gradient + apply_blocks(curvature, centred), site.covariance_curvature(f, curvature), majoriser
+        )
 
     def _parts(self, curvature: Tensor) -> list[_Part]:
         """The problem divided into latent functions that are independent under prior and sites, or as a whole."""
@@ -218,8 +247,9 @@ class DenseProblem:
         own = curvature.diagonal(dim1=-2, dim2=-1)
         if couples(self.kernel, size) or bool((curvature != torch.diag_embed(own)).any()):
             return [_part(slice(None), self.kernel, curvature_root(curvature))]
-        kernel, roots = self.kernel.expand(latents, -1, -1), own.clamp_min(0.0).sqrt()[..., None, None]
-        return [_part(slice(c, c + 1), kernel[c : c + 1], roots[:, c]) for c in range(latents)]
+        seen = own > 0.0  # elsewhere a root has no derivative
+        kernel, roots = self.kernel.expand(latents, -1, -1), torch.where(seen, own, 1.0).sqrt() * seen
+        return [_part(slice(c, c + 1), kernel[c : c + 1], roots[:, c, None, None]) for c in range(latents)]
 
     def _variances(self, part: _Part) -> Tensor:
         return self.variances if self.variances.dim() == 3 else self.variances[:, part.latents]
@@ -235,7 +265,7 @@ class DenseProblem:
         """Under sites that steps so far lead to, if the bound is higher by more than is enough."""
         here = current.sites.flat()
         ahead = extrapolation.after(here, target.flat() - here)
-        sites = None if ahead is None else current.sites.at(ahead)
+        sites = None if ahead is None else target.at(ahead)
         with contextlib.suppress(torch.linalg.LinAlgError):  # of curvature that no step of its own would come to
             trial = None if sites is None else self.posterior(sites)
             if trial is not None and trial.bound > current.bound + enough:
@@ -254,13 +284,10 @@ class DenseProblem:
         return None
 
     def _target(self, current: DensePosterior) -> GaussianSites:
-        gradient, curvature = self._expected(self.mean + current.centred, current.marginals)
-        return GaussianSites(gradient + apply_blocks(curvature, current.centred), curvature)
+        return self._expected(current.centred, current.marginals)
 
-    def _expected(self, f: Tensor, marginals: Tensor) -> tuple[Tensor, Tensor]:
-        site = VariationalSite.from_covariance(self.observations, marginals)
-        gradient, curvature = site.derivatives(f)
-        return gradient, site.covariance_curvature(f, curvature)
+    def _expected(self, centred: Tensor, marginals: Tensor) -> GaussianSites:
+        return self._sites(VariationalSite.from_covariance(self.observations, marginals), centred)
 
     def _shares(self, current: DensePosterior, curvature: Tensor) -> Tensor:
         """How far each row may go ``(N,)``: ``1 / (1 + r v^2 dW / dv)``.
@@ -271,7 +298,7 @@ class DenseProblem:
         if self.observations.likelihood.bounded_curvature:
             return curvature.new_ones(curvature.shape[0])
         marginals = current.marginals
-        change = self._expected(self.mean + current.centred, _WIDER * marginals)[1] - curvature
+        change = self._expected(current.centred, _WIDER * marginals).curvature - curvature
         response = (change * marginals.mT).sum((-2, -1)) / math.log(_WIDER)
         return 1.0 / (1.0 + _RESPONSE * response.nan_to_num(posinf=0.0).clamp_min(0.0))
 

@@ -119,7 +119,7 @@ ADAPTED = {
         lambda: gl.FixedNoiseGaussianLikelihood(_noises(), learn_additional_noise=True), _reals, quadratic=True
     ),
     "gpytorch-student-t": Kind(
-        lambda: _with(gl.StudentTLikelihood(), deg_free=4.0, noise=0.5), _reals, "fisher", log_concave=False
+        lambda: _with(gl.StudentTLikelihood(), deg_free=4.0, noise=0.5), _reals, "complete-data", log_concave=False
     ),
     "gpytorch-laplace": Kind(lambda: _with(gl.LaplaceLikelihood(), noise=0.5), _reals, "fisher"),
     "gpytorch-beta": Kind(
@@ -204,17 +204,36 @@ def test_curvature_is_the_absolute_hessian(name):
     assert_close(W @ hessian, hessian @ W, "derivative")  # the same eigenvectors
 
 
-@pytest.mark.parametrize("name", [n for n, kind in GRID.items() if kind.curvature == "fisher"])
+MAJORISED = ("student-t", "gpytorch-student-t")
+
+
+@pytest.mark.parametrize("name", MAJORISED)
+@torch.no_grad()
+def test_curvature_majorises(name):
+    """A quadratic with it touches the log-density and is nowhere above it, however far off the target is."""
+    likelihood, targets = _calculus(name)
+    assert likelihood.majorises
+    for scale in (0.1, 2.0, 100.0):
+        f, other = _latents(name, scale), _latents(name, scale)
+        g, W = (x.flatten() for x in likelihood.derivatives(f, targets))
+        step = (other - f).flatten()
+        quadratic = likelihood.log_density(f, targets) + g * step - 0.5 * W * step.square()
+        assert bool((likelihood.log_density(other, targets) >= quadratic - 1e-9 * quadratic.abs()).all())
+
+
+@pytest.mark.parametrize("name", [n for n, kind in GRID.items() if kind.curvature == "fisher" or n in MAJORISED])
 @pytest.mark.parametrize("latent", [-1.3, 0.0, 1.1])
 @torch.no_grad()
-def test_curvature_is_the_fisher_information(name, latent):
+def test_covariances_are_conditioned_with_the_fisher_information(name, latent):
     likelihood, _ = _calculus(name)
     y = torch.sinh(torch.linspace(-12.0, 12.0, 20_001, dtype=torch.float64))
     observed = CASES[name].observed if name in CASES else "real"
     if observed == "share":
         y = torch.sigmoid(torch.linspace(-40.0, 36.0, 20_001, dtype=torch.float64))
     f = torch.full((len(y), likelihood.num_latents), latent, dtype=torch.float64)
-    g, W = likelihood.derivatives(f, y)
+    observations = Observations(likelihood, y)
+    g, W = observations.derivatives(f)
+    W = LaplaceSite(observations).covariance_curvature(f, W)
     density = likelihood.log_density(f, y).exp()
     outer = density[:, None, None] * g.unsqueeze(-1) * g.unsqueeze(-2)
     total, fisher = torch.trapezoid(density, y), torch.trapezoid(outer, y, dim=0)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import CASES, make_batch_kernel, make_kernel, make_model
 
-from itergp.likelihoods import GaussianLikelihood
+from itergp.likelihoods import GaussianLikelihood, StudentTLikelihood
 from itergp.models import GP
 from itergp.numerics.fixed_point import AndersonExtrapolation
 from itergp.objectives import ComputationAwareELBO
@@ -82,7 +82,7 @@ def test_a_bound_only_rises():
 
 
 @pytest.mark.parametrize("kernel", [make_kernel, make_batch_kernel])
-@pytest.mark.parametrize("name", ["bernoulli-logit", "poisson", "categorical", "heteroscedastic"])
+@pytest.mark.parametrize("name", ["bernoulli-logit", "poisson", "categorical", "heteroscedastic", "laplace"])
 def test_the_objective_is_that_of_the_solver(name, kernel):
     if kernel is make_batch_kernel and name not in ("categorical", "heteroscedastic"):
         pytest.skip("one latent function has one kernel")
@@ -101,6 +101,57 @@ def test_the_objective_is_that_of_the_solver(name, kernel):
         values.append(torch.cat([value.detach().reshape(1), *gradients]))
     scale = float(values[1].abs().max())
     assert float((values[0] - values[1]).abs().max()) < (0.05 if name == "categorical" else 1e-3) * scale
+
+
+@pytest.mark.parametrize("name", ["student-t", "laplace"])
+def test_derivatives_go_through_a_stand_in_for_the_curvature(name):
+    """In which the bound is not stationary, and which moves with the noise."""
+    model = make_model(name, solver=SubspaceNewton(tolerance=1e-9)).train()
+    parameters = list(model.likelihood.parameters())
+
+    def value() -> torch.Tensor:
+        objective = ComputationAwareELBO(model.likelihood, model, initialise_kernel=False)
+        assert objective.by_dense_matrices
+        return objective(model(*model.train_inputs), model.train_targets)
+
+    gradients = torch.autograd.grad(value(), parameters)
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        start, ends = parameter.data.clone(), []
+        for step in (1e-4, -1e-4):
+            parameter.data = start + step
+            ends.append(value().item())
+        parameter.data = start
+        assert gradient.item() == pytest.approx((ends[0] - ends[1]) / 2e-4, rel=1e-3)
+
+
+@pytest.mark.parametrize("deg_free", [3.0, 25.0])
+def test_targets_far_off_in_units_of_the_noise_are_met(deg_free):
+    """A function without noise: steps by the Fisher information go a thousandth of the way, and end far from the mode."""
+    x = torch.linspace(0.0, 3.0, 60, dtype=torch.float64).unsqueeze(-1)
+    y = torch.sin(2.0 * x[:, 0]) + x[:, 0]
+    kernel = make_kernel(0.5, 4.0)
+    model = GP(x, y, StudentTLikelihood(noise=1e-6, deg_free=deg_free), kernel=kernel).double()
+    for approximation in ("laplace", "variational"):
+        model.approximation = approximation
+        solution = model.condition()
+        assert solution.converged
+        assert (solution.latent_values[:, 0] - y).abs().max() < 0.01
+    dense = _problem(model).variational_posterior(None, tolerance=1e-9)
+    torch.testing.assert_close(dense.marginals, solution.latent_covariance, rtol=1e-4, atol=1e-12)
+    assert float(solution.elbo) == pytest.approx(dense.bound, abs=0.01)
+    exact = GP(x, y, GaussianLikelihood(noise=1e-6), kernel=kernel).double().condition()
+    assert dense.bound == pytest.approx(float(exact.elbo), abs=5.0)  # without outliers hardly another model
+
+
+def test_rows_without_curvature_leave_derivatives_finite():
+    model = make_model("laplace")
+    targets = model.train_targets.clone()
+    targets[0] += 1e5  # so far off that its expected curvature is zero
+    model.set_train_data(targets=targets, strict=False)
+    model.train()
+    objective = ComputationAwareELBO(model.likelihood, model, initialise_kernel=False)
+    objective(model(*model.train_inputs), model.train_targets).backward()
+    assert all(bool(torch.isfinite(p.grad).all()) for p in model.parameters() if p.grad is not None)
 
 
 def test_what_cannot_be_found_is_left_to_the_solver():

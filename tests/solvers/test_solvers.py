@@ -507,13 +507,14 @@ def test_only_log_concave_likelihoods_end_with_a_certificate(name):
     assert (solution.certificate is not None) is log_concave
 
 
-@pytest.mark.parametrize("approximation", ["laplace", "variational"])
-@pytest.mark.parametrize("name", ["student-t", "poisson"])
-def test_a_curvature_that_stays_is_factorised_once_in_a_space(name, approximation, monkeypatch):
-    """Fisher information of Student-t noise is the same everywhere: no step of Newton's method needs another matrix.
+@pytest.mark.parametrize("name", ["laplace", "poisson", "large poisson"])
+def test_a_curvature_that_stays_is_factorised_once_in_a_space(name, monkeypatch):
+    """Fisher information of Laplace noise is the same everywhere: no step of Newton's method needs another matrix.
 
-    That of counts is another one in each.
+    That of counts is another one in each; but where matrices take long, one is the preconditioner of the next systems.
     """
+    if name == "large poisson":
+        monkeypatch.setattr(newton_system, "_WORTH_KEEPING", 0)
     made, steps, spaces = [], [], []
     whole, find = newton_system.newton_matrix, subspace_newton.minimise
 
@@ -529,8 +530,9 @@ def test_a_curvature_that_stays_is_factorised_once_in_a_space(name, approximatio
 
     monkeypatch.setattr(newton_system, "newton_matrix", counted)
     monkeypatch.setattr(subspace_newton, "minimise", watched)
-    make_model(name, approximation=approximation, solver=SubspaceNewton()).condition()
-    if name == "poisson":
+    name, found = name.removeprefix("large "), name
+    make_model(name, approximation="laplace", solver=SubspaceNewton()).condition()
+    if found == "poisson":
         assert len(made) >= sum(steps)
         return
     assert sum(steps) > 2 * len(steps)

@@ -12,6 +12,7 @@ from itergp.solvers.subspace.search_space import SearchSpace
 
 _DENSE_LIMIT = 500
 _DENSE_WORK = 2e10  # multiply-adds for which the Newton matrix of a single latent function is formed
+_WORTH_KEEPING = 2 * 10**7  # multiply-adds of a Newton matrix that is not made again for every W
 _CG_TOLERANCE = 0.05
 _CG_MAX_STEPS = 60
 # Rows from which the preconditioner is estimated: at least so many, and a multiple of the directions; more of them, up to
@@ -26,8 +27,8 @@ _READING = 16  # columns whose product costs as much arithmetic as reading a mat
 class NewtonSystem:
     """``(S^T K S + T^T W T) X = B``: by Cholesky when small, otherwise by preconditioned conjugate gradients.
 
-    The factor serves all systems with the same W: the curvature of Student-t and Laplace noise is the same everywhere. The
-    preconditioner serves several systems. When another W makes it need as many steps as it is worth, it is made again.
+    The factor serves all systems with the same W, and if it took long to make, it is the preconditioner of other systems. When
+    another W makes a preconditioner need as many steps as it is worth, it is made again.
 
     Args:
         space: The search space.
@@ -50,7 +51,12 @@ class NewtonSystem:
         size = self.space.partition.global_size(self.space.products.shape[1])
         few = latents == 1 and size * rank**2 <= _DENSE_WORK
         if few or latents * rank <= _DENSE_LIMIT:
-            return torch.cholesky_solve(right.reshape(-1, 1), self._factor(curvature)).reshape(latents, rank)
+            if self._factored is not None and size * (latents * rank) ** 2 >= _WORTH_KEEPING:
+                X, _, close = self._descend(right, torch.zeros_like(right), right, weigh, self._solve, _FEW_STEPS)
+                if close:
+                    return X
+            self._factor(curvature)
+            return self._solve(right)
         X, residual = torch.zeros_like(right), right
         if self._preconditioner is not None:
             step = _work_of_step(size, rank, latents)
@@ -62,14 +68,18 @@ class NewtonSystem:
         self._preconditioner = Preconditioner(self.space, curvature)
         return self._descend(right, X, residual, weigh, self._preconditioner, _CG_MAX_STEPS)[0]
 
-    def _factor(self, curvature: Tensor) -> Tensor:
-        """The Cholesky factor of the whole matrix."""
+    def _solve(self, X: Tensor) -> Tensor:
+        """By the factor at hand."""
+        assert self._factored is not None
+        return torch.cholesky_solve(X.reshape(-1, 1), self._factored[1]).view_as(X)
+
+    def _factor(self, curvature: Tensor) -> None:
+        """Makes the Cholesky factor of the whole matrix, unless it is at hand."""
         known, partition = self._factored, self.space.partition
         if known is None or partition.all_reduce_any(not torch.equal(known[0], curvature)):
             self._factored = None  # before there are two
             matrix = newton_matrix(self.space, curvature)
-            known = self._factored = curvature, robust_cholesky(matrix, self.space.products.dtype)
-        return known[1]
+            self._factored = curvature, robust_cholesky(matrix, self.space.products.dtype)
 
     def _descend(
         self,
@@ -77,7 +87,7 @@ class NewtonSystem:
         X: Tensor,
         residual: Tensor,
         weigh: Callable[[Tensor], Tensor],
-        precondition: Preconditioner,
+        precondition: Callable[[Tensor], Tensor],
         most: int,
     ) -> tuple[Tensor, Tensor, bool]:
         """At most so many steps of conjugate gradients from X; the new X, its residual, and whether that is small."""
