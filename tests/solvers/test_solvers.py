@@ -539,6 +539,13 @@ def test_a_curvature_that_stays_is_factorised_once_in_a_space(name, monkeypatch)
     assert len(made) <= sum(spaces) + 2  # and one or two for what is no step
 
 
+@pytest.mark.parametrize(("name", "first"), [("laplace", "variational"), ("student-t", "laplace")])
+def test_rounds_begin_at_a_mode_only_where_it_is_smooth(name, first):
+    """That of Laplace noise sits on the kinks of many rows, where Newton's method takes very long."""
+    stages = make_model(name, solver=SubspaceNewton()).condition().trace.stages
+    assert (stages[0].stage, stages[-1].stage) == (first, "variational")
+
+
 def test_the_time_limit_ends_the_solve():
     solver = SubspaceNewton(time_limit=1e-9, tolerance=1e-12)
     solution = make_model("categorical", kernel=make_kernel(0.1, 50.0), solver=solver).condition()

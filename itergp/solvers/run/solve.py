@@ -54,7 +54,8 @@ def solve(
         solver: The solver.
         approximation: ``"laplace"``, or ``"variational"``: the Laplace mode, then rounds with expected gradient and curvature
             under the current marginals, until these are the marginals that are returned. Where densities are unbounded, and a
-            mode may not exist, the first expectations are under the prior's marginals, as far as these are in reach. A budget
+            mode may not exist, or have kinks, on which it sits, the first expectations are under the prior's marginals, as far
+            as these are in reach. A budget
             of fewer than four kernel passes, or a solver that gives no covariance, cannot do that: the result is then the
             Laplace posterior, and says so.
         warm_start: An earlier solution, whose weights are reused, and what its warm start holds for the solver.
@@ -86,7 +87,7 @@ def solve(
         solution = None
         if run.position.stage == 0:
             first = problem
-            if variational and not observations.likelihood.bounded_density:
+            if variational and not (observations.likelihood.bounded_density and observations.likelihood.smooth):
                 first = _without_mode(run, problem)
             solution = Stage(run, first, warm_start, final=not variational).run()
         if variational:
@@ -103,7 +104,7 @@ def _can_be_variational(observations: Observations, solver: Solver) -> bool:
 
 
 def _without_mode(run: Run, problem: Problem) -> Problem:
-    """The problem with a first site whose mean exists where a mode may not: for the prior's marginals, as far as in reach."""
+    """The problem with a first site whose mean exists and is smooth: for the prior's marginals, as far as in reach."""
     variance = problem.prior_marginals()
     marginals = variance if variance.dim() == 3 else torch.diag_embed(variance)
     reached = run.position.damping.first(problem, problem.mean, None, marginals)
