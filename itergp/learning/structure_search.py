@@ -160,6 +160,13 @@ class _Contestant:
         value = float(self.densities[self.level].mean()) if self.densities else -math.inf
         return value if math.isfinite(value) else -math.inf
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """How many latent functions it has, and how many numbers it learns."""
+        assert self.model is not None
+        learned = sum(parameter.numel() for parameter in self.model.parameters() if parameter.requires_grad)
+        return self.model.calculus.num_latents, learned
+
     def behind(self, other: _Contestant, level: int | None = None) -> tuple[float, float]:
         """By how much another is better, by a round or the last of both, and the standard error of that."""
         if self is other:
@@ -176,7 +183,8 @@ class StructureSearch:
     """Chooses among structures for a model, and among likelihoods.
 
     Every candidate learns on subsets, all of them briefly, then those that are not clearly behind for longer. The best by
-    nearly every row is chosen; of few rows, which are not judged again, the simplest within one standard error of the best.
+    nearly every row is chosen; of few rows, which are not judged again, the simplest within one standard error of the best:
+    that with the fewest latent functions and learned numbers, and of equals the best.
     Learning goes on from what was learned before. Other likelihoods are tried with one structure; the one chosen then meets
     the best structures.
 
@@ -514,13 +522,14 @@ def _part(split: _Split) -> _Split:
 
 
 def _simplest(contestants: list[_Contestant]) -> _Contestant:
-    """The first within one standard error of the best."""
+    """Of those within one standard error of the best, the best of the fewest latent functions and learned numbers."""
     best = _best(contestants)
+    near = [best]
     for one in contestants:
         behind, error = one.behind(best)
-        if behind <= error:
-            return one
-    return best
+        if one is not best and behind <= error:
+            near.append(one)
+    return min(near, key=lambda one: (*one.size, *_promise(one)))
 
 
 def _trial(contestant: _Contestant, tried: list[_Contestant]) -> Trial:

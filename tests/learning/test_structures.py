@@ -360,14 +360,14 @@ def slow_model(monkeypatch: pytest.MonkeyPatch) -> GP:
     return GP(x, y, Slow().double())
 
 
-@pytest.mark.parametrize("limit", [400.0, 1000.0])
+@pytest.mark.parametrize("limit", [400.0, 700.0])
 @pytest.mark.parametrize("structures", ["auto", None])
 def test_what_is_not_over_in_time_is_given_up(limit, structures, monkeypatch):
     """By a clock that only the likelihood moves: a step of learning that would take longer is none, nor is a candidate."""
     model, begun = slow_model(monkeypatch), Slow.now
     result = itergp.fit(model, structures=structures, time_limit=limit, progress=False)
     assert Slow.now - begun <= 1.1 * limit
-    assert limit < 1000.0 or result.calibration is not None  # there is time left for it
+    assert limit < 700.0 or result.calibration is not None  # there is time left for it
     assert result.reason == "the time limit was reached"
     y = model.train_targets
     constant = float(torch.distributions.Normal(y.mean(), y.std()).log_prob(y).mean())
