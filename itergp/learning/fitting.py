@@ -144,12 +144,12 @@ def fit(
             covariance, on held-out rows; the choice becomes the model's ``approximation`` and ``tempering``, and
             ``model.predict(x, tempering=0.0)`` still integrates the posterior itself. If not, the approximation stays, and
             predictions integrate the posterior.
-        structures: Candidates for the kernel and the scale of the inputs of an ``itergp.models.GP``, simple ones first, or
+        structures: Candidates for the kernel and the scale of the inputs of an ``itergp.models.GP``, or
             ``"auto"`` for a handful that suit tables: they compete on held-out rows, and the best (up to 1,000 rows the
             simplest within one standard error of it) replaces the model's ``covar_module`` and ``input_transform``.
             ``FitResult.comparison`` says what was tried.
             None keeps the model's. Below 60 rows, and where rows cannot be held out, the model's are kept too.
-        likelihoods: Others than the model's for the same targets, simple ones first, that compete together with the structures;
+        likelihoods: Others than the model's for the same targets, that compete together with the structures;
             the one chosen becomes the model's, with a constant mean where its latent functions are others in number.
         columns: What structures may know of the columns; default numbers, each on its own.
         time_limit: Seconds of the whole call, of which the choice of a structure takes at most a third, learning is over after

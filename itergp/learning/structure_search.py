@@ -94,7 +94,7 @@ class Comparison:
     """Structures that were compared on held-out rows, and the one that was chosen.
 
     Attributes:
-        trials: One per structure, simple ones first.
+        trials: One per structure, in their order.
         chosen: Description of the best of the last round; of few rows, of the simplest that is no worse by more than one
             standard error.
         structure: That one.
@@ -190,8 +190,8 @@ class StructureSearch:
 
     Attributes:
         model: Whose data, likelihood, mean and solver the candidates have.
-        structures: The candidates, simple ones first.
-        likelihoods: Others than the model's for the same targets, which compete too, simple ones first.
+        structures: The candidates.
+        likelihoods: Others than the model's for the same targets, which compete too.
         columns: Of the inputs.
         seed: Of the rows drawn.
         deadline: When to end: a candidate that is not judged by then is none. The first stays in any case.
