@@ -48,6 +48,30 @@ MUTANTS = (
         "curvature = curvature + 0.0 * moved",
         ("test_natural_gradients.py", "stand_in"),
     ),
+    Mutant(
+        "actions that do not grow with the curvature that the noise moves",
+        "return 1.0 + 0.5 * (logarithm - logarithm.detach())",
+        "return one",
+        ("test_natural_gradients.py", "stand_in"),
+    ),
+    Mutant(
+        "steps of Student-t noise by its Fisher information",
+        "return precision * residual, precision",
+        "return precision * residual, (dof + 1.0) / ((dof + 3.0) * noise)",
+        ("test_natural_gradients.py", "far_off"),
+    ),
+    Mutant(
+        "covariances of Student-t noise by the curvature of steps",
+        "if f.shape[-1] > 1 or self.likelihood.majorises:",
+        "if f.shape[-1] > 1:",
+        ("test_natural_gradients.py", "dense_newton"),
+    ),
+    Mutant(
+        "equally simple candidates in the order of the list",
+        "key=lambda one: (*one.size, *_promise(one))",
+        "key=lambda one: one.size",
+        ("test_structures.py", "equally_simple"),
+    ),
     # ------------------------------------------------------------------ what candidates are judged by
     Mutant(
         "candidates with a noise to learn judged at the mode",

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from itergp.checks import require_positive
 from itergp.errors import InputError
-from itergp.likelihoods import Observations
+from itergp.likelihoods import Observations, VariationalSite
 from itergp.likelihoods.base import node_offsets
 from itergp.models import NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
@@ -30,10 +30,15 @@ _SEED = 1  # other samples than those the posterior mean was found with
 
 @dataclass(frozen=True)
 class _Held:
-    """The variational family: V ``(M, C)`` and A ``(M, C, r)``, at the rows of a support or at all distinct ones."""
+    """The variational family: V ``(M, C)`` and A ``(M, C, r)``, at the rows of a support or at all distinct ones.
+
+    With the latent means ``(M, C)`` and covariances ``(M, C, C)`` there.
+    """
 
     weights: Tensor
     actions: Tensor
+    mean: Tensor
+    marginals: Tensor
     support: Tensor | None
     distinct: DistinctRows | None
 
@@ -125,13 +130,16 @@ class ComputationAwareELBO(Objective):
 
     def _evidence(self, prior: Prior, observations: Observations) -> Tensor:
         """By products with weights and actions of the solver's posterior."""
-        held = self._posterior()
-        block = torch.cat([held.actions, held.weights.unsqueeze(-1)], -1)
+        before, held = self._held, self._posterior()
         given = prior, observations
         prior, observations = share_latents(held.distinct, *given)
+        actions = held.actions
+        if held is not before:
+            actions = actions * _growth(held, observations)
+        block = torch.cat([actions, held.weights.unsqueeze(-1)], -1)
         operator = differentiable(prior if held.support is None else prior.take(held.support), self.model)
         products = multiply(operator, block)
-        covariance = DifferentiableCovariance(held.actions, products[..., :-1])
+        covariance = DifferentiableCovariance(actions, products[..., :-1])
         quadratic = (held.weights * products[..., -1]).sum(dtype=torch.float64)
         scale = 1.0
         if held.support is not None:
@@ -226,7 +234,11 @@ class ComputationAwareELBO(Objective):
                 "which every process evaluates alike on a subset, or operator='auto'."
             )
         actions = solution.precision.actions.contiguous()
-        held = _Held(solution.weights_on_support(), actions, solution.support, solution.distinct)
+        support, posterior = solution.support, solution.posterior
+        moments = posterior.latent_values, posterior.latent_covariance
+        if support is not None:
+            moments = moments[0][support], moments[1][support]
+        held = _Held(solution.weights_on_support(), actions, *moments, support, solution.distinct)
         if self.batch_rows is not None and solution.support is None:
             raise InputError(
                 "`batch_rows` needs a posterior whose weights and actions are on a support of some rows. Got one on all "
@@ -240,3 +252,21 @@ class ComputationAwareELBO(Objective):
         generator = torch.Generator().manual_seed(self.seed + self._evaluations)
         device = self.model.train_targets.device
         return torch.randint(num_rows, (self.batch_rows,), generator=generator).to(device)
+
+
+def _growth(held: _Held, observations: Observations) -> Tensor:
+    """1, with the derivatives ``(M, 1, 1)`` by which actions grow where their curvature moves with the likelihood's parameters.
+
+    An action s that is conditioned on with noise ``W^{-1}`` is kept as ``s / (s^T W^{-1} s)^{1/2}``. Where W is the Hessian,
+    the bound is stationary in it, and so it is 1.
+    """
+    likelihood, one = observations.likelihood, held.mean.new_ones(1, 1, 1)
+    if likelihood.curvature == "hessian" or not likelihood.raises_bound or likelihood.num_latents > 1:
+        return one
+    seen = observations if held.support is None else observations.take(held.support)
+    site = VariationalSite.from_covariance(seen, held.marginals)
+    with torch.enable_grad():
+        curvature = site.covariance_curvature(held.mean, site.derivatives(held.mean)[1])
+        known = curvature > 0.0
+        logarithm = torch.where(known, curvature, 1.0).log()
+        return 1.0 + 0.5 * (logarithm - logarithm.detach())

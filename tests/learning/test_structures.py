@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 import warnings
 
@@ -25,9 +26,12 @@ from itergp.likelihoods import (
     GaussianLikelihood,
     HeteroscedasticGaussianLikelihood,
     LaplaceLikelihood,
+    Likelihood,
+    LogLogisticLikelihood,
     NegativeBinomialLikelihood,
     PoissonLikelihood,
     StudentTLikelihood,
+    WeibullLikelihood,
 )
 from itergp.models import GP, QuantileTransform
 from itergp.objectives import Deadline, PredictiveLogDensity
@@ -197,6 +201,28 @@ def test_equal_seeds_choose_alike():
         comparison = itergp.fit(model, structures=[SIMPLE, RANKS], max_iterations=4, seed=3).comparison
         results.append(([trial.log_density for trial in comparison.trials], comparison.chosen))
     assert results[0] == results[1]
+
+
+def test_of_equally_simple_candidates_the_better_is_kept():
+    """Within a standard error of the best: in whatever order they are listed, and whichever kernel or likelihood it is."""
+    x = torch.zeros(4, 3)
+
+    def contestant(structure: Structure, likelihood: Likelihood, gain: float) -> structure_search._Contestant:
+        model = GP(x, torch.ones(4), likelihood, kernel=structure.make_kernel(InputColumns.plain(3)))
+        densities = {0: gain * torch.tensor([4.0, -2.0, 1.0, 1.0])}
+        return structure_search._Contestant(structure, 0, str(gain), model, densities, rounds=1)
+
+    weibull = contestant(Structure("matern32"), WeibullLikelihood(), 0.0)
+    logistic = contestant(Structure("matern32"), LogLogisticLikelihood(), 0.2)
+    rough = contestant(Structure("laplacian"), WeibullLikelihood(), 0.1)
+    larger = contestant(Structure("matern12 + matern52"), WeibullLikelihood(), 0.3)
+    smaller = contestant(Structure("matern32, one lengthscale"), WeibullLikelihood(), -0.5)
+    for listed in itertools.permutations([weibull, logistic, rough, larger]):
+        assert structure_search._simplest(list(listed)) is logistic
+    assert structure_search._simplest([larger, smaller]) is smaller
+    clear = contestant(Structure("matern32"), WeibullLikelihood(), 0.0)
+    clear.densities[0] = clear.densities[0] + 2.0
+    assert structure_search._simplest([smaller, clear]) is clear  # by the same on every row: no error
 
 
 def test_the_simpler_is_kept_where_nothing_is_gained():
