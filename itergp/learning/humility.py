@@ -16,7 +16,7 @@ from itergp.kernels import AdditiveLaplacianKernel, LaplacianKernel, PairwiseLap
 from itergp.learning.held_out import held_out_splits
 from itergp.learning.judging import DENSE_TOLERANCE, approximation_of
 from itergp.learning.lengthscale_prior import has_own_prior
-from itergp.learning.predictives import humblest, marginals
+from itergp.learning.predictives import humblest, marginals, standard_error
 from itergp.models import LatentPosterior, NonConjugateGP
 from itergp.models.distinct_rows import distinct_rows, share_latents
 from itergp.models.starting_values import rows_seen
@@ -28,6 +28,7 @@ from itergp.solvers.few_values import solver_of_mode
 # In deviations of a column. A function that hardly changes over the data would otherwise hardly change far beyond them either.
 LIMITS = (4.0, 2.0)
 _MOST_ROWS = 3000
+_CLEARLY = 3.0  # standard errors
 
 
 def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0, deadline: Deadline = NEVER) -> float | None:
@@ -35,8 +36,8 @@ def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0, deadline: Deadli
 
     That concerns RBF, Matern, rational quadratic and Laplacian kernels whose lengthscales are learned and have no prior of the
     user's. Compares the density of held-out rows at the mode, or, where modes sit on kinks or meet their targets, integrated
-    over the variational posterior. Of the limits that are no worse than the best by more than a
-    standard error, the shortest is kept.
+    over the variational posterior. Of the limits that are no worse than the best by more than a standard error, the shortest
+    is kept.
 
     Args:
         model: The model.
@@ -57,15 +58,18 @@ def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0, deadline: Deadli
             return None
         if not PredictiveLogDensity.supports(model.observations.likelihood):
             return None
-        densities: dict[tuple[str, float], Tensor] = {}
         try:
-            for limit in (math.inf, *LIMITS):
+            free = _held_out_density(model, seed, deadline)
+            densities = {("limit", 0.0): free}  # by the inverse of the limit
+            for limit in LIMITS:
                 with _limited(usable, limit):
-                    densities["limit", limit] = _held_out_density(model, seed, deadline)
+                    density = _held_out_density(model, seed, deadline, free)
+                if _is_clearly_behind(density, free):  # and shorter ones further
+                    break
+                densities["limit", 1.0 / limit] = density
         except SolverError:
             return None
-        finite = {("limit", 1.0 / limit): value for (_, limit), value in densities.items()}  # infinity becomes zero
-        (_, inverse), _ = humblest(finite, {key: key[1] for key in finite}, most=math.inf)
+        (_, inverse), _ = humblest(densities, {key: key[1] for key in densities}, most=math.inf)
         if inverse == 0.0:
             return None
         for kernel, columns in usable:
@@ -73,12 +77,17 @@ def limit_lengthscales(model: NonConjugateGP, *, seed: int = 0, deadline: Deadli
     return 1.0 / inverse
 
 
-def _held_out_density(model: NonConjugateGP, seed: int, deadline: Deadline) -> Tensor:
-    """Log-densities of held-out rows ``(M,)``, float64: of a quarter, or of few rows each quarter in turn."""
+def _held_out_density(model: NonConjugateGP, seed: int, deadline: Deadline, rival: Tensor | None = None) -> Tensor:
+    """Log-densities of held-out rows ``(M,)``, float64: of a quarter, or of few rows each quarter in turn.
+
+    Of some quarters only where the rival's are clearly better.
+    """
     observations = model.observations
-    prior, found = model.prior_at(), []
+    prior, found = model.prior_at(), list[Tensor]()
     approximation = approximation_of(observations.likelihood)
     for train, held_out in held_out_splits(observations, num_rows=_MOST_ROWS, seed=seed):
+        if rival is not None and found and _is_clearly_behind(torch.cat(found), rival):
+            break
         if approximation == "variational":
             mean, covariance, _ = marginals(model, prior, train, held_out, (approximation,), deadline)[approximation]
             found.append(observations.take(held_out).predictive_log_density(mean, covariance).double())
@@ -95,6 +104,12 @@ def _held_out_density(model: NonConjugateGP, seed: int, deadline: Deadline) -> T
         mean = LatentPosterior.at(validation, operator, solution, covariance=False).mean
         found.append(observations.take(held_out).log_density(mean).double())
     return torch.cat(found)
+
+
+def _is_clearly_behind(density: Tensor, rival: Tensor) -> bool:
+    """Whether the first of the rows that a rival predicts are predicted worse by several standard errors."""
+    difference = rival[: len(density)] - density
+    return float(difference.mean()) > _CLEARLY * standard_error(difference)
 
 
 def _is_free(module: torch.nn.Module) -> TypeGuard[Kernel]:

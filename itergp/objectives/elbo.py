@@ -18,13 +18,11 @@ from itergp.numerics.blocks import psd_root
 from itergp.numerics.distinct_rows import DistinctRows
 from itergp.objectives.base import DifferentiableCovariance, Objective, differentiable, prior_marginals
 from itergp.operators import Prior, own_rows
-from itergp.posterior.natural_gradients import DenseProblem, GaussianSites
+from itergp.posterior.natural_gradients import DENSE_SHARE, DENSE_VALUES, DenseProblem, GaussianSites
 from itergp.posterior.precision import cross_multiply, multiply
 from itergp.solvers import Solution
 from itergp.solvers.warm_starts import StoredWarmStart, as_stored
 
-_DENSE_VALUES = 1024  # latent values N C whose posterior dense matrices find in less time
-_SHARE = 0.01  # of the solver's tolerance
 _SEED = 1  # other samples than those the posterior mean was found with
 
 
@@ -32,15 +30,15 @@ _SEED = 1  # other samples than those the posterior mean was found with
 class _Held:
     """The variational family: V ``(M, C)`` and A ``(M, C, r)``, at the rows of a support or at all distinct ones.
 
-    With the latent means ``(M, C)`` and covariances ``(M, C, C)`` there.
+    With latent means ``(M, C)`` and covariances ``(M, C, C)`` there, where the curvature at these moves with parameters.
     """
 
     weights: Tensor
     actions: Tensor
-    mean: Tensor
-    marginals: Tensor
     support: Tensor | None
     distinct: DistinctRows | None
+    mean: Tensor | None = None
+    marginals: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -182,7 +180,7 @@ class ComputationAwareELBO(Objective):
         values = model.train_targets.shape[0] * model.calculus.num_latents
         limits = solver.max_passes, solver.time_limit, self.batch_rows
         own = own_rows(model.operator_kind, model.train_targets.shape[0], model.train_targets.device)
-        exact = values <= min(_DENSE_VALUES, solver.exact_values) and limits == (None, None, None) and not own.sharded
+        exact = values <= min(DENSE_VALUES, solver.exact_values) and limits == (None, None, None) and not own.sharded
         return exact and model.approximation == "variational" and model.calculus.raises_bound
 
     def _dense_evidence(self, prior: Prior, observations: Observations) -> Tensor | None:
@@ -194,7 +192,7 @@ class ComputationAwareELBO(Objective):
         moved = None
         if self._is_due():
             try:
-                found = problem.variational_posterior(self._sites, tolerance=_SHARE * self.model.solver.tolerance)
+                found = problem.variational_posterior(self._sites, tolerance=DENSE_SHARE * self.model.solver.tolerance)
             except torch.linalg.LinAlgError:
                 found = None
             if found is None:
@@ -234,11 +232,11 @@ class ComputationAwareELBO(Objective):
                 "which every process evaluates alike on a subset, or operator='auto'."
             )
         actions = solution.precision.actions.contiguous()
-        support, posterior = solution.support, solution.posterior
-        moments = posterior.latent_values, posterior.latent_covariance
-        if support is not None:
-            moments = moments[0][support], moments[1][support]
-        held = _Held(solution.weights_on_support(), actions, *moments, support, solution.distinct)
+        support, posterior, likelihood = solution.support, solution.posterior, self.model.calculus
+        held = _Held(solution.weights_on_support(), actions, support, solution.distinct)
+        if likelihood.curvature != "hessian" and likelihood.raises_bound and likelihood.num_latents == 1:
+            rows = slice(None) if support is None else support
+            held = replace(held, mean=posterior.latent_values[rows], marginals=posterior.latent_covariance[rows])
         if self.batch_rows is not None and solution.support is None:
             raise InputError(
                 "`batch_rows` needs a posterior whose weights and actions are on a support of some rows. Got one on all "
@@ -260,9 +258,8 @@ def _growth(held: _Held, observations: Observations) -> Tensor:
     An action s that is conditioned on with noise ``W^{-1}`` is kept as ``s / (s^T W^{-1} s)^{1/2}``. Where W is the Hessian,
     the bound is stationary in it, and so it is 1.
     """
-    likelihood, one = observations.likelihood, held.mean.new_ones(1, 1, 1)
-    if likelihood.curvature == "hessian" or not likelihood.raises_bound or likelihood.num_latents > 1:
-        return one
+    if held.mean is None or held.marginals is None:
+        return held.weights.new_ones(1, 1, 1)
     seen = observations if held.support is None else observations.take(held.support)
     site = VariationalSite.from_covariance(seen, held.marginals)
     with torch.enable_grad():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +18,8 @@ from itergp.operators import AbstractOperator
 from itergp.posterior.dense import apply_kernels, couples, factorise, kernel_columns
 from itergp.posterior.precision import is_negative, marginal_covariance
 
+DENSE_VALUES = 1024  # latent values N C whose posterior dense matrices find in less time than kernel passes
+DENSE_SHARE = 0.01  # of a solver's tolerance, to which they find it
 _MAX_STEPS = 200  # where latent functions differ in scale, a step can leave nine tenths of what is missing
 _MAX_HALVINGS = 12
 _NEAR = 0.1  # nats per row that a step gains: nearer, the last steps tell of the next
@@ -175,7 +178,9 @@ class DenseProblem:
             return self._sites(site, posterior.centred).curvature
 
     @torch.no_grad()
-    def variational_posterior(self, start: GaussianSites | None, *, tolerance: float) -> DensePosterior | None:
+    def variational_posterior(
+        self, start: GaussianSites | None, *, tolerance: float, ended: Callable[[], bool] = lambda: False
+    ) -> DensePosterior | None:
         """Ascends the evidence lower bound by natural gradients until a step gains less than a tolerance.
 
         A full step replaces the sites by expected gradient and curvature under the present posterior (Khan & Lin 2017). Where
@@ -186,9 +191,10 @@ class DenseProblem:
         Args:
             start: Sites of a similar problem, or None for those at the prior mean.
             tolerance: Of the bound, in nats per row.
+            ended: Whether there is no time for another step.
 
         Returns:
-            The posterior, or None if no bound is finite, or steps or digits do not suffice.
+            The posterior, or None if no bound is finite, or steps, digits or time do not suffice.
         """
         enough = tolerance * self.mean.shape[0]
         current = None if start is None else self.posterior(start)
@@ -197,6 +203,8 @@ class DenseProblem:
             return None
         extrapolation, near = AndersonExtrapolation(), start is not None
         for _ in range(_MAX_STEPS):
+            if ended():
+                return None
             target = self._target(current)
             ahead = self._extrapolated(current, target, enough, extrapolation) if near else None
             following = ahead or self._ascend(current, target, enough)

@@ -6,16 +6,16 @@ import pickle
 
 import pytest
 import torch
-from gpytorch.kernels import Kernel, MaternKernel
+from gpytorch.kernels import Kernel, MaternKernel, RBFKernel, ScaleKernel
 
 import itergp
 from itergp.errors import ItergpWarning
 from itergp.kernels import LaplacianKernel
-from itergp.learning import InputColumns, Structure
+from itergp.learning import InputColumns, Structure, humility
 from itergp.learning.humility import limit_lengthscales
 from itergp.learning.lengthscale_prior import AlikeLengthscales, has_own_prior, keep_alike
 from itergp.learning.structures import KERNELS
-from itergp.likelihoods import BernoulliLikelihood, PoissonLikelihood
+from itergp.likelihoods import BernoulliLikelihood, GaussianLikelihood, PoissonLikelihood
 from itergp.models import GP
 
 
@@ -72,6 +72,19 @@ def test_lengthscales_are_still_shortened():
     kernel.base_kernel.lengthscale, kernel.outputscale = torch.tensor([1.0, 5.0, 5.0]), 1.0
     assert limit_lengthscales(model) is not None
     assert float(kernel.base_kernel.lengthscale.detach().max()) < 4.5
+
+
+def test_limits_that_are_clearly_worse_are_not_looked_at_on_every_row(monkeypatch):
+    """Nor those that are shorter."""
+    x = torch.linspace(-3.0, 3.0, 120, dtype=torch.float64)[torch.randperm(120)].unsqueeze(-1)
+    kernel, solved = ScaleKernel(RBFKernel()), []
+    model = GP(x, 3.0 + x[:, 0], GaussianLikelihood(noise=1e-6), kernel=kernel)
+    kernel.base_kernel.lengthscale, kernel.outputscale = 100.0, 1e4
+    monkeypatch.setattr(humility, "LIMITS", (0.02, 0.01))
+    whole = humility.solve
+    monkeypatch.setattr(humility, "solve", lambda *args, **options: (solved.append(1), whole(*args, **options))[1])
+    assert limit_lengthscales(model) is None
+    assert len(solved) == 5  # four quarters, and one of the longer limit
 
 
 def test_few_rows_find_no_chance_in_many_columns():

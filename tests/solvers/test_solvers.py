@@ -37,6 +37,7 @@ from itergp.models import GP
 from itergp.models.uncertainty import exact_variance
 from itergp.operators import AbstractOperator, KernelCounts, make_operator
 from itergp.posterior import dense, precision
+from itergp.posterior.natural_gradients import DenseProblem
 from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Problem, Reason, SubspaceNewton, WarmStart, solve
 from itergp.solvers import dense as dense_newton
 from itergp.solvers.iterncgp import newton_iterate
@@ -544,6 +545,20 @@ def test_rounds_begin_at_a_mode_only_where_it_is_smooth(name, first):
     """That of Laplace noise sits on the kinks of many rows, where Newton's method takes very long."""
     stages = make_model(name, solver=SubspaceNewton()).condition().trace.stages
     assert (stages[0].stage, stages[-1].stage) == (first, "variational")
+
+
+@pytest.mark.parametrize("name", ["laplace", "heteroscedastic"])
+def test_rounds_of_few_values_begin_where_dense_matrices_find_the_posterior(name, monkeypatch):
+    """It is the one that rounds come to, and certified by passes like any other."""
+    found = make_model(name, solver=SubspaceNewton(tolerance=1e-8)).condition()
+    monkeypatch.setattr(DenseProblem, "variational_posterior", lambda *args, **options: None)
+    without = make_model(name, solver=SubspaceNewton(tolerance=1e-8)).condition()
+    deviation = without.latent_covariance.diagonal(dim1=-2, dim2=-1).sqrt()
+    assert float(((found.latent_values - without.latent_values) / deviation).abs().max()) < 0.05
+    assert found.converged
+    assert without.converged
+    assert found.variational_residual < 0.02
+    assert found.kernel_passes < without.kernel_passes
 
 
 def test_the_time_limit_ends_the_solve():

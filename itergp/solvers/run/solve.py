@@ -13,6 +13,8 @@ from itergp.likelihoods import LaplaceSite, Observations, VariationalSite
 from itergp.operators import KernelOperator
 from itergp.parallel import Interrupt
 from itergp.persistence import Checkpointer
+from itergp.posterior.natural_gradients import DENSE_SHARE, DENSE_VALUES, DenseProblem
+from itergp.posterior.posterior import Posterior, prior_covariance
 from itergp.posterior.problem import Problem
 from itergp.posterior.solution import Solution
 from itergp.posterior.status import Reason, Status
@@ -86,10 +88,11 @@ def solve(
         run = replace(run, refines=variational and solver.rounds is not None)
         solution = None
         if run.position.stage == 0:
-            first = problem
-            if variational and not (observations.likelihood.bounded_density and observations.likelihood.smooth):
-                first = _without_mode(run, problem)
-            solution = Stage(run, first, warm_start, final=not variational).run()
+            by_mode = observations.likelihood.bounded_density and observations.likelihood.smooth
+            solution = None if by_mode or not variational else _by_dense_matrices(run, problem)
+            if solution is None:
+                first = problem if by_mode or not variational else _without_mode(run, problem)
+                solution = Stage(run, first, warm_start, final=not variational).run()
         if variational:
             solution = _variational_stages(run, problem, solution)
     assert solution is not None
@@ -101,6 +104,26 @@ def _can_be_variational(observations: Observations, solver: Solver) -> bool:
     """A variational site needs a covariance, and passes for one step and one covariance in each stage."""
     too_few = solver.max_passes is not None and solver.max_passes < 2 * PASSES_OF_A_STAGE
     return not observations.likelihood.quadratic and solver.gives_covariance and not too_few
+
+
+def _by_dense_matrices(run: Run, problem: Problem) -> Solution | None:
+    """Where rounds of few values would begin, whose mean and marginals they then certify; None if it is not found."""
+    observations, solver, mean = problem.site.observations, run.solver, problem.mean
+    few = mean.numel() <= min(DENSE_VALUES, solver.exact_values) and not problem.rows.sharded
+    if not few or solver.max_passes is not None or not observations.likelihood.raises_bound:
+        return None
+    try:
+        dense = DenseProblem.of(problem.operator, mean, observations)
+        found = dense.variational_posterior(None, tolerance=DENSE_SHARE * solver.tolerance, ended=run.late)
+    except torch.linalg.LinAlgError:
+        return None
+    if found is None:
+        return None
+    weights, marginals = found.weights.to(mean), found.marginals.to(mean)
+    run.position.marginals = marginals
+    precision = prior_covariance(problem).precision
+    posterior = Posterior(weights, mean + found.centred.to(mean), marginals, precision, -found.bound)
+    return run.recorder.solution(problem, posterior, Status(Reason.RUNNING), evidence=False)
 
 
 def _without_mode(run: Run, problem: Problem) -> Problem:
