@@ -56,8 +56,8 @@ def solve(
         solver: The solver.
         approximation: ``"laplace"``, or ``"variational"``: the Laplace mode, then rounds with expected gradient and curvature
             under the current marginals, until these are the marginals that are returned. Where densities are unbounded, and a
-            mode may not exist, or have kinks, on which it sits, the first expectations are under the prior's marginals, as far
-            as these are in reach. A budget
+            mode may not exist, or have kinks, on which it sits, the first expectations are under the marginals that dense
+            matrices find for few latent values, otherwise under the prior's, as far as these are in reach. A budget
             of fewer than four kernel passes, or a solver that gives no covariance, cannot do that: the result is then the
             Laplace posterior, and says so.
         warm_start: An earlier solution, whose weights are reused, and what its warm start holds for the solver.
