@@ -56,7 +56,10 @@ def look_ahead(
     def density(f: Tensor) -> Tensor:
         return likelihood.log_density(rows(f), targets).view(batch, size).sum(-1)
 
-    weights, precision = _condition(mean, covariance, plain, density, torch.zeros_like(mean).flatten(1))
+    def curvature(f: Tensor) -> Tensor:
+        return likelihood.covariance_curvature(rows(f), targets)
+
+    weights, precision = _condition(mean, covariance, plain, curvature, density, torch.zeros_like(mean).flatten(1))
     for _ in range(_ROUNDS if variational and not likelihood.quadratic else 0):
         posterior = covariance - covariance @ precision @ covariance
         nodes, node_weights = _nodes(latents, mean)
@@ -66,11 +69,16 @@ def look_ahead(
         def averaged(f: Tensor, o: Tensor = offsets, w: Tensor = node_weights) -> tuple[Tensor, Tensor]:
             return likelihood.expected_derivatives(rows(f), o, w, targets)
 
+        def broad(f: Tensor, o: Tensor = offsets, w: Tensor = node_weights) -> Tensor:
+            if not likelihood.majorises:
+                return likelihood.expected_derivatives(rows(f), o, w, targets)[1]
+            return likelihood.expected_curvature(rows(f), o, w, targets)
+
         def expected(f: Tensor, o: Tensor = offsets, w: Tensor = node_weights) -> Tensor:
             return likelihood.expected_log_density(rows(f), o, w, targets).view(batch, size).sum(-1)
 
         before = posterior.diagonal(dim1=-2, dim2=-1)
-        weights, precision = _condition(mean, covariance, averaged, expected, weights)
+        weights, precision = _condition(mean, covariance, averaged, broad, expected, weights)
         after = (covariance - covariance @ precision @ covariance).diagonal(dim1=-2, dim2=-1)
         if float(((after - before).abs() / before.clamp_min(1e-300)).detach().max()) < _STATIONARY:
             break
@@ -89,9 +97,14 @@ def _nodes(latents: int, like: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _condition(
-    mean: Tensor, covariance: Tensor, derivatives: Derivatives, density: Density, start: Tensor
+    mean: Tensor,
+    covariance: Tensor,
+    derivatives: Derivatives,
+    curvature: Callable[[Tensor], Tensor],
+    density: Density,
+    start: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Mode and precision for one set of sites."""
+    """Mode and precision for one set of sites; the precision for a curvature of its own."""
     shape = mean.shape
     centre = mean.flatten(1)
 
@@ -114,8 +127,8 @@ def _condition(
     # One step of Newton's method from the mode changes nothing, but carries the derivatives of the mode.
     gradient, _ = derivatives(values(weights))
     weights = weights - torch.linalg.solve(jacobian, weights - gradient.view_as(weights))
-    _, curvature = derivatives(values(weights))
-    return weights, torch.linalg.solve(_system(curvature, covariance, shape), _block_diagonal(curvature, shape))
+    known = curvature(values(weights))
+    return weights, torch.linalg.solve(_system(known, covariance, shape), _block_diagonal(known, shape))
 
 
 def _newton(

@@ -109,6 +109,12 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
             g ``(..., N, C)`` and W ``(..., N, C, C)``.
         """
 
+    def covariance_curvature(self, f: Tensor, targets: Tensor) -> Tensor:
+        """Curvature ``(N, C, C)`` at f that a covariance is conditioned with: that of ``derivatives`` unless it majorises."""
+        if not self.majorises:
+            return self.derivatives(f, targets)[1]
+        return self.expected_curvature(f, torch.zeros_like(f)[None], f.new_ones(1), targets)
+
     def structured_root(self, f: Tensor) -> Root | None:
         """H and ``H^T`` with ``H H^T`` the curvature at ``f``, if its structure makes them cheap; None otherwise."""
         return None

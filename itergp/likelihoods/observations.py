@@ -129,6 +129,14 @@ class Observations:
         gradient, curvature = self._summed(lambda part, at: part.likelihood.derivatives(at(f, -2), part.targets), 1, 2)
         return gradient, curvature
 
+    def covariance_curvature(self, f: Tensor) -> Tensor:
+        """``Likelihood.covariance_curvature`` ``(N, C, C)``, weighted."""
+
+        def terms(part: Observations, at: Callable[[Tensor, int], Tensor]) -> tuple[Tensor, ...]:
+            return (part.likelihood.covariance_curvature(at(f, -2), part.targets),)
+
+        return self._summed(terms, 2)[0]
+
     def curvature_product(self, f: Tensor, curvature: Tensor) -> Callable[[Tensor], Tensor]:
         """Multiplication of vectors ``(N, C)`` by the curvature ``(N, C, C)`` that ``derivatives`` gave at ``f``."""
         structure = self._structured_root(f)

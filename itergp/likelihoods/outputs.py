@@ -81,6 +81,11 @@ class IndependentOutputsLikelihood(Likelihood):
         return all(member.bounded_density for member in self._members)
 
     @property
+    def smooth(self) -> bool:  # type: ignore[override]
+        """Whether the densities of all outputs are."""
+        return all(member.smooth for member in self._members)
+
+    @property
     def curvature(self) -> str:  # type: ignore[override]
         """``"hessian"`` if it is that of all outputs, otherwise that of the first where it is another."""
         return next((member.curvature for member in self._members if member.curvature != "hessian"), "hessian")

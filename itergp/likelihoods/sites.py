@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 
-import torch
 from torch import Tensor
 
 from itergp.likelihoods.base import Likelihood, node_offsets
@@ -63,9 +62,7 @@ class LaplaceSite:
 
     def covariance_curvature(self, f: Tensor, curvature: Tensor) -> Tensor:
         """The curvature ``(N, C, C)`` that a covariance is conditioned with: that of ``derivatives`` unless it majorises."""
-        if not self.likelihood.majorises:
-            return curvature
-        return self.observations.expected_curvature(f, torch.zeros_like(f)[None], f.new_ones(1))
+        return self.observations.covariance_curvature(f) if self.likelihood.majorises else curvature
 
     def curvature_root(self, f: Tensor, curvature: Tensor) -> Root:
         """H and ``H^T`` with ``H H^T`` the curvature at ``f``."""

@@ -879,7 +879,7 @@ class NetworkGP(nn.Module):
             for i in slices(num_rows(rows), self._rows_at_once()):
                 part, own = take(rows, i), observed.part(i.start, i.stop - i.start)
                 latents = self.linearisation.outputs(part)
-                curvature = own.derivatives(latents)[1]
+                curvature = own.covariance_curvature(latents)
                 slope = self._curvature_slope(part, fit, terms, bound)
                 change = (slope * (curvature - curvature.detach())).sum(dtype=torch.float64)
                 total = total + own.log_density(latents).sum(dtype=torch.float64) - 0.5 * change

@@ -63,8 +63,7 @@ class LaplaceEvidence(Objective):
         centred = (weights * (mode - mean)).sum()
         quadratic = centred - 0.5 * (weights * apply_kernels(kernel, weights)).sum()
         moving = _moving_mode(kernel, mean, mode, observations)
-        _, curvature = observations.derivatives(moving)
-        joint = _joint(kernel, curvature)
+        joint = _joint(kernel, observations.covariance_curvature(moving))
         return fit - quadratic - 0.5 * torch.linalg.slogdet(joint).logabsdet
 
 

@@ -327,4 +327,4 @@ def _curvature_eigen(linearisation: Linearisation, rows: Rows, observed: Observa
 
 
 def _curvature_at(latents: Tensor, observed: Observations) -> Tensor:
-    return observed.derivatives(latents)[1].detach()
+    return observed.covariance_curvature(latents).detach()
