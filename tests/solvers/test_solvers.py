@@ -561,6 +561,20 @@ def test_rounds_of_few_values_begin_where_dense_matrices_find_the_posterior(name
     assert found.kernel_passes < without.kernel_passes
 
 
+@pytest.mark.parametrize("name", ["laplace", "heteroscedastic"])
+def test_ctrl_c_before_the_first_round_leaves_the_prior(name, monkeypatch):
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DenseProblem, "variational_posterior", interrupted)
+    model = make_model(name, solver=SubspaceNewton())
+    solution = model.condition()
+    assert solution.status.reason is Reason.INTERRUPTED
+    assert float(solution.representer_weights.abs().max()) == 0.0
+    prior, variance = model.prior_at(), solution.latent_covariance.diagonal(dim1=-2, dim2=-1)
+    assert_close(variance, prior.kernel(prior.features, diag=True).detach().unsqueeze(-1).expand_as(variance))
+
+
 def test_the_time_limit_ends_the_solve():
     solver = SubspaceNewton(time_limit=1e-9, tolerance=1e-12)
     solution = make_model("categorical", kernel=make_kernel(0.1, 50.0), solver=solver).condition()

@@ -107,23 +107,30 @@ def _can_be_variational(observations: Observations, solver: Solver) -> bool:
 
 
 def _by_dense_matrices(run: Run, problem: Problem) -> Solution | None:
-    """Where rounds of few values would begin, whose mean and marginals they then certify; None if it is not found."""
+    """Where rounds of few values would begin, whose mean and marginals they then certify; None if it is not found.
+
+    As it is, with the prior's covariance, it is what Ctrl-C or the clock leave.
+    """
     observations, solver, mean = problem.site.observations, run.solver, problem.mean
     few = mean.numel() <= min(DENSE_VALUES, solver.exact_values) and not problem.rows.sharded
     if not few or solver.max_passes is not None or not observations.likelihood.raises_bound:
         return None
+    weights, values, status = torch.zeros_like(mean), mean, Status(Reason.INTERRUPTED)
     try:
         dense = DenseProblem.of(problem.operator, mean, observations)
         found = dense.variational_posterior(None, tolerance=DENSE_SHARE * solver.tolerance, ended=run.late)
+        if found is None:
+            return None
+        run.position.marginals = found.marginals.to(mean)
+        weights, values = found.weights.to(mean), mean + found.centred.to(mean)
+        status = Status(Reason.TIME, f"{run.budget.seconds():.1f} s, before the variational stage")
     except torch.linalg.LinAlgError:
         return None
-    if found is None:
-        return None
-    weights, marginals = found.weights.to(mean), found.marginals.to(mean)
-    run.position.marginals = marginals
-    precision = prior_covariance(problem).precision
-    posterior = Posterior(weights, mean + found.centred.to(mean), marginals, precision, -found.bound)
-    return run.recorder.solution(problem, posterior, Status(Reason.RUNNING), evidence=False)
+    except KeyboardInterrupt:
+        pass
+    prior = prior_covariance(problem)
+    posterior = Posterior(weights, values, prior.latent_covariance, prior.precision, problem.objective(values, weights))
+    return run.recorder.solution(problem, posterior, status, evidence=False)
 
 
 def _without_mode(run: Run, problem: Problem) -> Problem:
