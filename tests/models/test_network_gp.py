@@ -8,6 +8,8 @@ import math
 import pytest
 import torch
 from gpytorch.distributions import MultitaskMultivariateNormal, MultivariateNormal
+from gpytorch.kernels import ConstantKernel, LinearKernel
+from gpytorch.means import ZeroMean
 from helpers import CASES, make_inputs
 from torch import nn
 from torch.func import functional_call, jacrev
@@ -15,7 +17,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from itergp.errors import InputError
 from itergp.learning import calibrate_network
-from itergp.likelihoods import BernoulliLikelihood, CategoricalLikelihood, GaussianLikelihood, Observations
+from itergp.likelihoods import (
+    BernoulliLikelihood,
+    CategoricalLikelihood,
+    GaussianLikelihood,
+    Observations,
+    StudentTLikelihood,
+)
 from itergp.models import GP, NetworkGP
 from itergp.models.network_gp import TEMPERINGS
 from itergp.operators import JacobianOperator, linearise
@@ -26,7 +34,7 @@ from itergp.posterior.gauss_newton import GaussNewton
 from itergp.posterior.row_information import RowInformation
 from itergp.posterior.softmax_information import SoftmaxInformation
 from itergp.posterior.tempering import tempered
-from itergp.solvers import SubspaceNewton, policies, solve
+from itergp.solvers import DenseNewton, SubspaceNewton, policies, solve
 
 ROWS, NEW, CLASSES = 40, 7, 3
 
@@ -141,7 +149,7 @@ def reference(network, x, y, new, likelihood, precision, names=None):
         J, J_new = jacobian(network, names, x), jacobian(network, names, new)
     with torch.no_grad():
         f, mean = (call(network, rows).reshape(len(block), -1) for rows, block in ((x, J), (new, J_new)))
-        W = likelihood.derivatives(f, y)[1]
+        W = likelihood.covariance_curvature(f, y)
         H = torch.einsum("ncp,ncd,ndq->pq", J, W, J)
         P = torch.diag(torch.as_tensor(precision).double().expand(len(H)))
         flat = J_new.flatten(0, 1)
@@ -1030,6 +1038,26 @@ def test_what_does_not_fit_is_refused():
     for message, make in wrong.items():
         with pytest.raises(InputError, match=message):
             make()
+
+
+def test_a_linear_network_under_student_t_noise_is_a_gaussian_process():
+    """Both condition their covariance with the Fisher information, not with the curvature of the steps to the mode."""
+    x = torch.randn(ROWS, 3, dtype=torch.float64)
+    y, new = x[:, 0] + 0.3 * torch.randn(ROWS, dtype=torch.float64), torch.randn(NEW, 3, dtype=torch.float64)
+    linear, constant = LinearKernel().double(), ConstantKernel().double()
+    linear.variance = constant.constant = torch.tensor(1.0, dtype=torch.float64)
+    process = GP(x, y, StudentTLikelihood(noise=0.1, deg_free=4.0), mean=ZeroMean(), kernel=linear + constant).double()
+    process.approximation, process.solver = "laplace", DenseNewton()
+    network = nn.Linear(3, 1).double()
+    with torch.no_grad():  # the weights of the mode
+        shares = process.condition().representer_weights
+        network.weight.copy_(shares.mT @ x)
+        network.bias.copy_(shares.sum(0))
+    model = NetworkGP(network, x, y, StudentTLikelihood(noise=0.1, deg_free=4.0).double(), prior_precision=1.0)
+    mean, covariance, _ = model.latent_moments(new)
+    expected = process.eval()(new)
+    torch.testing.assert_close(mean[:, 0], expected.mean.detach(), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(covariance[:, 0, 0], expected.variance.detach(), rtol=1e-6, atol=1e-9)
 
 
 def test_a_network_is_not_emptied():
