@@ -128,11 +128,11 @@ class ComputationAwareELBO(Objective):
 
     def _evidence(self, prior: Prior, observations: Observations) -> Tensor:
         """By products with weights and actions of the solver's posterior."""
-        before, held = self._held, self._posterior()
+        held = self._posterior()
         given = prior, observations
         prior, observations = share_latents(held.distinct, *given)
         actions = held.actions
-        if held is not before:
+        if self.condition_every == 1:  # otherwise they stay for the next evaluations
             actions = actions * _growth(held, observations)
         block = torch.cat([actions, held.weights.unsqueeze(-1)], -1)
         operator = differentiable(prior if held.support is None else prior.take(held.support), self.model)
@@ -199,7 +199,9 @@ class ComputationAwareELBO(Objective):
                 self._left_to_solver = True
                 return None
             self._sites, self._weights = found.sites, found.weights
-            if observations.likelihood.curvature != "hessian":  # where the bound is not stationary in W
+            if (
+                observations.likelihood.curvature != "hessian" and self.condition_every == 1
+            ):  # W moves, and the bound with it
                 moved = problem.expected_curvature(found)
         self._evaluations += 1
         assert self._sites is not None
