@@ -199,10 +199,8 @@ class ComputationAwareELBO(Objective):
                 self._left_to_solver = True
                 return None
             self._sites, self._weights = found.sites, found.weights
-            if (
-                observations.likelihood.curvature != "hessian" and self.condition_every == 1
-            ):  # W moves, and the bound with it
-                moved = problem.expected_curvature(found)
+            if self.condition_every == 1 and observations.likelihood.curvature != "hessian":
+                moved = problem.expected_curvature(found)  # in which the bound is not stationary
         self._evaluations += 1
         assert self._sites is not None
         assert self._weights is not None

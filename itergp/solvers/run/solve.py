@@ -127,7 +127,7 @@ def _by_dense_matrices(run: Run, problem: Problem) -> Solution | None:
     except torch.linalg.LinAlgError:
         return None
     except KeyboardInterrupt:
-        pass
+        pass  # with the prior's mean
     prior = prior_covariance(problem)
     posterior = Posterior(weights, values, prior.latent_covariance, prior.precision, problem.objective(values, weights))
     return run.recorder.solution(problem, posterior, status, evidence=False)
