@@ -28,7 +28,7 @@ def plugs_in(likelihood: Likelihood) -> bool:
 
 def approximation_of(likelihood: Likelihood) -> str:
     """By which a posterior is found in the least time: the Laplace approximation wherever modes are smooth and bounded."""
-    return "laplace" if likelihood.bounded_density and likelihood.smooth else "variational"
+    return "laplace" if likelihood.has_smooth_mode else "variational"
 
 
 @torch.no_grad()

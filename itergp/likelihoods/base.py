@@ -80,6 +80,11 @@ class Likelihood(gpytorch.likelihoods.Likelihood):
     predictive_options: ClassVar[tuple[str, ...]] = ()
 
     @property
+    def has_smooth_mode(self) -> bool:
+        """Whether there is a mode that Newton's method finds: where densities have a bound and no kinks."""
+        return self.bounded_density and self.smooth
+
+    @property
     def raises_bound(self) -> bool:
         """Whether natural gradients with W as the curvature raise the evidence lower bound: where W is no stand-in."""
         return self.curvature == "hessian"

@@ -224,7 +224,9 @@ def _within_reach(problem: Problem, mean: Tensor, marginals: Tensor, most: Calla
 
 
 def _expected_curvature(observations: Observations, mean: Tensor, marginals: Tensor) -> Tensor:
-    return VariationalSite.from_covariance(observations, marginals).derivatives(mean)[1]
+    site = VariationalSite.from_covariance(observations, marginals)
+    curvature = site.derivatives(mean)[1]
+    return site.covariance_curvature(mean, curvature) if observations.likelihood.majorises else curvature
 
 
 def _information(curvature: Tensor, marginals: Tensor) -> Tensor:

@@ -88,7 +88,7 @@ def solve(
         run = replace(run, refines=variational and solver.rounds is not None)
         solution = None
         if run.position.stage == 0:
-            by_mode = observations.likelihood.bounded_density and observations.likelihood.smooth
+            by_mode = observations.likelihood.has_smooth_mode
             solution = None if by_mode or not variational else _by_dense_matrices(run, problem)
             if solution is None:
                 first = problem if by_mode or not variational else _without_mode(run, problem)
