@@ -69,6 +69,12 @@ def _log_logistic(f: Tensor, y: Tensor) -> Tensor:
     )
 
 
+def _log_normal(f: Tensor, y: Tensor) -> Tensor:
+    z = 2.0 * (y[:, 0].log() - f[..., 0])
+    density = math.log(2.0) - y[:, 0].log() - 0.5 * (z.square() + math.log(2.0 * math.pi))
+    return torch.where(y[:, 1] == 1.0, density, torch.special.log_ndtr(-z))
+
+
 def _intervals(log_survival: Callable[[Tensor], Tensor], observed: Density, f: Tensor, y: Tensor) -> Tensor:
     """Of all kinds of censoring, given ``log P(T > exp(f) u)`` as a function of ``log u``."""
     time, event, end = y.unbind(-1)
@@ -138,6 +144,8 @@ DENSITIES: dict[str, Density] = {
     "log-logistic": _log_logistic,
     "weibull-intervals": lambda f, y: _intervals(lambda u: -(2.0 * u).exp(), DENSITIES["weibull"], f, y),
     "log-logistic-intervals": lambda f, y: _intervals(lambda u: logsigmoid(-2.0 * u), _log_logistic, f, y),
+    "log-normal-times": _log_normal,
+    "log-normal-intervals": lambda f, y: _intervals(lambda u: torch.special.log_ndtr(-2.0 * u), _log_normal, f, y),
     "exponential": lambda f, y: _censored(1.0, f, y),
 }
 

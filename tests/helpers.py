@@ -24,6 +24,7 @@ from itergp.likelihoods import (
     BetaLikelihood,
     BinomialLikelihood,
     CategoricalLikelihood,
+    CensoredLogNormalLikelihood,
     ExponentialLikelihood,
     GammaLikelihood,
     GaussianLikelihood,
@@ -239,6 +240,21 @@ class _LogLogistic:
         return scipy.special.log_expit(-self._odds(y))
 
 
+class _LogNormal:
+    """The same of log-normal times, by the variance of their logarithm."""
+
+    def __init__(self, noise: float, scale: np.ndarray) -> None:
+        self._standardised = lambda y: (np.log(y) - np.log(scale)) / noise**0.5
+        times = sps.lognorm(noise**0.5, scale=scale)
+        self.cdf, self.logpdf = times.cdf, times.logpdf
+
+    def logcdf(self, y: np.ndarray) -> np.ndarray:
+        return scipy.special.log_ndtr(self._standardised(y))
+
+    def logsf(self, y: np.ndarray) -> np.ndarray:
+        return scipy.special.log_ndtr(-self._standardised(y))
+
+
 def _censored(shape: float, distribution=sps.weibull_min):
     def density(f: np.ndarray, y: np.ndarray) -> np.ndarray:
         times = distribution(shape, scale=np.exp(f[:, 0]))
@@ -424,6 +440,12 @@ CASES: dict[str, Case] = {
     ),
     "log-logistic": Case(
         lambda: LogLogisticLikelihood(shape=2.0), make_survival, _censored(2.0, _LogLogistic), "positive"
+    ),
+    "log-normal-intervals": Case(
+        lambda: CensoredLogNormalLikelihood(noise=0.25), make_intervals, _intervals(0.25, _LogNormal), "positive"
+    ),
+    "log-normal-times": Case(
+        lambda: CensoredLogNormalLikelihood(noise=0.25), make_survival, _censored(0.25, _LogNormal), "positive"
     ),
     "exponential": Case(ExponentialLikelihood, make_survival, _censored(1.0), "positive"),
 }

@@ -18,7 +18,12 @@ from itergp.likelihoods.positive import GammaLikelihood, LogNormalLikelihood
 from itergp.likelihoods.robust import LaplaceLikelihood, StudentTLikelihood
 from itergp.likelihoods.single_latent import SingleLatentLikelihood
 from itergp.likelihoods.sites import LaplaceSite, Site, VariationalSite
-from itergp.likelihoods.survival import ExponentialLikelihood, LogLogisticLikelihood, WeibullLikelihood
+from itergp.likelihoods.survival import (
+    CensoredLogNormalLikelihood,
+    ExponentialLikelihood,
+    LogLogisticLikelihood,
+    WeibullLikelihood,
+)
 from itergp.likelihoods.targets import as_floats, check_targets, require_counts
 
 __all__ = [
@@ -27,6 +32,7 @@ __all__ = [
     "BetaLikelihood",
     "BinomialLikelihood",
     "CategoricalLikelihood",
+    "CensoredLogNormalLikelihood",
     "ConstrainedParameter",
     "ExponentialLikelihood",
     "GammaLikelihood",

@@ -13,7 +13,7 @@ from itergp.likelihoods.base import Likelihood, Observed
 from itergp.likelihoods.integrals import expected_cloglog, expected_sigmoid
 from itergp.likelihoods.predictive import BernoulliPredictive
 from itergp.likelihoods.quadrature import node_covariance
-from itergp.likelihoods.special import MAX_EXPONENT, continued_exp, inverse_mills
+from itergp.likelihoods.special import MAX_EXPONENT, continued_exp, inverse_mills, mills_slope
 from itergp.likelihoods.targets import require_integers
 
 Link = Literal["logit", "probit", "cloglog"]
@@ -93,7 +93,7 @@ class BernoulliLikelihood(Likelihood):
             gradient, curvature = sign * miss, miss * torch.sigmoid(margin)
         else:
             ratio = inverse_mills(margin)
-            gradient, curvature = sign * ratio, _probit_curvature(margin, ratio)
+            gradient, curvature = sign * ratio, mills_slope(margin, ratio)
         return gradient.unsqueeze(-1), curvature[..., None, None]
 
     def expected_log_density(self, mean: Tensor, offsets: Tensor, weights: Tensor, targets: Tensor) -> Tensor:
@@ -142,15 +142,6 @@ def _tilted(mean: Tensor, offsets: Tensor, weights: Tensor) -> Tensor:
 
 def _sign(targets: Tensor, f: Tensor) -> Tensor:
     return (2.0 * targets - 1.0).to(f.dtype)
-
-
-def _probit_curvature(margin: Tensor, ratio: Tensor) -> Tensor:
-    """``ratio (ratio + z)``, which tends to 1 as z -> -inf; there the difference cancels and a series replaces it."""
-    inverse_square = margin.clamp_max(-1.0).square().reciprocal()
-    # ratio + z = 1/|z| - 2/|z|^3 + 10/|z|^5 - ...; ratio ~ |z| + 1/|z| - 2/|z|^3 + 10/|z|^5
-    tail = 1.0 - inverse_square * (1.0 - inverse_square * (6.0 - 50.0 * inverse_square))
-    cut = -12.0 if margin.dtype == torch.float32 else -1e3
-    return torch.where(margin < cut, tail, ratio * (ratio + margin)).clamp_min(0.0)
 
 
 def _cloglog_log_density(latent: Tensor, targets: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import distributions as td
 from torch.distributions import constraints
 from torch.nn.functional import logsigmoid
 
-from itergp.likelihoods.special import betainc, log_mass
+from itergp.likelihoods.special import betainc, interval_slopes, log_mass
 
 
 class Poisson(td.Poisson):
@@ -235,3 +235,26 @@ class LogLogistic(td.Distribution):
         uniform = torch.rand(shape, dtype=self.log_scale.dtype, device=self.log_scale.device)
         eps = torch.finfo(uniform.dtype).eps
         return self.icdf(uniform.clamp(eps, 1.0 - eps))
+
+
+class LogNormal(td.LogNormal):
+    """Positive values whose logarithm is normal, with the tails that censored values need."""
+
+    def _standardised(self, value: Tensor) -> Tensor:
+        return (value.log() - self.loc) / self.scale
+
+    def log_survival(self, value: Tensor) -> Tensor:
+        """``log P(y > value)``."""
+        return torch.special.log_ndtr(-self._standardised(value))
+
+    def log_interval(self, lower: Tensor, upper: Tensor) -> Tensor:
+        """``log P(lower < y <= upper)``, accurate for short intervals; lower bounds may be 0."""
+        tiny, open_end = torch.finfo(self.loc.dtype).tiny, lower > 0
+        low = torch.where(open_end, lower, 0.5 * upper).clamp_min(tiny)
+        within, *_ = interval_slopes(self._standardised(low), torch.log1p((upper - low) / low) / self.scale)
+        return torch.where(open_end, within.to(self.loc), torch.special.log_ndtr(self._standardised(upper)))
+
+    def cdf(self, value: Tensor) -> Tensor:
+        """``P(y <= value)``, 0 below 0."""
+        tiny = torch.finfo(self.loc.dtype).tiny
+        return torch.special.ndtr(self._standardised(value.clamp_min(tiny))) * (value > 0)

@@ -13,6 +13,7 @@ MAX_EXPONENT = 80.0
 
 _SMALL = 0.25  # up to here series for masses of short intervals; their next terms are below 1e-12
 _NEGLIGIBLE = 5.0  # exp(-exp(5)) is no number beside 1
+_SHORT = 1e-4  # interval of a standard normal, times its distance: differences lose digits there, and a series does not
 
 _CHUNK = 2**18  # elements of a continued fraction that are iterated together: few enough to stay in cache
 _MAX_ITERATIONS = 20_000
@@ -63,6 +64,18 @@ def inverse_mills(margin: Tensor) -> Tensor:
     return torch.where(margin > 0.0, upper, lower)
 
 
+def mills_slope(margin: Tensor, ratio: Tensor) -> Tensor:
+    """``r (r + z)``, minus the second derivative of ``log Phi(z)``, given ``r = inverse_mills(z)``.
+
+    It tends to 1 as z -> -inf; there the difference cancels and a series replaces it.
+    """
+    inverse_square = margin.clamp_max(-1.0).square().reciprocal()
+    # ratio + z = 1/|z| - 2/|z|^3 + 10/|z|^5 - ...; ratio ~ |z| + 1/|z| - 2/|z|^3 + 10/|z|^5
+    tail = 1.0 - inverse_square * (1.0 - inverse_square * (6.0 - 50.0 * inverse_square))
+    cut = -12.0 if margin.dtype == torch.float32 else -1e3
+    return torch.where(margin < cut, tail, ratio * (ratio + margin)).clamp_min(0.0)
+
+
 def normal_interval(upper: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Probability that a standard normal falls between two bounds, with its relative derivatives.
 
@@ -98,6 +111,30 @@ def normal_interval(upper: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tenso
     log_mass = torch.where(tail, log_tail, torch.log(mass))
     at_high, at_low = torch.where(tail, tail_high, middle_high), torch.where(tail, tail_low, middle_low)
     return log_mass, torch.where(reflect, at_low, at_high), torch.where(reflect, at_high, at_low)
+
+
+def interval_slopes(lower: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``log P(a < Z < a + h)`` of a standard normal, minus its slope in a, and minus its curvature, which is between 0 and 1.
+
+    Args:
+        lower: a, finite.
+        width: h, positive, however small.
+
+    Returns:
+        The three, float64.
+    """
+    lower, width = lower.double(), width.double()
+    middle, square = lower + 0.5 * width, width.square()
+    short = width * (1.0 + middle.abs()) < _SHORT
+    upper = lower + torch.where(short, 1.0, width)
+    log_probability, at_upper, at_lower = normal_interval(upper, lower)
+    slope = at_lower - at_upper
+    bend = (slope.square() + upper * at_upper - lower * at_lower).clamp(0.0, 1.0)
+    # The density in the middle times the width, and the next term of the expansion of the integral.
+    density = width.log() - 0.5 * middle.square() - 0.5 * math.log(2.0 * math.pi)
+    log_short = density + square * (middle.square() - 1.0) / 24.0
+    slope = torch.where(short, middle * (1.0 - square / 12.0), slope)
+    return torch.where(short, log_short, log_probability), slope, torch.where(short, 1.0 - square / 12.0, bend)
 
 
 @torch.no_grad()

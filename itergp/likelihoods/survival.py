@@ -2,31 +2,41 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from typing import ClassVar
 
 import torch
-from gpytorch.constraints import Interval, Positive
+from gpytorch.constraints import GreaterThan, Interval, Positive
 from gpytorch.priors import Prior
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from itergp.errors import InputError
 from itergp.likelihoods.base import Observed
-from itergp.likelihoods.distributions import LogLogistic, Weibull
+from itergp.likelihoods.distributions import LogLogistic, LogNormal, Weibull
 from itergp.likelihoods.mixtures import QuadratureMixture
-from itergp.likelihoods.parameters import ConstrainedParameter
+from itergp.likelihoods.parameters import SMALLEST_NOISE, ConstrainedParameter
 from itergp.likelihoods.single_latent import SingleLatentLikelihood
-from itergp.likelihoods.special import MAX_EXPONENT, continued_exp, log_mass, mass_slopes
+from itergp.likelihoods.special import (
+    MAX_EXPONENT,
+    continued_exp,
+    interval_slopes,
+    inverse_mills,
+    log_mass,
+    mass_slopes,
+    mills_slope,
+)
 from itergp.likelihoods.targets import as_floats, check_columns, require_inside
 
+_Times = Weibull | LogLogistic | LogNormal
 RIGHT, OBSERVED, LEFT, INTERVAL = 0.0, 1.0, 2.0, 3.0  # event indicators, as those of R's Surv
 
 
 class SurvivalMixture(QuadratureMixture):
     """Mixture of times, whose ``log_prob`` knows what censoring is."""
 
-    component_distribution: Weibull | LogLogistic
+    component_distribution: _Times
 
     def log_survival(self, value: Tensor) -> Tensor:
         """``log P(T > t)`` of times broadcast against ``(M,)``, accurate where that is small."""
@@ -107,7 +117,7 @@ class _SurvivalLikelihood(SingleLatentLikelihood):
         return as_floats(targets)
 
     @abstractmethod
-    def _conditional(self, latent: Tensor, *second: Tensor) -> Weibull | LogLogistic:
+    def _conditional(self, latent: Tensor, *second: Tensor) -> _Times:
         """``p(T | f)`` with the batch shape of ``latent``."""
 
     def predictive(self, mean: Tensor, covariance: Tensor) -> SurvivalMixture:
@@ -336,3 +346,72 @@ class LogLogisticLikelihood(_SurvivalLikelihood):
 
     def _typical(self, latent: Tensor, *second: Tensor) -> Tensor:
         return torch.exp(latent.clamp(-MAX_EXPONENT, MAX_EXPONENT))  # the median: a mean need not exist
+
+
+class CensoredLogNormalLikelihood(_SurvivalLikelihood):
+    r"""Times ``P(T > t) = \Phi((f - log t) / \sigma)`` with median ``exp(f)``; log-concave, closed-form Hessian.
+
+    The logarithm of the time is ``f`` plus Gaussian noise: ``LogNormalLikelihood`` for rows some of which are censored. The
+    hazard rises at first and falls later.
+
+    Targets are times ``(N,)``, or ``(N, 2)`` or ``(N, 3)`` with event indicators, see ``WeibullLikelihood``.
+
+    Args:
+        noise: Initial noise variance of ``log T``; default softplus(0), about 0.69.
+        noise_prior: Prior over the noise variance.
+        noise_constraint: Constraint on the noise variance; default above 1e-8.
+
+    Examples:
+        >>> import torch
+        >>> likelihood = CensoredLogNormalLikelihood(noise=0.25)
+        >>> y = likelihood.validate_targets(torch.tensor([[1.0, 1.0], [1.0, 0.0]]))  # an event, and none until 1
+        >>> [round(value, 4) for value in likelihood.log_density(torch.zeros(2, 1), y).exp().tolist()]
+        [0.7979, 0.5]
+    """
+
+    noise = ConstrainedParameter()
+    """Noise variance of the logarithm of the time ``(1,)``."""
+
+    def __init__(
+        self, noise: float | None = None, noise_prior: Prior | None = None, noise_constraint: Interval | None = None
+    ) -> None:
+        super().__init__()
+        type(self).noise.register(self, noise_constraint or GreaterThan(SMALLEST_NOISE), noise_prior, noise)
+
+    @property
+    def latent_width(self) -> float:  # type: ignore[override]
+        """Of the Gaussian noise."""
+        return float(self.noise.detach()) ** 0.5
+
+    def _scale(self, like: Tensor) -> Tensor:
+        return self.noise.sqrt().to(like.dtype)
+
+    def _log_density(self, latent: Tensor, y: Tensor, *second: Tensor) -> Tensor:
+        events, scale = second[0], self._scale(latent)
+        z = (y.log() - latent) / scale
+        normal = -0.5 * (z.square() + math.log(2.0 * math.pi)) - scale.log() - y.log()
+        found = torch.where(events == OBSERVED, normal, torch.special.log_ndtr(torch.where(events == LEFT, z, -z)))
+        if len(second) == 1:
+            return found
+        between = events == INTERVAL
+        width = _log_ratio(y, second[1], between) / scale
+        return torch.where(between, interval_slopes(z, width)[0].to(found), found)
+
+    def _derivatives(self, latent: Tensor, y: Tensor, *second: Tensor) -> tuple[Tensor, Tensor]:
+        events, scale = second[0], self._scale(latent)
+        z, observed = (y.log() - latent) / scale, events == OBSERVED
+        sign = torch.where(events == LEFT, -1.0, 1.0).to(z)  # left-censored rows want smaller values
+        ratio = inverse_mills(-sign * z)
+        slope = torch.where(observed, z, sign * ratio)
+        bend = torch.where(observed, 1.0, mills_slope(-sign * z, ratio))
+        if len(second) == 2:
+            between = events == INTERVAL
+            _, *within = interval_slopes(z, _log_ratio(y, second[1], between) / scale)
+            slope, bend = (torch.where(between, x.to(z), other) for x, other in zip(within, (slope, bend), strict=True))
+        return slope / scale, bend / scale.square()
+
+    def _conditional(self, latent: Tensor, *second: Tensor) -> LogNormal:
+        return LogNormal(latent, self._scale(latent), validate_args=False)
+
+    def _typical(self, latent: Tensor, *second: Tensor) -> Tensor:
+        return torch.exp(latent.clamp(-MAX_EXPONENT, MAX_EXPONENT))  # the median: a mean need not be finite

@@ -12,6 +12,7 @@ from itergp.errors import InputError
 from itergp.likelihoods import (
     BetaLikelihood,
     BinomialLikelihood,
+    CensoredLogNormalLikelihood,
     ExponentialLikelihood,
     GammaLikelihood,
     GaussianLikelihood,
@@ -81,6 +82,7 @@ COUNTS: dict[str, Callable[[], Any]] = {
 TIMES: dict[str, Callable[[], Any]] = {
     "weibull": partial(WeibullLikelihood, shape=1.0),
     "log_logistic": partial(LogLogisticLikelihood, shape=1.0),
+    "log_normal": partial(CensoredLogNormalLikelihood, noise=1.0),
     "exponential": ExponentialLikelihood,
 }
 

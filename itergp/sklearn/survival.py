@@ -39,9 +39,9 @@ class GPSurvival(GPEstimator):
             ``comparison_``; ``"matern32"``, ``"matern12"``, ``"matern52"``, ``"rbf"``, ``"laplacian"``,
             ``"rational_quadratic"``, ``"linear"``; a GPyTorch kernel, which is copied; or a kernel of scikit-learn, which is
             translated.
-        distribution: ``"auto"``: Weibull and log-logistic times compete on held-out rows where the kernel does, and otherwise
-            it is the first; ``"weibull"``, whose hazard rises or falls with time; ``"log_logistic"``, whose hazard falls in the
-            end; ``"exponential"``, whose hazard is constant.
+        distribution: ``"auto"``: Weibull, log-logistic and log-normal times compete on held-out rows where the kernel does, and
+            otherwise it is the first; ``"weibull"``, whose hazard rises or falls with time; ``"log_logistic"`` and
+            ``"log_normal"``, whose hazards fall in the end; ``"exponential"``, whose hazard is constant.
         ard: One lengthscale per column of the table, for kernels by name. None: for up to 100 columns.
         groups: Columns of groups, as in mixed models, by name or number: ``"school"`` adds an effect of each school, with one
             variance for all; ``{"school": ["income"]}`` also lets the slope of a numeric column differ by school. A school that

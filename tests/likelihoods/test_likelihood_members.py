@@ -48,6 +48,7 @@ from itergp.likelihoods.distributions import (
     Binomial,
     Gamma,
     LogLogistic,
+    LogNormal,
     NegativeBinomial,
     StudentT,
     Weibull,
@@ -55,7 +56,7 @@ from itergp.likelihoods.distributions import (
 )
 from itergp.likelihoods.integrals import expected_cloglog
 from itergp.likelihoods.mixtures import QuadratureMixture
-from itergp.likelihoods.special import betainc, log1mexp, normal_interval
+from itergp.likelihoods.special import betainc, interval_slopes, log1mexp, normal_interval
 
 EVERYWHERE = ("bernoulli-logit", "bernoulli-probit", "categorical", "binomial", "gaussian", "student-t")
 NEW = [
@@ -75,6 +76,8 @@ PARAMETERS = {
     "log-logistic": ("shape",),
     "weibull-intervals": ("shape",),
     "log-logistic-intervals": ("shape",),
+    "log-normal-times": ("noise",),
+    "log-normal-intervals": ("noise",),
 }
 
 
@@ -251,6 +254,7 @@ DISTRIBUTIONS = {
     "gamma": (Gamma(T(3.0), T(2.0)), sps.gamma(3.0, scale=0.5), [-1.0, 0.0, 0.1, 2.0, 30.0]),
     "weibull": (Weibull(T(0.5), T(2.0)), sps.weibull_min(2.0, scale=math.exp(0.5)), [-1.0, 0.0, 0.1, 2.0, 9.0]),
     "log-logistic": (LogLogistic(T(0.5), T(3.0)), sps.fisk(3.0, scale=math.exp(0.5)), [-1.0, 0.0, 0.1, 2.0, 90.0]),
+    "log-normal": (LogNormal(T(0.5), T(0.6)), sps.lognorm(0.6, scale=math.exp(0.5)), [-1.0, 0.0, 0.1, 2.0, 90.0]),
     "binomial": (
         Binomial(T(9.0), logits=T(0.4)),
         sps.binom(9, scipy.special.expit(0.4)),
@@ -273,7 +277,9 @@ def test_distribution_functions(name):
     assert float(ours.variance) == pytest.approx(theirs.var(), rel=1e-5)
 
 
-@pytest.mark.parametrize(("kind", "theirs"), [(Weibull, sps.weibull_min), (LogLogistic, sps.fisk)])
+@pytest.mark.parametrize(
+    ("kind", "theirs"), [(Weibull, sps.weibull_min), (LogLogistic, sps.fisk), (LogNormal, sps.lognorm)]
+)
 def test_draws_and_densities_of_times(kind, theirs):
     ours, theirs = kind(T(0.5), T(2.0)), theirs(2.0, scale=math.exp(0.5))
     points = torch.tensor([0.1, 1.0, 3.0])
@@ -281,6 +287,23 @@ def test_draws_and_densities_of_times(kind, theirs):
     assert_close(ours.log_survival(points), torch.from_numpy(theirs.logsf(points.numpy())), "product")
     assert_close(ours.icdf(torch.tensor([0.1, 0.5, 0.9])), torch.from_numpy(theirs.ppf([0.1, 0.5, 0.9])), "product")
     assert sps.kstest(ours.sample(torch.Size([2_000])).numpy(), theirs.cdf).pvalue > 1e-3
+
+
+@pytest.mark.parametrize("lower", [-300.0, -9.0, -1.0, -1e-3, 0.0, 0.7, 9.0, 300.0])
+@pytest.mark.parametrize("width", [1e-13, 1e-6, 9e-5, 1.1e-4, 1e-2, 1.0, 30.0])
+def test_intervals_of_normals_keep_their_digits(lower, width):
+    """However short or far out: the probability, its slope and its curvature, against a hundred digits."""
+    mpmath = pytest.importorskip("mpmath")  # comes with torch
+    with mpmath.workdps(100):
+        a, b = mpmath.mpf(lower), mpmath.mpf(lower) + mpmath.mpf(width)
+        near, far = (-b, -a) if a > 0 else (a, b)  # on the side on which both are small
+        mass = mpmath.ncdf(far) - mpmath.ncdf(near)
+        at_lower, at_upper = (mpmath.npdf(z) / mass for z in (a, b))
+        slope = at_lower - at_upper
+        exact = mpmath.log(mass), slope, slope**2 + b * at_upper - a * at_lower
+    found = interval_slopes(torch.tensor(lower).double(), torch.tensor(width).double())
+    for ours, expected in zip(found, exact, strict=True):
+        assert float(ours) == pytest.approx(float(expected), rel=1e-7, abs=2e-7)
 
 
 def test_log_logistic_times_need_no_mean():
@@ -366,13 +389,13 @@ def _brute_force(name: str, mean: float, variance: float, y: Tensor) -> np.ndarr
 @pytest.mark.parametrize("name", [n for n in CASES if CASES[n].num_latents == 1 and n != "bernoulli-cloglog"])
 def test_predictive_density_is_the_integral(name):
     likelihood, y = targets_of(name, 12)
-    if name in ("weibull", "log-logistic", "exponential"):
+    if name in ("weibull", "log-logistic", "log-normal-times", "exponential"):
         y = y[:, 0]  # densities of observed times
     options = dict.fromkeys(likelihood.predictive_options, y[:, 1]) if y.dim() == 2 else {}
     value = y if y.dim() == 1 or y.shape[1] == 3 else y[:, 0]
     reference_y = (
         torch.stack([y, torch.ones_like(y)], -1)
-        if name in ("weibull", "log-logistic", "exponential", "poisson-softplus") and y.dim() == 1
+        if name in ("weibull", "log-logistic", "log-normal-times", "exponential", "poisson-softplus") and y.dim() == 1
         else y
     )
     for mean, variance in ((0.3, 0.3), (-0.5, 1.5)):

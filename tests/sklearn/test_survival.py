@@ -172,28 +172,34 @@ def test_densities_of_intervals_are_differences_of_the_survival_function(distrib
     np.testing.assert_allclose(short, events + np.log(1e-7), atol=1e-6)
 
 
-@pytest.mark.parametrize("distribution", ["weibull", "log_logistic"])
-def test_intervals_without_effects_have_their_maximum_likelihood(distribution):
+@pytest.mark.parametrize(
+    ("distribution", "family", "learned"),
+    [
+        ("weibull", sps.weibull_min, lambda likelihood: likelihood.shape),
+        ("log_logistic", sps.fisk, lambda likelihood: likelihood.shape),
+        ("log_normal", sps.lognorm, lambda likelihood: likelihood.noise.sqrt()),
+    ],
+)
+def test_intervals_without_effects_have_their_maximum_likelihood(distribution, family, learned):
     rng = np.random.default_rng(1)
     _, lower, upper, _ = make_bounds(600, scale=10.0)
     X = rng.normal(size=(600, 2))
     survival = GPSurvival(distribution=distribution, kernel="rbf", max_iterations=40).fit(
         X, censored_times(lower, upper)
     )
-    family = sps.weibull_min if distribution == "weibull" else sps.fisk
 
     def loss(p):
         times = family(np.exp(p[0]), scale=np.exp(p[1]))
         return -np.log(times.sf(lower) - times.sf(upper)).sum()
 
     log_shape, log_scale = minimize(loss, [0.0, np.log(10.0)], method="Nelder-Mead").x
-    found = float(survival.model_.likelihood.shape.detach())
+    found = float(learned(survival.model_.likelihood).detach())
     assert found == pytest.approx(np.exp(log_shape), rel=0.1)
     median = family(np.exp(log_shape), scale=np.exp(log_scale)).median()
     assert np.median(survival.predict(rng.normal(size=(50, 2)))) == pytest.approx(median, rel=0.1)
 
 
-@pytest.mark.parametrize("distribution", ["weibull", "log_logistic"])
+@pytest.mark.parametrize("distribution", ["weibull", "log_logistic", "log_normal"])
 def test_intervals_learn_what_times_do(distribution):
     X, lower, upper, failure = make_bounds(300)
     options = {"kernel": "rbf", "max_iterations": 30}
@@ -449,14 +455,18 @@ def test_pipelines_and_cross_validation(form):
 def test_unknown_distributions_are_refused():
     X, event, time = make_times(9)
     with pytest.raises(
-        InputError, match="`distribution` must be one of 'auto', 'weibull', 'log_logistic', 'exponential'"
+        InputError, match="`distribution` must be one of 'auto', 'weibull', 'log_logistic', 'log_normal', 'exponential'"
     ):
         GPSurvival(distribution="gompertz").fit(X, np.column_stack([event, time]))
 
 
 @pytest.mark.parametrize(
     ("name", "draw"),
-    [("weibull", lambda rng, n: rng.weibull(1.0, n)), ("log_logistic", lambda rng, n: np.exp(rng.logistic(0, 0.7, n)))],
+    [
+        ("weibull", lambda rng, n: rng.weibull(1.0, n)),
+        ("log_logistic", lambda rng, n: np.exp(rng.logistic(0, 0.7, n))),
+        ("log_normal", lambda rng, n: np.exp(rng.normal(0, 1.0, n))),
+    ],
 )
 def test_distributions_compete(name, draw):
     X, event, time = make_times(300, 1, draw, end=20.0)
