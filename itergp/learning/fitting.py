@@ -24,7 +24,7 @@ from itergp.errors import InputError, ItergpWarning, SolverError
 from itergp.learning.calibration import Calibration, calibrate_predictions
 from itergp.learning.held_out import num_weighted
 from itergp.learning.humility import limit_lengthscales
-from itergp.learning.judging import plugs_in
+from itergp.learning.judging import approximation_of, plugs_in
 from itergp.learning.learner import OPTIMIZERS, Learner, Position, Stage, Stop, resume_objective
 from itergp.learning.parameters import FreeParameter, free_parameters
 from itergp.learning.resuming import open_checkpointer, save_learned
@@ -529,7 +529,7 @@ def _stages(model: NonConjugateGP, settings: Settings, *, renew_every: int) -> l
         return [Stage("learn", bound, max_iterations, learning_rate, "adam" if optimizer == "auto" else optimizer)]
     if objective not in ("auto", "predictive"):
         raise InputError(f"`objective` must be 'auto', 'predictive', 'elbo' or an objective. Got {objective!r}.")
-    predictive = "plug-in" if _learns_the_mode(model, settings) else model.approximation
+    predictive = "plug-in" if _learns_the_mode(model, settings) else _integrated(model, settings)
     options = {"predictive": predictive, "initialise_kernel": False}
     options |= {"renew_every": renew_every, "tolerance": 1e-3, "seed": seed}
     if optimizer == "lbfgs":  # a line search compares values: one split, and no trace of earlier evaluations in them
@@ -565,6 +565,12 @@ def _learns_the_mode(model: NonConjugateGP, settings: Settings) -> bool:
     if objective != "predictive" and (objective != "auto" or _prefers_bound(element)):
         return False
     return settings.calibrate and plugs_in(element.observations.likelihood)
+
+
+def _integrated(model: NonConjugateGP, settings: Settings) -> str:
+    """The approximation that learning integrates over: the model's; where one is chosen later, that which judges structures."""
+    likelihood = model.batch_elements[0].observations.likelihood
+    return approximation_of(likelihood) if settings.calibrate else model.approximation
 
 
 def _has_large_support(model: NonConjugateGP) -> bool:

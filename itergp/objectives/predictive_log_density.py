@@ -24,13 +24,13 @@ from itergp.operators.forms import as_form
 from itergp.operators.memory import default_memory_budget
 from itergp.posterior.precision import cross_multiply, multiply, tangent
 from itergp.posterior.tempering import tempered
-from itergp.solvers import DenseNewton, Problem, Solution, Solver, SubspaceNewton, solve, solve_problem
-from itergp.solvers.few_values import are_few
+from itergp.solvers import Problem, Solution, Solver, SubspaceNewton, solve, solve_problem
+from itergp.solvers.few_values import are_few, dense_solver
 from itergp.solvers.subspace.recycled import search_space_of
 
 PREDICTIVES = ("plug-in", "laplace", "variational")
 
-_DENSE_TOLERANCE = 1e-8  # nats per row: a Newton step more costs little
+_DENSE_TOLERANCE, _MAJORISED_SHARE = 1e-8, 0.01  # nats per row; of the tolerance
 # Rows of one latent function up to which dense factors take less time than anything else: where the noise is Gaussian, and
 # where a covariance is wanted of other likelihoods, with a kernel that has a metric for neighbours, and with one that has none.
 _EXACT_ROWS, _HELD_ROWS, _HELD_ROWS_WITHOUT_METRIC = 4000, 800, 2500
@@ -249,7 +249,7 @@ class PredictiveLogDensity(Objective):
         with torch.no_grad():
             across = self._operator(validation, kind="blocked")
             right = cross_multiply(across, operator.inputs, gradient.unsqueeze(-1))[..., 0]
-            if _is_small(problem):
+            if self._is_small(problem):
                 weighted = solve_adjoint_exactly(operator, hessian, right)
             else:
                 space, tolerance = search_space_of(solution), 0.1 * self.tolerance
@@ -329,19 +329,19 @@ class PredictiveLogDensity(Objective):
         """W ``(N,)`` at the posterior mean when the split was new."""
         if split.curvature is None:
             # Exact rounds start at the mode, or where there may be none from the variational posterior of a low rank.
-            has_mode = seen.likelihood.bounded_density
-            solver = SubspaceNewton(
-                covariance_rank=0 if has_mode else self.rank, num_neighbours=0, tolerance=self.tolerance
-            )
-            approximation = "laplace" if has_mode else self.predictive
-            left, warm = self.deadline.left(), split.warm
-            solution = solve(
-                operator, mean, seen, solver, approximation=approximation, warm_start=warm, time_limit=left
-            )
-            self.deadline.check()
-            split.warm, curvature = solution.without_warm_start(), solution.curvature
-            if curvature is None:
-                curvature = _covariance_curvature(LaplaceSite(seen), solution.latent_values)
+            if seen.likelihood.bounded_density:
+                site: Site = LaplaceSite(seen)
+                values = self._mode(Problem(mean, operator, site), split).latent_values
+                curvature: Tensor | None = _covariance_curvature(site, values)
+            else:
+                solver = SubspaceNewton(covariance_rank=self.rank, num_neighbours=0, tolerance=self.tolerance)
+                left, warm = self.deadline.left(), split.warm
+                solution = solve(
+                    operator, mean, seen, solver, approximation=self.predictive, warm_start=warm, time_limit=left
+                )
+                self.deadline.check()
+                split.warm, curvature = solution.without_warm_start(), solution.curvature
+            assert curvature is not None
             split.curvature = curvature[:, 0, 0].clamp_min(0.0)
             for _ in range(_ROUNDS if self.predictive == "variational" else 0):
                 exact = ExactCovariance(kernel, split.curvature, mean.dtype)
@@ -363,6 +363,15 @@ class PredictiveLogDensity(Objective):
         form = as_form(part.kernel, part.num_kernels, part.features.shape[-1])
         return seen.num_rows <= _HELD_ROWS or form is None or form.metric is None
 
+    def _is_small(self, problem: Problem) -> bool:
+        likelihood, sharded = problem.likelihood, problem.rows.sharded
+        return are_few(likelihood, problem.num_rows, tolerance=self._dense_tolerance(likelihood), sharded=sharded)
+
+    def _dense_tolerance(self, likelihood: Likelihood) -> float:
+        """In nats per row: a Newton step more costs little, of other steps it takes many."""
+        newton = likelihood.curvature == "hessian"
+        return min(self.tolerance, _DENSE_TOLERANCE) if newton else _MAJORISED_SHARE * self.tolerance
+
     def _operator(self, prior: Prior, *, kind: OperatorKind) -> KernelOperator:
         budget = self.model.memory_budget
         return make_operator(
@@ -371,8 +380,8 @@ class PredictiveLogDensity(Objective):
 
     def _mode(self, problem: Problem, split: _Split) -> Solution:
         solver: Solver = SubspaceNewton(covariance_rank=0, tolerance=self.tolerance)
-        if _is_small(problem):
-            solver = DenseNewton(covariance=False, tolerance=min(self.tolerance, _DENSE_TOLERANCE))
+        if self._is_small(problem):
+            solver = dense_solver(problem.likelihood, tolerance=self._dense_tolerance(problem.likelihood))
         solution = solve_problem(
             problem, solver, warm_start=split.warm if self.warm_start else None, time_limit=self.deadline.left()
         )
@@ -446,7 +455,3 @@ class PredictiveLogDensity(Objective):
 def _covariance_curvature(site: Site, latent_values: Tensor) -> Tensor:
     """W ``(N, C, C)`` that a covariance is conditioned with, at the mean of a site's posterior."""
     return site.covariance_curvature(latent_values, site.derivatives(latent_values)[1])
-
-
-def _is_small(problem: Problem) -> bool:
-    return are_few(problem.likelihood, problem.num_rows, sharded=problem.rows.sharded)

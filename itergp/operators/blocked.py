@@ -79,6 +79,23 @@ class DenseOperator(BlockedOperator):
 
         return find
 
+    def dense(self) -> Tensor:
+        """The kernel matrices ``(C', N, N)``, of the kept blocks: one pass, or none."""
+        evaluate = self._evaluator()
+        matrix = self.inputs.new_empty(self.num_kernels, self.num_rows, self.num_rows, dtype=self.dtype)
+
+        def write(i: slice, j: slice) -> int:
+            entries, new = evaluate(i, j)
+            matrix[:, i, j] = entries
+            matrix[:, j, i] = entries.mT
+            return new
+
+        side, threads = side_of_block(self.device, self.num_kernels, 0), self._threads(self.num_rows**2 // 2)
+        new = symmetric(self.num_rows, side, write, threads)
+        self.counts.entries += new
+        self.counts.passes += 1
+        return matrix
+
     def release(self) -> None:
         """Frees the kept blocks."""
         super().release()
