@@ -6,9 +6,9 @@ from itergp.likelihoods import Likelihood
 from itergp.solvers.dense import DenseNewton
 from itergp.solvers.protocol import Solver
 
-# Latent values N C that dense matrices solve for in less time than kernel passes: of several functions, of one, of one whose
-# steps go by a majoriser, where passes take many (Student-t noise of 1e-3, 1,500 rows: 1.1 s, and 63).
-_DENSE_VALUES, _DENSE_ROWS, _MAJORISED_ROWS = 512, 1000, 2200
+# Latent values N C that dense matrices solve for in less time than kernel passes: of several functions, and of one. (Student-t
+# noise of 1e-3, 1,000 rows: 0.3 s, and 10. Of more rows it depends: steps by a majoriser are few or many.)
+_DENSE_VALUES, _DENSE_ROWS = 512, 1000
 # Nats per row: nearer to a mode, steps that are not Newton's end a little short of it, and before that they are many.
 _NEAREST, _MAJORISED_STEPS = 1e-7, 1000
 
@@ -24,24 +24,20 @@ def are_few(likelihood: Likelihood, num_rows: int, *, tolerance: float, sharded:
         tolerance: How near the mode is to be, in nats per row.
         sharded: Whether the rows are divided among processes.
     """
-    alone = likelihood.num_latents == 1
-    if likelihood.curvature == "hessian":
-        few = num_rows <= (_DENSE_ROWS if alone else _DENSE_VALUES // likelihood.num_latents)
-    else:
-        few = likelihood.majorises and alone and num_rows <= _MAJORISED_ROWS and tolerance >= _NEAREST
-    return few and not sharded
+    most = _DENSE_ROWS if likelihood.num_latents == 1 else _DENSE_VALUES // likelihood.num_latents
+    nearly = likelihood.majorises and likelihood.num_latents == 1 and tolerance >= _NEAREST
+    return num_rows <= most and (likelihood.curvature == "hessian" or nearly) and not sharded
 
 
-def dense_solver(likelihood: Likelihood, *, tolerance: float, covariance: bool = False) -> DenseNewton:
-    """The one of few values.
+def dense_solver(likelihood: Likelihood, *, tolerance: float) -> DenseNewton:
+    """The one of few values, without a covariance.
 
     Args:
         likelihood: Of the rows.
         tolerance: In nats per row.
-        covariance: Whether to find the covariance too.
     """
     steps = None if likelihood.curvature == "hessian" else _MAJORISED_STEPS
-    return DenseNewton(covariance=covariance, tolerance=tolerance, max_steps=steps)
+    return DenseNewton(covariance=False, tolerance=tolerance, max_steps=steps)
 
 
 def solver_of_mode(solver: Solver, likelihood: Likelihood, num_rows: int, *, tolerance: float) -> Solver:
