@@ -80,7 +80,7 @@ class DenseOperator(BlockedOperator):
         return find
 
     def dense(self) -> Tensor:
-        """The kernel matrices ``(C', N, N)``, of the kept blocks: one pass, or none."""
+        """The kernel matrices ``(C', N, N)``, of the kept blocks: one pass, which evaluates what is not kept yet."""
         evaluate = self._evaluator()
         matrix = self.inputs.new_empty(self.num_kernels, self.num_rows, self.num_rows, dtype=self.dtype)
 
@@ -91,8 +91,7 @@ class DenseOperator(BlockedOperator):
             return new
 
         side, threads = side_of_block(self.device, self.num_kernels, 0), self._threads(self.num_rows**2 // 2)
-        new = symmetric(self.num_rows, side, write, threads)
-        self.counts.entries += new
+        self.counts.entries += symmetric(self.num_rows, side, write, threads)
         self.counts.passes += 1
         return matrix
 
