@@ -646,7 +646,25 @@ MUTANTS = (
         "start = None",
         ("test_leaf_gp.py", "go_on"),
     ),
+    Mutant(
+        "rows that are censored from the left want larger values",
+        "sign = torch.where(events == LEFT, -1.0, 1.0).to(z)",
+        "sign = torch.ones_like(z)",
+        ("test_likelihood_members.py", "log-normal-intervals"),
+    ),
     # ------------------------------------------------------------------ dense factors
+    Mutant(
+        "modes of Student-t noise are found by passes, however few the rows",
+        "nearly = likelihood.majorises and likelihood.num_latents == 1 and tolerance >= _NEAREST",
+        "nearly = False",
+        ("test_objectives.py", "modes_of_student_t"),
+    ),
+    Mutant(
+        "kept blocks are evaluated again for a dense matrix",
+        "        evaluate = self._evaluator()\n        matrix",
+        "        evaluate = super()._evaluator()\n        matrix",
+        ("test_operators.py", "put_together_from_kept_blocks"),
+    ),
     Mutant(
         "the noise does not move the covariance",
         "torch.where(held > 0.0, held / torch.where(held > 0.0, curvature, 1.0), 1.0)",

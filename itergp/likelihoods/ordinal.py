@@ -14,7 +14,7 @@ from itergp.likelihoods.base import Likelihood, Observed
 from itergp.likelihoods.integrals import expected_sigmoid
 from itergp.likelihoods.parameters import ConstrainedParameter
 from itergp.likelihoods.predictive import OrdinalPredictive
-from itergp.likelihoods.special import log1mexp, normal_interval
+from itergp.likelihoods.special import interval_curvature, log1mexp, normal_interval
 from itergp.likelihoods.targets import require_labels
 
 Link = Literal["logit", "probit"]
@@ -136,9 +136,8 @@ class OrdinalLikelihood(Likelihood):
         upper, lower = self._bounds(f, targets)
         if self.link == "probit":
             _, at_upper, at_lower = normal_interval(upper, lower)  # densities over the probability of the level
-            gradient = at_lower - at_upper
-            curvature = gradient.square() + upper.double() * at_upper - lower.double() * at_lower
-            gradient, curvature = gradient.to(f.dtype), curvature.clamp(0.0, 1.0).to(f.dtype)
+            curvature = interval_curvature(upper, lower, at_upper, at_lower).to(f.dtype)
+            gradient = (at_lower - at_upper).to(f.dtype)
         else:
             above, below = torch.sigmoid(-upper), torch.sigmoid(lower)
             gradient = below - above

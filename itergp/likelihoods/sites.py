@@ -60,9 +60,11 @@ class LaplaceSite:
         """Multiplication of vectors ``(N, C)`` by the curvature at ``f``."""
         return self.observations.curvature_product(f, curvature)
 
-    def covariance_curvature(self, f: Tensor, curvature: Tensor) -> Tensor:
+    def covariance_curvature(self, f: Tensor, curvature: Tensor | None = None) -> Tensor:
         """The curvature ``(N, C, C)`` that a covariance is conditioned with: that of ``derivatives`` unless it majorises."""
-        return self.observations.covariance_curvature(f) if self.likelihood.majorises else curvature
+        if curvature is None or self.likelihood.majorises:
+            curvature = self.observations.covariance_curvature(f)
+        return curvature
 
     def curvature_root(self, f: Tensor, curvature: Tensor) -> Root:
         """H and ``H^T`` with ``H H^T`` the curvature at ``f``."""
@@ -132,12 +134,12 @@ class VariationalSite:
             terms, gradient, curvature = self.observations.expected_terms(f, self.offsets, self.weights.to(f))
         return float(terms.sum()), gradient, curvature
 
-    def covariance_curvature(self, f: Tensor, curvature: Tensor) -> Tensor:
+    def covariance_curvature(self, f: Tensor, curvature: Tensor | None = None) -> Tensor:
         """The expected curvature ``(N, C, C)`` that a covariance is conditioned with, given that of ``derivatives`` at ``f``.
 
         Where expectations are averages over samples, over more of them: see ``Likelihood.expected_curvature``.
         """
-        if f.shape[-1] > 1 or self.likelihood.majorises:
+        if curvature is None or f.shape[-1] > 1 or self.likelihood.majorises:
             curvature = self.observations.expected_curvature(f, self.offsets, self.weights.to(f))
         return curvature if self.steer is None else self.steer(f, curvature)
 

@@ -113,6 +113,19 @@ def normal_interval(upper: Tensor, lower: Tensor) -> tuple[Tensor, Tensor, Tenso
     return log_mass, torch.where(reflect, at_low, at_high), torch.where(reflect, at_high, at_low)
 
 
+def interval_curvature(upper: Tensor, lower: Tensor, at_upper: Tensor, at_lower: Tensor) -> Tensor:
+    """Minus the second derivative of ``log P(l < Z < u)`` for a shift of both bounds, between 0 and 1; float64.
+
+    Args:
+        upper: u.
+        lower: l.
+        at_upper: ``N(u) / P``, see ``normal_interval``.
+        at_lower: ``N(l) / P``.
+    """
+    curvature = (at_upper - at_lower).square() + upper.double() * at_upper - lower.double() * at_lower
+    return curvature.clamp(0.0, 1.0)
+
+
 def interval_slopes(lower: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """``log P(a < Z < a + h)`` of a standard normal, minus its slope in a, and minus its curvature, which is between 0 and 1.
 
@@ -128,12 +141,11 @@ def interval_slopes(lower: Tensor, width: Tensor) -> tuple[Tensor, Tensor, Tenso
     short = width * (1.0 + middle.abs()) < _SHORT
     upper = lower + torch.where(short, 1.0, width)
     log_probability, at_upper, at_lower = normal_interval(upper, lower)
-    slope = at_lower - at_upper
-    bend = (slope.square() + upper * at_upper - lower * at_lower).clamp(0.0, 1.0)
+    bend = interval_curvature(upper, lower, at_upper, at_lower)
     # The density in the middle times the width, and the next term of the expansion of the integral.
     density = width.log() - 0.5 * middle.square() - 0.5 * math.log(2.0 * math.pi)
     log_short = density + square * (middle.square() - 1.0) / 24.0
-    slope = torch.where(short, middle * (1.0 - square / 12.0), slope)
+    slope = torch.where(short, middle * (1.0 - square / 12.0), at_lower - at_upper)
     return torch.where(short, log_short, log_probability), slope, torch.where(short, 1.0 - square / 12.0, bend)
 
 

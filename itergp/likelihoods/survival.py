@@ -126,6 +126,13 @@ class _SurvivalLikelihood(SingleLatentLikelihood):
         return SurvivalMixture(weights, self._conditional(latent))
 
 
+class _MedianTimes(_SurvivalLikelihood):
+    """Times with median ``exp(f)``."""
+
+    def _typical(self, latent: Tensor, *second: Tensor) -> Tensor:
+        return torch.exp(latent.clamp(-MAX_EXPONENT, MAX_EXPONENT))  # a mean need not exist, or be a number
+
+
 def _log_ratio(start: Tensor, end: Tensor, between: Tensor) -> Tensor:
     """``log(end / start)`` of intervals, which short ones keep the digits of; 1 for other rows."""
     return torch.where(between, torch.log1p((torch.where(between, end, 2.0 * start) - start) / start), 1.0)
@@ -279,7 +286,7 @@ class ExponentialLikelihood(_WeibullTimes):
         return like.new_ones(1)
 
 
-class LogLogisticLikelihood(_SurvivalLikelihood):
+class LogLogisticLikelihood(_MedianTimes):
     """Times ``P(T > t) = 1 / (1 + (t exp(-f))^shape)`` with median ``exp(f)``; log-concave, closed-form Hessian.
 
     The logarithm of the time is ``f`` plus logistic noise, close to log-normal times. If shape is above 1, the hazard rises at
@@ -344,11 +351,8 @@ class LogLogisticLikelihood(_SurvivalLikelihood):
     def _conditional(self, latent: Tensor, *second: Tensor) -> LogLogistic:
         return LogLogistic(latent, self.shape.to(latent.dtype), validate_args=False)
 
-    def _typical(self, latent: Tensor, *second: Tensor) -> Tensor:
-        return torch.exp(latent.clamp(-MAX_EXPONENT, MAX_EXPONENT))  # the median: a mean need not exist
 
-
-class CensoredLogNormalLikelihood(_SurvivalLikelihood):
+class CensoredLogNormalLikelihood(_MedianTimes):
     r"""Times ``P(T > t) = \Phi((f - log t) / \sigma)`` with median ``exp(f)``; log-concave, closed-form Hessian.
 
     The logarithm of the time is ``f`` plus Gaussian noise: ``LogNormalLikelihood`` for rows some of which are censored. The
@@ -412,6 +416,3 @@ class CensoredLogNormalLikelihood(_SurvivalLikelihood):
 
     def _conditional(self, latent: Tensor, *second: Tensor) -> LogNormal:
         return LogNormal(latent, self._scale(latent), validate_args=False)
-
-    def _typical(self, latent: Tensor, *second: Tensor) -> Tensor:
-        return torch.exp(latent.clamp(-MAX_EXPONENT, MAX_EXPONENT))  # the median: a mean need not be finite

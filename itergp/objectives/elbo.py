@@ -263,7 +263,7 @@ def _growth(held: _Held, observations: Observations) -> Tensor:
     seen = observations if held.support is None else observations.take(held.support)
     site = VariationalSite.from_covariance(seen, held.marginals)
     with torch.enable_grad():
-        curvature = site.covariance_curvature(held.mean, site.derivatives(held.mean)[1])
+        curvature = site.covariance_curvature(held.mean)
         known = curvature > 0.0
         logarithm = torch.where(known, curvature, 1.0).log()
         return 1.0 + 0.5 * (logarithm - logarithm.detach())

@@ -332,7 +332,7 @@ class PredictiveLogDensity(Objective):
             if seen.likelihood.bounded_density:
                 site: Site = LaplaceSite(seen)
                 values = self._mode(Problem(mean, operator, site), split).latent_values
-                curvature: Tensor | None = _covariance_curvature(site, values)
+                curvature: Tensor | None = site.covariance_curvature(values)
             else:
                 solver = SubspaceNewton(covariance_rank=self.rank, num_neighbours=0, tolerance=self.tolerance)
                 left, warm = self.deadline.left(), split.warm
@@ -348,7 +348,7 @@ class PredictiveLogDensity(Objective):
                 marginals = exact.predictors(kernel.diagonal().to(mean)).variance[:, None, None]
                 problem = Problem(mean, operator, VariationalSite.from_covariance(seen, marginals))
                 values = self._mode(problem, split).latent_values
-                split.curvature = _covariance_curvature(problem.site, values)[:, 0, 0].clamp_min(0.0)
+                split.curvature = problem.site.covariance_curvature(values)[:, 0, 0].clamp_min(0.0)
         return split.curvature
 
     def _is_exact(self, part: Prior, seen: Observations) -> bool:
@@ -450,8 +450,3 @@ class PredictiveLogDensity(Objective):
             value = value.sum(dtype=torch.float64)
             (gradient,) = torch.autograd.grad(value, mean, retain_graph=True)
         return value, gradient
-
-
-def _covariance_curvature(site: Site, latent_values: Tensor) -> Tensor:
-    """W ``(N, C, C)`` that a covariance is conditioned with, at the mean of a site's posterior."""
-    return site.covariance_curvature(latent_values, site.derivatives(latent_values)[1])

@@ -15,7 +15,7 @@ from helpers import assert_close
 import itergp
 from itergp.errors import InputError, ItergpWarning
 from itergp.kernels import TiedMaternKernel
-from itergp.learning import InputColumns, Structure, judging, structure_search
+from itergp.learning import InputColumns, Structure, fitting, judging, structure_search
 from itergp.learning.held_out import judging_splits
 from itergp.learning.learner import Learner
 from itergp.learning.structure_search import StructureSearch
@@ -304,6 +304,16 @@ def test_few_rows_are_judged_by_dense_matrices(likelihood, monkeypatch):
     torch.testing.assert_close(dense, densities(), rtol=1e-2, atol=1e-2)
     exact = model.calculus.curvature == "hessian"
     assert solvers == ["DenseNewton" if exact else "SubspaceNewton", "SubspaceNewton"]
+
+
+def test_learning_integrates_what_structures_are_judged_by():
+    """Or what the model predicts by, where nothing else is chosen afterwards."""
+    x, _ = boxes(600)
+    model = GP(x, x[:, 0].log(), StudentTLikelihood())
+    assert model.approximation == "variational"
+    for calibrate, predictive in ((True, "laplace"), (False, "variational")):
+        settings = fitting.Settings("predictive", "adam", 4, 0.1, "auto", 0, calibrate, None, True, 0)
+        assert [stage.objective.predictive for stage in fitting._stages(model, settings, renew_every=1)] == [predictive]
 
 
 @pytest.mark.parametrize(("num_rows", "folds"), [(1000, 0), (1200, 4), (1700, 3), (2100, 1)])

@@ -201,6 +201,18 @@ def _make(name: str, kind: str, x: torch.Tensor, **kwargs):
 
 
 # -------------------------------------------------------------------- products
+@torch.no_grad()
+def test_a_dense_matrix_is_put_together_from_kept_blocks():
+    x = make_inputs(700, COLUMNS)
+    kept, fresh = (_make("matern ard", kind, x) for kind in ("dense", "blocked"))
+    first, again = kept.dense(), kept.counts.entries
+    assert again > 0
+    assert_close(kept.dense(), first)
+    assert_close(kept.matmul(torch.eye(700, dtype=x.dtype)), first)
+    assert kept.counts.entries == again
+    assert_close(first, fresh.dense())
+
+
 @pytest.mark.parametrize("name", _names(KERNELS))
 @pytest.mark.parametrize("kind", ["dense", "blocked"])
 @torch.no_grad()
