@@ -62,8 +62,8 @@ MUTANTS = (
     ),
     Mutant(
         "covariances of Student-t noise by the curvature of steps",
-        "if f.shape[-1] > 1 or self.likelihood.majorises:",
-        "if f.shape[-1] > 1:",
+        "if curvature is None or f.shape[-1] > 1 or self.likelihood.majorises:",
+        "if curvature is None or f.shape[-1] > 1:",
         ("test_natural_gradients.py", "dense_newton"),
     ),
     Mutant(
