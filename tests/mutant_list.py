@@ -654,10 +654,28 @@ MUTANTS = (
     ),
     # ------------------------------------------------------------------ dense factors
     Mutant(
-        "modes of Student-t noise are found by passes, however few the rows",
-        "nearly = likelihood.majorises and likelihood.num_latents == 1 and tolerance >= _NEAREST",
-        "nearly = False",
-        ("test_objectives.py", "modes_of_student_t"),
+        "modes without a Hessian are found by passes, however few the rows",
+        "return rows <= (_DENSE_ROWS if newton else _DENSE_ROWS_WITHOUT_HESSIAN)",
+        "return newton and rows <= _DENSE_ROWS",
+        ("test_objectives.py", "modes_without_a_hessian"),
+    ),
+    Mutant(
+        "secants are added with the wrong sign",
+        "missing = share - float(",
+        "missing = share + float(",
+        ("test_secants.py", "as_many_steps"),
+    ),
+    Mutant(
+        "the posterior of Student-t noise begins without a dense mode",
+        "slow = likelihood.majorises and likelihood.has_smooth_mode",
+        "slow = False and likelihood.has_smooth_mode",
+        ("test_solvers.py", "begin_with_dense"),
+    ),
+    Mutant(
+        "a dense mode brings no directions for the covariance",
+        "wanted = min(rank + _BEYOND_ACTIONS, self.initial_rank(problem) - 1) if rank else 0",
+        "wanted = 0",
+        ("test_solvers.py", "begin_with_dense"),
     ),
     Mutant(
         "kept blocks are evaluated again for a dense matrix",

@@ -98,7 +98,7 @@ def _held_out_density(model: NonConjugateGP, seed: int, deadline: Deadline, riva
             prior.kernel, part.features, num_kernels=prior.num_kernels, kind="auto", memory_budget=model.memory_budget
         )
         solver, limit = model.solver.without_covariance(), deadline.left()
-        solver = solver_of_mode(solver, seen.likelihood, seen.num_rows, tolerance=DENSE_TOLERANCE)
+        solver = solver_of_mode(solver, seen.likelihood, operator, tolerance=DENSE_TOLERANCE)
         solution = solve(operator, part.mean, seen, solver, approximation="laplace", time_limit=limit)
         deadline.check()
         mean = LatentPosterior.at(validation, operator, solution, covariance=False).mean

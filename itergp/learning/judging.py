@@ -105,7 +105,7 @@ def _posterior(
     approximation = "laplace" if plugged else approximation_of(likelihood)
     solver = model.solver
     if plugged:
-        solver = solver_of_mode(solver, likelihood, len(train), tolerance=DENSE_TOLERANCE)
+        solver = solver_of_mode(solver, likelihood, operator, tolerance=DENSE_TOLERANCE)
     seen, left = _observations(model, data, train), deadline.left()
     solution = solve(operator, prior.mean, seen, solver, approximation=approximation, time_limit=left)
     interrupted = solution.status.reason is Reason.INTERRUPTED

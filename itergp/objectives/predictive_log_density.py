@@ -24,13 +24,13 @@ from itergp.operators.forms import as_form
 from itergp.operators.memory import default_memory_budget
 from itergp.posterior.precision import cross_multiply, multiply, tangent
 from itergp.posterior.tempering import tempered
-from itergp.solvers import Problem, Solution, Solver, SubspaceNewton, solve, solve_problem
-from itergp.solvers.few_values import are_few, dense_solver
+from itergp.solvers import DenseNewton, Problem, Solution, Solver, SubspaceNewton, solve, solve_problem
+from itergp.solvers.few_values import are_few
 from itergp.solvers.subspace.recycled import search_space_of
 
 PREDICTIVES = ("plug-in", "laplace", "variational")
 
-_DENSE_TOLERANCE, _MAJORISED_SHARE = 1e-8, 0.01  # nats per row; of the tolerance
+_DENSE_TOLERANCE, _SECANT_SHARE = 1e-8, 0.01  # nats per row, of Newton's steps; of the tolerance, of others
 # Rows of one latent function up to which dense factors take less time than anything else: where the noise is Gaussian, and
 # where a covariance is wanted of other likelihoods, with a kernel that has a metric for neighbours, and with one that has none.
 _EXACT_ROWS, _HELD_ROWS, _HELD_ROWS_WITHOUT_METRIC = 4000, 800, 2500
@@ -364,13 +364,13 @@ class PredictiveLogDensity(Objective):
         return seen.num_rows <= _HELD_ROWS or form is None or form.metric is None
 
     def _is_small(self, problem: Problem) -> bool:
-        likelihood, sharded = problem.likelihood, problem.rows.sharded
-        return are_few(likelihood, problem.num_rows, tolerance=self._dense_tolerance(likelihood), sharded=sharded)
+        smooth = problem.site.averages or problem.likelihood.smooth  # an expectation has no kinks
+        return smooth and are_few(problem.likelihood, problem.operator)
 
     def _dense_tolerance(self, likelihood: Likelihood) -> float:
-        """In nats per row: a Newton step more costs little, of other steps it takes many."""
+        """How near dense steps come, in nats per row: Newton's in a step or two more, others where it is enough."""
         newton = likelihood.curvature == "hessian"
-        return min(self.tolerance, _DENSE_TOLERANCE) if newton else _MAJORISED_SHARE * self.tolerance
+        return min(self.tolerance, _DENSE_TOLERANCE) if newton else _SECANT_SHARE * self.tolerance
 
     def _operator(self, prior: Prior, *, kind: OperatorKind) -> KernelOperator:
         budget = self.model.memory_budget
@@ -381,7 +381,7 @@ class PredictiveLogDensity(Objective):
     def _mode(self, problem: Problem, split: _Split) -> Solution:
         solver: Solver = SubspaceNewton(covariance_rank=0, tolerance=self.tolerance)
         if self._is_small(problem):
-            solver = dense_solver(problem.likelihood, tolerance=self._dense_tolerance(problem.likelihood))
+            solver = DenseNewton(covariance=False, tolerance=self._dense_tolerance(problem.likelihood))
         solution = solve_problem(
             problem, solver, warm_start=split.warm if self.warm_start else None, time_limit=self.deadline.left()
         )

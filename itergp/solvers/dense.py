@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from itergp.checks import require_positive
 from itergp.errors import InputError
 from itergp.numerics.blocks import apply_blocks, curvature_eigen, curvature_root
 from itergp.numerics.line_search import MAX_HALVINGS, backtrack
+from itergp.numerics.secants import Pairs, SecantPair, secant_direction, with_pair
 from itergp.persistence import DERIVED
 from itergp.posterior.dense import apply_kernels, couples, dense_posterior, factorise
 from itergp.posterior.posterior import Posterior, prior_covariance
@@ -25,11 +27,39 @@ from itergp.solvers.protocol import BaseSolver, BaseState
 from itergp.solvers.run.budget import UNLIMITED, Budget
 from itergp.solvers.subspace.subspace_newton import SubspaceNewton
 
-_DEFAULT_MAX_STEPS = 100
+_DEFAULT_MAX_STEPS, _DEFAULT_MAX_SECANTS = 100, 1000
+_KEPT_STEPS = 10  # at most, that share the factors of a matrix where W is no Hessian
 _POLISHED = 0.25  # of the squared residual: what a step of rounding leaves
 _ROUNDING = torch.finfo(torch.float64).eps
 _EXPECTED_STEPS, _MATRICES = 8, 5
 _JOINT_LIMIT = 8000  # N C beyond which an (N C)^2 matrix is refused
+
+
+@dataclass(frozen=True)
+class KeptMatrix:
+    """The Newton matrix of an earlier iterate.
+
+    Attributes:
+        curvature: Its W ``(N, C, C)``, float64.
+        age: Steps since.
+        root: H with ``H H^T = W``.
+        factor: The Cholesky factor of ``I + H^T K H``.
+    """
+
+    curvature: Tensor
+    age: int = 0
+    root: Tensor = field(default_factory=lambda: torch.empty(0), metadata=DERIVED)
+    factor: Tensor = field(default_factory=lambda: torch.empty(0), metadata=DERIVED)
+
+    def factorised(self, kernel: Tensor) -> KeptMatrix:
+        """With its factor."""
+        root = curvature_root(self.curvature)
+        return replace(self, root=root, factor=factorise(kernel, root)[1])
+
+    def solve(self, residual: Tensor, pushed: Tensor) -> Tensor:
+        """``(I + W K)^{-1} R``, given R and ``K R``."""
+        inside = apply_blocks(self.root.mT, pushed).reshape(-1, 1)
+        return residual - apply_blocks(self.root, torch.cholesky_solve(inside, self.factor).reshape(residual.shape))
 
 
 @dataclass(frozen=True)
@@ -41,6 +71,7 @@ class DenseState(BaseState):
     latent_values: Tensor = field(metadata=DERIVED)
     gradient: Tensor = field(metadata=DERIVED)
     curvature: Tensor = field(metadata=DERIVED)
+    pushed: Tensor = field(metadata=DERIVED)  # K times the residual
     objective: float
     norm_squared: float = float("inf")
     residual: float = float("inf")
@@ -49,21 +80,25 @@ class DenseState(BaseState):
     steps: int = 0
     polished: bool = False
     event: str = ""
+    matrix: KeptMatrix | None = None
+    pairs: Pairs = ()
 
     @classmethod
     def at(cls, problem: Problem, kernel: Tensor, weights: Tensor) -> DenseState:
         """The state at given weights."""
         f = problem.mean.double() + apply_kernels(kernel, weights)
         gradient, curvature = problem.site.derivatives(f)
-        residual = gradient - weights
-        q = abs(inner(residual, apply_kernels(kernel, residual)))
+        pushed = apply_kernels(kernel, gradient - weights)
+        q = abs(inner(gradient - weights, pushed))
         objective = -problem.site.log_density(f) + 0.5 * inner(weights, f - problem.mean.double())
-        return cls(kernel, weights, f, gradient, curvature, objective, q)
+        return cls(kernel, weights, f, gradient, curvature, pushed, objective, q)
 
     @classmethod
-    def rebuild(cls, problem: Problem, weights: Tensor, **fields: Any) -> DenseState:
+    def rebuild(cls, problem: Problem, weights: Tensor, matrix: KeptMatrix | None = None, **fields: Any) -> DenseState:
         """The state of a checkpoint, for one evaluation of the kernel matrix."""
-        return replace(cls.at(problem, problem.operator.dense().double(), weights), **fields)
+        kernel = problem.operator.dense().double()
+        matrix = None if matrix is None else matrix.factorised(kernel)
+        return replace(cls.at(problem, kernel, weights), matrix=matrix, **fields)
 
     @property
     def rank(self) -> int:
@@ -76,6 +111,11 @@ class DenseState(BaseState):
         return self.gradient - self.weights
 
     @property
+    def is_fresh(self) -> bool:
+        """Whether the next direction is that of its own W alone."""
+        return self.matrix is not None and self.matrix.age == 0 and not self.pairs
+
+    @property
     def finite(self) -> bool:
         """Whether the iterate is finite."""
         arrays = self.latent_values, self.gradient, self.curvature, self.weights
@@ -86,13 +126,16 @@ class DenseState(BaseState):
 class DenseNewton(BaseSolver[DenseState]):
     """Newton's method with dense float64 matrices and a line search: GPML algorithms 3.1 and 3.3.
 
+    Where W is no Hessian, a quasi-Newton method: limited-memory BFGS (Nocedal & Wright 2006, algorithm 7.4) that begins with
+    the Newton matrix of an earlier iterate, at first of the last one, in the end of up to ten steps ago.
+
     One latent function costs ``N^3`` per step. Several are solved jointly, ``(N C)^3``, up to N C = 8,000; beyond that
     the softmax is solved by algorithm 3.3, ``(C + 1) N^3``, for the mode only (``covariance=False``), if its latent functions
     are not coupled.
 
     Args:
         tolerance: Gap to the mode at which to stop, in nats per row; default 1e-16.
-        max_steps: Newton steps per stage; default 100.
+        max_steps: Steps per stage; default 100, or 1,000 where W is no Hessian.
         time_limit: Seconds for all stages together.
         covariance: Whether to compute the exact posterior covariance; without it the prior's is returned.
 
@@ -164,10 +207,14 @@ class DenseNewton(BaseSolver[DenseState]):
         return state
 
     def step(self, problem: Problem, state: DenseState, budget: Budget) -> DenseState:
-        """One Newton step with backtracking on the objective."""
+        """One step with backtracking on the objective: of Newton's, or where W is no Hessian of a quasi-Newton method."""
         del budget
-        target = self._newton_weights(problem, state)
-        direction = target - state.weights
+        remembers = _remembers(problem)
+        if remembers:
+            state = _with_matrix(state)
+            direction = _quasi_newton_direction(state)
+        else:
+            direction = self._newton_weights(problem, state) - state.weights
         # Along V + a D the slope of Psi at a = 0 is <K D, V - g>.
         slope = inner(apply_kernels(state.kernel, direction), state.weights - state.gradient)
         polishing = -slope < problem.resolution(state.latent_values, state.gradient, state.objective, state.curvature)
@@ -179,23 +226,24 @@ class DenseNewton(BaseSolver[DenseState]):
             # Too near for the objective to judge, Newton's step is right. A NaN is for the driver to report.
             return -math.inf if polishing or math.isnan(trial.objective) else trial.objective
 
-        found = backtrack(objective, state.objective, slope, halvings=MAX_HALVINGS)
+        uphill = remembers and slope >= 0.0
+        found = None if uphill else backtrack(objective, state.objective, slope, halvings=MAX_HALVINGS)
         if found is None:
-            return self._follow(state, state, 0.0, polished=True)
+            return self._follow(state, state, 0.0, spent=True, remembers=remembers)
         length, gain = found[0], state.objective - trial.objective
         spent = length < 1.0 and gain <= _ROUNDING * abs(state.objective)  # a shorter step gains nothing either
         spent = spent or (polishing and trial.norm_squared > _POLISHED * state.norm_squared)
-        return self._follow(state, trial, length, polished=spent)
+        return self._follow(state, trial, length, spent=spent, remembers=remembers)
 
     @staticmethod
-    def _follow(state: DenseState, trial: DenseState, length: float, *, polished: bool) -> DenseState:
+    def _follow(state: DenseState, trial: DenseState, length: float, *, spent: bool, remembers: bool) -> DenseState:
         return replace(
-            trial,
+            _remembering(state, trial, spent=spent) if remembers else trial,
             residual=state.norm_squared,
             newton_steps=1,
             step_length=length,
             steps=state.steps + 1,
-            polished=polished,
+            polished=spent and (state.is_fresh or not remembers),  # what old secants say can be wrong
         )
 
     @staticmethod
@@ -227,7 +275,7 @@ class DenseNewton(BaseSolver[DenseState]):
             return Status(Reason.CONVERGED if problem.site.log_concave else Reason.STATIONARY, detail)
         if state.polished:
             return Status(Reason.PRECISION, detail)
-        if state.steps >= (self.max_steps or _DEFAULT_MAX_STEPS):
+        if state.steps >= (self.max_steps or (_DEFAULT_MAX_SECANTS if _remembers(problem) else _DEFAULT_MAX_STEPS)):
             return Status(Reason.STEPS, detail)
         return None
 
@@ -250,6 +298,46 @@ class DenseNewton(BaseSolver[DenseState]):
             norm_squared=state.norm_squared,
             curvature=curvature.to(like),
         )
+
+
+def _remembers(problem: Problem) -> bool:
+    """Whether W is no Hessian, so that secants know what it does not; on kinks they do not either."""
+    likelihood = problem.likelihood
+    return likelihood.curvature != "hessian" and (problem.site.averages or likelihood.smooth)
+
+
+def _with_matrix(state: DenseState) -> DenseState:
+    """The state with a Newton matrix, its own if the last is old: at first of every step, later of ever more."""
+    if state.matrix is not None and state.matrix.age < min(_KEPT_STEPS, 1 + state.steps // 2):
+        return state
+    return replace(state, matrix=KeptMatrix(state.curvature).factorised(state.kernel))
+
+
+def _quasi_newton_direction(state: DenseState) -> Tensor:
+    """From the kept matrix and the secants since: V moves by ``(I + W K)^{-1} (g - V)`` and what these add."""
+    assert state.matrix is not None
+    return secant_direction(
+        state.pairs,
+        state.gradient_residual,
+        state.pushed,
+        state.matrix.solve,
+        partial(apply_kernels, state.kernel),
+    )
+
+
+def _remembering(state: DenseState, trial: DenseState, *, spent: bool) -> DenseState:
+    """The next state with the pair of its step; where that gained nothing, without pairs and matrix, to begin with its own."""
+    if spent:
+        return replace(trial, matrix=None, pairs=())
+    assert state.matrix is not None
+    pair = SecantPair(
+        trial.weights - state.weights,
+        trial.latent_values - state.latent_values,
+        state.gradient_residual - trial.gradient_residual,
+        state.pushed - trial.pushed,
+    )
+    matrix = replace(state.matrix, age=state.matrix.age + 1)
+    return replace(trial, matrix=matrix, pairs=with_pair(state.pairs, pair))
 
 
 def _weights_by_subspaces(problem: Problem) -> Tensor:

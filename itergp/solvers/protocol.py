@@ -135,6 +135,10 @@ class Solver(Protocol[StateT]):
         """Whether weights and actions are zero outside a support of some rows, so that batches of others estimate the bound."""
 
     @property
+    def begins_anywhere(self) -> bool:
+        """Whether a mode that another solver finds sooner, where values are few, is where this one begins."""
+
+    @property
     def sequence(self) -> tuple[Solver[Any], ...]:
         """The solvers that take a stage in turn, each from where the last came to; the solver alone by default."""
 
@@ -236,6 +240,11 @@ class BaseSolver(ABC, Generic[StateT]):
     @property
     def on_support(self) -> bool:
         """They are not."""
+        return False
+
+    @property
+    def begins_anywhere(self) -> bool:
+        """It does not: its own steps are what is asked for."""
         return False
 
     @property

@@ -42,7 +42,7 @@ from itergp.objectives import (
     predictive_log_density,
 )
 from itergp.objectives.adjoint import solve_adjoint
-from itergp.solvers import DenseNewton, SubspaceNewton, solve_problem
+from itergp.solvers import DenseNewton, SubspaceNewton, few_values, solve_problem
 from itergp.solvers.subspace.recycled import search_space_of
 
 
@@ -343,16 +343,18 @@ def test_gradients_of_the_predictive_log_density_without_a_closed_hessian(name, 
 
 
 @pytest.mark.parametrize("predictive", ["plug-in", "laplace", "variational"])
-def test_modes_of_student_t_noise_are_dense_where_rows_are_few(predictive, monkeypatch):
+@pytest.mark.parametrize("name", ["student-t", "beta"])
+def test_modes_without_a_hessian_are_dense_where_rows_are_few(name, predictive, monkeypatch):
     """Found as nearly as learning asks for, with the value and the gradient of the exact mode."""
-    model, solvers, found = make_model("student-t").train(), [], []
+    model, solvers, found = make_model(name).train(), [], []
 
     def seen(problem, solver, **options):
         solvers[-1].add(type(solver).__name__)
         return solve_problem(problem, solver, **options)
 
     monkeypatch.setattr(predictive_log_density, "solve_problem", seen)
-    for tolerance in (1e-4, 1e-20):
+    for tolerance, rows in ((1e-4, 3000), (1e-20, 0)):
+        monkeypatch.setattr(few_values, "_DENSE_ROWS_WITHOUT_HESSIAN", rows)
         solvers.append(set())
         model.zero_grad()
         objective = PredictiveLogDensity(model.likelihood, model, predictive=predictive, tolerance=tolerance)

@@ -86,6 +86,25 @@ def test_conditioning_goes_on_to_the_same_posterior(solver, name, kind, step, tm
         assert solution.kernel_entries == expected.kernel_entries
 
 
+@pytest.mark.parametrize("step", [2, 4, 9])
+@pytest.mark.parametrize("solver", ["subspace", "dense"])
+def test_steps_that_remember_earlier_ones_go_on_too(solver, step, tmp_path):
+    """Their secants and the matrix that they begin with; where another solver begins, whoever was at work."""
+
+    def make():
+        return make_model("student-t", 60, solver=SOLVERS[solver], approximation="laplace")
+
+    options = {"checkpoint": tmp_path / "run.safetensors", "checkpoint_every": 0}
+    expected = make().condition()
+    with pytest.raises(Killed, match=r"^kill -9$"):
+        make().condition(callback=end_at(step), **options)
+    solution = make().condition(**options)
+    for name in POSTERIOR:
+        assert torch.equal(getattr(solution, name), getattr(expected, name)), name
+    assert (solution.status, solution.objective) == (expected.status, expected.objective)
+    assert len(solution.trace.records) == len(expected.trace.records) > step
+
+
 @pytest.mark.parametrize("solver", ["subspace", "published"])
 def test_kernels_of_their_own_go_on_too(solver, tmp_path):
     def make():

@@ -28,8 +28,10 @@ from itergp.diagnostics import TraceRecord
 from itergp.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
+    Likelihood,
     Observations,
     PoissonLikelihood,
+    StudentTLikelihood,
     WeibullLikelihood,
     sampled,
 )
@@ -38,10 +40,21 @@ from itergp.models.uncertainty import exact_variance
 from itergp.operators import AbstractOperator, KernelCounts, make_operator
 from itergp.posterior import dense, precision
 from itergp.posterior.natural_gradients import DenseProblem
-from itergp.solvers import DenseNewton, IterNCGP, LinearTimeNewton, Problem, Reason, SubspaceNewton, WarmStart, solve
+from itergp.solvers import (
+    DenseNewton,
+    IterNCGP,
+    LinearTimeNewton,
+    Problem,
+    Reason,
+    Solution,
+    SubspaceNewton,
+    WarmStart,
+    few_values,
+    solve,
+)
 from itergp.solvers import dense as dense_newton
 from itergp.solvers.iterncgp import newton_iterate
-from itergp.solvers.policies import UnitVectors
+from itergp.solvers.policies import ClassGradient, UnitVectors
 from itergp.solvers.policies.block_gradient import cluster_rows
 from itergp.solvers.subspace import actions, newton, newton_system, subspace_newton
 from itergp.solvers.subspace import newton_matrix as newton_matrix_module
@@ -245,6 +258,83 @@ def test_dense_newton_refuses_what_does_not_fit(monkeypatch):
     monkeypatch.setattr(dense_newton, "_JOINT_LIMIT", 10)
     with pytest.raises(ValueError, match=r"at most N C = 10 latent values jointly. Got 120"):
         make_model("categorical", solver=DenseNewton()).condition()
+
+
+def test_modes_that_passes_find_slowly_begin_with_dense_matrices(monkeypatch):
+    """With directions that the covariance asks for: its bound is no worse than with those that passes come by."""
+    x = make_inputs(250, 2)
+    torch.manual_seed(0)
+    y = torch.sin(2.0 * x.sum(-1)) + 0.1 * torch.distributions.StudentT(4.0).sample((250,)).double()
+
+    def found(**options: object) -> Solution:
+        solver = SubspaceNewton(covariance_rank=24, num_neighbours=0, **options)
+        likelihood = StudentTLikelihood(noise=0.1, deg_free=4.0)
+        model = SimpleGP(x, y, likelihood, kernel=make_kernel(), solver=solver, approximation="laplace")
+        return model.double().eval().condition()
+
+    begun, asked = found(), found(policy=ClassGradient())
+    assert asked.trace.records[0].kernel_passes > 0  # a policy says what is searched
+    monkeypatch.setattr(few_values, "_DENSE_ROWS_WITHOUT_HESSIAN", 0)
+    slow = found()
+    assert begun.trace.records[0].kernel_passes <= 1
+    assert begun.status.reason is slow.status.reason is Reason.STATIONARY
+    assert begun.kernel_passes < slow.kernel_passes
+    assert begun.objective < slow.objective + 0.05
+    assert begun.elbo > slow.elbo - 0.5
+
+
+@torch.no_grad()
+def test_probed_directions_are_those_about_which_the_data_say_most():
+    operator = make_operator(make_kernel().double(), make_inputs(150, 2).double())
+    curvature = torch.linspace(0.0, 4.0, 150, dtype=torch.float64)[:, None, None]
+    root = curvature[:, 0].sqrt()
+    weighted = root * operator.dense()[0].double() * root.mT
+    best = torch.linalg.eigvalsh(weighted)[-10:].sum()
+    directions = actions.probed_directions(operator, curvature, 10)
+    space = torch.linalg.qr(directions[1:] / root[1:]).Q  # the first row says nothing
+    assert float(directions[0].abs().max()) == 0.0
+    assert float((space.mT @ weighted[1:, 1:] @ space).trace()) > 0.98 * float(best)
+    assert actions.probed_directions(operator, curvature, 0).shape == (150, 0)
+
+
+def _is_smooth_without_hessian(likelihood: Likelihood) -> bool:
+    return likelihood.smooth and likelihood.curvature != "hessian"
+
+
+def _small_noise() -> Solution:
+    """300 values of a rough function with Student-t noise far smaller than what it leaves."""
+    torch.manual_seed(0)
+    x = torch.randn(300, 1, dtype=torch.float64)
+    y = torch.sin(6.0 * x[:, 0]) + 0.1 * torch.distributions.StudentT(4.0).sample((300,)).double()
+    likelihood, solver = StudentTLikelihood(noise=1e-3, deg_free=4.0), DenseNewton(tolerance=1e-9, covariance=False)
+    model = SimpleGP(x, y, likelihood, kernel=make_kernel(), solver=solver, approximation="laplace")
+    return model.double().eval().condition()
+
+
+def test_steps_without_a_hessian_remember_earlier_ones(monkeypatch):
+    """By secants, with which they are less than half as many, and matrices, each of which serves several in the end."""
+    factorised = []
+
+    def factorise(*arguments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        factorised.append(1)
+        return dense.factorise(*arguments)
+
+    monkeypatch.setattr(dense_newton, "factorise", factorise)
+    quick = _small_noise()
+    matrices = len(factorised)
+    assert quick.status.reason is Reason.STATIONARY
+    assert matrices < 0.5 * len(quick.trace.records)
+    monkeypatch.setattr(dense_newton, "with_pair", lambda pairs, pair: pairs)
+    monkeypatch.setattr(dense_newton, "_KEPT_STEPS", 1)
+    slow = _small_noise()
+    assert 2 * len(quick.trace.records) < len(slow.trace.records)
+    assert quick.objective == pytest.approx(slow.objective, abs=1.0)
+
+
+@pytest.mark.parametrize("name", [name for name, case in CASES.items() if _is_smooth_without_hessian(case.make())])
+def test_steps_without_a_hessian_come_as_near_as_newtons(name):
+    solution = make_model(name, solver=DenseNewton(tolerance=1e-14), approximation="laplace").condition()
+    assert 0.5 * solution.posterior.norm_squared < 1e-12 * solution.latent_values.shape[0]
 
 
 def test_dense_newton_finds_a_stationary_point_by_finite_differences():

@@ -14,6 +14,7 @@ from itergp.posterior.posterior import Posterior
 from itergp.posterior.problem import Problem
 from itergp.posterior.solution import Solution, is_finite
 from itergp.posterior.status import Reason, Status
+from itergp.solvers.few_values import solver_of_start
 from itergp.solvers.protocol import Solver
 from itergp.solvers.run import rounds
 from itergp.solvers.run.budget import UNLIMITED, Budget
@@ -72,12 +73,16 @@ class Stage:
         self.final = final
         self.budget = run.budget.for_stage(1.0 if final else _PRELIMINARY_TIME)
         self._recorded: Any = None  # the state of the last record
+        self._first = solver_of_start(run.solver, problem)
 
     # ------------------------------------------------------------------- who is at work
     @property
     def _solvers(self) -> tuple[Solver[Any], ...]:
         solver = self.shared.solver
-        return (solver if self.final else solver.loosened(_PRELIMINARY_FACTOR)).sequence
+        return self._in_turn(solver if self.final else solver.loosened(_PRELIMINARY_FACTOR))
+
+    def _in_turn(self, solver: Solver[Any]) -> tuple[Solver[Any], ...]:
+        return solver.sequence if self._first is None else (self._first, *solver.sequence)
 
     @property
     def solver(self) -> Solver[Any]:
@@ -87,7 +92,7 @@ class Stage:
     @property
     def precise(self) -> Solver[Any]:
         """The same with the user's tolerance."""
-        return self.shared.solver.sequence[self.shared.position.turn]
+        return self._in_turn(self.shared.solver)[self.shared.position.turn]
 
     # ----------------------------------------------------------------------- the stage
     def run(self) -> Solution:

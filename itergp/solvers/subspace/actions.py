@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from itergp.numerics.spectral import leading_eigenvectors
-from itergp.operators import Preconditioner, slices
+from itergp.operators import AbstractOperator, Preconditioner, slices
 from itergp.posterior.precision import Actions
 from itergp.solvers.subspace.newton_matrix import data_information
 from itergp.solvers.subspace.search_space import SearchSpace
@@ -56,6 +56,27 @@ def leading_actions(
         units[here[held], held] = 1.0
         directions = torch.cat([directions, units.view(own, latents, -1)], -1)
     return Actions.from_directions(directions, curvature, space.partition)
+
+
+def probed_directions(operator: AbstractOperator, curvature: Tensor, rank: int, seed: int = 0) -> Tensor:
+    """Directions ``W^{1/2} Q`` ``(N, r)``, Q near the leading eigenvectors of ``W^{1/2} K W^{1/2}``, in two kernel passes.
+
+    By subspace iteration from random columns (Halko, Martinsson & Tropp 2011, algorithm 4.4).
+
+    Args:
+        operator: The kernel, of one latent function.
+        curvature: W ``(N, 1, 1)``.
+        rank: Number of directions r.
+        seed: Of the columns.
+    """
+    root = curvature[:, 0].clamp_min(0.0).sqrt()
+    generator = torch.Generator().manual_seed(seed)
+    columns = torch.randn(len(root), min(rank, len(root)), generator=generator).to(root)
+    if columns.shape[-1] == 0:
+        return columns
+    for _ in range(2):
+        columns = torch.linalg.qr(root * operator.matmul(root * columns)[0]).Q
+    return root * columns
 
 
 def leading_directions(space: SearchSpace, curvature: Tensor, rank: int, seed: int = 0) -> Tensor:

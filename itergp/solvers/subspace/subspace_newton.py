@@ -32,7 +32,7 @@ from itergp.solvers.policies.memory import Memory
 from itergp.solvers.policies.mixed import require_policy
 from itergp.solvers.protocol import BaseSolver
 from itergp.solvers.run.budget import Budget
-from itergp.solvers.subspace.actions import leading_actions
+from itergp.solvers.subspace.actions import leading_actions, probed_directions
 from itergp.solvers.subspace.directions import holds, shared_directions
 from itergp.solvers.subspace.joint_space import JointSpace, empty_space
 from itergp.solvers.subspace.newton import Iterate, evaluate, minimise, start_at
@@ -43,8 +43,9 @@ from itergp.solvers.subspace.search_state import SearchState
 
 _DEFAULT_MAX_PASSES = 60
 _DEFAULT_TOLERANCE = 1e-4
+_BEYOND_ACTIONS = 96  # directions, for a mean that moves in rounds
 _CONTINUED = 128  # directions that are kept for rows which arrive later
-_RECYCLING_PASSES = 6  # a smaller budget is better spent on new directions
+_RECYCLING_PASSES = 6  # of fewer, none are spent on directions that are known
 _DEFAULT_MAX_RANK, _SMALLEST_MAX_RANK = 1024, 64
 _EXPECTED_PASSES, _EXPECTED_PRECONDITIONED = 12, 6
 _DEFAULT_COVARIANCE_RANK = {False: 128, True: 224}  # with several latent functions, with one
@@ -103,7 +104,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
     the gradient is split by cluster of rows instead.
 
     Cost: one kernel pass per step and one for the covariance; memory two ``(N, B)`` arrays for the space and two
-    ``(N, C r)`` arrays for the covariance.
+    ``(N, C r)`` arrays for the covariance. Where W is a majoriser, which makes steps many, up to 3,000 rows begin at the mode
+    that ``DenseNewton`` finds, with the directions of which the data say most.
 
     Args:
         max_passes: Kernel passes, all stages together; default 60.
@@ -248,6 +250,11 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         return self.policy is None or self.policy.shards_rows
 
     @property
+    def begins_anywhere(self) -> bool:
+        """Unless a policy says what is searched, or there is no pass for what it takes."""
+        return self.policy is None and not self._is_brief
+
+    @property
     def rounds(self) -> SubspaceNewton:
         """Itself."""
         return self
@@ -286,17 +293,39 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             return recycled.space.at_all_rows(recycled.coordinates, earlier.curvature, self.initial_rank(problem))
         if (continued := self._continued(problem, earlier)) is not None:
             return continued
-        if self.max_passes is not None and self.max_passes < _RECYCLING_PASSES:
+        if self._is_brief:
             return empty, nothing
         # Another kernel: the directions are worth keeping, their products are not. One pass renews them.
         weights = earlier.representer_weights.to(problem.mean)
         block = empty.of_each(weights.unsqueeze(-1))
         kept = None if recycled is None or recycled.space.support is not None else recycled.space.directions
+        if recycled is None and earlier.operator is problem.operator:
+            kept = self._informative(problem, earlier)
         if kept is not None and kept.shape[:2] == empty.directions.shape[:2]:
             block = torch.cat([block, kept.to(problem.mean)[..., : self.initial_rank(problem)]], -1)
         space, _ = empty.extend(block, problem.operator)
+        return space, self._coordinates(space, weights, sets)
+
+    @staticmethod
+    def _coordinates(space: SearchSpace, weights: Tensor, sets: int) -> Tensor:
+        """Of weights in a space that holds them."""
         gram = space.gram.expand(sets, -1, -1)
-        return space, torch.linalg.solve(gram, space.project(weights).unsqueeze(-1)).squeeze(-1)
+        return torch.linalg.solve(gram, space.project(weights).unsqueeze(-1)).squeeze(-1)
+
+    def _informative(self, problem: Problem, earlier: Solution) -> Tensor | None:
+        """Directions ``(1, N, r)`` for a mean that another solver found: what the covariance, and rounds, will ask for."""
+        if problem.num_latents > 1 or problem.rows.sharded:
+            return None
+        values = problem.num_rows * problem.num_latents
+        rank = self._covariance_rank(problem.num_latents, values, final=True, pay=problem.operator.actions_pay)
+        wanted = min(rank + _BEYOND_ACTIONS, self.initial_rank(problem) - 1) if rank else 0
+        curvature = problem.site.covariance_curvature(earlier.latent_values, earlier.curvature)
+        return probed_directions(problem.operator, curvature.to(problem.mean), wanted).unsqueeze(0)
+
+    @property
+    def _is_brief(self) -> bool:
+        """Whether the budget is better spent on new directions."""
+        return self.max_passes is not None and self.max_passes < _RECYCLING_PASSES
 
     def _continued(self, problem: Problem, earlier: Solution) -> tuple[SearchSpace, Tensor] | None:
         """The space and coordinates of a solution of the first rows, with the products at the others, or None.
