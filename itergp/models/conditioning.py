@@ -109,7 +109,8 @@ def _checked(
         return last.operator
     check_mean(mean)
     check_kernel(operator)
-    check_memory(operator, model.solver, problem_size(operator, observations, model.approximation))
+    size = problem_size(operator, observations, model.approximation, model.solver)
+    check_memory(operator, model.solver, size)
     return operator
 
 

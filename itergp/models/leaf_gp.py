@@ -96,7 +96,7 @@ class LeafGP:
         task = self._divided()
         largest = max(range(len(task.rows)), key=task.sizes.__getitem__)
         problem = task.problem(largest)
-        size = problem_size(problem.operator, problem.observations, self.model.approximation)
+        size = problem_size(problem.operator, problem.observations, self.model.approximation, self.model.solver)
         leaf = make_plan(problem.operator, self.model.solver, size, given_rows=task.sizes[largest])
         return LeafPlan(leaf, task.sizes, self.model.held_data.targets.shape[0], task.partition.num_processes)
 

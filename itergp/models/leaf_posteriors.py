@@ -193,7 +193,7 @@ class LeafTask:
         if solution is None or solution.status.reason is Reason.TIME:
             start = start if solution is None else solution
             check_kernel(problem.operator)
-            size = problem_size(problem.operator, problem.observations, model.approximation)
+            size = problem_size(problem.operator, problem.observations, model.approximation, model.solver)
             check_memory(problem.operator, model.solver, size)
             settings: dict[str, Any] = {"approximation": model.approximation, "warm_start": start}
             with kept_tensors(model):

@@ -373,7 +373,7 @@ class NonConjugateGP(gpytorch.models.GP):
             prior = self.prior_at()
             prior, observations = share_latents(distinct_rows(self, prior), prior, self.viewed_observations())
             operator = self.make_operator(prior, observations)
-        size = problem_size(operator, observations, self.approximation)
+        size = problem_size(operator, observations, self.approximation, self.solver)
         return make_plan(operator, self.solver, size, given_rows=self.held_data.targets.shape[0])
 
     @property

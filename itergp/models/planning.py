@@ -9,6 +9,7 @@ from itergp.likelihoods import Observations
 from itergp.operators import KernelOperator, free_memory
 from itergp.operators.timing import Rates
 from itergp.solvers.demand import Demand, ProblemSize
+from itergp.solvers.few_values import memory_of_start
 from itergp.solvers.protocol import Solver
 
 
@@ -108,7 +109,9 @@ _REMEDY = (
 )
 
 
-def problem_size(operator: KernelOperator, observations: Observations, approximation: str) -> ProblemSize:
+def problem_size(
+    operator: KernelOperator, observations: Observations, approximation: str, solver: Solver
+) -> ProblemSize:
     """The numbers that the cost of conditioning a model depends on."""
     return ProblemSize(
         num_rows=operator.num_rows,
@@ -124,6 +127,7 @@ def problem_size(operator: KernelOperator, observations: Observations, approxima
         coupled=operator.couples_latents,
         preconditioner_memory=operator.preconditioner_memory,
         evaluates_matrix=operator.evaluates_matrix,
+        first_mode_memory=memory_of_start(solver, observations.likelihood, operator),
     )
 
 
@@ -151,7 +155,7 @@ def make_plan(operator: KernelOperator, solver: Solver, size: ProblemSize, *, gi
         seconds=entries * rates.seconds_per_entry
         + multiplications * rates.seconds_per_multiplication
         + demand.columns * size.num_rows * rates.seconds_per_row,
-        memory=_memory(operator, demand, evaluated * size.itemsize),
+        memory=_memory(operator, size, demand),
         free_memory=_free_memory(operator),
         given_rows=given_rows,
     )
@@ -163,7 +167,7 @@ def check_memory(operator: KernelOperator, solver: Solver, size: ProblemSize) ->
     Raises:
         InputError: With the peak by what it holds.
     """
-    memory = _memory(operator, solver.demand(_own(operator, size)), _evaluated(operator) * size.itemsize)
+    memory = _memory(operator, size, solver.demand(_own(operator, size)))
     free = _free_memory(operator)
     if operator.rows.all_reduce_any(sum(memory.values()) > free):
         parts = ", ".join(f"{name} {_gigabytes(value)}" for name, value in memory.items())
@@ -195,10 +199,12 @@ def _free_memory(operator: KernelOperator) -> int:
     return free_memory(operator.device) // operator.rows.sharing(operator.device)
 
 
-def _memory(operator: KernelOperator, demand: Demand, matrix: int) -> dict[str, int]:
+def _memory(operator: KernelOperator, size: ProblemSize, demand: Demand) -> dict[str, int]:
     memory = dict(demand.memory)
     if operator.keeps_entries and demand.passes > 0:
-        memory["kernel matrix"] = matrix
+        memory["kernel matrix"] = _evaluated(operator) * size.itemsize
+    if size.first_mode_memory > 0:
+        memory["dense matrices of the first mode"] = size.first_mode_memory
     if operator.held_memory > 0:
         memory[operator.held] = operator.held_memory
     return memory

@@ -29,6 +29,7 @@ class ProblemSize:
         coupled: Whether latent functions are coupled; C' is C then.
         preconditioner_memory: Bytes of the operator's preconditioner, 0 where it has none.
         evaluates_matrix: Whether the cost of a pass grows with the entries of the matrix.
+        first_mode_memory: Bytes of the dense matrices that find a first mode, 0 where the solver finds it itself.
     """
 
     num_rows: int
@@ -45,6 +46,7 @@ class ProblemSize:
     coupled: bool = False
     preconditioner_memory: int = 0
     evaluates_matrix: bool = True
+    first_mode_memory: int = 0
 
     def neighbours(self, number: int) -> int:
         """Bytes of the neighbours of N rows: their numbers, and kernel entries among them where these are kept."""

@@ -24,7 +24,7 @@ def are_few(likelihood: Likelihood, operator: AbstractOperator) -> bool:
         operator: Prior covariance at their inputs.
     """
     rows, latents, newton = operator.num_rows, likelihood.num_latents, likelihood.curvature == "hessian"
-    if operator.rows.sharded or _MATRICES * 8 * (rows * latents) ** 2 > operator.memory_budget:
+    if operator.rows.sharded or _bytes(rows * latents) > operator.memory_budget:
         return False
     if latents > 1:
         return newton and rows <= _DENSE_VALUES // latents
@@ -44,16 +44,40 @@ def solver_of_mode(solver: Solver, likelihood: Likelihood, operator: AbstractOpe
     return DenseNewton(covariance=False, tolerance=tolerance) if few else solver
 
 
+def begins_densely(solver: Solver, likelihood: Likelihood, operator: AbstractOperator) -> bool:
+    """Whether dense matrices find the Laplace mode that a solver begins with, which can begin anywhere.
+
+    Args:
+        solver: For many values.
+        likelihood: Of the rows.
+        operator: Prior covariance at their inputs.
+    """
+    slow = likelihood.majorises and likelihood.has_smooth_mode and likelihood.num_latents == 1
+    return solver.begins_anywhere and slow and operator.preconditioner_memory == 0 and are_few(likelihood, operator)
+
+
 def solver_of_start(solver: Solver, problem: Problem) -> DenseNewton | None:
-    """The dense one whose mode a solver begins with, which may begin anywhere; None where it finds a mode as soon itself.
+    """The dense one whose mode a solver begins with, or None.
 
     Args:
         solver: For many values.
         problem: With its site.
     """
-    likelihood, operator = problem.likelihood, problem.operator
-    slow = likelihood.majorises and likelihood.has_smooth_mode and likelihood.num_latents == 1
-    if not (solver.begins_anywhere and slow) or problem.site.averages or operator.preconditioner_memory > 0:
+    if problem.site.averages or not begins_densely(solver, problem.likelihood, problem.operator):
         return None
-    few = are_few(likelihood, operator)
-    return DenseNewton(covariance=False, tolerance=_SHARE * solver.tolerance) if few else None
+    return DenseNewton(covariance=False, tolerance=_SHARE * solver.tolerance)
+
+
+def memory_of_start(solver: Solver, likelihood: Likelihood, operator: AbstractOperator) -> int:
+    """Bytes of the dense matrices that a solver begins with; 0 where there are none.
+
+    Args:
+        solver: For many values.
+        likelihood: Of the rows.
+        operator: Prior covariance at their inputs.
+    """
+    return _bytes(operator.num_rows) if begins_densely(solver, likelihood, operator) else 0
+
+
+def _bytes(values: int) -> int:
+    return _MATRICES * 8 * values**2

@@ -59,6 +59,17 @@ def test_memory_grows_with_the_problem():
     assert total(400, dtype=torch.float32) < total(400)
 
 
+def test_memory_counts_the_matrices_that_a_first_mode_is_found_with():
+    def matrices(name: str, **kwargs) -> int:
+        return make_model(name, num_rows=200, **kwargs).plan().memory.get("dense matrices of the first mode", 0)
+
+    assert matrices("student-t", solver=SubspaceNewton()) == 5 * 8 * 200**2
+    assert matrices("student-t", solver=SubspaceNewton(), memory_budget=10_000) == 0  # passes find it
+    assert matrices("student-t", solver=SubspaceNewton(max_passes=3)) == 0
+    assert matrices("student-t", solver=LinearTimeNewton()) == 0
+    assert matrices("poisson", solver=SubspaceNewton()) == 0
+
+
 def test_the_budget_limits_the_rank_and_the_support():
     x, y = make_binary(400)
     budget = 400 * 8 * 100  # a hundred numbers per row
