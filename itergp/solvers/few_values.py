@@ -5,6 +5,7 @@ from __future__ import annotations
 from itergp.likelihoods import Likelihood
 from itergp.operators import AbstractOperator
 from itergp.posterior.problem import Problem
+from itergp.posterior.solution import Solution
 from itergp.solvers.dense import DenseNewton
 from itergp.solvers.protocol import Solver
 
@@ -56,14 +57,19 @@ def begins_densely(solver: Solver, likelihood: Likelihood, operator: AbstractOpe
     return solver.begins_anywhere and slow and operator.preconditioner_memory == 0 and are_few(likelihood, operator)
 
 
-def solver_of_start(solver: Solver, problem: Problem) -> DenseNewton | None:
+def solver_of_start(solver: Solver, problem: Problem, earlier: Solution | None) -> DenseNewton | None:
     """The dense one whose mode a solver begins with, or None.
 
     Args:
         solver: For many values.
         problem: With its site.
+        earlier: A solution that is known. If what it holds for the solver is of this kernel matrix, or of that of the first
+            rows, it is the better start.
     """
     if problem.site.averages or not begins_densely(solver, problem.likelihood, problem.operator):
+        return None
+    known = None if earlier is None or earlier.warm_start is None else earlier.operator
+    if known is not None and (known is problem.operator or known.num_rows < problem.num_rows):
         return None
     return DenseNewton(covariance=False, tolerance=_SHARE * solver.tolerance)
 

@@ -105,6 +105,21 @@ def test_steps_that_remember_earlier_ones_go_on_too(solver, step, tmp_path):
     assert len(solution.trace.records) == len(expected.trace.records) > step
 
 
+def test_what_began_with_an_earlier_posterior_goes_on_without_it(tmp_path):
+    """Where a process that knows nothing earlier would begin with another solver."""
+
+    def make():
+        return make_model("student-t", 60, solver=SOLVERS["subspace"], approximation="laplace")
+
+    path, model = tmp_path / "run.safetensors", make()
+    model.condition()
+    with pytest.raises(Killed, match=r"^kill -9$"):
+        model.condition(callback=end_at(1), checkpoint=path, checkpoint_every=0)
+    solution = make().condition(checkpoint=path, checkpoint_every=0)
+    assert solution.status.reason is Reason.STATIONARY
+    torch.testing.assert_close(solution.latent_values, make().condition().latent_values, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize("solver", ["subspace", "published"])
 def test_kernels_of_their_own_go_on_too(solver, tmp_path):
     def make():

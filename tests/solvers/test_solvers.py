@@ -28,6 +28,7 @@ from itergp.diagnostics import TraceRecord
 from itergp.likelihoods import (
     BernoulliLikelihood,
     CategoricalLikelihood,
+    LaplaceSite,
     Likelihood,
     Observations,
     PoissonLikelihood,
@@ -281,6 +282,20 @@ def test_modes_that_passes_find_slowly_begin_with_dense_matrices(monkeypatch):
     assert begun.kernel_passes < slow.kernel_passes
     assert begun.objective < slow.objective + 0.05
     assert begun.elbo > slow.elbo - 0.5
+
+
+def test_rows_that_arrive_later_go_on_from_the_space_that_is_known():
+    """And what is conditioned again: dense matrices, which know nothing of it, are for what has no start."""
+    x, y = CASES["student-t"].data(200)
+    solver, likelihood = SubspaceNewton(num_neighbours=0), StudentTLikelihood(noise=0.1)
+    model = SimpleGP(x[:190], y[:190], likelihood, kernel=make_kernel(), solver=solver, approximation="laplace")
+    first = model.double().eval().condition()
+    problem = Problem(first.latent_values * 0.0, first.operator, LaplaceSite(model.observations))
+    assert few_values.solver_of_start(solver, problem, None) is not None
+    assert few_values.solver_of_start(solver, problem, first) is None
+    assert few_values.solver_of_start(solver, problem, first.without_warm_start()) is not None
+    model.append_train_data(x[190:], y[190:])
+    assert model.condition().kernel_passes < first.kernel_passes
 
 
 @torch.no_grad()

@@ -20,7 +20,7 @@ from itergp.solvers.run import rounds
 from itergp.solvers.run.budget import UNLIMITED, Budget
 from itergp.solvers.run.callbacks import Callbacks
 from itergp.solvers.run.recording import Recorder
-from itergp.solvers.run.resuming import Position, Resumer
+from itergp.solvers.run.resuming import BEFORE, Position, Resumer
 
 # A variational solve begins at the Laplace mode, which only has to be near: its own stage finishes the job.
 _PRELIMINARY_FACTOR = 100.0
@@ -73,26 +73,32 @@ class Stage:
         self.final = final
         self.budget = run.budget.for_stage(1.0 if final else _PRELIMINARY_TIME)
         self._recorded: Any = None  # the state of the last record
-        self._first = solver_of_start(run.solver, problem)
+        # What goes on there goes on, whatever is known in this process.
+        known = None if run.position.turn == BEFORE else warm_start
+        self._start = solver_of_start(run.solver, problem, known)
 
     # ------------------------------------------------------------------- who is at work
     @property
     def _solvers(self) -> tuple[Solver[Any], ...]:
         solver = self.shared.solver
-        return self._in_turn(solver if self.final else solver.loosened(_PRELIMINARY_FACTOR))
-
-    def _in_turn(self, solver: Solver[Any]) -> tuple[Solver[Any], ...]:
-        return solver.sequence if self._first is None else (self._first, *solver.sequence)
+        return (solver if self.final else solver.loosened(_PRELIMINARY_FACTOR)).sequence
 
     @property
     def solver(self) -> Solver[Any]:
         """The solver whose turn it is, as loose as the stage."""
-        return self._solvers[self.shared.position.turn]
+        return self._at_work(self._solvers)
 
     @property
     def precise(self) -> Solver[Any]:
         """The same with the user's tolerance."""
-        return self._in_turn(self.shared.solver)[self.shared.position.turn]
+        return self._at_work(self.shared.solver.sequence)
+
+    def _at_work(self, sequence: tuple[Solver[Any], ...]) -> Solver[Any]:
+        turn = self.shared.position.turn
+        if turn == BEFORE:
+            assert self._start is not None
+            return self._start
+        return sequence[turn]
 
     # ----------------------------------------------------------------------- the stage
     def run(self) -> Solution:
@@ -157,7 +163,7 @@ class Stage:
         """Steps of all solvers in turn: the last state, and why the last of them ended."""
         run, last = self.shared, len(self._solvers) - 1
         resumed = run.resumer.waiting
-        state = run.resumer.state(self.solver, self.problem, run.budget) if resumed else self._begin(0, self.warm_start)
+        state = run.resumer.state(self.solver, self.problem, run.budget) if resumed else self._begin(self.warm_start)
         self._check(state, None)
         # A state that was kept when it was interrupted may be the last one.
         status = self.solver.status(self.problem, state, self._reserving()) if resumed else None
@@ -172,8 +178,8 @@ class Stage:
             state, status = self._steps(state, None)
         return state, status
 
-    def _begin(self, turn: int, warm_start: Solution | None) -> Any:
-        self.shared.position.turn = turn
+    def _begin(self, warm_start: Solution | None) -> Any:
+        self.shared.position.turn = 0 if self._start is None else BEFORE
         return self.solver.init(self.problem, warm_start)
 
     def _hand_over(self, state: Any, status: Status) -> Any:

@@ -16,6 +16,7 @@ from itergp.solvers.protocol import Solver
 from itergp.solvers.run.budget import Budget
 from itergp.solvers.run.rounds import Damping
 
+BEFORE = -1  # in the sequence of solvers: the turn of the one whose mode the first begins with
 _SOLVER = "state"  # in a checkpoint
 
 
@@ -25,7 +26,7 @@ class Position:
 
     Attributes:
         stage: 0 for the Laplace mode, then the variational stages.
-        turn: Which solver of the sequence is at work.
+        turn: Which solver of the sequence is at work, or ``BEFORE``.
         round: Rounds of the variational posterior before this one.
         marginals: Those that the site of the present stage was made from, or that of the next; None before.
         damping: Of rounds that are stages.
