@@ -196,7 +196,8 @@ SCENARIOS: dict[str, Callable[[str], Results]] = {
     "softmax, Laplace": _case("categorical", "laplace"),
     "own kernels": _case("own-kernels", "variational"),
     "own kernels, Laplace": _case("own-kernels", "laplace"),
-    "not log-concave": _case("student-t", "laplace"),
+    # By passes from the first step on, which one process alone would leave to dense matrices.
+    "not log-concave": _case("student-t", "laplace", policy=policies.BlockGradient()),
     "compressed": _case("categorical", "laplace", max_rank=12, max_passes=12),
     "more actions than directions": _case("categorical", "laplace", max_passes=3, covariance_rank=60),
     "policy": _case("bernoulli-logit", "laplace", policy=policies.Gradient(), max_passes=12),
