@@ -44,6 +44,11 @@ class LaplaceSite:
         """Whether the objective is convex."""
         return self.likelihood.log_concave
 
+    @property
+    def smooth(self) -> bool:
+        """Whether the objective has second derivatives."""
+        return self.likelihood.smooth
+
     def log_density(self, f: Tensor) -> float:
         """``sum_n log p(y_n | f_n)``, summed in float64. ``f`` is ``(N, C)``."""
         return float(self.observations.log_density(f.double()).sum())
@@ -114,6 +119,11 @@ class VariationalSite:
     def log_concave(self) -> bool:
         """Whether the objective is convex."""
         return self.likelihood.log_concave
+
+    @property
+    def smooth(self) -> bool:
+        """It is: an expectation has no kinks."""
+        return True
 
     def log_density(self, f: Tensor) -> float:
         """``sum_n E[log p(y_n | f_n)]``, summed in float64. ``f`` is the mean ``(N, C)``."""

@@ -364,8 +364,7 @@ class PredictiveLogDensity(Objective):
         return seen.num_rows <= _HELD_ROWS or form is None or form.metric is None
 
     def _is_small(self, problem: Problem) -> bool:
-        smooth = problem.site.averages or problem.likelihood.smooth  # an expectation has no kinks
-        return smooth and are_few(problem.likelihood, problem.operator)
+        return problem.site.smooth and are_few(problem.likelihood, problem.operator)
 
     def _dense_tolerance(self, likelihood: Likelihood) -> float:
         """How near dense steps come, in nats per row: Newton's in a step or two more, others where it is enough."""

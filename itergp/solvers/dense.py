@@ -175,7 +175,7 @@ class DenseNewton(BaseSolver[DenseState]):
         joint = latents if self.covariance or latents == 1 else 1
         order, blocks = size.num_rows * joint, latents // joint
         steps = _EXPECTED_STEPS * (2 if size.variational else 1)
-        memory = {"dense matrices": 8 * _MATRICES * blocks * order**2, "rows": likelihood_memory(size)}
+        memory = {"dense matrices": blocks * memory_of_matrices(order), "rows": likelihood_memory(size)}
         return Demand(0, 0, size.num_kernels * size.num_rows**2, steps * (blocks + 1) * order**3, memory)
 
     def init(self, problem: Problem, warm_start: Solution | None = None) -> DenseState:
@@ -300,10 +300,14 @@ class DenseNewton(BaseSolver[DenseState]):
         )
 
 
+def memory_of_matrices(order: int) -> int:
+    """Bytes of the dense matrices of one order that a solve needs at once."""
+    return 8 * _MATRICES * order**2
+
+
 def _remembers(problem: Problem) -> bool:
     """Whether W is no Hessian, so that secants know what it does not; on kinks they do not either."""
-    likelihood = problem.likelihood
-    return likelihood.curvature != "hessian" and (problem.site.averages or likelihood.smooth)
+    return problem.likelihood.curvature != "hessian" and problem.site.smooth
 
 
 def _with_matrix(state: DenseState) -> DenseState:

@@ -6,14 +6,13 @@ from itergp.likelihoods import Likelihood
 from itergp.operators import AbstractOperator
 from itergp.posterior.problem import Problem
 from itergp.posterior.solution import Solution
-from itergp.solvers.dense import DenseNewton
+from itergp.solvers.dense import DenseNewton, memory_of_matrices
 from itergp.solvers.protocol import Solver
 
 # Latent values N C that dense matrices solve for in less time than kernel passes, of several functions; rows of one, where
 # steps are Newton's, and where W is no Hessian and passes can be very many. (Student-t noise of 0.01, 2,200 rows of rough
 # functions in eight columns: 2.3 s, and 70; noise of 1, which leaves smooth ones: 0.9, and 0.7.)
 _DENSE_VALUES, _DENSE_ROWS, _DENSE_ROWS_WITHOUT_HESSIAN = 512, 1000, 3000
-_MATRICES = 5  # of float64 that these need at once
 _SHARE = 0.1  # of a tolerance, to begin with what then is certified
 
 
@@ -25,7 +24,7 @@ def are_few(likelihood: Likelihood, operator: AbstractOperator) -> bool:
         operator: Prior covariance at their inputs.
     """
     rows, latents, newton = operator.num_rows, likelihood.num_latents, likelihood.curvature == "hessian"
-    if operator.rows.sharded or _bytes(rows * latents) > operator.memory_budget:
+    if operator.rows.sharded or memory_of_matrices(rows * latents) > operator.memory_budget:
         return False
     if latents > 1:
         return newton and rows <= _DENSE_VALUES // latents
@@ -82,8 +81,4 @@ def memory_of_start(solver: Solver, likelihood: Likelihood, operator: AbstractOp
         likelihood: Of the rows.
         operator: Prior covariance at their inputs.
     """
-    return _bytes(operator.num_rows) if begins_densely(solver, likelihood, operator) else 0
-
-
-def _bytes(values: int) -> int:
-    return _MATRICES * 8 * values**2
+    return memory_of_matrices(operator.num_rows) if begins_densely(solver, likelihood, operator) else 0

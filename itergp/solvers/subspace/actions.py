@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
+from itergp.numerics.krylov import leading_eigenspace
 from itergp.numerics.spectral import leading_eigenvectors
 from itergp.operators import AbstractOperator, Preconditioner, slices
 from itergp.posterior.precision import Actions
@@ -14,6 +17,7 @@ from itergp.solvers.subspace.search_space import SearchSpace
 _DENSE_LIMIT = 1200
 _OVERSAMPLING = 10
 _POWER_STEPS = 3
+_PROBING_PASSES, _PROBING_SHARE = 3, 2 / 3  # together twice as many columns as directions
 _CHUNK_ROWS = 8192
 
 
@@ -59,24 +63,25 @@ def leading_actions(
 
 
 def probed_directions(operator: AbstractOperator, curvature: Tensor, rank: int, seed: int = 0) -> Tensor:
-    """Directions ``W^{1/2} Q`` ``(N, r)``, Q near the leading eigenvectors of ``W^{1/2} K W^{1/2}``, in two kernel passes.
-
-    By subspace iteration from random columns (Halko, Martinsson & Tropp 2011, algorithm 4.4).
+    """Directions ``W^{1/2} Q`` ``(N, r)``, Q near the leading eigenvectors of ``W^{1/2} K W^{1/2}``, in three kernel passes.
 
     Args:
         operator: The kernel, of one latent function.
         curvature: W ``(N, 1, 1)``.
-        rank: Number of directions r.
-        seed: Of the columns.
+        rank: Number of directions r; fewer where the data say nothing of more.
+        seed: Of the columns that these are sought from.
     """
-    root = curvature[:, 0].clamp_min(0.0).sqrt()
-    generator = torch.Generator().manual_seed(seed)
-    columns = torch.randn(len(root), min(rank, len(root)), generator=generator).to(root)
-    if columns.shape[-1] == 0:
-        return columns
-    for _ in range(2):
-        columns = torch.linalg.qr(root * operator.matmul(root * columns)[0]).Q
-    return root * columns
+    root, rank = curvature[:, 0].clamp_min(0.0).sqrt(), min(rank, curvature.shape[0])
+    if rank == 0:
+        return root[:, :0]
+    width = min(len(root), round(_PROBING_SHARE * rank) + _OVERSAMPLING)
+    start = torch.randn(len(root), width, generator=torch.Generator().manual_seed(seed)).to(root)
+    product = partial(_weighted_product, operator, root)
+    return root * leading_eigenspace(product, start, rank, _PROBING_PASSES)[1]
+
+
+def _weighted_product(operator: AbstractOperator, root: Tensor, block: Tensor) -> Tensor:
+    return root * operator.matmul(root * block)[0]
 
 
 def leading_directions(space: SearchSpace, curvature: Tensor, rank: int, seed: int = 0) -> Tensor:

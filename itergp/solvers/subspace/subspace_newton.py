@@ -295,7 +295,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
             return continued
         if self._is_brief:
             return empty, nothing
-        # Another kernel: the directions are worth keeping, their products are not. One pass renews them.
+        # Of another kernel, whose directions are worth keeping and whose products are not, or of a solver without directions.
+        # One pass makes the products.
         weights = earlier.representer_weights.to(problem.mean)
         block = empty.of_each(weights.unsqueeze(-1))
         kept = None if recycled is None or recycled.space.support is not None else recycled.space.directions
@@ -304,13 +305,8 @@ class SubspaceNewton(BaseSolver[SubspaceState]):
         if kept is not None and kept.shape[:2] == empty.directions.shape[:2]:
             block = torch.cat([block, kept.to(problem.mean)[..., : self.initial_rank(problem)]], -1)
         space, _ = empty.extend(block, problem.operator)
-        return space, self._coordinates(space, weights, sets)
-
-    @staticmethod
-    def _coordinates(space: SearchSpace, weights: Tensor, sets: int) -> Tensor:
-        """Of weights in a space that holds them."""
         gram = space.gram.expand(sets, -1, -1)
-        return torch.linalg.solve(gram, space.project(weights).unsqueeze(-1)).squeeze(-1)
+        return space, torch.linalg.solve(gram, space.project(weights).unsqueeze(-1)).squeeze(-1)
 
     def _informative(self, problem: Problem, earlier: Solution) -> Tensor | None:
         """Directions ``(1, N, r)`` for a mean that another solver found: what the covariance, and rounds, will ask for."""
